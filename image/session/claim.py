@@ -1,0 +1,155 @@
+"""The hand-over's wire schema: what the dispatcher tells a worker, and what the worker answers.
+
+Both ends read this one module. It imports the standard library only, since in the sandbox it is loaded before
+anything else (design: claim protocol, step 3).
+
+The dispatcher starts `COMMAND` as a named process with one environment variable, `CLAIM_VARIABLE`, that holds a
+`Claim` as JSON. The worker answers on standard output with one JSON object a line (`Notice`), and at the end with
+its exit status (`Exit`).
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+PROTOCOL_VERSION: Final = 1
+CLAIM_VARIABLE: Final = "HANDS_CLAIM"
+WORKER_DIRECTORY: Final = "/opt/hands"
+WORKER_PYTHON: Final = "/opt/hands/venv/bin/python"
+STATE_DIRECTORY: Final = "/var/lib/hands"
+DEFAULT_WORKDIR: Final = "/workspace"
+
+
+def worker_path(digest: str) -> str:
+    """Where the worker archive with this SHA-256 (hex) lives in a sandbox: the content names the path, so a newer
+    bundle never overwrites the file that a running worker still reads."""
+    return f"{WORKER_DIRECTORY}/worker-{digest[:16]}.pyz"
+
+
+class ClaimError(ValueError):
+    """A claim that cannot be used. The text names the field and never quotes a value."""
+
+
+class Exit(enum.IntEnum):
+    """Exit statuses of the worker. 0 means served, and nothing else does."""
+
+    SERVED = 0
+    FAILED = 1
+    UNREADABLE = 2  # the interpreter's own status when the worker file is missing
+    LEASE_LOST = 10
+    NEVER_ACKED = 11
+    LOCKED_OUT = 12
+    PASSED_ON = 13
+    BAD_CLAIM = 14
+    REFUSED = 15
+    STOPPED = 16
+    LIFETIME = 17
+
+
+class Word(enum.StrEnum):
+    """What a notice says."""
+
+    READY = "ready"
+    WAITING = "waiting"  # the lock is held for another item, or its holder has a lease already
+    LEASED = "leased"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One work item on its way to its worker. Times are in seconds."""
+
+    work_id: str
+    environment_id: str
+    session_id: str
+    secret: str
+    base_url: str
+    worker_digest: str
+    workdir: str = DEFAULT_WORKDIR
+    max_idle: float | None = 60.0
+    gate: float = 240.0  # how long to ask for the lease of an item that nobody has acked yet
+    lock_wait: float = 10.0  # how long to wait for a worker that serves another item
+    lifetime: float = 86_400.0
+    protocol: int = PROTOCOL_VERSION
+    capability_token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Claim:
+        """Raises ClaimError for anything but a complete claim of this protocol version; unknown keys are ignored."""
+        try:
+            raw = json.loads(text)
+        except ValueError:
+            raise ClaimError("the claim is not JSON") from None
+        if not isinstance(raw, dict):
+            raise ClaimError("the claim is not a JSON object")
+        if raw.get("protocol") != PROTOCOL_VERSION:
+            raise ClaimError(f"the claim's protocol is not {PROTOCOL_VERSION}")
+        known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        for name in (
+            "work_id",
+            "environment_id",
+            "session_id",
+            "secret",
+            "base_url",
+            "worker_digest",
+            "workdir",
+        ):
+            value = known.get(name, DEFAULT_WORKDIR if name == "workdir" else None)
+            if not isinstance(value, str) or not value:
+                raise ClaimError(f"the claim's {name} is missing or not a text")
+        for name in ("gate", "lock_wait", "lifetime", "max_idle"):
+            value = known.get(name, 0.0)
+            if name == "max_idle" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ClaimError(f"the claim's {name} is not a number of seconds")
+        token = known.get("capability_token")
+        if token is not None and not isinstance(token, str):
+            raise ClaimError("the claim's capability_token is not a text")
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line of the worker's standard output."""
+
+    word: Word
+    work_id: str
+    protocol: int
+    worker: str  # SHA-256 (hex) of the archive that runs
+    sdk: str  # version of the anthropic package in the sandbox, "" where none is installed
+    pid: int
+    detail: str = ""
+    on_behalf: bool = False  # said by a process that passed its claim on to the holder of the lock
+
+    def to_json(self) -> str:
+        return json.dumps({"hands": PROTOCOL_VERSION, **asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_line(cls, line: str) -> Notice | None:
+        """None for a line that is not a notice: a sandbox may print anything."""
+        if '"hands"' not in line:
+            return None
+        try:
+            raw: Any = json.loads(line)
+            return cls(
+                word=Word(raw["word"]),
+                work_id=str(raw["work_id"]),
+                protocol=int(raw["protocol"]),
+                worker=str(raw["worker"]),
+                sdk=str(raw["sdk"]),
+                pid=int(raw["pid"]),
+                detail=str(raw.get("detail", "")),
+                on_behalf=bool(raw.get("on_behalf", False)),
+            )
+        except (ValueError, TypeError, KeyError):
+            return None

@@ -1,0 +1,245 @@
+"""The two services as the core sees them: protocols with typed outcomes.
+
+Everything below `shared/` depends on these and on no SDK. The real adapters are `claude_queue.ClaudeQueue` and
+`tensorlake_host.TensorlakeHost`; any other implementation must pass the same tests (tests/conformance).
+
+An outcome says what is known. `Doubtful` means that the effect may or may not have happened (no status, a time-out,
+a 5xx): it is the default class for whatever is not recognised, and it is never read as "not there".
+No method raises for anything a service does; a bug raises. All times are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """Nobody knows whether it happened. `reason` is fit for a report: no secret, no body."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The service said no, and would again. `status` is the HTTP status."""
+
+    status: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The service said that it is not there."""
+
+
+# --------------------------------------------------------------------------------------------------- the work queue
+
+
+@dataclass(frozen=True, slots=True)
+class WorkItem:
+    """An item as polled. `secret` is None where the service issued none; it is never logged."""
+
+    id: str
+    environment_id: str
+    kind: str
+    session_id: str
+    created_at: datetime
+    secret: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """Nothing to claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class StaleEntry:
+    """The queue's head belongs to a deleted session (a 404): poll again to move past it (contract claude 3.3)."""
+
+
+PollOutcome = WorkItem | Empty | StaleEntry | Refused | Doubtful
+AckOutcome = Absent | Refused | Doubtful | None
+"""None: acked (again). Absent: no such item any more."""
+
+
+class WorkQueue(Protocol):
+    """The work queue of one environment (contract claude 3)."""
+
+    async def poll(self) -> PollOutcome:
+        """Claim one item; it stays claimable by others after the reclaim window R."""
+        ...
+
+    async def ack(self, work_id: str) -> AckOutcome: ...
+
+    async def force_stop(self, work_id: str) -> AckOutcome: ...
+
+    async def aclose(self) -> None: ...
+
+
+# ---------------------------------------------------------------------------------------------------- the sandboxes
+
+
+class SandboxStatus(StrEnum):
+    """Contract tensorlake 4, plus `unknown` for a status this bundle has never heard of."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SNAPSHOTTING = "snapshotting"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    TERMINATED = "terminated"
+    TIMEOUT = "timeout"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """What a sandbox may reach. An empty `allow` with `internet` true means everything."""
+
+    internet: bool = True
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a new sandbox is made of. `snapshot_id` restores a filesystem snapshot (image and sizes are then its own)."""
+
+    name: str
+    image: str | None = None
+    snapshot_id: str | None = None
+    cpus: float | None = None
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    timeout_seconds: int | None = None
+    egress: EgressPolicy = EgressPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """A sandbox as the service describes it."""
+
+    id: str
+    name: str | None
+    status: SandboxStatus
+    created_at: datetime | None = None
+    egress: EgressPolicy = EgressPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    sandbox: SandboxRecord
+
+
+@dataclass(frozen=True, slots=True)
+class NameTaken:
+    """409: somebody holds the name (contract tensorlake 5.1)."""
+
+
+CreateOutcome = Created | NameTaken | Refused | Doubtful
+FindOutcome = SandboxRecord | Absent | Doubtful
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """A program to start. `name` is unique in the sandbox. It is never restarted by the service."""
+
+    name: str
+    command: str
+    args: Sequence[str]
+    env: Mapping[str, str] = field(repr=False, default_factory=dict)
+    user: str | None = None
+    working_dir: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """What a process has said and how it ended. `exit_code` is None while it runs or after a signal."""
+
+    name: str
+    running: bool
+    exit_code: int | None = None
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommandOutput:
+    """A finished command. `exit_code` is minus the signal's number after a signal."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    id: str
+
+
+class SandboxHost(Protocol):
+    """The sandboxes of one project (contract tensorlake). `sandbox_id` is always the service's own id."""
+
+    async def create(self, spec: SandboxSpec) -> CreateOutcome: ...
+
+    async def find(self, name_or_id: str) -> FindOutcome: ...
+
+    async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None: ...
+
+    async def suspend(self, sandbox_id: str) -> Absent | Refused | Doubtful | None: ...
+
+    async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None: ...
+
+    async def list_sandboxes(self, pages: int) -> Sequence[SandboxRecord] | Doubtful:
+        """Up to `pages` pages of 100. Fewer than all there are is never taken for all: see each caller."""
+        ...
+
+    async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None: ...
+
+    async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
+        """Every process with a name that the sandbox remembers, without its output."""
+        ...
+
+    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
+        """The lines of standard output and error so far."""
+        ...
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful: ...
+
+    async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None: ...
+
+    async def run(
+        self,
+        sandbox_id: str,
+        command: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        user: str | None,
+        working_dir: str | None,
+        timeout: float,
+    ) -> CommandOutput | Absent | Refused | Doubtful:
+        """Run to the end. `timeout` kills the whole process tree; the call itself ends a little later."""
+        ...
+
+    async def write_file(
+        self, sandbox_id: str, path: str, data: bytes
+    ) -> Absent | Refused | Doubtful | None: ...
+
+    async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
+        """At most `limit` bytes; a larger file is Refused with status 413."""
+        ...
+
+    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
+        """A filesystem snapshot that can be restored from (status local_ready or completed)."""
+        ...
+
+    async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None: ...
+
+    async def aclose(self) -> None: ...
