@@ -1,0 +1,216 @@
+"""Fault rules and the process frame, over real sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.local.faults import FaultRegistry, FaultRule, LatencyRule, RequestFacts
+from infra.local.process import RunningService, ServiceStartError, start_service
+
+SERVICE = "tests.infra.local.echo_service"
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[RunningService]:
+    with start_service(SERVICE) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: RunningService) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.url, timeout=5.0) as http:
+        http.delete("/_admin/faults")
+        http.put("/_admin/latency", json={"seconds": 0})
+        yield http
+
+
+def arm(client: httpx.Client, **rule: Any) -> str:
+    answer = client.post("/_admin/faults", json=rule)
+    assert answer.status_code == 201, answer.text
+    identifier: str = answer.json()["data"][0]["id"]
+    return identifier
+
+
+def effects(client: httpx.Client) -> int:
+    count: int = client.get("/_admin/count").json()["effects"]
+    return count
+
+
+def test_a_status_rule_answers_before_any_effect_with_its_headers_and_only_as_often_as_told(
+    client: httpx.Client,
+) -> None:
+    before = effects(client)
+    arm(client, path="^/effect$", action="status", status=429, headers={"retry-after": "7"}, times=2)
+    answers = [client.post("/effect") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [429, 429, 200]
+    assert answers[0].headers["retry-after"] == "7"
+    assert answers[0].json()["code"] == "INJECTED_FAULT"
+    assert effects(client) == before + 1
+
+
+def test_a_rule_can_bring_its_own_body_and_skip_the_first_requests(client: httpx.Client) -> None:
+    body = {"error": "warming up", "code": "SANDBOX_NOT_READY"}
+    arm(client, path="effect", action="status", status=503, body=body, skip=1)
+    assert client.post("/effect").status_code == 200
+    assert client.post("/effect").json() == body
+
+
+def test_drop_before_closes_without_a_byte_and_without_an_effect(client: httpx.Client) -> None:
+    before = effects(client)
+    arm(client, path="effect", action="drop_before", times=1)
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.post("/effect")
+    assert effects(client) == before
+
+
+def test_drop_after_loses_the_answer_of_an_effect_that_happened(client: httpx.Client) -> None:
+    before = effects(client)
+    arm(client, path="effect", action="drop_after", times=1)
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.post("/effect")
+    assert effects(client) == before + 1
+
+
+def test_a_truncated_answer_ends_in_the_middle_of_its_body(client: httpx.Client) -> None:
+    arm(client, path="effect", action="truncate", times=1)
+    with pytest.raises(httpx.RemoteProtocolError, match="complete message body"):
+        client.post("/effect")
+
+
+def test_garbage_is_a_200_that_no_json_parser_takes(client: httpx.Client) -> None:
+    arm(client, path="effect", action="garbage", times=1)
+    answer = client.post("/effect")
+    assert answer.status_code == 200
+    with pytest.raises(ValueError):
+        answer.json()
+
+
+def test_delays_add_up_with_the_latency_knob_and_leave_other_routes_alone(client: httpx.Client) -> None:
+    client.put("/_admin/latency", json={"rules": [{"path": "effect", "seconds": 0.1}]})
+    arm(client, path="effect", action="delay", seconds=0.1)
+    arm(client, path="effect", action="delay_after", seconds=0.1)
+    start = time.monotonic()
+    assert client.post("/effect").status_code == 200
+    spent = time.monotonic() - start
+    assert 0.29 < spent < 1.0
+    start = time.monotonic()
+    client.get("/_admin/count")
+    assert time.monotonic() - start < 0.25
+
+
+def test_a_rule_is_listed_with_what_it_hit_and_can_be_removed(client: httpx.Client) -> None:
+    identifier = arm(client, path="effect", action="status", status=500)
+    client.post("/effect")
+    listed = client.get("/_admin/faults").json()["data"]
+    assert [(rule["id"], rule["matched"], rule["fired"]) for rule in listed] == [(identifier, 1, 1)]
+    assert client.delete(f"/_admin/faults/{identifier}").status_code == 200
+    assert client.delete(f"/_admin/faults/{identifier}").status_code == 404
+    assert client.post("/effect").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"action": "status"},
+        {"action": "delay"},
+        {"action": "status", "status": 500, "path": "("},
+        {"action": "no"},
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused_with_a_reason(
+    client: httpx.Client, rule: dict[str, Any]
+) -> None:
+    answer = client.post("/_admin/faults", json=rule)
+    assert answer.status_code == 400
+    assert answer.json()["error"]
+
+
+def test_the_same_seed_gives_the_same_run_of_chances() -> None:
+    def run() -> list[bool]:
+        registry = FaultRegistry(seed=7)
+        registry.add(FaultRule(action="garbage", probability=0.5))
+        return [registry.plan(RequestFacts("GET", "/")).spoil is not None for _ in range(50)]
+
+    first = run()
+    assert first == run()
+    assert 10 < sum(first) < 40
+
+
+def test_method_query_and_host_narrow_a_rule() -> None:
+    registry = FaultRegistry()
+    registry.add(FaultRule(method="POST", query="=NO_HEARTBEAT", host=r"^a\.local", action="garbage"))
+    hit = RequestFacts("POST", "/beat", "expected_last_heartbeat=NO_HEARTBEAT", "a.local:80")
+    assert registry.plan(hit).spoil is not None
+    for miss in (
+        RequestFacts("GET", hit.path, hit.query, hit.host),
+        RequestFacts("POST", hit.path, "expected_last_heartbeat=x", hit.host),
+        RequestFacts("POST", hit.path, hit.query, "b.local"),
+    ):
+        assert registry.plan(miss).spoil is None
+
+
+def test_admin_routes_are_never_touched() -> None:
+    registry = FaultRegistry(latency=[LatencyRule(seconds=1.0)])
+    registry.add(FaultRule(action="drop_before"))
+    plan = registry.plan(RequestFacts("GET", "/_admin/faults"))
+    assert (plan.before, plan.after, plan.spoil) == (0.0, 0.0, None)
+
+
+def test_a_service_ends_cleanly_on_sigterm_and_on_sigint() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running = start_service(SERVICE)
+        os.kill(running.pid, number)
+        assert running.stop() == 0
+
+
+def test_a_service_ends_when_its_parent_is_killed() -> None:
+    parent = (
+        "import time; from infra.local.process import start_service;"
+        f"print(start_service({SERVICE!r}).url, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(f"{url}/_admin/count").status_code == 200
+        process.kill()
+    deadline = time.monotonic() + 5
+    while _answers(url):
+        assert time.monotonic() < deadline, "the service outlived its parent"
+        time.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/_admin/count", timeout=1.0)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+def test_a_taken_port_is_one_clear_line_and_exit_code_2(service: RunningService) -> None:
+    port = service.url.rsplit(":", 1)[1]
+    done = subprocess.run(
+        [sys.executable, "-m", SERVICE, "--port", port],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"port {port} is in use; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_service_that_fails_to_start_is_reported_with_its_last_words() -> None:
+    with pytest.raises(ServiceStartError, match="the reason why it failed"):
+        start_service(SERVICE, ["--silent-failure"])
