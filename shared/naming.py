@@ -3,7 +3,7 @@
 A name is unique per Tensorlake project, so creating one is an atomic claim (contract tensorlake 5.2). It is made of
 a prefix, a tag of the environment and the session id in base 36. Session ids are case-significant and come with two
 prefixes, `sesn_` and `session_`, that mean the same (contract claude 2); names know lower case only. The encoding is
-injective: two ids never share a name, and the id can be read back from the name (proved by tests/shared/test_naming.py).
+injective: two ids never share a name, and the id can be read back from the name (tests/shared/test_naming.py).
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class SessionName:
 def check_prefix(prefix: str) -> str:
     """Returns the prefix; raises BadName where it is not 1 to 8 lower-case letters and digits, a letter first."""
     if not _PREFIX.fullmatch(prefix):
-        raise BadName(
-            f"a sandbox prefix has 1 to {LONGEST_PREFIX} lower-case letters or digits, a letter first"
-        )
+        raise BadName(f"a sandbox prefix has 1 to {LONGEST_PREFIX} lower-case letters or digits, a letter first")
     return prefix
 
 

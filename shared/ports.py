@@ -109,7 +109,7 @@ class EgressPolicy:
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """What a new sandbox is made of. `snapshot_id` restores a filesystem snapshot (image and sizes are then its own)."""
+    """What a new sandbox is made of. `snapshot_id` restores a filesystem snapshot (whose image it is then)."""
 
     name: str
     image: str | None = None
@@ -228,9 +228,7 @@ class SandboxHost(Protocol):
         """Run to the end. `timeout` kills the whole process tree; the call itself ends a little later."""
         ...
 
-    async def write_file(
-        self, sandbox_id: str, path: str, data: bytes
-    ) -> Absent | Refused | Doubtful | None: ...
+    async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None: ...
 
     async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
         """At most `limit` bytes; a larger file is Refused with status 413."""

@@ -1,0 +1,310 @@
+"""Settings: read once from the environment into one frozen object, checked, and passed on.
+
+The plain variables describe one environment, with the names of the reference quickstart. `ENVIRONMENTS_FILE` names a
+TOML file that describes several instead:
+
+    [environments.env_01Ab]
+    key = "file:/run/secrets/env_01Ab"      # or the key itself, or env:NAME
+    image = "agent-cli"                      # the rest falls back to the plain variables
+    cpus = 2.0
+    memory_mb = 4096
+    disk_mb = 25600
+    timeout_seconds = 3600
+    allow_out = ["api.anthropic.com", "pypi.org"]
+
+Nothing else in the project reads the process's environment, but for secrets that a setting refers to.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from shared import naming
+from shared.errors import SettingsError
+from shared.ports import EgressPolicy
+from shared.secrets import Secret
+
+ANTHROPIC_URL: Final = "https://api.anthropic.com"
+TENSORLAKE_URL: Final = "https://api.tensorlake.ai"
+LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: contract tensorlake 2.1
+
+DrainMode = Literal["auto", "inline", "background"]
+_Choice = TypeVar("_Choice", bound=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """One self-hosted environment and the sandboxes of its sessions."""
+
+    id: str
+    key: Secret
+    image: str
+    cpus: float
+    memory_mb: int
+    disk_mb: int
+    timeout_seconds: int
+    egress: EgressPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimTimes:
+    """The claim protocol's times, in seconds. `Settings` checks the order that they must keep.
+
+    reclaim: R, after which an item that was claimed and not acked is offered again; sent on every poll.
+    bind: the longest that a sandbox may take to be running.
+    handover: the longest from starting the worker to its `ready`.
+    stranded: T, the age from which an acked item without a heartbeat counts as stranded.
+    poison_age: an item that still fails at this age is given up.
+    """
+
+    reclaim: float = 90.0
+    bind: float = 45.0
+    handover: float = 30.0
+    stranded: float = 180.0
+    poison_age: float = 3600.0
+    poison_attempts: int = 5
+
+    @property
+    def gate(self) -> float:
+        """How long a worker asks for the lease of an item that is not acked: longer than T (design 5)."""
+        return self.stranded + 60.0 if self.stranded >= 60.0 else self.stranded * 2
+
+
+@dataclass(frozen=True, slots=True)
+class DrainLimits:
+    """Bounds of one drain. `deadline` seconds in all; no claim is made later than `deadline - bind - handover`."""
+
+    deadline: float = 110.0
+    max_items: int = 500
+    concurrency: int = 64
+    polls_in_flight: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RaceLimits:
+    """Bounds of best-of-N races, whatever a request asks for."""
+
+    max_branches: int = 64
+    max_parallel: int = 16
+    deadline: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the bundle is told. Build it with `from_environ`."""
+
+    environments: Mapping[str, Environment]
+    anthropic_url: str
+    tensorlake_url: str
+    tensorlake_key: Secret
+    signing_keys: tuple[Secret, ...]
+    functions_token: Secret | None
+    prefix: str
+    sandbox_user: str
+    workdir: str
+    max_idle_seconds: float | None
+    worker_lifetime: float
+    resume_suspended: bool
+    drain_mode: DrainMode
+    dry_run: bool
+    times: ClaimTimes
+    drain: DrainLimits
+    races: RaceLimits
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Raises SettingsError, which names the variable and says what it should be."""
+        read = _Reader(environ)
+        anthropic_url = _service_url("ANTHROPIC_BASE_URL", read.text("ANTHROPIC_BASE_URL", ANTHROPIC_URL))
+        tensorlake_url = _tensorlake_url(read.text("TENSORLAKE_API_URL", TENSORLAKE_URL))
+        times = ClaimTimes(
+            reclaim=read.seconds("RECLAIM_SECONDS", 90.0),
+            bind=read.seconds("BIND_SECONDS", 45.0),
+            handover=read.seconds("HANDOVER_SECONDS", 30.0),
+            stranded=read.seconds("STRANDED_SECONDS", 180.0),
+            poison_age=read.seconds("POISON_AGE_SECONDS", 3600.0),
+            poison_attempts=read.whole("POISON_ATTEMPTS", 5),
+        )
+        drain = DrainLimits(
+            deadline=read.seconds("DRAIN_DEADLINE_SECONDS", 110.0),
+            max_items=read.whole("DRAIN_MAX_ITEMS", 500),
+            concurrency=read.whole("DRAIN_CONCURRENCY", 64),
+            polls_in_flight=read.whole("DRAIN_POLLS_IN_FLIGHT", 4),
+        )
+        _check_times(times, drain)
+        return cls(
+            environments=_environments(read, anthropic_url),
+            anthropic_url=anthropic_url,
+            tensorlake_url=tensorlake_url,
+            tensorlake_key=read.secret("TENSORLAKE_API_KEY"),
+            signing_keys=tuple(
+                Secret("ANTHROPIC_WEBHOOK_SIGNING_KEY", key)
+                for key in read.text("ANTHROPIC_WEBHOOK_SIGNING_KEY", "").replace(",", " ").split()
+            ),
+            functions_token=read.secret("FUNCTIONS_TOKEN") if read.text("FUNCTIONS_TOKEN", "") else None,
+            prefix=_prefix(read.text("SANDBOX_PREFIX", "hands")),
+            sandbox_user=read.text("SANDBOX_USER", "agent"),
+            workdir=read.text("SANDBOX_WORKDIR", "/workspace"),
+            max_idle_seconds=read.seconds("RUNNER_MAX_IDLE_SECONDS", 60.0) or None,
+            worker_lifetime=read.seconds("WORKER_LIFETIME_SECONDS", 86_400.0),
+            resume_suspended=read.flag("RESUME_SUSPENDED_SESSIONS", True),
+            drain_mode=read.choice("DRAIN_MODE", "auto", ("auto", "inline", "background")),
+            dry_run=read.flag("DRY_RUN", False),
+            times=times,
+            drain=drain,
+            races=RaceLimits(
+                max_branches=read.whole("RACE_MAX_BRANCHES", 64),
+                max_parallel=read.whole("RACE_MAX_PARALLEL", 16),
+                deadline=read.seconds("RACE_DEADLINE_SECONDS", 900.0),
+            ),
+        )
+
+
+class _Reader:
+    """Typed look-ups in a mapping of texts; an empty text counts as not set."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str, default: str) -> str:
+        return self._environ.get(name, "").strip() or default
+
+    def required(self, name: str, why: str) -> str:
+        value = self.text(name, "")
+        if not value:
+            raise SettingsError(f"{name} is not set: {why}")
+        return value
+
+    def secret(self, name: str) -> Secret:
+        return Secret(name, self.required(name, "put it into .env or the environment of this process"))
+
+    def whole(self, name: str, default: int) -> int:
+        return int(self._number(name, default, whole=True))
+
+    def seconds(self, name: str, default: float) -> float:
+        return self._number(name, default, whole=False)
+
+    def _number(self, name: str, default: float, *, whole: bool) -> float:
+        text = self.text(name, str(default))
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = -1
+        if not 0 <= value < math.inf:
+            kind = "a whole number" if whole else "a number of seconds"
+            raise SettingsError(f"{name} must be {kind} that is not negative")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        text = self.text(name, str(default)).lower()
+        if text in ("1", "true", "yes", "on"):
+            return True
+        if text in ("0", "false", "no", "off"):
+            return False
+        raise SettingsError(f"{name} must be true or false")
+
+    def choice(self, name: str, default: _Choice, choices: tuple[_Choice, ...]) -> _Choice:
+        text = self.text(name, default)
+        for choice in choices:
+            if text == choice:
+                return choice
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}")
+
+
+def _environments(read: _Reader, anthropic_url: str) -> Mapping[str, Environment]:
+    api_host = urlsplit(anthropic_url).hostname or ""
+    defaults: dict[str, Any] = {
+        "image": read.text("SANDBOX_IMAGE_NAME", "agent-cli"),
+        "cpus": read.seconds("SANDBOX_CPUS", 2.0),
+        "memory_mb": read.whole("SANDBOX_MEMORY_MB", 4096),
+        "disk_mb": read.whole("SANDBOX_DISK_MB", 25_600),
+        "timeout_seconds": read.whole("SANDBOX_TIMEOUT_SECONDS", 3600),
+        "allow_out": read.text("SANDBOX_ALLOW_OUT", api_host).replace(",", " ").split(),
+    }
+    file = read.text("ENVIRONMENTS_FILE", "")
+    if file:
+        return {id_: _environment(id_, defaults | table) for id_, table in _tables(file).items()}
+    id_ = read.required("ANTHROPIC_ENVIRONMENT_ID", "the id of your self-hosted environment, from the Console")
+    key = read.required("ANTHROPIC_ENVIRONMENT_KEY", "generate one on the environment's page in the Console")
+    return {id_: _environment(id_, defaults | {"key": key})}
+
+
+def _environment(id_: str, table: Mapping[str, Any]) -> Environment:
+    where = f"environment {id_}"
+    unknown = sorted(set(table) - {"key", "image", "cpus", "memory_mb", "disk_mb", "timeout_seconds", "allow_out"})
+    if unknown:
+        raise SettingsError(f"{where}: unknown setting {unknown[0]}")
+    key, hosts = table.get("key"), table["allow_out"]
+    if not isinstance(key, str) or not key:
+        raise SettingsError(f"{where}: key is missing")
+    if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+        raise SettingsError(f"{where}: allow_out must be a list of host names")
+    open_to_all = "*" in hosts
+    try:
+        return Environment(
+            id=id_,
+            key=Secret(f"{where}: key", key),
+            image=str(table["image"]),
+            cpus=float(table["cpus"]),
+            memory_mb=int(table["memory_mb"]),
+            disk_mb=int(table["disk_mb"]),
+            timeout_seconds=int(table["timeout_seconds"]),
+            egress=EgressPolicy() if open_to_all else EgressPolicy(internet=False, allow=tuple(hosts)),
+        )
+    except (TypeError, ValueError):
+        raise SettingsError(f"{where}: cpus, memory_mb, disk_mb and timeout_seconds must be numbers") from None
+
+
+def _tables(file: str) -> dict[str, dict[str, Any]]:
+    try:
+        tables = tomllib.loads(Path(file).read_text(encoding="utf-8")).get("environments")
+    except OSError as error:
+        raise SettingsError(f"ENVIRONMENTS_FILE cannot be read ({type(error).__name__})") from None
+    except ValueError:
+        raise SettingsError("ENVIRONMENTS_FILE is not TOML") from None
+    if not isinstance(tables, dict) or not tables or not all(isinstance(table, dict) for table in tables.values()):
+        raise SettingsError("ENVIRONMENTS_FILE has no table [environments.<environment id>]")
+    return tables
+
+
+def _service_url(name: str, url: str) -> str:
+    """An address that a key may be sent to: https, or plain http to this machine alone."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise SettingsError(f"{name} must be an address such as https://host, without user or query")
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+        raise SettingsError(f"{name} must use https unless its host is exactly localhost or 127.0.0.1")
+    return url.rstrip("/")
+
+
+def _tensorlake_url(url: str) -> str:
+    """The SDK sends the key to the real cloud for any host that it does not know (contract tensorlake 2.1)."""
+    checked = _service_url("TENSORLAKE_API_URL", url)
+    host = urlsplit(checked).hostname or ""
+    if host not in LOOPBACK and not host.startswith("api."):
+        raise SettingsError("TENSORLAKE_API_URL must have a host that begins with api., or localhost or 127.0.0.1")
+    return checked
+
+
+def _check_times(times: ClaimTimes, drain: DrainLimits) -> None:
+    if times.reclaim <= times.bind + times.handover:
+        raise SettingsError("RECLAIM_SECONDS must be larger than BIND_SECONDS plus HANDOVER_SECONDS")
+    if times.stranded <= times.reclaim:
+        raise SettingsError("STRANDED_SECONDS must be larger than RECLAIM_SECONDS")
+    if drain.deadline <= times.bind + times.handover:
+        raise SettingsError("DRAIN_DEADLINE_SECONDS must be larger than BIND_SECONDS plus HANDOVER_SECONDS")
+    if not drain.max_items or not drain.concurrency or not drain.polls_in_flight:
+        raise SettingsError("DRAIN_MAX_ITEMS, DRAIN_CONCURRENCY and DRAIN_POLLS_IN_FLIGHT must be at least 1")
+
+
+def _prefix(prefix: str) -> str:
+    try:
+        return naming.check_prefix(prefix)
+    except naming.BadName as error:
+        raise SettingsError(f"SANDBOX_PREFIX: {error}") from None
