@@ -100,7 +100,11 @@ class SandboxStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What a sandbox may reach. An empty `allow` with `internet` true means everything."""
+    """What a sandbox may reach: everything but `deny`, or with a non-empty `allow` nothing but that.
+
+    `internet` false and an empty `allow` block everything; with `allow` it only takes away the resolver, so that host
+    names in `allow` no longer work (the SDK's NetworkConfig).
+    """
 
     internet: bool = True
     allow: tuple[str, ...] = ()
@@ -207,7 +211,7 @@ class SandboxHost(Protocol):
         ...
 
     async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
-        """The lines of standard output and error so far."""
+        """The lines of standard output so far."""
         ...
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful: ...

@@ -60,14 +60,15 @@ class ClaimTimes:
     bind: the longest that a sandbox may take to be running.
     handover: the longest from starting the worker to its `ready`.
     stranded: T, the age from which an acked item without a heartbeat counts as stranded.
-    poison_age: an item that still fails at this age is given up.
+    poison_age: an item that fails at this age or later is given up, and so is one whose worker has failed
+        `poison_attempts` times in its sandbox.
     """
 
     reclaim: float = 90.0
     bind: float = 45.0
     handover: float = 30.0
     stranded: float = 180.0
-    poison_age: float = 3600.0
+    poison_age: float = 21_600.0
     poison_attempts: int = 5
 
     @property
@@ -128,7 +129,7 @@ class Settings:
             bind=read.seconds("BIND_SECONDS", 45.0),
             handover=read.seconds("HANDOVER_SECONDS", 30.0),
             stranded=read.seconds("STRANDED_SECONDS", 180.0),
-            poison_age=read.seconds("POISON_AGE_SECONDS", 3600.0),
+            poison_age=read.seconds("POISON_AGE_SECONDS", 21_600.0),
             poison_attempts=read.whole("POISON_ATTEMPTS", 5),
         )
         drain = DrainLimits(
@@ -255,7 +256,7 @@ def _environment(id_: str, table: Mapping[str, Any]) -> Environment:
             memory_mb=int(table["memory_mb"]),
             disk_mb=int(table["disk_mb"]),
             timeout_seconds=int(table["timeout_seconds"]),
-            egress=EgressPolicy() if open_to_all else EgressPolicy(internet=False, allow=tuple(hosts)),
+            egress=EgressPolicy() if open_to_all else EgressPolicy(allow=tuple(hosts)),
         )
     except (TypeError, ValueError):
         raise SettingsError(f"{where}: cpus, memory_mb, disk_mb and timeout_seconds must be numbers") from None

@@ -17,9 +17,12 @@ from typing import Any, Final
 
 PROTOCOL_VERSION: Final = 1
 CLAIM_VARIABLE: Final = "HANDS_CLAIM"
+STATE_VARIABLE: Final = "HANDS_STATE"  # where the lock lives, if not in STATE_DIRECTORY
 WORKER_DIRECTORY: Final = "/opt/hands"
 WORKER_PYTHON: Final = "/opt/hands/venv/bin/python"
 STATE_DIRECTORY: Final = "/var/lib/hands"
+SESSION_FILE: Final = "session"  # in the state directory: the id of the session that this sandbox belongs to
+AGENT_USER: Final = "agent"  # the worker and the agent's tools run as this user of the image
 DEFAULT_WORKDIR: Final = "/workspace"
 
 

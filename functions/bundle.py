@@ -1,0 +1,92 @@
+"""What all handlers of one process share: the settings and the clients of both services.
+
+A server builds a Bundle when it starts and hands it over in the ASGI lifespan state; a runtime without a lifespan
+(functions-framework, Lambda) gets one that is built on the first request. Building one opens nothing and imports no
+SDK: both adapters connect on their first call (contract runtimes 0).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from starlette.requests import Request
+
+from shared.claims.dispatcher import Dispatcher
+from shared.claims.wakeups import SingleFlight
+from shared.claude_queue import ClaudeQueue
+from shared.deadline import Deadline
+from shared.models import DrainReport, TickReport
+from shared.ports import SandboxHost, WorkQueue
+from shared.settings import Environment, Settings
+from shared.tensorlake_host import TensorlakeHost
+
+log = logging.getLogger(__name__)
+
+
+class Bundle:
+    """`background`: webhooks are answered before their drain, where the setting leaves the choice to the runtime."""
+
+    def __init__(self, settings: Settings, *, background: bool) -> None:
+        self.settings = settings
+        self.background = background if settings.drain_mode == "auto" else settings.drain_mode == "background"
+        self.host: SandboxHost = TensorlakeHost(
+            api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=settings.times.bind
+        )
+        self._queues: Mapping[str, WorkQueue] = {
+            environment.id: ClaudeQueue(
+                base_url=settings.anthropic_url,
+                environment_id=environment.id,
+                key=environment.key,
+                reclaim_seconds=settings.times.reclaim,
+            )
+            for environment in settings.environments.values()
+        }
+        self.drains: SingleFlight[Sequence[DrainReport]] = SingleFlight(self.drain)
+
+    def dispatcher(self, environment: Environment) -> Dispatcher:
+        return Dispatcher(self.settings, environment, self._queues[environment.id], self.host)
+
+    async def drain(self) -> Sequence[DrainReport]:
+        """Drain every environment, side by side: a webhook does not say which one it is about (contract claude 9.1)."""
+        deadline = Deadline.after(self.settings.drain.deadline)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self.dispatcher(environment).drain(deadline))
+                for environment in self.settings.environments.values()
+            ]
+        return [task.result() for task in tasks]
+
+    async def tick(self) -> TickReport:
+        """One tick: drain, with whatever drain is due anyway."""
+        began = time.monotonic()
+        drains = await asyncio.shield(self.drains.wake())
+        return TickReport(drains=drains, seconds=round(time.monotonic() - began, 3))
+
+    async def aclose(self) -> None:
+        """Let a running drain finish, then close the clients."""
+        await self.drains.aclose(self.settings.drain.deadline)
+        for queue in self._queues.values():
+            await queue.aclose()
+        await self.host.aclose()
+
+
+_of_this_process: tuple[asyncio.AbstractEventLoop, Bundle] | None = None
+
+
+def bundle_of(request: Request) -> Bundle:
+    """The server's bundle, else this process's own. Raises SettingsError where a setting is missing or wrong."""
+    state = request.scope.get("state")
+    if state is not None and "bundle" in state:
+        bundle = state["bundle"]
+        if not isinstance(bundle, Bundle):
+            raise TypeError("the lifespan state's bundle is not a Bundle")
+        return bundle
+    global _of_this_process
+    loop = asyncio.get_running_loop()
+    if _of_this_process is None or _of_this_process[0] is not loop:
+        _of_this_process = (loop, Bundle(Settings.from_environ(os.environ), background=False))
+    return _of_this_process[1]

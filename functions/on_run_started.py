@@ -1,0 +1,71 @@
+"""Anthropic's webhook: something runs, so drain the queue.
+
+A delivery is a wake-up hint and nothing more: it may come twice, late, out of order or never (contract claude 9.3).
+Once the signature is right the answer is 200, whatever the drain meets: what it could not do is still on the queue,
+the sender's retries would fall inside R and poll nothing, and a run of errors makes the sender disable the endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from functions.bundle import Bundle, bundle_of
+from functions.http import HttpError, not_configured, read_body, require_method
+from functions.webhooks import is_signed
+from shared.errors import SecretUnavailable, SettingsError
+from shared.models import to_json
+
+log = logging.getLogger(__name__)
+
+WAKES: Final = "session.status_run_started"
+
+
+async def on_run_started(request: Request) -> Response:
+    """POST, Standard Webhooks. 200 report; 400 not an event; 401 bad signature; 405; 413; 503 no signing key."""
+    try:
+        require_method(request, "POST")
+        body = await read_body(request)
+        bundle = bundle_of(request)
+        if not bundle.settings.signing_keys:
+            raise SettingsError("ANTHROPIC_WEBHOOK_SIGNING_KEY is not set")
+        if not is_signed(body, request.headers, bundle.settings.signing_keys):
+            raise HttpError(401, "unauthorized", "the signature is missing, stale or wrong")
+        kind = _event_type(body)
+    except HttpError as error:
+        return error.response()
+    except (SettingsError, SecretUnavailable) as error:
+        return not_configured(error)
+    if kind != WAKES:
+        return JSONResponse({"ignored": kind})
+    return await _wake(bundle)
+
+
+async def _wake(bundle: Bundle) -> Response:
+    run = bundle.drains.wake()
+    if bundle.background:
+        return JSONResponse({"draining": True})
+    try:
+        reports = await asyncio.shield(run)
+    except Exception as error:  # the edge: the sender must see 200 (see above)
+        log.exception("drain.bug")
+        return JSONResponse({"drains": [], "error": type(error).__name__})
+    return Response(to_json({"drains": reports}), media_type="application/json")
+
+
+def _event_type(body: bytes) -> str:
+    """`data.type` of a delivery (contract claude 9.1), at most 100 characters."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HttpError(400, "invalid_request", "the body is not JSON") from None
+    data = event.get("data") if isinstance(event, dict) else None
+    kind = data.get("type") if isinstance(data, dict) else None
+    if not isinstance(kind, str):
+        raise HttpError(400, "invalid_request", "data.type: a text is needed", field="data.type")
+    return kind[:100]

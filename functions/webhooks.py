@@ -1,0 +1,39 @@
+"""Webhook signatures (Standard Webhooks; contract claude 9.2), checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from shared.errors import SettingsError
+from shared.secrets import Secret
+
+
+def is_signed(body: bytes, headers: Mapping[str, str], keys: Sequence[Secret]) -> bool:
+    """Whether a holder of one of the keys signed exactly this body within the last five minutes.
+
+    There may be several keys, so that one can be rotated. Raises SettingsError for a key that is none, and
+    SecretUnavailable for one that cannot be read; never anything for what a stranger sends.
+    """
+    from standardwebhooks.webhooks import Webhook
+
+    # The library stumbles over a signature without a comma, even beside a valid one.
+    signatures = [part for part in headers.get("webhook-signature", "").split(" ") if part.startswith("v1,")]
+    received = {
+        "webhook-id": headers.get("webhook-id", ""),
+        "webhook-timestamp": headers.get("webhook-timestamp", ""),
+        "webhook-signature": " ".join(signatures),
+    }
+    for key in keys:
+        text = key.reveal()
+        try:
+            webhook = Webhook(text)
+        except Exception:
+            raise SettingsError(
+                "ANTHROPIC_WEBHOOK_SIGNING_KEY must be whsec_ and base64, as the Console shows it"
+            ) from None
+        try:
+            webhook.verify(body, received, json_parse=False)
+        except Exception:  # noqa: S112 - besides its own error it lets ValueErrors out (contract runtimes 0.3)
+            continue
+        return True
+    return False

@@ -1,0 +1,165 @@
+"""Hand over: start the worker in the sandbox and wait for its `ready` (design: claim protocol, step 3).
+
+The worker is a named process, its name unique per attempt. Its file is found by content: the path holds the digest, so
+an old sandbox or image simply lacks the file, and it is written there before the next start. Its output is polled
+with a back-off, since the SDK's `follow` returns only at the end of a stream (contract tensorlake 7.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from image.session.archive import build_archive
+
+from image.session import claim as wire
+from shared.deadline import Deadline
+from shared.ports import Absent, Doubtful, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
+
+_FIRST_LOOK: Final = 0.15
+_LONGEST_PAUSE: Final = 1.0
+_STARTS: Final = 3
+
+_NOT_THE_ITEMS_FAULT: Final = frozenset(
+    {wire.Exit.SERVED, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED, wire.Exit.LOCKED_OUT, wire.Exit.PASSED_ON}
+    | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A worker holds the sandbox's lock for this item, or passed the claim to the one that does."""
+
+    sdk: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotReady:
+    """`sandbox_gone`: the service no longer knows the sandbox, so another may be bound."""
+
+    reason: str
+    sandbox_gone: bool = False
+
+
+def attempt_prefix(item: WorkItem) -> str:
+    """Names of this item's workers begin so. A work id may come again, with another time of creation."""
+    digest = hashlib.sha256(f"{item.id}\n{item.created_at.isoformat()}".encode()).hexdigest()
+    return f"hands-{digest[:12]}-"
+
+
+async def hand_over(
+    host: SandboxHost, sandbox_id: str, item: WorkItem, claim: wire.Claim, *, user: str | None, deadline: Deadline
+) -> Ready | NotReady:
+    """Start a worker with this claim. Errors of the service are outcomes; nothing here stops the item."""
+    outcome: Ready | NotReady = NotReady("time ran out")
+    for _ in range(_STARTS):
+        process = ProcessSpec(
+            name=attempt_prefix(item) + secrets.token_hex(4),
+            command=wire.WORKER_PYTHON,
+            args=("-I", wire.worker_path(claim.worker_digest)),
+            env={wire.CLAIM_VARIABLE: claim.to_json(), wire.STATE_VARIABLE: wire.STATE_DIRECTORY},
+            user=user,
+        )
+        match await _start(host, sandbox_id, process, deadline):
+            case NotReady() as failed:
+                return failed
+            case None:
+                pass
+        match await _watch(host, sandbox_id, process.name, item.id, deadline):
+            case _WorkerMissing():
+                written = await host.write_file(sandbox_id, wire.worker_path(claim.worker_digest), build_archive())
+                if written is not None:
+                    outcome = NotReady("the worker's file could not be written", sandbox_gone=written == Absent())
+                    if outcome.sandbox_gone:
+                        return outcome
+            case (Ready() | NotReady()) as watched:
+                return watched
+        if deadline.passed:
+            break
+    return outcome
+
+
+async def failures(host: SandboxHost, sandbox_id: str, item: WorkItem) -> list[str]:
+    """How this item's earlier workers in the sandbox failed. Waits for a lock and overlapping claims do not count."""
+    listed = await host.process_names(sandbox_id)
+    if isinstance(listed, Absent | Doubtful):
+        return []
+    prefix = attempt_prefix(item)
+    return [
+        _describe(process)
+        for process in listed
+        if process.name.startswith(prefix) and not process.running and process.exit_code not in _NOT_THE_ITEMS_FAULT
+    ]
+
+
+class _WorkerMissing:
+    """The interpreter found no worker file (an old sandbox or image)."""
+
+
+async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadline: Deadline) -> NotReady | None:
+    """None once the process was started, or may have been and is there."""
+    pause = _FIRST_LOOK
+    while True:
+        match await host.start(sandbox_id, process):
+            case None:
+                return None
+            case Absent():
+                return NotReady("the sandbox is gone", sandbox_gone=True)
+            case Refused(reason=reason):
+                return NotReady(f"start refused: {reason}")
+            case Doubtful(reason=reason):
+                if isinstance(await host.process_state(sandbox_id, process.name), ProcessState):
+                    return None
+                if deadline.passed:
+                    return NotReady(f"start failed: {reason}")
+        await asyncio.sleep(min(pause, deadline.left()))
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def _watch(
+    host: SandboxHost, sandbox_id: str, name: str, work_id: str, deadline: Deadline
+) -> Ready | NotReady | _WorkerMissing:
+    pause = _FIRST_LOOK
+    looks = 0
+    said = "nothing"
+    over: ProcessState | None = None
+    while True:
+        await asyncio.sleep(min(pause, deadline.left()))
+        pause = min(pause * 1.6, _LONGEST_PAUSE)
+        looks += 1
+        lines = await host.process_output(sandbox_id, name)
+        for notice in _notices(lines):
+            said = notice.word.value
+            if notice.word is wire.Word.READY and notice.work_id == work_id:
+                return Ready(notice.sdk)
+            if notice.word is wire.Word.ENDED:
+                return NotReady(f"the worker ended: {notice.detail}")
+        if over is not None and not isinstance(lines, Absent | Doubtful):
+            # Its whole output has been read after its end, and it said neither ready nor why it ended.
+            if over.exit_code == wire.Exit.UNREADABLE:
+                return _WorkerMissing()
+            return NotReady(f"the worker ended: {_describe(over)}")
+        if deadline.passed:
+            return NotReady(f"no ready in time; the worker said {said}")
+        if looks >= 2:
+            state = await host.process_state(sandbox_id, name)
+            over = state if isinstance(state, ProcessState) and not state.running else None
+
+
+def _notices(lines: Sequence[str] | Absent | Doubtful) -> list[wire.Notice]:
+    if isinstance(lines, Absent | Doubtful):
+        return []
+    return [notice for line in lines if (notice := wire.Notice.from_line(line)) is not None]
+
+
+def _describe(state: ProcessState) -> str:
+    if state.exit_code is None:
+        return "killed by a signal"
+    try:
+        return wire.Exit(state.exit_code).name.lower()
+    except ValueError:
+        return f"exit status {state.exit_code}"

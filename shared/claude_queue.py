@@ -1,0 +1,122 @@
+"""ports.WorkQueue over the anthropic SDK: raw poll, ack and stop.
+
+The SDK's poll helper is not used: it acks before a sandbox exists and sleeps through errors without end (contract
+claude T1, T2). The SDK takes over a second to import, so that happens in a thread, on the first call (contract
+runtimes 0). It never retries here: the dispatcher knows what an error means and how much time is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from shared.ports import Absent, AckOutcome, Doubtful, Empty, PollOutcome, Refused, StaleEntry, WorkItem
+from shared.secrets import Secret
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+    from anthropic.types.beta.environments import BetaSelfHostedWork
+
+CALL_SECONDS: Final = 10.0
+
+_T = TypeVar("_T")
+
+
+class ClaudeQueue:
+    """The queue of one environment. `reclaim_seconds` is R and goes with every poll (design 5)."""
+
+    def __init__(self, *, base_url: str, environment_id: str, key: Secret, reclaim_seconds: float) -> None:
+        self._base_url = base_url
+        self._environment_id = environment_id
+        self._key = key
+        self._reclaim_ms = int(reclaim_seconds * 1000)
+        self._worker_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._client: tuple[str, AsyncAnthropic] | None = None
+
+    async def poll(self) -> PollOutcome:
+        async def call() -> PollOutcome:
+            client = await self._connected()
+            item = await client.beta.environments.work.poll(
+                self._environment_id, reclaim_older_than_ms=self._reclaim_ms, anthropic_worker_id=self._worker_id
+            )
+            return Empty() if item is None else _work_item(item)
+
+        outcome = await self._bounded(call)
+        return StaleEntry() if isinstance(outcome, Absent) else outcome
+
+    async def ack(self, work_id: str) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.environments.work.ack(work_id, environment_id=self._environment_id)
+
+        return _settled_by_conflict(await self._bounded(call))
+
+    async def force_stop(self, work_id: str) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.environments.work.stop(work_id, environment_id=self._environment_id, force=True)
+
+        return _settled_by_conflict(await self._bounded(call))
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client[1], None
+            await client.close()
+
+    async def _connected(self) -> AsyncAnthropic:
+        """The client for the key of this moment: a rotated key gets a new one."""
+        key = self._key.reveal()
+        if self._client is None or self._client[0] != key:
+            client_class = await asyncio.to_thread(_client_class)
+            if self._client is None or self._client[0] != key:
+                client = client_class(auth_token=key, base_url=self._base_url, timeout=CALL_SECONDS, max_retries=0)
+                self._client = (key, client)
+        return self._client[1]
+
+    async def _bounded(self, call: Callable[[], Awaitable[_T]]) -> _T | Absent | Refused | Doubtful:
+        try:
+            async with asyncio.timeout(CALL_SECONDS + 5.0):
+                return await call()
+        except Exception as error:  # the edge: every exception of the SDK becomes an outcome
+            return _outcome(error)
+
+
+def _client_class() -> type[AsyncAnthropic]:
+    from anthropic import AsyncAnthropic
+
+    return AsyncAnthropic
+
+
+def _work_item(item: BetaSelfHostedWork) -> WorkItem | Doubtful:
+    """The SDK checks nothing, so an answer that is not a work item arrives as one full of None (contract 1.4)."""
+    try:
+        work_id, kind, session_id = item.id, item.data.type, item.data.id
+        created_at = datetime.fromisoformat(item.created_at)
+        if not all((work_id, kind, session_id)) or created_at.tzinfo is None:
+            return Doubtful("the answer to a poll was not a work item")
+    except (AttributeError, TypeError, ValueError):
+        return Doubtful("the answer to a poll was not a work item")
+    return WorkItem(work_id, item.environment_id, kind, session_id, created_at, item.secret or None)
+
+
+def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:
+    """A 409 says that it had happened before (contract claude 3.2)."""
+    return None if isinstance(outcome, Refused) and outcome.status == 409 else outcome
+
+
+def _outcome(error: Exception) -> Absent | Refused | Doubtful:
+    from anthropic import APIStatusError
+
+    if isinstance(error, APIStatusError):
+        status = error.status_code
+        if status == 404:
+            return Absent()
+        if 400 <= status < 500 and status not in (408, 429):
+            return Refused(status, f"HTTP {status}")
+        return Doubtful(f"HTTP {status}")
+    return Doubtful(type(error).__name__)

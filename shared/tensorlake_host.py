@@ -1,0 +1,356 @@
+"""ports.SandboxHost over the tensorlake SDK.
+
+The SDK is imported when the first call is made and never earlier: importing it starts threads that no fork survives
+(contract runtimes 0). Its address and key are passed explicitly, since it binds its environment at import.
+
+What each await can meet is sorted by `_outcome`, the one place that knows the SDK's exceptions (contract tensorlake
+3.3): 404 is Absent, another 4xx but 408 and 429 is Refused, and everything else is Doubtful: dropped connections,
+time-outs, 5xx, answers that cannot be read. Every call is bounded here, because the SDK waits 30 s on a refused
+connection whatever its time-out (contract tensorlake 3.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from shared.ports import (
+    Absent,
+    CommandOutput,
+    Created,
+    CreateOutcome,
+    Doubtful,
+    EgressPolicy,
+    FindOutcome,
+    NameTaken,
+    ProcessSpec,
+    ProcessState,
+    Refused,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+    Snapshot,
+)
+from shared.secrets import Secret
+
+if TYPE_CHECKING:
+    from tensorlake.sandbox import AsyncSandbox, AsyncSandboxClient
+
+CALL_SECONDS: Final = 20.0
+MOST_HANDLES: Final = 256
+_LONGEST_REASON: Final = 200
+
+_T = TypeVar("_T")
+
+
+class TensorlakeHost:
+    """One client for one project. `bind_seconds` bounds a create, a resume and a snapshot; other calls CALL_SECONDS."""
+
+    def __init__(self, *, api_url: str, api_key: Secret, bind_seconds: float) -> None:
+        self._api_url = api_url
+        self._api_key = api_key
+        self._bind_seconds = bind_seconds
+        self._client: tuple[str, AsyncSandboxClient] | None = None
+        self._routes: OrderedDict[str, tuple[str, str | None]] = OrderedDict()
+        self._handles: OrderedDict[str, AsyncSandbox] = OrderedDict()
+
+    async def create(self, spec: SandboxSpec) -> CreateOutcome:
+        async def call() -> SandboxRecord:
+            client = await self._lifecycle()
+            handle = await client.create_and_connect(
+                name=spec.name,
+                image=spec.image,
+                snapshot_id=spec.snapshot_id,
+                cpus=spec.cpus,
+                memory_mb=spec.memory_mb,
+                disk_mb=spec.disk_mb,
+                timeout_secs=spec.timeout_seconds,
+                allow_internet_access=spec.egress.internet,
+                allow_out=list(spec.egress.allow) or None,
+                deny_out=list(spec.egress.deny) or None,
+                request_timeout=self._bind_seconds,
+            )
+            self._keep(handle.sandbox_id, handle)
+            return SandboxRecord(handle.sandbox_id, spec.name, SandboxStatus.RUNNING, egress=spec.egress)
+
+        outcome = await self._bounded(call, self._bind_seconds, describe=True)
+        match outcome:
+            case SandboxRecord():
+                return Created(outcome)
+            case Refused(status=409):
+                return NameTaken()
+            case Absent():
+                return Refused(404, "the service does not know what the sandbox should be made of")
+            case _:
+                return outcome
+
+    async def find(self, name_or_id: str) -> FindOutcome:
+        async def call() -> SandboxRecord:
+            client = await self._lifecycle()
+            return self._record((await client.get(name_or_id)).value)
+
+        outcome = await self._bounded(call, CALL_SECONDS)
+        return Doubtful(f"HTTP {outcome.status}") if isinstance(outcome, Refused) else outcome
+
+    async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            client = await self._lifecycle()
+            self._forget(sandbox_id)  # it may wake up behind another route
+            await client.resume(sandbox_id, timeout=self._bind_seconds, poll_interval=0.5)
+
+        return await self._bounded(call, self._bind_seconds, describe=True)
+
+    async def suspend(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            client = await self._lifecycle()
+            await client.suspend(sandbox_id, timeout=self._bind_seconds)
+
+        return await self._bounded(call, self._bind_seconds, describe=True)
+
+    async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            client = await self._lifecycle()
+            await client.delete(sandbox_id)
+            self._forget(sandbox_id)
+
+        return await self._bounded(call, CALL_SECONDS, describe=True)
+
+    async def list_sandboxes(self, pages: int) -> Sequence[SandboxRecord] | Doubtful:
+        async def call() -> list[SandboxRecord]:
+            client = await self._lifecycle()
+            listed: list[SandboxRecord] = []
+            for info in await client.list():
+                listed.append(self._record(info))
+                if len(listed) >= pages * 100:
+                    break
+            return listed
+
+        outcome = await self._bounded(call, self._bind_seconds)
+        match outcome:
+            case Absent():
+                return Doubtful("HTTP 404")
+            case Refused(status=status):
+                return Doubtful(f"HTTP {status}")
+            case _:
+                return outcome
+
+    async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            from tensorlake.sandbox import RestartPolicy, RestartPolicyConfig
+
+            handle = await self._handle(sandbox_id)
+            await handle.start_process(
+                process.command,
+                list(process.args),
+                env=dict(process.env),
+                working_dir=process.working_dir,
+                user=process.user,
+                name=process.name,
+                restart=RestartPolicyConfig(policy=RestartPolicy.NEVER),
+            )
+
+        outcome = await self._bounded(call, CALL_SECONDS)
+        if outcome == Refused(409, "HTTP 409"):
+            return None  # the SDK sends a start again after a 502 to 504; names are unique, so this was the first one
+        return outcome
+
+    async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
+        async def call() -> list[ProcessState]:
+            handle = await self._handle(sandbox_id)
+            states = []
+            for info in await handle.list_processes():
+                if info.managed is not None and info.managed.name:
+                    states.append(_process_state(info.managed.name, info))
+            return states
+
+        return _without_refusal(await self._bounded(call, CALL_SECONDS))
+
+    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
+        async def call() -> list[str]:
+            handle = await self._handle(sandbox_id)
+            return list((await handle.get_stdout(name)).lines)
+
+        return _without_refusal(await self._bounded(call, CALL_SECONDS))
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
+        async def call() -> ProcessState:
+            handle = await self._handle(sandbox_id)
+            return _process_state(name, (await handle.get_process(name)).value)
+
+        return _without_refusal(await self._bounded(call, CALL_SECONDS))
+
+    async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            await (await self._handle(sandbox_id)).kill_process(name)
+
+        return await self._bounded(call, CALL_SECONDS)
+
+    async def run(
+        self,
+        sandbox_id: str,
+        command: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        user: str | None,
+        working_dir: str | None,
+        timeout: float,
+    ) -> CommandOutput | Absent | Refused | Doubtful:
+        async def call() -> CommandOutput:
+            # A handle of its own: the request time-out of a stream is its longest silence (contract tensorlake 3.1).
+            handle = await self._connect(sandbox_id, request_timeout=timeout + CALL_SECONDS)
+            try:
+                result = await handle.run(
+                    command, list(args), env=dict(env), working_dir=working_dir, timeout=timeout, user=user
+                )
+            finally:
+                handle.close()
+            return CommandOutput(result.exit_code, result.stdout, result.stderr, bool(result.timed_out))
+
+        return await self._bounded(call, timeout + CALL_SECONDS)
+
+    async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            await (await self._handle(sandbox_id)).write_file(path, data)
+
+        return await self._bounded(call, CALL_SECONDS)
+
+    async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
+        async def call() -> bytes:
+            return bytes((await (await self._handle(sandbox_id)).read_file(path)).value)
+
+        outcome = await self._bounded(call, CALL_SECONDS)
+        if isinstance(outcome, bytes) and len(outcome) > limit:
+            return Refused(413, f"the file is larger than {limit} bytes")
+        return outcome
+
+    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
+        async def call() -> Snapshot:
+            from tensorlake.sandbox import SnapshotType
+
+            client = await self._lifecycle()
+            info = await client.snapshot_and_wait(
+                sandbox_id,
+                timeout=self._bind_seconds,
+                poll_interval=0.25,
+                snapshot_type=SnapshotType.FILESYSTEM,
+            )
+            return Snapshot(info.value.snapshot_id)
+
+        return await self._bounded(call, self._bind_seconds, describe=True)
+
+    async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            await (await self._lifecycle()).delete_snapshot(snapshot_id)
+
+        return await self._bounded(call, CALL_SECONDS, describe=True)
+
+    async def aclose(self) -> None:
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+        if self._client is not None:
+            client, self._client = self._client[1], None
+            await client.close()
+
+    async def _lifecycle(self) -> AsyncSandboxClient:
+        """The client for the key of this moment: a rotated key gets a new one."""
+        key = self._api_key.reveal()
+        if self._client is None or self._client[0] != key:
+            client_class = await asyncio.to_thread(_client_class)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # "in preview": the only form with a plain GET
+                client = client_class(api_url=self._api_url, api_key=key, request_timeout=self._bind_seconds)
+            self._handles.clear()
+            self._client = (key, client)
+        return self._client[1]
+
+    async def _handle(self, sandbox_id: str) -> AsyncSandbox:
+        handle = self._handles.get(sandbox_id)
+        if handle is None:
+            handle = await self._connect(sandbox_id, request_timeout=CALL_SECONDS)
+            self._keep(sandbox_id, handle)
+        else:
+            self._handles.move_to_end(sandbox_id)
+        return handle
+
+    async def _connect(self, sandbox_id: str, *, request_timeout: float) -> AsyncSandbox:
+        client = await self._lifecycle()
+        if sandbox_id not in self._routes:
+            self._record((await client.get(sandbox_id)).value)
+        route = self._routes.get(sandbox_id)
+        if route is None:
+            return await client.connect(sandbox_id, request_timeout=request_timeout)
+        url, hint = route
+        return await client.connect(sandbox_id, proxy_url=url, routing_hint=hint, request_timeout=request_timeout)
+
+    def _record(self, info: Any) -> SandboxRecord:
+        if info.sandbox_url:
+            self._routes[info.sandbox_id] = (info.sandbox_url, info.routing_hint)
+            while len(self._routes) > MOST_HANDLES:
+                self._routes.popitem(last=False)
+        try:
+            status = SandboxStatus(info.status.value)
+        except ValueError:
+            status = SandboxStatus.UNKNOWN
+        policy = info.network_policy
+        egress = (
+            EgressPolicy(policy.allow_internet_access, tuple(policy.allow_out), tuple(policy.deny_out))
+            if policy is not None
+            else EgressPolicy()
+        )
+        return SandboxRecord(info.sandbox_id, info.name, status, info.created_at, egress)
+
+    def _keep(self, sandbox_id: str, handle: AsyncSandbox) -> None:
+        self._handles[sandbox_id] = handle
+        while len(self._handles) > MOST_HANDLES:
+            self._handles.popitem(last=False)
+
+    def _forget(self, sandbox_id: str) -> None:
+        self._handles.pop(sandbox_id, None)
+        self._routes.pop(sandbox_id, None)
+
+    async def _bounded(
+        self, call: Callable[[], Awaitable[_T]], seconds: float, *, describe: bool = False
+    ) -> _T | Absent | Refused | Doubtful:
+        """`describe` lets the service's own words into the reason: only for calls that carry no secret."""
+        try:
+            async with asyncio.timeout(seconds + 5.0):
+                return await call()
+        except Exception as error:  # the edge: every exception of the SDK becomes an outcome
+            return _outcome(error, describe=describe)
+
+
+def _client_class() -> Any:
+    from tensorlake.sandbox import AsyncSandboxClient
+
+    return AsyncSandboxClient
+
+
+def _process_state(name: str, info: Any) -> ProcessState:
+    return ProcessState(name=name, running=info.status.value == "running", exit_code=info.exit_code)
+
+
+def _without_refusal(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | Doubtful:
+    return Doubtful(f"HTTP {outcome.status}") if isinstance(outcome, Refused) else outcome
+
+
+def _outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubtful:
+    from tensorlake.sandbox import RemoteAPIError, SandboxError, SandboxNotFoundError
+
+    if isinstance(error, SandboxNotFoundError):
+        return Absent()
+    if isinstance(error, RemoteAPIError):
+        status = error.status_code
+        reason = f"HTTP {status}" + (f": {error.message[:_LONGEST_REASON]}" if describe else "")
+        if status == 404:
+            return Absent()
+        if 400 <= status < 500 and status not in (408, 429):
+            return Refused(status, reason)
+        return Doubtful(reason)
+    if isinstance(error, SandboxError) and describe:
+        return Doubtful(f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}")
+    return Doubtful(type(error).__name__)

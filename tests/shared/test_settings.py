@@ -1,0 +1,111 @@
+"""Settings: one environment from plain variables, several from a file, and clear errors that hold no value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import SecretUnavailable, SettingsError
+from shared.ports import EgressPolicy
+from shared.secrets import CACHE_SECONDS, Secret
+from shared.settings import Settings
+
+PLAIN = {
+    "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+    "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",
+    "TENSORLAKE_API_KEY": "not-a-real-tensorlake-key",
+}
+
+
+def test_the_plain_variables_of_the_quickstart_make_one_environment() -> None:
+    settings = Settings.from_environ(PLAIN | {"SANDBOX_IMAGE_NAME": "my-image", "RUNNER_MAX_IDLE_SECONDS": "300"})
+    (environment,) = settings.environments.values()
+    assert (environment.id, environment.image) == ("env_1", "my-image")
+    assert environment.key.reveal() == "not-a-real-environment-key"
+    assert settings.max_idle_seconds == 300
+    assert settings.resume_suspended is True
+    assert settings.anthropic_url == "https://api.anthropic.com"
+
+
+def test_a_file_makes_several_environments_that_fall_back_to_the_plain_variables(tmp_path: Path) -> None:
+    file = tmp_path / "environments.toml"
+    file.write_text(
+        '[environments.env_a]\nkey = "env:KEY_A"\nimage = "one"\nallow_out = ["example.com"]\n'
+        '[environments.env_b]\nkey = "key-b"\ncpus = 4\n'
+    )
+    settings = Settings.from_environ(
+        {"TENSORLAKE_API_KEY": "k", "ENVIRONMENTS_FILE": str(file), "SANDBOX_IMAGE_NAME": "fallback"}
+    )
+    assert [environment.image for environment in settings.environments.values()] == ["one", "fallback"]
+    assert settings.environments["env_a"].egress == EgressPolicy(allow=("example.com",))
+    assert settings.environments["env_b"].cpus == 4.0
+
+
+def test_egress_is_an_allow_list_with_the_api_host_unless_told_otherwise() -> None:
+    (environment,) = Settings.from_environ(PLAIN).environments.values()
+    assert environment.egress == EgressPolicy(allow=("api.anthropic.com",))
+    (environment,) = Settings.from_environ(PLAIN | {"SANDBOX_ALLOW_OUT": "*"}).environments.values()
+    assert environment.egress == EgressPolicy()
+
+
+@pytest.mark.parametrize("missing", sorted(PLAIN))
+def test_a_missing_variable_is_named(missing: str) -> None:
+    with pytest.raises(SettingsError, match=missing):
+        Settings.from_environ({name: value for name, value in PLAIN.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    "variable, value",
+    [
+        ("TENSORLAKE_API_URL", "http://emulator:8900"),
+        ("TENSORLAKE_API_URL", "http://127.0.0.2:8900"),
+        ("TENSORLAKE_API_URL", "http://[::1]:8900"),
+        ("TENSORLAKE_API_URL", "localhost:8900"),
+        ("TENSORLAKE_API_URL", "https://emulator.example"),
+        ("TENSORLAKE_API_URL", "https://user:password@api.example"),
+        ("ANTHROPIC_BASE_URL", "http://api.anthropic.com"),
+        ("ANTHROPIC_BASE_URL", "ftp://localhost"),
+        ("RECLAIM_SECONDS", "75"),
+        ("RECLAIM_SECONDS", "-1"),
+        ("RECLAIM_SECONDS", "nan"),
+        ("STRANDED_SECONDS", "80"),
+        ("DRAIN_DEADLINE_SECONDS", "60"),
+        ("DRAIN_CONCURRENCY", "0"),
+        ("DRAIN_CONCURRENCY", "two"),
+        ("DRAIN_MODE", "later"),
+        ("RESUME_SUSPENDED_SESSIONS", "maybe"),
+        ("SANDBOX_PREFIX", "No"),
+        ("ENVIRONMENTS_FILE", "/nowhere/environments.toml"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_name_of_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=variable):
+        Settings.from_environ(PLAIN | {variable: value})
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1", "http://127.0.0.1:1", "https://api.example.com"])
+def test_addresses_that_the_sdk_keeps_are_accepted(url: str) -> None:
+    assert Settings.from_environ(PLAIN | {"TENSORLAKE_API_URL": url + "/"}).tensorlake_url == url
+
+
+def test_i6_no_secret_shows_in_the_settings_printed_form() -> None:
+    printed = repr(Settings.from_environ(PLAIN | {"FUNCTIONS_TOKEN": "a-token", "ANTHROPIC_WEBHOOK_SIGNING_KEY": "w1"}))
+    assert not [secret for secret in ("not-a-real", "a-token", "w1'") if secret in printed]
+
+
+def test_a_secret_in_a_file_is_read_again_after_some_minutes_so_that_rotation_works(tmp_path: Path) -> None:
+    now = [0.0]
+    file = tmp_path / "key"
+    file.write_text("old\n")
+    secret = Secret("SOME_KEY", f"file:{file}", clock=lambda: now[0])
+    assert secret.reveal() == "old"
+    file.write_text("new\n")
+    assert secret.reveal() == "old"
+    now[0] = CACHE_SECONDS + 1
+    assert secret.reveal() == "new"
+
+
+def test_a_secret_that_cannot_be_read_names_the_setting_and_the_place(tmp_path: Path) -> None:
+    with pytest.raises(SecretUnavailable, match=r"SOME_KEY.*missing"):
+        Secret("SOME_KEY", f"file:{tmp_path}/missing").reveal()
