@@ -57,9 +57,7 @@ class _TransportConnection:
 class _Server(uvicorn.Server):
     """Announces itself when it listens, and lets the app end its streams before it waits for them."""
 
-    def __init__(
-        self, config: uvicorn.Config, on_ready: Callable[[], None], on_exit: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None], on_exit: Callable[[], object]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
         self._on_exit = on_exit
@@ -93,7 +91,7 @@ def serve(
     admin_token: str,
     die_with_parent: bool = False,
     ready: Callable[[str], Mapping[str, Any]] | None = None,
-    on_exit: Callable[[], None] | None = None,
+    on_exit: Callable[[], object] | None = None,
 ) -> int:
     """Serve until SIGTERM, SIGINT or (`die_with_parent`) the end of standard input; returns the exit code.
 
@@ -141,9 +139,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise PortInUseError(
-            f"port {port} is in use; stop what listens there or choose another: {error}"
-        ) from error
+        raise PortInUseError(f"port {port} is in use; stop what listens there or choose another: {error}") from error
     listener.setblocking(False)
     return listener
 

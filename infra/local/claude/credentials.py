@@ -1,0 +1,173 @@
+"""Who is calling, and what they may call (contract 1.2).
+
+Every credential arrives as a bearer token, so kinds are told apart by value. `Keyring` knows the values;
+`authorize` holds the table.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from infra.local.claude.clock import Clock
+from infra.local.claude.errors import forbidden, not_found, unauthenticated
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """Console key: everything but the worker's side of the queue."""
+
+
+@dataclass(frozen=True)
+class EnvironmentKey:
+    """A worker host's standing key, for one environment."""
+
+    environment_id: str
+
+
+@dataclass(frozen=True)
+class SessionsToken:
+    """What a work item's secret carries: good for that item and its session."""
+
+    environment_id: str
+    work_id: str
+    session_id: str
+
+
+Principal = ApiKey | EnvironmentKey | SessionsToken
+
+
+class Access(enum.Enum):
+    """Groups of routes that share a row of the table."""
+
+    ADMINISTRATION = "agents, environments, session create/list/delete"
+    SESSION_CHANGE = "session update and archive"
+    SESSION = "session retrieve, events, threads"
+    CLAIM = "work poll and ack"
+    HEARTBEAT = "work heartbeat"
+    STOP = "work stop"
+    QUEUE = "work list and stats"
+    ITEM = "work retrieve and update"
+
+
+_TABLE: dict[Access, tuple[type[ApiKey] | type[EnvironmentKey] | type[SessionsToken], ...]] = {
+    Access.ADMINISTRATION: (ApiKey,),
+    Access.SESSION_CHANGE: (ApiKey,),
+    Access.SESSION: (ApiKey, EnvironmentKey, SessionsToken),
+    Access.CLAIM: (EnvironmentKey,),
+    Access.HEARTBEAT: (EnvironmentKey, SessionsToken),
+    Access.STOP: (ApiKey, EnvironmentKey, SessionsToken),
+    Access.QUEUE: (ApiKey, EnvironmentKey),
+    Access.ITEM: (ApiKey,),
+}
+
+
+def authorize(
+    principal: Principal,
+    access: Access,
+    *,
+    environment_id: str | None = None,
+    work_id: str | None = None,
+    session_id: str | None = None,
+) -> None:
+    """Raise 401, 403 or 404 as the table says; `environment_id` is the owner of what is called on.
+
+    A credential of another environment or item meets 403 on the queue and 404 on sessions: there it learns nothing
+    about what exists.
+    """
+    if not isinstance(principal, _TABLE[access]):
+        if access is Access.ADMINISTRATION:
+            raise unauthenticated("this credential is not valid for this endpoint")
+        raise forbidden(f"this credential may not call: {access.value}")
+    match principal:
+        case EnvironmentKey(own) if environment_id != own:
+            raise _foreign(access, session_id)
+        case SessionsToken() if access is Access.SESSION and session_id != principal.session_id:
+            raise _foreign(access, session_id)
+        case SessionsToken() if access is not Access.SESSION and (environment_id, work_id) != (
+            principal.environment_id,
+            principal.work_id,
+        ):
+            raise _foreign(access, session_id)
+
+
+def _foreign(access: Access, session_id: str | None) -> Exception:
+    if access is Access.SESSION:
+        return not_found(f"session {session_id}")
+    return forbidden("this credential belongs to another environment or work item")
+
+
+@dataclass
+class _Token:
+    principal: SessionsToken
+    expires_at: datetime | None
+
+
+class Keyring:
+    """Which values are credentials now. Values are kept in memory and appear in no log."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._keys: dict[str, ApiKey | EnvironmentKey] = {}
+        self._revoked: set[str] = set()
+        self._tokens: dict[str, _Token] = {}
+        self._tokens_of: dict[str, list[str]] = {}
+
+    def add_api_key(self, value: str | None = None) -> str:
+        value = value or f"sk-ant-api03-offline-{secrets.token_urlsafe(24)}"
+        self._keys[value] = ApiKey()
+        return value
+
+    def add_environment_key(self, environment_id: str, value: str | None = None) -> str:
+        value = value or f"sk-ant-oat01-offline-{secrets.token_urlsafe(24)}"
+        self._keys[value] = EnvironmentKey(environment_id)
+        self._revoked.discard(value)
+        return value
+
+    def revoke(self, value: str) -> bool:
+        """True if it was a key; seen by the next request that uses it."""
+        if self._keys.pop(value, None) is None:
+            return False
+        self._revoked.add(value)
+        return True
+
+    def mint_token(self, principal: SessionsToken, lifetime: float | None) -> str:
+        """One more token for the item; earlier ones stay valid."""
+        value = f"offline-sessions-token-{secrets.token_urlsafe(32)}"
+        expires = None if lifetime is None else self._clock.now() + timedelta(seconds=lifetime)
+        self._tokens[value] = _Token(principal, expires)
+        self._tokens_of.setdefault(principal.work_id, []).append(value)
+        return value
+
+    def retire_tokens(self, work_id: str, grace: float) -> None:
+        """The item has ended: its tokens go after `grace` seconds, so that a repeated stop is still answered."""
+        end = self._clock.now() + timedelta(seconds=grace)
+        for value in self._tokens_of.pop(work_id, []):
+            token = self._tokens[value]
+            token.expires_at = end if token.expires_at is None else min(token.expires_at, end)
+
+    def expire_all_tokens(self) -> int:
+        count = len(self._tokens)
+        self._tokens.clear()
+        self._tokens_of.clear()
+        return count
+
+    def classify(self, headers: Mapping[str, str]) -> Principal:
+        """The caller, from `Authorization: Bearer` or `x-api-key`; raises 401."""
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        value = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not value:
+            raise unauthenticated("no credential: send Authorization: Bearer or x-api-key", hide_request_id=True)
+        if value in self._keys:
+            return self._keys[value]
+        if value in self._revoked:
+            raise unauthenticated("the OAuth token has been revoked", hide_request_id=True)
+        token = self._tokens.get(value)
+        if token is not None and (token.expires_at is None or self._clock.now() < token.expires_at):
+            return token.principal
+        if token is not None:
+            del self._tokens[value]
+        raise unauthenticated("invalid bearer token")

@@ -1,0 +1,185 @@
+"""What every route shares: request ids, credentials, bodies, query parameters, errors, and the request counter."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from infra.local.claude.clock import stamp
+from infra.local.claude.credentials import Access, Principal, authorize
+from infra.local.claude.errors import ApiError, envelope, invalid, not_found
+from infra.local.claude.ids import new_id
+from infra.local.claude.platform import Platform
+from infra.local.claude.records import decode_cursor
+from infra.local.faults import ADMIN_PREFIX
+
+MANAGED_AGENTS_BETA = "managed-agents-2026-04-01"
+MAX_BODY = 32 * 1024 * 1024
+_IDS = re.compile(r"/(env|agent|sesn|session|work|sthr|sevt)_[^/]+")
+_LOG_LENGTH = 20000
+
+
+def _kind_of_id(match: re.Match[str]) -> str:
+    return f"/{{{match[1]}}}"
+
+
+class RequestLog:
+    """Counts requests by route, and remembers the last ones with their times: for measuring what a path costs."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.recent: deque[dict[str, Any]] = deque(maxlen=_LOG_LENGTH)
+
+    def add(self, method: str, path: str, status: int | None, seconds: float) -> None:
+        """`status` None: the connection was dropped before an answer."""
+        route = f"{method} {_IDS.sub(_kind_of_id, path)}"
+        self.counts[route] += 1
+        at = stamp(datetime.now(UTC))
+        entry = {"at": at, "route": route, "path": path, "status": status, "seconds": round(seconds, 6)}
+        self.recent.append(entry)
+
+    def clear(self) -> None:
+        self.counts.clear()
+        self.recent.clear()
+
+
+class RequestFrame:
+    """Outermost middleware: gives each request its id, and counts it with whatever answer left the house."""
+
+    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+        self._app = app
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(ADMIN_PREFIX):
+            await self._app(scope, receive, send)
+            return
+        request_id = new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+        start = time.monotonic()
+        status: int | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", []), (b"request-id", request_id.encode())]
+                message = {**message, "headers": headers}
+                self._log.add(scope["method"], scope["path"], status, time.monotonic() - start)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            if status is None:
+                self._log.add(scope["method"], scope["path"], None, time.monotonic() - start)
+
+
+def error_response(request: Request, error: Exception) -> Response:
+    """The envelope for any error a route raises."""
+    request_id: str | None = getattr(request.state, "request_id", None)
+    match error:
+        case ApiError():
+            shown = None if error.hide_request_id else request_id
+            return JSONResponse(envelope(error.status, error.message, shown, error.details), error.status)
+        case HTTPException(status_code=404):
+            return JSONResponse(envelope(404, "no such endpoint", request_id), 404)
+        case HTTPException():
+            body = envelope(error.status_code, str(error.detail), request_id)
+            return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
+        case _:
+            return JSONResponse(envelope(500, "internal error of the offline service", request_id), 500)
+
+
+def caller(request: Request, platform: Platform) -> Principal:
+    """Who is calling a managed-agents route; raises 401, and 404 without the beta header (contract 1.2)."""
+    principal = platform.keyring.classify(request.headers)
+    betas = request.headers.get("anthropic-beta", "")
+    if platform.knobs.require_beta_header and MANAGED_AGENTS_BETA not in betas:
+        raise not_found(f"{request.url.path} (is the header anthropic-beta: {MANAGED_AGENTS_BETA} missing?)")
+    return principal
+
+
+def administer(request: Request, platform: Platform) -> None:
+    authorize(caller(request, platform), Access.ADMINISTRATION)
+
+
+async def json_body(request: Request) -> Mapping[str, Any]:
+    """The body as an object; an empty body is `{}`."""
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise ApiError(413, f"the body is larger than {MAX_BODY} bytes")
+    if not raw:
+        return {}
+    try:
+        body = json.loads(raw)
+    except ValueError as error:
+        raise invalid(f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise invalid("the body: expected an object")
+    return body
+
+
+def int_param(request: Request, name: str, *, low: int, high: int, default: int | None = None) -> int | None:
+    raw = request.query_params.get(name)
+    if raw is None:
+        return default
+    try:
+        value = int(raw)
+    except ValueError:
+        raise invalid(f"{name}: expected a number") from None
+    if not low <= value <= high:
+        raise invalid(f"{name}: expected {low} to {high}")
+    return value
+
+
+def limit_param(request: Request, *, default: int, high: int) -> int:
+    return int_param(request, "limit", low=1, high=high, default=default) or default
+
+
+def page_param(request: Request) -> int | None:
+    return decode_cursor(request.query_params.get("page"))
+
+
+def flag_param(request: Request, name: str) -> bool:
+    return request.query_params.get(name, "false").lower() in ("true", "1")
+
+
+def list_param(request: Request, name: str) -> list[str]:
+    """`name[]=a&name[]=b`, and `name=a` as well."""
+    return request.query_params.getlist(f"{name}[]") + request.query_params.getlist(name)
+
+
+def order_param(request: Request, default: str) -> bool:
+    """True for newest first."""
+    order = request.query_params.get("order", default)
+    if order not in ("asc", "desc"):
+        raise invalid("order: expected asc or desc")
+    return order == "desc"
+
+
+def time_bounds(request: Request, name: str) -> list[tuple[str, datetime]]:
+    """`name[gte]=...` and its siblings."""
+    bounds = []
+    for comparison in ("gt", "gte", "lt", "lte"):
+        raw = request.query_params.get(f"{name}[{comparison}]")
+        if raw is None:
+            continue
+        try:
+            moment = datetime.fromisoformat(raw)
+        except ValueError:
+            raise invalid(f"{name}[{comparison}]: expected an RFC 3339 time") from None
+        bounds.append((comparison, moment if moment.tzinfo else moment.replace(tzinfo=UTC)))
+    return bounds

@@ -1,0 +1,118 @@
+"""Routes of the work queue (contract 3.2)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from infra.local.claude.credentials import Access, authorize
+from infra.local.claude.errors import invalid
+from infra.local.claude.http import caller, int_param, json_body, limit_param, page_param
+from infra.local.claude.platform import Platform
+from infra.local.claude.records import encode_cursor, merged_metadata
+from infra.local.claude.work import DEFAULT_RECLAIM_MS, WorkItem
+
+MAX_BLOCK_MS = 999
+_LOOK_AGAIN = 0.02
+"""Seconds between looks of a held poll; new items wake it at once, lapses of leases and reservations do not."""
+
+
+def work_routes(platform: Platform) -> list[Route]:
+    queue = platform.queue
+    arrivals: set[asyncio.Event] = set()
+
+    def wake_pollers() -> None:
+        for arrival in arrivals:
+            arrival.set()
+
+    queue.on_queued = wake_pollers
+
+    async def poll(request: Request) -> Response:
+        environment_id = request.path_params["environment_id"]
+        authorize(caller(request, platform), Access.CLAIM, environment_id=environment_id)
+        platform.queue_of(environment_id, cloud=400)
+        block_ms = int_param(request, "block_ms", low=1, high=MAX_BLOCK_MS)
+        reclaim = int_param(request, "reclaim_older_than_ms", low=0, high=2**40, default=DEFAULT_RECLAIM_MS)
+        queue.note_poller(environment_id, request.headers.get("anthropic-worker-id"))
+        item = await _held_claim(environment_id, (block_ms or 0) / 1000, reclaim or 0)
+        if item is None:
+            return Response(b"null", media_type="application/json")
+        return JSONResponse(item.as_json(platform.secret_for(item)))
+
+    async def _held_claim(environment_id: str, seconds: float, reclaim: int) -> WorkItem | None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        arrival = asyncio.Event()
+        arrivals.add(arrival)
+        try:
+            while True:
+                item = queue.claim(environment_id, reclaim)
+                left = end - loop.time()
+                if item is not None or left <= 0:
+                    return item
+                arrival.clear()
+                try:
+                    await asyncio.wait_for(arrival.wait(), min(left, _LOOK_AGAIN))
+                except TimeoutError:
+                    continue
+        finally:
+            arrivals.discard(arrival)
+
+    async def ack(request: Request) -> Response:
+        item = _item(request, Access.CLAIM)
+        queue.acknowledge(item)
+        return JSONResponse(item.as_json())
+
+    async def heartbeat(request: Request) -> Response:
+        item = _item(request, Access.HEARTBEAT)
+        ttl = int_param(request, "desired_ttl_seconds", low=1, high=86400)
+        return JSONResponse(queue.heartbeat(item, request.query_params.get("expected_last_heartbeat"), ttl))
+
+    async def stop(request: Request) -> Response:
+        item = _item(request, Access.STOP)
+        body = await json_body(request)
+        force = body.get("force", False)
+        if not isinstance(force, bool | None):
+            raise invalid("force: expected true or false")
+        queue.stop(item, force=bool(force))
+        return JSONResponse(item.as_json())
+
+    async def one(request: Request) -> Response:
+        item = _item(request, Access.ITEM)
+        if request.method == "POST":
+            body = await json_body(request)
+            item.metadata = merged_metadata(item.metadata, body.get("metadata"))
+        return JSONResponse(item.as_json())
+
+    async def collection(request: Request) -> Response:
+        environment_id = request.path_params["environment_id"]
+        authorize(caller(request, platform), Access.QUEUE, environment_id=environment_id)
+        platform.queue_of(environment_id, cloud=404)
+        limit = limit_param(request, default=20, high=100)
+        page, cursor = queue.page(environment_id, limit, page_param(request))
+        return JSONResponse({"data": [item.as_json() for item in page], "next_page": encode_cursor(cursor)})
+
+    async def stats(request: Request) -> Response:
+        environment_id = request.path_params["environment_id"]
+        authorize(caller(request, platform), Access.QUEUE, environment_id=environment_id)
+        platform.queue_of(environment_id, cloud=None)
+        return JSONResponse(queue.stats(environment_id))
+
+    def _item(request: Request, access: Access) -> WorkItem:
+        environment_id, work_id = request.path_params["environment_id"], request.path_params["work_id"]
+        authorize(caller(request, platform), access, environment_id=environment_id, work_id=work_id)
+        return queue.get(environment_id, work_id)
+
+    base = "/v1/environments/{environment_id}/work"
+    return [
+        Route(base, collection, methods=["GET"]),
+        Route(f"{base}/poll", poll, methods=["GET"]),
+        Route(f"{base}/stats", stats, methods=["GET"]),
+        Route(f"{base}/{{work_id}}", one, methods=["GET", "POST"]),
+        Route(f"{base}/{{work_id}}/ack", ack, methods=["POST"]),
+        Route(f"{base}/{{work_id}}/heartbeat", heartbeat, methods=["POST"]),
+        Route(f"{base}/{{work_id}}/stop", stop, methods=["POST"]),
+    ]
