@@ -1,0 +1,71 @@
+"""`python -m infra.local.tensorlake`: the offline sandbox service in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infra.local.process import serve
+from infra.local.tensorlake.app import Application
+from infra.local.tensorlake.isolation import IsolationError
+from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.settings import Settings
+
+EXIT_NO_ISOLATION = 3
+
+
+def options(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m infra.local.tensorlake", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--data-dir", type=Path, help="where sandboxes live (default: a temporary directory)")
+    parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("OFFLINE_TENSORLAKE_API_KEY"),
+        help="the only key accepted (default: any; better set as OFFLINE_TENSORLAKE_API_KEY)",
+    )
+    parser.add_argument("--settings", default="{}", help="knobs as JSON, as PATCH /_admin/settings takes them")
+    parser.add_argument("--die-with-parent", action="store_true", help="end when standard input closes")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = options(argv)
+    settings = Settings.model_validate_json(given.settings)
+    token = os.environ.get("OFFLINE_ADMIN_TOKEN") or secrets.token_urlsafe(24)
+
+    async def open_platform() -> Platform:
+        try:
+            return await Platform.open(given.isolation, settings, given.api_key, given.data_dir)
+        except IsolationError as error:
+            print(error, file=sys.stderr, flush=True)
+            raise
+
+    app = Application(open_platform, token)
+
+    def ready(url: str) -> Mapping[str, Any]:
+        if app.platform is None:
+            return {}
+        app.platform.url = url
+        return {"isolation": app.platform.isolation.report()}
+
+    code = serve(
+        app,
+        host=given.host,
+        port=given.port,
+        admin_token=token,
+        die_with_parent=given.die_with_parent,
+        ready=ready,
+        on_exit=app.stop_streams,
+    )
+    return EXIT_NO_ISOLATION if code == 1 and app.platform is None else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

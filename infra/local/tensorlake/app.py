@@ -1,0 +1,132 @@
+"""One port for both planes: which requests go where (contract section 2).
+
+In this order: `/_admin/`; user ports by Host (`<port>-<id or name>.`) or by path (`/_ports/`); the data plane
+(`/api/v1/`); everything else is lifecycle and images, with or without `/v1/namespaces/{ns}` in front.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Match, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from infra.local.faults import FaultMiddleware
+from infra.local.tensorlake.admin import Admin
+from infra.local.tensorlake.data_plane import DataPlane
+from infra.local.tensorlake.errors import ApiError
+from infra.local.tensorlake.image_routes import ImageRoutes
+from infra.local.tensorlake.lifecycle import Lifecycle
+from infra.local.tensorlake.lifecycle_routes import LifecycleRoutes
+from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.ports import Ports, port_of_host
+from infra.local.tensorlake.snapshots import Snapshots
+
+_NAMESPACE = re.compile(r"/v1/namespaces/([^/]+)(/.*)")
+OpenPlatform = Callable[[], Awaitable[Platform]]
+
+
+class Demultiplexer:
+    """The application below the faults: key check, routing, errors, and a count of requests by route."""
+
+    def __init__(self, platform: Platform, admin_token: str) -> None:
+        snapshots = Snapshots(platform)
+        self.lifecycle = Lifecycle(platform, snapshots)
+        self.counts: Counter[str] = Counter()
+        self._platform = platform
+        self._data = Router(DataPlane(platform, self.lifecycle).routes())
+        self._ports = Ports(platform, self.lifecycle)
+        images = ImageRoutes(platform)
+        self._api = Router([*LifecycleRoutes(platform, self.lifecycle, snapshots).routes(), *images.routes()])
+        admin = Admin(platform, self.lifecycle, snapshots, self.counts, admin_token)
+        self._admin = Router([*admin.routes(), Route("/emulator/ports", self._ports.listing)])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            await self._dispatch(scope, request, receive, send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+
+    async def _dispatch(self, scope: Scope, request: Request, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if path.startswith(("/_admin/", "/emulator/")):
+            await self._admin(scope, receive, send)
+            return
+        if path.startswith("/_ports/") or port_of_host(request) is not None:
+            await self._ports(scope, receive, send)
+            return
+        router = self._data if path.startswith("/api/v1/") else self._api
+        if router is self._api:
+            prefixed = _NAMESPACE.fullmatch(path)
+            namespace, rest = prefixed.groups() if prefixed else ("default", path)
+            scope = {**scope, "path": rest, "raw_path": rest.encode(), "state": {"namespace": namespace}}
+        if not path.startswith("/_upload/"):
+            self._check_key(request)
+        await router(scope, receive, send)
+
+    def _check_key(self, request: Request) -> None:
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        expected = self._platform.api_key
+        if kind.lower() != "bearer" or not key or (expected is not None and key != expected):
+            raise ApiError(401, "UNAUTHORIZED", "a valid API key is required (Authorization: Bearer ...)")
+
+    def count(self, scope: Scope) -> None:
+        """Before any fault, so that retries of what a fault spoiled are counted too."""
+        path: str = scope["path"]
+        if path.startswith(("/_admin/", "/emulator/")):
+            return
+        prefixed = _NAMESPACE.fullmatch(path)
+        bare = prefixed.group(2) if prefixed else path
+        routes = self._data.routes if path.startswith("/api/v1/") else self._api.routes
+        self.counts[f"{scope['method']} {_template(routes, {**scope, 'path': bare})}"] += 1
+
+
+def _template(routes: Sequence[object], scope: Scope) -> str:
+    for route in routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:
+            return route.path
+    return "other"
+
+
+class Application:
+    """The ASGI application; its platform is opened at start and closed at the end."""
+
+    def __init__(self, open_platform: OpenPlatform, admin_token: str) -> None:
+        self._open_platform = open_platform
+        self._admin_token = admin_token
+        self._inner: Demultiplexer | None = None
+        self._faulty: ASGIApp | None = None
+        self.platform: Platform | None = None
+        self._life = Starlette(lifespan=self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        platform = await self._open_platform()
+        self.platform = platform
+        self._inner = Demultiplexer(platform, self._admin_token)
+        self._faulty = FaultMiddleware(self._inner, platform.faults)
+        platform.spawn(self._inner.lifecycle.keep_time())
+        try:
+            yield
+        finally:
+            await platform.close()
+
+    def stop_streams(self) -> None:
+        """As the shutdown begins: end the sandboxes, or their open streams would hold the server up."""
+        if self.platform is not None:
+            self.platform.end_boxes()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._life(scope, receive, send)
+            return
+        if self._inner is None or self._faulty is None:
+            raise RuntimeError("the application has not been started")
+        self._inner.count(scope)
+        await self._faulty(scope, receive, send)

@@ -1,0 +1,44 @@
+"""Answers that are not successes, in the service's envelope `{"error", "code"}` (contract section 3.3).
+
+The four codes that make the SDK retry for 30 s (section 3.2) are never used here: only a fault rule sends them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+
+class ApiError(Exception):
+    """One refusal: HTTP status, top-level code, text, and further top-level fields."""
+
+    def __init__(self, status: int, code: str, text: str, **fields: Any) -> None:
+        super().__init__(text)
+        self.status = status
+        self.code = code
+        self.fields = fields
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status)
+
+    def body(self) -> dict[str, Any]:
+        return {"error": str(self), "code": self.code, **self.fields}
+
+
+def bad_request(text: str) -> ApiError:
+    return ApiError(400, "BAD_REQUEST", text)
+
+
+def not_found(what: str) -> ApiError:
+    return ApiError(404, "NOT_FOUND", f"{what} was not found")
+
+
+def conflict(text: str) -> ApiError:
+    return ApiError(409, "CONFLICT", text)
+
+
+def not_supported(what: str, advice: str = "") -> ApiError:
+    """What this platform cannot do, it refuses: it never pretends."""
+    text = f"{what}: not supported offline"
+    return ApiError(501, "NOT_SUPPORTED_OFFLINE", f"{text}; {advice}" if advice else text)

@@ -1,0 +1,108 @@
+"""What of this machine a sandbox sees, read-only: its programs, its libraries, the project's own Python."""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.local.tensorlake import inside
+from infra.local.tensorlake.layers import AGENT_UID, Runtime
+
+VENV = "/opt/hands/venv"
+"""Where every sandbox finds the Python environment that this platform itself runs on."""
+DAEMON = "/.sandbox"
+"""Where the supervisor's program lies in an isolated sandbox."""
+SYSTEM_DIRS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_ETC_FILES = (
+    "bash.bashrc", "debian_version", "gai.conf", "host.conf", "hosts", "inputrc", "ld.so.cache", "ld.so.conf",
+    "localtime", "mime.types", "nsswitch.conf", "os-release", "profile", "protocols", "resolv.conf",
+    "services", "shells", "timezone",
+)  # fmt: skip
+_ETC_DIRS = ("alternatives", "ca-certificates", "fonts", "ld.so.conf.d", "pki", "profile.d", "ssl", "terminfo")
+_MOUNT_POINTS = ("usr", "proc", "dev", "etc")
+
+
+@dataclass(frozen=True)
+class Host:
+    """Read-only binds as (path here, path in the sandbox), in mounting order."""
+
+    python: Path
+    """The interpreter the supervisor runs on, without any environment."""
+    prefix: Path
+    program: Path
+    system_binds: tuple[str, ...]
+    python_binds: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def probe(cls, data_dir: Path) -> Host:
+        program = data_dir / "program"
+        # Compiled once: the interpreter would otherwise compile it at every start of a sandbox.
+        for module in Path(inside.__path__[0]).glob("*.py"):
+            compiled = program / "inside" / f"{module.stem}.pyc"
+            py_compile.compile(str(module), cfile=str(compiled), doraise=True)
+        python = Path(os.path.realpath(sys.executable))
+        prefixes = dict.fromkeys([sys.base_prefix, os.path.realpath(sys.base_prefix), str(python.parents[1])])
+        shown = [path for path in prefixes if not _below(path, "/usr")]
+        return cls(
+            python=python,
+            prefix=Path(sys.prefix),
+            program=program,
+            system_binds=("/usr", *(f"/{name}" for name in SYSTEM_DIRS if _is_real_dir(Path("/", name)))),
+            python_binds=(*((path, path) for path in shown), (sys.prefix, VENV)),
+        )
+
+    def supervise(self, program: str) -> list[str]:
+        """The command that runs the supervisor, whose program lies in the directory `program`."""
+        code = f"import sys; sys.path.insert(0, {program!r}); from inside.supervisor import main; main()"
+        return [str(self.python), "-I", "-S", "-c", code]
+
+    def skeleton(self, root: Path) -> None:
+        """The directories and links that every root begins with, before an image's own files."""
+        root.mkdir(parents=True, exist_ok=True)
+        for name in _MOUNT_POINTS:
+            (root / name).mkdir(exist_ok=True)
+        for name in SYSTEM_DIRS:
+            here = Path("/", name)
+            if here.is_symlink():
+                (root / name).symlink_to(here.readlink())
+            elif here.is_dir():
+                (root / name).mkdir(exist_ok=True)
+
+    def furnish(self, root: Path, runtime: Runtime) -> None:
+        """Complete an image's root: host settings it did not bring, its user, mount points."""
+        etc = root / "etc"
+        for name in _ETC_FILES:
+            here = Path("/etc", name)
+            if here.is_file() and not (etc / name).exists():
+                shutil.copyfile(here, etc / name)
+        for name in _ETC_DIRS:
+            if Path("/etc", name).is_dir():
+                (etc / name).mkdir(exist_ok=True)
+        ids = f"{AGENT_UID}:{AGENT_UID}"
+        root_line = "" if runtime.user == "root" else "root:x:0:0:root:/root:/bin/bash\n"
+        user_line = f"{runtime.user}:x:{ids}:{runtime.user}:{runtime.home}:/bin/bash\n"
+        nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+        (etc / "passwd").write_text(root_line + user_line + nobody)
+        group = f"{runtime.user}:x:{AGENT_UID}:\nnogroup:x:65534:\n"
+        (etc / "group").write_text(group if runtime.user == "root" else f"root:x:0:\n{group}")
+        for path in (*runtime.agent_paths, *(there for _, there in self.python_binds)):
+            (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        (root / DAEMON.lstrip("/")).mkdir(exist_ok=True)
+
+    def etc_binds(self, system: Path) -> list[str]:
+        """Host directories below /etc, except those an image fills itself."""
+        wanted = (Path("/etc", name) for name in _ETC_DIRS)
+        there = [path for path in wanted if path.is_dir() and (system / "etc" / path.name).is_dir()]
+        return [str(path) for path in there if not any((system / "etc" / path.name).iterdir())]
+
+
+def _below(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
+def _is_real_dir(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

@@ -1,0 +1,1 @@
+"""The program inside each sandbox. Standard library only; it never imports anything outside this package."""

@@ -1,0 +1,247 @@
+"""Started programs: their table, their pipes, their output as lines."""
+
+# pathlib would be imported anew at every start of a sandbox.
+# ruff: noqa: PTH112, PTH113, PTH118
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+
+from .wire import CHUNK, Json, Refused
+
+KEPT_OUTPUT_BYTES = 32 * 1024 * 1024
+"""Captured output kept of each process; the oldest lines go first."""
+LONGEST_LINE = 1024 * 1024
+NEVER_RESTART = {"policy": "never", "max_restarts": None, "initial_backoff_ms": 500, "max_backoff_ms": 30000}
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Process:
+    """One started program and what it has said so far. Guarded by the table's condition."""
+
+    def __init__(self, handle: int, request: Json, popen: subprocess.Popen[bytes]) -> None:
+        self.handle = handle
+        self.request = request
+        self.popen = popen
+        self.pid = popen.pid
+        self.name: str | None = request.get("name")
+        self.started_at = now_ms()
+        self.ended_at: int | None = None
+        self.exit_code: int | None = None
+        self.signal: int | None = None
+        self.timed_out = False
+        self.lines: list[tuple[int, str, str]] = []
+        self.dropped = 0
+        self.kept_bytes = 0
+        self.open_pipes = 0
+
+    @property
+    def running(self) -> bool:
+        return self.ended_at is None
+
+    def ended(self, status: int) -> None:
+        self.ended_at = now_ms()
+        if os.WIFSIGNALED(status):
+            self.signal = os.WTERMSIG(status)
+        else:
+            self.exit_code = os.WEXITSTATUS(status)
+
+    def said(self, stream: str, line: str) -> None:
+        self.lines.append((now_ms(), stream, line))
+        self.kept_bytes += len(line) + 1
+        while self.kept_bytes > KEPT_OUTPUT_BYTES and len(self.lines) > 1:
+            self.kept_bytes -= len(self.lines.pop(0)[2]) + 1
+            self.dropped += 1
+
+    def info(self) -> Json:
+        state = "running" if self.running else "signaled" if self.signal is not None else "exited"
+        stdin = self.popen.stdin
+        info: Json = {
+            "handle": self.handle,
+            "pid": self.pid,
+            "status": state,
+            "exit_code": self.exit_code,
+            "signal": self.signal,
+            "oom_killed": False,
+            "stdin_writable": self.running and stdin is not None and not stdin.closed,
+            "command": self.request["shown_command"],
+            "args": self.request["shown_args"],
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "managed": None,
+        }
+        if self.request.get("note"):
+            info["note"] = self.request["note"]
+        if self.name is not None:
+            info["managed"] = {
+                "id": self.name,
+                "name": self.name,
+                "status": "running" if self.running else "stopped",
+                "restart_count": 0,
+                "restart": NEVER_RESTART,
+                "health_status": "disabled",
+                "consecutive_health_failures": 0,
+            }
+            if self.ended_at is not None:
+                info["managed"]["last_exit"] = {
+                    "exit_code": self.exit_code,
+                    "signal": self.signal,
+                    "oom_killed": False,
+                    "ended_at": self.ended_at,
+                }
+        return info
+
+
+class Table:
+    """Every process of the sandbox; one condition guards it and tells waiters of any change."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self._all: dict[int, Process] = {}
+        self._handles = 0
+        self._pump = _Pump(self)
+
+    def start(self, request: Json) -> Process:
+        name = request.get("name")
+        with self.changed:
+            if name is not None:
+                for process in list(self._all.values()):
+                    if process.name != name:
+                        continue
+                    if process.running:
+                        raise Refused(409, "CONFLICT", f"a process named '{name}' is running (pid {process.pid})")
+                    del self._all[process.handle]
+            popen = _spawn(request)
+            self._handles += 1
+            process = Process(self._handles, request, popen)
+            self._all[process.handle] = process
+            for stream, pipe in (("stdout", popen.stdout), ("stderr", popen.stderr)):
+                if pipe is not None:
+                    process.open_pipes += 1
+                    self._pump.add(process, stream, pipe.fileno())
+            self.changed.notify_all()
+        return process
+
+    def find(self, key: str) -> Process:
+        """By pid or by name; of several with one pid (it wrapped around) the newest."""
+        with self.changed:
+            for process in sorted(self._all.values(), key=lambda each: -each.handle):
+                if process.name == key or str(process.pid) == key:
+                    return process
+        raise Refused(404, "NOT_FOUND", f"no process '{key}'")
+
+    def all(self) -> list[Process]:
+        with self.changed:
+            return list(self._all.values())
+
+    def reap_for_ever(self) -> None:
+        """Collect every child that ends: ours, and whatever was orphaned onto us."""
+        while True:
+            try:
+                pid, status = os.wait()
+            except ChildProcessError:
+                with self.changed:
+                    self.changed.wait(1.0)
+                continue
+            # `start` holds the condition from the fork to the entry in the table, so a child that ends at
+            # once is in the table by now.
+            with self.changed:
+                for process in self._all.values():
+                    if process.pid == pid and process.running:
+                        process.ended(status)
+                        process.popen.returncode = 0
+                self.changed.notify_all()
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float | None) -> bool:
+        with self.changed:
+            return self.changed.wait_for(condition, seconds)
+
+
+def _spawn(request: Json) -> subprocess.Popen[bytes]:
+    command, env, cwd = request["command"], request["env"], request["working_dir"]
+    if not os.path.isdir(cwd):
+        raise Refused(400, "INVALID_REQUEST", f"working directory '{cwd}' does not exist")
+    executable = _which(command, env.get("PATH", ""), cwd)
+    if executable is None:
+        raise Refused(400, "COMMAND_NOT_FOUND", f"executable '{request['shown_command']}' was not found")
+
+    def mode(stream: str) -> int:
+        return subprocess.DEVNULL if request.get(stream) == "discard" else subprocess.PIPE
+
+    try:
+        return subprocess.Popen(
+            [command, *request["args"]],
+            executable=executable,
+            env=env,
+            cwd=cwd,
+            stdin=subprocess.PIPE if request.get("stdin_mode") == "pipe" else subprocess.DEVNULL,
+            stdout=mode("stdout_mode"),
+            stderr=mode("stderr_mode"),
+            bufsize=0,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        shown = request["shown_command"]
+        raise Refused(400, "SPAWN_FAILED", f"'{shown}' could not be started: {error}") from None
+
+
+def _which(command: str, path: str, cwd: str) -> str | None:
+    if "/" in command:
+        found = os.path.join(cwd, command)
+        return found if os.path.isfile(found) else None
+    for directory in path.split(":"):
+        found = os.path.join(directory or cwd, command)
+        if os.path.isfile(found) and os.access(found, os.X_OK):
+            return found
+    return None
+
+
+class _Pump:
+    """One thread that reads every process's pipes into lines."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._selector = selectors.DefaultSelector()
+        self._new: list[tuple[Process, str, int]] = []
+        self._wake_read, self._wake_write = os.pipe()
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def add(self, process: Process, stream: str, fd: int) -> None:
+        self._new.append((process, stream, fd))
+        os.write(self._wake_write, b"x")
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    os.read(self._wake_read, 1024)
+                    while self._new:
+                        process, stream, fd = self._new.pop(0)
+                        self._selector.register(fd, selectors.EVENT_READ, (process, stream, bytearray()))
+                else:
+                    self._read(key.fd, *key.data)
+
+    def _read(self, fd: int, process: Process, stream: str, rest: bytearray) -> None:
+        data = os.read(fd, CHUNK)
+        rest += data
+        with self._table.changed:
+            while (end := rest.find(b"\n")) >= 0 or len(rest) > LONGEST_LINE or (rest and not data):
+                cut = end if end >= 0 else min(len(rest), LONGEST_LINE)
+                process.said(stream, rest[:cut].decode("utf-8", "replace"))
+                del rest[: cut + 1 if end >= 0 else cut]
+            if not data:
+                self._selector.unregister(fd)
+                pipe = process.popen.stdout if stream == "stdout" else process.popen.stderr
+                if pipe is not None:
+                    pipe.close()
+                process.open_pipes -= 1
+            self._table.changed.notify_all()

@@ -1,0 +1,102 @@
+"""Which isolation levels work on this machine: found out by starting a sandbox at each, never assumed."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.local.tensorlake import bubblewrap, trees
+from infra.local.tensorlake.box import Box, BoxError, Level
+from infra.local.tensorlake.errors import ApiError
+from infra.local.tensorlake.host import Host
+from infra.local.tensorlake.layers import Base, LayerStore, Runtime
+from infra.local.tensorlake.link import SupervisorGone
+
+NOT_ENFORCED = (
+    "network policy: recorded, not enforced; sandboxes share this machine's network and its ports",
+    "cpus, memory_mb, disk_mb: recorded, not enforced",
+    'user="root": every process runs as the image\'s one user, without capabilities',
+    "ownership and modes between root's and the agent's files: root's paths are read-only as a whole",
+)
+NOT_ISOLATED = "not isolated: plain processes in a folder, with this machine's root, pids and network"
+
+
+class IsolationError(Exception):
+    """The level asked for does not work here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Isolation:
+    level: Level
+    host: Host
+    bwrap: str | None
+    findings: dict[Level, str]
+    """Of each level: "works", or why it does not."""
+
+    @classmethod
+    async def probe(cls, wanted: str, directory: Path) -> Isolation:
+        """`wanted` is a level or `auto` (the best that works)."""
+        host = Host.probe(directory)
+        tool = await asyncio.to_thread(bubblewrap.find)
+        bwrap = tool[0] if tool else None
+        levels = list(Level)
+        answers = await asyncio.gather(*(_try(level, host, bwrap, directory) for level in levels))
+        findings = dict(zip(levels, answers, strict=True))
+        works = [level for level in levels if findings[level] == "works"]
+        if wanted != "auto" and Level(wanted) not in works:
+            raise IsolationError(f"isolation level '{wanted}' does not work here: {findings[Level(wanted)]}")
+        if not works:
+            raise IsolationError(f"no isolation level works here: {findings}")
+        return cls(works[0] if wanted == "auto" else Level(wanted), host, bwrap, findings)
+
+    async def start(self, base: Base, directory: Path, hostname: str) -> Box:
+        """Raises BoxError."""
+        return await Box.start(self.level, self.host, base, directory, hostname, self.bwrap)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "level": self.level,
+            "isolated": self.level.isolated,
+            "summary": f"separate root, pids and ipc ({self.level})" if self.level.isolated else NOT_ISOLATED,
+            "findings": self.findings,
+            "not_enforced": [*NOT_ENFORCED, *([] if self.level.isolated else [NOT_ISOLATED])],
+        }
+
+
+async def _try(level: Level, host: Host, bwrap: str | None, directory: Path) -> str:
+    """Start a sandbox with a file below it, replace that file from inside, and read it back."""
+    runtime = Runtime(workdir="/probe", user="probe")
+    here = directory / f"probe-{level}"
+    template = here / "t"
+    layer = LayerStore(here / "l").new()
+    host.skeleton(template)
+    host.furnish(template, runtime)
+    (layer.directory / "probe").mkdir()
+    (layer.directory / "probe" / "mark").write_text("below")
+    base = Base(runtime, template, (layer,))
+    try:
+        box = await Box.start(level, host, base, here / "b", "probe", bwrap)
+    except BoxError as error:
+        return str(error)
+    try:
+        word = secrets.token_hex(8)
+        path = box.file_path("/probe/mark")
+        await box.link.call({"op": "write", "path": path}, _once(word.encode() + b"\0"))
+        async with await box.link.open({"op": "read", "path": path}) as exchange:
+            await exchange.frame()
+            seen = b"".join([chunk async for chunk in exchange.raw()]).decode()
+        below = (layer.directory / "probe" / "mark").read_text()
+        return "works" if (seen, below) == (word, "below") else "a file written inside was not read back"
+    except (ApiError, SupervisorGone, OSError, EOFError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        await box.end()
+        await asyncio.to_thread(trees.remove, here)
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

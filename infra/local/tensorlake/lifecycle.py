@@ -1,0 +1,325 @@
+"""From create to terminate: what a sandbox may become, and what that does to its processes (contract 4, 5).
+
+Every transition is made under the sandbox's lock, so suspend, resume, snapshot and terminate never overlap.
+Names are taken and quotas judged before the first await of a create: twenty racing creates have one winner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass
+
+from infra.local.tensorlake.box import BoxError
+from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_supported
+from infra.local.tensorlake.layers import Base
+from infra.local.tensorlake.link import SupervisorGone
+from infra.local.tensorlake.names import check_name, new_id
+from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.processes import start_request
+from infra.local.tensorlake.records import ENDED, Resources, Sandbox, Status
+from infra.local.tensorlake.requests import CreateRequest, UpdateRequest
+from infra.local.tensorlake.settings import StartFault
+from infra.local.tensorlake.snapshots import Snapshots
+
+LONGEST_WAIT_SECONDS = 30.0
+
+
+@dataclass
+class Lifecycle:
+    platform: Platform
+    snapshots: Snapshots
+
+    # --- create ---------------------------------------------------------------------------------------
+
+    def create(self, namespace: str, request: CreateRequest) -> tuple[Sandbox, StartFault | None]:
+        """Check, take the name, and begin to start it. Synchronous, hence atomic. Raises ApiError."""
+        if request.file_systems:
+            raise not_supported("file systems")
+        if request.name is None and not request.auto_resume:
+            raise bad_request("auto_resume=false needs a name: only named sandboxes can be suspended")
+        name = None if request.name is None else check_name(request.name)
+        base, image, resources = self._source(request)
+        sandbox_id = new_id()
+        if name is not None and (holder := self.platform.names.holder(namespace, name)) is not None:
+            raise conflict(f"sandbox name '{name}' is already in use by {holder}")
+        self._check_quota()
+        if name is not None:
+            self.platform.names.take(namespace, name, sandbox_id)
+        settings = self.platform.settings
+        wanted = settings.default_timeout_secs if request.timeout_secs is None else request.timeout_secs
+        sandbox = Sandbox(
+            id=sandbox_id,
+            namespace=namespace,
+            sequence=next(self.platform.sequence),
+            name=name,
+            base=self.platform.layers.hold(base),
+            image=image,
+            snapshot_id=request.snapshot_id,
+            resources=request.resources or resources,
+            timeout_secs=wanted or settings.longest_timeout_secs,
+            entrypoint=request.entrypoint,
+            network=request.network,
+            exposed_ports=sorted(set(request.exposed_ports)),
+            allow_unauthenticated_access=request.allow_unauthenticated_access,
+            auto_resume=request.auto_resume,
+            max_pending_secs=request.max_pending_secs,
+        )
+        self.platform.sandboxes[sandbox_id] = sandbox
+        fault = self._take_fault(name or "")
+        if fault is not None and fault.outcome == "stuck_pending":
+            sandbox.pending_reason = fault.pending_reason
+        sandbox.boot = self.platform.spawn(self._boot(sandbox, fault))
+        return sandbox, fault
+
+    def _source(self, request: CreateRequest) -> tuple[Base, str | None, Resources]:
+        if request.snapshot_id is None:
+            image = self.platform.images.for_create(request.image)
+            return image.base, request.image, Resources()
+        snapshot = self.snapshots.for_restore(request.snapshot_id)
+        return snapshot.base, request.image or snapshot.image, snapshot.resources
+
+    def _check_quota(self) -> None:
+        settings = self.platform.settings
+        if settings.max_sandboxes is None:
+            return
+        live = sum(sandbox.live for sandbox in self.platform.sandboxes.values())
+        if live >= settings.max_sandboxes:
+            text = f"quota exceeded: {live} of {settings.max_sandboxes} sandboxes are in use"
+            raise ApiError(settings.over_quota_status, "QUOTA_EXCEEDED", text)
+
+    def _take_fault(self, name: str) -> StartFault | None:
+        faults = self.platform.settings.start_faults
+        for fault in faults:
+            if re.search(fault.name_pattern, name) is None:
+                continue
+            if fault.times is not None:
+                fault.times -= 1
+                if fault.times == 0:
+                    faults.remove(fault)
+                    return fault.model_copy(update={"times": 1})
+            return fault.model_copy()
+        return None
+
+    async def _boot(self, sandbox: Sandbox, fault: StartFault | None) -> None:
+        async with sandbox.lock:
+            await asyncio.sleep(self.platform.settings.create_seconds)
+            if fault is not None and fault.outcome == "stuck_pending":
+                await self._stay_pending(sandbox)
+                return
+            if fault is not None and fault.outcome in ("failed", "terminated"):
+                sandbox.termination_reason = fault.reason
+                sandbox.error_details = f"start fault: {fault.reason}"
+                await self._end(sandbox, Status(fault.outcome))
+                return
+            directory = self.platform.directory / "s" / sandbox.id
+            hostname = sandbox.name or sandbox.id
+            try:
+                box = await self.platform.isolation.start(sandbox.base, directory, hostname)
+            except BoxError as error:
+                await self._fail(sandbox, "ConfigurationError", str(error))
+                return
+            sandbox.box = box
+            box.watch(lambda: self.platform.spawn(self._died(sandbox)))
+            if sandbox.entrypoint:
+                command, *args = sandbox.entrypoint
+                try:
+                    await box.link.call(start_request(sandbox, {"command": command, "args": args}))
+                except (ApiError, SupervisorGone) as error:
+                    await self._fail(sandbox, "ConfigurationError", f"entrypoint: {error}")
+                    return
+            sandbox.touch()
+            if fault is not None and fault.outcome == "suspended":
+                await box.freeze()
+                sandbox.become(Status.SUSPENDED)
+                return
+            sandbox.hide_url = fault is not None and fault.outcome == "no_url"
+            sandbox.become(Status.RUNNING)
+
+    async def _stay_pending(self, sandbox: Sandbox) -> None:
+        if sandbox.max_pending_secs is None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(sandbox.max_pending_secs or 0)
+        sandbox.termination_reason = "no_capacity"
+        await self._end(sandbox, Status.TERMINATED)
+
+    async def _died(self, sandbox: Sandbox) -> None:
+        async with sandbox.lock:
+            if sandbox.live:
+                await self._fail(sandbox, "ContainerTerminated", "the sandbox's supervisor ended")
+
+    # --- suspend, resume ------------------------------------------------------------------------------
+
+    async def suspend(self, sandbox: Sandbox, wait: float | None) -> bool:
+        """True: suspended. False: under way. Raises 400 for an ephemeral one, 409 for a state it cannot leave."""
+        if sandbox.name is None:
+            raise bad_request("only named sandboxes can be suspended; give it a name first")
+        if sandbox.status in ENDED or sandbox.status is Status.PENDING:
+            raise conflict(f"sandbox is {sandbox.status}")
+        if sandbox.status is not Status.SUSPENDED:
+            self.platform.spawn(self._suspend(sandbox))
+            await asyncio.sleep(0)
+        return await self._settle(sandbox, Status.SUSPENDED, wait)
+
+    async def resume(self, sandbox: Sandbox, wait: float | None) -> bool:
+        """True: running. False: under way. Raises 409 for a state it cannot leave."""
+        if sandbox.status in ENDED or sandbox.status is Status.PENDING:
+            raise conflict(f"sandbox is {sandbox.status}")
+        if sandbox.status in (Status.SUSPENDED, Status.SUSPENDING):
+            self.platform.spawn(self._resume(sandbox))
+            await asyncio.sleep(0)
+        return await self._settle(sandbox, Status.RUNNING, wait)
+
+    async def _settle(self, sandbox: Sandbox, target: Status, wait: float | None) -> bool:
+        if wait is None:
+            return sandbox.status is target
+        return await sandbox.wait_for({target, *ENDED}, min(wait, LONGEST_WAIT_SECONDS)) and sandbox.live
+
+    async def _suspend(self, sandbox: Sandbox) -> None:
+        async with sandbox.lock:
+            if sandbox.status is not Status.RUNNING or sandbox.box is None:
+                return
+            sandbox.become(Status.SUSPENDING)
+            await asyncio.sleep(self.platform.settings.suspend_seconds)
+            try:
+                await sandbox.box.freeze()
+            except SupervisorGone:
+                await self._fail(sandbox, "ContainerTerminated", "the sandbox's supervisor ended")
+                return
+            sandbox.become(Status.SUSPENDED)
+
+    async def _resume(self, sandbox: Sandbox) -> None:
+        async with sandbox.lock:
+            if sandbox.status is not Status.SUSPENDED or sandbox.box is None:
+                return
+            await asyncio.sleep(self.platform.settings.resume_seconds)
+            try:
+                await sandbox.box.thaw()
+            except SupervisorGone:
+                await self._fail(sandbox, "ContainerTerminated", "the sandbox's supervisor ended")
+                return
+            sandbox.touch()
+            sandbox.become(Status.RUNNING)
+
+    async def awake(self, sandbox: Sandbox) -> None:
+        """For traffic from outside: return when it runs, waking it if that is allowed (section 5.6).
+
+        Raises 404 for an ended one, 409 for a sleeper that must not be woken or a start that takes too long.
+        """
+        while sandbox.status is not Status.RUNNING:
+            match sandbox.status:
+                case Status.TERMINATED | Status.FAILED:
+                    raise ApiError(404, "NOT_FOUND", f"sandbox '{sandbox.id}' is {sandbox.status}")
+                case Status.SUSPENDED | Status.SUSPENDING if not sandbox.auto_resume:
+                    raise conflict(f"sandbox is {sandbox.status} and auto_resume is off: resume it first")
+                case Status.SUSPENDED | Status.SUSPENDING:
+                    await self.resume(sandbox, LONGEST_WAIT_SECONDS)
+                case _:
+                    moved = {Status.RUNNING, Status.SUSPENDED, *ENDED}
+                    if not await sandbox.wait_for(moved, LONGEST_WAIT_SECONDS):
+                        raise conflict(f"sandbox is still {sandbox.status}")
+
+    # --- end ------------------------------------------------------------------------------------------
+
+    async def terminate(self, sandbox: Sandbox, reason: str | None = None) -> None:
+        """Idempotent. The record stays readable by id; the name is freed, after a delay if one is set."""
+        if sandbox.status is Status.TERMINATED:
+            return
+        if sandbox.status is Status.PENDING:
+            reason = "cancelled"
+            if sandbox.boot is not None:
+                sandbox.boot.cancel()
+        async with sandbox.lock:
+            if not self._terminated(sandbox):
+                sandbox.termination_reason = reason or sandbox.termination_reason
+                await self._end(sandbox, Status.TERMINATED)
+
+    @staticmethod
+    def _terminated(sandbox: Sandbox) -> bool:
+        """Asked again after an await, where the status may have changed."""
+        return sandbox.status is Status.TERMINATED
+
+    async def _fail(self, sandbox: Sandbox, reason: str, details: str) -> None:
+        sandbox.termination_reason = reason
+        sandbox.error_details = details
+        await self._end(sandbox, Status.FAILED)
+
+    async def fail(self, sandbox: Sandbox, reason: str) -> None:
+        """As if the machine below it had died."""
+        async with sandbox.lock:
+            if sandbox.live:
+                await self._fail(sandbox, reason, "failed on request")
+
+    async def _end(self, sandbox: Sandbox, status: Status) -> None:
+        was_live = sandbox.live
+        sandbox.become(status)
+        box, sandbox.box = sandbox.box, None
+        if box is not None:
+            await box.end()
+        if was_live:
+            await self.platform.layers.release(sandbox.base)
+        keeps = status is Status.FAILED and self.platform.settings.failed_keeps_name
+        if keeps or sandbox.name is None:
+            return
+        delay = self.platform.settings.name_release_seconds
+        if delay:
+            sandbox.dying_name = sandbox.name
+            self.platform.spawn(self._release_later(sandbox, delay))
+        else:
+            self._release_name(sandbox)
+
+    async def _release_later(self, sandbox: Sandbox, delay: float) -> None:
+        await asyncio.sleep(delay)
+        self._release_name(sandbox)
+
+    def _release_name(self, sandbox: Sandbox) -> None:
+        self.platform.names.release(sandbox.namespace, sandbox.name, sandbox.id)
+        sandbox.dying_name = None
+
+    # --- update, idle ---------------------------------------------------------------------------------
+
+    def update(self, sandbox: Sandbox, request: UpdateRequest) -> None:
+        """Synchronous, hence atomic. Raises ApiError before anything has changed."""
+        if not sandbox.live:
+            raise conflict(f"sandbox is {sandbox.status}")
+        given = request.model_fields_set
+        if "resources" in given:
+            if given != {"resources"}:
+                raise bad_request("resources must be updated alone")
+            sandbox.resources = Resources.model_validate(
+                {**sandbox.resources.model_dump(), **(request.resources or {})}
+            )
+            sandbox.resize_generation += 1
+            return
+        if request.name is not None and request.name != sandbox.name:
+            name = check_name(request.name)
+            self.platform.names.take(sandbox.namespace, name, sandbox.id)
+            self.platform.names.release(sandbox.namespace, sandbox.name, sandbox.id)
+            sandbox.name = name
+        if request.exposed_ports is not None:
+            sandbox.exposed_ports = sorted(set(request.exposed_ports))
+        if request.allow_unauthenticated_access is not None:
+            sandbox.allow_unauthenticated_access = request.allow_unauthenticated_access
+        if request.auto_resume is not None:
+            sandbox.auto_resume = request.auto_resume
+        if "network" in given:
+            sandbox.network = request.network
+
+    async def expire(self, sandbox: Sandbox) -> None:
+        """The idle timer ran out: a named sandbox is suspended, an ephemeral one terminated (section 5.7)."""
+        if sandbox.name is None:
+            await self.terminate(sandbox, "timeout")
+        else:
+            await self._suspend(sandbox)
+
+    async def keep_time(self, interval: float = 0.2) -> None:
+        """The idle timer: looks at every running sandbox, for ever."""
+        while True:
+            await asyncio.sleep(interval)
+            counts = self.platform.settings.open_requests_are_activity
+            for sandbox in list(self.platform.sandboxes.values()):
+                idle = sandbox.idle_seconds(open_requests_count=counts)
+                if sandbox.status is Status.RUNNING and idle >= sandbox.timeout_secs:
+                    sandbox.last_activity = time.monotonic()
+                    self.platform.spawn(self.expire(sandbox))

@@ -1,0 +1,173 @@
+"""Routes of the lifecycle plane: requests in, records out (contract sections 5 and 6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from infra.local.tensorlake.errors import bad_request, not_supported
+from infra.local.tensorlake.lifecycle import Lifecycle
+from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.records import ENDED, ROUTABLE, Sandbox, created, info
+from infra.local.tensorlake.requests import (
+    CreateRequest,
+    UpdateRequest,
+    create_budget,
+    milliseconds,
+    parsed,
+)
+from infra.local.tensorlake.snapshots import Snapshot, Snapshots
+
+PAGE = 100
+LONGEST_CREATE_SECONDS = 300.0
+SETTLED = {*ROUTABLE, *ENDED}
+
+
+@dataclass
+class LifecycleRoutes:
+    platform: Platform
+    lifecycle: Lifecycle
+    snapshots: Snapshots
+
+    def routes(self) -> list[Route]:
+        one = "/sandboxes/{key}"
+        return [
+            Route("/sandboxes", self.create, methods=["POST"]),
+            Route("/sandboxes", self.list, methods=["GET"]),
+            Route(one, self.get, methods=["GET"]),
+            Route(one, self.update, methods=["PATCH"]),
+            Route(one, self.terminate, methods=["DELETE"]),
+            Route(f"{one}/suspend", self.suspend, methods=["POST"]),
+            Route(f"{one}/resume", self.resume, methods=["POST"]),
+            Route(f"{one}/snapshot", self.take_snapshot, methods=["POST"]),
+            Route(f"{one}/snapshots", self.list_own_snapshots, methods=["GET"]),
+            Route("/snapshots", self.list_snapshots, methods=["GET"]),
+            Route("/snapshots/{snapshot_id}", self.get_snapshot, methods=["GET"]),
+            Route("/snapshots/{snapshot_id}", self.delete_snapshot, methods=["DELETE"]),
+            *_refused(f"{one}/copy", "live copies", "take a filesystem snapshot and create from it"),
+            *_refused(f"{one}/file_systems", "file systems"),
+            *_refused("/file_systems{rest:path}", "file systems"),
+            *_refused(f"{one}/logs", "logs"),
+            *_refused(f"{one}/processes", "process logs"),
+            *_refused("/sandbox-pools{rest:path}", "pools"),
+            *_refused("/archived-sandboxes{rest:path}", "the archive", "list() has ended sandboxes too"),
+        ]
+
+    def _sandbox(self, request: Request) -> Sandbox:
+        return self.platform.find(request.state.namespace, request.path_params["key"])
+
+    def _info(self, sandbox: Sandbox, asked_by: str | None = None) -> Response:
+        return JSONResponse(info(sandbox, self.platform.url, asked_by=asked_by))
+
+    async def create(self, request: Request) -> Response:
+        wanted = await parsed(CreateRequest, request)
+        sandbox, fault = self.lifecycle.create(request.state.namespace, wanted)
+        if not wanted.wait:
+            answer: dict[str, Any] = {"sandbox_id": sandbox.id, "state": sandbox.status}
+            optional = {"pending_reason": sandbox.pending_reason, "name": sandbox.name}
+            answer.update({key: value for key, value in optional.items() if value is not None})
+            return JSONResponse(answer, 202)
+        if fault is not None and fault.outcome == "stuck_pending":
+            return JSONResponse(created(sandbox, self.platform.url))
+        if fault is not None and fault.outcome == "timeout":
+            return _timed_out(sandbox)
+        budget = create_budget(request)
+        if not await sandbox.wait_for(SETTLED, LONGEST_CREATE_SECONDS if budget is None else budget):
+            return _timed_out(sandbox)
+        status = fault.status if fault is not None and sandbox.status in ENDED else 200
+        return JSONResponse(created(sandbox, self.platform.url), status)
+
+    async def list(self, request: Request) -> Response:
+        rows = [each for each in self.platform.sandboxes.values() if each.namespace == request.state.namespace]
+        page, cursor = _page(rows, request)
+        return _listing("sandboxes", [info(each, self.platform.url) for each in page], cursor)
+
+    async def get(self, request: Request) -> Response:
+        return self._info(self._sandbox(request), asked_by=request.path_params["key"])
+
+    async def update(self, request: Request) -> Response:
+        sandbox = self._sandbox(request)
+        self.lifecycle.update(sandbox, await parsed(UpdateRequest, request))
+        return self._info(sandbox)
+
+    async def terminate(self, request: Request) -> Response:
+        sandbox = self._sandbox(request)
+        # Not the request's own task: a client that hangs up must not leave a sandbox half ended.
+        await asyncio.shield(self.platform.spawn(self.lifecycle.terminate(sandbox)))
+        return self._info(sandbox)
+
+    async def suspend(self, request: Request) -> Response:
+        sandbox = self._sandbox(request)
+        done = await self.lifecycle.suspend(sandbox, milliseconds(request, "wait_ms"))
+        return JSONResponse(info(sandbox, self.platform.url), 200 if done else 202)
+
+    async def resume(self, request: Request) -> Response:
+        sandbox = self._sandbox(request)
+        done = await self.lifecycle.resume(sandbox, milliseconds(request, "wait_ms"))
+        return JSONResponse(info(sandbox, self.platform.url), 200 if done else 202)
+
+    async def take_snapshot(self, request: Request) -> Response:
+        sandbox = self._sandbox(request)
+        try:
+            body = await request.json() if await request.body() else {}
+        except ValueError:
+            raise bad_request("the body is not JSON") from None
+        snapshot = self.snapshots.take(sandbox, str(body.get("snapshot_type") or "filesystem"))
+        return JSONResponse({"snapshot_id": snapshot.id, "status": snapshot.stage}, 202)
+
+    async def list_own_snapshots(self, request: Request) -> Response:
+        sandbox = self._sandbox(request)
+        rows = [each for each in self.snapshots.all() if each.sandbox_id == sandbox.id]
+        return _snapshot_listing(rows, request)
+
+    async def list_snapshots(self, request: Request) -> Response:
+        rows = [each for each in self.snapshots.all() if each.namespace == request.state.namespace]
+        return _snapshot_listing(rows, request)
+
+    async def get_snapshot(self, request: Request) -> Response:
+        return JSONResponse(self.snapshots.find(request.path_params["snapshot_id"]).info())
+
+    async def delete_snapshot(self, request: Request) -> Response:
+        await self.snapshots.delete(request.path_params["snapshot_id"])
+        return JSONResponse({})
+
+
+def _timed_out(sandbox: Sandbox) -> Response:
+    return JSONResponse({"sandbox_id": sandbox.id, "status": "timeout"}, 504)
+
+
+Row = TypeVar("Row", Sandbox, Snapshot)
+
+
+def _page(rows: Sequence[Row], request: Request) -> tuple[Sequence[Row], str | None]:
+    """One page and the cursor of the next. Oldest first, so a page stays put while others are added."""
+    cursor = request.query_params.get("cursor", "0")
+    limit = request.query_params.get("limit", str(PAGE))
+    if not cursor.isdigit() or not limit.isdigit() or int(limit) < 1:
+        raise bad_request("cursor or limit is not valid")
+    after = [row for row in rows if row.sequence > int(cursor)]
+    page = after[: int(limit)]
+    return page, str(page[-1].sequence) if len(after) > len(page) else None
+
+
+def _listing(key: str, rows: list[dict[str, Any]], cursor: str | None) -> Response:
+    return JSONResponse({key: rows, "cursor": cursor} if cursor else {key: rows})
+
+
+def _snapshot_listing(rows: Sequence[Snapshot], request: Request) -> Response:
+    page, cursor = _page(rows, request)
+    return _listing("snapshots", [each.info() for each in page], cursor)
+
+
+def _refused(path: str, what: str, advice: str = "") -> list[Route]:
+    async def endpoint(_: Request) -> Response:
+        raise not_supported(what, advice)
+
+    handler: Callable[[Request], Awaitable[Response]] = endpoint
+    return [Route(path, handler, methods=["GET", "POST", "PUT", "DELETE"])]

@@ -1,0 +1,70 @@
+"""Directory trees: copy, hard-link, remove. Blocking; call in a thread where a tree may be large."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+class CopyError(Exception):
+    """A tree could not be copied; the text is the copying program's."""
+
+
+def copy_into(source: Path, target: Path) -> None:
+    """Copy what is in `source` into `target` with modes, links, times, extended attributes and whiteouts.
+
+    `cp` does it without holding the interpreter, and shares blocks where the file system can.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir() or not any(source.iterdir()):
+        return
+    sharing = ["--reflink=auto"] if sys.platform.startswith("linux") else ["-c"]
+    command = ["cp", "-a", *sharing, "--", f"{source}/.", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CopyError(done.stderr.strip()[-500:])
+
+
+def link_into(source: Path, target: Path) -> None:
+    """Rebuild `source` in `target` with hard links for its files: no data is copied.
+
+    Safe only where files are replaced as a whole and never written in place.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with os.scandir(source) as entries:
+        for entry in entries:
+            there = target / entry.name
+            if entry.is_symlink():
+                there.symlink_to(Path(entry.path).readlink())
+            elif entry.is_dir():
+                link_into(Path(entry.path), there)
+                there.chmod(entry.stat().st_mode & 0o7777)
+            else:
+                try:
+                    there.hardlink_to(entry.path)
+                except OSError:
+                    shutil.copy2(entry.path, there)
+
+
+def remove(tree: Path) -> None:
+    """Remove a tree whatever modes its directories were given (overlay work directories have none at all)."""
+    if not tree.exists():
+        return
+    shutil.rmtree(tree, ignore_errors=True)
+    if tree.exists():
+        for directory, names, _ in os.walk(tree):
+            for name in names:
+                inner = Path(directory, name)
+                if not inner.is_symlink():
+                    with contextlib.suppress(OSError):
+                        inner.chmod(0o700)
+        shutil.rmtree(tree, ignore_errors=True)
+
+
+def within(root: Path, path: str) -> Path:
+    """The host path of an absolute sandbox path below `root`."""
+    return root / path.lstrip("/")
