@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 CALL_SECONDS: Final = 20.0
 MOST_HANDLES: Final = 256
 _LONGEST_REASON: Final = 200
+_OVER: Final = (SandboxStatus.TERMINATED.value, SandboxStatus.FAILED.value)
 
 _T = TypeVar("_T")
 
@@ -339,9 +340,11 @@ def _without_refusal(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent |
 
 
 def _outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubtful:
-    from tensorlake.sandbox import RemoteAPIError, SandboxError, SandboxNotFoundError
+    from tensorlake.sandbox import RemoteAPIError, SandboxError, SandboxNotFoundError, SandboxNotRoutableError
 
     if isinstance(error, SandboxNotFoundError):
+        return Absent()
+    if isinstance(error, SandboxNotRoutableError) and error.status is not None and error.status.value in _OVER:
         return Absent()
     if isinstance(error, RemoteAPIError):
         status = error.status_code

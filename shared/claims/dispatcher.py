@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from image.session.archive import build_archive, digest
-
 from image.session import claim as wire
+from image.session.archive import build_archive, digest
 from shared import naming
 from shared.claims import handover
 from shared.claims.binding import Unbound, bind

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from image.session.archive import build_archive
-
 from image.session import claim as wire
+from image.session.archive import build_archive
 from shared.deadline import Deadline
 from shared.ports import Absent, Doubtful, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
 

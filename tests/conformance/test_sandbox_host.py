@@ -1,0 +1,248 @@
+"""What the core may rely on of ports.SandboxHost, held against the real SDK over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+
+from infra.local.process import RunningService, start_service
+from shared.ports import (
+    Absent,
+    Created,
+    Doubtful,
+    EgressPolicy,
+    NameTaken,
+    ProcessSpec,
+    ProcessState,
+    Refused,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+    Snapshot,
+)
+from shared.secrets import Secret
+from shared.tensorlake_host import TensorlakeHost
+from tests.support.admin import Admin
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[RunningService]:
+    with start_service("infra.local.tensorlake", ["--port", "0"]) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def connected(service: RunningService, bind_seconds: float = 10.0) -> AsyncIterator[TensorlakeHost]:
+    host = TensorlakeHost(api_url=service.url, api_key=Secret("key", "no-key"), bind_seconds=bind_seconds)
+    try:
+        yield host
+    finally:
+        await host.aclose()
+
+
+def scenario(service: RunningService, play: Callable[[TensorlakeHost], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with connected(service) as host:
+            await play(host)
+
+    asyncio.run(run())
+
+
+async def created(host: TensorlakeHost, name: str) -> SandboxRecord:
+    outcome = await host.create(SandboxSpec(name=name))
+    assert isinstance(outcome, Created), outcome
+    return outcome.sandbox
+
+
+def test_i2_of_many_creates_with_one_name_exactly_one_succeeds(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        outcomes = await asyncio.gather(*(host.create(SandboxSpec(name="race-one")) for _ in range(20)))
+        assert sum(isinstance(outcome, Created) for outcome in outcomes) == 1
+        assert sum(isinstance(outcome, NameTaken) for outcome in outcomes) == 19
+
+    scenario(service, play)
+
+
+def test_a_sandbox_is_found_by_name_and_by_id_until_it_is_ended(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        egress = EgressPolicy(allow=("api.example.com",))
+        outcome = await host.create(SandboxSpec(name="found", egress=egress))
+        assert isinstance(outcome, Created)
+        for key in ("found", outcome.sandbox.id):
+            found = await host.find(key)
+            assert isinstance(found, SandboxRecord)
+            assert (found.id, found.name, found.status) == (outcome.sandbox.id, "found", SandboxStatus.RUNNING)
+            assert found.egress == egress
+        assert await host.terminate(outcome.sandbox.id) is None
+        assert isinstance(await host.find("found"), Absent)
+        assert isinstance(await host.find("never-there"), Absent)
+
+    scenario(service, play)
+
+
+def test_a_process_is_started_by_name_watched_and_killed(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "processes")
+        process = ProcessSpec("talker", "/bin/sh", ["-c", "echo $WORD; sleep 60"], {"WORD": "hello"})
+        assert await host.start(sandbox.id, process) is None
+        await until(lambda: said(host, sandbox.id, "talker", "hello"))
+        state = await host.process_state(sandbox.id, "talker")
+        assert isinstance(state, ProcessState) and state.running
+        assert await host.kill(sandbox.id, "talker") is None
+        await until(lambda: over(host, sandbox.id, "talker"))
+        assert isinstance(await host.process_state(sandbox.id, "nobody"), Absent)
+        assert isinstance(await host.process_output(sandbox.id, "nobody"), Absent)
+
+    scenario(service, play)
+
+
+def test_a_second_start_of_one_name_is_harmless(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "twice")
+        process = ProcessSpec("once", "/bin/sh", ["-c", "echo x >> /workspace/starts; sleep 60"])
+        assert await host.start(sandbox.id, process) is None
+        assert await host.start(sandbox.id, process) is None
+        await asyncio.sleep(0.3)
+        assert await host.read_file(sandbox.id, "/workspace/starts", 100) == b"x\n"
+
+    scenario(service, play)
+
+
+def test_exit_codes_of_named_processes_are_remembered(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "exits")
+        assert await host.start(sandbox.id, ProcessSpec("seven", "/bin/sh", ["-c", "exit 7"])) is None
+        await until(lambda: over(host, sandbox.id, "seven"))
+        listed = await host.process_names(sandbox.id)
+        assert not isinstance(listed, Absent | Doubtful)
+        assert [(process.name, process.exit_code) for process in listed] == [("seven", 7)]
+
+    scenario(service, play)
+
+
+def test_a_command_gives_its_status_and_both_outputs(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "commands")
+        script = "echo out; echo err >&2; exit 3"
+        done = await host.run(
+            sandbox.id, "/bin/sh", ["-c", script], env={}, user=None, working_dir="/workspace", timeout=5
+        )
+        assert not isinstance(done, Absent | Refused | Doubtful)
+        assert (done.exit_code, done.stdout, done.stderr, done.timed_out) == (3, "out", "err", False)
+        slow = await host.run(sandbox.id, "sleep", ["60"], env={}, user=None, working_dir=None, timeout=0.3)
+        assert not isinstance(slow, Absent | Refused | Doubtful)
+        assert slow.timed_out
+
+    scenario(service, play)
+
+
+def test_files_are_written_and_read_and_a_large_one_is_refused(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "files")
+        assert await host.write_file(sandbox.id, "/workspace/deep/file", b"\0bytes") is None
+        assert await host.read_file(sandbox.id, "/workspace/deep/file", 100) == b"\0bytes"
+        assert isinstance(await host.read_file(sandbox.id, "/workspace/deep/file", 3), Refused)
+        assert isinstance(await host.read_file(sandbox.id, "/workspace/none", 100), Absent)
+
+    scenario(service, play)
+
+
+def test_suspend_and_resume_settle_before_they_return(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "sleeper")
+        for act, status in ((host.suspend, SandboxStatus.SUSPENDED), (host.resume, SandboxStatus.RUNNING)):
+            for _ in range(2):
+                assert await act(sandbox.id) is None
+                found = await host.find(sandbox.id)
+                assert isinstance(found, SandboxRecord) and found.status is status
+
+    scenario(service, play)
+
+
+def test_a_snapshot_can_be_restored_and_deleted(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "source")
+        await host.write_file(sandbox.id, "/workspace/kept", b"kept")
+        snapshot = await host.snapshot(sandbox.id)
+        assert isinstance(snapshot, Snapshot)
+        child = await host.create(SandboxSpec(name="child", snapshot_id=snapshot.id))
+        assert isinstance(child, Created)
+        assert await host.read_file(child.sandbox.id, "/workspace/kept", 10) == b"kept"
+        assert await host.delete_snapshot(snapshot.id) is None
+        assert isinstance(await host.delete_snapshot(snapshot.id), Absent)
+
+    scenario(service, play)
+
+
+def test_what_is_done_to_an_ended_sandbox_finds_it_absent(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "ended")
+        assert await host.terminate(sandbox.id) is None
+        assert isinstance(await host.start(sandbox.id, ProcessSpec("late", "true", [])), Absent)
+        assert isinstance(await host.write_file(sandbox.id, "/workspace/late", b""), Absent)
+
+    scenario(service, play)
+
+
+def test_an_unknown_image_is_refused_with_the_services_words(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        outcome = await host.create(SandboxSpec(name="no-image", image="never-registered"))
+        assert isinstance(outcome, Refused)
+        assert "never-registered" in outcome.reason
+
+    scenario(service, play)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"action": "status", "status": 500},
+        {"action": "status", "status": 429},
+        {"action": "drop_before"},
+        {"action": "drop_after"},
+        {"action": "garbage"},
+        {"action": "truncate"},
+    ],
+)
+def test_i1_whatever_is_not_understood_is_doubtful_and_never_absent(
+    service: RunningService, rule: dict[str, object]
+) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, f"doubt-{rule['action']}-{rule.get('status', 0)}".replace("_", "-"))
+        with Admin(service).fault({"path": f"/sandboxes/{sandbox.name}$", **rule}):
+            assert isinstance(await host.find(sandbox.name or ""), Doubtful)
+        assert isinstance(await host.find(sandbox.name or ""), SandboxRecord)
+
+    scenario(service, play)
+
+
+def test_i7_a_call_to_a_service_that_does_not_answer_ends(service: RunningService) -> None:
+    async def play() -> None:
+        async with connected(service, bind_seconds=0.5) as host:
+            with Admin(service).fault({"method": "POST", "path": "/sandboxes$", "action": "delay", "seconds": 30}):
+                began = time.monotonic()
+                outcome = await host.create(SandboxSpec(name="never-answered"))
+                assert isinstance(outcome, Doubtful)
+                assert time.monotonic() - began < 10
+
+    asyncio.run(play())
+
+
+async def said(host: TensorlakeHost, sandbox_id: str, process: str, line: str) -> bool:
+    lines = await host.process_output(sandbox_id, process)
+    return not isinstance(lines, Absent | Doubtful) and line in lines
+
+
+async def over(host: TensorlakeHost, sandbox_id: str, process: str) -> bool:
+    state = await host.process_state(sandbox_id, process)
+    return isinstance(state, ProcessState) and not state.running
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
