@@ -17,8 +17,6 @@ from infra.local.tensorlake.errors import ApiError, bad_request
 from infra.local.tensorlake.host import DAEMON, VENV
 from infra.local.tensorlake.inside.files import write_atomically
 
-_LONGEST_LINK_CHAIN = 40
-
 
 def checked(path: str | None) -> str:
     """An absolute path without `..`; 400 or 403 otherwise. Repeated and final slashes are dropped."""
@@ -39,31 +37,10 @@ def resolve(box: Box, path: str) -> str:
     API: nothing inside can write there.
     """
     outside = [*box.host.system_binds, "/proc", "/dev", *(there for _, there in box.host.python_binds)]
-    pending = path.strip("/").split("/")
-    done = ""
-    links = 0
-    while pending:
-        part = pending.pop(0)
-        if part in ("", "."):
-            continue
-        if part == "..":
-            done = done.rpartition("/")[0]
-            continue
-        here = f"{done}/{part}"
-        if here in outside or box.base.runtime.owns(here):
-            return "/".join([here, *pending])
-        real = trees.within(box.root, here)
-        if real.is_symlink():
-            links += 1
-            if links > _LONGEST_LINK_CHAIN:
-                raise ApiError(404, "NOT_FOUND", f"'{path}': too many symbolic links")
-            target = str(real.readlink())
-            if target.startswith("/"):
-                done = ""
-            pending = [*target.split("/"), *pending]
-            continue
-        done = here
-    return done or "/"
+    try:
+        return trees.resolve_in(box.root, path, lambda here: here in outside or box.base.runtime.owns(here))
+    except OSError:
+        raise ApiError(404, "NOT_FOUND", f"'{path}': too many symbolic links") from None
 
 
 def _from_outside(box: Box, path: str) -> Path | None:

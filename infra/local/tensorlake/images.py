@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,9 @@ class ImageStore:
         self._host.skeleton(root)
         if fill is not None:
             fill(root)
+        # A single file cannot be the agent's own: only directories are mounted writable.
+        mine = tuple(path for path in runtime.owned if trees.within(root, path).is_dir())
+        runtime = replace(runtime, owned=mine)
         layer = self._layers.new()
         size = 0
         for path in runtime.agent_paths:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+LONGEST_LINK_CHAIN = 40
 
 
 class CopyError(Exception):
@@ -68,3 +72,35 @@ def remove(tree: Path) -> None:
 def within(root: Path, path: str) -> Path:
     """The host path of an absolute sandbox path below `root`."""
     return root / path.lstrip("/")
+
+
+def resolve_in(root: Path, path: str, stop: Callable[[str], bool] = lambda _: False) -> str:
+    """An absolute path below `root` without symbolic links, as if `root` were the file system's root.
+
+    What `stop` holds for is not looked at any more. Raises OSError for a chain of links without end.
+    """
+    pending = path.strip("/").split("/")
+    done = ""
+    links = 0
+    while pending:
+        part = pending.pop(0)
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = done.rpartition("/")[0]
+            continue
+        here = f"{done}/{part}"
+        if stop(here):
+            return "/".join([here, *pending])
+        real = within(root, here)
+        if not real.is_symlink():
+            done = here
+            continue
+        links += 1
+        if links > LONGEST_LINK_CHAIN:
+            raise OSError(errno.ELOOP, "too many symbolic links", path)
+        target = str(real.readlink())
+        if target.startswith("/"):
+            done = ""
+        pending = [*target.split("/"), *pending]
+    return done or "/"

@@ -1,0 +1,196 @@
+"""Builds: admitted, given a context, sealed, carried out (contract section 10)."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import hashlib
+import secrets
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.local.tensorlake import dockerfile, trees
+from infra.local.tensorlake.dockerfile import DockerfileError
+from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_found, not_supported
+from infra.local.tensorlake.images import Image, ImageStore
+from infra.local.tensorlake.names import new_id
+
+
+class BuildRequest(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    kind: str = "dockerfile"
+    name: str = Field(min_length=1)
+    dockerfile_path: str = "Dockerfile"
+    build_args: dict[str, str] = {}
+
+
+class BuildStatus(enum.StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(eq=False)
+class Build:
+    id: str
+    request: BuildRequest
+    upload_token: str
+    status: BuildStatus = BuildStatus.PENDING
+    error: str | None = None
+    image: Image | None = None
+    log: list[str] = field(default_factory=list)
+    context: Path | None = None
+    digest: str = ""
+    created_at_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+
+    @property
+    def over(self) -> bool:
+        return self.status in (BuildStatus.SUCCEEDED, BuildStatus.FAILED, BuildStatus.CANCELLED)
+
+    def record(self) -> dict[str, Any]:
+        phase = "awaiting_context" if self.status is BuildStatus.PENDING else "executing"
+        answer: dict[str, Any] = {
+            "build_id": self.id,
+            "kind": self.request.kind,
+            "name": self.request.name,
+            "status": self.status,
+            "phase": "finished" if self.over else phase,
+            "attempt_no": 1,
+            "created_at_ms": self.created_at_ms,
+            "updated_at_ms": time.time_ns() // 1_000_000,
+            "log": self.log,
+        }
+        if self.error is not None:
+            answer["error"] = self.error
+        if self.image is not None:
+            answer["result"] = self.image.record()
+            answer["not_executed"] = self.image.not_executed
+        return answer
+
+
+class Builds:
+    def __init__(self, images: ImageStore, directory: Path) -> None:
+        self._images = images
+        self._directory = directory
+        self._all: dict[str, Build] = {}
+        self._by_key: dict[str, Build] = {}
+
+    def admit(self, request: BuildRequest, idempotency_key: str | None) -> Build:
+        """The same key gives the same build, so that a repeated request starts nothing twice."""
+        if request.kind != "dockerfile":
+            raise not_supported(f"image builds of kind '{request.kind}'", "build from a Dockerfile or an Image")
+        if idempotency_key is not None and (known := self._by_key.get(idempotency_key)) is not None:
+            return known
+        build = Build(new_id(), request, secrets.token_urlsafe(16))
+        self._all[build.id] = build
+        if idempotency_key is not None:
+            self._by_key[idempotency_key] = build
+        return build
+
+    def find(self, build_id: str) -> Build:
+        build = self._all.get(build_id)
+        if build is None:
+            raise not_found(f"build '{build_id}'")
+        return build
+
+    def all(self) -> list[Build]:
+        return list(self._all.values())
+
+    async def receive(self, build_id: str, token: str, body: AsyncIterator[bytes]) -> None:
+        """Keep the context tar. Its URL is the credential, as with a signed upload URL."""
+        build = self._all.get(build_id)
+        if build is None or not secrets.compare_digest(build.upload_token, token):
+            raise not_found("upload")
+        if build.status is not BuildStatus.PENDING:
+            raise conflict(f"build is {build.status}")
+        place = self._directory / build.id
+        await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with await asyncio.to_thread((place / "context.tar").open, "wb") as file:
+            async for chunk in body:
+                digest.update(chunk)
+                await asyncio.to_thread(file.write, chunk)
+        build.context, build.digest = place / "context.tar", digest.hexdigest()
+
+    async def seal(self, build: Build, digest: str) -> None:
+        """Check the context and carry the build out. A build that fails is an answer, not an exception."""
+        if build.status is not BuildStatus.PENDING:
+            return
+        if build.context is None:
+            raise bad_request("the context has not been uploaded")
+        if digest.removeprefix("sha256:") != build.digest:
+            raise ApiError(409, "DIGEST_MISMATCH", "the context uploaded has another digest")
+        build.status = BuildStatus.RUNNING
+        try:
+            image = await asyncio.to_thread(self._carry_out, build, build.context)
+        except (DockerfileError, trees.CopyError, OSError, tarfile.TarError, UnicodeDecodeError) as error:
+            build.status, build.error = BuildStatus.FAILED, f"{error}"
+            build.log.append(f"failed: {error}")
+            return
+        finally:
+            await asyncio.to_thread(trees.remove, build.context.parent)
+        replaced = self._images.register(image)
+        if replaced is not None:
+            await self._images.discard(replaced)
+        build.image, build.status = image, BuildStatus.SUCCEEDED
+
+    def _carry_out(self, build: Build, tar: Path) -> Image:
+        context = tar.parent / "context"
+        with tarfile.open(tar) as archive:
+            dockerfile.unpack(archive, context)
+        where = trees.within(context, trees.resolve_in(context, build.request.dockerfile_path))
+        if not where.is_file():
+            raise DockerfileError(f"'{build.request.dockerfile_path}' is not in the build context")
+        text = where.read_text()
+        inherited = {image.name: image.base.runtime for image in self._images.all()}
+        plan = dockerfile.read(text, build.request.build_args, inherited)
+        parent = self._images.find(plan.parent)
+        start = "the built-in default (the registry's image is not fetched)"
+        build.log.append(f"FROM {plan.parent}: starts from {'that image' if parent else start}")
+        build.log += [f"COPY {' '.join(copy.sources)} {copy.target}: applied" for copy in plan.copies]
+        build.log += [f"RUN {command}: not executed offline" for command in plan.not_executed]
+        build.log += plan.notes
+
+        def fill(root: Path) -> None:
+            if parent is not None:
+                trees.copy_into(parent.base.system, root)
+                for layer in parent.base.layers:
+                    trees.copy_into(layer.directory, root)
+            dockerfile.carry_out(plan.copies, context, root)
+
+        inherited_runs = parent.not_executed if parent is not None else ()
+        return self._images.make(
+            build.request.name.lower(),
+            plan.runtime,
+            fill,
+            parent=plan.parent,
+            not_executed=(*inherited_runs, *plan.not_executed),
+            notes=plan.notes,
+            dockerfile=text,
+        )
+
+    def cancel(self, build_id: str) -> str:
+        """The outcome, in the service's words."""
+        build = self._all.get(build_id)
+        if build is None:
+            return "not_admitted"
+        match build.status:
+            case BuildStatus.PENDING:
+                build.status = BuildStatus.CANCELLED
+                return "cancelled"
+            case BuildStatus.CANCELLED:
+                return "already_cancelled"
+            case BuildStatus.FAILED:
+                return "already_failed"
+            case BuildStatus.SUCCEEDED:
+                return "already_completed"
+        return "unconfirmed"
