@@ -341,11 +341,11 @@ def fault_routes(registry: FaultRegistry) -> list[Route]:
         if request.method == "DELETE":
             registry.clear()
         elif request.method == "POST":
-            payload = await request.json()
-            wanted = payload if isinstance(payload, list) else [payload]
             try:
+                payload = await request.json()
+                wanted = payload if isinstance(payload, list) else [payload]
                 rules = [FaultRule.model_validate(item) for item in wanted]
-            except ValidationError as error:
+            except (ValueError, AttributeError) as error:
                 return _invalid(error)
             added = [registry.add(rule).as_json() for rule in rules]
             return JSONResponse({"data": added}, 201)
@@ -357,11 +357,11 @@ def fault_routes(registry: FaultRegistry) -> list[Route]:
 
     async def latency(request: Request) -> Response:
         if request.method == "PUT":
-            payload = await request.json()
-            wanted = payload.get("rules", [{"seconds": payload.get("seconds", 0.0)}])
             try:
+                payload = await request.json()
+                wanted = payload.get("rules", [{"seconds": payload.get("seconds", 0.0)}])
                 registry.set_latency([LatencyRule.model_validate(item) for item in wanted])
-            except ValidationError as error:
+            except (ValueError, AttributeError) as error:
                 return _invalid(error)
         return JSONResponse({"rules": [rule.model_dump() for rule in registry.latency]})
 
@@ -372,6 +372,8 @@ def fault_routes(registry: FaultRegistry) -> list[Route]:
     ]
 
 
-def _invalid(error: ValidationError) -> Response:
+def _invalid(error: ValueError | AttributeError) -> Response:
+    if not isinstance(error, ValidationError):
+        return JSONResponse({"error": f"the body: {error}"}, 400)
     problems = [f"{'.'.join(map(str, item['loc'])) or 'rule'}: {item['msg']}" for item in error.errors()]
     return JSONResponse({"error": "; ".join(problems)}, 400)

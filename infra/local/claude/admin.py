@@ -71,6 +71,8 @@ def admin_routes(platform: Platform, log: RequestLog) -> list[Route]:
         value = body.get("value")
         if request.path_params["kind"] == "api":
             return JSONResponse({"value": platform.keyring.add_api_key(value)}, 201)
+        if request.path_params["kind"] != "environment":
+            raise not_found(f"kind of key {request.path_params['kind']!r}")
         environment = platform.environments.get(str(body.get("environment_id")))
         return JSONResponse({"value": platform.keyring.add_environment_key(environment.id, value)}, 201)
 

@@ -121,7 +121,7 @@ class Turns:
             session.log.hold(entry.event)
         for event in entry.followers:
             session.log.hold(event)
-        if item is None and session.open_calls:
+        if any(not call.custom for call in session.open_calls):
             self._ensure_item(session)
 
     def _take_next_input(self, session: Session) -> None:
