@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx2
@@ -17,6 +17,7 @@ import httpx2
 from image.session.worker.lease import Lease, Verdict
 
 STREAM_SILENCE: Final = 90.0  # seconds without a byte, pings included, until an event stream counts as dead
+_LONGEST_BEAT: Final = 10.0  # seconds; a third of the interval leaves the SDK time to ask again within it
 _TRANSIENT: Final = frozenset({408, 409, 429})  # statuses that the SDK asks again after
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,7 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
             case "GET" if path.endswith(self._session):
                 return await self._look_up(request)
             case "GET" if path.endswith(f"{self._session}/events/stream"):
-                request.extensions = {
-                    **request.extensions,
-                    "timeout": {**request.extensions.get("timeout", {}), "read": STREAM_SILENCE},
-                }
+                request.extensions = _with_patience(request, STREAM_SILENCE)
         response = await self._inner.handle_async_request(request)
         if f"{self._session}/events" in path:
             self.refused = response.status_code if response.status_code in (401, 403) else None
@@ -94,7 +92,7 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
                 url,
                 headers=request.headers,
                 stream=request.stream,
-                extensions=request.extensions,
+                extensions=_with_patience(request, min(self._lease.interval / 3, _LONGEST_BEAT)),
             )
         )
         return response, self._lease.judge(response.status_code, response.content)
@@ -123,3 +121,8 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         return httpx2.Response(
             answer.status_code, headers=headers, content=body, request=request, extensions=answer.extensions
         )
+
+
+def _with_patience(request: httpx2.Request, seconds: float) -> dict[str, Any]:
+    """The request's settings with another time-out for silence."""
+    return {**request.extensions, "timeout": {**request.extensions.get("timeout", {}), "read": seconds}}
