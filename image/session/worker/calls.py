@@ -112,6 +112,8 @@ class Calls:
                 connection.request("POST", self._path + path, body=body, headers=headers)
                 response = connection.getresponse()
                 answer = Answer(response.status, response.read(_LONGEST_ANSWER))
+                if response.length:  # the rest of it, which no error tells of
+                    raise http.client.IncompleteRead(answer.body, response.length)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Unanswered(type(error).__name__) from None

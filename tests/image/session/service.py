@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -59,6 +60,10 @@ class Service:
     requests: list[str] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    drip: float | None = None  # seconds between the bytes of an answer
+    targets: list[str] = field(default_factory=list)  # request targets as sent
+    proxy_credentials: str | None = None
+    connections: list[socket.socket] = field(default_factory=list)
     lock: threading.Condition = field(default_factory=threading.Condition)
     _counter: int = 0
 
@@ -87,6 +92,13 @@ class Service:
                 left = deadline - time.monotonic()
                 assert left > 0, f"no {what} within {within} s; seen {self.requests}"
                 self.lock.wait(left)
+
+    def hang_up(self) -> None:
+        """Closes every connection that is open, as a server does with idle ones."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.1)
 
     def stops(self) -> int:
         with self.lock:
@@ -178,6 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.settimeout(30)
+        self.service.connections.append(self.connection)
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
@@ -197,6 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         parts = urlsplit(self.path)
+        self.service.targets.append(self.path)
+        self.service.proxy_credentials = self.headers.get("proxy-authorization")
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
         if parts.path.endswith("/heartbeat"):
@@ -231,7 +246,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.service.drip is None:
+            self.wfile.write(data)
+            return
+        with contextlib.suppress(OSError):
+            for byte in data:
+                self.wfile.write(bytes([byte]))
+                time.sleep(self.service.drip)
 
     def _stream(self) -> None:
         self._record()
