@@ -126,9 +126,7 @@ def test_a_rule_is_listed_with_what_it_hit_and_can_be_removed(client: httpx.Clie
         {"action": "no"},
     ],
 )
-def test_a_rule_that_makes_no_sense_is_refused_with_a_reason(
-    client: httpx.Client, rule: dict[str, Any]
-) -> None:
+def test_a_rule_that_makes_no_sense_is_refused_with_a_reason(client: httpx.Client, rule: dict[str, Any]) -> None:
     answer = client.post("/_admin/faults", json=rule)
     assert answer.status_code == 400
     assert answer.json()["error"]
