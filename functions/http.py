@@ -1,4 +1,4 @@
-"""What every handler needs of HTTP: a bounded body, a model read from it, and one shape for errors.
+"""What every handler needs of HTTP: a bounded body and one shape for errors.
 
 An error's body is `{"error": {"type": ..., "message": ..., "field"?: ...}}`. Nothing of the request's values is
 quoted back: a body may hold what must not reach a log.
@@ -7,18 +7,16 @@ quoted back: a body may hold what must not reach a log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from typing import Final
 
-from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
-from shared.errors import HandsError
+from shared.errors import HandsError, SecretUnavailable, SettingsError
 
 BODY_LIMIT: Final = 1024 * 1024  # bytes, design section 9
 BODY_SECONDS: Final = 30.0
-_MODEL = TypeVar("_MODEL", bound=BaseModel)
 
 
 class HttpError(HandsError):
@@ -76,30 +74,9 @@ async def read_body(request: Request, limit: int = BODY_LIMIT, seconds: float = 
     return bytes(body)
 
 
-def read_model(model: type[_MODEL], body: bytes) -> _MODEL:
-    """The body as this model. Raises HttpError 400 that names the first field that is wrong."""
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        raise _invalid(error) from None
-
-
-def _invalid(error: ValidationError) -> HttpError:
-    # Neither the inputs nor the contexts: the text of a value stays out of answers and logs.
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    first = details[0]
-    if first["type"] == "json_invalid":
-        return HttpError(400, "invalid_request", "the body is not JSON")
-    field = dotted(first["loc"])
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    text = first["msg"].removeprefix("Value error, ")
-    message = f"{field}: {text}{more}" if field else f"{text}{more}"
-    return HttpError(400, "invalid_request", message, field=field or None)
-
-
-def dotted(location: Sequence[int | str]) -> str:
-    """A pydantic location as a person would write it: `branches.0.name`."""
-    return ".".join(str(part) for part in location)[:200]
+def not_configured(error: SettingsError | SecretUnavailable) -> JSONResponse:
+    """503 that says which setting is missing; these errors' texts name settings and never values."""
+    return HttpError(503, "not_configured", str(error)).response()
 
 
 def _too_large(limit: int) -> HttpError:
