@@ -19,6 +19,7 @@ from infra.local.tensorlake.plain import FolderMapping
 
 START_SECONDS = 15.0
 END_SECONDS = 5.0
+DEEPEST_STACK = 8
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -44,6 +45,7 @@ class Box:
     directory: Path
     base: Base
     host: Host
+    bwrap: str | None
     link: SupervisorLink
     _process: asyncio.subprocess.Process
     _mapping: FolderMapping | None
@@ -80,7 +82,7 @@ class Box:
             process = await asyncio.create_subprocess_exec(
                 *argv, stdin=theirs.fileno(), stdout=asyncio.subprocess.DEVNULL, stderr=errors, env={}, cwd="/"
             )
-        box = cls(level, directory, base, host, SupervisorLink(ours), process, mapping)
+        box = cls(level, directory, base, host, bwrap, SupervisorLink(ours), process, mapping)
         try:
             async with asyncio.timeout(START_SECONDS):
                 await box.link.call({"op": "hello"})
@@ -139,7 +141,29 @@ class Box:
             await asyncio.to_thread(trees.link_into, self.directory / "system", system)
         else:
             await asyncio.to_thread(system.mkdir, parents=True)
-        return (*self.base.layers, layer) if self.level is Level.OVERLAY else (layer,)
+        if self.level is not Level.OVERLAY:
+            return (layer,)
+        stack = (*self.base.layers, layer)
+        if len(stack) <= DEEPEST_STACK:
+            return stack
+        await self._flatten(stack, layer)
+        return (layer,)
+
+    async def _flatten(self, stack: tuple[Layer, ...], into: Layer) -> None:
+        """Make one layer of a whole stack: mount options have one page, so a stack cannot grow for ever."""
+        whole = into.directory.with_name(f"{into.directory.name}-whole")
+        await asyncio.to_thread(whole.mkdir)
+        base = Base(self.base.runtime, self.base.system, stack)
+        argv = bubblewrap.flatten_command(self.bwrap or "", self.host, base, whole)
+        process = await asyncio.create_subprocess_exec(
+            *argv, stderr=asyncio.subprocess.PIPE, env={"PATH": DEFAULT_PATH}
+        )
+        _, said = await process.communicate()
+        if process.returncode != 0:
+            await asyncio.to_thread(trees.remove, whole)
+            raise trees.CopyError(said.decode(errors="replace").strip()[-500:])
+        await asyncio.to_thread(trees.remove, into.directory)
+        await asyncio.to_thread(whole.rename, into.directory)
 
     async def end(self) -> None:
         """Kill everything in the sandbox and remove its directory."""

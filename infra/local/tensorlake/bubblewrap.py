@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.local.tensorlake import trees
-from infra.local.tensorlake.host import DAEMON, Host
+from infra.local.tensorlake.host import DAEMON, SYSTEM_DIRS, Host
 from infra.local.tensorlake.layers import AGENT_UID, Base
 
 OVERLAY_VERSION = (0, 11)
@@ -81,3 +81,25 @@ def _agent_mount(path: str, number: int, base: Base, box: Path, *, overlay: bool
     work.mkdir(parents=True, exist_ok=True)
     sources = [argument for lower in lowers for argument in ("--overlay-src", str(lower))]
     return [*sources, "--overlay", str(upper), str(work), path]
+
+
+def flatten_command(bwrap: str, host: Host, base: Base, target: Path) -> list[str]:
+    """The argv that copies a stack of layers, seen as one tree, into `target`."""
+    mounts: list[str] = []
+    for path in host.system_binds:
+        mounts += ["--ro-bind", path, path]
+    for name in SYSTEM_DIRS:
+        here = Path("/", name)
+        if here.is_symlink():
+            mounts += ["--symlink", str(here.readlink()), str(here)]
+    for path in base.runtime.agent_paths:
+        lowers = [each for layer in base.layers if (each := trees.within(layer.directory, path)).is_dir()]
+        sources = [argument for lower in lowers for argument in ("--overlay-src", str(lower))]
+        if len(lowers) > 1:
+            mounts += [*sources, "--ro-overlay", f"/from{path}"]
+        elif lowers:
+            mounts += ["--ro-bind", str(lowers[0]), f"/from{path}"]
+    ids = str(AGENT_UID)
+    identity = ["--unshare-user", "--uid", ids, "--gid", ids, "--cap-drop", "ALL", "--die-with-parent"]
+    copy = ["cp", "-a", "--", "/from/.", "/to/"]
+    return [bwrap, *identity, "--clearenv", *mounts, "--bind", str(target), "/to", *copy]

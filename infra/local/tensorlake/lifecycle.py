@@ -11,7 +11,7 @@ import re
 import time
 from dataclasses import dataclass
 
-from infra.local.tensorlake.box import BoxError
+from infra.local.tensorlake.box import Box, BoxError
 from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_supported
 from infra.local.tensorlake.layers import Base
 from infra.local.tensorlake.link import SupervisorGone
@@ -115,8 +115,13 @@ class Lifecycle:
                 return
             directory = self.platform.directory / "s" / sandbox.id
             hostname = sandbox.name or sandbox.id
+            start = asyncio.ensure_future(self.platform.isolation.start(sandbox.base, directory, hostname))
             try:
-                box = await self.platform.isolation.start(sandbox.base, directory, hostname)
+                # Shielded: a start cut off half-way would leave a process and a directory behind.
+                box = await asyncio.shield(start)
+            except asyncio.CancelledError:
+                self.platform.spawn(_undo(start))
+                raise
             except BoxError as error:
                 await self._fail(sandbox, "ConfigurationError", str(error))
                 return
@@ -214,7 +219,8 @@ class Lifecycle:
                 case Status.SUSPENDED | Status.SUSPENDING if not sandbox.auto_resume:
                     raise conflict(f"sandbox is {sandbox.status} and auto_resume is off: resume it first")
                 case Status.SUSPENDED | Status.SUSPENDING:
-                    await self.resume(sandbox, LONGEST_WAIT_SECONDS)
+                    self.platform.spawn(self._resume(sandbox))
+                    await sandbox.wait_for({Status.RUNNING, *ENDED}, LONGEST_WAIT_SECONDS)
                 case _:
                     moved = {Status.RUNNING, Status.SUSPENDED, *ENDED}
                     if not await sandbox.wait_for(moved, LONGEST_WAIT_SECONDS):
@@ -323,3 +329,11 @@ class Lifecycle:
                 if sandbox.status is Status.RUNNING and idle >= sandbox.timeout_secs:
                     sandbox.last_activity = time.monotonic()
                     self.platform.spawn(self.expire(sandbox))
+
+
+async def _undo(start: asyncio.Future[Box]) -> None:
+    try:
+        box = await start
+    except BoxError:
+        return
+    await box.end()

@@ -87,6 +87,8 @@ class Platform:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # What a cancelled start set in motion to undo itself.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*self.end_boxes(), return_exceptions=True)
         await asyncio.to_thread(trees.remove, self.directory)
         self.lock.close()

@@ -107,11 +107,13 @@ class Table:
         self.changed = threading.Condition()
         self._all: dict[int, Process] = {}
         self._handles = 0
+        self._held = False
         self._pump = _Pump(self)
 
     def start(self, request: Json) -> Process:
         name = request.get("name")
         with self.changed:
+            self.changed.wait_for(lambda: not self._held)
             if name is not None:
                 for process in list(self._all.values()):
                     if process.name != name:
@@ -129,6 +131,12 @@ class Table:
                     self._pump.add(process, stream, pipe.fileno())
             self.changed.notify_all()
         return process
+
+    def hold(self, held: bool) -> None:
+        """While held nothing new starts: a start that was under way would escape a freeze."""
+        with self.changed:
+            self._held = held
+            self.changed.notify_all()
 
     def find(self, key: str) -> Process:
         """By pid or by name; of several with one pid (it wrapped around) the newest."""

@@ -28,7 +28,7 @@ from .wire import CHUNK, Connection, Json, Refused
 DRAIN_GRACE_SECONDS = 0.2
 """How long a finished process's pipes may be held open by what it left behind before the stream ends."""
 MANAGED_STOP_SECONDS = 10.0
-KEEP_ALIVE_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 1.0
 
 
 class Supervisor:
@@ -205,10 +205,13 @@ class Supervisor:
         connection.frame({"entries": list_entries(request["path"])})
 
     def op_freeze(self, connection: Connection, _: Json) -> None:
+        self.table.hold(True)
         connection.frame({"frozen": self.freezer.freeze()})
 
     def op_thaw(self, connection: Connection, _: Json) -> None:
-        connection.frame({"thawed": self.freezer.thaw()})
+        thawed = self.freezer.thaw()
+        self.table.hold(False)
+        connection.frame({"thawed": thawed})
 
     def op_listening(self, connection: Connection, request: Json) -> None:
         connection.frame({"owner": port_owner(request["port"])})
