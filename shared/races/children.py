@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from shared.deadline import Deadline
 from shared.ports import (
     Absent,
     Created,
@@ -32,6 +33,7 @@ from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceU
 # The service does not know what it is asked for, or may not give it: no later moment changes that.
 _FINAL_REFUSALS: Final = (400, 401, 404, 422)
 _T = TypeVar("_T")
+_SnapshotCall = asyncio.Task[Snapshot | Absent | Refused | Doubtful]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +54,26 @@ class NotMade(RaceError):
         self.status = status
 
 
-async def shielded(work: Coroutine[Any, Any, _T], seconds: float) -> _T | None:
-    """Does all of `work` although the caller is cancelled meanwhile, for at most `seconds`; None when they passed.
+async def shielded(work: Coroutine[Any, Any, _T]) -> _T:
+    """Does all of `work`, which bounds itself, although the caller is cancelled meanwhile.
 
     A cancellation that arrived is raised at the end, so nothing outlives the caller.
     """
-    task = asyncio.create_task(_within(work, seconds))
+    task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancelled = error
+    result = task.result()
     if cancelled is not None:
         raise cancelled
-    return task.result()
+    return result
 
 
 async def _within(work: Awaitable[_T], seconds: float) -> _T | None:
+    """None when the seconds passed first; the work is cancelled then."""
     try:
         async with asyncio.timeout(seconds) as scope:
             return await work
@@ -105,21 +109,14 @@ class _Room:
 
 @dataclass(slots=True)
 class _Tenure:
-    """What is known of one name: the latest call that makes it, and the id as soon as there is one."""
+    """What is known of one name: the latest call that makes it, whether a call's answer was lost, and the id as soon as
+    there is one."""
 
     name: str
     making: asyncio.Task[CreateOutcome] | None = None
     id: str | None = None
     in_room: bool = False
     doubted: bool = False
-
-    @property
-    def may_exist(self) -> bool:
-        return self.making is not None and (self.id is not None or self.doubted or self._not_answered)
-
-    @property
-    def _not_answered(self) -> bool:
-        return self.making is not None and not self.making.done()
 
 
 class Children:
@@ -139,15 +136,7 @@ class Children:
         try:
             yield await self._make(spec, tenure)
         finally:
-            ended: list[bool] = []
-            try:
-                await shielded(self._end(tenure, ended), self._pace.reap)
-            finally:
-                if not ended:  # out of time
-                    await _drop(tenure.making)
-                    self.leftovers.append(tenure.name)
-                if tenure.in_room:
-                    self._room.leave(ended=ended == [True])
+            await shielded(self._reap(tenure))
 
     @asynccontextmanager
     async def checkpoint(self, sandbox_id: str, label: str) -> AsyncIterator[str]:
@@ -156,18 +145,21 @@ class Children:
         `label` says in the report whose snapshot was left over where no id is known. A memory snapshot would clone a
         worker that lives in the source, and make two holders of one lease.
         """
-        made: list[asyncio.Task[Snapshot | Absent | Refused | Doubtful]] = []
+        calls: list[_SnapshotCall] = []
         try:
-            yield await self._snapshot(sandbox_id, label, made)
+            yield await self._snapshot(sandbox_id, label, calls)
         finally:
-            ended: list[bool] = []
-            try:
-                await shielded(self._delete(made, ended), self._pace.reap)
-            finally:
-                if not ended:
-                    for task in made:
-                        await _drop(task)
-                    self.leftovers.append(_snapshot_of(label))
+            await shielded(self._forget_snapshots(calls, label))
+
+    async def _reap(self, tenure: _Tenure) -> None:
+        gone = await _within(self._end(tenure), self._pace.reap)
+        await _drop(tenure.making)
+        if not gone:
+            self.leftovers.append(tenure.name)
+        elif tenure.id is not None:
+            self.reaped.append(tenure.name)
+        if tenure.in_room:
+            self._room.leave(ended=bool(gone) and tenure.id is not None)
 
     async def _make(self, spec: SandboxSpec, tenure: _Tenure) -> SandboxRecord:
         attempt = 0
@@ -192,14 +184,14 @@ class Children:
                     tenure.doubted = True
                     reason = "its name is taken"
             if tenure.doubted:
-                record_or_none = await self._adopt(tenure)
-                if record_or_none is not None:
-                    return record_or_none
+                adopted = await self._adopt(tenure)
+                if adopted is not None:
+                    return adopted
             attempt += 1
             self._room.leave(ended=False)
             tenure.in_room = False
             if attempt < self._pace.attempts:
-                await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
+                await self._pause_before(attempt)
             elif await self._room.freed_since(seen):
                 attempt = 0
             else:
@@ -207,32 +199,32 @@ class Children:
 
     async def _adopt(self, tenure: _Tenure) -> SandboxRecord | None:
         """The sandbox that an earlier call made after all, running; None where there is none to be seen."""
-        async with asyncio.timeout(self._pace.boot) as patience:
-            try:
-                while True:
-                    match await self._host.find(tenure.name):
-                        case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
-                            return None
-                        case Doubtful():
-                            pass
-                        case SandboxRecord(status=SandboxStatus.RUNNING) as record:
-                            tenure.id = record.id
-                            return record
-                        case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as record:
-                            tenure.id = record.id
-                            raise NotMade("the sandbox failed to start")
-                        case SandboxRecord() as record:
-                            tenure.id = record.id
-                    await asyncio.sleep(self._pace.pause)
-            except asyncio.CancelledError:
-                if not patience.expired():
-                    raise
+        patience = Deadline.after(self._pace.boot)
+        while not patience.passed:
+            match await self._host.find(tenure.name):
+                case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
+                    return None
+                case Doubtful():
+                    pass
+                case SandboxRecord(status=SandboxStatus.RUNNING) as record:
+                    tenure.id = record.id
+                    return record
+                case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as record:
+                    tenure.id = record.id
+                    raise NotMade("the sandbox failed to start")
+                case SandboxRecord() as record:
+                    tenure.id = record.id
+            await asyncio.sleep(self._pace.pause)
         raise NotMade(f"the sandbox was not running after {self._pace.boot:g} s")
 
-    async def _end(self, tenure: _Tenure, ended: list[bool]) -> None:
-        """Appends True for ended (or never there), False for a leftover; nothing when it is out of time."""
-        if tenure.making is not None:
-            await asyncio.wait({tenure.making})
+    async def _end(self, tenure: _Tenure) -> bool:
+        """Whether it is known that nothing of this name is left."""
+        if tenure.making is None:
+            return True
+        await asyncio.wait({tenure.making})
+        if tenure.making.exception() is not None:
+            tenure.doubted = True  # a bug: it is raised elsewhere, and what it made is ended all the same
+        else:
             match tenure.making.result():
                 case Created(sandbox=record):
                     tenure.id = record.id
@@ -240,78 +232,70 @@ class Children:
                     tenure.doubted = True
                 case Refused():
                     pass
-        if not tenure.may_exist:
-            ended.append(False)
-            return
-        gone = await self._terminate(tenure)
-        (self.reaped if gone else self.leftovers).append(tenure.name)
-        ended.append(gone)
-
-    async def _terminate(self, tenure: _Tenure) -> bool:
+        if tenure.id is None and not tenure.doubted:
+            return True
         for attempt in range(self._pace.attempts):
-            if attempt:
-                await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
+            await self._pause_before(attempt)
             if tenure.id is None:
                 match await self._host.find(tenure.name):
-                    case Absent():
-                        return True
-                    case Doubtful():
-                        continue
                     case SandboxRecord(id=found):
                         tenure.id = found
+                    case Absent() if attempt > 0:
+                        return True  # looked for twice: the call whose answer was lost made nothing
+                    case Absent() | Doubtful():
+                        continue
             if await self._host.terminate(tenure.id) in (None, Absent()):
                 return True
         return False
 
-    async def _snapshot(
-        self, sandbox_id: str, label: str, made: list[asyncio.Task[Snapshot | Absent | Refused | Doubtful]]
-    ) -> str:
-        failure: RaceError = SourceNotReady(label)
-        for attempt in range(self._pace.attempts + 2):
-            if attempt:
-                await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
-            made.append(asyncio.create_task(self._host.snapshot(sandbox_id)))
-            await asyncio.wait({made[-1]})
-            match made[-1].result():
+    async def _snapshot(self, sandbox_id: str, label: str, calls: list[_SnapshotCall]) -> str:
+        patience = Deadline.after(self._pace.boot)
+        refusals = doubts = 0
+        while True:
+            call = asyncio.create_task(self._host.snapshot(sandbox_id))
+            calls.append(call)
+            await asyncio.wait({call})
+            match call.result():
                 case Snapshot(id=snapshot_id):
                     return snapshot_id
                 case Absent():
                     raise SourceAbsent(f"{label} is not there any more")
-                case Refused(reason=reason):
+                case Refused(status=status, reason=reason):
                     # Most likely another race is checkpointing the same sandbox just now.
-                    failure = SourceNotReady(f"{label} cannot be checkpointed: {reason}")
+                    refusals += 1
+                    if patience.passed or (status != 409 and refusals > self._pace.attempts):
+                        raise SourceNotReady(f"{label} cannot be checkpointed: {reason}")
+                    await self._pause_before(min(refusals, self._pace.attempts))
                 case Doubtful(reason=reason):
-                    self.leftovers.append(_snapshot_of(label))
-                    failure = SourceUnknown(f"nobody knows whether {label} was checkpointed: {reason}")
-                    if attempt >= 1:
-                        break
-        raise failure
+                    doubts += 1
+                    if doubts == 2:  # each may leave a snapshot behind that only the reconciler can find
+                        raise SourceUnknown(f"nobody knows whether {label} was checkpointed: {reason}")
+                    await self._pause_before(doubts)
 
-    async def _delete(
-        self, made: list[asyncio.Task[Snapshot | Absent | Refused | Doubtful]], ended: list[bool]
-    ) -> None:
-        if made and not made[-1].done():
-            await asyncio.wait({made[-1]})
-            if isinstance(made[-1].result(), Doubtful):
-                return
-        for task in made:
-            outcome = task.result()
-            if isinstance(outcome, Snapshot):
-                gone = await self._delete_one(outcome.id)
-                (self.reaped if gone else self.leftovers).append(outcome.id)
-        ended.append(True)
+    async def _forget_snapshots(self, calls: list[_SnapshotCall], label: str) -> None:
+        for call in calls:
+            await asyncio.wait({call}, timeout=self._pace.reap)
+            await _drop(call)
+            unknown = call.cancelled() or call.exception() is not None
+            match None if unknown else call.result():
+                case Snapshot(id=snapshot_id):
+                    gone = await _within(self._delete(snapshot_id), self._pace.reap)
+                    (self.reaped if gone else self.leftovers).append(snapshot_id)
+                case Doubtful() | None:
+                    self.leftovers.append(f"a snapshot of {label} whose id is not known")
+                case Absent() | Refused():
+                    pass
 
-    async def _delete_one(self, snapshot_id: str) -> bool:
+    async def _delete(self, snapshot_id: str) -> bool:
         for attempt in range(self._pace.attempts):
-            if attempt:
-                await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
+            await self._pause_before(attempt)
             if await self._host.delete_snapshot(snapshot_id) in (None, Absent()):
                 return True
         return False
 
-
-def _snapshot_of(label: str) -> str:
-    return f"a snapshot of {label} whose id is not known"
+    async def _pause_before(self, attempt: int) -> None:
+        if attempt:
+            await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
 
 
 async def _drop(task: asyncio.Task[Any] | None) -> None:

@@ -274,10 +274,13 @@ class BranchReport(_Model):
     stderr_tail: str = ""
 
 
+Phase = Literal["source", "setup", "checkpoint", "boot", "files", "run", "judge", "reap"]
+
+
 class Span(_Model):
     """One stretch of the race, in seconds since it began. `branch` is null for what the race does as a whole."""
 
-    phase: Literal["source", "setup", "checkpoint", "boot", "files", "run", "judge", "reap"]
+    phase: Phase
     branch: str | None
     start: float
     end: float

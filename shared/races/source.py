@@ -1,0 +1,185 @@
+"""What the branches of a race start from: a session's sandbox, a snapshot or an image, and a set-up on top of it.
+
+A session's own sandbox is only ever checkpointed, never changed: a set-up runs in a base sandbox forked from it, and
+that one is checkpointed in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import Final
+
+from shared import naming
+from shared.deadline import Deadline
+from shared.ports import Absent, Doubtful, EgressPolicy, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
+from shared.races.children import Children, NotMade, Pace
+from shared.races.commands import NotRun, Ran, Shell
+from shared.races.errors import BadRace, SetupFailed, SourceAbsent, SourceNotReady, SourceUnknown
+from shared.races.models import RaceRequest
+from shared.races.timeline import Timeline
+from shared.settings import Environment
+
+_SETUP_TAIL: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a child is made of. With `snapshot_id` the image is the snapshot's own. `egress` is the source's policy."""
+
+    egress: EgressPolicy
+    image: str | None = None
+    snapshot_id: str | None = None
+
+    @property
+    def holds_identity(self) -> bool:
+        """Whether the files may say that they belong to a session."""
+        return self.snapshot_id is not None
+
+    def spec(self, name: str, environment: Environment, busy_seconds: float) -> SandboxSpec:
+        """`busy_seconds` is the longest that a child may go without traffic: it must not fall asleep at work."""
+        return SandboxSpec(
+            name=name,
+            image=self.image,
+            snapshot_id=self.snapshot_id,
+            cpus=environment.cpus,
+            memory_mb=environment.memory_mb,
+            disk_mb=environment.disk_mb,
+            timeout_seconds=max(600, int(busy_seconds) + 120),
+            egress=self.egress,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What preparing an origin needs. `base_name` names the sandbox of the set-up; `identity` goes into every child."""
+
+    host: SandboxHost
+    environment: Environment
+    prefix: str
+    children: Children
+    shell: Shell
+    pace: Pace
+    timeline: Timeline
+    base_name: str
+    identity_file: str
+    identity: str
+
+
+async def look(request: RaceRequest, shop: Workshop) -> SandboxRecord | None:
+    """The session's sandbox as it is now, None for another kind of source. Changes nothing.
+
+    Raises BadRace, SourceAbsent or SourceUnknown.
+    """
+    if request.source.session_id is None:
+        return None
+    try:
+        name = naming.sandbox_name(shop.prefix, shop.environment.id, request.source.session_id)
+    except naming.BadName as error:
+        raise BadRace("source.session_id", str(error)) from None
+    for attempt in range(shop.pace.attempts):
+        if attempt:
+            await asyncio.sleep(shop.pace.pause * 2 ** (attempt - 1))
+        match await shop.host.find(name):
+            case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
+                break
+            case SandboxRecord(name=other) as record if other == name:
+                return record
+            case SandboxRecord():
+                raise SourceUnknown("the service answered with a sandbox of another name")
+            case Doubtful(reason=reason):
+                if attempt == shop.pace.attempts - 1:
+                    raise SourceUnknown(f"the session's sandbox could not be looked up: {reason}")
+    raise SourceAbsent("this session has no sandbox")
+
+
+async def prepare(request: RaceRequest, shop: Workshop, stack: AsyncExitStack) -> Origin:
+    """Everything up to the point from which branches start. What it makes is ended with `stack`.
+
+    Raises a RaceError: BadRace, SourceAbsent, SourceNotReady, SourceUnknown, SetupFailed.
+    """
+    with shop.timeline.span("source"):
+        record = await look(request, shop)
+        if record is not None:
+            record = await _awake(record, shop)
+    if record is not None:
+        with shop.timeline.span("checkpoint"):
+            snapshot_id = await stack.enter_async_context(shop.children.checkpoint(record.id, "the session's sandbox"))
+        origin = Origin(_egress_of(record, shop.environment), snapshot_id=snapshot_id)
+    else:
+        origin = Origin(shop.environment.egress, image=request.source.image, snapshot_id=request.source.snapshot_id)
+    if request.setup is None:
+        return origin
+    return await _set_up(request, request.setup, origin, shop, stack)
+
+
+async def _set_up(request: RaceRequest, script: str, origin: Origin, shop: Workshop, stack: AsyncExitStack) -> Origin:
+    spec = origin.spec(shop.base_name, shop.environment, request.setup_timeout)
+    try:
+        async with shop.children.sandbox(spec) as base:
+            with shop.timeline.span("setup"):
+                if origin.holds_identity:
+                    await stamp(base.id, shop)
+                await _run_setup(script, request.setup_timeout, base.id, shop)
+            with shop.timeline.span("checkpoint"):
+                snapshot_id = await stack.enter_async_context(shop.children.checkpoint(base.id, shop.base_name))
+    except NotMade as error:
+        if error.status == 404:
+            raise SourceAbsent(f"the source is not there: {error}") from None
+        raise SourceUnknown(f"no sandbox for the set-up: {error}") from None
+    return replace(origin, image=None, snapshot_id=snapshot_id)
+
+
+async def stamp(sandbox_id: str, shop: Workshop) -> None:
+    """The first thing in a child: what its files say of whose it is. Raises SourceUnknown where it cannot be said."""
+    lost = await shop.shell.stamp(sandbox_id, shop.identity_file, shop.identity)
+    if lost is not None:
+        raise SourceUnknown(f"the session's identity could not be taken from a copy: {lost}")
+
+
+async def _run_setup(script: str, timeout: float, sandbox_id: str, shop: Workshop) -> None:
+    match await shop.shell.run(sandbox_id, ("sh", "-c", script), env={}, timeout=timeout):
+        case NotRun(reason=reason):
+            raise SourceUnknown(f"the set-up: {reason}")
+        case Ran(timed_out=True):
+            raise SetupFailed(f"the set-up did not end within {timeout:g} s")
+        case Ran(exit_code=code) as ran if code != 0:
+            tail = (ran.stderr.strip() or ran.stdout.strip())[-_SETUP_TAIL:]
+            raise SetupFailed(f"the set-up ended with exit code {code}" + (f": {tail}" if tail else ""))
+
+
+async def _awake(record: SandboxRecord, shop: Workshop) -> SandboxRecord:
+    """The session's sandbox, running. A sleeping one is woken and left awake: its session may have begun to use it
+    meanwhile, and the living are not suspended; its idle time-out puts it to sleep again."""
+    patience = Deadline.after(shop.pace.boot)
+    while not patience.passed:
+        match record.status:
+            case SandboxStatus.RUNNING:
+                return record
+            case SandboxStatus.SUSPENDED:
+                match await shop.host.resume(record.id):
+                    case Absent():
+                        raise SourceAbsent("this session has no sandbox")
+                    case Refused(reason=reason):
+                        raise SourceNotReady(f"the session's sandbox sleeps and cannot be woken: {reason}")
+                    case Doubtful() | None:
+                        pass
+            case SandboxStatus.FAILED | SandboxStatus.TIMEOUT:
+                raise SourceNotReady(f"the session's sandbox is {record.status}")
+            case _:
+                await asyncio.sleep(shop.pace.pause)
+        found = await shop.host.find(record.id)
+        match found:
+            case SandboxRecord():
+                record = found
+            case Absent():
+                raise SourceAbsent("this session has no sandbox")
+            case Doubtful():
+                await asyncio.sleep(shop.pace.pause)
+    raise SourceNotReady(f"the session's sandbox is {record.status} and not running after {shop.pace.boot:g} s")
+
+
+def _egress_of(record: SandboxRecord, environment: Environment) -> EgressPolicy:
+    # A service that leaves the policy out of its answer must not open the children to everything.
+    return environment.egress if record.egress == EgressPolicy() else record.egress

@@ -1,0 +1,36 @@
+"""When what happened in a race, on one clock that starts with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from shared.races.models import Phase, Span
+
+
+class Timeline:
+    """Spans in the order in which they began; one that was cancelled ends where it was cancelled."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._spans: list[Span] = []
+
+    def now(self) -> float:
+        """Seconds since the race began."""
+        return round(self._clock() - self._began, 3)
+
+    @contextmanager
+    def span(self, phase: Phase, branch: str | None = None) -> Iterator[None]:
+        start = self.now()
+        try:
+            yield
+        finally:
+            self.add(phase, branch, start)
+
+    def add(self, phase: Phase, branch: str | None, start: float) -> None:
+        """A span from `start` until now."""
+        self._spans.append(Span(phase=phase, branch=branch, start=start, end=self.now()))
+
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(sorted(self._spans, key=lambda span: span.start))
