@@ -37,7 +37,7 @@ class Plan:
     ignored: tuple[str, ...]
 
 
-_FILE = r"[`'\"]?(?P<file>[^\s`'\":,]+)[`'\"]?"
+_FILE = r"[`'\"]?(?P<file>[^\s`'\":,]*[^\s`'\":,.!?])[`'\"]?"
 _QUOTED = r"(?:'(?P<a>[^']*)'|\"(?P<b>[^\"]*)\"|`(?P<c>[^`]*)`|‘(?P<d>[^’]*)’|“(?P<e>[^”]*)”)"
 _POLITE = re.compile(r"^(?:please|now|first|next|finally|can you|could you|and)[\s,]+", re.IGNORECASE)
 _CLAUSES = re.compile(
@@ -165,12 +165,12 @@ def _patterns(table: dict[str, _Build]) -> list[tuple[re.Pattern[str], _Build]]:
 _IT_WORDS = r"(?P<it>it|the file|that file)(?:\s+(?:back|again))?"
 _LINES = _patterns(
     {
-        rf"(?:read|show|print|cat|open)\s+(?:me\s+)?(?:{_IT_WORDS}|(?:the\s+file\s+)?{_FILE})(?:\s+back)?[.!]?": _read,
+        rf"(?:read|show|print|cat|open)\s+(?:me\s+)?(?:{_IT_WORDS}|(?:the\s+file\s+)?{_FILE})(?:\s+back)?[.!?]?": _read,
         r"write\s+(?P<file>[^\s:]+):\s?(?P<text>.*)": _write,
         r"edit\s+(?P<file>[^\s:]+):\s?(?P<old>.*?)\s=>\s(?P<new>.*)": _edit,
         r"glob\s+(?P<value>\S+)": _input("glob", "pattern"),
         r"grep\s+(?P<pattern>'[^']*'|\"[^\"]*\"|.+?)(?:\s+in\s+(?P<where>\S+))?": _grep,
-        r"list\s+(?:the\s+|all\s+)?files(?:\s+in\s+(?P<where>\S+))?[.!]?": _list,
+        r"list\s+(?:the\s+|all\s+)?files(?:\s+in\s+(?P<where>\S+))?[.!?]?": _list,
         r"(?:search\s+(?:the\s+)?web\s+for|web_search)\s+(?P<value>.+)": _input("web_search", "query"),
         r"(?:web_fetch|fetch)\s+(?P<value>https?://\S+)": _input("web_fetch", "url"),
         r"call\s+(?P<name>[A-Za-z0-9_-]+)\s*(?P<json>\{.*\})?": _call,
@@ -181,7 +181,7 @@ _KIND = r"(?:a\s+|the\s+)?(?:new\s+)?(?:text\s+)?(?:file\s+)?(?:called\s+|named\
 _WITH = r"(?:with|containing|that\s+(?:says|contains)|saying)\s+(?:the\s+)?(?:text|contents?|words?|line)?\s*"
 _SENTENCES = _patterns(
     {
-        rf"(?:create|make|write|add)\s+{_KIND}{_FILE}\s+{_WITH}{_QUOTED}(?:\s+in(?:side)?\s+it)?[.!]?": _create,
-        rf"(?:write|put)\s+{_QUOTED}\s+(?:in|into|to)\s+{_KIND}{_FILE}[.!]?": _create,
+        rf"(?:create|make|write|add)\s+{_KIND}{_FILE}\s+{_WITH}{_QUOTED}(?:\s+in(?:side)?\s+it)?[.!?]?": _create,
+        rf"(?:write|put)\s+{_QUOTED}\s+(?:in|into|to)\s+{_KIND}{_FILE}[.!?]?": _create,
     }
 )

@@ -24,6 +24,7 @@ class Stage:
 
     service: RunningService
     admin: httpx2.Client
+    raw: httpx2.Client
     api: anthropic.Anthropic
     worker: anthropic.Anthropic
     environment_id: str
@@ -64,6 +65,10 @@ class Stage:
     def types(self, session_id: str) -> list[str]:
         return [event.type for event in self.events(session_id)]
 
+    def said(self, session_id: str) -> list[str]:
+        """The texts of the agent's messages."""
+        return [event.content[0].text for event in self.events(session_id) if event.type == "agent.message"]
+
     def status(self, session_id: str) -> str:
         return self.api.beta.sessions.retrieve(session_id).status
 
@@ -97,7 +102,7 @@ class Stage:
         return environment.id, minted.json()["value"]
 
     def client(self, credential: str) -> anthropic.Anthropic:
-        return anthropic.Anthropic(auth_token=credential, base_url=self.service.url, max_retries=0)
+        return self.worker.copy(auth_token=credential)
 
 
 def message(text: str) -> Any:
@@ -129,8 +134,15 @@ def admin(service: RunningService) -> Iterator[httpx2.Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def raw(service: RunningService) -> Iterator[httpx2.Client]:
+    """A client without any credential."""
+    with httpx2.Client(base_url=service.url, trust_env=False) as client:
+        yield client
+
+
 @pytest.fixture
-def stage(service: RunningService, admin: httpx2.Client) -> Iterator[Stage]:
+def stage(service: RunningService, admin: httpx2.Client, raw: httpx2.Client) -> Iterator[Stage]:
     admin.delete("/_admin/faults")
     admin.patch("/_admin/settings", json=Knobs().model_dump())
     with anthropic.Anthropic(api_key=API_KEY, base_url=service.url, max_retries=0) as api:
@@ -139,4 +151,4 @@ def stage(service: RunningService, admin: httpx2.Client) -> Iterator[Stage]:
         key = minted.json()["value"]
         agent = api.beta.agents.create(name="coder", model="claude-opus-5", tools=[{"type": "agent_toolset_20260401"}])
         with anthropic.Anthropic(auth_token=key, base_url=service.url, max_retries=0) as worker:
-            yield Stage(service, admin, api, worker, environment.id, key, agent.id)
+            yield Stage(service, admin, raw, api, worker, environment.id, key, agent.id)

@@ -21,11 +21,11 @@ class Cast:
     tokens: dict[str, str]
 
     def call(self, who: str, method: str, path: str, json: object = None) -> httpx2.Response:
-        url = self.stage.service.url + path.format(
+        url = path.format(
             env=self.stage.environment_id, work=self.work_id, session=self.session_id, agent=self.stage.agent_id
         )
         headers = {"authorization": f"Bearer {self.tokens[who]}", **BETA}
-        return httpx2.request(method, url, headers=headers, json=json)
+        return self.stage.raw.request(method, url, headers=headers, json=json)
 
 
 @pytest.fixture
@@ -99,16 +99,16 @@ def test_a_revoked_key_is_told_so_without_a_request_id_in_the_body(cast: Cast) -
 
 
 def test_an_x_api_key_header_counts_as_well_and_none_is_401(stage: Stage) -> None:
-    url = f"{stage.service.url}/v1/agents"
-    assert httpx2.get(url, headers={"x-api-key": API_KEY, **BETA}).status_code == 200
-    assert httpx2.get(url, headers=BETA).status_code == 401
+    url = "/v1/agents"
+    assert stage.raw.get(url, headers={"x-api-key": API_KEY, **BETA}).status_code == 200
+    assert stage.raw.get(url, headers=BETA).status_code == 401
 
 
 def test_without_the_beta_header_the_routes_are_not_there(stage: Stage) -> None:
-    url, headers = f"{stage.service.url}/v1/agents", {"x-api-key": API_KEY}
-    assert httpx2.get(url, headers=headers).status_code == 404
+    url, headers = "/v1/agents", {"x-api-key": API_KEY}
+    assert stage.raw.get(url, headers=headers).status_code == 404
     stage.settings(require_beta_header=False)
-    assert httpx2.get(url, headers=headers).status_code == 200
+    assert stage.raw.get(url, headers=headers).status_code == 200
 
 
 def test_tokens_can_expire_at_once_and_end_with_their_item_after_the_grace(cast: Cast) -> None:
@@ -122,7 +122,7 @@ def test_tokens_can_expire_at_once_and_end_with_their_item_after_the_grace(cast:
 
 def test_the_envelope_repeats_the_request_id_of_the_header(stage: Stage) -> None:
     headers = {"x-api-key": API_KEY, **BETA}
-    answer = httpx2.get(f"{stage.service.url}/v1/sessions/sesn_nowhere", headers=headers)
+    answer = stage.raw.get("/v1/sessions/sesn_nowhere", headers=headers)
     assert answer.status_code == 404
     assert answer.json()["type"] == "error"
     assert answer.json()["error"]["type"] == "not_found_error"
@@ -130,9 +130,9 @@ def test_the_envelope_repeats_the_request_id_of_the_header(stage: Stage) -> None
 
 
 def test_the_admin_api_wants_its_token(stage: Stage) -> None:
-    url = f"{stage.service.url}/_admin/state"
-    assert httpx2.get(url).status_code == 403
-    assert httpx2.get(url, headers={"X-Admin-Token": "guess"}).status_code == 403
+    url = "/_admin/state"
+    assert stage.raw.get(url).status_code == 403
+    assert stage.raw.get(url, headers={"X-Admin-Token": "guess"}).status_code == 403
     state = stage.admin.get("/_admin/state")
     assert state.status_code == 200
     for secret in (API_KEY, stage.environment_key, stage.service.admin_token):

@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import anthropic
-import httpx2
 import pytest
 
 from tests.infra.local.claude.conftest import BETA, Stage, eventually
@@ -29,9 +28,9 @@ def test_a_created_session_is_queued_with_and_without_initial_events(stage: Stag
 
 
 def test_an_empty_poll_is_null_with_a_json_content_type(stage: Stage) -> None:
-    url = f"{stage.service.url}/v1/environments/{stage.environment_id}/work/poll"
+    url = f"/v1/environments/{stage.environment_id}/work/poll"
     headers = {"authorization": f"Bearer {stage.environment_key}", **BETA}
-    answer = httpx2.get(url, headers=headers)
+    answer = stage.raw.get(url, headers=headers)
     assert (answer.status_code, answer.content) == (200, b"null")
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["request-id"].startswith("req_")
