@@ -34,7 +34,8 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in environ.items() if name in _KEPT}
     kept.setdefault("PATH", _DEFAULT_PATH)
     kept.setdefault("LANG", "C.UTF-8")
-    if not kept.get("HOME") or not os.path.isdir(kept["HOME"]):  # noqa: PTH112 - pathlib costs 5 ms here
+    # A daemon that starts processes for another user may leave its own home here.
+    if not os.access(kept.get("HOME", ""), os.W_OK):
         kept["HOME"] = _home()
     return kept
 
