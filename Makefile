@@ -1,0 +1,75 @@
+# Everything here sets itself up: the first target that runs makes .venv from the committed lock.
+# Needs Python 3.11 or newer and make; no root, no Docker, no key.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint up build agent session serve webhook poll tick bench lock lock-check setup
+
+NAME ?= Managed Agent
+PORT ?= 5051
+SESSION ?=
+# Without a prompt a new session gets this one, and SESSION=... is only watched.
+PROMPT ?= $(if $(SESSION),,create hello.txt with 'hi from the sandbox', then read it back)
+
+# Settings of the caller's own Python must not reach ours; byte code is wanted.
+unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME
+export PYTHON
+
+# Texts go through the environment, raw: no quote, space or dollar sign of theirs reaches make or a shell.
+session: export HANDS_PROMPT = $(if $(filter command line environment,$(origin PROMPT)),$(value PROMPT),$(PROMPT))
+session: export HANDS_SESSION = $(value SESSION)
+agent: export HANDS_AGENT_NAME = $(value NAME)
+
+PY := .venv/bin/python
+OPERATOR := $(PY) -m infra.operator
+
+help: ## this list
+	@echo "Start here:  make demo   (everything on this machine, no key)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
+	@echo "  Options: session PROMPT='...' SESSION=sesn_...; agent NAME='...'; serve PORT=5051; OFFLINE=1 ignores your keys."
+
+setup: ## make .venv (every other target does this by itself)
+	@sh requirements/install.sh
+
+demo: setup ## a whole session on this machine, start to end, in seconds
+	@$(PY) -m infra.local.demo
+
+up: setup ## the offline platform, until ctrl-C
+	@$(PY) -m infra.local $(UP)
+
+test: setup ## the tests
+	@$(PY) -m pytest $(TESTS)
+
+lint: setup ## style, types, import rules
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -c 'from importlinter.cli import lint_imports_command as run; run()'
+
+build: setup ## build and register the image of the session sandboxes
+	@$(OPERATOR) build
+
+agent: setup ## create an agent, NAME="..."; prints its id
+	@$(OPERATOR) agent
+
+session: setup ## start a session and watch it, PROMPT="..."; SESSION=... goes on with one
+	@$(OPERATOR) session
+
+serve: setup ## the functions on PORT (5051): webhook, tick, fork
+	@$(OPERATOR) serve --port $(PORT)
+
+webhook: serve ## the same as serve
+
+poll: setup ## serve sessions from this machine by polling; needs no public address
+	@$(OPERATOR) poll
+
+tick: setup ## one pass of poll_tick
+	@$(OPERATOR) tick
+
+bench: setup ## the benchmarks; prints a table
+	@$(PY) -m tests.benchmarks
+
+lock: setup ## compile requirements/*.lock anew from pyproject.toml
+	@sh requirements/compile.sh
+
+lock-check: setup ## are the locks in step with pyproject.toml? (offline)
+	@$(PY) -m infra.operator.locks

@@ -1,0 +1,119 @@
+"""`python -m infra.operator COMMAND`: what `make` calls. Each command imports its SDKs itself: `--help` stays quick."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from infra.operator import environ
+from shared.errors import HandsError
+
+EXIT_NOT_CONFIGURED = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Drive and serve sessions."
+)
+
+
+@app.command()
+def session(
+    prompt: Annotated[str, typer.Argument(envvar="HANDS_PROMPT", help="the message; empty only watches")] = "",
+    session_id: Annotated[str, typer.Option("--session", envvar="HANDS_SESSION", help="go on with this one")] = "",
+) -> None:
+    """Start a session, or go on with one, and watch it until its turn ends."""
+    from infra.operator.session import Screen, run
+
+    with _edge():
+        _finish(run(_load(), prompt.strip(), session_id.strip(), Screen()))
+
+
+@app.command()
+def agent(
+    name: Annotated[str, typer.Argument(envvar="HANDS_AGENT_NAME", help="its name")] = "Managed Agent",
+    model: Annotated[str | None, typer.Option(help="model id")] = None,
+    system: Annotated[str | None, typer.Option(help="system prompt")] = None,
+) -> None:
+    """Create an agent with the sandbox tools and print its id."""
+    from infra.operator.agents import create
+
+    with _edge():
+        _finish(create(_load(), name, model=model, system=system))
+
+
+@app.command()
+def build() -> None:
+    """Build and register the image of the session sandboxes."""
+    from infra.operator.build import build as build_image
+
+    with _edge():
+        raise typer.Exit(build_image(_load()))
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 5051,
+    host: Annotated[str | None, typer.Option(help="default: every address; offline 127.0.0.1")] = None,
+) -> None:
+    """Serve the functions: webhook, tick and fork."""
+    from infra.operator.serve import serve as serve_functions
+
+    with _edge():
+        raise typer.Exit(serve_functions(_load(), host, port))
+
+
+@app.command()
+def poll() -> None:
+    """Serve sessions from this machine by polling the queue; needs no public address."""
+    from infra.operator.poll import run
+
+    with _edge():
+        _finish(run(_load()))
+
+
+@app.command()
+def tick(
+    url: Annotated[str, typer.Option(envvar="FUNCTIONS_URL", help="served functions; without it: in process")] = "",
+) -> None:
+    """One pass of poll_tick; prints its report."""
+    from infra.operator.tick import run
+
+    with _edge():
+        _finish(run(_load(), url))
+
+
+def _load() -> environ.Loaded:
+    loaded = environ.load(os.environ)
+    environ.apply(loaded, os.environ)
+    return loaded
+
+
+def _finish(work: Coroutine[Any, Any, int]) -> None:
+    raise typer.Exit(asyncio.run(work))
+
+
+@contextlib.contextmanager
+def _edge() -> Iterator[None]:
+    """Errors that are meant for people become one text and an exit code; a bug keeps its traceback."""
+    from infra.operator.follow import FeedBroken, FeedRefused
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (FeedBroken, FeedRefused) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except HandsError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(EXIT_NOT_CONFIGURED) from None
+
+
+if __name__ == "__main__":
+    app()

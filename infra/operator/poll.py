@@ -1,0 +1,99 @@
+"""`poll`: drain the queue again and again from this machine. The same core as `poll_tick`, and no address to reach.
+
+A drain costs one call where the queue is empty. SIGTERM and ctrl-C let the running drain finish; what it claimed is
+handed over or left to be offered again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from infra.operator.environ import Loaded
+from shared.models import DrainEnd, DrainReport
+from shared.settings import Settings
+from shared.telemetry import configure_logging
+
+IDLE_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 60.0
+EXIT_REFUSED: Final = 1
+
+
+@dataclass
+class Poller:
+    """The loop. `drain` is one pass over all environments; `pause` is the time between two passes in seconds."""
+
+    drain: Callable[[], Awaitable[Sequence[DrainReport]]]
+    say: Callable[[str], None]
+    pause: float = IDLE_PAUSE
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _in_trouble: bool = False
+
+    async def run(self) -> int:
+        """Until `stopping` is set: 0. Until every environment refuses its key: EXIT_REFUSED."""
+        failures = 0
+        while not self.stopping.is_set():
+            reports = await self._pass()
+            if reports and all(report.end is DrainEnd.REFUSED for report in reports):
+                self.say("The queue refuses the environment key. Check ANTHROPIC_ENVIRONMENT_KEY and _ID.")
+                for report in reports:
+                    self.say(f"  {report.environment_id}: {report.reason}")
+                return EXIT_REFUSED
+            troubled = reports is None or any(report.end in _TROUBLE for report in reports)
+            failures = failures + 1 if troubled else 0
+            self._tell(troubled, reports)
+            wait = self.pause if not failures else min(self.pause * 2**failures, _LONGEST_PAUSE)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), wait * random.uniform(0.8, 1.2))
+        return 0
+
+    async def _pass(self) -> Sequence[DrainReport] | None:
+        """One drain; None for a bug in it, which must not end the loop: the queue goes on filling."""
+        try:
+            return await self.drain()
+        except Exception as error:  # the edge of the loop
+            self.say(f"A drain failed ({type(error).__name__}); trying again.")
+            return None
+
+    def _tell(self, troubled: bool, reports: Sequence[DrainReport] | None) -> None:
+        for report in reports or ():
+            for item in report.items:
+                reason = f": {item.reason}" if item.reason else ""
+                self.say(f"{item.session_id}  {item.end.value}  {item.sandbox or '-'}  {item.seconds:.1f} s{reason}")
+            if report.end in _TROUBLE and not self._in_trouble:
+                self.say(f"{report.environment_id}: {report.end.value}: {report.reason}; trying again, ever slower")
+        if self._in_trouble and not troubled:
+            self.say("The queue answers again.")
+        self._in_trouble = troubled
+
+
+_TROUBLE: Final = (DrainEnd.UNAVAILABLE, DrainEnd.REFUSED)
+
+
+async def run(loaded: Loaded) -> int:
+    from functions.bundle import Bundle
+
+    configure_logging({"LOG_LEVEL": "WARNING", **loaded.environ})
+    bundle = Bundle(Settings.from_environ(loaded.environ), background=False)
+    poller = Poller(bundle.drain, _say)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, poller.stopping.set)
+    environments = ", ".join(bundle.settings.environments)
+    _say(f"Polling {environments} on {loaded.where}; ctrl-C stops after the running drain. (process {os.getpid()})")
+    try:
+        return await poller.run()
+    finally:
+        await bundle.aclose()
+        _say("Stopped. Sandboxes and their workers go on by themselves.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

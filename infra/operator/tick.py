@@ -1,0 +1,55 @@
+"""`tick`: one pass of poll_tick, in this process or at an address where the functions are served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from infra.operator.environ import Loaded
+from shared.errors import SettingsError
+from shared.models import DrainEnd, ItemEnd
+from shared.secrets import Secret
+from shared.settings import Settings
+
+_GOOD_ITEMS = frozenset((ItemEnd.HANDED_OVER.value, ItemEnd.DISMISSED.value, ItemEnd.GONE.value))
+_GOOD_ENDS = frozenset((DrainEnd.EMPTY.value, DrainEnd.LIMIT.value, DrainEnd.DEADLINE.value))
+
+
+async def run(loaded: Loaded, url: str = "") -> int:
+    """Print the report as JSON. 0 when all was well, 1 when something failed or the service did not answer."""
+    if url:
+        token = Secret("FUNCTIONS_TOKEN", loaded.need("FUNCTIONS_TOKEN", "the token that the served functions know"))
+        report = await _over_http(url, token.reveal())
+    else:
+        report = await _in_process(loaded)
+    print(json.dumps(report, indent=2))
+    return 0 if all(_is_good(drain) for drain in report.get("drains", ())) and "drains" in report else 1
+
+
+async def _in_process(loaded: Loaded) -> Mapping[str, Any]:
+    from functions.bundle import Bundle
+
+    bundle = Bundle(Settings.from_environ(loaded.environ), background=False)
+    try:
+        return asdict(await bundle.tick())
+    finally:
+        await bundle.aclose()
+
+
+async def _over_http(url: str, token: str) -> Mapping[str, Any]:
+    import httpx2
+
+    headers = {"authorization": f"Bearer {token}"}
+    try:
+        async with httpx2.AsyncClient(timeout=httpx2.Timeout(600.0, connect=10.0)) as client:
+            answer = await client.post(f"{url.rstrip('/')}/poll_tick", headers=headers)
+            body = answer.json()
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise SettingsError(f"no poll_tick answers at FUNCTIONS_URL ({type(error).__name__})") from None
+    return body if isinstance(body, dict) else {"error": "the answer is not a report"}
+
+
+def _is_good(drain: Mapping[str, Any]) -> bool:
+    return drain["end"] in _GOOD_ENDS and all(item["end"] in _GOOD_ITEMS for item in drain["items"])

@@ -1,0 +1,58 @@
+#!/bin/sh
+# Make the virtual environment `.venv` from the hashed development lock. Does nothing when it is there already and
+# was made from this very lock. Needs Python 3.11 or newer with venv; no root, no Docker, no key.
+#
+#   sh requirements/install.sh            PYTHON=/path/to/python3 picks the interpreter
+set -eu
+cd "$(dirname "$0")/.."
+
+lock=requirements/dev.lock
+made_from=.venv/made-from.lock
+
+if cmp -s "$lock" "$made_from" && .venv/bin/python -c 'import sys' 2>/dev/null; then
+    exit 0
+fi
+
+# Settings of the caller's own Python and pip that would put files elsewhere, or leave byte code out
+# (without it every import takes twice as long).
+unset PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_TARGET PIP_PREFIX PIP_ROOT PIP_NO_COMPILE
+export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_REQUIRE_VIRTUALENV=0
+
+new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+python=
+if [ -n "${PYTHON:-}" ]; then
+    if ! new_enough "$PYTHON"; then
+        echo "PYTHON=$PYTHON is not a Python 3.11 or newer that runs here." >&2
+        exit 1
+    fi
+    python=$PYTHON
+else
+    for candidate in python3 python3.13 python3.12 python3.11 python3.14; do
+        if new_enough "$candidate"; then
+            python=$candidate
+            break
+        fi
+    done
+fi
+if [ -z "$python" ]; then
+    found=$(python3 --version 2>/dev/null || echo "no python3")
+    echo "Python 3.11 or newer is needed; found: $found." >&2
+    echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python@3.13)" >&2
+    echo "or name one: make PYTHON=/path/to/python3.12" >&2
+    exit 1
+fi
+if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    echo "$python has no venv module. On Debian and Ubuntu: apt-get install python$version-venv" >&2
+    exit 1
+fi
+
+echo "Setting up .venv with $("$python" --version) from $lock (once; about a minute on a fresh machine) ..." >&2
+rm -f "$made_from"
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+.venv/bin/python -m pip install --quiet --require-hashes --requirement "$lock" >&2
+cp "$lock" "$made_from"
+echo "Set-up is done." >&2
