@@ -144,9 +144,13 @@ class Keyring:
 
     def retire_tokens(self, work_id: str, grace: float) -> None:
         """The item has ended: its tokens go after `grace` seconds, so that a repeated stop is still answered."""
-        end = self._clock.now() + timedelta(seconds=grace)
+        now = self._clock.now()
+        self._tokens = {v: t for v, t in self._tokens.items() if t.expires_at is None or now < t.expires_at}
+        end = now + timedelta(seconds=grace)
         for value in self._tokens_of.pop(work_id, []):
-            token = self._tokens[value]
+            token = self._tokens.get(value)
+            if token is None:
+                continue
             token.expires_at = end if token.expires_at is None else min(token.expires_at, end)
 
     def expire_all_tokens(self) -> int:
@@ -168,6 +172,4 @@ class Keyring:
         token = self._tokens.get(value)
         if token is not None and (token.expires_at is None or self._clock.now() < token.expires_at):
             return token.principal
-        if token is not None:
-            del self._tokens[value]
         raise unauthenticated("invalid bearer token")

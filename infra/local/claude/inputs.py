@@ -58,6 +58,8 @@ def _checked(entry: Mapping[str, Any], where: str, session: Session | None) -> d
         case "user.tool_result" | "user.custom_tool_result" as kind:
             key = RESULT_TYPES[kind]
             call_id = _known_call(entry, key, where, session, custom=kind == "user.custom_tool_result")
+            if session is not None and call_id in session.calls and not session.calls[call_id].confirmed:
+                raise invalid(f"{where}: tool call {call_id} waits for a user.tool_confirmation")
             content = _content(entry, kind, where, required=False)
             return {"type": kind, key: call_id, "is_error": bool(entry.get("is_error")), "content": content}
         case "user.tool_confirmation":

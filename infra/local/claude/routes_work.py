@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -37,12 +38,12 @@ def work_routes(platform: Platform) -> list[Route]:
         block_ms = int_param(request, "block_ms", low=1, high=MAX_BLOCK_MS)
         reclaim = int_param(request, "reclaim_older_than_ms", low=0, high=2**40, default=DEFAULT_RECLAIM_MS)
         queue.note_poller(environment_id, request.headers.get("anthropic-worker-id"))
-        item = await _held_claim(environment_id, (block_ms or 0) / 1000, reclaim or 0)
+        item = await _held_claim(request, environment_id, (block_ms or 0) / 1000, reclaim or 0)
         if item is None:
             return Response(b"null", media_type="application/json")
         return JSONResponse(item.as_json(platform.secret_for(item)))
 
-    async def _held_claim(environment_id: str, seconds: float, reclaim: int) -> WorkItem | None:
+    async def _held_claim(request: Request, environment_id: str, seconds: float, reclaim: int) -> WorkItem | None:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         arrival = asyncio.Event()
@@ -54,10 +55,11 @@ def work_routes(platform: Platform) -> list[Route]:
                 if item is not None or left <= 0:
                     return item
                 arrival.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(arrival.wait(), min(left, _LOOK_AGAIN))
-                except TimeoutError:
-                    continue
+                if await request.is_disconnected():
+                    # Nobody would get the item, and it would be reserved all the same.
+                    return None
         finally:
             arrivals.discard(arrival)
 

@@ -142,8 +142,6 @@ class Turns:
             return {**event, "processed_at": stamp(self._clock.now())}
         if kind == "user.tool_confirmation":
             return self._confirm(session, call, event)
-        if not call.confirmed:
-            raise invalid(f"tool call {call.id} waits for a user.tool_confirmation")
         done = session.log.process(event)
         if follower is not None:
             follower.update(session.log.process(follower))

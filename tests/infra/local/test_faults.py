@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from infra.local.faults import FaultRegistry, FaultRule, LatencyRule, RequestFacts
-from infra.local.process import RunningService, ServiceStartError, start_service
+from infra.local.process import RunningService, ServiceStartError, listen, start_service
 
 SERVICE = "tests.infra.local.echo_service"
 
@@ -161,6 +162,13 @@ def test_admin_routes_are_never_touched() -> None:
     registry.add(FaultRule(action="drop_before"))
     plan = registry.plan(RequestFacts("GET", "/_admin/faults"))
     assert (plan.before, plan.after, plan.spoil) == (0.0, 0.0, None)
+
+
+def test_answers_do_not_wait_for_the_clients_delayed_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP, "asyncio switches Nagle off only for this protocol number"
 
 
 def test_a_service_ends_cleanly_on_sigterm_and_on_sigint() -> None:

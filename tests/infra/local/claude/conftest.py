@@ -141,14 +141,28 @@ def raw(service: RunningService) -> Iterator[httpx2.Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def clients(service: RunningService) -> Iterator[tuple[anthropic.Anthropic, anthropic.Anthropic]]:
+    """A client with the API key, and one whose copies take any bearer credential."""
+    with (
+        anthropic.Anthropic(api_key=API_KEY, base_url=service.url, max_retries=0) as api,
+        anthropic.Anthropic(auth_token="none", base_url=service.url, max_retries=0) as bearer,
+    ):
+        yield api, bearer
+
+
 @pytest.fixture
-def stage(service: RunningService, admin: httpx2.Client, raw: httpx2.Client) -> Iterator[Stage]:
+def stage(
+    service: RunningService,
+    admin: httpx2.Client,
+    raw: httpx2.Client,
+    clients: tuple[anthropic.Anthropic, anthropic.Anthropic],
+) -> Stage:
     admin.delete("/_admin/faults")
     admin.patch("/_admin/settings", json=Knobs().model_dump())
-    with anthropic.Anthropic(api_key=API_KEY, base_url=service.url, max_retries=0) as api:
-        environment = api.beta.environments.create(name="test", config={"type": "self_hosted"})
-        minted = admin.post("/_admin/keys/environment", json={"environment_id": environment.id})
-        key = minted.json()["value"]
-        agent = api.beta.agents.create(name="coder", model="claude-opus-5", tools=[{"type": "agent_toolset_20260401"}])
-        with anthropic.Anthropic(auth_token=key, base_url=service.url, max_retries=0) as worker:
-            yield Stage(service, admin, raw, api, worker, environment.id, key, agent.id)
+    api, bearer = clients
+    environment = api.beta.environments.create(name="test", config={"type": "self_hosted"})
+    key = admin.post("/_admin/keys/environment", json={"environment_id": environment.id}).json()["value"]
+    agent = api.beta.agents.create(name="coder", model="claude-opus-5", tools=[{"type": "agent_toolset_20260401"}])
+    worker = bearer.copy(auth_token=key)
+    return Stage(service, admin, raw, api, worker, environment.id, key, agent.id)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import httpx2
 import pytest
 
+from infra.local.claude.clock import ManualClock
+from infra.local.claude.credentials import Keyring, SessionsToken
+from infra.local.claude.errors import ApiError
 from tests.infra.local.claude.conftest import API_KEY, BETA, Stage
 from tests.infra.local.claude.test_work_api import token_of
 
@@ -137,3 +140,21 @@ def test_the_admin_api_wants_its_token(stage: Stage) -> None:
     assert state.status_code == 200
     for secret in (API_KEY, stage.environment_key, stage.service.admin_token):
         assert secret not in state.text
+
+
+def test_a_sessions_token_can_have_a_lifetime_of_its_own() -> None:
+    clock = ManualClock()
+    keyring = Keyring(clock)
+    principal = SessionsToken("env_1", "work_1", "sesn_1")
+    short, long = keyring.mint_token(principal, 10.0), keyring.mint_token(principal, None)
+    clock.advance(10.0)
+    with pytest.raises(ApiError) as caught:
+        keyring.classify({"authorization": f"Bearer {short}"})
+    assert (caught.value.status, short in str(caught.value)) == (401, False)
+    assert keyring.classify({"authorization": f"Bearer {long}"}) == principal
+    keyring.retire_tokens("work_1", grace=5.0)
+    clock.advance(4.0)
+    assert keyring.classify({"authorization": f"Bearer {long}"}) == principal
+    clock.advance(1.0)
+    with pytest.raises(ApiError):
+        keyring.classify({"authorization": f"Bearer {long}"})

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import anthropic
+import httpx2
 import pytest
 
 from tests.infra.local.claude.conftest import BETA, Stage, eventually
@@ -52,6 +53,16 @@ def test_a_held_poll_gets_an_item_the_moment_it_arrives(stage: Stage) -> None:
     waiter.join()
     assert found[0][0].data.id == session_id
     assert found[0][1] - created < 0.3
+
+
+def test_a_held_poll_whose_client_has_gone_takes_nothing(stage: Stage) -> None:
+    url = f"/v1/environments/{stage.environment_id}/work/poll?block_ms=999"
+    headers = {"authorization": f"Bearer {stage.environment_key}", **BETA}
+    with pytest.raises(httpx2.ReadTimeout):
+        stage.raw.get(url, headers=headers, timeout=0.1)
+    time.sleep(0.05)
+    session_id = stage.session()
+    assert stage.poll().data.id == session_id
 
 
 @pytest.mark.parametrize("block_ms", [0, 1000, -1])
