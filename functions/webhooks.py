@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 
 from shared.errors import SettingsError
@@ -24,16 +25,22 @@ def is_signed(body: bytes, headers: Mapping[str, str], keys: Sequence[Secret]) -
         "webhook-signature": " ".join(signatures),
     }
     for key in keys:
-        text = key.reveal()
-        try:
-            webhook = Webhook(text)
-        except Exception:
-            raise SettingsError(
-                "ANTHROPIC_WEBHOOK_SIGNING_KEY must be whsec_ and base64, as the Console shows it"
-            ) from None
+        webhook = Webhook(_key_bytes(key))
         try:
             webhook.verify(body, received, json_parse=False)
         except Exception:  # noqa: S112 - besides its own error it lets ValueErrors out (contract runtimes 0.3)
             continue
         return True
     return False
+
+
+def _key_bytes(key: Secret) -> bytes:
+    """The library would skip what is not base64 and sign with the rest, so a mistyped key is found here."""
+    prefix, _, encoded = key.reveal().partition("_")
+    try:
+        decoded = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except ValueError:
+        decoded = b""
+    if prefix != "whsec" or not decoded:
+        raise SettingsError("ANTHROPIC_WEBHOOK_SIGNING_KEY must be whsec_ and base64, as the Console shows it")
+    return decoded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
 
 
@@ -64,6 +64,11 @@ class TickReport:
 
 
 def to_json(report: DrainReport | TickReport | Mapping[str, object]) -> bytes:
-    """Compact JSON of a report."""
-    plain = report if isinstance(report, Mapping) else asdict(report)
-    return json.dumps(plain, separators=(",", ":")).encode()
+    """Compact JSON of a report, or of a mapping that holds some."""
+    return json.dumps(report, default=_plain, separators=(",", ":")).encode()
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"a report holds a {type(value).__name__}")

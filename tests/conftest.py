@@ -1,0 +1,23 @@
+"""Fixtures for tests over real sockets: one offline world for each process that runs tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.world import Place, World, offline_world
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    with offline_world() as running:
+        yield running
+
+
+@pytest.fixture
+def place(world: World) -> Iterator[Place]:
+    """An environment of this test's own; faults that the test left armed are taken away."""
+    yield world.place()
+    world.claude_admin.call("DELETE", "faults")
+    world.tensorlake_admin.call("DELETE", "faults")

@@ -1,0 +1,96 @@
+"""Start the bundle as its users do, each server in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from tests.support.signing import KEY
+from tests.support.world import ROOT, Place
+
+TOKEN: Final = "an-operators-token-of-nobody"
+
+UVICORN: Final = ("-m", "uvicorn", "functions.app:app", "--host", "127.0.0.1", "--port", "{port}")
+FRAMEWORK: Final = (
+    *("-m", "functions_framework", "--source", str(ROOT / "functions" / "main.py")),
+    *("--target", "bundle", "--host", "127.0.0.1", "--port", "{port}"),
+)
+SERVERS: Final[Mapping[str, Sequence[str]]] = {
+    "uvicorn": UVICORN,
+    "functions-framework under gunicorn": FRAMEWORK,
+    "functions-framework --debug": (*FRAMEWORK, "--debug"),
+}
+
+
+@contextlib.contextmanager
+def serving(place: Place, command: Sequence[str], **extra: str) -> Iterator[str]:
+    """The address of a server that answers. Its output goes to a file, and is shown if it does not come up."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    environ = {
+        "PATH": os.environ["PATH"],
+        "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
+        "FUNCTIONS_TOKEN": TOKEN,
+        **place.environ,
+        **extra,
+    }
+    inside = ROOT if command[:2] == UVICORN[:2] else Path(tempfile.gettempdir())
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, *(part.format(port=port) for part in command)],
+            cwd=inside,
+            env=environ,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            if not _answers(url, process):
+                output.seek(0)
+                raise AssertionError(f"the server did not come up:\n{output.read().decode()}")
+            yield url
+        except BaseException:
+            output.seek(0)
+            print(output.read().decode())  # shown by pytest beside the failure
+            raise
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise AssertionError("the server did not end on SIGTERM") from None
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    end = time.monotonic() + 20
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/healthz", timeout=5, trust_env=False).status_code < 500
+        time.sleep(0.05)
+    return False
+
+
+@contextlib.contextmanager
+def webhooks_to(place: Place, url: str) -> Iterator[None]:
+    """The platform's webhooks go to this address for as long as the block lasts."""
+    admin = place.world.claude_admin
+    endpoint = admin.call("POST", "webhooks", {"url": url, "signing_key": KEY})
+    try:
+        yield
+    finally:
+        admin.call("DELETE", f"webhooks/{endpoint['id']}")

@@ -1,0 +1,161 @@
+"""Both offline services, an environment of its own for each test, and what a test wants to know of them.
+
+Times are scaled down: R is six seconds instead of ninety, and so on. The order between them is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import anthropic
+
+from functions.bundle import Bundle
+from image.session.definition import Recipe, build
+from infra.local.process import RunningService, start_service
+from shared import naming
+from shared.claims.dispatcher import Dispatcher
+from shared.ports import SandboxRecord
+from shared.settings import Environment, Settings
+from tests.support.admin import Admin
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+API_KEY: Final = "sk-ant-api-of-no-real-account"
+IMAGE: Final = "agent-cli"
+SCALED: Final = {
+    "RECLAIM_SECONDS": "7",
+    "BIND_SECONDS": "2.5",
+    "HANDOVER_SECONDS": "4",
+    "STRANDED_SECONDS": "9",
+    "DRAIN_DEADLINE_SECONDS": "30",
+    "RUNNER_MAX_IDLE_SECONDS": "1",
+    "WORKER_LIFETIME_SECONDS": "120",
+}
+
+
+@dataclass
+class World:
+    """The two services of a test run."""
+
+    claude: RunningService
+    tensorlake: RunningService
+    claude_admin: Admin
+    tensorlake_admin: Admin
+    api: anthropic.Anthropic
+    agent_id: str
+
+    def place(self, **extra: str) -> Place:
+        """A fresh environment with its key; `extra` are further settings."""
+        environment = self.api.beta.environments.create(name="test", config={"type": "self_hosted"})
+        key = self.claude_admin.call("POST", "keys/environment", {"environment_id": environment.id})["value"]
+        environ = SCALED | {
+            "ANTHROPIC_BASE_URL": self.claude.url,
+            "ANTHROPIC_ENVIRONMENT_ID": environment.id,
+            "ANTHROPIC_ENVIRONMENT_KEY": key,
+            "TENSORLAKE_API_URL": self.tensorlake.url,
+            "TENSORLAKE_API_KEY": "tl-key-of-no-real-account",
+            "SANDBOX_IMAGE_NAME": IMAGE,
+            **extra,
+        }
+        return Place(self, environment.id, environ, Settings.from_environ(environ))
+
+
+@dataclass
+class Place:
+    """One environment: its settings, its sessions, its sandboxes."""
+
+    world: World
+    environment_id: str
+    environ: Mapping[str, str] = field(repr=False)
+    settings: Settings = field(repr=False)
+
+    @property
+    def environment(self) -> Environment:
+        return self.settings.environments[self.environment_id]
+
+    @contextlib.asynccontextmanager
+    async def dispatcher(self) -> AsyncIterator[Dispatcher]:
+        """A copy of the bundle's dispatcher, with clients of its own."""
+        bundle = Bundle(self.settings, background=False)
+        try:
+            yield bundle.dispatcher(self.environment)
+        finally:
+            await bundle.aclose()
+
+    def session(self, *prompts: str) -> str:
+        """A session that begins to run at once, its id."""
+        events: list[Any] = [{"type": "user.message", "content": [{"type": "text", "text": text}]} for text in prompts]
+        created = self.world.api.beta.sessions.create(
+            agent=self.world.agent_id, environment_id=self.environment_id, initial_events=events
+        )
+        return created.id
+
+    def say(self, session_id: str, text: str) -> None:
+        """A follow-up message."""
+        self.world.api.beta.sessions.events.send(
+            session_id, events=[{"type": "user.message", "content": [{"type": "text", "text": text}]}]
+        )
+
+    def sandbox(self, session_id: str) -> str:
+        return naming.sandbox_name(self.settings.prefix, self.environment_id, session_id)
+
+    def answers(self, session_id: str) -> list[str]:
+        """What the brain said, a text for each finished turn."""
+        texts = []
+        for event in self.world.api.beta.sessions.events.list(session_id, types=["agent.message"]):
+            if event.type == "agent.message":
+                texts.append("".join(block.text for block in event.content if block.type == "text"))
+        return texts
+
+    def done(self, session_id: str, turns: int = 1) -> bool:
+        return len(self.answers(session_id)) >= turns
+
+    def wait_done(self, session_id: str, turns: int = 1, seconds: float = 30.0) -> None:
+        until(lambda: self.done(session_id, turns), seconds, f"session {session_id} did not finish its turn")
+
+    def item(self, session_id: str) -> Mapping[str, Any]:
+        """The newest work item of a session, with its history, as the service's admin side sees it."""
+        return self.items(session_id)[-1]
+
+    def items(self, session_id: str) -> list[Mapping[str, Any]]:
+        """Oldest first."""
+        everything = self.world.claude_admin.call("GET", "state")["items"]
+        return [item for item in everything if item["data"]["id"] == session_id]
+
+    def sandboxes(self) -> list[Mapping[str, Any]]:
+        """The sandboxes of this environment that were not ended."""
+        prefix = f"{self.settings.prefix}-{naming.environment_tag(self.environment_id)}-"
+        everything = self.world.tensorlake_admin.call("GET", "state")["sandboxes"]
+        return [box for box in everything if (box["name"] or "").startswith(prefix) and box["status"] != "terminated"]
+
+
+def until(condition: Callable[[], bool], seconds: float, failure: str) -> None:
+    """Wait for the condition; AssertionError with `failure` when the time is over."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(failure)
+        time.sleep(0.05)
+
+
+def running(record: object) -> SandboxRecord:
+    assert isinstance(record, SandboxRecord), record
+    return record
+
+
+@contextlib.contextmanager
+def offline_world() -> Iterator[World]:
+    """Start both services and register the session image as `make build` does."""
+    secrets = {"LOCAL_CLAUDE_API_KEY": API_KEY}
+    with (
+        start_service("infra.local.tensorlake", ["--port", "0"]) as tensorlake,
+        start_service("infra.local.claude", ["--port", "0", "--lease-ttl", "6"], secrets) as claude,
+        anthropic.Anthropic(api_key=API_KEY, base_url=claude.url) as api,
+    ):
+        build(Recipe(IMAGE), api_key="tl-key-of-no-real-account", api_url=tensorlake.url)
+        agent = api.beta.agents.create(name="tester", model="claude-opus-5", tools=[{"type": "agent_toolset_20260401"}])
+        yield World(claude, tensorlake, Admin(claude), Admin(tensorlake), api, agent.id)
