@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from image.session.claim import Exit, Word
+from image.session.claim import (
+    AGENT_USER,
+    CLAIM_VARIABLE,
+    STATE_DIRECTORY,
+    STATE_VARIABLE,
+    WORKER_PYTHON,
+    Exit,
+    Word,
+    worker_path,
+)
+from image.session.definition import Recipe, build
+from infra.local.process import start_service
 from tests.image.session.harness import Sandbox, Worker, make_claim, sandbox, secret_for
 from tests.image.session.service import Service, running
 
@@ -149,6 +160,34 @@ def test_the_search_does_find_a_secret_that_nobody_hides(tmp_path: Path) -> None
         assert "environ" in found
         assert "memory" in found
         assert "note" in found
+
+
+def test_a_tool_in_an_offline_sandbox_finds_the_secret_nowhere(tmp_path: Path) -> None:
+    """Here the sandbox's own daemon, which was given the claim, runs as the same user."""
+    from tensorlake.sandbox import Sandbox as Box
+
+    with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
+        if not platform.ready["isolation"]["isolated"]:
+            pytest.skip("the offline platform has no isolation on this machine, and says so")
+        build(Recipe("agent-cli"), api_key="a-key", api_url=platform.url)
+        box = Box.create(image="agent-cli", name="hiding", api_key="a-key", api_url=platform.url)
+        box.write_file("/opt/hands/search.py", SEARCH.encode())
+        needles = f"{TOKEN[::-1]} {secret_for(TOKEN)[::-1]}"
+        places = "/workspace /var/lib/hands /tmp /run /home /mnt"
+        command = f"{WORKER_PYTHON} -I /opt/hands/search.py {needles} {places}"
+        with running(tool_calls=[("bash", {"command": command})], state="starting") as service:
+            claim = make_claim(service.url, Path("/workspace"), token=TOKEN)
+            box.start_process(
+                WORKER_PYTHON,
+                ["-I", worker_path(claim.worker_digest)],
+                env={CLAIM_VARIABLE: claim.to_json(), STATE_VARIABLE: STATE_DIRECTORY},
+                user=AGENT_USER,
+            )
+            service.wait_for("/stop", within=60)
+            report = json.loads(service.results[0]["content"][0]["text"].splitlines()[-1])
+        box.terminate()
+    assert report["found"] == []
+    assert report["processes"] >= 3
 
 
 def test_neither_arguments_nor_environment_of_the_worker_hold_the_claim(tmp_path: Path) -> None:
