@@ -11,18 +11,34 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from shared.ports import Absent, AckOutcome, Doubtful, Empty, PollOutcome, Refused, StaleEntry, WorkItem
+from shared.ports import (
+    Absent,
+    AckOutcome,
+    Doubtful,
+    Empty,
+    ItemState,
+    ListedItem,
+    Listing,
+    PollOutcome,
+    Refused,
+    SessionRecord,
+    SessionStatus,
+    StaleEntry,
+    WorkItem,
+)
 from shared.secrets import Secret
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
+    from anthropic.types.beta import BetaManagedAgentsSession
     from anthropic.types.beta.environments import BetaSelfHostedWork
 
 CALL_SECONDS: Final = 10.0
+_EVENTS_LOOKED_AT: Final = 200
 
 _T = TypeVar("_T")
 
@@ -63,6 +79,50 @@ class ClaudeQueue:
 
         return _settled_by_conflict(await self._bounded(call))
 
+    async def list_items(self, pages: int) -> Listing[ListedItem] | Refused | Doubtful:
+        async def call() -> Listing[ListedItem]:
+            client = await self._connected()
+            page = await client.beta.environments.work.list(self._environment_id, limit=100)
+            rows: list[ListedItem] = []
+            unreadable = 0
+            for number in range(1, pages + 1):
+                for item in page.data:
+                    row = _listed_item(item)
+                    if row is None:
+                        unreadable += 1
+                    else:
+                        rows.append(row)
+                if not page.has_next_page():
+                    return Listing(rows, complete=True, unreadable=unreadable)
+                if number < pages:
+                    page = await page.get_next_page()
+            return Listing(rows, complete=False, unreadable=unreadable)
+
+        outcome = await self._bounded(call, seconds=pages * CALL_SECONDS)
+        return Doubtful("HTTP 404") if isinstance(outcome, Absent) else outcome
+
+    async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful:
+        async def call() -> SessionRecord | Doubtful:
+            client = await self._connected()
+            return _session_record(await client.beta.sessions.retrieve(session_id))
+
+        return await self._bounded(call)
+
+    async def unanswered_calls(self, session_id: str) -> Sequence[str] | Absent | Refused | Doubtful:
+        async def call() -> Sequence[str]:
+            client = await self._connected()
+            newest_first = await client.beta.sessions.events.list(session_id, order="desc", limit=_EVENTS_LOOKED_AT)
+            return _unanswered([event.to_dict() for event in newest_first.data])
+
+        return await self._bounded(call)
+
+    async def interrupt(self, session_id: str) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.sessions.events.send(session_id, events=[{"type": "user.interrupt"}])
+
+        return await self._bounded(call)
+
     async def aclose(self) -> None:
         if self._client is not None:
             client, self._client = self._client[1], None
@@ -78,9 +138,11 @@ class ClaudeQueue:
                 self._client = (key, client)
         return self._client[1]
 
-    async def _bounded(self, call: Callable[[], Awaitable[_T]]) -> _T | Absent | Refused | Doubtful:
+    async def _bounded(
+        self, call: Callable[[], Awaitable[_T]], seconds: float = CALL_SECONDS
+    ) -> _T | Absent | Refused | Doubtful:
         try:
-            async with asyncio.timeout(CALL_SECONDS + 5.0):
+            async with asyncio.timeout(seconds + 5.0):
                 return await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
             return _outcome(error)
@@ -102,6 +164,76 @@ def _work_item(item: BetaSelfHostedWork) -> WorkItem | Doubtful:
     except (AttributeError, TypeError, ValueError):
         return Doubtful("the answer to a poll was not a work item")
     return WorkItem(work_id, item.environment_id, kind, session_id, created_at, item.secret or None)
+
+
+def _listed_item(item: BetaSelfHostedWork) -> ListedItem | None:
+    try:
+        state = ItemState(item.state) if item.state in set(ItemState) else ItemState.UNKNOWN
+        created_at = _moment(item.created_at)
+        if created_at is None or not item.id or not item.data.id:
+            return None
+        return ListedItem(
+            item.id,
+            item.data.type,
+            item.data.id,
+            state,
+            created_at,
+            _moment(item.acknowledged_at),
+            _moment(item.latest_heartbeat_at),
+            _moment(item.stopped_at),
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _session_record(session: BetaManagedAgentsSession) -> SessionRecord | Doubtful:
+    try:
+        status = SessionStatus(session.status) if session.status in set(SessionStatus) else SessionStatus.UNKNOWN
+        if not session.id:
+            return Doubtful("the answer was not a session")
+        return SessionRecord(session.id, status, session.archived_at is not None, _moment(session.updated_at))
+    except (AttributeError, TypeError, ValueError):
+        return Doubtful("the answer was not a session")
+
+
+def _moment(value: object) -> datetime | None:
+    """The SDK types some times as texts and some as datetimes."""
+    if value is None or value == "":
+        return None
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment
+
+
+def _unanswered(newest_first: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Calls named by the last idle that a worker should have answered (contract claude 5 and 8.1)."""
+    answered: set[str] = set()
+    confirmed: dict[str, str] = {}
+    waited_for: list[str] | None = None
+    permissions: dict[str, str] = {}
+    for event in newest_first:
+        match event.get("type"):
+            case "user.tool_result":
+                answered.add(str(event.get("tool_use_id")))
+            case "user.tool_confirmation":
+                confirmed.setdefault(str(event.get("tool_use_id")), str(event.get("result")))
+            case "agent.tool_use":
+                permissions[str(event.get("id"))] = str(event.get("evaluated_permission") or "allow")
+            case "session.status_running" if waited_for is None:
+                return []
+            case "session.status_idle" if waited_for is None:
+                reason = event.get("stop_reason") or {}
+                if reason.get("type") != "requires_action":
+                    return []
+                waited_for = [str(call) for call in reason.get("event_ids") or ()]
+    return [
+        call
+        for call in waited_for or ()
+        if call not in answered
+        and call in permissions
+        and (permissions[call] == "allow" or confirmed.get(call) == "allow")
+    ]
 
 
 def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:

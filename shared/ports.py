@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
+
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,58 @@ class StaleEntry:
     """The queue's head belongs to a deleted session (a 404): poll again to move past it (contract claude 3.3)."""
 
 
+class ItemState(StrEnum):
+    """Contract claude 3.3, plus `unknown` for a state this bundle has never heard of."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    ACTIVE = "active"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedItem:
+    """An item as listed: without its secret."""
+
+    id: str
+    kind: str
+    session_id: str
+    state: ItemState
+    created_at: datetime
+    acknowledged_at: datetime | None = None
+    latest_heartbeat_at: datetime | None = None
+    stopped_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[_Row]):
+    """Rows that were seen; the rest is unknown unless `complete`. `unreadable` counts rows that made no sense."""
+
+    rows: Sequence[_Row]
+    complete: bool
+    unreadable: int = 0
+
+
+class SessionStatus(StrEnum):
+    """Contract claude 8, plus `unknown`."""
+
+    IDLE = "idle"
+    RUNNING = "running"
+    RESCHEDULING = "rescheduling"
+    TERMINATED = "terminated"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    id: str
+    status: SessionStatus
+    archived: bool
+    updated_at: datetime | None = None
+
+
 PollOutcome = WorkItem | Empty | StaleEntry | Refused | Doubtful
 AckOutcome = Absent | Refused | Doubtful | None
 """None: acked (again). Absent: no such item any more."""
@@ -77,6 +131,23 @@ class WorkQueue(Protocol):
     async def ack(self, work_id: str) -> AckOutcome: ...
 
     async def force_stop(self, work_id: str) -> AckOutcome: ...
+
+    async def list_items(self, pages: int) -> Listing[ListedItem] | Refused | Doubtful:
+        """Up to `pages` pages of 100, newest first where the service says so."""
+        ...
+
+    async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful: ...
+
+    async def unanswered_calls(self, session_id: str) -> Sequence[str] | Absent | Refused | Doubtful:
+        """Ids of the tool calls that an idle session waits for a worker to answer, in the order of the calls.
+
+        What waits for a person (a confirmation) or for somebody's custom tool is not among them.
+        """
+        ...
+
+    async def interrupt(self, session_id: str) -> AckOutcome:
+        """Send `user.interrupt`: it ends the turn, and the session queues again (contract claude 3.3)."""
+        ...
 
     async def aclose(self) -> None: ...
 
@@ -134,6 +205,7 @@ class SandboxRecord:
     status: SandboxStatus
     created_at: datetime | None = None
     egress: EgressPolicy = EgressPolicy()
+    timeout_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +259,16 @@ class Snapshot:
     id: str
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotRecord:
+    """A snapshot as listed. `filesystem` is false for one of memory; None where the service does not say."""
+
+    id: str
+    sandbox_id: str
+    filesystem: bool | None
+    created_at: datetime | None
+
+
 class SandboxHost(Protocol):
     """The sandboxes of one project (contract tensorlake). `sandbox_id` is always the service's own id."""
 
@@ -200,8 +282,14 @@ class SandboxHost(Protocol):
 
     async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None: ...
 
-    async def list_sandboxes(self, pages: int) -> Sequence[SandboxRecord] | Doubtful:
-        """Up to `pages` pages of 100. Fewer than all there are is never taken for all: see each caller."""
+    async def rename(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None: ...
+
+    async def touch(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        """The cheapest call that counts as activity, so that the idle time-out begins anew."""
+        ...
+
+    async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
+        """All sandboxes of the project, the ended ones that it still lists included."""
         ...
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None: ...
@@ -217,6 +305,10 @@ class SandboxHost(Protocol):
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful: ...
 
     async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None: ...
+
+    async def signal(self, sandbox_id: str, name: str, number: int) -> Absent | Refused | Doubtful | None:
+        """Send a signal to the process's group."""
+        ...
 
     async def run(
         self,
@@ -241,6 +333,8 @@ class SandboxHost(Protocol):
     async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
         """A filesystem snapshot that can be restored from (status local_ready or completed)."""
         ...
+
+    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful: ...
 
     async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None: ...
 

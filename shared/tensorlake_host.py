@@ -25,6 +25,7 @@ from shared.ports import (
     Doubtful,
     EgressPolicy,
     FindOutcome,
+    Listing,
     NameTaken,
     ProcessSpec,
     ProcessState,
@@ -33,6 +34,7 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
     Snapshot,
+    SnapshotRecord,
 )
 from shared.secrets import Secret
 
@@ -119,24 +121,42 @@ class TensorlakeHost:
 
         return await self._bounded(call, CALL_SECONDS, describe=True)
 
-    async def list_sandboxes(self, pages: int) -> Sequence[SandboxRecord] | Doubtful:
-        async def call() -> list[SandboxRecord]:
-            client = await self._lifecycle()
-            listed: list[SandboxRecord] = []
-            for info in await client.list():
-                listed.append(self._record(info))
-                if len(listed) >= pages * 100:
-                    break
-            return listed
+    async def rename(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            await (await self._lifecycle()).update_sandbox(sandbox_id, name=name)
 
-        outcome = await self._bounded(call, self._bind_seconds)
-        match outcome:
-            case Absent():
-                return Doubtful("HTTP 404")
-            case Refused(status=status):
-                return Doubtful(f"HTTP {status}")
-            case _:
-                return outcome
+        return await self._bounded(call, CALL_SECONDS, describe=True)
+
+    async def touch(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            await (await self._handle(sandbox_id)).health()
+
+        return await self._bounded(call, CALL_SECONDS)
+
+    async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
+        """The SDK walks the pages itself, and gives nothing at all where it cannot read one row (contract 3.3)."""
+
+        async def call() -> Listing[SandboxRecord]:
+            client = await self._lifecycle()
+            return Listing([self._record(info) for info in await client.list()], complete=True)
+
+        return _known(await self._bounded(call, self._bind_seconds))
+
+    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
+        async def call() -> Listing[SnapshotRecord]:
+            client = await self._lifecycle()
+            rows = [
+                SnapshotRecord(
+                    info.snapshot_id,
+                    info.sandbox_id,
+                    info.snapshot_type.value == "filesystem" if info.snapshot_type is not None else None,
+                    info.created_at,
+                )
+                for info in await client.list_snapshots()
+            ]
+            return Listing(rows, complete=True)
+
+        return _known(await self._bounded(call, self._bind_seconds))
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
         async def call() -> None:
@@ -186,6 +206,12 @@ class TensorlakeHost:
     async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
         async def call() -> None:
             await (await self._handle(sandbox_id)).kill_process(name)
+
+        return await self._bounded(call, CALL_SECONDS)
+
+    async def signal(self, sandbox_id: str, name: str, number: int) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            await (await self._handle(sandbox_id)).send_signal(name, number)
 
         return await self._bounded(call, CALL_SECONDS)
 
@@ -303,7 +329,7 @@ class TensorlakeHost:
             if policy is not None
             else EgressPolicy()
         )
-        return SandboxRecord(info.sandbox_id, info.name, status, info.created_at, egress)
+        return SandboxRecord(info.sandbox_id, info.name, status, info.created_at, egress, info.timeout_secs)
 
     def _keep(self, sandbox_id: str, handle: AsyncSandbox) -> None:
         self._handles[sandbox_id] = handle
@@ -333,6 +359,17 @@ def _client_class() -> Any:
 
 def _process_state(name: str, info: Any) -> ProcessState:
     return ProcessState(name=name, running=info.status.value == "running", exit_code=info.exit_code)
+
+
+def _known(outcome: _T | Absent | Refused | Doubtful) -> _T | Doubtful:
+    """For a listing: neither a 404 nor a refusal says anything about its rows."""
+    match outcome:
+        case Absent():
+            return Doubtful("HTTP 404")
+        case Refused(status=status):
+            return Doubtful(f"HTTP {status}")
+        case _:
+            return outcome
 
 
 def _without_refusal(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | Doubtful:

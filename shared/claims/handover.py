@@ -131,12 +131,15 @@ async def _watch(
         pause = min(pause * 1.6, _LONGEST_PAUSE)
         looks += 1
         lines = await host.process_output(sandbox_id, name)
-        for notice in _notices(lines):
-            said = notice.word.value
-            if notice.word is wire.Word.READY and notice.work_id == work_id:
-                return Ready(notice.sdk)
-            if notice.word is wire.Word.ENDED:
-                return NotReady(f"the worker ended: {notice.detail}")
+        notices = _notices(lines)
+        ready = next((notice for notice in notices if notice.word is wire.Word.READY), None)
+        ended = next((notice for notice in notices if notice.word is wire.Word.ENDED), None)
+        if ended is not None and (ready is None or not ready.on_behalf):
+            return NotReady(f"the worker ended: {ended.detail}")  # an ack now would leave nobody behind the item
+        if ready is not None and ready.work_id == work_id:
+            return Ready(ready.sdk)
+        if notices:
+            said = notices[-1].word.value
         if over is not None and not isinstance(lines, Absent | Doubtful):
             # Its whole output has been read after its end, and it said neither ready nor why it ended.
             if over.exit_code == wire.Exit.UNREADABLE:
