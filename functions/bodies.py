@@ -38,4 +38,4 @@ def _invalid(error: ValidationError) -> HttpError:
 
 def dotted(location: Sequence[int | str]) -> str:
     """A pydantic location as a person would write it: `branches.0.name`."""
-    return ".".join(str(part) for part in location)[:200]
+    return ".".join(str(part) for part in location if part != "[key]")[:200]

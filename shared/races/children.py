@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from shared.deadline import Deadline
+from shared.deadline import Clock, Deadline
 from shared.ports import (
     Absent,
     Created,
@@ -122,7 +122,8 @@ class _Tenure:
 class Children:
     """Everything that one race makes. `reaped` and `leftovers` are what the report says at the end."""
 
-    def __init__(self, host: SandboxHost, pace: Pace) -> None:
+    def __init__(self, host: SandboxHost, pace: Pace, clock: Clock) -> None:
+        self._clock = clock
         self._host = host
         self._pace = pace
         self._room = _Room()
@@ -199,7 +200,7 @@ class Children:
 
     async def _adopt(self, tenure: _Tenure) -> SandboxRecord | None:
         """The sandbox that an earlier call made after all, running; None where there is none to be seen."""
-        patience = Deadline.after(self._pace.boot)
+        patience = Deadline.after(self._pace.boot, self._clock)
         while not patience.passed:
             match await self._host.find(tenure.name):
                 case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
@@ -249,7 +250,7 @@ class Children:
         return False
 
     async def _snapshot(self, sandbox_id: str, label: str, calls: list[_SnapshotCall]) -> str:
-        patience = Deadline.after(self._pace.boot)
+        patience = Deadline.after(self._pace.boot, self._clock)
         refusals = doubts = 0
         while True:
             call = asyncio.create_task(self._host.snapshot(sandbox_id))

@@ -12,21 +12,23 @@ import io
 import secrets
 import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from shared.deadline import Clock
 from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost
 from shared.races.models import File
 
 OUTPUT_BYTES: Final = 65_536
 _SHORT_SECONDS: Final = 20.0
+_TEMPORARY: Final = "/tmp"
 
-# $1 marks this run, $2 is its standard input; the program and its arguments follow. The marker is in the program's
-# environment alone, so that neither this shell nor what the service wraps around it is taken for something left over.
+# $1 marks this run, $2 is where the outputs go, $3 its standard input; the program and its arguments follow. The marker
+# is in the program's environment alone, so that neither this shell nor what the service wraps around it is taken for
+# something left over.
 _RUN: Final = f"""
-mark=$1 input=$2; shift 2
-out="${{TMPDIR:-/tmp}}/race-$mark"
+mark=$1 out=$2/race-$1 input=$3; shift 3
 mkdir -m 700 "$out" || exit 126
 env RACE_RUN="$mark" "$@" <"$input" >"$out/out" 2>"$out/err"
 status=$?
@@ -45,7 +47,7 @@ exit $status
 """
 # What a program wrote before it was killed for its time.
 _SALVAGE: Final = f"""
-out="${{TMPDIR:-/tmp}}/race-$1"
+out=$2/race-$1
 tail -c {OUTPUT_BYTES} "$out/out"
 tail -c {OUTPUT_BYTES} "$out/err" >&2
 rm -rf "$out"
@@ -78,7 +80,7 @@ class Shell:
     host: SandboxHost
     user: str
     workdir: str
-    clock: Callable[[], float] = time.monotonic
+    clock: Clock = time.monotonic
 
     async def run(
         self, sandbox_id: str, argv: Sequence[str], *, env: Mapping[str, str], timeout: float, stdin: str | None = None
@@ -87,18 +89,18 @@ class Shell:
         mark = secrets.token_hex(12)
         entrance = "/dev/null"
         if stdin is not None:
-            entrance = f"/tmp/race-{mark}-input"
+            entrance = f"{_TEMPORARY}/race-{mark}-input"
             lost = await self._put(sandbox_id, entrance, stdin.encode(errors="surrogatepass"))
             if lost is not None:
                 return NotRun(f"its standard input could not be written: {lost}")
         began = self.clock()
-        outcome = await self._sh(sandbox_id, _RUN, (mark, entrance, *argv), env=env, timeout=timeout)
+        outcome = await self._sh(sandbox_id, _RUN, (mark, _TEMPORARY, entrance, *argv), env=env, timeout=timeout)
         seconds = self.clock() - began
         match outcome:
             case CommandOutput(exit_code=code) if not outcome.timed_out and (code >= 0 or seconds < timeout):
                 return Ran(code, outcome.stdout, outcome.stderr, timed_out=False, seconds=seconds)
             case CommandOutput(exit_code=code):  # an old daemon says signaled for timed out (contract tensorlake 7.3)
-                salvaged = await self._sh(sandbox_id, _SALVAGE, (mark,), env={}, timeout=_SHORT_SECONDS)
+                salvaged = await self._sh(sandbox_id, _SALVAGE, (mark, _TEMPORARY), env={}, timeout=_SHORT_SECONDS)
                 kept = salvaged if isinstance(salvaged, CommandOutput) else outcome
                 return Ran(code, kept.stdout, kept.stderr, timed_out=True, seconds=seconds)
             case _:
@@ -112,7 +114,7 @@ class Shell:
         """
         if not files:
             return None
-        path = f"/tmp/race-{secrets.token_hex(12)}.tar"
+        path = f"{_TEMPORARY}/race-{secrets.token_hex(12)}.tar"
         lost = await self._put(sandbox_id, path, _archive(files))
         if lost is not None:
             return f"files could not be written: {lost}"

@@ -57,7 +57,10 @@ def _executable(command: tuple[str, ...]) -> tuple[str, ...]:
 
 Argument = Annotated[str, AfterValidator(_argument)]
 Script = Annotated[str, Field(min_length=1), AfterValidator(_argument)]
-Command = Annotated[tuple[Argument, ...], Field(min_length=1, max_length=256), AfterValidator(_executable)]
+# Not strict about list or tuple: behind a validator function pydantic no longer knows that a list came from JSON.
+Command = Annotated[
+    tuple[Argument, ...], Field(min_length=1, max_length=256, strict=False), AfterValidator(_executable)
+]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_SECONDS)]
 BranchName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Variables = Annotated[

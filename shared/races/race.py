@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
+from shared.deadline import Clock
 from shared.ports import SandboxHost, SandboxRecord
 from shared.races import judges, ranking
 from shared.races.children import Children, NotMade, Pace
@@ -69,8 +70,8 @@ async def run_race(
     settings: Settings,
     environment: Environment,
     pace: Pace | None = None,
-    clock: Callable[[], float] = time.monotonic,
-    now: Callable[[], float] = time.time,
+    clock: Clock = time.monotonic,
+    now: Clock = time.time,
 ) -> RaceReport:
     """Runs the race to its report, within its deadline plus the time to end what it made (`pace.reap`, twice).
 
@@ -126,8 +127,8 @@ class _Race:
         settings: Settings,
         environment: Environment,
         pace: Pace,
-        clock: Callable[[], float],
-        now: Callable[[], float],
+        clock: Clock,
+        now: Clock,
     ) -> None:
         self._request = request
         self._settings = settings
@@ -137,7 +138,7 @@ class _Race:
         self._deadline = request.deadline or settings.races.deadline
         self._dead_man = math.ceil(now() + self._deadline + 2 * pace.reap + pace.boot + _DEAD_MAN_SLACK)
         self._timeline = Timeline(clock)
-        self._children = Children(host, pace)
+        self._children = Children(host, pace, clock)
         self._shell = Shell(host, settings.sandbox_user, settings.workdir, clock)
         self._shop = Workshop(
             host=host,
@@ -147,6 +148,7 @@ class _Race:
             shell=self._shell,
             pace=pace,
             timeline=self._timeline,
+            clock=clock,
             base_name=self._name(None),
             identity_file=IDENTITY_FILE,
             identity=f"race {self._id}\n",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from shared import naming
-from shared.deadline import Deadline
+from shared.deadline import Clock, Deadline
 from shared.ports import Absent, Doubtful, EgressPolicy, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
 from shared.races.children import Children, NotMade, Pace
 from shared.races.commands import NotRun, Ran, Shell
@@ -62,6 +62,7 @@ class Workshop:
     shell: Shell
     pace: Pace
     timeline: Timeline
+    clock: Clock
     base_name: str
     identity_file: str
     identity: str
@@ -152,7 +153,7 @@ async def _run_setup(script: str, timeout: float, sandbox_id: str, shop: Worksho
 async def _awake(record: SandboxRecord, shop: Workshop) -> SandboxRecord:
     """The session's sandbox, running. A sleeping one is woken and left awake: its session may have begun to use it
     meanwhile, and the living are not suspended; its idle time-out puts it to sleep again."""
-    patience = Deadline.after(shop.pace.boot)
+    patience = Deadline.after(shop.pace.boot, shop.clock)
     while not patience.passed:
         match record.status:
             case SandboxStatus.RUNNING:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shared.deadline import Clock
 from shared.races.models import Phase, Span
 
 
 class Timeline:
     """Spans in the order in which they began; one that was cancelled ends where it was cancelled."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._began = clock()
         self._spans: list[Span] = []

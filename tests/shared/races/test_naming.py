@@ -1,0 +1,65 @@
+"""Names of race sandboxes are found again, read back, and never taken for a session's."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.naming import LONGEST_NAME, BadName, environment_tag, parse_sandbox_name, sandbox_name
+from shared.races.naming import new_race_id, parse_race_name, race_sandbox_name
+
+prefixes = st.from_regex(r"[a-z][a-z0-9]{0,7}", fullmatch=True)
+race_ids = st.from_regex(r"[0-9a-z]{12}", fullmatch=True)
+places = st.none() | st.integers(0, 999)
+moments = st.integers(0, 36**8 - 1)
+
+
+@given(prefixes, st.text(min_size=1), race_ids, places, moments)
+def test_a_name_is_read_back_and_fits(
+    prefix: str, environment: str, race_id: str, index: int | None, dead_man: int
+) -> None:
+    name = race_sandbox_name(prefix, environment, race_id, index, dead_man)
+    assert len(name) <= LONGEST_NAME
+    assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
+    parsed = parse_race_name(prefix, name)
+    assert parsed is not None
+    assert (parsed.race_id, parsed.index, parsed.dead_man) == (race_id, index, dead_man)
+    assert (parsed.prefix, parsed.environment_tag) == (prefix, environment_tag(environment))
+
+
+@given(prefixes, race_ids, places, moments, prefixes)
+def test_no_race_name_is_a_sessions(prefix: str, race_id: str, index: int | None, dead_man: int, other: str) -> None:
+    name = race_sandbox_name(prefix, "env_1", race_id, index, dead_man)
+    assert parse_sandbox_name(prefix, name) is None
+    assert parse_sandbox_name(other, name) is None
+
+
+@given(prefixes, st.from_regex(r"sesn_[0-9A-Za-z]{1,30}", fullmatch=True) | st.text(min_size=1).map("sesn_{}".format))
+def test_no_sessions_name_is_a_races(prefix: str, session_id: str) -> None:
+    assert parse_race_name(prefix, sandbox_name(prefix, "env_1", session_id)) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "hands", "hands-00000000-r0123456789ab-01-1", "hands-00000000-r0123456789ab-1-01", "hands-00000000-rxyz-1-1"],
+)
+def test_what_no_race_wrote_is_not_read(name: str) -> None:
+    assert parse_race_name("hands", name) is None
+
+
+def test_another_prefix_is_not_ours() -> None:
+    name = race_sandbox_name("hands", "env_1", "0123456789ab", 1, 99)
+    assert parse_race_name("other", name) is None
+
+
+@pytest.mark.parametrize(("race_id", "index", "dead_man"), [("short", 1, 1), ("0" * 12, 1000, 1), ("0" * 12, 1, -1)])
+def test_what_no_name_can_hold_is_refused(race_id: str, index: int, dead_man: int) -> None:
+    with pytest.raises(BadName):
+        race_sandbox_name("hands", "env_1", race_id, index, dead_man)
+
+
+def test_race_ids_are_new_each_time() -> None:
+    assert len({new_race_id() for _ in range(100)}) == 100
