@@ -1,0 +1,289 @@
+"""ports.SandboxHost in memory: for schedules and faults, where real sandboxes would be slow and too well-behaved.
+
+Sandboxes, names, snapshots and files follow the contract's rules; programs are a function of the test's. Every call
+takes `latency` seconds, has its effect half-way, and meets the faults that `meet` hands out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Literal, TypeVar
+
+from shared.ports import (
+    Absent,
+    CommandOutput,
+    Created,
+    CreateOutcome,
+    Doubtful,
+    FindOutcome,
+    Listing,
+    NameTaken,
+    ProcessSpec,
+    ProcessState,
+    Refused,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+    Snapshot,
+    SnapshotRecord,
+)
+
+Method = Literal[
+    "create", "find", "resume", "suspend", "terminate", "rename", "touch", "list", "run", "write", "read", "snapshot",
+    "delete_snapshot",
+]  # fmt: skip
+_T = TypeVar("_T")
+
+
+class Fault(StrEnum):
+    """What a call meets instead of success."""
+
+    REFUSED = "refused"  # no effect, HTTP 403
+    LOST_BEFORE = "lost before"  # no effect, doubtful
+    LOST_AFTER = "lost after"  # the effect, doubtful
+    BUG = "bug"  # no effect, raises
+
+
+class Bug(Exception):
+    """What no host should do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A program that is run: without what wraps it."""
+
+    sandbox: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    timeout: float
+    user: str | None
+    working_dir: str | None
+
+
+@dataclass(slots=True)
+class Box:
+    record: SandboxRecord
+    spec: SandboxSpec
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+async def _succeed(call: Call) -> CommandOutput:
+    return CommandOutput(0, "", "", timed_out=False)
+
+
+class FakeHost:
+    """`program` answers runs; `meet(method, name or id)` says what a call meets, None for nothing unusual."""
+
+    def __init__(
+        self,
+        *,
+        program: Callable[[Call], Awaitable[CommandOutput | Absent | Refused | Doubtful]] = _succeed,
+        meet: Callable[[Method, str], Fault | None] = lambda method, what: None,
+        latency: float = 0.05,
+        quota: int | None = None,
+    ) -> None:
+        self._program = program
+        self._meet = meet
+        self._latency = latency
+        self._quota = quota
+        self._made = 0
+        self.boxes: dict[str, Box] = {}
+        self.snapshots: dict[str, dict[str, bytes]] = {}
+        self._taken_of: dict[str, str] = {}
+        self.specs: list[SandboxSpec] = []
+        self.calls: list[Call] = []
+        self.most_alive = 0
+
+    def alive(self) -> list[str]:
+        """Names of the sandboxes that exist."""
+        return [box.record.name or "" for box in self.boxes.values() if box.record.status != SandboxStatus.TERMINATED]
+
+    def add(self, name: str, status: SandboxStatus = SandboxStatus.RUNNING) -> Box:
+        """A sandbox that was there before the test."""
+        return self._add(SandboxSpec(name=name), status)
+
+    def _add(self, spec: SandboxSpec, status: SandboxStatus) -> Box:
+        self._made += 1
+        record = SandboxRecord(f"id{self._made}", spec.name, status, egress=spec.egress)
+        box = Box(record, spec, dict(self.snapshots.get(spec.snapshot_id or "", {})))
+        self.boxes[record.id] = box
+        self.most_alive = max(self.most_alive, len(self.alive()))
+        return box
+
+    async def _call(self, method: Method, what: str, effect: Callable[[], _T]) -> _T | Refused | Doubtful:
+        fault = self._meet(method, what)
+        await asyncio.sleep(self._latency / 2)
+        match fault:
+            case Fault.BUG:
+                raise Bug(method)
+            case Fault.REFUSED:
+                return Refused(403, "HTTP 403")
+            case Fault.LOST_BEFORE:
+                return Doubtful("dropped")
+        result = effect()
+        await asyncio.sleep(self._latency / 2)
+        return Doubtful("dropped") if fault is Fault.LOST_AFTER else result
+
+    def _live(self, sandbox_id: str) -> Box | None:
+        box = self.boxes.get(sandbox_id)
+        return box if box is not None and box.record.status is not SandboxStatus.TERMINATED else None
+
+    def _set(self, sandbox_id: str, status: SandboxStatus) -> Absent | None:
+        box = self._live(sandbox_id)
+        if box is None:
+            return Absent()
+        box.record = replace(box.record, status=status)
+        return None
+
+    async def create(self, spec: SandboxSpec) -> CreateOutcome:
+        def effect() -> CreateOutcome:
+            if spec.name in self.alive():
+                return NameTaken()
+            if spec.snapshot_id is not None and spec.snapshot_id not in self.snapshots:
+                return Refused(404, "HTTP 404")
+            if self._quota is not None and len(self.alive()) >= self._quota:
+                return Refused(402, "HTTP 402")
+            self.specs.append(spec)
+            return Created(self._add(spec, SandboxStatus.RUNNING).record)
+
+        return await self._call("create", spec.name, effect)
+
+    async def find(self, name_or_id: str) -> FindOutcome:
+        def effect() -> FindOutcome:
+            for box in self.boxes.values():
+                live = box.record.status is not SandboxStatus.TERMINATED
+                if box.record.id == name_or_id or (live and box.record.name == name_or_id):
+                    return box.record
+            return Absent()
+
+        outcome = await self._call("find", name_or_id, effect)
+        return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        return await self._call("resume", sandbox_id, lambda: self._set(sandbox_id, SandboxStatus.RUNNING))
+
+    async def suspend(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        return await self._call("suspend", sandbox_id, lambda: self._set(sandbox_id, SandboxStatus.SUSPENDED))
+
+    async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        return await self._call("terminate", sandbox_id, lambda: self._set(sandbox_id, SandboxStatus.TERMINATED))
+
+    async def rename(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
+        def effect() -> Absent | Refused | None:
+            box = self._live(sandbox_id)
+            if box is None:
+                return Absent()
+            if name in self.alive():
+                return Refused(409, "HTTP 409")
+            box.record = replace(box.record, name=name)
+            return None
+
+        return await self._call("rename", sandbox_id, effect)
+
+    async def touch(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        return await self._call("touch", sandbox_id, lambda: None if self._live(sandbox_id) else Absent())
+
+    async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
+        outcome = await self._call("list", "", lambda: [box.record for box in self.boxes.values()])
+        return Listing(outcome, complete=True) if isinstance(outcome, list) else Doubtful(outcome.reason)
+
+    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
+        def effect() -> list[SnapshotRecord]:
+            return [
+                SnapshotRecord(id_, self._taken_of[id_], filesystem=True, created_at=None) for id_ in self.snapshots
+            ]
+
+        outcome = await self._call("list", "snapshots", effect)
+        return Listing(outcome, complete=True) if isinstance(outcome, list) else Doubtful(outcome.reason)
+
+    async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
+        return Refused(501, "named processes are not faked")
+
+    async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
+        return Absent() if self._live(sandbox_id) is None else []
+
+    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
+        return Absent()
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
+        return Absent()
+
+    async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
+        return Absent()
+
+    async def signal(self, sandbox_id: str, name: str, number: int) -> Absent | Refused | Doubtful | None:
+        return Absent()
+
+    async def run(
+        self,
+        sandbox_id: str,
+        command: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        user: str | None,
+        working_dir: str | None,
+        timeout: float,
+    ) -> CommandOutput | Absent | Refused | Doubtful:
+        box = self._live(sandbox_id)
+        if box is None:
+            return Absent()
+        outcome = await self._call("run", box.record.name or "", lambda: None)
+        if outcome is not None:
+            return outcome
+        # ["-c", wrapper, "sh", mark, directory, input, *argv]; what has fewer is the race's own housekeeping.
+        if len(args) < 7:
+            return CommandOutput(0, "", "", timed_out=False)
+        call = Call(box.record.name or "", tuple(args[6:]), dict(env), timeout, user, working_dir)
+        self.calls.append(call)
+        try:
+            async with asyncio.timeout(timeout):
+                result = await self._program(call)
+        except TimeoutError:
+            return CommandOutput(-9, "", "", timed_out=True)
+        return result if self._live(sandbox_id) is not None else Absent()
+
+    async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None:
+        def effect() -> Absent | None:
+            box = self._live(sandbox_id)
+            if box is None:
+                return Absent()
+            box.files[path] = data
+            return None
+
+        return await self._call("write", path, effect)
+
+    async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
+        def effect() -> bytes | Absent | Refused:
+            box = self._live(sandbox_id)
+            if box is None or path not in box.files:
+                return Absent()
+            data = box.files[path]
+            return data if len(data) <= limit else Refused(413, "larger than asked for")
+
+        return await self._call("read", path, effect)
+
+    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
+        def effect() -> Snapshot | Absent:
+            box = self._live(sandbox_id)
+            if box is None:
+                return Absent()
+            self._made += 1
+            snapshot = Snapshot(f"snap{self._made}")
+            self.snapshots[snapshot.id] = dict(box.files)
+            self._taken_of[snapshot.id] = sandbox_id
+            return snapshot
+
+        return await self._call("snapshot", sandbox_id, effect)
+
+    async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None:
+        def effect() -> Absent | None:
+            return None if self.snapshots.pop(snapshot_id, None) is not None else Absent()
+
+        return await self._call("delete_snapshot", snapshot_id, effect)
+
+    async def aclose(self) -> None:
+        return None
