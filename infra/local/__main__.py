@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         with Platform(options) as platform, handshake.announced(CHECKOUT, platform.environ) as file:
             print(_banner(platform, file, time.monotonic() - began), flush=True)
             while not ending.wait(_LOOK_SECONDS):
-                if not platform.running:
+                if not platform.alive():
                     print(f"A service ended by itself:\n{platform.why_stopped()}", file=sys.stderr)
                     return 1
             print("\nStopping the offline platform and all its sandboxes ...", flush=True)

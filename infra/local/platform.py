@@ -112,8 +112,7 @@ class Platform:
         with ThreadPoolExecutor(max_workers=len(services) or 1) as pool:
             list(pool.map(RunningService.stop, services))
 
-    @property
-    def running(self) -> bool:
+    def alive(self) -> bool:
         """False as soon as one of the services has ended."""
         return bool(self._services) and all(service.returncode is None for service in self._services)
 
