@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -139,8 +138,6 @@ class Admin:
                 await self.lifecycle.terminate(sandbox, "reset")
             self.platform.names.release(sandbox.namespace, sandbox.name, sandbox.id)
         self.platform.sandboxes.clear()
-        for snapshot in self.snapshots.all():
-            with contextlib.suppress(ApiError):  # One still in progress stays.
-                await self.snapshots.delete(snapshot.id)
+        await self.snapshots.clear()
         self.counts.clear()
         return JSONResponse({"ended": ended})

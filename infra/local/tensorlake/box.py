@@ -13,14 +13,13 @@ from typing import Any
 
 from infra.local.tensorlake import bubblewrap, trees
 from infra.local.tensorlake.host import Host
-from infra.local.tensorlake.layers import Base, Layer
+from infra.local.tensorlake.layers import DEFAULT_PATH, Base, Layer
 from infra.local.tensorlake.link import SupervisorGone, SupervisorLink
 from infra.local.tensorlake.plain import FolderMapping
 
 START_SECONDS = 15.0
 END_SECONDS = 5.0
 DEEPEST_STACK = 8
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Level(enum.StrEnum):

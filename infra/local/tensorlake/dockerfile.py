@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from infra.local.tensorlake import trees
-from infra.local.tensorlake.layers import Runtime
+from infra.local.tensorlake.layers import DEFAULT_PATH, Runtime
 
 _VARIABLE = re.compile(r"\\(?P<escaped>\$)|\$(?:(?P<plain>\w+)|\{(?P<name>\w+)(?::(?P<op>[-+])(?P<word>[^}]*))?\})")
 _HEREDOC = re.compile(r"<<-?\s*[\"']?(\w+)[\"']?")
@@ -55,6 +55,8 @@ class Plan:
 
     parent: str
     runtime: Runtime
+    directories: tuple[str, ...]
+    """Made before anything is copied, as WORKDIR makes them."""
     copies: tuple[Copy, ...]
     not_executed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -93,12 +95,13 @@ class _Reading:
     args: dict[str, str] = field(default_factory=dict)
     runtime: Runtime = field(default_factory=Runtime)
     owned: list[str] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
     not_executed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def words(self, text: str) -> str:
-        known = {**self.args, **self.runtime.env}
+        known = {"PATH": DEFAULT_PATH, **self.args, **self.runtime.env}
 
         def value(match: re.Match[str]) -> str:
             if match["escaped"]:
@@ -115,7 +118,8 @@ class _Reading:
     def absolute(self, path: str) -> str:
         whole = path if path.startswith("/") else f"{self.runtime.workdir.rstrip('/')}/{path}"
         normal = os.path.normpath(whole)
-        return f"{normal}/" if path.endswith("/") and normal != "/" else normal
+        must_be_directory = path.endswith(("/", "/.", "/..")) or path in (".", "..")
+        return f"{normal}/" if must_be_directory and normal != "/" else normal
 
 
 def read(text: str, build_args: Mapping[str, str], inherited: Mapping[str, Runtime]) -> Plan:
@@ -140,7 +144,14 @@ def read(text: str, build_args: Mapping[str, str], inherited: Mapping[str, Runti
         raise DockerfileError("no FROM")
     owned = tuple(dict.fromkeys([*state.runtime.owned, *state.owned]))
     runtime = replace(state.runtime, owned=owned)
-    return Plan(parent, runtime, tuple(state.copies), tuple(state.not_executed), tuple(state.notes))
+    return Plan(
+        parent,
+        runtime,
+        tuple(state.directories),
+        tuple(state.copies),
+        tuple(state.not_executed),
+        tuple(state.notes),
+    )
 
 
 def _apply(step: Step, state: _Reading) -> None:
@@ -148,7 +159,9 @@ def _apply(step: Step, state: _Reading) -> None:
         case "ENV":
             state.runtime = replace(state.runtime, env={**state.runtime.env, **_env(step, state)})
         case "WORKDIR":
-            state.runtime = replace(state.runtime, workdir=state.absolute(state.words(_unquoted(step.text))))
+            directory = state.absolute(state.words(_unquoted(step.text)).rstrip("/") or "/")
+            state.directories.append(directory)
+            state.runtime = replace(state.runtime, workdir=directory)
         case "USER":
             state.runtime = replace(state.runtime, user=_user(step, state))
         case "RUN":
@@ -218,9 +231,11 @@ def _unquoted(text: str) -> str:
 # --- carrying it out --------------------------------------------------------------------------------------
 
 
-def carry_out(copies: tuple[Copy, ...], context: Path, root: Path) -> None:
+def carry_out(plan: Plan, context: Path, root: Path) -> None:
     """Make every copy into `root`. Links on either side never lead out of it. Raises DockerfileError."""
-    for copy in copies:
+    for directory in plan.directories:
+        trees.within(root, trees.resolve_in(root, directory)).mkdir(parents=True, exist_ok=True)
+    for copy in plan.copies:
         found = [path for source in copy.sources for path in _matches(source, context, copy.line)]
         into = copy.target.endswith("/") or len(found) > 1
         for source in found:

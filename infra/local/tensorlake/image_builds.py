@@ -165,7 +165,7 @@ class Builds:
                 trees.copy_into(parent.base.system, root)
                 for layer in parent.base.layers:
                     trees.copy_into(layer.directory, root)
-            dockerfile.carry_out(plan.copies, context, root)
+            dockerfile.carry_out(plan, context, root)
 
         inherited_runs = parent.not_executed if parent is not None else ()
         return self._images.make(

@@ -15,6 +15,7 @@ from pathlib import Path
 from infra.local.tensorlake import trees
 
 AGENT_UID = 1000
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local.tensorlake import trees
 from infra.local.tensorlake.host import VENV
 
 # An absolute path inside a shell text: not after a character that would make it part of a longer word.
@@ -32,7 +31,7 @@ class FolderMapping:
         if path == VENV or path.startswith(f"{VENV}/"):
             return str(self.prefix) + path[len(VENV) :]
         if self._ours(path):
-            return str(trees.within(self.root, path))
+            return f"{self.root}{path}"
         return path
 
     def _ours(self, path: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.local.tensorlake import trees
@@ -101,6 +101,9 @@ class Snapshots:
                     sandbox.become(before)
         if snapshot.stage is Stage.FAILED:
             return
+        if snapshot.id not in self._all:
+            await self._drop(snapshot)
+            return
         await asyncio.sleep(settings.snapshot_local_seconds)
         snapshot.stage = Stage.LOCAL_READY
         await asyncio.sleep(settings.snapshot_completed_seconds)
@@ -143,8 +146,19 @@ class Snapshots:
             raise conflict(f"snapshot '{snapshot_id}' is in progress")
         del self._all[snapshot_id]
         if snapshot.stage is not Stage.FAILED:
-            await asyncio.to_thread(trees.remove, snapshot.base.system)
-            await self._platform.layers.release(snapshot.base)
+            await self._drop(snapshot)
+
+    async def clear(self) -> None:
+        """Forget all of them; one still being captured is dropped when it is done."""
+        forgotten, self._all = self._all, {}
+        for snapshot in forgotten.values():
+            if snapshot.base.layers and snapshot.stage is not Stage.FAILED:
+                await self._drop(snapshot)
+
+    async def _drop(self, snapshot: Snapshot) -> None:
+        base, snapshot.base = snapshot.base, replace(snapshot.base, layers=())
+        await asyncio.to_thread(trees.remove, base.system)
+        await self._platform.layers.release(base)
 
 
 def _size(directory: Any) -> int:

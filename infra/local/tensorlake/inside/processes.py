@@ -77,6 +77,7 @@ class Process:
             "started_at": self.started_at,
             "ended_at": self.ended_at,
             "managed": None,
+            "output_lines": self.dropped + len(self.lines),
         }
         if self.request.get("note"):
             info["note"] = self.request["note"]

@@ -240,8 +240,11 @@ def _serve_one(supervisor: Supervisor, sock: socket.socket) -> None:
     with sock:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
             supervisor.handle(Connection(sock))
+        # A socket closed with bytes unread takes the answer with it, so the rest of a refused body is read.
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(CHUNK):
+                pass
 
 
 def main() -> None:
