@@ -11,7 +11,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
@@ -21,10 +22,14 @@ from shared.claude_queue import ClaudeQueue
 from shared.deadline import Deadline
 from shared.models import DrainReport, TickReport
 from shared.ports import SandboxHost, WorkQueue
+from shared.reconcile.reconciler import Reconciler
+from shared.reconcile.report import ReconcileReport
 from shared.settings import Environment, Settings
 from shared.tensorlake_host import TensorlakeHost
 
 log = logging.getLogger(__name__)
+
+_R = TypeVar("_R")
 
 
 class Bundle:
@@ -45,6 +50,7 @@ class Bundle:
             )
             for environment in settings.environments.values()
         }
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.drains: SingleFlight[Sequence[DrainReport]] = SingleFlight(self.drain)
 
     def dispatcher(self, environment: Environment) -> Dispatcher:
@@ -60,15 +66,44 @@ class Bundle:
             ]
         return [task.result() for task in tasks]
 
+    def reconciler(self, environment: Environment) -> Reconciler:
+        return Reconciler(self.settings, environment, self._queues[environment.id], self.host)
+
     async def tick(self) -> TickReport:
-        """One tick: drain, with whatever drain is due anyway."""
+        """One tick: drain, with whatever drain is due anyway, then repair. A dry run claims nothing."""
         began = time.monotonic()
-        drains = await asyncio.shield(self.drains.wake())
-        return TickReport(drains=drains, seconds=round(time.monotonic() - began, 3))
+        drains = () if self.settings.dry_run else await asyncio.shield(self.drains.wake())
+        deadline = Deadline.after(self.settings.reconcile.deadline)
+        async with asyncio.TaskGroup() as group:
+            passes = [
+                group.create_task(self.reconciler(environment).reconcile(deadline))
+                for environment in self.settings.environments.values()
+            ]
+        return TickReport(
+            drains=drains,
+            reconciled=[each.result() for each in passes],
+            seconds=round(time.monotonic() - began, 3),
+        )
+
+    async def session_over(self, session_id: str) -> Sequence[ReconcileReport]:
+        """Clean up after a session that a webhook says is over, whichever environment it was in."""
+        return [
+            await self.reconciler(environment).session_over(session_id)
+            for environment in self.settings.environments.values()
+        ]
+
+    def in_background(self, work: Coroutine[None, None, _R]) -> asyncio.Task[_R]:
+        """A task that this bundle sees to the end."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def aclose(self) -> None:
         """Let a running drain finish, then close the clients."""
         await self.drains.aclose(self.settings.drain.deadline)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.settings.reconcile.deadline)
         for queue in self._queues.values():
             await queue.aclose()
         await self.host.aclose()

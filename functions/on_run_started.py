@@ -1,4 +1,4 @@
-"""Anthropic's webhook: something runs, so drain the queue.
+"""Anthropic's webhook: something runs, so drain the queue; or a session is over, so clean up after it.
 
 A delivery is a wake-up hint and nothing more: it may come twice, late, out of order or never (contract claude 9.3).
 Once the signature is right the answer is 200, whatever the drain meets: what it could not do is still on the queue,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.requests import Request
@@ -18,12 +19,14 @@ from starlette.responses import JSONResponse, Response
 from functions.bundle import Bundle, bundle_of
 from functions.http import HttpError, not_configured, read_body, require_method
 from functions.webhooks import is_signed
+from shared import naming
 from shared.errors import SecretUnavailable, SettingsError
 from shared.models import to_json
 
 log = logging.getLogger(__name__)
 
 WAKES: Final = "session.status_run_started"
+OVER: Final = frozenset({"session.status_terminated", "session.archived", "session.deleted"})
 
 
 async def on_run_started(request: Request) -> Response:
@@ -36,36 +39,38 @@ async def on_run_started(request: Request) -> Response:
             raise SettingsError("ANTHROPIC_WEBHOOK_SIGNING_KEY is not set")
         if not is_signed(body, request.headers, bundle.settings.signing_keys):
             raise HttpError(401, "unauthorized", "the signature is missing, stale or wrong")
-        kind = _event_type(body)
+        kind, session_id = _event(body)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
-    if kind != WAKES:
-        return JSONResponse({"ignored": kind})
-    return await _wake(bundle)
+    if kind == WAKES:
+        return await _answered(bundle, bundle.drains.wake(), "drains")
+    if kind in OVER and naming.is_session_id(session_id):
+        return await _answered(bundle, bundle.in_background(bundle.session_over(session_id)), "reconciled")
+    return JSONResponse({"ignored": kind})
 
 
-async def _wake(bundle: Bundle) -> Response:
-    run = bundle.drains.wake()
+async def _answered(bundle: Bundle, run: asyncio.Task[Sequence[object]], name: str) -> Response:
     if bundle.background:
-        return JSONResponse({"draining": True})
+        return JSONResponse({name: "begun"})
     try:
         reports = await asyncio.shield(run)
     except Exception as error:  # the edge: the sender must see 200 (see above)
-        log.exception("drain.bug")
-        return JSONResponse({"drains": [], "error": type(error).__name__})
-    return Response(to_json({"drains": reports}), media_type="application/json")
+        log.exception("webhook.bug")
+        return JSONResponse({name: [], "error": type(error).__name__})
+    return Response(to_json({name: reports}), media_type="application/json")
 
 
-def _event_type(body: bytes) -> str:
-    """`data.type` of a delivery (contract claude 9.1), at most 100 characters."""
+def _event(body: bytes) -> tuple[str, str]:
+    """`data.type`, at most 100 characters, and `data.id`, "" where there is none (contract claude 9.1)."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):
         raise HttpError(400, "invalid_request", "the body is not JSON") from None
     data = event.get("data") if isinstance(event, dict) else None
     kind = data.get("type") if isinstance(data, dict) else None
-    if not isinstance(kind, str):
+    if not isinstance(data, dict) or not isinstance(kind, str):
         raise HttpError(400, "invalid_request", "data.type: a text is needed", field="data.type")
-    return kind[:100]
+    session_id = data.get("id")
+    return kind[:100], session_id if isinstance(session_id, str) else ""

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
 
+from shared.reconcile.report import ReconcileReport
+
 
 class ItemEnd(StrEnum):
     """What became of a claimed work item."""
@@ -56,11 +58,11 @@ class DrainReport:
 
 @dataclass(frozen=True, slots=True)
 class TickReport:
-    """One tick over all environments. `reconciled` is the reconciler's part; null while there is none."""
+    """One tick over all environments: first the drains, then the repairs."""
 
     drains: Sequence[DrainReport]
+    reconciled: Sequence[ReconcileReport]
     seconds: float
-    reconciled: None = None
 
 
 def to_json(report: DrainReport | TickReport | Mapping[str, object]) -> bytes:

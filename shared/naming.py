@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 LONGEST_NAME: Final = 57  # "65535-" + name must still be one DNS label of 63 characters
+KEEP: Final = "keep-"  # a sandbox that a person renamed so is not touched
 LONGEST_PREFIX: Final = 8
 
 _DIGITS62: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -22,6 +23,8 @@ _DIGITS36: Final = string.digits + string.ascii_lowercase
 _SESSION_ID: Final = re.compile(r"(?:sesn|session)_(?P<suffix>.+)", re.DOTALL)
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9]{0,7}")
 _TAG_LENGTH: Final = 8
+_MOMENT_LENGTH: Final = 7
+_LONGEST_CODE: Final = 34  # so that a mark (gone_name) stays within LONGEST_NAME, whatever the prefix
 _HASH_LENGTH: Final = 25  # digits of base 36 that hold 128 bits
 
 
@@ -38,6 +41,34 @@ class SessionName:
     session_id: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class GoneName:
+    """A session's sandbox that was marked for its end. `marked_at` is in whole seconds since the epoch."""
+
+    environment_tag: str
+    code: str
+    marked_at: int
+
+
+def gone_name(name: str, prefix: str, marked_at: int) -> str:
+    """The mark of a session's sandbox: it frees the session's name and shows in a list since when it is marked.
+
+    Raises BadName for a name that is no session's.
+    """
+    if parse_sandbox_name(prefix, name) is None:
+        raise BadName("only a session's sandbox is marked")
+    return f"gone-{to_base36(marked_at).rjust(_MOMENT_LENGTH, '0')}-{name.removeprefix(prefix + '-')}"
+
+
+def parse_gone_name(name: str) -> GoneName | None:
+    """None for a name that no mark gave."""
+    match = re.fullmatch(rf"gone-([0-9a-z]{{{_MOMENT_LENGTH}}})-([0-9a-z]{{{_TAG_LENGTH}}})-([sx][0-9a-z]+)", name)
+    if match is None:
+        return None
+    moment, tag, code = match.groups()
+    return GoneName(tag, code, int(moment, 36))
+
+
 def check_prefix(prefix: str) -> str:
     """Returns the prefix; raises BadName where it is not 1 to 8 lower-case letters and digits, a letter first."""
     if not _PREFIX.fullmatch(prefix):
@@ -48,6 +79,10 @@ def check_prefix(prefix: str) -> str:
 def environment_tag(environment_id: str) -> str:
     """Eight base-36 digits that stand for an environment in sandbox names."""
     return _hash(environment_id, _TAG_LENGTH)
+
+
+def is_session_id(text: str) -> bool:
+    return len(text) <= 200 and _SESSION_ID.fullmatch(text) is not None
 
 
 def canonical_session_id(session_id: str) -> str:
@@ -63,7 +98,7 @@ def sandbox_name(prefix: str, environment_id: str, session_id: str) -> str:
     suffix = canonical_session_id(session_id).removeprefix("sesn_")
     head = f"{check_prefix(prefix)}-{environment_tag(environment_id)}-"
     encoded = _encode(suffix)
-    if encoded is not None and len(head) + 1 + len(encoded) <= LONGEST_NAME:
+    if encoded is not None and len(encoded) <= _LONGEST_CODE:
         return f"{head}s{encoded}"
     return f"{head}x{_hash(suffix, _HASH_LENGTH)}"
 

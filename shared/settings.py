@@ -88,6 +88,25 @@ class DrainLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ReconcileTimes:
+    """When the reconciler acts, in seconds, and how much it may do in one tick.
+
+    deadline: bound of one pass; it comes on top of the tick's drain.
+    idle_grace: from a session's last sign of work until its sandbox is suspended.
+    end_grace: from the mark of a sandbox whose session is over until its end, for collecting results.
+    retention: how long a sandbox that sleeps is kept.
+    """
+
+    deadline: float = 40.0
+    idle_grace: float = 30.0
+    end_grace: float = 300.0
+    retention: float = 604_800.0
+    pages: int = 20
+    lookups: int = 100
+    touches: int = 100
+
+
+@dataclass(frozen=True, slots=True)
 class RaceLimits:
     """Bounds of best-of-N races, whatever a request asks for."""
 
@@ -116,6 +135,7 @@ class Settings:
     dry_run: bool
     times: ClaimTimes
     drain: DrainLimits
+    reconcile: ReconcileTimes
     races: RaceLimits
 
     @classmethod
@@ -159,6 +179,15 @@ class Settings:
             dry_run=read.flag("DRY_RUN", False),
             times=times,
             drain=drain,
+            reconcile=ReconcileTimes(
+                deadline=read.seconds("RECONCILE_SECONDS", 40.0),
+                idle_grace=read.seconds("IDLE_GRACE_SECONDS", 30.0),
+                end_grace=read.seconds("END_GRACE_SECONDS", 300.0),
+                retention=read.seconds("RETENTION_SECONDS", 604_800.0),
+                pages=read.whole("RECONCILE_PAGES", 20),
+                lookups=read.whole("RECONCILE_LOOKUPS", 100),
+                touches=read.whole("RECONCILE_TOUCHES", 100),
+            ),
             races=RaceLimits(
                 max_branches=read.whole("RACE_MAX_BRANCHES", 64),
                 max_parallel=read.whole("RACE_MAX_PARALLEL", 16),

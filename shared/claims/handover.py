@@ -19,6 +19,9 @@ from image.session.archive import build_archive
 from shared.deadline import Deadline
 from shared.ports import Absent, Doubtful, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
 
+WORKER_NAMES: Final = "hands-"
+"""Names of the processes that are workers begin so."""
+
 _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
 _STARTS: Final = 3
@@ -47,7 +50,7 @@ class NotReady:
 def attempt_prefix(item: WorkItem) -> str:
     """Names of this item's workers begin so. A work id may come again, with another time of creation."""
     digest = hashlib.sha256(f"{item.id}\n{item.created_at.isoformat()}".encode()).hexdigest()
-    return f"hands-{digest[:12]}-"
+    return f"{WORKER_NAMES}{digest[:12]}-"
 
 
 async def hand_over(

@@ -1,0 +1,244 @@
+"""Doing a repair, after a last look: nothing is ended, suspended or released on what was seen more than five seconds
+ago, or on a look-up that failed (I5)."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from shared import naming
+from shared.claims.handover import WORKER_NAMES
+from shared.deadline import Clock
+from shared.ports import (
+    Absent,
+    Doubtful,
+    ItemState,
+    Refused,
+    SandboxHost,
+    SandboxRecord,
+    SandboxStatus,
+    SessionRecord,
+    SessionStatus,
+    WorkQueue,
+)
+from shared.reconcile.plan import Repair
+from shared.reconcile.report import Act, ActionReport
+from shared.reconcile.view import Items
+from shared.settings import Settings
+
+_FRESH: Final = 3.0  # seconds; with the call itself a look is never older than five
+
+
+@dataclass(slots=True)
+class Hands:
+    """Carries out repairs for one pass over one environment."""
+
+    settings: Settings
+    environment_id: str
+    queue: WorkQueue
+    host: SandboxHost
+    now: Callable[[], datetime]
+    clock: Clock = time.monotonic
+    needs_interrupt: list[str] = field(default_factory=list)
+    _looked: tuple[float, Items] | None = None
+
+    async def do(self, repair: Repair) -> ActionReport | None:
+        """The report, or None where the last look showed that there is nothing to do."""
+        problem = await self._act(repair)
+        if problem is _NOTHING:
+            return None
+        return ActionReport(repair.act, repair.target, repair.why, done=problem is None, problem=problem or "")
+
+    async def _act(self, repair: Repair) -> str | None:
+        sandbox = repair.sandbox
+        match repair.act:
+            case Act.RELEASE:
+                return await self._release(repair)
+            case Act.FINISH:
+                return await self._finish(repair)
+            case Act.DELETE_SNAPSHOT:
+                return _problem(await self.host.delete_snapshot(repair.target))
+        if sandbox is None:
+            return _NOTHING
+        match repair.act:
+            case Act.RESUME:
+                return _problem(await self.host.resume(sandbox.id))
+            case Act.TOUCH:
+                return _problem(await self.host.touch(sandbox.id))
+            case Act.STOP_WORKER:
+                return await self._stop_worker(sandbox)
+            case Act.UNMARK:
+                return _problem(await self.host.rename(sandbox.id, repair.name))
+            case Act.END_RACE:
+                return _problem(await self.host.terminate(sandbox.id))
+            case Act.END_FAILED:
+                return await self._if_still(sandbox, (sandbox.status,), self.host.terminate)
+            case Act.SUSPEND:
+                return await self._suspend(repair, sandbox)
+            case Act.MARK:
+                return await self._mark(repair, sandbox)
+            case Act.END_MARKED:
+                return await self._end_marked(repair, sandbox)
+
+    async def _release(self, repair: Repair) -> str | None:
+        """A stranded item: nobody is behind it, and the session waits for ever unless it is interrupted."""
+        item = repair.item
+        if item is None or repair.session_id is None:
+            return _NOTHING
+        items = await self._items()
+        if items is None:
+            return "the items could not be looked at again"
+        now = items.live.get(repair.name)
+        if now is None or now.id != item.id or now.state is not ItemState.STARTING or now.latest_heartbeat_at:
+            return _NOTHING
+        match await self.host.find(repair.name):
+            case Doubtful():
+                return "its sandbox could not be looked at"
+            case SandboxRecord(status=SandboxStatus.RUNNING) as sandbox:
+                working = await self._worker_running(sandbox.id)
+                if working is None:
+                    return "its worker could not be looked at"
+                if working:
+                    return _NOTHING
+            case SandboxRecord(status=status) if status not in (
+                SandboxStatus.FAILED,
+                SandboxStatus.TERMINATED,
+                SandboxStatus.TIMEOUT,
+            ):
+                return _NOTHING  # it may wake up, or is being made: its worker is not known to be gone
+        stopped = await self.queue.force_stop(item.id)
+        if isinstance(stopped, Refused | Doubtful):
+            return f"stopping it failed: {stopped.reason}"
+        return await self._interrupt(repair.session_id)
+
+    async def _finish(self, repair: Repair) -> str | None:
+        if repair.session_id is None:
+            return _NOTHING
+        calls = await self.queue.unanswered_calls(repair.session_id)
+        if isinstance(calls, Absent) or (not isinstance(calls, Refused | Doubtful) and not calls):
+            return _NOTHING
+        if isinstance(calls, Refused | Doubtful):
+            return f"its calls could not be looked at: {calls.reason}"
+        if not await self._surely_without_item(self._name(repair.session_id)):
+            return _NOTHING
+        return await self._interrupt(repair.session_id)
+
+    async def _interrupt(self, session_id: str) -> str | None:
+        outcome = await self.queue.interrupt(session_id)
+        if isinstance(outcome, Refused):
+            self.needs_interrupt.append(session_id)
+            return f"the session needs an interrupt that this key may not send: {outcome.reason}"
+        return _problem(outcome)
+
+    async def _suspend(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
+        if not await self._surely_idle(repair):
+            return _NOTHING
+        working = await self._worker_running(sandbox.id)
+        if working is None:
+            return "its processes could not be looked at"
+        if working or not await self._surely_without_item(repair.name):
+            return _NOTHING
+        return await self._if_still(sandbox, (SandboxStatus.RUNNING,), self.host.suspend)
+
+    async def _mark(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
+        if sandbox.status is SandboxStatus.RUNNING and await self._worker_running(sandbox.id) is not False:
+            return _NOTHING
+        if not await self._surely_without_item(repair.name) and not await self._surely_deleted(repair):
+            return _NOTHING
+        name = naming.gone_name(repair.name, self.settings.prefix, int(self.now().timestamp()))
+        return _problem(await self.host.rename(sandbox.id, name))
+
+    async def _end_marked(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
+        """A session that got work between the mark and now has it in another sandbox, unless its worker came into
+        this one just before the mark."""
+        found = await self.host.find(sandbox.id)
+        if not isinstance(found, SandboxRecord) or found.name != sandbox.name:
+            return _NOTHING
+        if found.status is SandboxStatus.RUNNING and await self._worker_running(found.id) is not False:
+            return _NOTHING
+        items = await self._items()
+        if items is None:
+            return "the items could not be looked at again"
+        holder = await self.host.find(repair.name) if repair.name in items.live else None
+        if isinstance(holder, Absent | Doubtful):
+            return _NOTHING
+        return _problem(await self.host.terminate(sandbox.id))
+
+    async def _stop_worker(self, sandbox: SandboxRecord) -> str | None:
+        listed = await self.host.process_names(sandbox.id)
+        if isinstance(listed, Absent | Doubtful):
+            return "its processes could not be looked at"
+        problems = [
+            problem
+            for process in listed
+            if process.running and process.name.startswith(WORKER_NAMES)
+            if (problem := _problem(await self.host.signal(sandbox.id, process.name, signal.SIGTERM))) is not None
+        ]
+        return "; ".join(problems) or None
+
+    async def _if_still(
+        self,
+        sandbox: SandboxRecord,
+        statuses: tuple[SandboxStatus, ...],
+        act: Callable[[str], Awaitable[Absent | Refused | Doubtful | None]],
+    ) -> str | None:
+        found = await self.host.find(sandbox.id)
+        if isinstance(found, Doubtful):
+            return "it could not be looked at again"
+        if isinstance(found, Absent) or found.status not in statuses or found.name != sandbox.name:
+            return _NOTHING
+        return _problem(await act(sandbox.id))
+
+    async def _worker_running(self, sandbox_id: str) -> bool | None:
+        """None where nobody knows."""
+        listed = await self.host.process_names(sandbox_id)
+        if isinstance(listed, Absent):
+            return False
+        if isinstance(listed, Doubtful):
+            return None
+        return any(process.running and process.name.startswith(WORKER_NAMES) for process in listed)
+
+    async def _surely_idle(self, repair: Repair) -> bool:
+        if repair.session_id is None:
+            return False
+        session = await self.queue.session(repair.session_id)
+        return isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE
+
+    async def _surely_deleted(self, repair: Repair) -> bool:
+        """An entry that a deleted session left on the queue is nobody's work (contract claude 3.3)."""
+        if repair.session_id is None or not isinstance(await self.queue.session(repair.session_id), Absent):
+            return False
+        items = await self._items()
+        item = items.live.get(repair.name) if items is not None else None
+        return item is not None and item.state is ItemState.QUEUED
+
+    async def _surely_without_item(self, name: str) -> bool:
+        items = await self._items()
+        return items is not None and items.all_live_seen and name not in items.live
+
+    async def _items(self) -> Items | None:
+        """A look at the queue that is fresh; shared by the repairs of the same three seconds."""
+        now = self.clock()
+        if self._looked is None or now - self._looked[0] > _FRESH:
+            listing = await self.queue.list_items(self.settings.reconcile.pages)
+            if isinstance(listing, Refused | Doubtful):
+                return None
+            self._looked = (now, Items.of(listing, self.settings.prefix, self.environment_id, self.now()))
+        return self._looked[1]
+
+    def _name(self, session_id: str) -> str:
+        return naming.sandbox_name(self.settings.prefix, self.environment_id, session_id)
+
+
+_NOTHING: Final = "nothing to do"
+
+
+def _problem(outcome: object) -> str | None:
+    """None for done, and for what had gone by itself."""
+    if isinstance(outcome, Refused | Doubtful):
+        return outcome.reason
+    return None

@@ -1,0 +1,219 @@
+"""What is due: a pure function from what was seen to the repairs, so that every rule can be tested by itself.
+
+Nothing here acts. A repair that would end, suspend or release something is looked at once more before it is done
+(acting.py), and whatever the view does not know for sure leads to no repair.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from shared import naming
+from shared.ports import (
+    Absent,
+    ItemState,
+    ListedItem,
+    SandboxRecord,
+    SandboxStatus,
+    SessionRecord,
+    SessionStatus,
+    SnapshotRecord,
+)
+from shared.races.naming import parse_race_name
+from shared.reconcile.report import Act
+from shared.reconcile.view import View
+from shared.settings import Settings
+
+Lookups = Mapping[str, SessionRecord | Absent]
+"""What session look-ups that succeeded have said, by session id. One that failed is not in it."""
+
+_DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
+_TOUCH_SLACK: Final = 120.0  # seconds that two ticks may be apart
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One due repair. `name` is the sandbox's proper name, as its session has it."""
+
+    act: Act
+    target: str
+    why: str
+    name: str = ""
+    sandbox: SandboxRecord | None = None
+    item: ListedItem | None = None
+    session_id: str | None = None
+
+
+def questions(view: View, settings: Settings) -> list[str]:
+    """Sessions whose state decides something and is not known: those with a sandbox and surely without an item, and
+    those whose last item was stopped without a beat. The longest quiet first; the caller asks as many as it may."""
+    asked: dict[str, float] = {}
+    for sandbox in view.sandboxes or ():
+        session_id = _session_of(view, settings, sandbox.name or "")
+        if session_id is None or not (
+            view.surely_without_item(sandbox.name or "") or _left_on_the_queue(view, settings, sandbox.name or "")
+        ):
+            continue
+        if sandbox.status in (SandboxStatus.RUNNING, SandboxStatus.SUSPENDED) and _quiet(view, settings, sandbox):
+            sign = view.last_sign(sandbox.name or "", sandbox)
+            asked[session_id] = sign.timestamp() if sign is not None else 0.0
+    for name, item in (view.items.latest if view.items is not None else {}).items():
+        if _half_released(view, item, name):
+            asked.setdefault(item.session_id, item.created_at.timestamp())
+    # Rotate what does not fit into one tick's budget: the minute decides where the ring begins.
+    minute = int(view.now.timestamp() // 60)
+    return sorted(asked, key=lambda session: (zlib.crc32(f"{session}{minute}".encode()), session))
+
+
+def due(view: View, lookups: Lookups, settings: Settings, environment_id: str) -> list[Repair]:
+    """Every repair that is due by this view, most urgent first."""
+    repairs = [
+        *_items(view, settings),
+        *_sandboxes(view, lookups, settings, environment_id),
+        *_unfinished(view, lookups),
+    ]
+    order = {act: place for place, act in enumerate(Act)}
+    return sorted(repairs, key=lambda repair: order[repair.act])
+
+
+def snapshots_due(
+    snapshots: list[SnapshotRecord], view: View, settings: Settings, environment_id: str
+) -> Iterator[Repair]:
+    """Filesystem snapshots of our sandboxes that no race can still be using (design 7)."""
+    longest = timedelta(seconds=2 * (settings.races.deadline + settings.times.bind))
+    for snapshot in snapshots:
+        source = view.project_sandboxes.get(snapshot.sandbox_id)
+        if source is None or snapshot.filesystem is not True or snapshot.created_at is None:
+            continue
+        if not _ours(source.name or "", settings, environment_id) or snapshot.created_at > view.now - longest:
+            continue
+        yield Repair(Act.DELETE_SNAPSHOT, snapshot.id, "left by a race")
+
+
+def _items(view: View, settings: Settings) -> Iterator[Repair]:
+    by_name = {sandbox.name: sandbox for sandbox in view.sandboxes or () if sandbox.name}
+    for name, item in (view.items.live if view.items is not None else {}).items():
+        sandbox = by_name.get(name)
+        asleep = sandbox is not None and sandbox.status is SandboxStatus.SUSPENDED
+        if sandbox is not None and asleep and item.state in (ItemState.STARTING, ItemState.ACTIVE):
+            yield Repair(Act.RESUME, name, f"its item is {item.state.value}", name, sandbox, item)
+        elif item.state is ItemState.STARTING and item.latest_heartbeat_at is None:
+            since = item.acknowledged_at or item.created_at
+            if view.now - since > timedelta(seconds=settings.times.stranded):
+                yield Repair(Act.RELEASE, item.id, "acked and never beaten", name, sandbox, item, item.session_id)
+        elif item.state is ItemState.ACTIVE and sandbox is not None and sandbox.status is SandboxStatus.RUNNING:
+            began = item.acknowledged_at or item.created_at
+            if view.now - began > timedelta(seconds=settings.worker_lifetime):
+                yield Repair(Act.STOP_WORKER, name, "past its lifetime", name, sandbox, item)
+            elif _touch_due(view, sandbox):
+                yield Repair(Act.TOUCH, name, "its idle time-out must not come", name, sandbox, item)
+
+
+def _sandboxes(view: View, lookups: Lookups, settings: Settings, environment_id: str) -> Iterator[Repair]:
+    tag = naming.environment_tag(environment_id)
+    held = {sandbox.name for sandbox in view.sandboxes or ()}
+    for sandbox in view.sandboxes or ():
+        name = sandbox.name or ""
+        race = parse_race_name(settings.prefix, name)
+        gone = naming.parse_gone_name(name)
+        if race is not None and race.environment_tag == tag:
+            if race.dead_man < view.now.timestamp():
+                yield Repair(Act.END_RACE, name, "its race is long over", name, sandbox)
+        elif gone is not None and gone.environment_tag == tag:
+            proper = f"{settings.prefix}-{gone.environment_tag}-{gone.code}"
+            if view.live_item(proper) is not None and proper not in held:
+                yield Repair(Act.UNMARK, name, "its session has work after all", proper, sandbox)
+            elif view.now.timestamp() - gone.marked_at >= settings.reconcile.end_grace:
+                yield Repair(Act.END_MARKED, name, "marked on an earlier tick", proper, sandbox)
+        elif sandbox.status in _DEAD:
+            yield Repair(Act.END_FAILED, name, f"it is {sandbox.status.value}", name, sandbox)
+        elif view.surely_without_item(name):
+            yield from _without_item(view, lookups, settings, sandbox)
+        elif _left_on_the_queue(view, settings, name):
+            session_id = _session_of(view, settings, name)
+            if session_id is not None and isinstance(lookups.get(session_id), Absent):
+                yield Repair(Act.MARK, name, "its session is deleted", name, sandbox, None, session_id)
+
+
+def _without_item(view: View, lookups: Lookups, settings: Settings, sandbox: SandboxRecord) -> Iterator[Repair]:
+    name = sandbox.name or ""
+    session_id = _session_of(view, settings, name)
+    session = lookups.get(session_id) if session_id is not None else None
+    match session:
+        case None:
+            return
+        case Absent():
+            yield Repair(Act.MARK, name, "its session is deleted", name, sandbox, None, session_id)
+        case SessionRecord(status=SessionStatus.TERMINATED) | SessionRecord(archived=True):
+            yield Repair(Act.MARK, name, "its session is over", name, sandbox, None, session_id)
+        case SessionRecord(status=SessionStatus.IDLE) if sandbox.status is SandboxStatus.RUNNING:
+            if not _quiet(view, settings, sandbox):
+                return
+            yield Repair(Act.SUSPEND, name, "no item, no worker, idle session", name, sandbox, None, session_id)
+        case SessionRecord() if sandbox.status is SandboxStatus.SUSPENDED:
+            signs = [view.last_sign(name, sandbox), session.updated_at]
+            last = max((sign for sign in signs if sign is not None), default=view.now)
+            if view.now - last > timedelta(seconds=settings.reconcile.retention):
+                yield Repair(Act.MARK, name, "it has slept longer than the retention", name, sandbox, None, session_id)
+
+
+def _unfinished(view: View, lookups: Lookups) -> Iterator[Repair]:
+    """Idle sessions that may wait for a worker which nobody will send; asked for in detail before it is done."""
+    for session_id, session in lookups.items():
+        if isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived:
+            yield Repair(Act.FINISH, session_id, "unanswered calls and no item", session_id=session_id)
+
+
+def _half_released(view: View, item: ListedItem, name: str) -> bool:
+    """Stopped within the last hour and never beaten: perhaps by a release that did not come to its interrupt."""
+    if item.state is not ItemState.STOPPED or item.latest_heartbeat_at is not None or item.stopped_at is None:
+        return False
+    return view.surely_without_item(name) and view.now - item.stopped_at < timedelta(hours=1)
+
+
+def _left_on_the_queue(view: View, settings: Settings, name: str) -> bool:
+    """Queued for longer than any bind takes: perhaps the entry of a deleted session (contract claude 3.3)."""
+    item = view.live_item(name)
+    if item is None or item.state is not ItemState.QUEUED:
+        return False
+    return view.now - item.created_at > timedelta(seconds=2 * settings.times.reclaim)
+
+
+def _quiet(view: View, settings: Settings, sandbox: SandboxRecord) -> bool:
+    """No sign of work for a while. A sandbox that nothing is known of counts as quiet; it is looked at again."""
+    sign = view.last_sign(sandbox.name or "", sandbox)
+    return sign is None or view.now - sign > timedelta(seconds=settings.reconcile.idle_grace)
+
+
+def _touch_due(view: View, sandbox: SandboxRecord) -> bool:
+    """Three times in each idle time-out, each sandbox at a phase of its own, so that one tick touches few of them."""
+    if not sandbox.timeout_seconds:
+        return False
+    period = sandbox.timeout_seconds / 3
+    phase = zlib.crc32(sandbox.id.encode()) % max(1, int(period))
+    return (view.now.timestamp() - phase) % period < min(period, _TOUCH_SLACK)
+
+
+def _session_of(view: View, settings: Settings, name: str) -> str | None:
+    """The session of a sandbox by its name, or by an item where the name holds only a hash."""
+    parsed = naming.parse_sandbox_name(settings.prefix, name)
+    if parsed is None:
+        return None
+    if parsed.session_id is not None:
+        return parsed.session_id
+    item = view.items.latest.get(name) if view.items is not None else None
+    return item.session_id if item is not None else None
+
+
+def _ours(name: str, settings: Settings, environment_id: str) -> bool:
+    tag = naming.environment_tag(environment_id)
+    parsed = (
+        naming.parse_sandbox_name(settings.prefix, name)
+        or parse_race_name(settings.prefix, name)
+        or naming.parse_gone_name(name)
+    )
+    return parsed is not None and parsed.environment_tag == tag

@@ -1,0 +1,251 @@
+"""Level-triggered repair: read both services, compare, mend the difference, remember nothing.
+
+Who calls: `poll_tick` after its drain, `on_run_started` for sessions that ended; any number of copies at once (I8).
+All that it needs is read from the two services each time, so a copy that dies in the middle leaves nothing half
+known: the next tick sees what is there. The order of repairs is their urgency; what does not fit into the pass is
+counted and done by a later one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from typing import Final
+
+from shared import naming
+from shared.claims.dispatcher import utc_now
+from shared.deadline import Clock, Deadline
+from shared.ports import (
+    Absent,
+    Doubtful,
+    ItemState,
+    ListedItem,
+    Listing,
+    Refused,
+    SandboxHost,
+    SandboxRecord,
+    SessionRecord,
+    WorkQueue,
+)
+from shared.reconcile.acting import Hands
+from shared.reconcile.plan import Lookups, Repair, due, questions, snapshots_due
+from shared.reconcile.report import ENDS, Act, ActionReport, ReconcileReport
+from shared.reconcile.view import OVER, Items, View
+from shared.settings import Environment, Settings
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE: Final = 8
+_ALL_GONE: Final = 3  # so many look-ups that all answer 404 are taken for a wrong key or environment
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciler:
+    """Repairs one environment."""
+
+    settings: Settings
+    environment: Environment
+    queue: WorkQueue
+    host: SandboxHost
+    clock: Clock = time.monotonic
+    now: Callable[[], datetime] = utc_now
+
+    async def reconcile(self, deadline: Deadline | None = None) -> ReconcileReport:
+        """One pass. `deadline` defaults to the settings' own. Never raises for what a service does."""
+        limit = self.settings.reconcile.deadline
+        deadline = (deadline or Deadline.after(limit, self.clock)).sooner(self.clock() + limit)
+        return await _Pass(self, deadline).run()
+
+    async def session_over(self, session_id: str) -> ReconcileReport:
+        """A webhook says that this session was terminated, archived or deleted: mark its sandbox at once, after the
+        same looks as ever. Its end comes on a tick."""
+        deadline = Deadline.after(self.settings.reconcile.deadline, self.clock)
+        return await _Pass(self, deadline).run(only=naming.canonical_session_id(session_id))
+
+
+class _Pass:
+    """The running state of one pass."""
+
+    def __init__(self, reconciler: Reconciler, deadline: Deadline) -> None:
+        self._of = reconciler
+        self._settings = reconciler.settings
+        self._deadline = deadline
+        self._began = reconciler.clock()
+        self._hands = Hands(
+            reconciler.settings,
+            reconciler.environment.id,
+            reconciler.queue,
+            reconciler.host,
+            reconciler.now,
+            reconciler.clock,
+        )
+        self._alarms: list[str] = []
+        self._lookups = 0
+
+    async def run(self, only: str | None = None) -> ReconcileReport:
+        """`only`: leave all sessions but this one alone."""
+        actions: list[ActionReport] = []
+        undone = 0
+        view = View(self._of.now(), None, None)
+        try:
+            async with asyncio.timeout(self._deadline.left()):
+                view = await self._look(only)
+                repairs = await self._due(view, only)
+                if self._settings.dry_run:
+                    actions = [_report(repair, "dry run: nothing was done") for repair in repairs]
+                    repairs = []
+                undone = len(repairs)
+                for _, same in groupby(repairs, key=lambda repair: repair.act):
+                    group = list(same)
+                    for start in range(0, len(group), _AT_ONCE):
+                        batch = group[start : start + _AT_ONCE]
+                        done = await asyncio.gather(*(self._do(repair) for repair in batch))
+                        actions += [report for report in done if report is not None]
+                        undone -= len(batch)
+        except TimeoutError:
+            self._alarms.append("time ran out")
+        report = ReconcileReport(
+            environment_id=self._of.environment.id,
+            sandboxes=None if view.sandboxes is None else len(view.sandboxes),
+            items=None if view.items is None else view.items.count,
+            lookups=self._lookups,
+            actions=tuple(actions),
+            needs_interrupt=tuple(self._hands.needs_interrupt),
+            alarms=tuple(self._alarms),
+            undone=undone,
+            seconds=round(self._of.clock() - self._began, 3),
+        )
+        self._log(report)
+        return report
+
+    async def _look(self, only: str | None) -> View:
+        listed, items = await asyncio.gather(self._sandboxes(only), self._items())
+        everything = listed
+        if everything is None:
+            everything = await self._holders(items)
+        mine = [sandbox for sandbox in everything if self._is_mine(sandbox)]
+        return View(
+            self._of.now(),
+            mine,
+            items,
+            {sandbox.id: sandbox for sandbox in everything},
+        )
+
+    async def _sandboxes(self, only: str | None) -> Sequence[SandboxRecord] | None:
+        if only is not None:
+            name = naming.sandbox_name(self._settings.prefix, self._of.environment.id, only)
+            found = await self._of.host.find(name)
+            return [found] if isinstance(found, SandboxRecord) else []
+        listing = await self._of.host.list_sandboxes()
+        if isinstance(listing, Doubtful):
+            self._alarms.append(f"the sandboxes could not be listed: {listing.reason}")
+            return None
+        return listing.rows
+
+    async def _items(self) -> Items | None:
+        listing: Listing[ListedItem] | Refused | Doubtful = await self._of.queue.list_items(
+            self._settings.reconcile.pages
+        )
+        if isinstance(listing, Refused | Doubtful):
+            self._alarms.append(f"the work items could not be listed: {listing.reason}")
+            return None
+        if listing.unreadable:
+            self._alarms.append(f"{listing.unreadable} work item(s) could not be read")
+        return Items.of(listing, self._settings.prefix, self._of.environment.id, self._of.now())
+
+    async def _holders(self, items: Items | None) -> list[SandboxRecord]:
+        """Without a list: the sandboxes that urgent repairs are about, one look-up each."""
+        urgent = [
+            name
+            for name, item in (items.live if items is not None else {}).items()
+            if item.state in (ItemState.STARTING, ItemState.ACTIVE)
+        ][: self._settings.reconcile.lookups]
+        found = await self._asked(self._of.host.find, urgent)
+        return [sandbox for sandbox in found.values() if isinstance(sandbox, SandboxRecord)]
+
+    def _is_mine(self, sandbox: SandboxRecord) -> bool:
+        """Of this environment and not over; a kept one has no name of ours."""
+        if sandbox.status in OVER or sandbox.name is None:
+            return False
+        tag = naming.environment_tag(self._of.environment.id)
+        return sandbox.name.startswith(f"{self._settings.prefix}-{tag}-") or (
+            (gone := naming.parse_gone_name(sandbox.name)) is not None and gone.environment_tag == tag
+        )
+
+    async def _due(self, view: View, only: str | None) -> list[Repair]:
+        asked = questions(view, self._settings)[: self._settings.reconcile.lookups]
+        if only is not None:
+            asked = [only]
+        answers = await self._asked(self._of.queue.session, asked)
+        self._lookups = len(answers)
+        lookups: Lookups = {
+            session: answer for session, answer in answers.items() if isinstance(answer, SessionRecord | Absent)
+        }
+        repairs = due(view, lookups, self._settings, self._of.environment.id)
+        if only is not None:
+            return [repair for repair in repairs if repair.act is Act.MARK]
+        listing = await self._of.host.list_snapshots()
+        if not isinstance(listing, Doubtful):
+            repairs += snapshots_due(list(listing.rows), view, self._settings, self._of.environment.id)
+        if len(lookups) >= _ALL_GONE and all(isinstance(answer, Absent) for answer in lookups.values()):
+            self._alarms.append(f"all {len(lookups)} sessions looked up are unknown: wrong key or environment?")
+            return [repair for repair in repairs if repair.act in (Act.RESUME, Act.TOUCH)]
+        return self._within_bounds(repairs, view)
+
+    def _within_bounds(self, repairs: list[Repair], view: View) -> list[Repair]:
+        """At most max(3, 20 %) of the sandboxes end in one pass, and so many are touched (design 7)."""
+        ends = max(3, len(view.sandboxes or ()) // 5)
+        touches = self._settings.reconcile.touches
+        kept = []
+        for repair in repairs:
+            if repair.act in ENDS:
+                ends -= 1
+                if ends < 0:
+                    continue
+            if repair.act is Act.TOUCH:
+                touches -= 1
+                if touches < 0:
+                    continue
+            kept.append(repair)
+        if len(kept) < len(repairs):
+            self._alarms.append(f"{len(repairs) - len(kept)} repair(s) wait for later ticks")
+        return kept
+
+    async def _asked(self, ask: Callable[[str], Awaitable[object]], questions: Sequence[str]) -> dict[str, object]:
+        """Every question, eight at a time."""
+        answers: dict[str, object] = {}
+        for start in range(0, len(questions), _AT_ONCE):
+            batch = questions[start : start + _AT_ONCE]
+            answers.update(zip(batch, await asyncio.gather(*(ask(question) for question in batch)), strict=True))
+        return answers
+
+    async def _do(self, repair: Repair) -> ActionReport | None:
+        try:
+            return await self._hands.do(repair)
+        except Exception as error:  # the edge: one repair's bug must not stop the others
+            log.exception("repair.bug act=%s target=%s", repair.act.value, repair.target)
+            return _report(repair, f"bug: {type(error).__name__}")
+
+    def _log(self, report: ReconcileReport) -> None:
+        done = sum(action.done for action in report.actions)
+        log.log(
+            logging.WARNING if report.alarms or report.needs_interrupt else logging.INFO,
+            "reconcile.done environment=%s sandboxes=%s items=%s done=%d failed=%d undone=%d alarms=%s seconds=%s",
+            report.environment_id,
+            report.sandboxes,
+            report.items,
+            done,
+            len(report.actions) - done,
+            report.undone,
+            list(report.alarms),
+            report.seconds,
+        )
+
+
+def _report(repair: Repair, problem: str) -> ActionReport:
+    return ActionReport(repair.act, repair.target, repair.why, done=False, problem=problem)

@@ -1,0 +1,58 @@
+"""What the reconciler did, and what it would not do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Act(StrEnum):
+    """The repairs, most urgent first: a pass works them off in this order."""
+
+    RESUME = "resume"  # a sleeping sandbox whose item is starting or active
+    RELEASE = "release"  # a stranded item: force-stop, then interrupt its session
+    FINISH = "finish"  # a release left half done: interrupt the session
+    UNMARK = "unmark"  # a marked sandbox whose session has work after all
+    TOUCH = "touch"  # keep an active sandbox from its idle time-out
+    STOP_WORKER = "stop_worker"  # a worker past its hard lifetime
+    END_FAILED = "end_failed"  # a sandbox that failed
+    SUSPEND = "suspend"  # the worker is gone and the session idle
+    MARK = "mark"  # first step of an end: rename it
+    END_MARKED = "end_marked"  # second step, on a later tick
+    END_RACE = "end_race"  # what a race left behind
+    DELETE_SNAPSHOT = "delete_snapshot"
+
+
+ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE})
+
+
+@dataclass(frozen=True, slots=True)
+class ActionReport:
+    """`target` is a sandbox's name, a work id, a session id or a snapshot id. `done` false with the reason why."""
+
+    act: Act
+    target: str
+    why: str
+    done: bool
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileReport:
+    """One pass over one environment.
+
+    needs_interrupt: sessions whose turn must be ended by hand (`make repair`): the environment key may not.
+    alarms: what a person should look at; with an alarm about look-ups nothing was ended.
+    undone: repairs that were due and had to wait for the next tick.
+    """
+
+    environment_id: str
+    sandboxes: int | None
+    items: int | None
+    lookups: int
+    actions: Sequence[ActionReport]
+    needs_interrupt: Sequence[str]
+    alarms: Sequence[str]
+    undone: int
+    seconds: float
