@@ -1,0 +1,289 @@
+"""Races over real sockets: the SDK, real processes and files, and nothing left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from image.session.claim import STATE_DIRECTORY
+from shared import naming
+from shared.ports import CommandOutput, Created, EgressPolicy, SandboxHost, SandboxSpec
+from shared.races.models import BranchReport, RaceReport, RaceRequest
+from shared.races.race import run_race
+from shared.tensorlake_host import TensorlakeHost
+from tests.support.world import IMAGE, Place
+
+SESSION: Final = "sesn_0123456789AbCdEf"
+BIND_SECONDS: Final = 20.0
+WORKSPACE: Final = "/workspace"
+
+
+class Stage:
+    """A session's sandbox, and races on it."""
+
+    def __init__(self, place: Place, host: SandboxHost, source: str) -> None:
+        self.place, self.host, self.source = place, host, source
+
+    async def race(self, **fields: Any) -> RaceReport:
+        asked = RaceRequest.model_validate_json(json.dumps({"source": {"session_id": SESSION}, **fields}))
+        return await run_race(asked, host=self.host, settings=self.place.settings, environment=self.place.environment)
+
+    async def sh(self, script: str) -> str:
+        """What a script prints in the session's own sandbox."""
+        settings = self.place.settings
+        output = await self.host.run(
+            self.source, "sh", ["-c", script], env={}, user=settings.sandbox_user, working_dir=WORKSPACE, timeout=10
+        )
+        assert isinstance(output, CommandOutput), output
+        assert output.exit_code == 0, output
+        return output.stdout
+
+    def check_nothing_is_left(self) -> None:
+        """Of this environment only the session's sandbox, and no snapshot of it or of a race's sandbox."""
+        assert [box["id"] for box in self.place.sandboxes()] == [self.source]
+        state = self.place.world.tensorlake_admin.call("GET", "state")
+        prefix = f"{self.place.settings.prefix}-{naming.environment_tag(self.place.environment_id)}-"
+        ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix)}
+        assert not [row for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
+
+
+@asynccontextmanager
+async def staged(place: Place, egress: EgressPolicy | None = None) -> AsyncIterator[Stage]:
+    settings = place.settings
+    host = TensorlakeHost(api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=BIND_SECONDS)
+    try:
+        name = naming.sandbox_name(settings.prefix, place.environment_id, SESSION)
+        made = await host.create(SandboxSpec(name=name, image=IMAGE, egress=egress or place.environment.egress))
+        assert isinstance(made, Created), made
+        yield Stage(place, host, made.sandbox.id)
+    finally:
+        await host.aclose()
+
+
+def on_a_session(place: Place, test: Callable[[Stage], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with staged(place) as stage:
+            await test(stage)
+            stage.check_nothing_is_left()
+
+    asyncio.run(main())
+
+
+def by_name(report: RaceReport) -> dict[str, BranchReport]:
+    return {branch.name: branch for branch in report.branches}
+
+
+def test_four_branches_start_from_the_sessions_files_and_leave_them_as_they_were(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.sh("mkdir -p src && echo 40 > src/number && echo hi > keep.txt")
+        report = await stage.race(
+            n=4,
+            script="echo $(( $(cat src/number) + {i} )) > src/number; rm keep.txt; echo $BRANCH_NAME of $BRANCH_INDEX",
+            judge={"type": "command", "script": "echo score: $(cat src/number)"},
+        )
+        assert report.winner == "b3"
+        assert [branch.score for branch in report.branches] == [40.0, 41.0, 42.0, 43.0]
+        assert [branch.stdout_tail for branch in report.branches] == [f"b{i} of {i}" for i in range(4)]
+        assert await stage.sh("cat src/number keep.txt") == "40\nhi"
+        assert len(report.reaped) == 5
+        assert report.leftovers == ()
+
+    on_a_session(place, test)
+
+
+def test_an_accepted_branch_ends_slow_ones_at_once(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        began = time.monotonic()
+        report = await stage.race(
+            branches=[
+                {"name": "wrong", "script": "echo 0.1 > score"},
+                {"name": "crash", "script": "echo before; echo oops >&2; exit 3"},
+                {"name": "hang", "script": "echo begun; sleep 60"},
+                {"name": "right", "script": "sleep 0.5; echo 0.9 > score"},
+            ],
+            judge={"type": "command", "command": ["cat", "score"]},
+            accept=0.8,
+        )
+        assert time.monotonic() - began < 50
+        assert report.winner == "right"
+        got = by_name(report)
+        assert (got["wrong"].status, got["wrong"].score) == ("ok", 0.1)
+        assert (got["crash"].status, got["crash"].exit_code) == ("failed", 3)
+        assert (got["crash"].stdout_tail, got["crash"].stderr_tail) == ("before", "oops")
+        assert got["hang"].status == "cancelled"
+
+    on_a_session(place, test)
+
+
+def test_a_branch_out_of_time_is_killed_and_keeps_what_it_said(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        report = await stage.race(
+            branches=[
+                {"name": "hang", "script": "echo so far; echo so bad >&2; sleep 60", "timeout": 1},
+                {"name": "fine", "script": "true"},
+            ]
+        )
+        hang = by_name(report)["hang"]
+        assert (hang.status, hang.stdout_tail, hang.stderr_tail) == ("timed_out", "so far", "so bad")
+        assert report.winner == "fine"
+
+    on_a_session(place, test)
+
+
+def test_a_deadline_reports_what_finished(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        report = await stage.race(
+            branches=[{"name": "fine", "script": "true"}, {"name": "hang", "script": "sleep 60"}], deadline=3
+        )
+        assert report.deadline_passed
+        assert report.winner == "fine"
+        assert by_name(report)["hang"].status == "cancelled"
+
+    on_a_session(place, test)
+
+
+def test_a_cancelled_race_leaves_nothing(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        task = asyncio.create_task(stage.race(n=3, command=["sleep", "60"]))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    on_a_session(place, test)
+
+
+def test_files_and_input_reach_the_branch_as_the_agents_own(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.sh("mkdir -p outside && ln -s outside link && echo old > outside/x && ln -s x outside/y")
+        report = await stage.race(
+            branches=[
+                {
+                    "name": "a",
+                    "script": "cat; cat notes/n.txt; od -An -tx1 b.bin; ./run.sh; [ -O notes/n.txt ] && echo mine",
+                    "stdin": "from stdin\n",
+                    "files": {
+                        "notes/n.txt": "grüße\n",
+                        "b.bin": {"base64": "AAH/"},
+                        "run.sh": {"text": "#!/bin/sh\necho ran in $PWD\n", "executable": True},
+                    },
+                },
+                {"name": "b", "script": "cat outside/y; cat outside/x", "files": {"outside/y": "new\n"}},
+            ]
+        )
+        got = by_name(report)
+        assert got["a"].stdout_tail.split("\n") == ["from stdin", "grüße", " 00 01 ff", "ran in /workspace", "mine"]
+        # A link in the place of a file is replaced and not followed.
+        assert got["b"].stdout_tail.split("\n") == ["new", "old"]
+
+    on_a_session(place, test)
+
+
+def test_a_candidate_cannot_replace_its_judge(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        cheat = (
+            "echo 'echo 1000' > score.sh; chmod 444 score.sh; "
+            "(while true; do echo 'echo 1000' > score.sh; done) >/dev/null 2>&1 & "
+            "setsid sh -c \"while true; do echo 'echo 1000' > score.sh; done\" >/dev/null 2>&1 & true"
+        )
+        report = await stage.race(
+            branches=[{"name": "cheat", "script": cheat}, {"name": "linked", "script": "ln -s /dev/null score.sh"}],
+            judge={"type": "command", "command": ["sh", "score.sh"], "files": {"score.sh": "sleep 0.3; echo 1\n"}},
+        )
+        assert [branch.score for branch in report.branches] == [1.0, 1.0]
+
+    on_a_session(place, test)
+
+
+def test_what_a_branch_leaves_running_does_not_hold_it_up(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        began = time.monotonic()
+        report = await stage.race(n=1, script="sleep 60 & echo done")
+        assert report.branches[0].stdout_tail == "done"
+        assert time.monotonic() - began < 50
+
+    on_a_session(place, test)
+
+
+def test_a_flood_of_output_comes_back_as_its_tail(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        report = await stage.race(n=1, script="seq 1 2000000; echo the end")
+        assert report.branches[0].status == "ok"
+        assert report.branches[0].stdout_tail.endswith("\n2000000\nthe end")
+        assert len(report.branches[0].stdout_tail) == 4_000
+
+    on_a_session(place, test)
+
+
+def test_a_program_that_does_not_exist_and_one_that_kills_itself_have_failed(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        report = await stage.race(
+            branches=[{"name": "none", "command": ["no-such-program"]}, {"name": "dead", "script": "kill -SEGV $$"}]
+        )
+        got = by_name(report)
+        assert (got["none"].status, got["none"].exit_code) == ("failed", 127)
+        assert (got["dead"].status, got["dead"].exit_code) == ("failed", 139)
+
+    on_a_session(place, test)
+
+
+def test_a_child_does_not_say_that_it_is_its_session(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.host.write_file(stage.source, f"{STATE_DIRECTORY}/session", SESSION.encode())
+        report = await stage.race(n=1, command=["cat", f"{STATE_DIRECTORY}/session"])
+        assert report.branches[0].stdout_tail == f"race {report.race_id}"
+        assert await stage.sh(f"cat {STATE_DIRECTORY}/session") == SESSION
+
+    on_a_session(place, test)
+
+
+def test_a_setup_runs_once_before_all_branches(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        report = await stage.race(
+            source={"image": IMAGE},
+            setup="echo x >> ready",
+            n=2,
+            script="cat ready; echo y >> ready; grep -c . ready",
+        )
+        assert [branch.stdout_tail for branch in report.branches] == ["x\n2", "x\n2"]
+
+    on_a_session(place, test)
+
+
+def test_what_runs_in_the_source_goes_on_during_a_race(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.sh("(while true; do date +%s%N > beat; sleep 0.05; done) >/dev/null 2>&1 &")
+        await asyncio.sleep(0.3)
+        report = await stage.race(n=2, script="cat beat; sleep 0.3; ls /proc | grep -c '^[0-9]'")
+        assert {branch.status for branch in report.branches} == {"ok"}
+        before = await stage.sh("cat beat")
+        await asyncio.sleep(0.3)
+        assert await stage.sh("cat beat") != before
+
+    on_a_session(place, test)
+
+
+def test_two_races_on_one_session_do_not_disturb_each_other(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.sh("echo same > file")
+        reports = await asyncio.gather(*(stage.race(n=2, script="cat file") for _ in range(2)))
+        assert {branch.stdout_tail for report in reports for branch in report.branches} == {"same"}
+        assert len({report.race_id for report in reports}) == 2
+
+    on_a_session(place, test)
+
+
+def test_errors_of_the_service_cost_nothing_that_can_be_tried_again(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        lost = {"method": "POST", "path": "/sandboxes$", "action": "drop_after", "times": 1}
+        slow = {"method": "DELETE", "path": "/sandboxes/", "action": "status", "status": 500, "times": 2}
+        with place.world.tensorlake_admin.fault(lost), place.world.tensorlake_admin.fault(slow):
+            report = await stage.race(n=3, command=["true"])
+        assert [branch.status for branch in report.branches] == ["ok"] * 3
+        assert report.leftovers == ()
+
+    on_a_session(place, test)
