@@ -13,6 +13,7 @@ from infra.local.claude.clock import Clock, stamp, stamp_or_none
 from infra.local.claude.errors import ApiError, invalid, not_found, not_offline
 from infra.local.claude.ids import new_id
 from infra.local.claude.records import list_field, merged_metadata, text_field
+from infra.local.claude.skills import Skills
 
 TOOLSET = "agent_toolset_20260401"
 SANDBOX_TOOLS = ("bash", "edit", "read", "write", "glob", "grep")
@@ -21,6 +22,10 @@ POLICIES = ("always_allow", "always_ask", "auto")
 _MAX_TOOL_ENTRIES = 128
 _CUSTOM_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _DEFAULT_POLICY = {"type": "always_allow"}
+_KEPT_BY_SESSIONS = (
+    *("id", "type", "version", "name", "description", "model", "system", "tools"),
+    *("skills", "mcp_servers", "multiagent", "execution_identity"),
+)
 
 DEFAULT_AGENT: dict[str, Any] = {
     "name": "coder",
@@ -57,29 +62,11 @@ class Agent:
             **self.versions[number - 1],
         }
 
-    def snapshot(self, version: int | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """The resolved definition that a session keeps; `overrides` replace whole fields."""
-        wire = self.as_json(version)
-        kept = {
-            key: wire[key]
-            for key in (
-                *("id", "type", "version", "name", "description", "model", "system", "tools"),
-                *("skills", "mcp_servers", "multiagent", "execution_identity"),
-            )
-        }
-        if "tools" in overrides:
-            kept["tools"] = normal_tools(overrides)
-        if "model" in overrides:
-            kept["model"] = _model(overrides["model"])
-        if "system" in overrides:
-            kept["system"] = text_field(overrides, "system")
-        _refuse_what_is_not_offline(overrides)
-        return kept
-
 
 class Agents:
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, skills: Skills) -> None:
         self._clock = clock
+        self._skills = skills
         self._agents: dict[str, Agent] = {}
         self._sequence = itertools.count(1)
 
@@ -108,6 +95,24 @@ class Agents:
             raise not_found(f"agent {agent_id}")
         return self._agents[agent_id]
 
+    def resolved(self, agent_id: str, version: int | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The definition that a new session keeps; `overrides` replace whole fields. Raises 400 and 404."""
+        agent = self.get(agent_id)
+        if agent.archived_at is not None:
+            raise invalid("the agent is archived")
+        wire = agent.as_json(version)
+        kept = {key: wire[key] for key in _KEPT_BY_SESSIONS}
+        if "tools" in overrides:
+            kept["tools"] = normal_tools(overrides)
+        if "model" in overrides:
+            kept["model"] = _model(overrides["model"])
+        if "system" in overrides:
+            kept["system"] = text_field(overrides, "system")
+        if "skills" in overrides:
+            kept["skills"] = self._skills.references(overrides)
+        _refuse_what_is_not_offline(overrides)
+        return kept
+
     def all(self, *, include_archived: bool) -> list[Agent]:
         return [a for a in self._agents.values() if include_archived or a.archived_at is None]
 
@@ -120,7 +125,7 @@ class Agents:
             "model": _model(body.get("model")) if new or "model" in body else current["model"],
             "system": _kept(body, current, "system"),
             "tools": normal_tools(body) if new or "tools" in body else current["tools"],
-            "skills": [],
+            "skills": self._skills.references(body) if new or "skills" in body else current["skills"],
             "mcp_servers": [],
             "multiagent": None,
             "execution_identity": {"type": "service_account"},
@@ -141,7 +146,7 @@ def _model(given: object) -> dict[str, Any]:
 
 
 def _refuse_what_is_not_offline(body: Mapping[str, Any]) -> None:
-    for name in ("skills", "mcp_servers", "multiagent"):
+    for name in ("mcp_servers", "multiagent"):
         if body.get(name):
             raise not_offline(f"agent {name}")
 

@@ -51,6 +51,10 @@ class Access(enum.Enum):
     STOP = "work stop"
     QUEUE = "work list and stats"
     ITEM = "work retrieve and update"
+    SKILLS = "skill create, list and retrieve"
+    SKILL_VERSION = "skill version retrieve and content"
+    MEMORY_STORES = "memory store create, list, update, archive and delete"
+    MEMORIES = "memory store retrieve, memories"
 
 
 _TABLE: dict[Access, tuple[type[ApiKey] | type[EnvironmentKey] | type[SessionsToken], ...]] = {
@@ -62,7 +66,13 @@ _TABLE: dict[Access, tuple[type[ApiKey] | type[EnvironmentKey] | type[SessionsTo
     Access.STOP: (ApiKey, EnvironmentKey, SessionsToken),
     Access.QUEUE: (ApiKey, EnvironmentKey),
     Access.ITEM: (ApiKey,),
+    Access.SKILLS: (ApiKey,),
+    Access.SKILL_VERSION: (ApiKey, EnvironmentKey, SessionsToken),
+    Access.MEMORY_STORES: (ApiKey,),
+    Access.MEMORIES: (ApiKey, SessionsToken),
 }
+_OF_NO_ENVIRONMENT = (Access.SKILL_VERSION, Access.MEMORIES)
+"""What belongs to the workspace; which stores a session reaches is told by its attachments."""
 
 
 def authorize(
@@ -82,6 +92,8 @@ def authorize(
         if access is Access.ADMINISTRATION:
             raise unauthenticated("this credential is not valid for this endpoint")
         raise forbidden(f"this credential may not call: {access.value}")
+    if access in _OF_NO_ENVIRONMENT:
+        return
     match principal:
         case EnvironmentKey(own) if environment_id != own:
             raise _foreign(access, session_id)

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,8 +24,9 @@ from infra.local.claude.records import decode_cursor
 from infra.local.faults import ADMIN_PREFIX
 
 MANAGED_AGENTS_BETA = "managed-agents-2026-04-01"
+MEMORY_BETA = "agent-memory-2026-07-22"
 MAX_BODY = 32 * 1024 * 1024
-_IDS = re.compile(r"/(env|agent|sesn|session|work|sthr|sevt)_[^/]+")
+_IDS = re.compile(r"/(env|agent|sesn|session|work|sthr|sevt|skillver|skill|memstore|mem)_[^/]+")
 _LOG_LENGTH = 20000
 
 
@@ -101,12 +102,12 @@ def error_response(request: Request, error: Exception) -> Response:
             return JSONResponse(envelope(500, "internal error of the offline service", request_id), 500)
 
 
-def caller(request: Request, platform: Platform) -> Principal:
-    """Who is calling a managed-agents route; raises 401, and 404 without the beta header (contract 1.2)."""
+def caller(request: Request, platform: Platform, *, betas: Sequence[str] = (MANAGED_AGENTS_BETA,)) -> Principal:
+    """Who is calling; raises 401, and 404 if the route wants one of `betas` and none is there (contract 1.2)."""
     principal = platform.keyring.classify(request.headers)
-    betas = request.headers.get("anthropic-beta", "")
-    if platform.knobs.require_beta_header and MANAGED_AGENTS_BETA not in betas:
-        raise not_found(f"{request.url.path} (is the header anthropic-beta: {MANAGED_AGENTS_BETA} missing?)")
+    given = request.headers.get("anthropic-beta", "")
+    if betas and platform.knobs.require_beta_header and not any(beta in given for beta in betas):
+        raise not_found(f"{request.url.path} (is the header anthropic-beta: {betas[0]} missing?)")
     return principal
 
 
@@ -114,13 +115,19 @@ def administer(request: Request, platform: Platform) -> None:
     authorize(caller(request, platform), Access.ADMINISTRATION)
 
 
-async def json_body(request: Request) -> Mapping[str, Any]:
-    """The body as an object; an empty body is `{}`."""
+async def raw_body(request: Request) -> bytes:
+    """The body as it came; raises 413 over 32 MiB."""
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > MAX_BODY:
             raise ApiError(413, f"the body is larger than {MAX_BODY} bytes")
+    return bytes(raw)
+
+
+async def json_body(request: Request) -> Mapping[str, Any]:
+    """The body as an object; an empty body is `{}`."""
+    raw = await raw_body(request)
     if not raw:
         return {}
     try:

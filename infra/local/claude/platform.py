@@ -16,8 +16,10 @@ from infra.local.claude.environments import Environment, Environments
 from infra.local.claude.errors import ApiError, invalid
 from infra.local.claude.inputs import checked_events
 from infra.local.claude.knobs import Knobs
+from infra.local.claude.memories import MemoryStores
 from infra.local.claude.scripted import ScriptedBrain
 from infra.local.claude.sessions import MAX_INITIAL_EVENTS, Session, Sessions
+from infra.local.claude.skills import Skills
 from infra.local.claude.turns import Turns
 from infra.local.claude.webhooks import WebhookSender
 from infra.local.claude.work import WorkItem, WorkQueue
@@ -40,8 +42,10 @@ class Platform:
         self.faults = FaultRegistry()
         self.keyring = Keyring(self.clock)
         self.environments = Environments(self.clock)
-        self.agents = Agents(self.clock)
-        self.sessions = Sessions(self.clock, self.agents)
+        self.skills = Skills(self.clock)
+        self.memory_stores = MemoryStores(self.clock)
+        self.agents = Agents(self.clock, self.skills)
+        self.sessions = Sessions(self.clock, self.agents, self.memory_stores)
         self.queue = WorkQueue(self.clock, self.knobs)
         self.webhooks = WebhookSender(self.clock, self.knobs, workspace_id)
         self.turns = Turns(self.clock, self.knobs, self.queue, brain or ScriptedBrain(), self._announce)

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from infra.local.claude.agents import Agent, Agents, normal_tools
+from infra.local.claude.agents import Agents, normal_tools
+from infra.local.claude.attachments import attach
 from infra.local.claude.brain import Reply, Round, ToolCall, ToolOutcome
 from infra.local.claude.clock import Clock, stamp, stamp_or_none
 from infra.local.claude.environments import Environment
 from infra.local.claude.errors import invalid, not_found, not_offline
 from infra.local.claude.events import Event, EventLog
 from infra.local.claude.ids import canonical_session_id, new_id
-from infra.local.claude.records import list_field, merged_metadata, text_field
+from infra.local.claude.memories import MemoryStores
+from infra.local.claude.records import merged_metadata, text_field
 
 Status = Literal["idle", "running", "rescheduling", "terminated"]
 MAX_INITIAL_EVENTS = 50
@@ -64,6 +66,7 @@ class Session:
     log: EventLog
     title: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    resources: list[dict[str, Any]] = field(default_factory=list)
     archived_at: datetime | None = None
     status: Status = "idle"
     thread_id: str = field(default_factory=lambda: new_id("sthr"))
@@ -106,7 +109,7 @@ class Session:
             "environment_id": self.environment_id,
             "metadata": dict(self.metadata),
             "agent": self.agent,
-            "resources": [],
+            "resources": list(self.resources),
             "vault_ids": [],
             "budget": None,
             "deployment_id": None,
@@ -140,9 +143,10 @@ class Session:
 
 
 class Sessions:
-    def __init__(self, clock: Clock, agents: Agents) -> None:
+    def __init__(self, clock: Clock, agents: Agents, stores: MemoryStores) -> None:
         self._clock = clock
         self._agents = agents
+        self._stores = stores
         self._sessions: dict[str, Session] = {}
         self._sequence = itertools.count(1)
 
@@ -152,7 +156,7 @@ class Sessions:
             raise invalid("the environment is archived", error_code="environment_archived")
         if not environment.self_hosted:
             raise not_offline("sessions in a cloud environment")
-        _check_resources(body)
+        resources = attach(body, self._stores)
         for name in ("budget", "vault_ids"):
             if body.get(name):
                 raise not_offline(f"session {name}")
@@ -168,6 +172,7 @@ class Sessions:
             EventLog(self._clock),
             title=text_field(body, "title"),
             metadata=merged_metadata({}, body.get("metadata")),
+            resources=resources,
         )
         self._sessions[session.id] = session
         return session
@@ -211,20 +216,14 @@ class Sessions:
     def _resolve_agent(self, given: object) -> dict[str, Any]:
         match given:
             case str():
-                return self._usable(given).snapshot(None, {})
+                return self._agents.resolved(given, None, {})
             case {"type": "agent", "id": str(agent_id), **rest}:
-                return self._usable(agent_id).snapshot(_version(rest), {})
+                return self._agents.resolved(agent_id, _version(rest), {})
             case {"type": "agent_with_overrides", "id": str(agent_id), **rest}:
                 overrides = {name: rest[name] for name in _OVERRIDES if name in rest}
-                return self._usable(agent_id).snapshot(_version(rest), overrides)
+                return self._agents.resolved(agent_id, _version(rest), overrides)
             case _:
                 raise invalid("agent: expected an agent id or a reference with type and id")
-
-    def _usable(self, agent_id: str) -> Agent:
-        agent = self._agents.get(agent_id)
-        if agent.archived_at is not None:
-            raise invalid("the agent is archived")
-        return agent
 
 
 def _version(reference: Mapping[Any, Any]) -> int | None:
@@ -232,14 +231,3 @@ def _version(reference: Mapping[Any, Any]) -> int | None:
     if version is not None and not isinstance(version, int):
         raise invalid("agent.version: expected a number")
     return version
-
-
-def _check_resources(body: Mapping[str, Any]) -> None:
-    """Self-hosted sessions take memory stores only, and those are not there offline yet."""
-    for resource in list_field(body, "resources"):
-        if resource.get("type") == "memory_store":
-            raise not_offline("memory_store resources")
-        raise invalid(
-            f"resources: {resource.get('type')!r} is not supported in self-hosted environments",
-            error_code="unsupported_resource",
-        )

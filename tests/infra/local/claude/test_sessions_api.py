@@ -40,16 +40,9 @@ def test_metadata_merges_null_deletes_and_the_limits_hold(stage: Stage) -> None:
             sessions.update(session_id, metadata=bad)
 
 
-@pytest.mark.parametrize(
-    ("resource", "words"),
-    [
-        ({"type": "file", "file_id": "file_1", "mount_path": "/x"}, "not supported in self-hosted"),
-        ({"type": "memory_store", "memory_store_id": "memstore_1"}, "not supported offline yet"),
-    ],
-)
-def test_resources_are_refused_with_the_reason(stage: Stage, resource: Any, words: str) -> None:
-    with pytest.raises(anthropic.BadRequestError, match=words):
-        stage.session(resources=[resource])
+def test_other_resources_than_memory_stores_are_refused_with_the_reason(stage: Stage) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="not supported in self-hosted"):
+        stage.session(resources=[{"type": "file", "file_id": "file_1", "mount_path": "/x"}])
 
 
 def test_a_running_session_is_neither_archived_nor_deleted(stage: Stage) -> None:
@@ -168,7 +161,7 @@ def test_tool_configs_are_echoed_resolved(stage: Stage) -> None:
         ({"name": ""}, "name"),
         ({"tools": [{"type": "custom", "name": "bash", "description": "", "input_schema": {}}]}, "bash"),
         ({"tools": [{"type": "unheard_of"}]}, "unheard_of"),
-        ({"skills": [{"type": "custom", "skill_id": "skill_1"}]}, "not supported offline"),
+        ({"skills": [{"type": "anthropic", "skill_id": "pdf"}]}, "not supported offline"),
         ({"mcp_servers": [{"type": "url", "name": "x", "url": "https://x.example"}]}, "not supported offline"),
     ],
 )
