@@ -28,8 +28,25 @@ from shared.reconcile.report import Act
 from shared.reconcile.view import View
 from shared.settings import Settings
 
-Lookups = Mapping[str, SessionRecord | Absent]
-"""What session look-ups that succeeded have said, by session id. One that failed is not in it."""
+
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """What look-ups that succeeded have said, by session id; one that failed is in neither.
+
+    waiting: the idle sessions that wait for a worker to answer a call.
+    """
+
+    sessions: Mapping[str, SessionRecord | Absent]
+    waiting: frozenset[str] = frozenset()
+
+    @property
+    def idle(self) -> list[str]:
+        return [
+            session_id
+            for session_id, session in self.sessions.items()
+            if isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived
+        ]
+
 
 _DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 _TOUCH_SLACK: Final = 120.0  # seconds that two ticks may be apart
@@ -74,7 +91,7 @@ def due(view: View, lookups: Lookups, settings: Settings, environment_id: str) -
     repairs = [
         *_items(view, settings),
         *_sandboxes(view, lookups, settings, environment_id),
-        *_unfinished(view, lookups),
+        *_unfinished(lookups),
     ]
     order = {act: place for place, act in enumerate(Act)}
     return sorted(repairs, key=lambda repair: order[repair.act])
@@ -135,14 +152,14 @@ def _sandboxes(view: View, lookups: Lookups, settings: Settings, environment_id:
             yield from _without_item(view, lookups, settings, sandbox)
         elif _left_on_the_queue(view, settings, name):
             session_id = _session_of(view, settings, name)
-            if session_id is not None and isinstance(lookups.get(session_id), Absent):
+            if session_id is not None and isinstance(lookups.sessions.get(session_id), Absent):
                 yield Repair(Act.MARK, name, "its session is deleted", name, sandbox, None, session_id)
 
 
 def _without_item(view: View, lookups: Lookups, settings: Settings, sandbox: SandboxRecord) -> Iterator[Repair]:
     name = sandbox.name or ""
     session_id = _session_of(view, settings, name)
-    session = lookups.get(session_id) if session_id is not None else None
+    session = lookups.sessions.get(session_id) if session_id is not None else None
     match session:
         case None:
             return
@@ -151,7 +168,7 @@ def _without_item(view: View, lookups: Lookups, settings: Settings, sandbox: San
         case SessionRecord(status=SessionStatus.TERMINATED) | SessionRecord(archived=True):
             yield Repair(Act.MARK, name, "its session is over", name, sandbox, None, session_id)
         case SessionRecord(status=SessionStatus.IDLE) if sandbox.status is SandboxStatus.RUNNING:
-            if not _quiet(view, settings, sandbox):
+            if not _quiet(view, settings, sandbox) or session_id in lookups.waiting:
                 return
             yield Repair(Act.SUSPEND, name, "no item, no worker, idle session", name, sandbox, None, session_id)
         case SessionRecord() if sandbox.status is SandboxStatus.SUSPENDED:
@@ -161,11 +178,10 @@ def _without_item(view: View, lookups: Lookups, settings: Settings, sandbox: San
                 yield Repair(Act.MARK, name, "it has slept longer than the retention", name, sandbox, None, session_id)
 
 
-def _unfinished(view: View, lookups: Lookups) -> Iterator[Repair]:
-    """Idle sessions that may wait for a worker which nobody will send; asked for in detail before it is done."""
-    for session_id, session in lookups.items():
-        if isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived:
-            yield Repair(Act.FINISH, session_id, "unanswered calls and no item", session_id=session_id)
+def _unfinished(lookups: Lookups) -> Iterator[Repair]:
+    """Idle sessions that wait for a worker which nobody will send."""
+    for session_id in sorted(lookups.waiting):
+        yield Repair(Act.FINISH, session_id, "unanswered calls and no item", session_id=session_id)
 
 
 def _half_released(view: View, item: ListedItem, name: str) -> bool:

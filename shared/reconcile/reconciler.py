@@ -182,18 +182,20 @@ class _Pass:
         if only is not None:
             asked = [only]
         answers = await self._asked(self._of.queue.session, asked)
-        self._lookups = len(answers)
-        lookups: Lookups = {
-            session: answer for session, answer in answers.items() if isinstance(answer, SessionRecord | Absent)
-        }
+        known = Lookups({key: said for key, said in answers.items() if isinstance(said, SessionRecord | Absent)})
+        calls = await self._asked(self._of.queue.unanswered_calls, known.idle)
+        self._lookups = len(answers) + len(calls)
+        waiting = [key for key, said in calls.items() if said and not isinstance(said, Absent | Refused | Doubtful)]
+        lookups = Lookups(known.sessions, frozenset(waiting))
         repairs = due(view, lookups, self._settings, self._of.environment.id)
         if only is not None:
             return [repair for repair in repairs if repair.act is Act.MARK]
         listing = await self._of.host.list_snapshots()
         if not isinstance(listing, Doubtful):
             repairs += snapshots_due(list(listing.rows), view, self._settings, self._of.environment.id)
-        if len(lookups) >= _ALL_GONE and all(isinstance(answer, Absent) for answer in lookups.values()):
-            self._alarms.append(f"all {len(lookups)} sessions looked up are unknown: wrong key or environment?")
+        said = lookups.sessions.values()
+        if len(said) >= _ALL_GONE and all(isinstance(session, Absent) for session in said):
+            self._alarms.append(f"all {len(said)} sessions looked up are unknown: wrong key or environment?")
             return [repair for repair in repairs if repair.act in (Act.RESUME, Act.TOUCH)]
         return self._within_bounds(repairs, view)
 

@@ -73,6 +73,11 @@ class Place:
     environ: Mapping[str, str] = field(repr=False)
     settings: Settings = field(repr=False)
 
+    def adjusted(self, **extra: str) -> Place:
+        """The same environment under other settings."""
+        environ = {**self.environ, **extra}
+        return Place(self.world, self.environment_id, environ, Settings.from_environ(environ))
+
     @property
     def environment(self) -> Environment:
         return self.settings.environments[self.environment_id]
