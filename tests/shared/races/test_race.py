@@ -225,6 +225,31 @@ def test_a_child_does_not_say_that_it_is_its_session() -> None:
     assert source.files[IDENTITY_FILE] == b"sesn_0a1B2c3D"
 
 
+def test_the_base_of_a_setup_does_not_say_that_it_is_the_session_either() -> None:
+    seen: list[bytes] = []
+
+    async def program(call: Call) -> CommandOutput:
+        box = next(box for box in host.boxes.values() if box.record.name == call.sandbox)
+        seen.append(box.files[IDENTITY_FILE])
+        return CommandOutput(0, "", "", timed_out=False)
+
+    host = host_with_source(program=program)
+    host.boxes["id1"].files[IDENTITY_FILE] = b"sesn_0a1B2c3D"
+    report = run(host, asked(setup="make", n=1, command=["try"]))
+    assert seen == [f"race {report.race_id}\n".encode()] * 2
+
+
+def test_a_sandbox_that_says_killed_for_out_of_time_is_understood() -> None:
+    async def program(call: Call) -> CommandOutput:
+        await asyncio.sleep(9.99 if call.env["BRANCH_NAME"] == "late" else 5)
+        return CommandOutput(-9, "", "", timed_out=False)
+
+    report = run(host_with_source(program=program), asked(branches=branches("late", "killed"), branch_timeout=10))
+    got = by_name(report)
+    assert got["late"].status == "timed_out"
+    assert (got["killed"].status, got["killed"].exit_code) == ("failed", -9)
+
+
 def test_programs_run_as_the_agents_user_in_the_working_directory() -> None:
     host = host_with_source()
     run(host, asked(n=1, script="echo {i}", env={"MODE": "x"}, setup="make", judge=BY_SCORE))

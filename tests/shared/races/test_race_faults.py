@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from shared.ports import CommandOutput
 from shared.races.errors import RaceError
 from shared.races.models import RaceReport
-from tests.shared.races.helpers import SOURCE, asked, run
+from tests.shared.races.helpers import SOURCE, asked, race, run
 from tests.support.fake_host import Bug, Call, FakeHost, Fault, Method
+from tests.support.virtual_time import run_virtual
 
 METHODS: tuple[Method, ...] = ("create", "find", "terminate", "run", "write", "snapshot", "delete_snapshot")
 KINDS = (Fault.REFUSED, Fault.LOST_BEFORE, Fault.LOST_AFTER)
@@ -112,6 +113,15 @@ def test_one_lost_create_does_not_cost_its_branch() -> None:
         assert {branch.status for branch in report.branches} == {"ok"}
 
 
+def test_creates_that_never_made_anything_leave_nothing_to_report() -> None:
+    host = FakeHost(program=unlike, meet=Once("create", Fault.LOST_BEFORE, 1, ever=True))
+    report = a_race(host)
+    assert report is not None
+    assert {branch.reason for branch in report.branches} == {"the sandbox could not be made: dropped"}
+    assert report.leftovers == ()
+    assert report.reaped == (report.checkpoint,)
+
+
 def test_a_lost_run_is_not_run_again() -> None:
     host = FakeHost(program=unlike, meet=Once("run", Fault.LOST_AFTER, 2, ever=False))
     report = a_race(host)
@@ -141,9 +151,6 @@ def test_a_caller_that_goes_away_leaves_nothing(tenths: int) -> None:
 
 
 def test_cancelling_twice_does_not_stop_the_ending() -> None:
-    from tests.shared.races.helpers import race
-    from tests.support.virtual_time import run_virtual
-
     host = FakeHost(program=unlike, latency=1.0)
     host.add(SOURCE)
 
