@@ -6,6 +6,8 @@
 
 NAME ?= Managed Agent
 PORT ?= 5051
+JOBS ?= auto
+TESTS ?=
 SESSION ?=
 # Without a prompt a new session gets this one, and SESSION=... is only watched.
 PROMPT ?= $(if $(SESSION),,create hello.txt with 'hi from the sandbox', then read it back)
@@ -36,8 +38,8 @@ demo: setup ## a whole session on this machine, start to end, in seconds
 up: setup ## the offline platform, until ctrl-C
 	@$(PY) -m infra.local $(UP)
 
-test: setup ## the tests
-	@$(PY) -m pytest $(TESTS)
+test: setup ## the tests (TESTS=path for some of them)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: setup ## style, types, import rules
 	@$(PY) -m ruff check .

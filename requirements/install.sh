@@ -22,31 +22,37 @@ new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
+can_make_environments() {
+    "$1" -c 'import venv, ensurepip' 2>/dev/null
+}
+
+if [ -n "${PYTHON:-}" ] && ! new_enough "$PYTHON"; then
+    echo "PYTHON=$PYTHON is not a Python 3.11 or newer that runs here." >&2
+    exit 1
+fi
 python=
-if [ -n "${PYTHON:-}" ]; then
-    if ! new_enough "$PYTHON"; then
-        echo "PYTHON=$PYTHON is not a Python 3.11 or newer that runs here." >&2
-        exit 1
-    fi
-    python=$PYTHON
-else
-    for candidate in python3 python3.13 python3.12 python3.11 python3.14; do
-        if new_enough "$candidate"; then
+bare=
+for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.14; do
+    if new_enough "$candidate"; then
+        if can_make_environments "$candidate"; then
             python=$candidate
             break
         fi
-    done
-fi
-if [ -z "$python" ]; then
+        bare=${bare:-$candidate}
+    fi
+    if [ -n "${PYTHON:-}" ]; then
+        break
+    fi
+done
+if [ -z "$python" ] && [ -n "$bare" ]; then
+    version=$("$bare" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    echo "$bare cannot make virtual environments. On Debian and Ubuntu: apt-get install python$version-venv" >&2
+    exit 1
+elif [ -z "$python" ]; then
     found=$(python3 --version 2>/dev/null || echo "no python3")
     echo "Python 3.11 or newer is needed; found: $found." >&2
     echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv; macOS: brew install python@3.13)" >&2
     echo "or name one: make PYTHON=/path/to/python3.12" >&2
-    exit 1
-fi
-if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
-    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    echo "$python has no venv module. On Debian and Ubuntu: apt-get install python$version-venv" >&2
     exit 1
 fi
 

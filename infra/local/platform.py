@@ -86,6 +86,7 @@ class Platform:
     environ: the variables that point a program at it.
     claude, tensorlake: clients of the two admin APIs.
     isolation: what sandboxes get and what is not enforced, as the service reports it.
+    functions_url: where `serve_functions` serves; empty before.
     """
 
     def __init__(self, options: Options | None = None) -> None:
@@ -93,6 +94,7 @@ class Platform:
         self.keys = Keys()
         self.environ: Mapping[str, str] = {}
         self.isolation: Mapping[str, Any] = {}
+        self.functions_url = ""
         self._services: list[RunningService] = []
 
     def __enter__(self) -> Self:
@@ -137,6 +139,7 @@ class Platform:
         variables = {**dict.fromkeys(REDIRECTING, ""), **self.environ, **(environ or {})}
         service = start_service("infra.local.functions_server", ["--port", str(port)], variables)
         self._services.insert(0, service)
+        self.functions_url = service.url
         self.add_webhook(f"{service.url}/")
         return service
 

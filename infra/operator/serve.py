@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from typing import Final
 
@@ -40,6 +41,9 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     config = uvicorn.Config("functions.app:app", log_level="warning", access_log=False, timeout_graceful_shutdown=120)
     with listener, _webhooks_from_offline(loaded, f"http://127.0.0.1:{port}/"):
         server = uvicorn.Server(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn ends on them, then raises them again: that would end us before the webhooks are taken back.
+            signal.signal(number, lambda *_: None)
         server.run(sockets=[listener])
     return 0 if server.started else 1
 

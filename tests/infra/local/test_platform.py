@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +18,10 @@ import httpx2
 import pytest
 
 from infra.local import handshake
-from infra.local.__main__ import CHECKOUT
 from infra.local.platform import Options, Platform
 from infra.local.process import ServiceStartError
 from shared.settings import Settings
+from tests.support.checkout import copy_checkout
 
 
 def eventually(happened: Callable[[], bool], seconds: float = 15.0) -> bool:
@@ -132,9 +131,7 @@ def test_options_reach_the_services() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout of its own, so that `make up` here never meets one that the developer runs."""
-    for folder in ("functions", "shared", "image", "infra", "requirements"):
-        shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+    return copy_checkout(tmp_path)
 
 
 class Up:

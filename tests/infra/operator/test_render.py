@@ -81,7 +81,7 @@ def test_an_idle_without_a_reason_is_shown_as_unknown() -> None:
 
 
 def test_unknown_events_and_redacted_content_break_nothing() -> None:
-    events = [
+    events: list[Mapping[str, Any]] = [
         {"type": "workflow_run.brand_new", "x": 1},
         {},
         {"type": "agent.message", "content": [{"type": "redacted"}]},
