@@ -59,6 +59,6 @@ fi
 echo "Setting up .venv with $("$python" --version) from $lock (once; about a minute on a fresh machine) ..." >&2
 rm -f "$made_from"
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
-.venv/bin/python -m pip install --quiet --require-hashes --requirement "$lock" >&2
+.venv/bin/python -m pip install -qq --require-hashes --requirement "$lock" >&2
 cp "$lock" "$made_from"
 echo "Set-up is done." >&2

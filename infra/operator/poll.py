@@ -1,7 +1,7 @@
-"""`poll`: drain the queue again and again from this machine. The same core as `poll_tick`, and no address to reach.
+"""`poll`: drain the queue again and again from this machine, and repair once a minute; no address to be reached at.
 
-A drain costs one call where the queue is empty. SIGTERM and ctrl-C let the running drain finish; what it claimed is
-handed over or left to be offered again.
+The same core as `poll_tick`. A drain costs one call where the queue is empty. SIGTERM and ctrl-C let the running drain
+finish: what it claimed is handed over or left to be offered again. The second one does not wait.
 """
 
 from __future__ import annotations
@@ -12,18 +12,24 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from infra.operator.environ import Loaded
+from infra.operator.schedule import EVERY_SECONDS, remarks
 from shared.models import DrainEnd, DrainReport
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
+if TYPE_CHECKING:
+    from functions.bundle import Bundle
+
 IDLE_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 EXIT_REFUSED: Final = 1
+EXIT_CUT_SHORT: Final = 130
 
 
 @dataclass
@@ -82,17 +88,43 @@ async def run(loaded: Loaded) -> int:
 
     configure_logging({"LOG_LEVEL": "WARNING", **loaded.environ})
     bundle = Bundle(Settings.from_environ(loaded.environ), background=False)
-    poller = Poller(bundle.drain, _say)
+    poller = Poller(_drains_and_ticks(bundle), _say)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, poller.stopping.set)
+        loop.add_signal_handler(number, _stop, poller, asyncio.current_task())
     environments = ", ".join(bundle.settings.environments)
     _say(f"Polling {environments} on {loaded.where}; ctrl-C stops after the running drain. (process {os.getpid()})")
     try:
         return await poller.run()
+    except asyncio.CancelledError:
+        return EXIT_CUT_SHORT
     finally:
         await bundle.aclose()
         _say("Stopped. Sandboxes and their workers go on by themselves.")
+
+
+def _stop(poller: Poller, running: asyncio.Task[int] | None) -> None:
+    """The first signal lets the drain finish, the second does not."""
+    if poller.stopping.is_set() and running is not None:
+        running.cancel()
+    poller.stopping.set()
+
+
+def _drains_and_ticks(bundle: Bundle) -> Callable[[], Awaitable[Sequence[DrainReport]]]:
+    """A drain each time, and a whole tick, with its repairs, every `EVERY_SECONDS`."""
+    due = 0.0
+
+    async def one_pass() -> Sequence[DrainReport]:
+        nonlocal due
+        if time.monotonic() < due:
+            return await bundle.drain()
+        due = time.monotonic() + EVERY_SECONDS
+        report = await bundle.tick()
+        for line in remarks(asdict(report)):
+            _say(line)
+        return report.drains
+
+    return one_pass
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,7 @@ async def run(loaded: Loaded, url: str = "") -> int:
     else:
         report = await _in_process(loaded)
     print(json.dumps(report, indent=2))
-    return 0 if all(_is_good(drain) for drain in report.get("drains", ())) and "drains" in report else 1
+    return 0 if _is_good(report) else 1
 
 
 async def _in_process(loaded: Loaded) -> Mapping[str, Any]:
@@ -51,5 +51,13 @@ async def _over_http(url: str, token: str) -> Mapping[str, Any]:
     return body if isinstance(body, dict) else {"error": "the answer is not a report"}
 
 
-def _is_good(drain: Mapping[str, Any]) -> bool:
-    return drain["end"] in _GOOD_ENDS and all(item["end"] in _GOOD_ITEMS for item in drain["items"])
+def _is_good(report: Mapping[str, Any]) -> bool:
+    if "drains" not in report:
+        return False
+    items = [item for drain in report["drains"] for item in drain["items"]]
+    return (
+        all(drain["end"] in _GOOD_ENDS for drain in report["drains"])
+        and all(item["end"] in _GOOD_ITEMS for item in items)
+        and not any(each["alarms"] or each["needs_interrupt"] for each in report["reconciled"])
+        and all(action["done"] for each in report["reconciled"] for action in each["actions"])
+    )

@@ -241,6 +241,8 @@ def test_serve_takes_the_offline_webhooks_while_it_runs(desk: Desk) -> None:
         assert process.stderr is not None
         assert "the offline platform" in process.stderr.readline()
         url = process.stderr.readline().split()[1]
+        assert "/poll_tick" in process.stderr.readline()
+        assert "schedule" in process.stderr.readline()
         end = time.monotonic() + 15
         while url not in endpoints() and time.monotonic() < end:
             time.sleep(0.1)
@@ -263,6 +265,17 @@ def test_serve_on_a_taken_port_says_so(desk: Desk) -> None:
         done = desk.run("serve", "--port", str(port))
     assert done.returncode == 2
     assert f"port {port} is in use" in done.stderr
+
+
+def test_serve_finds_what_was_queued_before_it_began(unserved: Desk) -> None:
+    with unserved.start("session", "$ echo found") as session:
+        until(session, "→ bash")
+        with unserved.start("serve", "--port", "0", FUNCTIONS_TOKEN="") as server:
+            rest, errors = session.communicate(timeout=60)
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+    assert session.returncode == 0, errors
+    assert "← found" in rest
 
 
 def test_poll_serves_sessions_and_sigterm_stops_it_calmly(unserved: Desk) -> None:

@@ -96,7 +96,7 @@ def test_a_changed_lock_makes_the_environment_anew_and_an_unchanged_one_does_not
     done = make(folder, "poll", f"PYTHON={python}")
     assert done.returncode == 0, done.stderr
     assert "Setting up .venv" in done.stderr
-    assert "args=-m pip install --quiet --require-hashes --requirement requirements/dev.lock" in done.stderr
+    assert "args=-m pip install -qq --require-hashes --requirement requirements/dev.lock" in done.stderr
     assert "Setting up" not in make(folder, "poll").stderr
 
 
