@@ -1,0 +1,3 @@
+from tests.faults.explorer.command import main
+
+main()

@@ -1,0 +1,158 @@
+"""Many runs, and the shortest plan that still fails."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from tests.faults.explorer.plan import Plan, plan_of
+from tests.faults.explorer.run import Result, prepared, run
+from tests.support.model.loop import VirtualLoop
+from tests.support.model.sandboxes import Manner
+from tests.support.model.truth import Violation
+from tests.support.model.worker import Rules
+
+_PARTS: Final = (
+    "sessions", "point_faults", "timed_faults", "crashes", "line_faults", "boot_faults", "hook_faults", "healthchecks",
+    "wakes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A plan that breaks a rule, made as small as it would go."""
+
+    seed: str
+    plan: Plan
+    violation: Violation
+    trace: tuple[tuple[float, str, str], ...]
+    shrinking_runs: int
+
+    def __str__(self) -> str:
+        lines = [f"{self.violation.rule} broken at {self.violation.at:.2f} s: {self.violation.what}"]
+        lines += self.plan.described()
+        lines += [f"{at:9.3f}  {who:<6} {what}" for at, who, what in self.trace]
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class Exploration:
+    runs: int = 0
+    seconds: float = 0.0  # computed, not virtual
+    virtual_seconds: float = 0.0
+    checks: Counter[str] = field(default_factory=Counter)
+    longest_settling: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rate = self.runs / self.seconds if self.seconds else 0.0
+        checks = ", ".join(f"{rule} {count}" for rule, count in sorted(self.checks.items()))
+        return (
+            f"{self.runs} runs, {rate:.0f} a second, {self.virtual_seconds / 3600:.0f} hours of virtual time; "
+            f"{sum(self.checks.values())} checks ({checks}); well again after at most {self.longest_settling} ticks; "
+            f"{len(self.failures)} failures"
+        )
+
+
+def explore(
+    seed: str, runs: int, *, rules: Rules | None = None, most_failures: int = 1, shrinking: bool = True
+) -> Exploration:
+    """Runs the plans `seed`-0, `seed`-1, ... until as many have failed as asked for."""
+    found = Exploration()
+    began = time.perf_counter()
+    with prepared() as loop, _rare_collections():
+        for number in range(runs):
+            plan = plan_of(f"{seed}-{number}")
+            result = run(plan, loop, rules=rules)
+            found.runs += 1
+            found.checks += result.checks
+            found.virtual_seconds += result.seconds
+            found.longest_settling = max(found.longest_settling, result.ticks)
+            if number % 100 == 99:
+                gc.collect()
+            if result.violations:
+                found.failures.append(_shrunk(plan, result, loop, rules, 400 if shrinking else 0))
+                if len(found.failures) >= most_failures:
+                    break
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+class _rare_collections:
+    """Each run leaves cycles (tasks, futures), and collecting them at each step would cost a fifth of the time."""
+
+    def __enter__(self) -> None:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        gc.enable()
+        gc.unfreeze()
+
+
+def kind(violation: Violation) -> str:
+    """What is the same about violations of one kind: the rule and the words before the details."""
+    return f"{violation.rule} {violation.what.split(':')[0]}"
+
+
+def _shrunk(plan: Plan, result: Result, loop: VirtualLoop, rules: Rules | None, most: int) -> Failure:
+    """Leaves out whatever the first violation does not need; each candidate is run."""
+    wanted = kind(result.violations[0])
+    tried = 0
+
+    def fails(candidate: Plan) -> bool:
+        nonlocal tried
+        tried += 1
+        return any(kind(violation) == wanted for violation in run(candidate, loop, rules=rules).violations)
+
+    smaller = True
+    while smaller and tried < most:
+        smaller = False
+        for candidate in _smaller(plan):
+            if tried >= most:
+                break
+            if fails(candidate):
+                plan, smaller = candidate, True
+                break
+    final = run(plan, loop, rules=rules, tracing=True)
+    violation = next(violation for violation in final.violations if kind(violation) == wanted)
+    trace = tuple(entry for entry in final.trace if entry[0] <= violation.at)
+    return Failure(plan.seed, plan, violation, trace, tried)
+
+
+def _smaller(plan: Plan) -> Iterator[Plan]:
+    """Plans with less in them, the boldest cuts first."""
+    for name in _PARTS:
+        part: tuple[Any, ...] = getattr(plan, name)
+        if len(part) > 2 and name != "sessions":
+            yield replace(plan, **{name: ()})
+            yield replace(plan, **{name: part[: len(part) // 2]})
+            yield replace(plan, **{name: part[len(part) // 2 :]})
+    for name in _PARTS:
+        part = getattr(plan, name)
+        if name == "sessions":
+            if len(part) > 1 and not _faults_beyond(plan, len(part) - 1):
+                yield replace(plan, sessions=part[:-1])
+            continue
+        for index in range(len(part)):
+            yield replace(plan, **{name: part[:index] + part[index + 1 :]})
+    for index, session in enumerate(plan.sessions):
+        for candidate in [replace(session, ends=None)] if session.ends else []:
+            yield replace(plan, sessions=plan.sessions[:index] + (candidate,) + plan.sessions[index + 1 :])
+        if len(session.turns) > 1:
+            for turns in (session.turns[:-1], session.turns[1:]):
+                candidate = replace(session, turns=turns)
+                yield replace(plan, sessions=plan.sessions[:index] + (candidate,) + plan.sessions[index + 1 :])
+    if plan.retire:
+        yield replace(plan, retire=False)
+    if plan.manner != Manner():
+        yield replace(plan, manner=Manner())
+
+
+def _faults_beyond(plan: Plan, session: int) -> bool:
+    return any(fault.session >= session for fault in (*plan.point_faults, *plan.timed_faults))

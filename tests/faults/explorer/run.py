@@ -1,0 +1,449 @@
+"""One run of a plan, and the judgement on how it ended (I1, I4, I7)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from image.session.archive import build_archive, digest
+from image.session.claim import worker_path
+from shared import naming
+from shared.claims import dispatcher as dispatcher_module
+from shared.claims.dispatcher import Dispatcher
+from shared.claims.wakeups import SingleFlight
+from shared.deadline import Deadline
+from shared.models import DrainReport, ItemEnd
+from shared.ports import SandboxSpec, SandboxStatus
+from shared.reconcile.reconciler import Reconciler
+from shared.settings import Environment, Settings
+from tests.faults.explorer.plan import CHAOS, Plan, What
+from tests.faults.explorer.watch import Watch, WatchedHost, WatchedQueue
+from tests.support.model.claude import Claude, Phase, Session
+from tests.support.model.lines import Line, Meets, forever
+from tests.support.model.loop import VirtualLoop
+from tests.support.model.ports import moment
+from tests.support.model.sandboxes import Box, Process, Sandboxes
+from tests.support.model.truth import Truth, Violation
+from tests.support.model.worker import Habits, Rules, worker
+
+ENVIRONMENT: Final = "env_01Explored"
+TICK: Final = 20.0  # seconds between two ticks once the dust settles
+TICKS: Final = 30  # so many at most until everything is well
+MOST_STEPS: Final = 200_000
+
+# Scaled down: the order among them is the defaults'. Lock, gate and look-up times in the code are not scaled.
+SETTINGS: Final = Settings.from_environ(
+    {
+        "ANTHROPIC_ENVIRONMENT_ID": ENVIRONMENT,
+        "ANTHROPIC_ENVIRONMENT_KEY": "no-key",
+        "TENSORLAKE_API_KEY": "no-key",
+        "RECLAIM_SECONDS": "24",
+        "BIND_SECONDS": "8",
+        "HANDOVER_SECONDS": "12",
+        "STRANDED_SECONDS": "40",
+        "POISON_AGE_SECONDS": "300",
+        "POISON_ATTEMPTS": "4",
+        "DRAIN_DEADLINE_SECONDS": "30",
+        "RUNNER_MAX_IDLE_SECONDS": "6",
+        "SANDBOX_TIMEOUT_SECONDS": "90",
+        "RECONCILE_SECONDS": "20",
+        "IDLE_GRACE_SECONDS": "8",
+        "END_GRACE_SECONDS": "15",
+        "RETENTION_SECONDS": "240",
+    }
+)
+LEASE: Final = 30.0
+_NOT_RESUMING: Final = Settings(
+    **{name: getattr(SETTINGS, name) for name in Settings.__dataclass_fields__ if name != "resume_suspended"},
+    resume_suspended=False,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """`ticks`: how many it took until everything was well, after the last fault."""
+
+    violations: tuple[Violation, ...]
+    checks: Counter[str]
+    trace: tuple[tuple[float, str, str], ...]
+    seconds: float
+    ticks: int
+
+
+def run(plan: Plan, loop: VirtualLoop, *, rules: Rules | None = None, tracing: bool = False) -> Result:
+    """Plays the plan. What the product raises counts as a violation."""
+    world = _World(plan, loop, rules or Rules(), tracing)
+    try:
+        loop.run(world.play(), most_steps=MOST_STEPS)
+    except Exception as error:
+        world.truth.check("I7", False, f"the run ends in {type(error).__name__}: {error}", loop.time())
+    truth = world.truth
+    return Result(tuple(truth.violations), truth.checks, tuple(truth.trace), loop.time(), world.ticks)
+
+
+@contextmanager
+def prepared() -> Iterator[VirtualLoop]:
+    """A loop for many runs; the product's logs are off, and the worker's digest is computed once."""
+    before = logging.root.manager.disable
+    original = dispatcher_module.digest
+    logging.disable(logging.CRITICAL)
+    dispatcher_module.digest = functools.cache(digest)
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield loop
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+        dispatcher_module.digest = original
+        logging.disable(before)
+
+
+@dataclass(slots=True, eq=False)
+class _Copy:
+    """One process of the bundle, as functions/bundle.py makes it; a crash ends it, the next wake-up starts another."""
+
+    world: _World
+    index: int
+    born: int = 0
+    line: Line = field(init=False)
+    drains: SingleFlight[DrainReport] = field(init=False)
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.line = self.world.new_line(f"c{self.index}", str(self.born), on_crash=self.crash)
+        self.drains = SingleFlight(self.drain)
+        self.born += 1
+
+    def crash(self) -> None:
+        """No further call of this process reaches a service; those that were sent do."""
+        self.line.dead = True
+        self.world.note(f"c{self.index}", "crashes")
+        for task in self.tasks:
+            task.cancel()
+        self.tasks.clear()
+
+    def spawn(self, work: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
+        task = work if isinstance(work, asyncio.Task) else self.world.loop.create_task(work)
+        if task not in self.tasks:
+            self.tasks.add(task)
+            task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.truth.check("I7", False, f"a copy raises {type(error).__name__}: {error}", self.world.loop.time())
+
+    def wake(self) -> None:
+        if self.line.dead:
+            self.start()
+        self.spawn(self.drains.wake())
+
+    def tick(self) -> None:
+        if self.line.dead:
+            self.start()
+        self.spawn(self._tick())
+
+    def session_over(self, session_id: str) -> None:
+        if self.line.dead:
+            self.start()
+        self.spawn(self._session_over(session_id))
+
+    async def drain(self) -> DrainReport:
+        world, loop, line = self.world, self.world.loop, self.line
+        began, calls = loop.time(), line.calls
+        queue = WatchedQueue(world.watch, line, dispatcher=True, environment_id=ENVIRONMENT)
+        queue.began = began
+        host = WatchedHost(world.watch, line, dispatcher=True)
+        work = Dispatcher(world.settings, world.environment, queue, host, loop.time, world.now)
+        world.note(line.caller, "drains")
+        report = await work.drain(Deadline.after(world.settings.drain.deadline, loop.time))
+        took = loop.time() - began
+        world.judge("I7", took <= world.settings.drain.deadline + 0.1, f"a drain outlives its deadline: {took:.1f} s")
+        made = line.calls - calls
+        world.judge("I7", made <= 40 + 250 * queue.claimed, f"a drain makes too many calls: {made}")
+        for item in report.items:
+            world.judge("I1", not item.reason.startswith("bug"), f"an item meets a bug: {item.reason}")
+            world.note(line.caller, f"{item.work_id} ends {item.end}: {item.reason}")
+            if item.end is ItemEnd.POISONED:
+                world.reported.add(item.session_id)
+        return report
+
+    async def _tick(self) -> None:
+        drain = self.drains.wake()
+        self.spawn(drain)
+        await asyncio.shield(drain)
+        await self._reconcile(lambda reconciler: reconciler.reconcile())
+
+    async def _session_over(self, session_id: str) -> None:
+        await self._reconcile(lambda reconciler: reconciler.session_over(session_id))
+
+    async def _reconcile(self, what: Callable[[Reconciler], Awaitable[Any]]) -> None:
+        world, loop, line = self.world, self.world.loop, self.line
+        began, calls = loop.time(), line.calls
+        queue = WatchedQueue(world.watch, line, dispatcher=False, environment_id=ENVIRONMENT)
+        host = WatchedHost(world.watch, line, dispatcher=False)
+        report = await what(Reconciler(world.settings, world.environment, queue, host, loop.time, world.now))
+        took, made = loop.time() - began, line.calls - calls
+        limit = world.settings.reconcile.deadline
+        world.judge("I7", took <= limit + 0.1, f"a pass outlives its deadline: {took:.1f} s")
+        things = len(world.sandboxes.boxes) + len(world.claude.items) + len(world.claude.sessions)
+        world.judge("I7", made <= 60 + 10 * things, f"a pass makes too many calls: {made}")
+        for action in report.actions:
+            world.judge("I1", not action.problem.startswith("bug"), f"a repair meets a bug: {action.problem}")
+            world.note(line.caller, f"{action.act} {action.target}: {action.why} {action.problem}")
+
+
+class _World:
+    """The run's state: both services, the copies, and what is still to go wrong."""
+
+    def __init__(self, plan: Plan, loop: VirtualLoop, rules: Rules, tracing: bool) -> None:
+        self.plan = plan
+        self.loop: VirtualLoop = loop
+        self.rules = rules
+        self.truth = Truth(tracing=tracing)
+        self.settings = SETTINGS if plan.resume_suspended else _NOT_RESUMING
+        self.environment: Environment = self.settings.environments[ENVIRONMENT]
+        self.claude = Claude(loop, self.truth, lease=LEASE)
+        self.sandboxes = Sandboxes(loop, self.truth, plan.manner, self._program, self._boot)
+        self.sessions = [
+            naming.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions
+        ]
+        names = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
+        self.watch = Watch(self.settings, self.claude, self.sandboxes, self.truth, names)
+        self.serving: dict[str, list[Process]] = {}
+        self.tool_runs: dict[str, list[Process]] = {}
+        self.reported: set[str] = set()
+        self.ticks = 0
+        self._index = {session.id: index for index, session in enumerate(plan.sessions)}
+        self._faults = {(f.caller, f.method, f.number): f.meets for f in plan.line_faults}
+        self._points = {(f.session, f.point, f.number): f.what for f in plan.point_faults}
+        self._hooks = {fault.number: fault.delays for fault in plan.hook_faults}
+        self._boots = {fault.number: fault for fault in plan.boot_faults}
+        self._passed: Counter[tuple[int, str]] = Counter()
+        self._hook = 0
+        self._chance = random.Random(f"{plan.seed} world")
+        self.copies = [_Copy(self, index) for index in range(plan.copies)]
+        self.claude.on_run = self._session_runs
+        self.claude.on_over = self._session_over
+
+    # What the model asks for
+
+    def now(self) -> datetime:
+        return moment(self.loop.time())
+
+    def note(self, who: str, what: str) -> None:
+        self.truth.note(self.loop.time(), who, what)
+
+    def judge(self, rule: str, holds: bool, what: str) -> None:
+        self.truth.check(rule, holds, what, self.loop.time())
+
+    def new_line(self, caller: str, serial: str, on_crash: Callable[[], None] = lambda: None) -> Line:
+        return Line(
+            caller,
+            self.loop,
+            self._faults,
+            random.Random(f"{self.plan.seed} {caller} {serial}"),
+            self.plan.slow,
+            self.note,
+            on_crash,
+        )
+
+    def line(self, process: Process, session_id: str) -> Line:
+        return self.new_line(f"w{self._index[session_id]}", process.serial)
+
+    def habits(self, session_id: str) -> Habits:
+        return self.plan.sessions[self._index[session_id]].habits
+
+    def at(self, point: str, process: Process, session_id: str) -> Awaitable[None] | None:
+        index = self._index[session_id]
+        if self.truth.tracing:
+            self.note(process.serial, f"{point} ({session_id}, {process.box.id})")
+        if not self._points:
+            return None
+        number = self._passed[index, point]
+        self._passed[index, point] += 1
+        what = self._points.pop((index, point, number), None)
+        return None if what is None else self._struck(what, process, session_id)
+
+    async def _struck(self, what: What, process: Process, session_id: str) -> None:
+        self._strike(what, session_id, process)
+        if not process.running:
+            await forever()
+        await process.awake()
+
+    def _program(self, process: Process) -> Coroutine[Any, Any, int]:
+        return worker(process, self)
+
+    def _boot(self, spec: SandboxSpec, number: int) -> tuple[float, SandboxStatus]:
+        box = self.sandboxes.boxes[f"box{number}"]
+        if self.plan.manner.worker_on_board:
+            box.files[_worker_file()] = b""
+        fault = self._boots.pop(number, None)
+        if fault is None:
+            return self.plan.manner.boot, SandboxStatus.RUNNING
+        self.note(box.id, f"will be {fault.becomes} after {fault.seconds:g} s")
+        return fault.seconds, fault.becomes
+
+    def _session_runs(self, session: Session) -> None:
+        self._deliver(lambda copy: copy.wake())
+
+    def _session_over(self, session: Session) -> None:
+        self.note("user", f"{session.id} is {session.over}")
+        self._deliver(lambda copy: copy.session_over(session.id))
+
+    def _deliver(self, what: Callable[[_Copy], None]) -> None:
+        delays = self._hooks.pop(self._hook, (0.1,))
+        self._hook += 1
+        for delay in delays:
+            self.loop.call_later(delay, lambda: what(self._chance.choice(self.copies)))
+
+    # What goes wrong
+
+    def _strike(self, what: What, session_id: str, process: Process | None = None) -> None:
+        box = process.box if process is not None else self._box_of(session_id)
+        if box is None or not box.exists or box.status is SandboxStatus.PENDING:
+            return
+        self.note("fate", f"{what} {session_id} in {box.id}")
+        match what:
+            case "kill":
+                for victim in [process] if process is not None else list(box.processes.values()):
+                    if victim.running:
+                        self.watch.lost.add(session_id)
+                        self.sandboxes.cut(victim)
+            case "end":
+                self.watch.lost.add(session_id)
+                self.sandboxes.end(box)
+            case "fail":
+                self.watch.lost.add(session_id)
+                self.sandboxes.end(box, SandboxStatus.FAILED)
+            case "suspend":
+                self.sandboxes.suspend(box)
+            case "expire":
+                self.claude.expire(session_id)
+            case "outage":
+                for number in range(40):
+                    self._faults.setdefault((f"w{self._index[session_id]}", "beat", number), Meets.LOST_REQUEST)
+                self.loop.call_later(60.0, self._outage_ends, self._index[session_id])
+
+    def _outage_ends(self, index: int) -> None:
+        for number in range(40):
+            self._faults.pop((f"w{index}", "beat", number), None)
+
+    def _box_of(self, session_id: str) -> Box | None:
+        name = self.sessions[self._index[session_id]]
+        return next((box for box in self.sandboxes.boxes.values() if box.exists and box.name == name), None)
+
+    # The run
+
+    async def play(self) -> None:
+        plan, loop = self.plan, self.loop
+        for session in plan.sessions:
+            (first, turn), *later = session.turns
+            loop.call_at(first, self.claude.open, session.id, turn, session.think)
+            for at, turn in later:
+                loop.call_at(at, self._say, session.id, turn)
+            if session.ends is not None:
+                loop.call_at(session.ends[0], self._end, session.id, session.ends[1])
+        for at in plan.healthchecks:
+            loop.call_at(at, self.claude.enqueue_healthcheck)
+        for wake in plan.wakes:
+            loop.call_at(wake.at, self._tick_of, wake.copy)
+        for crash in plan.crashes:
+            loop.call_at(crash.at, self._crash_of, crash.copy)
+        for fault in plan.timed_faults:
+            loop.call_at(fault.at, self._strike, fault.what, plan.sessions[fault.session].id)
+        await asyncio.sleep(CHAOS + 15.0)
+        self._faults.clear()
+        self._points.clear()
+        self._hooks.clear()
+        self._boots.clear()
+        self.note("fate", "the dust settles")
+        for number in range(TICKS):
+            self.ticks = number
+            if self._well() and number >= 1:
+                break
+            self._tick_of(number)
+            await asyncio.sleep(TICK)
+        self._judge_end()
+        if plan.retire and not self.truth.violations:
+            await self._retire()
+
+    def _say(self, session_id: str, turn: tuple[int, ...]) -> None:
+        self.note("user", f"says something to {session_id}")
+        self.claude.say(self.claude.sessions[session_id], turn)
+
+    def _end(self, session_id: str, how: str) -> None:
+        """A running session cannot be ended: try again later."""
+        session = self.claude.sessions[session_id]
+        ended = self.claude.archive(session) if how == "archived" else self.claude.delete(session)
+        if not ended and not session.over:
+            self.loop.call_later(3.0, self._end, session_id, how)
+
+    def _tick_of(self, number: int) -> None:
+        self.copies[number % len(self.copies)].tick()
+
+    def _crash_of(self, number: int) -> None:
+        if not self.copies[number].line.dead:
+            self.copies[number].crash()
+
+    def _well(self) -> bool:
+        return not any(self._troubles())
+
+    def _troubles(self) -> Iterator[tuple[str, str]]:
+        for session in self.claude.sessions.values():
+            if not session.over and (session.phase is not Phase.AT_REST or session.inbox):
+                yield "I1", f"a turn is not finished: {session.id}, {session.phase.name}"
+        for item in self.claude.items.values():
+            if item.live and not (item.stale and item.state == "queued"):
+                yield "I1", f"an item is left: {item.id} of {item.session_id}, {item.state}"
+        for box in self.sandboxes.boxes.values():
+            session_id, gone = self.watch.session_of(box)
+            if not box.exists and box.status is not SandboxStatus.FAILED:
+                continue
+            over = session_id is None or self.claude.sessions[session_id].over is not None
+            if over or gone or box.status is not SandboxStatus.SUSPENDED:
+                yield "I4", f"a sandbox is left: {box.id}, {box.status}"
+
+    def _judge_end(self) -> None:
+        troubles = list(self._troubles())
+        for rule in ("I1", "I4"):
+            mine = [what for of, what in troubles if of == rule]
+            self.judge(rule, not mine, mine[0] if mine else "")
+        for session in self.claude.sessions.values():
+            if session.over:
+                continue
+            excused = session.id in self.watch.lost or session.id in self.watch.poisoned
+            self.judge(
+                "I1",
+                excused or not session.interrupted,
+                f"a turn is broken off, nobody having died: {session.id}",
+            )
+            self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")
+        if self.plan.copies > 1:
+            self.judge("I8", not troubles, f"{self.plan.copies} copies leave work undone")
+
+    async def _retire(self) -> None:
+        """Sleeping sandboxes are ended once they are past their retention, in two steps."""
+        await asyncio.sleep(self.settings.reconcile.retention + 10.0)
+        for number in range(6):
+            self._tick_of(number)
+            await asyncio.sleep(TICK)
+        left = [box.id for box in self.sandboxes.boxes.values() if box.exists]
+        self.judge("I4", not left, f"a sandbox outlives its retention: {left}")
+
+
+@functools.cache
+def _worker_file() -> str:
+    return worker_path(digest(build_archive()))

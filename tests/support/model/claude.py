@@ -1,0 +1,341 @@
+"""The work queue and the sessions of one environment (contract claude 3.3 and 8.1).
+
+    queued --poll--> queued, reserved --ack--> starting --NO_HEARTBEAT--> active --beat--> active
+    a reservation older than the polling request's R: claimable; the start-up lease never lapses; an active lease does
+    starting, active --force stop--> stopped
+
+A session's turn is a row of rounds, each of so many tool calls. Everything here is one atomic step; the clock is the
+loop's, in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from shared.ports import ItemState
+from tests.support.model.lines import RefusedError
+from tests.support.model.truth import Truth
+
+NO_HEARTBEAT = "NO_HEARTBEAT"
+LIVE = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE)
+
+Turn = tuple[int, ...]
+"""Tool calls of each round. An empty turn is answered without tools."""
+
+
+class StaleError(Exception):
+    """The queue's head belongs to a deleted session."""
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    id: str
+    kind: str
+    session_id: str
+    created_at: float
+    state: ItemState = ItemState.QUEUED
+    reserved_at: float | None = None
+    acked_at: float | None = None
+    beat_at: float | None = None
+    beat: str | None = None
+    stopped_at: float | None = None
+    stale: bool = False
+    handed_out: int = 0
+    holder: str | None = None  # the process whose beat was last accepted
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+
+class Phase(enum.Enum):
+    AT_REST = enum.auto()
+    THINKING = enum.auto()
+    PARKED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    id: str
+    answered: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    id: str
+    updated_at: float
+    think: float = 1.0
+    phase: Phase = Phase.AT_REST
+    inbox: deque[Turn] = field(default_factory=deque)
+    rounds: deque[int] = field(default_factory=deque)
+    calls: dict[str, Call] = field(default_factory=dict)
+    unserved: bool = False
+    over: str | None = None  # archived or deleted
+    over_at: float = 0.0
+    said: int = 0
+    done: int = 0
+    interrupted: int = 0
+    watchers: set[asyncio.Event] = field(default_factory=set)
+    _epoch: int = 0
+
+    @property
+    def open_calls(self) -> list[str]:
+        return [call.id for call in self.calls.values() if not call.answered]
+
+    @property
+    def status(self) -> str:
+        if self.over == "archived":
+            return "terminated"
+        return "running" if self.phase is Phase.THINKING else "idle"
+
+
+class Claude:
+    """The service. `lease` is the time to live of an active item; `on_run` is the webhook's sender."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, truth: Truth, *, lease: float) -> None:
+        self._loop = loop
+        self._truth = truth
+        self.lease = lease
+        self.items: dict[str, Item] = {}
+        self._live: dict[str, Item] = {}
+        self.sessions: dict[str, Session] = {}
+        self.granted: set[str] = set()
+        self.on_run: Callable[[Session], None] = lambda session: None
+        self.on_over: Callable[[Session], None] = lambda session: None
+        self._numbers = itertools.count(1)
+        self._calls = itertools.count(1)
+        self._work = itertools.count(1)
+
+    def time(self) -> float:
+        return self._loop.time()
+
+    # What users do
+
+    def open(self, session_id: str, turn: Turn, think: float) -> Session:
+        session = Session(session_id, self._loop.time(), think)
+        self.sessions[session_id] = session
+        self.say(session, turn)
+        return session
+
+    def say(self, session: Session, turn: Turn) -> None:
+        if session.over:
+            return
+        session.said += 1
+        session.inbox.append(turn)
+        if session.phase is Phase.AT_REST:
+            item = self.live_item(session.id)
+            session.unserved = item is not None and item.state is ItemState.ACTIVE
+            self._next_turn(session)
+        elif session.open_calls:
+            self._ensure_item(session)
+
+    def archive(self, session: Session) -> bool:
+        """False where the session is running: that is refused."""
+        if session.status == "running" or session.over:
+            return False
+        self._over(session, "archived")
+        return True
+
+    def delete(self, session: Session) -> bool:
+        if session.status == "running" or session.over == "deleted":
+            return False
+        item = self.live_item(session.id)
+        if item is not None:
+            item.stale = True
+        self._over(session, "deleted")
+        return True
+
+    def interrupt(self, session_id: str) -> None:
+        """`user.interrupt`: ends the turn, then there is an item again. Raises KeyError for a deleted session."""
+        session = self.sessions[session_id]
+        if session.over == "deleted":
+            raise KeyError(session_id)
+        if session.over:
+            raise RefusedError(400)
+        session._epoch += 1
+        if session.phase is not Phase.AT_REST:
+            session.interrupted += 1
+            session.done += 1
+        session.calls.clear()
+        session.rounds.clear()
+        session.phase = Phase.AT_REST
+        self._touch(session)
+        if session.inbox:
+            self._next_turn(session)
+        else:
+            self._ensure_item(session)
+
+    def enqueue_healthcheck(self) -> Item:
+        return self._enqueue("healthcheck", f"check{next(self._numbers)}")
+
+    # Turns
+
+    def _over(self, session: Session, how: str) -> None:
+        session.over, session.over_at = how, self._loop.time()
+        session._epoch += 1
+        session.phase = Phase.AT_REST
+        session.calls.clear()
+        self._touch(session)
+        self.on_over(session)
+
+    def _next_turn(self, session: Session) -> None:
+        session.rounds = deque(session.inbox.popleft())
+        self._think(session)
+
+    def _think(self, session: Session) -> None:
+        session.phase = Phase.THINKING
+        session._epoch += 1
+        self._ensure_item(session)
+        self._touch(session)
+        self.on_run(session)
+        self._loop.call_later(session.think, self._reply, session, session._epoch)
+
+    def _reply(self, session: Session, epoch: int) -> None:
+        if epoch != session._epoch:
+            return
+        if session.rounds:
+            for _ in range(session.rounds.popleft()):
+                call = Call(f"call{next(self._calls)}")
+                session.calls[call.id] = call
+            session.phase = Phase.PARKED
+            self._ensure_item(session)
+        else:
+            session.done += 1
+            session.phase = Phase.AT_REST
+            if session.inbox:
+                self._next_turn(session)
+        self._touch(session)
+
+    def result(self, session_id: str, call_id: str) -> bool:
+        """A worker's answer. False for a call that is answered or closed: accepted, and without effect."""
+        session = self.sessions[session_id]
+        call = session.calls.get(call_id)
+        if session.over == "deleted":
+            raise RefusedError(404)
+        if call is None or call.answered:
+            return False
+        call.answered = True
+        session.unserved = False
+        if not session.open_calls:
+            session.calls.clear()
+            self._think(session)
+        self._touch(session)
+        return True
+
+    def _touch(self, session: Session) -> None:
+        session.updated_at = self._loop.time()
+        for watcher in session.watchers:
+            watcher.set()
+
+    # The queue
+
+    def live_item(self, session_id: str) -> Item | None:
+        self._sweep()
+        return self._live.get(session_id)
+
+    def claim(self, reclaim: float) -> Item | None:
+        """The oldest claimable item, by the polling request's window. Raises StaleError."""
+        self._sweep()
+        now = self._loop.time()
+        for item in list(self._live.values()):
+            if item.state is not ItemState.QUEUED:
+                continue
+            if item.reserved_at is not None and now - item.reserved_at <= reclaim:
+                continue
+            if item.stale:
+                del self._live[item.session_id]
+                del self.items[item.id]
+                raise StaleError
+            item.reserved_at = now
+            item.handed_out += 1
+            self._note(item, "handed out")
+            return item
+        return None
+
+    def ack(self, work_id: str) -> None:
+        """Raises KeyError for an item that is no more."""
+        self._sweep()
+        item = self.items[work_id]
+        if item.state is ItemState.QUEUED:
+            item.state = ItemState.STARTING
+            item.acked_at = self._loop.time()
+            item.reserved_at = None
+            self._note(item, "acked")
+
+    def stop(self, work_id: str, by: str) -> None:
+        self._sweep()
+        item = self.items[work_id]
+        if item.state is ItemState.STOPPED:
+            return
+        item.state = ItemState.STOPPED
+        item.stopped_at = self._loop.time()
+        self._live.pop(item.session_id, None)
+        self._note(item, f"stopped by {by}")
+        session = self.sessions.get(item.session_id)
+        if session is not None and not session.over and session.phase is not Phase.AT_REST and session.unserved:
+            self._ensure_item(session)
+
+    def heartbeat(self, work_id: str, expected: str, by: str) -> tuple[int, dict[str, object]]:
+        """Status and body of the answer (contract claude 3.2)."""
+        self._sweep()
+        item = self.items.get(work_id)
+        if item is None:
+            return 404, {}
+        lease = {"state": item.state.value, "lease_extended": False, "ttl_seconds": self.lease}
+        if item.state is ItemState.STOPPED:
+            return 200, {**lease, "last_heartbeat": item.beat or ""}
+        if item.state is ItemState.QUEUED or expected != (item.beat or NO_HEARTBEAT):
+            state = {**lease, "last_heartbeat": item.beat}
+            return 412, {"error": {"details": {"current_state": state}}}
+        if item.beat is None:
+            self._note(item, f"first beat, of {by}")
+        item.beat_at = self._loop.time()
+        item.beat = f"beat-{next(self._numbers)}"
+        item.state = ItemState.ACTIVE
+        item.holder = by
+        self.granted.add(by)
+        return 200, {**lease, "state": "active", "lease_extended": True, "last_heartbeat": item.beat}
+
+    def expire(self, session_id: str) -> bool:
+        """The lease of the session's item ends before its time."""
+        item = self.live_item(session_id)
+        if item is None or item.state is not ItemState.ACTIVE:
+            return False
+        self._requeue(item)
+        return True
+
+    def listed(self) -> Iterator[Item]:
+        """Newest first."""
+        self._sweep()
+        return reversed(self.items.values())
+
+    def _ensure_item(self, session: Session) -> None:
+        if self.live_item(session.id) is None:
+            session.unserved = False
+            self._enqueue("session", session.id)
+
+    def _enqueue(self, kind: str, session_id: str) -> Item:
+        item = Item(f"work{next(self._work)}", kind, session_id, self._loop.time())
+        self.items[item.id] = self._live[session_id] = item
+        self._note(item, "enqueued")
+        return item
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for item in self._live.values():
+            if item.beat_at is not None and now >= item.beat_at + self.lease:
+                self._requeue(item)
+
+    def _requeue(self, item: Item) -> None:
+        item.state = ItemState.QUEUED
+        item.reserved_at = item.acked_at = item.beat_at = item.beat = item.holder = None
+        self._note(item, "lease lapsed")
+
+    def _note(self, item: Item, what: str) -> None:
+        if self._truth.tracing:
+            self._truth.note(self._loop.time(), "queue", f"{item.id} of {item.session_id}: {what}")

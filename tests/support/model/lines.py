@@ -1,0 +1,148 @@
+"""The line between a caller and a service: how long a call takes and what it meets on the way.
+
+A request that was sent arrives, whether or not its caller still waits: a crash or a time-out of ours takes nothing
+back. Which call meets what is told by the plan as (caller, method, how manieth), so that leaving one fault out of a
+plan changes nothing about the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Meets(StrEnum):
+    """What a call meets instead of a quick answer."""
+
+    LOST_REQUEST = "request lost"  # no effect; the caller learns nothing
+    LOST_ANSWER = "answer lost"  # the effect; the caller learns nothing
+    ERROR = "5xx"  # no effect, at once
+    REFUSAL = "4xx"  # no effect, at once
+    SLOW_REQUEST = "slow request"  # the effect comes late
+    SLOW_ANSWER = "slow answer"  # the effect comes soon, the answer late
+    CRASH_BEFORE = "crash before"  # the caller's process dies before it has sent the request
+    CRASH_SENT = "crash with the request sent"
+    CRASH_AFTER = "crash with the answer received"
+
+
+CRASHES = frozenset({Meets.CRASH_BEFORE, Meets.CRASH_SENT, Meets.CRASH_AFTER})
+
+
+@dataclass(frozen=True, slots=True)
+class LostError(Exception):
+    """The caller does not know whether the call had its effect."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedError(Exception):
+    """The service says no."""
+
+    status: int
+
+
+Faults = dict[tuple[str, str, int], Meets]
+"""By caller, method (`*`: any) and how manieth call of that method on one line, from 0. Each is met once."""
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """One caller's connection to both services. A caller that is dead makes no call any more."""
+
+    caller: str
+    loop: asyncio.AbstractEventLoop
+    faults: Faults
+    chance: random.Random
+    slow: float  # seconds that a slow call takes
+    trace: Callable[[str, str], None]
+    on_crash: Callable[[], None] = lambda: None
+    dead: bool = False
+    calls: int = 0
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def _meets(self, method: str) -> Meets | None:
+        count = self._counts.get(method, 0)
+        self._counts[method] = count + 1
+        number, self.calls = self.calls, self.calls + 1
+        if not self.faults:
+            return None
+        return self.faults.pop((self.caller, method, count), None) or self.faults.pop((self.caller, "*", number), None)
+
+    async def call(self, method: str, effect: Callable[[], Any], *, about: str = "", takes: float = 0.0) -> Any:
+        """The answer of `effect`, or what it raises. `effect` may answer a future, which is then waited for.
+
+        Raises LostError and RefusedError as the plan says.
+        """
+        if self.dead:
+            raise asyncio.CancelledError
+        meets = self._meets(method)
+        if meets is not None:
+            self.trace(self.caller, f"{method} {about} meets: {meets}")
+        if meets is Meets.CRASH_BEFORE:
+            self.on_crash()
+            await forever()
+        loop, chance = self.loop, self.chance
+        there, back = 0.002 + 0.05 * chance.random(), 0.002 + 0.05 * chance.random()
+        match meets:
+            case Meets.SLOW_REQUEST:
+                there += self.slow
+            case Meets.SLOW_ANSWER:
+                back += self.slow
+            case Meets.ERROR:
+                await asyncio.sleep(there + back)
+                raise LostError("HTTP 503")
+            case Meets.REFUSAL:
+                await asyncio.sleep(there + back)
+                raise RefusedError(403)
+            case Meets.LOST_REQUEST:
+                await asyncio.sleep(min(self.slow, 5.0))
+                raise LostError("dropped")
+            case _:
+                pass
+        answer: asyncio.Future[Any] = loop.create_future()
+        if meets is Meets.CRASH_SENT:
+            self.on_crash()
+        loop.call_later(there, self._arrive, effect, answer, back, meets)
+        result = await answer
+        if meets is Meets.CRASH_AFTER:
+            self.on_crash()
+            await forever()
+        if meets is Meets.LOST_ANSWER:
+            raise LostError("dropped")
+        return result
+
+    def _arrive(
+        self, effect: Callable[[], Any], answer: asyncio.Future[Any], back: float, meets: Meets | None
+    ) -> None:
+        try:
+            result = effect()
+        except RefusedError as error:
+            self.loop.call_later(back, _settle, answer, None, error)
+            return
+        if isinstance(result, asyncio.Future):
+            result.add_done_callback(
+                lambda done: self.loop.call_later(back, _settle, answer, None, None)
+                if done.cancelled()
+                else self.loop.call_later(back, _settle, answer, done.result(), None)
+            )
+            return
+        self.loop.call_later(back, _settle, answer, result, None)
+
+
+async def forever() -> None:
+    """Until the caller is cancelled."""
+    await asyncio.get_running_loop().create_future()
+
+
+def _settle(answer: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if answer.done():
+        return
+    if error is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(result)

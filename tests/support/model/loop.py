@@ -1,0 +1,75 @@
+"""An event loop without a selector, for thousands of short runs: its clock jumps to the next timer.
+
+`tests/support/virtual_time.py` does the same for one test with the ordinary loop; this one opens no file and makes no
+system call, is used again for the next run, and begins each run at time 0, so that equal plans give equal runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from tests.support.virtual_time import NothingLeftToDoError
+
+_T = TypeVar("_T")
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """One at a time in a thread. `steps` counts the callbacks of the current run."""
+
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 0.0
+        self.steps = 0
+        self.most_steps = 0
+
+    def time(self) -> float:
+        return self._now
+
+    def run(self, main: Coroutine[Any, Any, _T], *, most_steps: int) -> _T:
+        """Runs `main` from time 0 and drops whatever tasks and timers it leaves. Raises RuntimeError after
+        `most_steps` callbacks: something goes round in circles."""
+        self._now, self.steps, self.most_steps = 0.0, 0, most_steps
+        try:
+            return self.run_until_complete(main)
+        finally:
+            self.most_steps = self.steps + most_steps
+            left = asyncio.all_tasks(self)
+            for task in left:
+                task.cancel()
+            if left:
+                self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._ready.clear()
+            self._scheduled.clear()
+
+    def _run_once(self) -> None:
+        ready, scheduled = self._ready, self._scheduled
+        if not ready:
+            while scheduled and scheduled[0].cancelled():
+                heapq.heappop(scheduled)
+            if not scheduled:
+                raise NothingLeftToDoError
+            self._now = max(self._now, scheduled[0].when())
+        while scheduled and scheduled[0].when() <= self._now:
+            handle = heapq.heappop(scheduled)
+            if not handle.cancelled():
+                ready.append(handle)
+        self.steps += len(ready)
+        if self.steps > self.most_steps:
+            raise RuntimeError(f"more than {self.most_steps} steps in one run")
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """A cancelled timer stays in the heap until its time: runs are short."""
+
+    def _write_to_self(self) -> None:
+        """Nothing sleeps in a system call, so nobody need be woken."""

@@ -1,0 +1,376 @@
+"""ports.WorkQueue and ports.SandboxHost over the model: what the real adapters do for the real services."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+
+from shared.ports import (
+    Absent,
+    AckOutcome,
+    CommandOutput,
+    Created,
+    CreateOutcome,
+    Doubtful,
+    EgressPolicy,
+    Empty,
+    FindOutcome,
+    ListedItem,
+    Listing,
+    NameTaken,
+    PollOutcome,
+    ProcessSpec,
+    ProcessState,
+    Refused,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+    SessionRecord,
+    SessionStatus,
+    Snapshot,
+    SnapshotRecord,
+    StaleEntry,
+    WorkItem,
+)
+from tests.support.model.claude import Claude, Item, Phase, StaleError
+from tests.support.model.lines import Line, LostError, RefusedError
+from tests.support.model.sandboxes import AbsentError, Box, Process, Sandboxes
+
+EPOCH: Final = datetime(2026, 10, 20, 9, 0, tzinfo=UTC)
+CALL_SECONDS: Final = 15.0
+
+_T = TypeVar("_T")
+
+
+def moment(seconds: float) -> datetime:
+    """A moment of the run as the services' clocks tell it."""
+    return EPOCH + timedelta(seconds=seconds)
+
+
+def _maybe(seconds: float | None) -> datetime | None:
+    return None if seconds is None else moment(seconds)
+
+
+async def _outcome(line: Line, method: str, effect: Callable[[], Any], about: str, seconds: float) -> Any:
+    """What a call comes to, in the words of the ports. It is bounded, as every call of the adapters is."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await line.call(method, effect, about=about)
+    except TimeoutError:
+        return Doubtful("timed out")
+    except LostError as error:
+        return Doubtful(error.reason)
+    except RefusedError as error:
+        return Refused(error.status, f"HTTP {error.status}")
+
+
+class ModelQueue:
+    """One caller's queue of the one environment. `reclaim` is R."""
+
+    def __init__(self, claude: Claude, line: Line, *, reclaim: float, environment_id: str) -> None:
+        self._claude = claude
+        self._line = line
+        self._reclaim = reclaim
+        self._environment_id = environment_id
+
+    async def poll(self) -> PollOutcome:
+        outcome: PollOutcome = await self._call("poll", self._claim)
+        return outcome
+
+    def _claim(self) -> PollOutcome:
+        try:
+            item = self._claude.claim(self._reclaim)
+        except StaleError:
+            return StaleEntry()
+        if item is None:
+            return Empty()
+        secret = f"secret-{item.id}-{item.handed_out}" if item.kind == "session" else None
+        return WorkItem(item.id, self._environment_id, item.kind, item.session_id, moment(item.created_at), secret)
+
+    async def ack(self, work_id: str) -> AckOutcome:
+        outcome: AckOutcome = await self._call("ack", _absent_if_missing(lambda: self._claude.ack(work_id)), work_id)
+        return outcome
+
+    async def force_stop(self, work_id: str) -> AckOutcome:
+        outcome: AckOutcome = await self._call(
+            "force_stop", _absent_if_missing(lambda: self._claude.stop(work_id, self._line.caller)), work_id
+        )
+        return outcome
+
+    async def list_items(self, pages: int) -> Listing[ListedItem] | Refused | Doubtful:
+        def effect() -> Listing[ListedItem]:
+            rows = [_listed(item) for item in self._claude.listed()]
+            return Listing(rows[: pages * 100], complete=len(rows) <= pages * 100)
+
+        outcome: Listing[ListedItem] | Refused | Doubtful = await self._call("list_items", effect)
+        return outcome
+
+    async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful:
+        def effect() -> SessionRecord | Absent:
+            session = self._claude.sessions.get(session_id)
+            if session is None or session.over == "deleted":
+                return Absent()
+            archived = session.over == "archived"
+            return SessionRecord(session_id, SessionStatus(session.status), archived, moment(session.updated_at))
+
+        outcome: SessionRecord | Absent | Refused | Doubtful = await self._call("session", effect, session_id)
+        return outcome
+
+    async def unanswered_calls(self, session_id: str) -> Sequence[str] | Absent | Refused | Doubtful:
+        def effect() -> Sequence[str] | Absent:
+            session = self._claude.sessions.get(session_id)
+            if session is None or session.over == "deleted":
+                return Absent()
+            return session.open_calls if session.phase is Phase.PARKED else []
+
+        outcome: Sequence[str] | Absent | Refused | Doubtful = await self._call("unanswered", effect, session_id)
+        return outcome
+
+    async def interrupt(self, session_id: str) -> AckOutcome:
+        outcome: AckOutcome = await self._call(
+            "interrupt", _absent_if_missing(lambda: self._claude.interrupt(session_id)), session_id
+        )
+        return outcome
+
+    async def aclose(self) -> None:
+        return None
+
+    async def _call(self, method: str, effect: Callable[[], Any], about: str = "") -> Any:
+        return await _outcome(self._line, method, effect, about, CALL_SECONDS)
+
+
+def _absent_if_missing(effect: Callable[[], None]) -> Callable[[], Absent | None]:
+    def guarded() -> Absent | None:
+        try:
+            effect()
+        except KeyError:
+            return Absent()
+        return None
+
+    return guarded
+
+
+def _listed(item: Item) -> ListedItem:
+    return ListedItem(
+        item.id,
+        item.kind,
+        item.session_id,
+        item.state,
+        moment(item.created_at),
+        _maybe(item.acked_at),
+        _maybe(item.beat_at),
+        _maybe(item.stopped_at),
+    )
+
+
+class ModelHost:
+    """One caller's view of the project's sandboxes. `bind` bounds a create and a resume."""
+
+    def __init__(self, sandboxes: Sandboxes, line: Line, *, bind: float) -> None:
+        self._sandboxes = sandboxes
+        self._line = line
+        self._bind = bind
+
+    async def create(self, spec: SandboxSpec) -> CreateOutcome:
+        if spec.snapshot_id is not None:
+            return Refused(501, "the model has no snapshots")
+        outcome = await self._call("create", lambda: self._sandboxes.create(spec) or NameTaken(), spec.name, self._bind)
+        if isinstance(outcome, Box):
+            return Created(
+                SandboxRecord(outcome.id, spec.name, SandboxStatus.RUNNING, moment(outcome.created_at), spec.egress)
+            )
+        if outcome is None:
+            return Doubtful("the sandbox failed to start")
+        result: CreateOutcome = outcome
+        return result
+
+    async def find(self, name_or_id: str) -> FindOutcome:
+        def effect() -> FindOutcome:
+            try:
+                return self._record(self._sandboxes.find(name_or_id))
+            except AbsentError:
+                return Absent()
+
+        outcome: FindOutcome | Refused = await self._call("find", effect, name_or_id)
+        return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        return await self._settling("resume", sandbox_id, self._sandboxes.resume, SandboxStatus.RUNNING)
+
+    async def suspend(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        return await self._settling("suspend", sandbox_id, self._sandboxes.suspend, SandboxStatus.SUSPENDED)
+
+    async def _settling(
+        self, method: str, sandbox_id: str, act: Callable[[Box], asyncio.Future[None]], wanted: SandboxStatus
+    ) -> Absent | Refused | Doubtful | None:
+        outcome = await self._call(
+            method, lambda: self._with(sandbox_id, lambda box: act(box)), sandbox_id, self._bind
+        )
+        if outcome is None and self._sandboxes.boxes[sandbox_id].status is not wanted:
+            return Doubtful("it became something else")
+        result: Absent | Refused | Doubtful | None = outcome
+        return result
+
+    async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        return await self._plain("terminate", sandbox_id, lambda box: self._sandboxes.end(box))
+
+    async def rename(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
+        return await self._plain("rename", sandbox_id, lambda box: self._sandboxes.rename(box, name))
+
+    async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
+        def effect() -> Listing[SandboxRecord]:
+            return Listing([self._record(box) for box in self._sandboxes.boxes.values()], complete=True)
+
+        outcome: Listing[SandboxRecord] | Refused | Doubtful = await self._call("list_sandboxes", effect)
+        return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    # What goes to the inside wakes a sleeper first.
+
+    async def touch(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        outcome: Absent | Refused | Doubtful | None = await self._inside("touch", sandbox_id, lambda box: None)
+        return outcome
+
+    async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
+        outcome = await self._inside("start", sandbox_id, lambda box: self._sandboxes.start(box, process))
+        return None if isinstance(outcome, Process) or outcome == Refused(409, "HTTP 409") else outcome
+
+    async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
+        return _not_refused(
+            await self._inside(
+                "process_names", sandbox_id, lambda box: [_state(process) for process in box.processes.values()]
+            )
+        )
+
+    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
+        return _not_refused(
+            await self._inside(
+                "process_output",
+                sandbox_id,
+                lambda box: list(box.processes[name].lines) if name in box.processes else Absent(),
+            )
+        )
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
+        return _not_refused(
+            await self._inside(
+                "process_state",
+                sandbox_id,
+                lambda box: _state(box.processes[name]) if name in box.processes else Absent(),
+            )
+        )
+
+    async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
+        outcome: Absent | Refused | Doubtful | None = await self._inside(
+            "kill",
+            sandbox_id,
+            lambda box: self._sandboxes.cut(box.processes[name]) if name in box.processes else Absent(),
+        )
+        return outcome
+
+    async def signal(self, sandbox_id: str, name: str, number: int) -> Absent | Refused | Doubtful | None:
+        outcome: Absent | Refused | Doubtful | None = await self._inside(
+            "signal",
+            sandbox_id,
+            lambda box: box.processes[name].stop_asked.set() if name in box.processes else Absent(),
+        )
+        return outcome
+
+    async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None:
+        outcome: Absent | Refused | Doubtful | None = await self._inside(
+            "write_file", sandbox_id, lambda box: box.files.update({path: data})
+        )
+        return outcome
+
+    async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
+        def effect(box: Box) -> bytes | Absent:
+            return box.files.get(path, Absent())
+
+        outcome: bytes | Absent | Refused | Doubtful = await self._inside("read_file", sandbox_id, effect)
+        if isinstance(outcome, bytes) and len(outcome) > limit:
+            return Refused(413, f"the file is larger than {limit} bytes")
+        return outcome
+
+    # What no claim and no repair of sessions needs.
+
+    async def run(
+        self,
+        sandbox_id: str,
+        command: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        user: str | None,
+        working_dir: str | None,
+        timeout: float,
+    ) -> CommandOutput | Absent | Refused | Doubtful:
+        return Refused(501, "the model runs no commands")
+
+    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
+        return Refused(501, "the model has no snapshots")
+
+    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
+        none: list[SnapshotRecord] = []
+        outcome: Listing[SnapshotRecord] | Refused | Doubtful = await self._call(
+            "list_snapshots", lambda: Listing(none, complete=True)
+        )
+        return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None:
+        return Absent()
+
+    async def aclose(self) -> None:
+        return None
+
+    async def _plain(
+        self, method: str, sandbox_id: str, act: Callable[[Box], None]
+    ) -> Absent | Refused | Doubtful | None:
+        outcome: Absent | Refused | Doubtful | None = await self._call(
+            method, lambda: self._with(sandbox_id, act), sandbox_id
+        )
+        return outcome
+
+    async def _inside(self, method: str, sandbox_id: str, act: Callable[[Box], _T]) -> Any:
+        loop = self._line.loop
+
+        def reach() -> Any:
+            try:
+                box = self._sandboxes.find(sandbox_id)
+                waking = self._sandboxes.reach(box)
+            except AbsentError:
+                return Absent()
+            if waking is None:
+                return act(box)
+            answer: asyncio.Future[Any] = loop.create_future()
+            waking.add_done_callback(lambda _: answer.done() or answer.set_result(act(box) if box.exists else Absent()))
+            return answer
+
+        return await self._call(method, reach, sandbox_id)
+
+    def _with(self, sandbox_id: str, act: Callable[[Box], _T]) -> _T | Absent:
+        try:
+            return act(self._sandboxes.find(sandbox_id))
+        except AbsentError:
+            return Absent()
+
+    def _record(self, box: Box) -> SandboxRecord:
+        return SandboxRecord(
+            box.id,
+            box.name,
+            self._sandboxes.shown(box),
+            moment(box.created_at),
+            EgressPolicy() if box.spec.egress is None else box.spec.egress,
+            box.spec.timeout_seconds,
+        )
+
+    async def _call(self, method: str, effect: Callable[[], Any], about: str = "", seconds: float | None = None) -> Any:
+        return await _outcome(self._line, method, effect, about, CALL_SECONDS if seconds is None else seconds + 5.0)
+
+
+def _state(process: Process) -> ProcessState:
+    return ProcessState(process.spec.name, process.running, process.exit_code)
+
+
+def _not_refused(outcome: Any) -> Any:
+    return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
