@@ -16,7 +16,7 @@ class Admin:
 
     def __init__(self, service: RunningService) -> None:
         self._client = httpx.Client(
-            base_url=service.url, headers={"X-Admin-Token": service.admin_token}, timeout=10.0, trust_env=False
+            base_url=service.url, headers={"X-Admin-Token": service.admin_token}, timeout=30.0, trust_env=False
         )
 
     def call(self, method: str, path: str, body: object | None = None) -> Any:

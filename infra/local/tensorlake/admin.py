@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -131,13 +132,12 @@ class Admin:
         self.platform.faults.clear()
         self.platform.faults.set_latency(0.0)
         self.platform.settings = Settings()
-        ended = 0
-        for sandbox in list(self.platform.sandboxes.values()):
-            if sandbox.status is not Status.TERMINATED:
-                ended += 1
-                await self.lifecycle.terminate(sandbox, "reset")
+        everything = list(self.platform.sandboxes.values())
+        alive = [sandbox for sandbox in everything if sandbox.status is not Status.TERMINATED]
+        await asyncio.gather(*(self.lifecycle.terminate(sandbox, "reset") for sandbox in alive))
+        for sandbox in everything:
             self.platform.names.release(sandbox.namespace, sandbox.name, sandbox.id)
         self.platform.sandboxes.clear()
         await self.snapshots.clear()
         self.counts.clear()
-        return JSONResponse({"ended": ended})
+        return JSONResponse({"ended": len(alive)})

@@ -132,6 +132,8 @@ class Supervisor:
     def op_signal(self, connection: Connection, request: Json) -> None:
         process = self.table.find(request["process"])
         try:
+            if not process.running:
+                raise ProcessLookupError  # what it left in its group is not asked: it may be gone in a moment
             os.killpg(process.pid, request["signal"])
         except ProcessLookupError:
             raise Refused(400, "PROCESS_NOT_RUNNING", f"process {process.pid} is not running") from None
