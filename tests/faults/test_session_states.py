@@ -1,0 +1,506 @@
+"""States of a session that real users hit, from the first message to the last, over real sockets.
+
+The platform's sessions, the dispatcher's drains and the worker in its sandbox; times are scaled as in
+`tests/support/world.py` (a lease of 6 s, R of 7 s).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+import anthropic
+import httpx
+import pytest
+
+from shared.claims.dispatcher import Dispatcher, utc_now
+from shared.models import DrainReport, ItemEnd
+from shared.ports import Absent, PollOutcome, WorkItem
+from tests.faults.test_claims_under_faults import ACK, BEAT, CREATE, PROMPT, assert_served_once, drain, heal, runs
+from tests.support.serving import UVICORN, serving
+from tests.support.signing import delivery, signed
+from tests.support.world import Place, running, until
+
+LEASE: Final = 6.0
+"""Seconds, as `offline_world` starts the platform."""
+
+
+def session_with(place: Place, prompt: str | None, **fields: Any) -> str:
+    """A session of this place; without a prompt it is queued and idle."""
+    events: list[Any] = []
+    if prompt is not None:
+        events = [{"type": "user.message", "content": [{"type": "text", "text": prompt}]}]
+    arguments = {"agent": place.world.agent_id, "environment_id": place.environment_id, **fields}
+    return place.world.api.beta.sessions.create(**arguments, initial_events=events).id
+
+
+def agent(place: Place, policy: str = "always_allow", **fields: Any) -> str:
+    tools: Any = [{"type": "agent_toolset_20260401", "default_config": {"permission_policy": {"type": policy}}}]
+    return place.world.api.beta.agents.create(name="tester", model="claude-opus-5", tools=tools, **fields).id
+
+
+def events(place: Place, session: str, *types: str) -> list[Any]:
+    wanted: Any = list(types)
+    return list(place.world.api.beta.sessions.events.list(session, types=wanted, limit=1000))
+
+
+def status(place: Place, session: str) -> str:
+    return place.world.api.beta.sessions.retrieve(session).status
+
+
+def box(place: Place, session: str) -> Mapping[str, Any]:
+    """The session's one sandbox, as the platform's own records have it: looking does not wake it."""
+    (found,) = [row for row in place.sandboxes() if row["name"] == place.sandbox(session)]
+    return found
+
+
+def box_do(place: Place, session: str, action: str) -> None:
+    place.world.tensorlake_admin.call("POST", f"sandboxes/{place.sandbox(session)}/{action}")
+
+
+def wait_for_item(place: Place, session: str, state: str, seconds: float = 20.0) -> None:
+    until(lambda: place.item(session)["state"] == state, seconds, f"the item did not get {state}")
+
+
+def read(place: Place, session: str, path: str) -> str | None:
+    async def play() -> str | None:
+        async with place.dispatcher() as dispatcher:
+            sandbox = running(await dispatcher.host.find(place.sandbox(session)))
+            data = await dispatcher.host.read_file(sandbox.id, path, 100_000)
+            return None if isinstance(data, Absent) or not isinstance(data, bytes) else data.decode()
+
+    return asyncio.run(play())
+
+
+def changed_drain(place: Place, change: Callable[[Dispatcher], Dispatcher]) -> DrainReport:
+    """One drain by a dispatcher with something changed."""
+
+    async def play() -> DrainReport:
+        async with place.dispatcher() as dispatcher:
+            return await change(dispatcher).drain()
+
+    return asyncio.run(play())
+
+
+def what_happened(item: Mapping[str, Any]) -> list[str]:
+    return [entry["what"] for entry in item["history"]]
+
+
+class TestFollowUps:
+    def test_a_message_to_a_worker_that_idles_is_served_by_it_without_a_new_item(self, place: Place) -> None:
+        place = place.world.place(RUNNER_MAX_IDLE_SECONDS="30")
+        session = place.session("$ export NOTE=from-the-first-turn")
+        heal(place, session)
+        place.say(session, "$ echo note=$NOTE")
+        place.wait_done(session, turns=2)
+        assert "note=from-the-first-turn" in place.answers(session)[-1].splitlines()[-2]
+        assert len(place.items(session)) == 1
+        assert drain(place).items == ()
+
+    @pytest.mark.parametrize("asleep", [False, True], ids=["sandbox running", "sandbox suspended"])
+    def test_after_the_worker_left_files_and_installed_packages_are_still_there(
+        self, place: Place, asleep: bool
+    ) -> None:
+        session = place.session(f"{INSTALL}\n$ echo kept > ~/.config-of-mine; echo gone > /dev/shm/x; export NOTE=lost")
+        heal(place, session)
+        wait_for_item(place, session, "stopped")
+        before = box(place, session)["id"]
+        if asleep:
+            box_do(place, session, "expire")
+            assert box(place, session)["status"] == "suspended"
+        place.say(session, "$ python3 -c 'import greeting; print(greeting.TEXT)'; cat ~/.config-of-mine; echo n=$NOTE.")
+        heal(place, session, turns=2)
+        answer = place.answers(session)[-1]
+        assert "hello from a package" in answer
+        assert "kept" in answer
+        assert "n=." in answer, "the shell is a new one (contract claude T17)"
+        assert box(place, session)["id"] == before
+        first, second = place.items(session)
+        assert (first["state"], first["id"] != second["id"]) == ("stopped", True)
+
+
+INSTALL: Final = (
+    "$ cd /tmp && python3 -c '"
+    'import zipfile; wheel = zipfile.ZipFile("greeting-1.0-py3-none-any.whl", "w"); info = "greeting-1.0.dist-info/"; '
+    'wheel.writestr("greeting.py", "TEXT = \\"hello from a package\\""); '
+    'wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\\nName: greeting\\nVersion: 1.0\\n"); '
+    'wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"); '
+    'wheel.writestr(info + "RECORD", ""); wheel.close()'
+    "'; export PIP_BREAK_SYSTEM_PACKAGES=1; python3 -m pip install --quiet --user --no-index greeting-1.0-*.whl"
+    " || python3 -m zipfile -e greeting-1.0-*.whl $(python3 -m site --user-site); cd /workspace"
+)
+"""Installs a package that it makes itself: by pip, or as pip would where the machine has none."""
+
+
+class TestInterrupts:
+    def test_an_interrupt_during_a_long_tool_ends_the_turn_and_the_next_message_is_served(self, place: Place) -> None:
+        session = place.session("$ touch /workspace/began; sleep 5; echo ran >> /workspace/runs")
+        drain(place)
+        until(lambda: read(place, session, "/workspace/began") is not None, 20, "the tool did not begin")
+        place.world.api.beta.sessions.events.send(session, events=[{"type": "user.interrupt"}])
+        assert status(place, session) == "idle"
+        (idle,) = events(place, session, "session.status_idle")[-1:]
+        assert idle.stop_reason.type == "end_turn"
+        place.say(session, "$ echo next >> /workspace/runs")
+        heal(place, session)
+        # The SDK lets the tool in flight end (contract claude 4.4); its result comes too late and changes nothing.
+        assert runs(place, session) == ["ran", "next"]
+        calls = events(place, session, "agent.tool_use")
+        answered = [event.tool_use_id for event in events(place, session, "user.tool_result", "agent.tool_result")]
+        assert answered == [call.id for call in calls]
+        assert len(place.items(session)) == 1
+
+
+class TestArchiveAndDelete:
+    def test_archiving_is_refused_while_running_and_the_turn_goes_on(self, place: Place) -> None:
+        place.world.claude_admin.call("PATCH", "settings", {"think_seconds": 1.5})
+        try:
+            session = place.session(PROMPT)
+            drain(place)
+            until(lambda: status(place, session) == "running", 5, "the session does not run")
+            with pytest.raises(anthropic.BadRequestError):
+                place.world.api.beta.sessions.archive(session)
+            with pytest.raises(anthropic.BadRequestError):
+                place.world.api.beta.sessions.delete(session)
+        finally:
+            place.world.claude_admin.call("PATCH", "settings", {"think_seconds": 0.0})
+        heal(place, session)
+        assert_served_once(place, session)
+
+    @pytest.mark.parametrize("verb", ["archive", "delete"])
+    def test_the_worker_of_a_session_that_ends_leaves_at_once_and_drains_do_no_harm(
+        self, place: Place, verb: str
+    ) -> None:
+        place = place.world.place(RUNNER_MAX_IDLE_SECONDS="60")
+        session = place.session(PROMPT)
+        heal(place, session)
+        getattr(place.world.api.beta.sessions, verb)(session)
+        wait_for_item(place, session, "stopped", 15)
+        if verb == "archive":
+            assert status(place, session) == "terminated"
+            with pytest.raises(anthropic.BadRequestError):
+                place.say(session, "one more thing")
+        box_do(place, session, "suspend")
+        assert drain(place).items == ()
+        assert box(place, session)["status"] == "suspended"
+        assert runs(place, session) == ["ran"]
+
+    def test_a_session_archived_before_its_item_was_claimed_is_let_go_by_its_worker(self, place: Place) -> None:
+        archived, other = session_with(place, None), place.session(PROMPT)
+        place.world.api.beta.sessions.archive(archived)
+        report = drain(place)
+        assert len(report.items) == 2
+        wait_for_item(place, archived, "stopped")
+        heal(place, other)
+        assert runs(place, other) == ["ran"]
+        assert drain(place).items == ()
+
+    @pytest.mark.parametrize("ack", ["as always", "answers 404"])
+    def test_a_session_deleted_between_claim_and_hand_over_is_reported_and_costs_no_other(
+        self, place: Place, ack: str
+    ) -> None:
+        victim, other = session_with(place, None), place.session(PROMPT)
+        rule = ACK | {"action": "status", "status": 404}
+
+        @dataclasses.dataclass
+        class Deleting:
+            queue: Any
+
+            async def poll(self) -> PollOutcome:
+                outcome: PollOutcome = await self.queue.poll()
+                if isinstance(outcome, WorkItem) and outcome.session_id == victim:
+                    if ack == "answers 404":
+                        one = rule | {"path": f"{outcome.id}/ack$"}
+                        await asyncio.to_thread(place.world.claude_admin.call, "POST", "faults", one)
+                    await asyncio.to_thread(place.world.api.beta.sessions.delete, victim)
+                return outcome
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.queue, name)
+
+        report = changed_drain(place, lambda whole: dataclasses.replace(whole, queue=Deleting(whole.queue)))
+        ends = {item.session_id: item.end for item in report.items}
+        assert ends == {
+            victim: ItemEnd.HANDED_OVER if ack == "as always" else ItemEnd.GONE,
+            other: ItemEnd.HANDED_OVER,
+        }
+        heal(place, other)
+        assert runs(place, other) == ["ran"]
+        if ack == "as always":
+            wait_for_item(place, victim, "stopped")  # its worker finds no session, and stops the item
+        else:
+            asyncio.run(asyncio.sleep(place.settings.times.reclaim))  # offered once more, as a stale entry
+        assert drain(place).items == ()
+        assert drain(place).items == ()
+
+    def test_a_session_deleted_before_the_claim_is_passed_over(self, place: Place) -> None:
+        victims = [session_with(place, None) for _ in range(2)]
+        other = place.session(PROMPT)
+        for victim in victims:
+            place.world.api.beta.sessions.delete(victim)
+        report = drain(place)
+        assert [item.session_id for item in report.items] == [other]
+        heal(place, other)
+        assert_served_once(place, other)
+
+
+class TestMemory:
+    def store(self, place: Place, **contents: str) -> str:
+        stores = place.world.api.beta.memory_stores
+        store_id = stores.create(name="Team Notes").id
+        for name, content in contents.items():
+            stores.memories.create(store_id, path=f"/{name}.md", content=content)
+        return store_id
+
+    def contents(self, place: Place, store_id: str) -> dict[str, str | None]:
+        listed = place.world.api.beta.memory_stores.memories.list(store_id, view="full")
+        return {row.path: row.content for row in listed if row.type == "memory"}
+
+    def attached(self, store_id: str, access: str = "read_write") -> list[dict[str, str]]:
+        return [{"type": "memory_store", "memory_store_id": store_id, "access": access}]
+
+    def test_the_agent_reads_and_writes_an_attached_store(self, place: Place) -> None:
+        store = self.store(place, known="the answer is 42")
+        prompt = "$ cat /mnt/memory/team-notes/known.md\nwrite /mnt/memory/team-notes/learnt.md: a new thing"
+        session = session_with(place, prompt, resources=self.attached(store))
+        heal(place, session)
+        assert "the answer is 42" in place.answers(session)[-1]
+        wait_for_item(place, session, "stopped")
+        assert self.contents(place, store) == {"/known.md": "the answer is 42", "/learnt.md": "a new thing"}
+
+    def test_what_one_turn_wrote_is_there_in_the_next_with_another_worker(self, place: Place) -> None:
+        store = self.store(place)
+        session = session_with(place, "$ echo noted > /mnt/memory/team-notes/a.md", resources=self.attached(store))
+        heal(place, session)
+        wait_for_item(place, session, "stopped")
+        place.say(session, "$ cat /mnt/memory/team-notes/a.md; ls /mnt/memory")
+        heal(place, session, turns=2)
+        answer = place.answers(session)[-1]
+        assert "noted" in answer
+        assert ".left-" not in answer
+
+    def test_a_read_only_store_takes_no_writes(self, place: Place) -> None:
+        store = self.store(place, known="fixed")
+        prompt = "write /mnt/memory/team-notes/a.md: x\n$ echo y > /mnt/memory/team-notes/b.md"
+        session = session_with(place, prompt, resources=self.attached(store, "read_only"))
+        heal(place, session)
+        assert "write /mnt/memory/team-notes/a.md failed" in place.answers(session)[-1]
+        wait_for_item(place, session, "stopped")
+        assert self.contents(place, store) == {"/known.md": "fixed"}
+
+    def test_without_a_secret_the_item_is_reported_and_no_other_key_is_given(self, place: Place) -> None:
+        store = self.store(place, known="the answer is 42")
+        session = session_with(place, "$ cat /mnt/memory/team-notes/known.md", resources=self.attached(store))
+        place.world.claude_admin.call("PATCH", "settings", {"null_secret": True})
+        try:
+            (item,) = drain(place).items
+        finally:
+            place.world.claude_admin.call("PATCH", "settings", {"null_secret": False})
+        assert item.end is ItemEnd.FAILED
+        assert "no work secret" in item.reason
+        assert place.sandboxes() == []
+        assert place.item(session)["state"] == "queued"
+        heal(place, session)  # the next hand-out has a secret again
+        assert "the answer is 42" in place.answers(session)[-1]
+
+    def test_the_memory_that_a_killed_worker_left_does_not_stop_the_next_one(self, place: Place) -> None:
+        store = self.store(place, known="the answer is 42")
+        once = (
+            "test -e /workspace/killed || { touch /workspace/killed; echo unsaved > new.md; kill -9 $PPID; sleep 1; }"
+        )
+        prompt = f"$ cd /mnt/memory/team-notes; {once}; cat known.md; ls /mnt/memory /mnt/memory/*"
+        session = session_with(place, prompt, resources=self.attached(store))
+        heal(place, session)
+        answer = place.answers(session)[-1]
+        assert "the answer is 42" in answer
+        assert "team-notes.left-" in answer, "what was not uploaded is kept"
+        assert answer.partition(" returned:")[2].count("new.md") == 1, "and only there"
+        assert "lease lapsed" in what_happened(place.item(session))
+        assert len(place.items(session)) == 1
+
+
+class TestSkills:
+    def test_the_agents_skills_are_unpacked_for_the_worker(self, place: Place) -> None:
+        text = b"---\nname: report\ndescription: Writes reports\n---\nSay hello.\n"
+        files = [("report/SKILL.md", text), ("report/scripts/run.sh", b"echo ran the script\n")]
+        skill = place.world.api.skills.create(files=files)
+        skilled = agent(place, skills=[{"type": "custom", "skill_id": skill.id}])
+        prompt = "read skills/report/SKILL.md\n$ bash /workspace/skills/report/scripts/run.sh"
+        session = session_with(place, prompt, agent=skilled)
+        heal(place, session)
+        assert "Say hello." in place.answers(session)[-1]
+        assert "returned: ran the script" in place.answers(session)[-1]
+
+
+class TestConfirmations:
+    """A tool call that waits for the user's word, for longer than a lease lasts."""
+
+    def test_a_sandbox_put_to_sleep_by_its_own_idle_timer_comes_back_as_well(self, place: Place) -> None:
+        place = place.world.place(SANDBOX_TIMEOUT_SECONDS="5")
+        session, call = self.waiting(place)
+        until(lambda: box(place, session)["status"] == "suspended", 15, "the idle timer did not suspend it")
+        self.confirm(place, session, call)
+        heal(place, session)
+        assert_served_once(place, session)
+
+    def waiting(self, place: Place) -> tuple[str, str]:
+        """A session whose one call waits, and the call's id; a worker waits with it."""
+        session = session_with(place, PROMPT, agent=agent(place, "always_ask"))
+        drain(place)
+        wait_for_item(place, session, "active")
+        until(lambda: status(place, session) == "idle", 10, "the session does not wait")
+        (call,) = events(place, session, "agent.tool_use")
+        assert call.evaluated_permission == "ask"
+        return session, call.id
+
+    def confirm(self, place: Place, session: str, call: str, result: Any = "allow") -> None:
+        word: Any = {"type": "user.tool_confirmation", "tool_use_id": call, "result": result}
+        place.world.api.beta.sessions.events.send(session, events=[word])
+
+    def test_the_worker_waits_for_longer_than_a_lease_and_runs_the_call_then(self, place: Place) -> None:
+        session, call = self.waiting(place)
+        asyncio.run(asyncio.sleep(LEASE + 1))
+        assert drain(place).items == ()
+        assert runs(place, session) == []
+        self.confirm(place, session, call)
+        place.wait_done(session)
+        assert_served_once(place, session)
+        assert "lease lapsed" not in what_happened(place.item(session))
+
+    def test_a_call_that_is_denied_after_a_long_wait_never_runs(self, place: Place) -> None:
+        session, call = self.waiting(place)
+        asyncio.run(asyncio.sleep(LEASE + 1))
+        self.confirm(place, session, call, "deny")
+        place.wait_done(session)
+        assert runs(place, session) == []
+        assert "denied" in place.answers(session)[-1]
+
+    @pytest.mark.parametrize("lapsed", [True, False], ids=["after the lease lapsed", "while the lease lasts"])
+    def test_a_sandbox_suspended_meanwhile_comes_back_after_the_confirmation(self, place: Place, lapsed: bool) -> None:
+        session, call = self.waiting(place)
+        before = box(place, session)["id"]
+        box_do(place, session, "expire")
+        assert box(place, session)["status"] == "suspended"
+        if lapsed:
+            wait_for_item(place, session, "queued", LEASE + 5)
+        self.confirm(place, session, call)
+        assert box(place, session)["status"] == "suspended"
+        heal(place, session)
+        assert_served_once(place, session)
+        assert box(place, session)["id"] == before
+        assert "lease lapsed" in what_happened(place.item(session))
+
+    def test_a_tick_wakes_the_sandbox_of_a_call_that_still_waits_and_runs_nothing(self, place: Place) -> None:
+        session, call = self.waiting(place)
+        box_do(place, session, "expire")
+        wait_for_item(place, session, "queued", LEASE + 5)
+        until(lambda: drain(place).counts.get("handed_over", 0) == 1, 20, "the item was not handed over again")
+        wait_for_item(place, session, "active")
+        assert runs(place, session) == []
+        self.confirm(place, session, call)
+        place.wait_done(session)
+        assert_served_once(place, session)
+
+
+class TestLongTools:
+    LONG: Final = f"$ touch /workspace/began; sleep {LEASE + 3:g}; echo ran >> /workspace/runs"
+
+    def begun(self, place: Place) -> str:
+        """A session whose tool call is running."""
+        session = place.session(self.LONG)
+        drain(place)
+        until(lambda: read(place, session, "/workspace/began") is not None, 20, "the tool did not begin")
+        return session
+
+    def test_a_tool_call_that_takes_longer_than_the_lease_keeps_it_by_heartbeats(self, place: Place) -> None:
+        session = place.session(self.LONG)
+        heal(place, session)
+        assert_served_once(place, session)
+        assert "lease lapsed" not in what_happened(place.item(session))
+
+    def test_a_lease_that_is_lost_during_a_tool_call_runs_the_call_once_and_its_result_counts(
+        self, place: Place
+    ) -> None:
+        session = self.begun(place)
+        with place.world.claude_admin.fault(BEAT | {"action": "status", "status": 503}):
+            wait_for_item(place, session, "queued", LEASE + 5)
+        heal(place, session)
+        assert runs(place, session) == ["ran"]
+        (call,) = events(place, session, "agent.tool_use")
+        (result,) = events(place, session, "user.tool_result")
+        assert (result.tool_use_id, result.is_error) == (call.id, False)
+        assert "lease lapsed" in what_happened(place.item(session))
+
+    def test_the_call_of_a_worker_that_was_killed_runs_again_since_nobody_knows_how_far_it_got(
+        self, place: Place
+    ) -> None:
+        # The service's rule, not ours: a call without a result is every next worker's to answer (contract claude 5).
+        session = place.session(f"{PROMPT}; test -e killed || {{ touch killed; kill -9 $PPID; sleep 1; }}")
+        heal(place, session)
+        assert runs(place, session) == ["ran", "ran"]
+        assert len(events(place, session, "user.tool_result")) == 1
+        assert len(place.items(session)) == 1
+
+    def test_a_second_copy_that_claims_the_item_waits_for_the_tool_of_the_first_worker(self, place: Place) -> None:
+        session = self.begun(place)
+        place.world.claude_admin.call("POST", f"work/{place.item(session)['id']}/lapse")
+        (item,) = drain(place).items
+        assert item.end is not ItemEnd.HANDED_OVER, "the sandbox's lock is still the first worker's"
+        assert item.end is not ItemEnd.POISONED
+        heal(place, session)
+        assert_served_once(place, session)
+
+
+class TestClockSkew:
+    """Our clock and the services' differ by minutes; only their own times matter to the services."""
+
+    @pytest.mark.parametrize("minutes", [-10, 10])
+    def test_a_drain_with_a_wrong_clock_serves_as_always(self, place: Place, minutes: int) -> None:
+        session = place.session(PROMPT)
+        (item,) = self.skewed(place, minutes).items
+        assert item.end is ItemEnd.HANDED_OVER
+        place.wait_done(session)
+        assert_served_once(place, session)
+
+    @pytest.mark.parametrize("minutes", [-10, 10])
+    def test_a_wrong_clock_makes_no_failure_a_poisoned_item(self, place: Place, minutes: int) -> None:
+        session = place.session(PROMPT)
+        with place.world.tensorlake_admin.fault(CREATE | {"action": "status", "status": 500}):
+            (item,) = self.skewed(place, minutes).items
+        assert item.end is ItemEnd.FAILED
+        assert place.item(session)["state"] == "queued"
+        heal(place, session)
+        assert_served_once(place, session)
+
+    def test_webhooks_are_heard_within_five_minutes_of_our_clock_and_a_tick_makes_up_for_the_others(
+        self, place: Place
+    ) -> None:
+        heard, unheard = [-280.0, 280.0], [-330.0, 330.0]
+        with serving(place, UVICORN) as url, httpx.Client(base_url=url, timeout=40, trust_env=False) as client:
+            for age in unheard:
+                session = place.session(PROMPT)
+                body = delivery(delivery_id=f"whe_{session}")
+                answer = client.post(
+                    "/on_run_started", content=body, headers=signed(body, age=age, delivery_id=f"whe_{session}")
+                )
+                assert answer.status_code == 401
+                assert place.item(session)["state"] == "queued"
+            heal(place, session)
+            for age in heard:
+                session = place.session(PROMPT)
+                body = delivery(delivery_id=f"whe_{session}")
+                answer = client.post(
+                    "/on_run_started", content=body, headers=signed(body, age=age, delivery_id=f"whe_{session}")
+                )
+                assert answer.status_code == 200
+                place.wait_done(session)
+                assert runs(place, session) == ["ran"]
+
+    def skewed(self, place: Place, minutes: int) -> DrainReport:
+        def now() -> Any:
+            return utc_now() + timedelta(minutes=minutes)
+
+        return changed_drain(place, lambda whole: dataclasses.replace(whole, now=now))
