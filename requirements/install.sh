@@ -46,7 +46,7 @@ for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 p
 done
 if [ -z "$python" ] && [ -n "$bare" ]; then
     version=$("$bare" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    echo "$bare cannot make virtual environments. On Debian and Ubuntu: apt-get install python$version-venv" >&2
+    echo "$bare cannot create virtual environments. On Debian and Ubuntu: apt-get install python$version-venv" >&2
     exit 1
 elif [ -z "$python" ]; then
     found=$(python3 --version 2>/dev/null || echo "no python3")

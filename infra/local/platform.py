@@ -35,7 +35,13 @@ REDIRECTING: Final = (
     "TENSORLAKE_SANDBOX_PROXY_URL",
 )
 """Variables that would lead a program elsewhere in spite of `Platform.environ`: empty counts as not set."""
-_RUN_STARTED: Final = "session.status_run_started"
+WEBHOOK_TYPES: Final = (
+    "session.status_run_started",
+    "session.status_terminated",
+    "session.archived",
+    "session.deleted",
+)
+"""What `on_run_started` has a use for: the first wakes it, the others let it clean up at once."""
 
 Isolation = Literal["auto", "overlay", "copy", "plain"]
 
@@ -127,7 +133,7 @@ class Platform:
         """The last words of a service that has ended by itself."""
         return "\n".join(service.stderr_tail() for service in self._services if service.returncode is not None)
 
-    def add_webhook(self, url: str, types: tuple[str, ...] = (_RUN_STARTED,)) -> str:
+    def add_webhook(self, url: str, types: tuple[str, ...] = WEBHOOK_TYPES) -> str:
         """Have webhooks sent to this address, signed with the platform's key; returns the endpoint's id."""
         return add_webhook(self.claude, url, self.keys.signing, types)
 
@@ -212,7 +218,7 @@ class Platform:
         }
 
 
-def add_webhook(claude: AdminClient, url: str, signing_key: str, types: tuple[str, ...] = (_RUN_STARTED,)) -> str:
+def add_webhook(claude: AdminClient, url: str, signing_key: str, types: tuple[str, ...] = WEBHOOK_TYPES) -> str:
     endpoint = claude.post("webhooks", {"url": url, "signing_key": signing_key, "types": list(types)})
     return str(endpoint["id"])
 
