@@ -1,0 +1,169 @@
+"""How many API calls a session costs the dispatcher, when it is new, running and suspended; alone and in a crowd.
+
+Counted by the services themselves, while one drain with clients of its own serves one session. What the worker calls
+is listed apart: it does not depend on the dispatcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+
+from shared.models import DrainReport, ItemEnd
+from tests.benchmarks.report import Aim, Result, Table, median
+from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage
+from tests.support.world import Place, until
+
+OTHERS: Final = (1, 1000)
+RUNS: Final = 3
+AIM: Final = 6
+STATES: Final = ("new", "running", "suspended")
+
+_DISPATCHERS: Final = ("/work/poll", "/ack", "/stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Route -> calls during one drain."""
+
+    dispatcher: Mapping[str, int]
+    worker: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.dispatcher.values())
+
+
+def run() -> Result:
+    found: dict[tuple[str, int], list[Calls]] = {(state, others): [] for others in OTHERS for state in STATES}
+    with stage() as world:
+        place = production_place(world)
+        present = 0
+        for others in OTHERS:
+            _crowd(place, others - present)
+            present = others
+            for _ in range(RUNS):
+                for state, calls in _session(place).items():
+                    found[state, others].append(calls)
+        delays(world, on=False)
+    return _result(found)
+
+
+def _session(place: Place) -> Mapping[str, Calls]:
+    """One session through its three states; a turn each."""
+    found = {}
+    session = place.session(PROMPT)
+    for turn, state in enumerate(STATES, 1):
+        if turn > 1:
+            # The last worker must be gone, or it would take the message without any dispatcher.
+            until(lambda: place.item(session)["state"] == "stopped", 30, "the worker did not end")
+            if state == "suspended":
+                place.world.tensorlake_admin.call("POST", f"sandboxes/{place.sandbox(session)}/suspend")
+            place.say(session, PROMPT)
+            until(_queued(place, session, turn), 30, "the message queued no item")
+        found[state] = _drain(place)
+        place.wait_done(session, turn, 60)
+    until(lambda: place.item(session)["state"] == "stopped", 30, "the worker did not end")
+    end_sandboxes(place)
+    return found
+
+
+def _queued(place: Place, session: str, turn: int) -> Callable[[], bool]:
+    """A turn brings a work item of its own."""
+    return lambda: len(place.items(session)) == turn
+
+
+def _drain(place: Place) -> Calls:
+    world = place.world
+    world.claude_admin.call("DELETE", "requests")
+    world.tensorlake_admin.call("DELETE", "counts")
+    report = asyncio.run(_drained(place))
+    assert [item.end for item in report.items] == [ItemEnd.HANDED_OVER], report
+    claude: Mapping[str, int] = world.claude_admin.call("GET", "requests")["counts"]
+    tensorlake: Mapping[str, int] = world.tensorlake_admin.call("GET", "counts")["routes"]
+    ours = {route: count for route, count in claude.items() if route.endswith(_DISPATCHERS)}
+    theirs = {route: count for route, count in claude.items() if route not in ours}
+    return Calls({**ours, **tensorlake}, theirs)
+
+
+async def _drained(place: Place) -> DrainReport:
+    async with place.dispatcher() as dispatcher:
+        return await dispatcher.drain()
+
+
+def _crowd(place: Place, more: int) -> None:
+    """So many more sandboxes that stay pending: they are on every list and hold a name, and no process runs for
+    them."""
+    world = place.world
+    fault = {"outcome": "stuck_pending", "name_pattern": "^crowd-", "times": None}
+    world.tensorlake_admin.call("PATCH", "settings", {"start_faults": [fault]})
+    delays(world, on=False)
+    present = world.tensorlake_admin.call("GET", "state")["sandboxes"]
+    headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
+    image = place.environment.image
+    with (
+        httpx.Client(base_url=world.tensorlake.url, headers=headers, trust_env=False, timeout=30) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        bodies = [{"name": f"crowd-{len(present) + n}", "image": image, "wait": False} for n in range(more)]
+        for answer in pool.map(lambda body: client.post("/sandboxes", json=body), bodies):
+            answer.raise_for_status()
+    delays(world, on=True)
+
+
+def _result(found: Mapping[tuple[str, int], Sequence[Calls]]) -> Result:
+    totals = {key: median([calls.total for calls in runs]) for key, runs in found.items()}
+    few, many = OTHERS
+    rows = [
+        (
+            f"{state} session",
+            *(f"{totals[state, others]:g}" for others in OTHERS),
+            *(_spread([calls.total for calls in found[state, others]]) for others in OTHERS),
+        )
+        for state in STATES
+    ]
+    head = ("", *(f"among {others}" for others in OTHERS), *(f"runs, {others}" for others in OTHERS))
+    listed = []
+    for state in STATES:
+        typical = min(found[state, many], key=lambda calls: abs(calls.total - totals[state, many]))
+        listed += [(f"{state}: {route}", str(count)) for route, count in _ordered(typical.dispatcher)]
+    worker = Counter[str]()
+    for calls in found["new", many]:
+        worker.update(calls.worker)
+    new = max(totals["new", others] for others in OTHERS)
+    growth = max(totals[state, many] - totals[state, few] for state in STATES)
+    return Result(
+        tables=(
+            Table(f"The dispatcher's API calls for one session, median of {RUNS}; {SETTING}", head, rows),
+            Table(f"The calls (a typical run among {many})", ("", "calls"), listed),
+            Table(
+                f"The worker's own calls until the drain of a new session ends ({RUNS} runs)",
+                ("", "calls"),
+                [(route, str(count)) for route, count in _ordered(worker)],
+            ),
+        ),
+        meaning=(
+            f"a new session costs {new:g} calls, a running one {totals['running', many]:g}, a suspended one "
+            f"{totals['suspended', many]:g}, the poll that finds the queue empty included; among {many} sandboxes it "
+            f"is {growth:+g} calls at most, since names are never looked up in a list. How often the output is "
+            "looked at depends on how fast the worker boots."
+        ),
+        aims=(
+            Aim("calls of a new session", new, AIM, "calls"),
+            Aim(f"more calls among {many} sandboxes than among {few}", growth, 0, "calls"),
+        ),
+    )
+
+
+def _spread(totals: Sequence[int]) -> str:
+    return " ".join(map(str, sorted(totals)))
+
+
+def _ordered(counts: Mapping[str, int]) -> Sequence[tuple[str, int]]:
+    return sorted(counts.items())
