@@ -6,7 +6,6 @@
 
 NAME ?= Managed Agent
 PORT ?= 5051
-JOBS ?= auto
 TESTS ?=
 SESSION ?=
 # Without a prompt a new session gets this one, and SESSION=... is only watched.
@@ -39,7 +38,7 @@ up: setup ## the offline platform, until ctrl-C
 	@$(PY) -m infra.local $(UP)
 
 test: setup ## the tests (TESTS=path for some of them)
-	@$(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	@$(PY) -m pytest $(TESTS)
 
 lint: setup ## style, types, import rules
 	@$(PY) -m ruff check .
