@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Final, Literal
 
 from shared.ports import SandboxStatus
 from tests.support.model.claude import Turn
-from tests.support.model.lines import Meets
+from tests.support.model.lines import CRASHES, Meets
 from tests.support.model.sandboxes import Manner
 from tests.support.model.worker import Habits
 
@@ -25,7 +26,9 @@ _POINTS: Final = (
     "started", "locked", "ready", "passed", "leased", "serving", "tool", "tool done", "posted", "idle", "stopping",
     "stopped",
 )  # fmt: skip
-_OF_THE_WORLD: Final[tuple[What, ...]] = ("kill", "kill", "end", "fail", "suspend", "suspend", "expire", "outage")
+_OF_THE_WORLD: Final[tuple[What, ...]] = (
+    "kill", "kill", "end", "fail", "suspend", "suspend", "expire", "outage", "outage",
+)  # fmt: skip
 _SUFFIXES: Final = ("AbCd1", "aBcD1", "abcd1", "Zz")  # some differ in case alone
 
 
@@ -104,6 +107,7 @@ class Plan:
     manner: Manner = Manner()
     slow: float = 4.0
     resume_suspended: bool = True
+    eager: bool = False  # sandboxes are suspended, marked and ended after seconds
     healthchecks: tuple[float, ...] = ()
     retire: bool = False  # go on until sleeping sandboxes are past their retention
     wakes: tuple[Wake, ...] = ()
@@ -138,6 +142,7 @@ def plan_of(seed: str) -> Plan:
     sessions = tuple(_session(chance, suffix) for suffix in suffixes)
     harsh = chance.choice((0.0, 0.5, 1.0, 1.0, 2.0))
     plain = chance.random() < 0.25  # nothing dies: then no turn may be broken off
+    stale = chance.random() < 0.2  # look-ups are slow and sandboxes short-lived: what was seen is often outdated
     return Plan(
         seed=seed,
         copies=copies,
@@ -148,12 +153,13 @@ def plan_of(seed: str) -> Plan:
             failed_keeps_name=roll() < 0.3,
             worker_on_board=roll() < 0.8,
         ),
-        slow=chance.choice((1.0, 4.0, 4.0, 9.0, 14.0)),
+        slow=chance.choice((1.0, 4.0, 4.0, 9.0, 14.0)) if not stale else chance.choice((4.0, 6.0, 8.0)),
         resume_suspended=roll() < 0.9,
+        eager=stale or roll() < 0.4,
         healthchecks=(roll() * CHAOS,) if roll() < 0.1 else (),
         retire=roll() < 0.15,
-        wakes=tuple(Wake(at + 6.0 * roll(), chance.randrange(copies)) for at in _every(chance)),
-        line_faults=_line_faults(chance, copies, count, harsh),
+        wakes=tuple(Wake(at + 6.0 * roll(), chance.randrange(copies)) for at in _every(chance, stale)),
+        line_faults=(*_line_faults(chance, copies, count, harsh), *(_slow_looks(chance, copies) if stale else ())),
         point_faults=() if plain else _point_faults(chance, count, harsh),
         timed_faults=() if plain else _timed_faults(chance, count, harsh),
         crashes=tuple(CopyCrash(roll() * CHAOS, chance.randrange(copies)) for _ in range(_few(chance, harsh * 0.7))),
@@ -181,9 +187,7 @@ def _session(chance: random.Random, suffix: str) -> SessionPlan:
     times = [first, *later, *([later[-1] + 20.0 * roll()] if later and roll() < 0.4 else [])]
     return SessionPlan(
         id=f"sesn_{suffix}",
-        turns=tuple(
-            (at, tuple(chance.choice((1, 1, 2)) for _ in range(chance.choice((0, 1, 1, 2))))) for at in times
-        ),
+        turns=tuple((at, tuple(chance.choice((1, 1, 2)) for _ in range(chance.choice((0, 1, 1, 2))))) for at in times),
         think=chance.choice((0.2, 1.0, 3.0)),
         habits=Habits(
             start=chance.choice((0.2, 0.6, 3.0)),
@@ -195,9 +199,18 @@ def _session(chance: random.Random, suffix: str) -> SessionPlan:
     )
 
 
-def _every(chance: random.Random) -> list[float]:
+def _slow_looks(chance: random.Random, copies: int) -> Iterator[LineFault]:
+    looks = ("session", "unanswered", "list_snapshots", "list_items", "list_sandboxes", "process_names", "find")
+    for copy in range(copies):
+        for method in looks:
+            for number in range(10):
+                if chance.random() < 0.25:
+                    yield LineFault(f"c{copy}", method, number, Meets.SLOW_ANSWER)
+
+
+def _every(chance: random.Random, often: bool) -> list[float]:
     """When the schedule fires; an outage of the schedule is a fault too."""
-    period = chance.choice((15.0, 20.0, 30.0, 60.0))
+    period = 10.0 if often else chance.choice((15.0, 20.0, 30.0, 60.0))
     return [period * number for number in range(1, int(CHAOS / period) + 1) if chance.random() < 0.9]
 
 
@@ -215,7 +228,9 @@ def _line_faults(chance: random.Random, copies: int, sessions: int, harsh: float
         caller = f"c{chance.randrange(copies)}"
         if chance.random() < 0.7:
             number = 0 if chance.random() < 0.6 else chance.randrange(6)
-            faults.append(LineFault(caller, chance.choice(_METHODS), number, chance.choice(kinds)))
+            method, meets = chance.choice(_METHODS), chance.choice(kinds)
+            burst = 1 if meets in CRASHES else chance.choice((1, 1, 1, 2, 2, 4))
+            faults += [LineFault(caller, method, number + more, meets) for more in range(burst)]
         else:
             faults.append(LineFault(caller, "*", chance.randrange(40), chance.choice(kinds)))
     of_workers = (Meets.LOST_REQUEST, Meets.LOST_ANSWER, Meets.LOST_ANSWER, Meets.ERROR, Meets.SLOW_ANSWER)

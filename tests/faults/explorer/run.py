@@ -40,31 +40,35 @@ TICKS: Final = 30  # so many at most until everything is well
 MOST_STEPS: Final = 200_000
 
 # Scaled down: the order among them is the defaults'. Lock, gate and look-up times in the code are not scaled.
-SETTINGS: Final = Settings.from_environ(
-    {
-        "ANTHROPIC_ENVIRONMENT_ID": ENVIRONMENT,
-        "ANTHROPIC_ENVIRONMENT_KEY": "no-key",
-        "TENSORLAKE_API_KEY": "no-key",
-        "RECLAIM_SECONDS": "24",
-        "BIND_SECONDS": "8",
-        "HANDOVER_SECONDS": "12",
-        "STRANDED_SECONDS": "40",
-        "POISON_AGE_SECONDS": "300",
-        "POISON_ATTEMPTS": "4",
-        "DRAIN_DEADLINE_SECONDS": "30",
-        "RUNNER_MAX_IDLE_SECONDS": "6",
-        "SANDBOX_TIMEOUT_SECONDS": "90",
-        "RECONCILE_SECONDS": "20",
-        "IDLE_GRACE_SECONDS": "8",
-        "END_GRACE_SECONDS": "15",
-        "RETENTION_SECONDS": "240",
-    }
-)
+_SCALED: Final = {
+    "ANTHROPIC_ENVIRONMENT_ID": ENVIRONMENT,
+    "ANTHROPIC_ENVIRONMENT_KEY": "no-key",
+    "TENSORLAKE_API_KEY": "no-key",
+    "RECLAIM_SECONDS": "24",
+    "BIND_SECONDS": "8",
+    "HANDOVER_SECONDS": "12",
+    "STRANDED_SECONDS": "40",
+    "POISON_AGE_SECONDS": "300",
+    "POISON_ATTEMPTS": "4",
+    "DRAIN_DEADLINE_SECONDS": "30",
+    "RUNNER_MAX_IDLE_SECONDS": "6",
+    "SANDBOX_TIMEOUT_SECONDS": "90",
+    "RECONCILE_SECONDS": "20",
+    "IDLE_GRACE_SECONDS": "8",
+    "END_GRACE_SECONDS": "15",
+    "RETENTION_SECONDS": "240",
+}
+_EAGER: Final = {"IDLE_GRACE_SECONDS": "2", "END_GRACE_SECONDS": "6", "RETENTION_SECONDS": "12"}
+
+
+@functools.cache
+def settings_of(*, eager: bool, resume_suspended: bool) -> Settings:
+    return Settings.from_environ(
+        {**_SCALED, **(_EAGER if eager else {}), "RESUME_SUSPENDED_SESSIONS": str(resume_suspended)}
+    )
+
+
 LEASE: Final = 30.0
-_NOT_RESUMING: Final = Settings(
-    **{name: getattr(SETTINGS, name) for name in Settings.__dataclass_fields__ if name != "resume_suspended"},
-    resume_suspended=False,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ class _Copy:
     born: int = 0
     line: Line = field(init=False)
     drains: SingleFlight[DrainReport] = field(init=False)
-    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.start()
@@ -137,13 +141,15 @@ class _Copy:
     def spawn(self, work: Coroutine[Any, Any, Any] | asyncio.Task[Any]) -> None:
         task = work if isinstance(work, asyncio.Task) else self.world.loop.create_task(work)
         if task not in self.tasks:
-            self.tasks.add(task)
+            self.tasks[task] = None
             task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[Any]) -> None:
-        self.tasks.discard(task)
+        self.tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.world.truth.check("I7", False, f"a copy raises {type(error).__name__}: {error}", self.world.loop.time())
+            self.world.truth.check(
+                "I7", False, f"a copy raises {type(error).__name__}: {error}", self.world.loop.time()
+            )
 
     def wake(self) -> None:
         if self.line.dead:
@@ -213,7 +219,8 @@ class _World:
         self.loop: VirtualLoop = loop
         self.rules = rules
         self.truth = Truth(tracing=tracing)
-        self.settings = SETTINGS if plan.resume_suspended else _NOT_RESUMING
+        self.lost: set[str] = set()  # sessions whose worker or sandbox died
+        self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended)
         self.environment: Environment = self.settings.environments[ENVIRONMENT]
         self.claude = Claude(loop, self.truth, lease=LEASE)
         self.sandboxes = Sandboxes(loop, self.truth, plan.manner, self._program, self._boot)
@@ -320,13 +327,13 @@ class _World:
             case "kill":
                 for victim in [process] if process is not None else list(box.processes.values()):
                     if victim.running:
-                        self.watch.lost.add(session_id)
+                        self.lost.add(session_id)
                         self.sandboxes.cut(victim)
             case "end":
-                self.watch.lost.add(session_id)
+                self.lost.add(session_id)
                 self.sandboxes.end(box)
             case "fail":
-                self.watch.lost.add(session_id)
+                self.lost.add(session_id)
                 self.sandboxes.end(box, SandboxStatus.FAILED)
             case "suspend":
                 self.sandboxes.suspend(box)
@@ -424,7 +431,7 @@ class _World:
         for session in self.claude.sessions.values():
             if session.over:
                 continue
-            excused = session.id in self.watch.lost or session.id in self.watch.poisoned
+            excused = session.id in self.lost or session.id in self.watch.poisoned
             self.judge(
                 "I1",
                 excused or not session.interrupted,

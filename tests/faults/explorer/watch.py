@@ -37,7 +37,6 @@ class Watch:
     truth: Truth
     sessions: dict[str, str]  # by the proper name of their sandbox
     poisoned: set[str] = field(default_factory=set)  # sessions with an item that was given up
-    lost: set[str] = field(default_factory=set)  # sessions whose worker or sandbox died
     marked: dict[str, float] = field(default_factory=dict)
 
     def now(self) -> float:
@@ -63,7 +62,9 @@ class Watch:
     def old_item(self, session_id: str) -> Item | None:
         """The session's item, if it was queued, starting or active at every look that may still be relied on."""
         item = self.claude.live_item(session_id)
-        return item if item is not None and item.created_at < self.now() - LOOK else None
+        if item is None or item.stale or item.created_at >= self.now() - LOOK:
+            return None  # nobody ever gets the item of a deleted session
+        return item
 
     def judge(self, rule: str, holds: bool, what: str) -> None:
         self.truth.check(rule, holds, what, self.now())
@@ -102,9 +103,7 @@ class Watch:
             for other in self.sandboxes.boxes.values()
         )
         item = self.old_item(session_id)
-        self.judge(
-            "I5", holder or item is None, f"a session's only sandbox is ended though its item lives: {box.id}"
-        )
+        self.judge("I5", holder or item is None, f"a session's only sandbox is ended though its item lives: {box.id}")
         early = self.now() - self.marked.get(box.id, self.now()) < self.settings.reconcile.end_grace - 1.0
         self.judge("I5", not early, f"a sandbox is ended too soon after its mark: {box.id}")
 

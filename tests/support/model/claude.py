@@ -80,7 +80,7 @@ class Session:
     said: int = 0
     done: int = 0
     interrupted: int = 0
-    watchers: set[asyncio.Event] = field(default_factory=set)
+    watchers: dict[asyncio.Event, None] = field(default_factory=dict)
     _epoch: int = 0
 
     @property

@@ -73,10 +73,10 @@ class Line:
             return None
         return self.faults.pop((self.caller, method, count), None) or self.faults.pop((self.caller, "*", number), None)
 
-    async def call(self, method: str, effect: Callable[[], Any], *, about: str = "", takes: float = 0.0) -> Any:
+    async def call(self, method: str, effect: Callable[[], Any], *, within: float, about: str = "") -> Any:
         """The answer of `effect`, or what it raises. `effect` may answer a future, which is then waited for.
 
-        Raises LostError and RefusedError as the plan says.
+        Raises LostError and RefusedError as the plan says, and LostError after `within` seconds.
         """
         if self.dead:
             raise asyncio.CancelledError
@@ -89,6 +89,8 @@ class Line:
         loop, chance = self.loop, self.chance
         there, back = 0.002 + 0.05 * chance.random(), 0.002 + 0.05 * chance.random()
         match meets:
+            case None:
+                pass
             case Meets.SLOW_REQUEST:
                 there += self.slow
             case Meets.SLOW_ANSWER:
@@ -100,14 +102,14 @@ class Line:
                 await asyncio.sleep(there + back)
                 raise RefusedError(403)
             case Meets.LOST_REQUEST:
-                await asyncio.sleep(min(self.slow, 5.0))
+                await asyncio.sleep(min(self.slow, within))
                 raise LostError("dropped")
-            case _:
-                pass
+            case Meets.CRASH_SENT:
+                self.on_crash()
         answer: asyncio.Future[Any] = loop.create_future()
-        if meets is Meets.CRASH_SENT:
-            self.on_crash()
-        loop.call_later(there, self._arrive, effect, answer, back, meets)
+        if there + back > within:
+            loop.call_later(within, _settle, answer, None, LostError("timed out"))
+        loop.call_later(there, self._arrive, effect, answer, back, within - there)
         result = await answer
         if meets is Meets.CRASH_AFTER:
             self.on_crash()
@@ -116,9 +118,7 @@ class Line:
             raise LostError("dropped")
         return result
 
-    def _arrive(
-        self, effect: Callable[[], Any], answer: asyncio.Future[Any], back: float, meets: Meets | None
-    ) -> None:
+    def _arrive(self, effect: Callable[[], Any], answer: asyncio.Future[Any], back: float, left: float) -> None:
         try:
             result = effect()
         except RefusedError as error:
@@ -126,10 +126,11 @@ class Line:
             return
         if isinstance(result, asyncio.Future):
             result.add_done_callback(
-                lambda done: self.loop.call_later(back, _settle, answer, None, None)
-                if done.cancelled()
-                else self.loop.call_later(back, _settle, answer, done.result(), None)
+                lambda done: self.loop.call_later(back, _settle, answer, done.result(), None)
+                if not done.cancelled()
+                else None
             )
+            self.loop.call_later(max(0.0, left), _settle, answer, None, LostError("timed out"))
             return
         self.loop.call_later(back, _settle, answer, result, None)
 

@@ -56,10 +56,7 @@ def _maybe(seconds: float | None) -> datetime | None:
 async def _outcome(line: Line, method: str, effect: Callable[[], Any], about: str, seconds: float) -> Any:
     """What a call comes to, in the words of the ports. It is bounded, as every call of the adapters is."""
     try:
-        async with asyncio.timeout(seconds):
-            return await line.call(method, effect, about=about)
-    except TimeoutError:
-        return Doubtful("timed out")
+        return await line.call(method, effect, within=seconds, about=about)
     except LostError as error:
         return Doubtful(error.reason)
     except RefusedError as error:

@@ -56,6 +56,7 @@ class Surroundings(Protocol):
     rules: Rules
     loop: asyncio.AbstractEventLoop
     serving: dict[str, list[Process]]
+    lost: set[str]
     tool_runs: dict[str, list[Process]]
 
     def line(self, process: Process, session_id: str) -> Line: ...
@@ -143,11 +144,7 @@ class _Worker:
 
     async def _call(self, method: str, effect: Any, *, within: float = CALL_SECONDS) -> Any:
         """Raises LostError, also where the sandbox slept while the answer was on its way."""
-        try:
-            async with asyncio.timeout(within):
-                answer = await self.line.call(method, effect, about=self.claim.work_id)
-        except TimeoutError:
-            raise LostError("timed out") from None
+        answer = await self.line.call(method, effect, within=within, about=self.claim.work_id)
         if self.process.box.status is not SandboxStatus.RUNNING:
             await self.process.awake()
             raise LostError("the connection did not outlive the sleep")
@@ -207,6 +204,9 @@ class _Worker:
                     continue
                 case Verdict.NOT_ACKED | Verdict.DOUBTFUL:
                     if self.desk.give_up():
+                        item = self.around.claude.items.get(self.claim.work_id)
+                        if item is not None and item.acked_at is not None:  # unheard for the whole time of the gate
+                            self.around.lost.add(self.claim.session_id)
                         raise Ended(Exit.NEVER_ACKED, "asked in vain")
             try:
                 async with asyncio.timeout(self.chance.uniform(0.75 * pause, pause)):
@@ -253,13 +253,13 @@ class _Worker:
             self._leased_before("session call")
             session = await self._session()
             if session is not None and not session.over:
-                session.watchers.add(poke)
+                session.watchers[poke] = None
                 await self._run_tools(session, habits, poke)
         finally:
             beats.cancel()
             among.remove(self.process)
             if session is not None:
-                session.watchers.discard(poke)
+                session.watchers.pop(poke, None)
         return await self._end()
 
     async def _end(self) -> Ended:
@@ -293,6 +293,8 @@ class _Worker:
                 await self.process.sleep(_AGAIN * 2**attempt)
             except RefusedError:
                 return None
+        # The SDK gives the item up and stops it, whatever calls wait (contract claude 4.4): a turn may be broken off.
+        self.around.lost.add(self.claim.session_id)
         return None
 
     async def _keep_beating(self, poke: asyncio.Event) -> None:
