@@ -2,12 +2,16 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up build agent session serve webhook poll tick bench lock lock-check setup
+.PHONY: help demo test lint up build agent session serve webhook poll tick repair faults fuzz soak bench lock lock-check setup
 
 NAME ?= Managed Agent
 PORT ?= 5051
+UP ?=
 TESTS ?=
 SESSION ?=
+RUNS ?= 10000
+CASES ?= 100000
+SECONDS ?= 600
 # Without a prompt a new session gets this one, and SESSION=... is only watched.
 PROMPT ?= $(if $(SESSION),,create hello.txt with 'hi from the sandbox', then read it back)
 
@@ -26,7 +30,8 @@ OPERATOR := $(PY) -m infra.operator
 help: ## this list
 	@echo "Start here:  make demo   (everything on this machine, no key)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
-	@echo "  Options: session PROMPT='...' SESSION=sesn_...; agent NAME='...'; serve PORT=5051; OFFLINE=1 ignores your keys."
+	@echo "  Options: session PROMPT='...' SESSION=sesn_...; agent NAME='...'; serve PORT=5051; OFFLINE=1 ignores your keys;"
+	@echo "           up UP='--claude-port 8700 --tensorlake-port 8701' (UP=--help lists more); PYTHON=/path/to/python3"
 
 setup: ## make .venv (every other target does this by itself)
 	@sh requirements/install.sh
@@ -65,6 +70,18 @@ poll: setup ## serve sessions from this machine by polling; needs no public addr
 
 tick: setup ## one pass of poll_tick
 	@$(OPERATOR) tick
+
+repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY
+	@$(OPERATOR) repair
+
+faults: setup ## random schedules and faults against both services in memory, RUNS=10000
+	@$(PY) -m tests.faults.explorer --runs $(RUNS)
+
+fuzz: setup ## bad input for the three endpoints, CASES=100000
+	@$(PY) -m tests.fuzz --cases $(CASES)
+
+soak: setup ## four copies, many sessions, 5 % faults, SECONDS=600
+	@$(PY) -m tests.faults.soak --seconds $(SECONDS)
 
 bench: setup ## the benchmarks; prints a table
 	@$(PY) -m tests.benchmarks

@@ -88,6 +88,15 @@ def tick(
         _finish(run(_load(), url))
 
 
+@app.command()
+def repair() -> None:
+    """One repair pass, with the API key for the interrupts that the environment key may not send."""
+    from infra.operator.repair import run
+
+    with _edge():
+        _finish(run(_load()))
+
+
 def _load() -> environ.Loaded:
     loaded = environ.load(os.environ)
     environ.apply(loaded, os.environ)

@@ -9,13 +9,17 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
+from infra.operator import repair
+from infra.operator.environ import Loaded
 from shared import naming
 from shared.models import ItemEnd
 from shared.ports import ProcessSpec, SandboxSpec
 from shared.reconcile.reconciler import Reconciler
 from shared.reconcile.report import Act, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
-from tests.support.world import Place, World, running, until
+from tests.support.world import API_KEY, Place, World, running, until
 
 QUICK = {"IDLE_GRACE_SECONDS": "0", "END_GRACE_SECONDS": "1"}
 
@@ -325,3 +329,33 @@ def everything(place: Place) -> list[dict[str, str]]:
     tag = naming.environment_tag(place.environment_id)
     boxes = place.world.tensorlake_admin.call("GET", "state")["sandboxes"]
     return [box for box in boxes if f"-{tag}-" in (box["name"] or "") and box["status"] != "terminated"]
+
+
+def test_a_session_that_needs_an_interrupt_is_named_until_repair_sends_it_with_the_api_key(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = world.place(**QUICK)
+    session = place.session(PROMPT)
+    with world.claude_admin.fault({**BEAT, "action": "status", "status": 503}):
+        drain(place)
+
+        async def kill() -> None:
+            async with place.dispatcher() as dispatcher:
+                sandbox = running(await dispatcher.host.find(place.sandbox(session)))
+                await dispatcher.host.terminate(sandbox.id)
+
+        asyncio.run(kill())
+    world.claude_admin.call("PATCH", "settings", {"results_only_for_workers": True})
+    try:
+        released = reconcile(place, ahead=place.settings.times.stranded + 1)
+        assert released.needs_interrupt == (session,)
+        assert place.item(session)["state"] == "stopped"
+        assert reconcile(place, ahead=1).needs_interrupt == (session,)
+        loaded = Loaded({**place.environ, "ANTHROPIC_API_KEY": API_KEY}, None)
+        assert asyncio.run(repair.run(loaded)) == 0
+        assert capsys.readouterr().out == f"interrupted {session}\n"
+    finally:
+        world.claude_admin.call("PATCH", "settings", {"results_only_for_workers": False})
+    assert reconcile(place, ahead=1).needs_interrupt == ()
+    place.say(session, "$ echo again >> /workspace/runs")
+    until(lambda: drain(place) is not None and runs(place, session)[-1:] == ["again"], 30, "the session is stuck")
