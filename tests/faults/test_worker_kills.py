@@ -1,0 +1,356 @@
+"""A worker, or its whole sandbox, ends at each step of the worker's way (I1 to I4).
+
+Nothing in the product stops at a step. A fault rule holds or spoils exactly the request that the step makes, the test
+waits until that has happened, kills, takes the rule away, and lets ticks heal what is left. Each test plays three
+sessions side by side, one for each way to die. A turn's two tool calls append a line each; the test reads the lines
+before it kills, so that it can count calls over the death of a file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import pytest
+
+from functions.bundle import Bundle
+from image.session.claim import STATE_DIRECTORY, WORKER_PYTHON
+from image.session.worker.entry import LOCK_NAME
+from shared import naming
+from shared.claims.handover import WORKER_NAMES
+from shared.models import TickReport
+from shared.ports import Absent, ProcessSpec, ProcessState, SandboxHost, SandboxRecord, SandboxSpec
+from shared.reconcile.report import Act, ActionReport
+from tests.faults.test_claims_under_faults import drain
+from tests.faults.test_reconciler import QUICK, everything
+from tests.support.world import IMAGE, Place, World, running, until
+
+PROMPT: Final = "$ echo one >> /workspace/runs\n$ echo two >> /workspace/runs"
+SLOW: Final = "$ echo one >> /workspace/runs; sleep 4\n$ echo two >> /workspace/runs"
+ONCE: Final = ("one", "two")
+AGAIN: Final = ("one", "one", "two")
+HOLD: Final = 12.0
+"""Seconds that a held request waits: longer than a test needs to see that it is held and to kill."""
+
+_T = TypeVar("_T")
+Rule = Mapping[str, Any]
+
+LOCK_HOLDER: Final = (
+    f"import fcntl, os, time; os.makedirs({STATE_DIRECTORY!r}, 0o700, exist_ok=True); "
+    f"taken = open({STATE_DIRECTORY!r} + '/' + {LOCK_NAME!r}, 'w'); fcntl.flock(taken, fcntl.LOCK_EX); time.sleep(60)"
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place on the worker's way and what a death there leaves.
+
+    claude, tensorlake: rules for the two services; `{work}` and `{session}` in a path are the session's own.
+    reached: whether the worker stands there; without one, all rules of the Claude side must have fired.
+    ran: the tool calls that have run by the end, in order, over all sandboxes of the session.
+    lock_taken: somebody else holds the worker's lock.
+    reoffered: the rules stay until the dispatcher has given up and the item is handed out again.
+    idle: seconds that a worker idles before it leaves.
+    released: the item was acked and never beat, so the service offers it to nobody again: its session is interrupted,
+        which ends the turn without an answer and queues the session again. The next worker runs the interrupted call
+        all the same: to the SDK only a `user.tool_result` answers a call (contract claude 5).
+    """
+
+    ran: Sequence[str] = ONCE
+    claude: Sequence[Rule] = ()
+    tensorlake: Sequence[Rule] = ()
+    reached: Callable[[Place, str], bool] | None = None
+    prompt: str = PROMPT
+    lock_taken: bool = False
+    reoffered: bool = False
+    released: bool = False
+    idle: str = "1"
+
+
+def ask(place: Place, question: Callable[[SandboxHost], Awaitable[_T]]) -> _T:
+    """One question to the sandbox service, by a client of its own."""
+
+    async def play() -> _T:
+        async with place.dispatcher() as dispatcher:
+            return await question(dispatcher.host)
+
+    return asyncio.run(play())
+
+
+def lines(place: Place, sandbox_id: str) -> list[str]:
+    data = ask(place, lambda host: host.read_file(sandbox_id, "/workspace/runs", 10_000))
+    if isinstance(data, Absent):
+        return []
+    assert isinstance(data, bytes), data
+    return data.decode().split()
+
+
+def sandbox_of(place: Place, session: str) -> SandboxRecord | None:
+    found = ask(place, lambda host: host.find(place.sandbox(session)))
+    return None if isinstance(found, Absent) else running(found)
+
+
+def workers(place: Place, session: str) -> list[str]:
+    """The names of the session's workers that run now."""
+    sandbox = sandbox_of(place, session)
+    if sandbox is None:
+        return []
+    listed = ask(place, lambda host: host.process_names(sandbox.id))
+    assert not isinstance(listed, Absent) and isinstance(listed, Sequence), listed
+    return [process.name for process in listed if process.running and process.name.startswith(WORKER_NAMES)]
+
+
+def kill_the_worker(place: Place, session: str) -> None:
+    sandbox = running(sandbox_of(place, session))
+    (name,) = workers(place, session)
+
+    async def kill(host: SandboxHost) -> None:
+        assert await host.signal(sandbox.id, name, signal.SIGKILL) is None
+        while not isinstance(state := await host.process_state(sandbox.id, name), ProcessState) or state.running:
+            await asyncio.sleep(0.05)
+
+    ask(place, kill)
+
+
+def terminate_the_sandbox(place: Place, session: str) -> None:
+    sandbox = running(sandbox_of(place, session))
+    assert ask(place, lambda host: host.terminate(sandbox.id)) is None
+
+
+def fail_the_sandbox(place: Place, session: str) -> None:
+    place.world.tensorlake_admin.call("POST", f"sandboxes/{running(sandbox_of(place, session)).id}/fail")
+
+
+KILLS: Final[Mapping[str, Callable[[Place, str], None]]] = {
+    "worker killed": kill_the_worker,
+    "sandbox terminated": terminate_the_sandbox,
+    "sandbox failed": fail_the_sandbox,
+}
+
+
+def is_active(place: Place, session: str) -> bool:
+    return bool(place.item(session)["state"] == "active")
+
+
+def has_begun_the_first_call(place: Place, session: str) -> bool:
+    sandbox = sandbox_of(place, session)
+    return sandbox is not None and lines(place, sandbox.id) == ["one"]
+
+
+def idles(place: Place, session: str) -> bool:
+    return place.done(session) and is_active(place, session)
+
+
+SESSION: Final = {"method": "GET", "path": r"/sessions/{session}$", "action": "delay", "seconds": HOLD}
+RESULTS: Final = {"method": "POST", "path": r"/sessions/{session}/events$"}
+DEAF: Final = {"method": "POST", "path": r"/work/{work}/heartbeat$", "action": "status", "status": 503}
+
+STEPS: Final[Mapping[str, Step]] = {
+    "before its ready": Step(lock_taken=True, reached=lambda place, session: bool(workers(place, session))),
+    "after its ready, unseen by the dispatcher": Step(
+        claude=[DEAF],
+        tensorlake=[{"method": "GET", "path": r"/api/v1/processes/.*/stdout$", "action": "status", "status": 500}],
+        reoffered=True,
+    ),
+    "after its ready, with the ack on its way": Step(
+        claude=[{"method": "POST", "path": r"/work/{work}/ack$", "action": "delay", "seconds": 3}],
+        ran=("one",),
+        released=True,
+    ),
+    "while it asks for the lease of an acked item": Step(
+        claude=[DEAF],
+        reached=lambda place, session: place.item(session)["state"] == "starting",
+        ran=("one",),
+        released=True,
+    ),
+    "with the lease, before it knows": Step(
+        claude=[
+            {"method": "POST", "path": r"/work/{work}/heartbeat$", "action": "delay_after", "seconds": 2},
+            SESSION,
+        ],
+        reached=is_active,
+    ),
+    "with the lease, before it knows the session": Step(claude=[SESSION]),
+    "before it knows the tool calls": Step(
+        claude=[{"method": "GET", "path": r"/sessions/{session}/events$", "action": "delay", "seconds": HOLD}]
+    ),
+    "while a tool runs": Step(reached=has_begun_the_first_call, prompt=SLOW, ran=AGAIN),
+    "after a tool ran, before its result is posted": Step(
+        claude=[RESULTS | {"action": "status", "status": 503}], ran=AGAIN
+    ),
+    "after a result was posted": Step(claude=[RESULTS | {"action": "delay_after", "seconds": HOLD}]),
+    "while it idles": Step(reached=idles, idle="60"),
+    "at its end, before it stops the item": Step(
+        claude=[{"method": "POST", "path": r"/work/{work}/stop$", "action": "status", "status": 503}]
+    ),
+}
+
+
+@contextlib.contextmanager
+def armed(place: Place, session: str, step: Step) -> Iterator[Callable[[], bool]]:
+    """The step's rules for this session; gives whether the worker has reached the step."""
+    claude, tensorlake = place.world.claude_admin, place.world.tensorlake_admin
+    ids = {"work": place.item(session)["id"], "session": session}
+    with contextlib.ExitStack() as rules:
+        mine = {rules.enter_context(claude.fault({**rule, "path": rule["path"].format(**ids)})) for rule in step.claude}
+        for rule in step.tensorlake:
+            rules.enter_context(tensorlake.fault(rule))
+
+        def fired() -> bool:
+            return all(rule["fired"] for rule in claude.call("GET", "faults")["data"] if rule["id"] in mine)
+
+        reached = step.reached
+        yield fired if reached is None else lambda: reached(place, session)
+
+
+@contextlib.contextmanager
+def lock_taken(place: Place, session: str) -> Iterator[None]:
+    """Somebody else holds the worker's lock in the session's sandbox, which is made for that."""
+    spec = SandboxSpec(name=place.sandbox(session), image=IMAGE)
+    holder = ProcessSpec("holder", WORKER_PYTHON, ("-c", LOCK_HOLDER), user=place.settings.sandbox_user)
+
+    async def hold(host: SandboxHost) -> str:
+        await host.create(spec)
+        sandbox = running(await host.find(spec.name))
+        assert await host.start(sandbox.id, holder) is None
+        return sandbox.id
+
+    sandbox_id = ask(place, hold)
+    yield
+    ask(place, lambda host: host.kill(sandbox_id, holder.name))
+
+
+def tick_until(place: Place, condition: Callable[[], bool], failure: str, seconds: float = 60.0) -> list[ActionReport]:
+    """Ticks without faults; the repairs that they did."""
+
+    async def play() -> list[ActionReport]:
+        bundle = Bundle(place.settings, background=False)
+        reports: list[TickReport] = []
+        end = time.monotonic() + seconds
+        try:
+            while not await asyncio.to_thread(condition):
+                if time.monotonic() > end:
+                    raise AssertionError(f"{failure}; the last ticks: {reports[-3:]}")
+                reports.append(await bundle.tick())
+                await asyncio.sleep(0.3)
+        finally:
+            await bundle.aclose()
+        return [action for report in reports for each in report.reconciled for action in each.actions if action.done]
+
+    return asyncio.run(play())
+
+
+def item_over(place: Place, session: str) -> bool:
+    return bool(place.item(session)["state"] == "stopped")
+
+
+@contextlib.contextmanager
+def draining(place: Place) -> Iterator[None]:
+    """Drains beside the block, one after another: on a busy machine a first one may come to nothing."""
+    over = threading.Event()
+
+    def drain_on() -> None:
+        while not over.is_set():
+            drain(place)
+            over.wait(0.3)
+
+    with ThreadPoolExecutor(1) as pool:
+        running_on = pool.submit(drain_on)
+        try:
+            yield
+        finally:
+            over.set()
+    running_on.result()
+
+
+def killed_at(place: Place, step: Step, sessions: Mapping[str, str]) -> dict[str, list[str]]:
+    """Bring each session's worker to the step and kill there; the lines that were in its sandbox by then."""
+    seen: dict[str, list[str]] = {}
+    with draining(place), contextlib.ExitStack() as held:
+        if step.lock_taken:
+            for session in sessions.values():
+                held.enter_context(lock_taken(place, session))
+        reached = {session: held.enter_context(armed(place, session, step)) for session in sessions.values()}
+        end = time.monotonic() + 40
+        while len(seen) < len(sessions):
+            assert time.monotonic() < end, f"{seen.keys()} of {sessions.keys()} have reached the step"
+            for kill, session in sessions.items():
+                if kill not in seen and reached[session]():
+                    seen[kill] = lines(place, running(sandbox_of(place, session)).id)
+                    KILLS[kill](place, session)
+            time.sleep(0.02)
+        if step.reoffered:
+            until(
+                lambda: all(place.item(session)["handouts"] > 1 for session in sessions.values()),
+                30,
+                "the items are not offered again",
+            )
+    return seen
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_i1_a_worker_or_sandbox_that_dies_at_any_step_loses_nothing(world: World, name: str) -> None:
+    step = STEPS[name]
+    place = world.place(**QUICK, RUNNER_MAX_IDLE_SECONDS=step.idle)
+    sessions = {kill: place.session(step.prompt) for kill in KILLS}
+    seen = killed_at(place, step, sessions)
+
+    place = place.adjusted(RUNNER_MAX_IDLE_SECONDS="1")
+    acts = tick_until(
+        place,
+        lambda: all(place.items(session)[0]["state"] == "stopped" for session in sessions.values()),
+        "an item lives on",
+    )
+    released = {action.target for action in acts if action.act is Act.RELEASE}
+    assert released == ({place.items(session)[0]["id"] for session in sessions.values()} if step.released else set())
+
+    for kill, session in sessions.items():
+        assert place.done(session) is not step.released, kill
+        assert len(place.items(session)) == 1 + step.released, kill
+        place.say(session, "$ echo last >> /workspace/runs")
+    turns = 1 if step.released else 2
+    tick_until(
+        place,
+        lambda: all(place.done(session, turns) and item_over(place, session) for session in sessions.values()),
+        "a follow-up message is not served",
+    )
+    for kill, session in sessions.items():
+        left = [box["name"] for box in place.sandboxes()].count(place.sandbox(session))
+        assert left == 1, f"{kill}: {left} sandboxes"
+        found = ask(place, lambda host, session=session: host.find(place.sandbox(session)))  # type: ignore[misc]
+        here = lines(place, running(found).id)
+        lost = [] if kill == "worker killed" else seen[kill]
+        assert [*lost, *here] == [*step.ran, "last"], kill
+    nothing_is_left(place, sessions.values())
+
+
+def nothing_is_left(place: Place, sessions: Collection[str]) -> None:
+    for session in sessions:
+        place.world.api.beta.sessions.archive(session)
+    tick_until(place, lambda: everything(place) == [], f"sandboxes are left: {everything(place)}", 40)
+    state = place.world.tensorlake_admin.call("GET", "state")
+    tag = f"-{naming.environment_tag(place.environment_id)}-"
+    mine = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}
+    assert len(mine) >= len(sessions)
+    assert [snapshot for snapshot in state["snapshots"] if snapshot["sandbox_id"] in mine] == []
+
+
+def test_the_kills_are_ones(place: Place) -> None:
+    """The harness's own proof: each way to die leaves no worker."""
+    place = place.adjusted(RUNNER_MAX_IDLE_SECONDS="60")
+    for kill in KILLS.values():
+        session = place.session("$ echo one")
+        drain(place)
+        until(lambda session=session: idles(place, session), 20, "no worker")  # type: ignore[misc]
+        assert len(workers(place, session)) == 1
+        kill(place, session)
+        found = ask(place, lambda host, session=session: host.find(place.sandbox(session)))  # type: ignore[misc]
+        if isinstance(found, SandboxRecord) and found.status.value == "running":
+            assert workers(place, session) == []
