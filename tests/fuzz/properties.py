@@ -1,0 +1,220 @@
+"""What must hold for every answer to every request (design sections 4 and 9), whoever sends it."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
+from typing import Final
+
+from functions.http import BODY_LIMIT, BODY_SECONDS
+from tests.fuzz.case import OPERATORS, WEBHOOKS, Answer, Case, Door, Ending
+from tests.fuzz.stage import LOST_FILE, SECRETS, TOKEN
+from tests.support.checkout import ROOT
+
+# Neither is a name or an id that anything accepts, so nothing has a reason to repeat them.
+HEADER_CANARY: Final = "canary in a header!"
+BODY_CANARY: Final = "canary in a body!"
+
+CPU_SECONDS: Final = 3.0  # a request's own computing; a mebibyte of the worst JSON takes a tenth of it
+RACE_SECONDS: Final = 900.0
+LONGEST_ERROR: Final = 2_000  # bytes; the set-up's last words are a thousand
+_DOCUMENTED: Final = {
+    "/": {200, 400, 401, 405, 408, 413, 503},
+    "/on_run_started": {200, 400, 401, 405, 408, 413, 503},
+    "/poll_tick": {200, 400, 401, 405, 408, 413, 503},
+    "/fork_best_of_n": {200, 400, 401, 404, 405, 406, 408, 409, 413, 422, 499, 503},
+}
+_OTHER_PATHS: Final = {200, 404, 405}
+_INSIDES: Final = (
+    re.compile(r"Traceback \(most recent call last\)"),
+    re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b"),
+    re.compile(r'File "|\.py\b|site-packages'),
+    re.compile(re.escape(str(ROOT))),
+    re.compile(re.escape(LOST_FILE)),
+    re.compile(r"<[\w. ]+ object at 0x"),
+    re.compile(r"errors\.pydantic\.dev|input_value|input_type"),
+)
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]")
+_FRAMEWORKS_METHODS: Final = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
+_FRAMEWORKS_OWN: Final = ("/robots.txt", "/favicon.ico")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One property that did not hold. `kind` is the same for every request that shows the same fault."""
+
+    kind: str
+    detail: str
+
+
+def check(case: Case, answer: Answer) -> list[Finding]:
+    """All that is wrong with this answer. What follows from a fault is not named beside it."""
+    if answer.raised is not None:
+        text = "".join(traceback.format_exception(answer.raised))
+        return [Finding(f"{_origin(text)} leaves the application", repr(answer.raised)[:300])]
+    bugs = [line for line in answer.log if "Traceback" in line]
+    if bugs:
+        return [Finding(f"{_origin(bugs[0])} is logged as a bug", f"{answer.status} {_beginning(answer)}")]
+    if answer.status is None:
+        return [Finding(f"no answer at {_where(case)}", "")]
+    if found := _status(case, answer) or _shape(case, answer):
+        return found
+    found = [
+        *_admission(case, answer),
+        *_disclosure(case, answer),
+        *_logging(case, answer),
+        *_bounds(case, answer),
+    ]
+    if answer.left:
+        found.append(Finding(f"sandboxes or snapshots are left by {_where(case)}", ", ".join(answer.left)))
+    return found
+
+
+def _origin(text: str) -> str:
+    """An exception's name, and the last line of ours on its way."""
+    ours = re.findall(rf'File "{re.escape(str(ROOT))}/((?:functions|shared)/[\w/]+\.py)", line \d+, in (\w+)', text)
+    names = re.findall(r"^(?:[\w.]*\.)?(\w+)(?::|$)", text.strip().rsplit("\n", 1)[-1])
+    return f"{names[0] if names else 'an exception'} in {':'.join(ours[-1]) if ours else 'a library'}"
+
+
+def _where(case: Case) -> str:
+    path = _route(case)
+    return path if path in _DOCUMENTED else "another path"
+
+
+def _route(case: Case) -> str:
+    """The function that the path leads to: Starlette passes a line feed at the end over, functions.main all slashes."""
+    path = case.path.removesuffix("\n")
+    return path.rstrip("/") or "/" if case.door is Door.FRAMEWORK else path
+
+
+def _frameworks_own(case: Case) -> bool:
+    """Answered by functions-framework, before anything of ours is asked."""
+    return case.door is Door.FRAMEWORK and (
+        not case.path.startswith("/")
+        or case.method not in _FRAMEWORKS_METHODS
+        or (case.path in _FRAMEWORKS_OWN and case.method == "GET")
+    )
+
+
+def _status(case: Case, answer: Answer) -> list[Finding]:
+    route, status = _route(case), answer.status or 0
+    allowed = _DOCUMENTED.get(route, _OTHER_PATHS)
+    if status not in allowed:
+        return [Finding(f"{status} at {_where(case)}", _beginning(answer))]
+    if status == 503 and case.profile.serves(route):
+        return [Finding(f"503 at {route} although everything it needs is configured", _beginning(answer))]
+    return []
+
+
+def _admission(case: Case, answer: Answer) -> list[Finding]:
+    """Who is let in, judged apart from the code that decides it."""
+    route, status = _route(case), answer.status or 0
+    if route not in _DOCUMENTED:
+        return []
+    if route in WEBHOOKS:
+        welcome = case.signature.good and _is_text(case.body)
+    else:
+        shown = [value for name, value in case.headers if name.lower() == b"authorization"]
+        welcome = len(shown) == 1 and _is_token(shown[0])
+    whole = case.ending in (Ending.COMPLETE, Ending.HUNG_UP) and len(case.body) <= BODY_LIMIT
+    inside = {200, 404, 406, 409, 422, 499} | ({400} if whole else set())
+    if status in inside and not (welcome and case.profile.serves(route) and case.method == "POST"):
+        return [Finding(f"a stranger gets past the door of {route}", f"{status} {_beginning(answer)}")]
+    if status == 401 and welcome and route in OPERATORS:
+        return [Finding(f"the operator is turned away from {route}", _beginning(answer))]
+    if status == 401 and route in OPERATORS and answer.header(b"www-authenticate") != b"Bearer":
+        return [Finding(f"401 of {route} without a challenge", "")]
+    if status == 200 and len(case.body) > BODY_LIMIT:
+        return [Finding(f"{route} takes a body over the limit", f"{len(case.body)} bytes")]
+    return []
+
+
+def _is_token(value: bytes) -> bool:
+    scheme, _, token = value.partition(b" ")
+    return scheme.lower() == b"bearer" and token.strip(b" \t") == TOKEN.encode()
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _shape(case: Case, answer: Answer) -> list[Finding]:
+    if _frameworks_own(case):
+        return []
+    status = answer.status or 0
+    if answer.header(b"content-type").split(b";")[0] != b"application/json":
+        return [Finding(f"{status} is not JSON", _beginning(answer))]
+    if case.method == "HEAD" and not answer.body:
+        return []
+    try:
+        body = answer.json()
+    except ValueError:
+        return [Finding(f"{status} at {_where(case)} is said to be JSON and is not", _beginning(answer))]
+    if not isinstance(body, dict):
+        return [Finding(f"{status} at {_where(case)} is no object", _beginning(answer))]
+    if status >= 400 and not _is_error(body):
+        return [Finding(f"{status} at {_where(case)} has not the one shape of errors", _beginning(answer))]
+    if status >= 400 and len(answer.body) > LONGEST_ERROR:
+        return [Finding(f"{status} at {_where(case)} is too long", f"{len(answer.body)} bytes: {_beginning(answer)}")]
+    return []
+
+
+def _is_error(body: dict[str, object]) -> bool:
+    error = body.get("error")
+    return (
+        set(body) == {"error"}
+        and isinstance(error, dict)
+        and set(error) in ({"type", "message"}, {"type", "message", "field"})
+        and all(isinstance(text, str) and text for text in error.values())
+    )
+
+
+def _disclosure(case: Case, answer: Answer) -> list[Finding]:
+    said = answer.body.decode(errors="replace")
+    heads = "\n".join(f"{name!r}: {value!r}" for name, value in answer.headers)
+    found: list[Finding] = []
+    for secret in SECRETS:
+        if secret in said or secret in heads:
+            found.append(Finding(f"a secret is in an answer of {_where(case)}", _beginning(answer)))
+    if HEADER_CANARY in said or HEADER_CANARY in heads or HEADER_CANARY.replace(" ", "%20") in heads:
+        found.append(Finding(f"{answer.status} at {_where(case)} repeats a header of the request", heads + said[:300]))
+    if answer.status != 200 and BODY_CANARY in said:
+        found.append(Finding(f"{answer.status} at {_where(case)} repeats a value of the body", _beginning(answer)))
+    for pattern in _INSIDES:
+        if match := pattern.search(said):
+            kind = f"{answer.status} shows its insides"
+            found.append(Finding(kind, f"{match[0]!r} in {_beginning(answer)}"))
+            break
+    return found
+
+
+def _logging(case: Case, answer: Answer) -> list[Finding]:
+    found = []
+    for line in answer.log:
+        if any(secret in line for secret in SECRETS):
+            found.append(Finding(f"a secret is logged at {_where(case)}", line[:300]))
+        if HEADER_CANARY in line or BODY_CANARY in line:
+            found.append(Finding(f"a value of the request is logged at {_where(case)}", line[:300]))
+        if _CONTROL.search(line):
+            found.append(Finding(f"a record of more than one line is logged at {_where(case)}", repr(line[:300])))
+    return found
+
+
+def _bounds(case: Case, answer: Answer) -> list[Finding]:
+    """Virtual seconds from the first byte to the end of all that was set off, and seconds of computing."""
+    bound = BODY_SECONDS + (RACE_SECONDS if answer.status in (200, 422) else 5.0)
+    if answer.seconds > bound:
+        return [Finding(f"{answer.status} at {_where(case)} takes too long", f"{answer.seconds:g} s")]
+    if answer.cpu_seconds > CPU_SECONDS:
+        return [Finding(f"{answer.status} at {_where(case)} computes too long", f"{answer.cpu_seconds:.1f} s")]
+    return []
+
+
+def _beginning(answer: Answer) -> str:
+    return answer.body[:300].decode(errors="replace")

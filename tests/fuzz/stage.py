@@ -1,0 +1,269 @@
+"""Both applications in this process, on an empty queue and sandboxes in memory, at the speed of virtual time.
+
+What a request meets is real down to the ports: the routes, the handlers, the core. Every record that is logged
+meanwhile is kept, and what the request left behind is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+from starlette.types import ASGIApp
+
+from functions.app import app as our_app
+from functions.bundle import Bundle
+from shared import naming
+from shared.ports import (
+    Absent,
+    CommandOutput,
+    Empty,
+    ListedItem,
+    Listing,
+    PollOutcome,
+    SandboxStatus,
+    SessionRecord,
+    WorkQueue,
+)
+from shared.settings import Settings
+from tests.fuzz.case import Answer, Case, Door, Ending, Profile
+from tests.support.checkout import ROOT
+from tests.support.fake_host import Call, FakeHost
+from tests.support.signing import KEY
+from tests.support.virtual_time import NothingLeftToDoError, run_virtual
+
+TOKEN: Final = "an-operators-token-of-nobody"
+LOST_FILE: Final = "/nowhere/in/particular"
+ENVIRONMENT: Final = "env_1"
+SESSIONS: Final[Mapping[str, SandboxStatus]] = {
+    "sesn_running": SandboxStatus.RUNNING,
+    "sesn_asleep": SandboxStatus.SUSPENDED,
+    "sesn_failed": SandboxStatus.FAILED,
+}
+SNAPSHOT: Final = "snap-of-nobody"
+_ENVIRON: Final = {
+    "ANTHROPIC_ENVIRONMENT_ID": ENVIRONMENT,
+    "ANTHROPIC_ENVIRONMENT_KEY": "an-environment-key-of-nobody",
+    "ANTHROPIC_BASE_URL": "http://127.0.0.1:9",
+    "TENSORLAKE_API_KEY": "a-tensorlake-key-of-nobody",
+    "TENSORLAKE_API_URL": "http://127.0.0.1:9",
+    "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
+    "FUNCTIONS_TOKEN": TOKEN,
+    "RACE_MAX_BRANCHES": "16",
+}
+_LACKS: Final[Mapping[Profile, Mapping[str, str]]] = {
+    Profile.WHOLE: {},
+    Profile.NO_TOKEN: {"FUNCTIONS_TOKEN": ""},
+    Profile.NO_KEY: {"ANTHROPIC_WEBHOOK_SIGNING_KEY": ""},
+    Profile.BAD_KEY: {"ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_no+base64!"},
+    Profile.LOST_FILES: {
+        "FUNCTIONS_TOKEN": f"file:{LOST_FILE}/token",
+        "ANTHROPIC_WEBHOOK_SIGNING_KEY": f"file:{LOST_FILE}/key",
+    },
+}
+SECRETS: Final = (
+    TOKEN,
+    KEY,
+    KEY.removeprefix("whsec_"),
+    _ENVIRON["ANTHROPIC_ENVIRONMENT_KEY"],
+    _ENVIRON["TENSORLAKE_API_KEY"],
+    "whsec_no+base64!",
+)
+_LOGGERS: Final = ("functions", "shared", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "")
+
+
+class NothingQueued:
+    """ports.WorkQueue of an environment in which nothing happens and that knows no session."""
+
+    async def poll(self) -> PollOutcome:
+        await asyncio.sleep(0)
+        return Empty()
+
+    async def ack(self, work_id: str) -> Absent:
+        return Absent()
+
+    async def force_stop(self, work_id: str) -> Absent:
+        return Absent()
+
+    async def list_items(self, pages: int) -> Listing[ListedItem]:
+        return Listing((), complete=True)
+
+    async def session(self, session_id: str) -> SessionRecord | Absent:
+        await asyncio.sleep(0)
+        return Absent()
+
+    async def unanswered_calls(self, session_id: str) -> Sequence[str]:
+        return ()
+
+    async def interrupt(self, session_id: str) -> Absent:
+        return Absent()
+
+    async def aclose(self) -> None:
+        return None
+
+
+class Records(logging.Handler):
+    """Everything that is logged, as text, exceptions included."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Records]:
+    """What the project's, the server's and any other logger say inside the block; all are as before after it."""
+    records = Records()
+    before = []
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        before.append((logger, logger.handlers, logger.propagate, logger.level))
+        logger.handlers, logger.propagate = [records], False
+        logger.setLevel(logging.DEBUG if name in ("functions", "shared") else logging.INFO)
+    try:
+        yield records
+    finally:
+        for logger, handlers, propagate, level in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+
+
+@cache
+def settings_of(profile: Profile) -> Settings:
+    return Settings.from_environ({**_ENVIRON, **_LACKS[profile]})
+
+
+def bundle_for(profile: Profile) -> Bundle:
+    """A bundle whose queue is empty and whose host has a sandbox in each state that a race may find."""
+    bundle = Bundle(settings_of(profile), background=False)
+    host = FakeHost(program=_program, latency=0.0)
+    for session, status in SESSIONS.items():
+        host.add(naming.sandbox_name(bundle.settings.prefix, ENVIRONMENT, session), status)
+    host.snapshots[SNAPSHOT] = {}
+    host._taken_of[SNAPSHOT] = "gone"
+    queue: WorkQueue = NothingQueued()
+    bundle.host = host
+    bundle._queues = {ENVIRONMENT: queue}
+    return bundle
+
+
+async def _program(call: Call) -> CommandOutput:
+    """What a program does is chosen by its first word, so that a request can ask for it."""
+    words = call.argv[-1].split() if call.argv[:2] == ("sh", "-c") else call.argv
+    match words:
+        case ["fail", *_]:
+            return CommandOutput(3, "", "no luck", timed_out=False)
+        case ["score", *_, said]:
+            return CommandOutput(0, f"{said}\n", "", timed_out=False)
+        case ["sleep", *_]:
+            await asyncio.sleep(20)
+    return CommandOutput(0, "1\n", "", timed_out=False)
+
+
+@cache
+def application(door: Door) -> ASGIApp:
+    if door is Door.APP:
+        return our_app
+    framework: Any = importlib.import_module("functions_framework.aio")
+    with recorded():  # the module configures logging when it is loaded
+        made: ASGIApp = framework.create_asgi_app("bundle", str(ROOT / "functions" / "main.py"))
+    return made
+
+
+def ask(case: Case) -> Answer:
+    """Sends one request and waits for everything that it set off."""
+    application(case.door)
+    answer = Answer()
+    began = time.thread_time()
+    with recorded() as records, contextlib.redirect_stderr(io.StringIO()) as shouted:
+        try:
+            run_virtual(lambda clock: _ask(case, answer, clock))
+        except (Exception, NothingLeftToDoError) as error:
+            answer.raised = error
+    answer.cpu_seconds = time.thread_time() - began
+    answer.log = records.lines + ([shouted.getvalue()] if shouted.getvalue() else [])
+    return answer
+
+
+async def _ask(case: Case, answer: Answer, clock: Callable[[], float]) -> None:
+    bundle = bundle_for(case.profile)
+    host = bundle.host
+    assert isinstance(host, FakeHost)
+    before = _existing(host)
+    preloaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    preloaded.set_result(None)
+    scope: MutableMapping[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": case.method,
+        "scheme": "http",
+        "path": case.path,
+        "raw_path": case.path.encode("ascii", "replace"),
+        "root_path": "",
+        "query_string": case.query,
+        "headers": [(name.lower(), value) for name, value in case.all_headers()],
+        "client": ("192.0.2.1", 50_000),
+        "server": ("192.0.2.2", 5051),
+        "state": {"bundle": bundle, "preload": preloaded},
+    }
+    sender = _Sender(case, answer)
+    try:
+        await application(case.door)(scope, sender.receive, sender.send)
+    finally:
+        answer.seconds = clock()
+        await bundle.aclose()
+    answer.left = tuple(sorted(_existing(host) - before))
+
+
+def _existing(host: FakeHost) -> set[str]:
+    """Ids, since a sandbox may rightly be renamed."""
+    alive = {box.record.id for box in host.boxes.values() if box.record.status is not SandboxStatus.TERMINATED}
+    return alive | set(host.snapshots)
+
+
+class _Sender:
+    """The server's side of one ASGI exchange."""
+
+    def __init__(self, case: Case, answer: Answer) -> None:
+        self._case = case
+        self._parts = list(case.parts)
+        self._answer = answer
+        self._ended = False
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        if self._parts:
+            part = self._parts.pop(0)
+            await asyncio.sleep(part.after)
+            more = bool(self._parts) or self._case.ending in (Ending.CUT, Ending.STALLED)
+            self._ended = not more
+            return {"type": "http.request", "body": part.data, "more_body": more}
+        match self._case.ending:
+            case Ending.CUT:
+                return {"type": "http.disconnect"}
+            case Ending.COMPLETE | Ending.HUNG_UP if not self._ended:
+                self._ended = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            case Ending.HUNG_UP:
+                await asyncio.sleep(1)
+                return {"type": "http.disconnect"}
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("nobody sets this future")
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            assert self._answer.status is None, "two answers to one request"
+            self._answer.status = message["status"]
+            self._answer.headers = list(message.get("headers", []))
+        elif message["type"] == "http.response.body":
+            self._answer.body += message.get("body", b"")
