@@ -1,8 +1,9 @@
 """What all handlers of one process share: the settings and the clients of both services.
 
 A server builds a Bundle when it starts and hands it over in the ASGI lifespan state; a runtime without a lifespan
-(functions-framework, Lambda) gets one that is built on the first request. Building one opens nothing and imports no
-SDK: both adapters connect on their first call (contract runtimes 0).
+(functions-framework, Lambda) gets one that is built on the first request. Building one opens nothing and imports
+neither the core nor an SDK: a cold start that only has to refuse a stranger pays for none of it (tests/benchmarks,
+cold_start), and both adapters connect on their first call (contract runtimes 0).
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 
-from shared.claims.dispatcher import Dispatcher
 from shared.claims.wakeups import SingleFlight
-from shared.claude_queue import ClaudeQueue
 from shared.deadline import Deadline
-from shared.models import DrainReport, TickReport
-from shared.ports import SandboxHost, WorkQueue
-from shared.reconcile.reconciler import Reconciler
-from shared.reconcile.report import ReconcileReport
 from shared.settings import Environment, Settings
-from shared.tensorlake_host import TensorlakeHost
+
+if TYPE_CHECKING:
+    from shared.claims.dispatcher import Dispatcher
+    from shared.models import DrainReport, TickReport
+    from shared.ports import SandboxHost, WorkQueue
+    from shared.reconcile.reconciler import Reconciler
+    from shared.reconcile.report import ReconcileReport
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +40,40 @@ class Bundle:
     def __init__(self, settings: Settings, *, background: bool) -> None:
         self.settings = settings
         self.background = background if settings.drain_mode == "auto" else settings.drain_mode == "background"
-        self.host: SandboxHost = TensorlakeHost(
-            api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=settings.times.bind
-        )
-        self._queues: Mapping[str, WorkQueue] = {
-            environment.id: ClaudeQueue(
-                base_url=settings.anthropic_url,
-                environment_id=environment.id,
-                key=environment.key,
-                reclaim_seconds=settings.times.reclaim,
-            )
-            for environment in settings.environments.values()
-        }
+        self._queues: dict[str, WorkQueue] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.drains: SingleFlight[Sequence[DrainReport]] = SingleFlight(self.drain)
 
+    @cached_property
+    def host(self) -> SandboxHost:
+        from shared.tensorlake_host import TensorlakeHost
+
+        settings = self.settings
+        return TensorlakeHost(
+            api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=settings.times.bind
+        )
+
+    def queue(self, environment: Environment) -> WorkQueue:
+        from shared.claude_queue import ClaudeQueue
+
+        if environment.id not in self._queues:
+            self._queues[environment.id] = ClaudeQueue(
+                base_url=self.settings.anthropic_url,
+                environment_id=environment.id,
+                key=environment.key,
+                reclaim_seconds=self.settings.times.reclaim,
+            )
+        return self._queues[environment.id]
+
     def dispatcher(self, environment: Environment) -> Dispatcher:
-        return Dispatcher(self.settings, environment, self._queues[environment.id], self.host)
+        from shared.claims.dispatcher import Dispatcher
+
+        return Dispatcher(self.settings, environment, self.queue(environment), self.host)
+
+    def reconciler(self, environment: Environment) -> Reconciler:
+        from shared.reconcile.reconciler import Reconciler
+
+        return Reconciler(self.settings, environment, self.queue(environment), self.host)
 
     async def drain(self) -> Sequence[DrainReport]:
         """Drain every environment, side by side: a webhook does not say which one it is about (contract claude 9.1)."""
@@ -66,11 +85,10 @@ class Bundle:
             ]
         return [task.result() for task in tasks]
 
-    def reconciler(self, environment: Environment) -> Reconciler:
-        return Reconciler(self.settings, environment, self._queues[environment.id], self.host)
-
     async def tick(self) -> TickReport:
         """One tick: drain, with whatever drain is due anyway, then repair. A dry run claims nothing."""
+        from shared.models import TickReport
+
         began = time.monotonic()
         drains = () if self.settings.dry_run else await asyncio.shield(self.drains.wake())
         deadline = Deadline.after(self.settings.reconcile.deadline)
@@ -106,7 +124,8 @@ class Bundle:
             await asyncio.wait(self._tasks, timeout=self.settings.reconcile.deadline)
         for queue in self._queues.values():
             await queue.aclose()
-        await self.host.aclose()
+        if "host" in self.__dict__:  # it was used
+            await self.host.aclose()
 
 
 _of_this_process: tuple[asyncio.AbstractEventLoop, Bundle] | None = None

@@ -15,7 +15,6 @@ from functions.auth import require_token
 from functions.bundle import bundle_of
 from functions.http import HttpError, not_configured, read_body, require_method
 from shared.errors import SecretUnavailable, SettingsError
-from shared.models import to_json
 
 log = logging.getLogger(__name__)
 
@@ -31,4 +30,6 @@ async def poll_tick(request: Request) -> Response:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
+    from shared.models import to_json  # not needed to refuse a stranger
+
     return Response(to_json(await bundle.tick()), media_type="application/json")

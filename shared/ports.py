@@ -16,6 +16,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
+from shared.egress import EgressPolicy
+
 _Row = TypeVar("_Row")
 
 
@@ -170,19 +172,6 @@ class SandboxStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class EgressPolicy:
-    """What a sandbox may reach: everything but `deny`, or with a non-empty `allow` nothing but that.
-
-    `internet` false and an empty `allow` block everything; with `allow` it only takes away the resolver, so that host
-    names in `allow` no longer work (the SDK's NetworkConfig).
-    """
-
-    internet: bool = True
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What a new sandbox is made of. `snapshot_id` restores a filesystem snapshot (whose image it is then)."""
 
@@ -193,7 +182,7 @@ class SandboxSpec:
     memory_mb: int | None = None
     disk_mb: int | None = None
     timeout_seconds: int | None = None
-    egress: EgressPolicy = EgressPolicy()
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +193,7 @@ class SandboxRecord:
     name: str | None
     status: SandboxStatus
     created_at: datetime | None = None
-    egress: EgressPolicy = EgressPolicy()
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
     timeout_seconds: int | None = None
 
 

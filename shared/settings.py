@@ -18,7 +18,6 @@ Nothing else in the project reads the process's environment, but for secrets tha
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,8 @@ from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from shared import naming
+from shared.egress import EgressPolicy
 from shared.errors import SettingsError
-from shared.ports import EgressPolicy
 from shared.secrets import Secret
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
@@ -84,7 +83,7 @@ class DrainLimits:
     deadline: float = 110.0
     max_items: int = 500
     concurrency: int = 64
-    polls_in_flight: int = 4
+    polls_in_flight: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +155,7 @@ class Settings:
             deadline=read.seconds("DRAIN_DEADLINE_SECONDS", 110.0),
             max_items=read.whole("DRAIN_MAX_ITEMS", 500),
             concurrency=read.whole("DRAIN_CONCURRENCY", 64),
-            polls_in_flight=read.whole("DRAIN_POLLS_IN_FLIGHT", 4),
+            polls_in_flight=read.whole("DRAIN_POLLS_IN_FLIGHT", 8),
         )
         _check_times(times, drain)
         return cls(
@@ -292,6 +291,8 @@ def _environment(id_: str, table: Mapping[str, Any]) -> Environment:
 
 
 def _tables(file: str) -> dict[str, dict[str, Any]]:
+    import tomllib  # a cold start with plain variables does without it
+
     try:
         tables = tomllib.loads(Path(file).read_text(encoding="utf-8")).get("environments")
     except OSError as error:

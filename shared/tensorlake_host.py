@@ -17,13 +17,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from shared.egress import EgressPolicy
 from shared.ports import (
     Absent,
     CommandOutput,
     Created,
     CreateOutcome,
     Doubtful,
-    EgressPolicy,
     FindOutcome,
     Listing,
     NameTaken,
@@ -262,7 +262,7 @@ class TensorlakeHost:
             info = await client.snapshot_and_wait(
                 sandbox_id,
                 timeout=self._bind_seconds,
-                poll_interval=0.25,
+                poll_interval=0.1,
                 snapshot_type=SnapshotType.FILESYSTEM,
             )
             return Snapshot(info.value.snapshot_id)

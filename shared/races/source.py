@@ -13,7 +13,8 @@ from typing import Final
 
 from shared import naming
 from shared.deadline import Clock, Deadline
-from shared.ports import Absent, Doubtful, EgressPolicy, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
+from shared.egress import EgressPolicy
+from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
 from shared.races.children import Children, NotMade, Pace
 from shared.races.commands import NotRun, Ran, Shell
 from shared.races.errors import BadRace, SetupFailed, SourceAbsent, SourceNotReady, SourceUnknown

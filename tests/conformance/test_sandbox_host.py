@@ -1,31 +1,46 @@
-"""What the core may rely on of ports.SandboxHost, held against the real SDK over real sockets."""
+"""What the core may rely on of ports.SandboxHost, held against the real SDK over real sockets.
+
+The tests that take a bench hold the model of the fault explorer to the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from infra.local.process import RunningService, start_service
+from shared.egress import EgressPolicy
 from shared.ports import (
     Absent,
     Created,
     Doubtful,
-    EgressPolicy,
+    Listing,
     NameTaken,
     ProcessSpec,
     ProcessState,
     Refused,
+    SandboxHost,
     SandboxRecord,
     SandboxSpec,
     SandboxStatus,
     Snapshot,
 )
-from shared.secrets import Secret
 from shared.tensorlake_host import TensorlakeHost
+from tests.conformance.benches import (
+    EXITS,
+    HEEDS,
+    TALKS,
+    HostBench,
+    ModelHosts,
+    OfflineHosts,
+    connected,
+    program,
+    until,
+)
 from tests.support.admin import Admin
 
 
@@ -35,13 +50,9 @@ def service() -> Iterator[RunningService]:
         yield running
 
 
-@contextlib.asynccontextmanager
-async def connected(service: RunningService, bind_seconds: float = 10.0) -> AsyncIterator[TensorlakeHost]:
-    host = TensorlakeHost(api_url=service.url, api_key=Secret("key", "no-key"), bind_seconds=bind_seconds)
-    try:
-        yield host
-    finally:
-        await host.aclose()
+@pytest.fixture(params=["model", "offline"])
+def bench(request: pytest.FixtureRequest) -> HostBench:
+    return ModelHosts() if request.param == "model" else OfflineHosts(request.getfixturevalue("service"))
 
 
 def scenario(service: RunningService, play: Callable[[TensorlakeHost], Awaitable[None]]) -> None:
@@ -52,23 +63,23 @@ def scenario(service: RunningService, play: Callable[[TensorlakeHost], Awaitable
     asyncio.run(run())
 
 
-async def created(host: TensorlakeHost, name: str) -> SandboxRecord:
+async def created(host: SandboxHost, name: str) -> SandboxRecord:
     outcome = await host.create(SandboxSpec(name=name))
     assert isinstance(outcome, Created), outcome
     return outcome.sandbox
 
 
-def test_i2_of_many_creates_with_one_name_exactly_one_succeeds(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_i2_of_many_creates_with_one_name_exactly_one_succeeds(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         outcomes = await asyncio.gather(*(host.create(SandboxSpec(name="race-one")) for _ in range(20)))
         assert sum(isinstance(outcome, Created) for outcome in outcomes) == 1
         assert sum(isinstance(outcome, NameTaken) for outcome in outcomes) == 19
 
-    scenario(service, play)
+    bench.play(play)
 
 
-def test_a_sandbox_is_found_by_name_and_by_id_until_it_is_ended(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_a_sandbox_is_found_by_name_and_by_id_until_it_is_ended(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         egress = EgressPolicy(allow=("api.example.com",))
         outcome = await host.create(SandboxSpec(name="found", egress=egress))
         assert isinstance(outcome, Created)
@@ -81,14 +92,13 @@ def test_a_sandbox_is_found_by_name_and_by_id_until_it_is_ended(service: Running
         assert isinstance(await host.find("found"), Absent)
         assert isinstance(await host.find("never-there"), Absent)
 
-    scenario(service, play)
+    bench.play(play)
 
 
-def test_a_process_is_started_by_name_watched_and_killed(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_a_process_is_started_by_name_watched_and_killed(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "processes")
-        process = ProcessSpec("talker", "/bin/sh", ["-c", "echo $WORD; sleep 60"], {"WORD": "hello"})
-        assert await host.start(sandbox.id, process) is None
+        assert await host.start(sandbox.id, program("talker", TALKS)) is None
         await until(lambda: said(host, sandbox.id, "talker", "hello"))
         state = await host.process_state(sandbox.id, "talker")
         assert isinstance(state, ProcessState) and state.running
@@ -97,31 +107,31 @@ def test_a_process_is_started_by_name_watched_and_killed(service: RunningService
         assert isinstance(await host.process_state(sandbox.id, "nobody"), Absent)
         assert isinstance(await host.process_output(sandbox.id, "nobody"), Absent)
 
-    scenario(service, play)
+    bench.play(play)
 
 
-def test_a_second_start_of_one_name_is_harmless(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_a_second_start_of_one_name_is_harmless(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "twice")
-        process = ProcessSpec("once", "/bin/sh", ["-c", "echo x >> /workspace/starts; sleep 60"])
+        process = program("once", TALKS)
         assert await host.start(sandbox.id, process) is None
         assert await host.start(sandbox.id, process) is None
         await asyncio.sleep(0.3)
-        assert await host.read_file(sandbox.id, "/workspace/starts", 100) == b"x\n"
+        assert await host.process_output(sandbox.id, "once") == ["hello"]
 
-    scenario(service, play)
+    bench.play(play)
 
 
-def test_exit_codes_of_named_processes_are_remembered(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_exit_codes_of_named_processes_are_remembered(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "exits")
-        assert await host.start(sandbox.id, ProcessSpec("seven", "/bin/sh", ["-c", "exit 7"])) is None
+        assert await host.start(sandbox.id, program("seven", EXITS)) is None
         await until(lambda: over(host, sandbox.id, "seven"))
         listed = await host.process_names(sandbox.id)
         assert not isinstance(listed, Absent | Doubtful)
         assert [(process.name, process.exit_code) for process in listed] == [("seven", 7)]
 
-    scenario(service, play)
+    bench.play(play)
 
 
 def test_a_command_gives_its_status_and_both_outputs(service: RunningService) -> None:
@@ -140,19 +150,19 @@ def test_a_command_gives_its_status_and_both_outputs(service: RunningService) ->
     scenario(service, play)
 
 
-def test_files_are_written_and_read_and_a_large_one_is_refused(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_files_are_written_and_read_and_a_large_one_is_refused(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "files")
         assert await host.write_file(sandbox.id, "/workspace/deep/file", b"\0bytes") is None
         assert await host.read_file(sandbox.id, "/workspace/deep/file", 100) == b"\0bytes"
         assert isinstance(await host.read_file(sandbox.id, "/workspace/deep/file", 3), Refused)
         assert isinstance(await host.read_file(sandbox.id, "/workspace/none", 100), Absent)
 
-    scenario(service, play)
+    bench.play(play)
 
 
-def test_suspend_and_resume_settle_before_they_return(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_suspend_and_resume_settle_before_they_return(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "sleeper")
         for act, status in ((host.suspend, SandboxStatus.SUSPENDED), (host.resume, SandboxStatus.RUNNING)):
             for _ in range(2):
@@ -160,7 +170,80 @@ def test_suspend_and_resume_settle_before_they_return(service: RunningService) -
                 found = await host.find(sandbox.id)
                 assert isinstance(found, SandboxRecord) and found.status is status
 
-    scenario(service, play)
+    bench.play(play)
+
+
+def test_a_rename_frees_the_name_and_takes_no_name_away(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
+        first, second = await created(host, "mine"), await created(host, "yours")
+        assert isinstance(await host.rename(first.id, "yours"), Refused)
+        assert await host.rename(first.id, "gone-mine") is None
+        assert isinstance(await host.find("mine"), Absent)
+        for key in (first.id, "gone-mine"):
+            found = await host.find(key)
+            assert isinstance(found, SandboxRecord) and (found.id, found.name) == (first.id, "gone-mine")
+        fresh = await created(host, "mine")
+        assert len({first.id, second.id, fresh.id}) == 3
+
+    bench.play(play)
+
+
+def test_a_list_shows_what_is_there_with_its_name_and_status(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
+        awake, asleep, ended = [await created(host, f"listed-{number}") for number in range(3)]
+        await host.suspend(asleep.id)
+        await host.terminate(ended.id)
+        listing = await host.list_sandboxes()
+        assert isinstance(listing, Listing) and listing.complete
+        shown = {row.id: (row.name, row.status) for row in listing.rows}
+        assert shown[awake.id] == ("listed-0", SandboxStatus.RUNNING)
+        assert shown[asleep.id] == ("listed-1", SandboxStatus.SUSPENDED)
+        assert shown.get(ended.id, (None, SandboxStatus.TERMINATED))[1] is SandboxStatus.TERMINATED
+        assert all(row.created_at is not None for row in listing.rows)
+
+    bench.play(play)
+
+
+def test_a_look_at_a_sleepers_processes_wakes_it_and_they_live_on(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
+        sandbox = await created(host, "woken")
+        await host.start(sandbox.id, program("talker", TALKS))
+        assert await host.suspend(sandbox.id) is None
+        listed = await host.process_names(sandbox.id)
+        assert not isinstance(listed, Absent | Doubtful)
+        assert [(process.name, process.running) for process in listed] == [("talker", True)]
+        found = await host.find("woken")
+        assert isinstance(found, SandboxRecord) and found.status is SandboxStatus.RUNNING
+
+    bench.play(play)
+
+
+def test_an_idle_sandbox_falls_asleep_unless_it_is_touched(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
+        lonely = await host.create(SandboxSpec(name="lonely", timeout_seconds=1))
+        touched = await host.create(SandboxSpec(name="touched", timeout_seconds=1))
+        assert isinstance(lonely, Created) and isinstance(touched, Created)
+        for _ in range(10):
+            await asyncio.sleep(0.2)
+            assert await host.touch(touched.sandbox.id) is None
+        for sandbox, status in ((lonely, SandboxStatus.SUSPENDED), (touched, SandboxStatus.RUNNING)):
+            found = await host.find(sandbox.sandbox.id)
+            assert isinstance(found, SandboxRecord) and found.status is status
+
+    bench.play(play)
+
+
+def test_a_process_is_asked_to_stop(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
+        sandbox = await created(host, "asked")
+        assert await host.start(sandbox.id, program("heeds", HEEDS)) is None
+        await until(lambda: said(host, sandbox.id, "heeds", "hello"))
+        assert await host.signal(sandbox.id, "heeds", signal.SIGTERM) is None
+        await until(lambda: over(host, sandbox.id, "heeds"))
+        state = await host.process_state(sandbox.id, "heeds")
+        assert isinstance(state, ProcessState) and state.exit_code == 5
+
+    bench.play(play)
 
 
 def test_a_snapshot_can_be_restored_and_deleted(service: RunningService) -> None:
@@ -178,14 +261,16 @@ def test_a_snapshot_can_be_restored_and_deleted(service: RunningService) -> None
     scenario(service, play)
 
 
-def test_what_is_done_to_an_ended_sandbox_finds_it_absent(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+def test_what_is_done_to_an_ended_sandbox_finds_it_absent(bench: HostBench) -> None:
+    async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "ended")
         assert await host.terminate(sandbox.id) is None
         assert isinstance(await host.start(sandbox.id, ProcessSpec("late", "true", [])), Absent)
         assert isinstance(await host.write_file(sandbox.id, "/workspace/late", b""), Absent)
+        assert isinstance(await host.process_names(sandbox.id), Absent)
+        assert isinstance(await host.create(SandboxSpec(name="ended")), Created), "its name is free"
 
-    scenario(service, play)
+    bench.play(play)
 
 
 def test_an_unknown_image_is_refused_with_the_services_words(service: RunningService) -> None:
@@ -232,17 +317,11 @@ def test_i7_a_call_to_a_service_that_does_not_answer_ends(service: RunningServic
     asyncio.run(play())
 
 
-async def said(host: TensorlakeHost, sandbox_id: str, process: str, line: str) -> bool:
+async def said(host: SandboxHost, sandbox_id: str, process: str, line: str) -> bool:
     lines = await host.process_output(sandbox_id, process)
     return not isinstance(lines, Absent | Doubtful) and line in lines
 
 
-async def over(host: TensorlakeHost, sandbox_id: str, process: str) -> bool:
+async def over(host: SandboxHost, sandbox_id: str, process: str) -> bool:
     state = await host.process_state(sandbox_id, process)
     return isinstance(state, ProcessState) and not state.running
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)

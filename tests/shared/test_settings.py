@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.egress import EgressPolicy
 from shared.errors import SecretUnavailable, SettingsError
-from shared.ports import EgressPolicy
 from shared.secrets import CACHE_SECONDS, Secret
 from shared.settings import Settings
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.ports import CommandOutput, EgressPolicy, SandboxStatus
+from shared.egress import EgressPolicy
+from shared.ports import CommandOutput, SandboxStatus
 from shared.races import errors
 from shared.races.models import BranchReport
 from shared.races.naming import parse_race_name

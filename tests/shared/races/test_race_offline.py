@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from image.session.claim import STATE_DIRECTORY
 from shared import naming
-from shared.ports import CommandOutput, Created, EgressPolicy, SandboxHost, SandboxSpec
+from shared.egress import EgressPolicy
+from shared.ports import CommandOutput, Created, SandboxHost, SandboxSpec
 from shared.races.models import BranchReport, RaceReport, RaceRequest
 from shared.races.race import run_race
 from shared.tensorlake_host import TensorlakeHost
