@@ -7,17 +7,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from tests.faults.explorer.plan import Plan, plan_of
+from tests.faults.explorer.plan import ORDINARY, Plan, plan_of
 from tests.faults.explorer.run import Result, prepared, run
 from tests.support.model.loop import VirtualLoop
-from tests.support.model.sandboxes import Manner
 from tests.support.model.truth import Violation
 from tests.support.model.worker import Rules
 
 _PARTS: Final = (
-    "sessions", "point_faults", "timed_faults", "crashes", "line_faults", "boot_faults", "hook_faults", "healthchecks",
+    "point_faults", "timed_faults", "crashes", "line_faults", "boot_faults", "hook_faults", "healthchecks",
     "wakes",
 )  # fmt: skip
 
@@ -64,7 +63,7 @@ def explore(
     """Runs the plans `seed`-0, `seed`-1, ... until as many have failed as asked for."""
     found = Exploration()
     began = time.perf_counter()
-    with prepared() as loop, _rare_collections():
+    with prepared() as loop, rare_collections():
         for number in range(runs):
             plan = plan_of(f"{seed}-{number}")
             result = run(plan, loop, rules=rules)
@@ -82,13 +81,14 @@ def explore(
     return found
 
 
-class _rare_collections:
+class rare_collections:
     """Each run leaves cycles (tasks, futures), and collecting them at each step would cost a fifth of the time."""
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         gc.collect()
         gc.freeze()
         gc.disable()
+        return self
 
     def __exit__(self, *_: object) -> None:
         gc.enable()
@@ -129,30 +129,30 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
     """Plans with less in them, the boldest cuts first."""
     for name in _PARTS:
         part: tuple[Any, ...] = getattr(plan, name)
-        if len(part) > 2 and name != "sessions":
-            yield replace(plan, **{name: ()})
-            yield replace(plan, **{name: part[: len(part) // 2]})
-            yield replace(plan, **{name: part[len(part) // 2 :]})
+        if len(part) > 2:
+            yield _with(plan, name, ())
+            yield _with(plan, name, part[: len(part) // 2])
+            yield _with(plan, name, part[len(part) // 2 :])
+    last = len(plan.sessions) - 1
+    struck = {fault.session for fault in plan.point_faults} | {fault.session for fault in plan.timed_faults}
+    if last and last not in struck:
+        yield replace(plan, sessions=plan.sessions[:-1])
     for name in _PARTS:
         part = getattr(plan, name)
-        if name == "sessions":
-            if len(part) > 1 and not _faults_beyond(plan, len(part) - 1):
-                yield replace(plan, sessions=part[:-1])
-            continue
         for index in range(len(part)):
-            yield replace(plan, **{name: part[:index] + part[index + 1 :]})
+            yield _with(plan, name, (*part[:index], *part[index + 1 :]))
     for index, session in enumerate(plan.sessions):
-        for candidate in [replace(session, ends=None)] if session.ends else []:
-            yield replace(plan, sessions=plan.sessions[:index] + (candidate,) + plan.sessions[index + 1 :])
+        quieter = [replace(session, ends=None)] if session.ends else []
         if len(session.turns) > 1:
-            for turns in (session.turns[:-1], session.turns[1:]):
-                candidate = replace(session, turns=turns)
-                yield replace(plan, sessions=plan.sessions[:index] + (candidate,) + plan.sessions[index + 1 :])
+            quieter += [replace(session, turns=session.turns[:-1]), replace(session, turns=session.turns[1:])]
+        for candidate in quieter:
+            yield replace(plan, sessions=(*plan.sessions[:index], candidate, *plan.sessions[index + 1 :]))
     if plan.retire:
         yield replace(plan, retire=False)
-    if plan.manner != Manner():
-        yield replace(plan, manner=Manner())
+    if plan.manner != ORDINARY:
+        yield replace(plan, manner=ORDINARY)
 
 
-def _faults_beyond(plan: Plan, session: int) -> bool:
-    return any(fault.session >= session for fault in (*plan.point_faults, *plan.timed_faults))
+def _with(plan: Plan, name: str, part: tuple[Any, ...]) -> Plan:
+    changed: dict[str, Any] = {name: part}
+    return replace(plan, **changed)

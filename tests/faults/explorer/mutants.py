@@ -5,10 +5,9 @@ A mutant that the explorer lets live shows a rule that nothing checks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -21,7 +20,11 @@ from shared.models import DrainEnd, ItemEnd
 from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, Refused, WorkItem
 from shared.reconcile import view
 from shared.reconcile.acting import Hands
+from tests.faults.explorer.explore import rare_collections
+from tests.faults.explorer.plan import plan_of
+from tests.faults.explorer.run import prepared, run
 from tests.support.model.ports import ModelHost, ModelQueue
+from tests.support.model.truth import Violation
 from tests.support.model.worker import Rules
 
 Patched = Callable[[], AbstractContextManager[None]]
@@ -125,6 +128,24 @@ async def _claims_for_ever(self: _Drain) -> bool:
     await self._slots.acquire()
     self._claimed += 1
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    runs: int
+    violations: tuple[Violation, ...]
+
+
+def kill(mutant: Mutant, seed: str, most_runs: int) -> Kill | None:
+    """The first plan that breaks one of the mutant's rules under the mutant, and none without it."""
+    with prepared() as loop, rare_collections():
+        for number in range(most_runs):
+            plan = plan_of(f"{seed}-{number}")
+            with mutant.patched():
+                found = run(plan, loop, rules=mutant.rules).violations
+            if any(violation.rule in mutant.broken for violation in found) and not run(plan, loop).violations:
+                return Kill(number + 1, found)
+    return None
 
 
 def _mutant(name: str, broken: str, *changes: tuple[Any, str, Any], rules: Rules | None = None) -> Mutant:

@@ -13,6 +13,7 @@ from tests.support.model.lines import CRASHES, Meets
 from tests.support.model.sandboxes import Manner
 from tests.support.model.worker import Habits
 
+ORDINARY: Final = Manner()
 CHAOS: Final = 100.0  # seconds until the last fault
 What = Literal["kill", "end", "fail", "suspend", "expire", "outage"]
 """Done to a session's worker (kill), sandbox (end, fail, suspend), lease (expire), or connection (outage)."""
@@ -104,7 +105,7 @@ class Plan:
     seed: str
     copies: int
     sessions: tuple[SessionPlan, ...]
-    manner: Manner = Manner()
+    manner: Manner = ORDINARY
     slow: float = 4.0
     resume_suspended: bool = True
     eager: bool = False  # sandboxes are suspended, marked and ended after seconds

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
+from unittest.mock import patch
 
 from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
@@ -97,17 +98,15 @@ def run(plan: Plan, loop: VirtualLoop, *, rules: Rules | None = None, tracing: b
 def prepared() -> Iterator[VirtualLoop]:
     """A loop for many runs; the product's logs are off, and the worker's digest is computed once."""
     before = logging.root.manager.disable
-    original = dispatcher_module.digest
     logging.disable(logging.CRITICAL)
-    dispatcher_module.digest = functools.cache(digest)
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     try:
-        yield loop
+        with patch.object(dispatcher_module, "digest", functools.cache(digest)):
+            yield loop
     finally:
         asyncio.set_event_loop(None)
         loop.close()
-        dispatcher_module.digest = original
         logging.disable(before)
 
 
@@ -216,7 +215,7 @@ class _World:
 
     def __init__(self, plan: Plan, loop: VirtualLoop, rules: Rules, tracing: bool) -> None:
         self.plan = plan
-        self.loop: VirtualLoop = loop
+        self.loop: asyncio.AbstractEventLoop = loop
         self.rules = rules
         self.truth = Truth(tracing=tracing)
         self.lost: set[str] = set()  # sessions whose worker or sandbox died

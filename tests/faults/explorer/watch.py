@@ -99,7 +99,9 @@ class Watch:
         working = [process.serial for process in self.working(session_id, box)]
         self.judge("I5", not working, f"a sandbox is ended with a worker in it: {box.id}, {working}")
         holder = any(
-            other.exists and other is not box and self.session_of(other) == (session_id, False)
+            other is not box
+            and (other.exists or other.since > self.now() - LOOK)
+            and self.session_of(other) == (session_id, False)
             for other in self.sandboxes.boxes.values()
         )
         item = self.old_item(session_id)
@@ -108,8 +110,10 @@ class Watch:
         self.judge("I5", not early, f"a sandbox is ended too soon after its mark: {box.id}")
 
     def _over(self, session_id: str, box: Box) -> bool:
-        """Is there a reason for the session's sandbox to go?"""
+        """Is there a reason for the session's sandbox to go, or was there at a look that may still be relied on?"""
         session = self.claude.sessions[session_id]
+        if session.updated_at > self.now() - LOOK:
+            return True
         slept = self.now() - max(session.updated_at, box.created_at)
         return session.over is not None or slept > self.settings.reconcile.retention - LOOK
 

@@ -126,9 +126,9 @@ class Line:
             return
         if isinstance(result, asyncio.Future):
             result.add_done_callback(
-                lambda done: self.loop.call_later(back, _settle, answer, done.result(), None)
-                if not done.cancelled()
-                else None
+                lambda done: (
+                    self.loop.call_later(back, _settle, answer, done.result(), None) if not done.cancelled() else None
+                )
             )
             self.loop.call_later(max(0.0, left), _settle, answer, None, LostError("timed out"))
             return

@@ -14,7 +14,6 @@ from shared.ports import (
     Created,
     CreateOutcome,
     Doubtful,
-    EgressPolicy,
     Empty,
     FindOutcome,
     ListedItem,
@@ -202,9 +201,7 @@ class ModelHost:
     async def _settling(
         self, method: str, sandbox_id: str, act: Callable[[Box], asyncio.Future[None]], wanted: SandboxStatus
     ) -> Absent | Refused | Doubtful | None:
-        outcome = await self._call(
-            method, lambda: self._with(sandbox_id, lambda box: act(box)), sandbox_id, self._bind
-        )
+        outcome = await self._call(method, lambda: self._with(sandbox_id, lambda box: act(box)), sandbox_id, self._bind)
         if outcome is None and self._sandboxes.boxes[sandbox_id].status is not wanted:
             return Doubtful("it became something else")
         result: Absent | Refused | Doubtful | None = outcome
@@ -234,29 +231,32 @@ class ModelHost:
         return None if isinstance(outcome, Process) or outcome == Refused(409, "HTTP 409") else outcome
 
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
-        return _not_refused(
+        outcome: Sequence[ProcessState] | Absent | Doubtful = _not_refused(
             await self._inside(
                 "process_names", sandbox_id, lambda box: [_state(process) for process in box.processes.values()]
             )
         )
+        return outcome
 
     async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
-        return _not_refused(
+        outcome: Sequence[str] | Absent | Doubtful = _not_refused(
             await self._inside(
                 "process_output",
                 sandbox_id,
                 lambda box: list(box.processes[name].lines) if name in box.processes else Absent(),
             )
         )
+        return outcome
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
-        return _not_refused(
+        outcome: ProcessState | Absent | Doubtful = _not_refused(
             await self._inside(
                 "process_state",
                 sandbox_id,
                 lambda box: _state(box.processes[name]) if name in box.processes else Absent(),
             )
         )
+        return outcome
 
     async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
         outcome: Absent | Refused | Doubtful | None = await self._inside(
@@ -340,7 +340,7 @@ class ModelHost:
             if waking is None:
                 return act(box)
             answer: asyncio.Future[Any] = loop.create_future()
-            waking.add_done_callback(lambda _: answer.done() or answer.set_result(act(box) if box.exists else Absent()))
+            waking.add_done_callback(lambda _: answer.set_result(act(box) if box.exists else Absent()))
             return answer
 
         return await self._call(method, reach, sandbox_id)
@@ -357,7 +357,7 @@ class ModelHost:
             box.name,
             self._sandboxes.shown(box),
             moment(box.created_at),
-            EgressPolicy() if box.spec.egress is None else box.spec.egress,
+            box.spec.egress,
             box.spec.timeout_seconds,
         )
 

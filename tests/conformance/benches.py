@@ -1,0 +1,281 @@
+"""The two kinds of service that a port is held against: the model in virtual time, and the offline platform through
+the real adapter over real sockets. A test that takes a bench says the same of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anthropic
+import httpx
+
+from infra.local.process import RunningService
+from shared.claude_queue import ClaudeQueue
+from shared.ports import ProcessSpec, SandboxHost, WorkQueue
+from shared.secrets import Secret
+from shared.tensorlake_host import TensorlakeHost
+from tests.support.admin import Admin
+from tests.support.model.claude import Claude
+from tests.support.model.lines import Line
+from tests.support.model.loop import VirtualLoop
+from tests.support.model.ports import ModelHost, ModelQueue
+from tests.support.model.sandboxes import Manner, Process, Sandboxes
+from tests.support.model.truth import Truth
+
+API_KEY = "sk-ant-api-of-no-real-account"
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+# ---------------------------------------------------------------------------------------------------- the sandboxes
+
+TALKS = "echo hello; sleep 60"
+EXITS = "exit 7"
+HEEDS = 'trap "exit 5" TERM; echo hello; while :; do sleep 0.05; done'
+
+
+def program(name: str, script: str) -> ProcessSpec:
+    """One of the scripts above."""
+    return ProcessSpec(name, "/bin/sh", ["-c", script])
+
+
+class HostBench(Protocol):
+    def play(self, scenario: Callable[[SandboxHost], Awaitable[None]]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineHosts:
+    service: RunningService
+
+    def play(self, scenario: Callable[[SandboxHost], Awaitable[None]]) -> None:
+        async def run() -> None:
+            async with connected(self.service) as host:
+                await scenario(host)
+
+        asyncio.run(run())
+
+
+class ModelHosts:
+    def play(self, scenario: Callable[[SandboxHost], Awaitable[None]]) -> None:
+        _virtually(lambda loop, truth: scenario(self._host(loop, truth)))
+
+    def _host(self, loop: VirtualLoop, truth: Truth) -> SandboxHost:
+        return ModelHost(Sandboxes(loop, truth, Manner(), _script), _line(loop), bind=10.0)
+
+
+@contextlib.asynccontextmanager
+async def connected(service: RunningService, bind_seconds: float = 10.0) -> AsyncIterator[TensorlakeHost]:
+    host = TensorlakeHost(api_url=service.url, api_key=Secret("key", "no-key"), bind_seconds=bind_seconds)
+    try:
+        yield host
+    finally:
+        await host.aclose()
+
+
+async def _script(process: Process) -> int:
+    """What the scripts do, for the model."""
+    match process.spec.args[-1]:
+        case "exit 7":
+            return 7
+        case script if script == TALKS:
+            process.lines.append("hello")
+            await process.sleep(60.0)
+            return 0
+        case _:
+            process.lines.append("hello")
+            await process.stop_asked.wait()
+            await process.awake()
+            return 5
+
+
+# --------------------------------------------------------------------------------------------------- the work queue
+
+
+class QueueStage(Protocol):
+    """An empty environment, and what its users and workers do."""
+
+    def queue(self, reclaim: float) -> WorkQueue: ...
+
+    async def open(self, calls: int) -> str:
+        """A session whose first turn asks for so many tool calls at once; its id."""
+        ...
+
+    async def say(self, session_id: str, calls: int = 0) -> None: ...
+
+    async def answer(self, session_id: str, call: str) -> None: ...
+
+    async def archive(self, session_id: str) -> None: ...
+
+    async def delete(self, session_id: str) -> None: ...
+
+    async def healthcheck(self) -> None: ...
+
+    async def lapse(self, work_id: str) -> None:
+        """Let the item's lease end."""
+        ...
+
+    async def beat(self, work_id: str, expected: str) -> tuple[int, str | None, str]:
+        """Status, last heartbeat and the item's state, as the answer tells them."""
+        ...
+
+
+class QueueBench(Protocol):
+    def play(self, scenario: Callable[[QueueStage], Awaitable[None]]) -> None: ...
+
+
+class ModelQueues:
+    def play(self, scenario: Callable[[QueueStage], Awaitable[None]]) -> None:
+        _virtually(lambda loop, truth: scenario(_ModelStage(loop, Claude(loop, truth, lease=300.0))))
+
+
+@dataclass(slots=True)
+class _ModelStage:
+    loop: VirtualLoop
+    claude: Claude
+    opened: int = 0
+
+    def queue(self, reclaim: float) -> WorkQueue:
+        return ModelQueue(self.claude, _line(self.loop), reclaim=reclaim, environment_id="env_model")
+
+    async def open(self, calls: int) -> str:
+        self.opened += 1
+        return self.claude.open(f"sesn_{self.opened}", (calls,) if calls else (), 0.01).id
+
+    async def say(self, session_id: str, calls: int = 0) -> None:
+        self.claude.say(self.claude.sessions[session_id], (calls,) if calls else ())
+
+    async def answer(self, session_id: str, call: str) -> None:
+        assert self.claude.result(session_id, call)
+
+    async def archive(self, session_id: str) -> None:
+        assert self.claude.archive(self.claude.sessions[session_id])
+
+    async def delete(self, session_id: str) -> None:
+        assert self.claude.delete(self.claude.sessions[session_id])
+
+    async def healthcheck(self) -> None:
+        self.claude.enqueue_healthcheck()
+
+    async def lapse(self, work_id: str) -> None:
+        assert self.claude.expire(self.claude.items[work_id].session_id)
+
+    async def beat(self, work_id: str, expected: str) -> tuple[int, str | None, str]:
+        return _beat_answer(*self.claude.heartbeat(work_id, expected, "p1"))
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineQueues:
+    service: RunningService
+
+    def play(self, scenario: Callable[[QueueStage], Awaitable[None]]) -> None:
+        admin = Admin(self.service)
+        admin.call("POST", "keys/api", {"value": API_KEY})
+        api = anthropic.Anthropic(api_key=API_KEY, base_url=self.service.url)
+        agent = api.beta.agents.create(
+            name="conformance", model="claude-offline", tools=[{"type": "agent_toolset_20260401"}]
+        )
+        environment = api.beta.environments.create(name="conformance", config={"type": "self_hosted"})
+        key = admin.call("POST", "keys/environment", {"environment_id": environment.id})["value"]
+
+        async def run() -> None:
+            stage = _OfflineStage(self.service, admin, api, agent.id, environment.id, key, [])
+            try:
+                await scenario(stage)
+            finally:
+                for queue in stage.queues:
+                    await queue.aclose()
+
+        asyncio.run(run())
+
+
+@dataclass(slots=True)
+class _OfflineStage:
+    service: RunningService
+    admin: Admin
+    api: anthropic.Anthropic
+    agent_id: str
+    environment_id: str
+    key: str
+    queues: list[WorkQueue]
+
+    def queue(self, reclaim: float) -> WorkQueue:
+        queue = ClaudeQueue(
+            base_url=self.service.url,
+            environment_id=self.environment_id,
+            key=Secret("key", self.key),
+            reclaim_seconds=reclaim,
+        )
+        self.queues.append(queue)
+        return queue
+
+    async def open(self, calls: int) -> str:
+        created = self.api.beta.sessions.create(
+            agent=self.agent_id, environment_id=self.environment_id, initial_events=[_message(calls)]
+        )
+        return created.id
+
+    async def say(self, session_id: str, calls: int = 0) -> None:
+        self.api.beta.sessions.events.send(session_id, events=[_message(calls)])
+
+    async def answer(self, session_id: str, call: str) -> None:
+        result: Any = {"type": "user.tool_result", "tool_use_id": call, "content": [], "is_error": False}
+        self.api.beta.sessions.events.send(session_id, events=[result])
+
+    async def archive(self, session_id: str) -> None:
+        self.api.beta.sessions.archive(session_id)
+
+    async def delete(self, session_id: str) -> None:
+        self.api.beta.sessions.delete(session_id)
+
+    async def healthcheck(self) -> None:
+        self.admin.call("POST", "healthchecks", {"environment_id": self.environment_id})
+
+    async def lapse(self, work_id: str) -> None:
+        self.admin.call("POST", f"work/{work_id}/lapse")
+
+    async def beat(self, work_id: str, expected: str) -> tuple[int, str | None, str]:
+        answer = httpx.post(
+            f"{self.service.url}/v1/environments/{self.environment_id}/work/{work_id}/heartbeat",
+            params={"expected_last_heartbeat": expected},
+            headers={"authorization": f"Bearer {self.key}", "anthropic-beta": "managed-agents-2026-04-01"},
+            trust_env=False,
+        )
+        return _beat_answer(answer.status_code, answer.json())
+
+
+def _beat_answer(status: int, body: Any) -> tuple[int, str | None, str]:
+    told = body["error"]["details"]["current_state"] if status == 412 else body
+    return status, told["last_heartbeat"] or None, told["state"]
+
+
+def _message(calls: int) -> Any:
+    """To the scripted brain: one round of so many calls, none at all for 0."""
+    together = "".join(["  - {tool: bash, input: {command: 'true'}}\n"] * calls)
+    text = f"script:\n- calls:\n{together}" if calls else "nothing to run"
+    return {"type": "user.message", "content": [{"type": "text", "text": text}]}
+
+
+def _line(loop: VirtualLoop) -> Line:
+    return Line("test", loop, {}, random.Random("test"), 1.0, lambda who, what: None)
+
+
+def _virtually(play: Callable[[VirtualLoop, Truth], Awaitable[None]]) -> None:
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+
+    async def run() -> None:
+        await play(loop, Truth())
+
+    try:
+        loop.run(run(), most_steps=100_000)
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
