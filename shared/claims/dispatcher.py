@@ -134,7 +134,8 @@ class Dispatcher:
                 deadline=deadline.sooner(self.clock() + self.settings.times.handover),
             )
             if isinstance(outcome, handover.Ready):
-                return await self._ack(item, claimed_at)
+                end, reason = await self._ack(item, claimed_at)
+                return end, reason or _sdk_difference(outcome.sdk)
             reason = outcome.reason
             if not outcome.sandbox_gone:
                 return await self._failed(item, bound.sandbox.id, reason)
@@ -222,6 +223,12 @@ class Dispatcher:
             reason,
         )
         return report
+
+
+def _sdk_difference(worker_sdk: str) -> str:
+    """The worker's file is replaced where it is not ours; its SDK can only come with a new image."""
+    ours = handover.bundle_sdk()
+    return "" if worker_sdk == ours else f"the sandbox's SDK is {worker_sdk}, ours {ours}: rebuild the image"
 
 
 class _Drain:

@@ -8,7 +8,9 @@ with a back-off, since the SDK's `follow` returns only at the end of a stream (c
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
+import importlib.metadata
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +49,12 @@ class NotReady:
     sandbox_gone: bool = False
 
 
+@functools.cache
+def bundle_sdk() -> str:
+    """The version of the anthropic package that this bundle runs with."""
+    return importlib.metadata.version("anthropic")
+
+
 def attempt_prefix(item: WorkItem) -> str:
     """Names of this item's workers begin so. A work id may come again, with another time of creation."""
     digest = hashlib.sha256(f"{item.id}\n{item.created_at.isoformat()}".encode()).hexdigest()
@@ -71,8 +79,10 @@ async def hand_over(
                 return failed
             case None:
                 pass
-        match await _watch(host, sandbox_id, process.name, item.id, deadline):
-            case _WorkerMissing():
+        match await _watch(host, sandbox_id, process.name, item.id, claim.worker_digest, deadline):
+            case _Outdated(running=running):
+                if running:
+                    await host.kill(sandbox_id, process.name)
                 written = await host.write_file(sandbox_id, wire.worker_path(claim.worker_digest), build_archive())
                 if written is not None:
                     outcome = NotReady("the worker's file could not be written", sandbox_gone=written == Absent())
@@ -98,8 +108,11 @@ async def failures(host: SandboxHost, sandbox_id: str, item: WorkItem) -> list[s
     ]
 
 
-class _WorkerMissing:
-    """The interpreter found no worker file (an old sandbox or image)."""
+@dataclass(frozen=True, slots=True)
+class _Outdated:
+    """The sandbox has no worker file of ours: an old sandbox or image, or a file that was cut or changed since."""
+
+    running: bool
 
 
 async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadline: Deadline) -> NotReady | None:
@@ -123,8 +136,8 @@ async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadl
 
 
 async def _watch(
-    host: SandboxHost, sandbox_id: str, name: str, work_id: str, deadline: Deadline
-) -> Ready | NotReady | _WorkerMissing:
+    host: SandboxHost, sandbox_id: str, name: str, work_id: str, digest: str, deadline: Deadline
+) -> Ready | NotReady | _Outdated:
     pause = _FIRST_LOOK
     looks = 0
     said = "nothing"
@@ -140,13 +153,15 @@ async def _watch(
         if ended is not None and (ready is None or not ready.on_behalf):
             return NotReady(f"the worker ended: {ended.detail}")  # an ack now would leave nobody behind the item
         if ready is not None and ready.work_id == work_id:
+            if ready.worker != digest and not ready.on_behalf:
+                return _Outdated(running=True)
             return Ready(ready.sdk)
         if notices:
             said = notices[-1].word.value
         if over is not None and not isinstance(lines, Absent | Doubtful):
             # Its whole output has been read after its end, and it said neither ready nor why it ended.
             if over.exit_code == wire.Exit.UNREADABLE:
-                return _WorkerMissing()
+                return _Outdated(running=False)
             return NotReady(f"the worker ended: {_describe(over)}")
         if deadline.passed:
             return NotReady(f"no ready in time; the worker said {said}")

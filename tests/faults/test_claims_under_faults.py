@@ -7,17 +7,21 @@ dispatcher drain as ticks would, and then counts the lines.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from image.session.archive import build_archive, digest
+from image.session.claim import worker_path
 from shared.models import DrainReport, ItemEnd
 from shared.ports import Absent, Created, SandboxSpec
 from tests.support.admin import Admin
-from tests.support.world import ROOT, Place, running, until
+from tests.support.world import IMAGE, ROOT, Place, running, until
 
 PROMPT: Final = "$ echo ran >> /workspace/runs"
 CREATE: Final = {"method": "POST", "path": r"/sandboxes$"}
@@ -332,3 +336,57 @@ class TestTheHolderOfTheName:
         heal(place, session, turns=2)
         assert "ran" in place.answers(session)[-1]
         assert len(place.sandboxes()) == 1
+
+
+class TestAnOldSandbox:
+    """A sandbox or image from before this bundle gets the bundle's own worker."""
+
+    def test_an_image_without_our_worker_gets_it(self, place: Place, tmp_path: Path) -> None:
+        from tensorlake.image import start_build
+
+        dockerfile = tmp_path / "Dockerfile"
+        dockerfile.write_text("FROM debian\nRUN useradd agent\nWORKDIR /workspace\nUSER agent\n")
+        with as_tensorlake_user(place):
+            start_build(str(dockerfile), registered_name="of-last-year").wait()
+        place = place.adjusted(SANDBOX_IMAGE_NAME="of-last-year")
+        session = place.session(PROMPT)
+        (item,) = drain(place).items
+        assert item.end is ItemEnd.HANDED_OVER
+        place.wait_done(session)
+        assert_served_once(place, session)
+
+    def test_a_worker_file_that_was_changed_is_replaced_before_it_serves(self, place: Place) -> None:
+        session = place.session(PROMPT)
+
+        async def spoil() -> None:
+            async with place.dispatcher() as dispatcher:
+                outcome = await dispatcher.host.create(SandboxSpec(name=place.sandbox(session), image=IMAGE))
+                assert isinstance(outcome, Created)
+                # A zip file may have anything before it: it still runs, and has another digest.
+                changed = b"# changed\n" + build_archive()
+                path = worker_path(digest(build_archive()))
+                assert await dispatcher.host.write_file(outcome.sandbox.id, path, changed) is None
+
+        asyncio.run(spoil())
+        (item,) = drain(place).items
+        assert item.end is ItemEnd.HANDED_OVER
+
+        async def read() -> bytes:
+            async with place.dispatcher() as dispatcher:
+                sandbox = running(await dispatcher.host.find(place.sandbox(session)))
+                data = await dispatcher.host.read_file(sandbox.id, worker_path(digest(build_archive())), 10_000_000)
+                assert isinstance(data, bytes)
+                return data
+
+        assert asyncio.run(read()) == build_archive()
+        place.wait_done(session)
+        assert_served_once(place, session)
+
+
+@contextlib.contextmanager
+def as_tensorlake_user(place: Place) -> Iterator[None]:
+    """The image functions of the SDK read the process's environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TENSORLAKE_API_URL", "TENSORLAKE_API_KEY"):
+            patch.setenv(name, place.environ[name])
+        yield
