@@ -1,0 +1,85 @@
+"""The soak's one-minute version, and the proof that its report would tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.faults import soak
+from tests.faults.soak import Options, Played, Report
+from tests.faults.test_claims_under_faults import heal
+from tests.support.footprint import Sample, children, growth, measure, watching
+from tests.support.world import Place, World
+
+MINUTE = Options(seconds=40.0, sessions=8, users=4, settle=90.0)
+"""Sized for two cores that others use too: a slow machine begins fewer sessions."""
+
+
+@pytest.mark.timeout(360)
+def test_four_copies_under_faults_for_a_minute_lose_double_and_leave_nothing() -> None:
+    said: list[str] = []
+    report = soak.soak(MINUTE, said.append)
+    print(report.text())
+    assert report.problems == []
+    assert report.begun >= MINUTE.users
+    assert report.turns == soak.TURNS * report.begun
+    assert {growth.name for growth in report.growths} == {"uvicorn", "gunicorn", "tick loop 1", "tick loop 2"}
+    assert report.ticks["ticks"] > 10
+    both = {name.split()[0] for name, count in report.faults.items() if count}
+    assert both == {"claude", "tensorlake"}
+
+
+def samples(values: Sequence[tuple[int, int]]) -> list[Sample]:
+    return [Sample(float(second), rss * 1_000_000, files) for second, (rss, files) in enumerate(values)]
+
+
+def test_what_grows_after_the_warm_up_counts_and_what_grew_before_does_not() -> None:
+    leaking = growth("it", samples([(100 + second, 10 + second) for second in range(40)]), warm_up=10)
+    assert leaking.rss == pytest.approx(20)
+    assert leaking.files == pytest.approx(20)
+    flat = growth("it", samples([(10 * second if second < 10 else 100, 10) for second in range(40)]), warm_up=10)
+    assert (flat.rss, flat.files) == (0, 0)
+
+
+def test_too_few_samples_are_no_proof_of_flatness() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        growth("it", samples([(1, 1)] * 5), warm_up=0)
+
+
+def test_a_process_is_measured_with_its_children_and_a_gone_one_is_nothing(tmp_path: Path) -> None:
+    before = measure(os.getpid(), 0.0)
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:
+        assert process.pid in children(os.getpid())
+        with (tmp_path / "open").open("w"):
+            assert measure(os.getpid(), 0.0).files > before.files
+        with watching({"it": process.pid}, 0.02) as watch:
+            while len(watch.samples["it"]) < 2:
+                pass
+        process.communicate()
+    assert watch.samples["it"][0].rss > 0
+    assert measure(process.pid, 0.0) == Sample(0.0, 0, 0)
+
+
+def test_a_lost_turn_a_doubled_call_and_a_leak_are_told(world: World, place: Place) -> None:
+    session = place.session("$ printf 'turn-1\\nturn-1\\nturn-2\\nturn-3\\n' >> /workspace/runs")
+    heal(place, session)
+    report = Report(wanted=1)
+    played = [Played(session, said=3, interrupts=0, seconds=1.0)]
+    soak.count_calls(place, played, report)
+    assert [problem.split(": ")[0] for problem in report.problems] == [session]
+
+    once = Report(wanted=1)
+    soak.count_calls(place, [dataclasses.replace(played[0], interrupts=1)], once)
+    assert once.problems == []
+
+    grown = growth("it", samples([(second, 10) for second in range(40)]), warm_up=0)
+    lost = Report(wanted=1, growths=[grown])
+    soak.judge(lost, played, played, place)
+    assert [problem.split(":")[0] for problem in lost.problems] == ["lost", "it"]
+    assert place.sandbox(session) in "".join(soak._left(place))
