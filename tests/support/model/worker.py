@@ -134,7 +134,8 @@ class _Worker:
             self.desk.close()
 
     def _say(self, word: Word, detail: str = "", *, on_behalf: bool = False) -> None:
-        notice = Notice(word, self.claim.work_id, wire.PROTOCOL_VERSION, "", "2", 1, detail, on_behalf)
+        digest = self.claim.worker_digest
+        notice = Notice(word, self.claim.work_id, wire.PROTOCOL_VERSION, digest, "2", 1, detail, on_behalf)
         self.process.lines.append(notice.to_json())
 
     async def _at(self, point: str) -> None:
