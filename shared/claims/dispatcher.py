@@ -293,7 +293,10 @@ class _Drain:
         if self.end is not DrainEnd.EMPTY:
             return False
         try:
-            async with asyncio.timeout(max(0.0, self._cut_off - self._dispatcher.clock())):
+            # A time-out of 0 lets a slot that is free be taken all the same.
+            if self._cut_off <= self._dispatcher.clock():
+                raise TimeoutError
+            async with asyncio.timeout(self._cut_off - self._dispatcher.clock()):
                 await self._slots.acquire()
         except TimeoutError:
             self._stop(DrainEnd.DEADLINE, "the time for claims is over")
