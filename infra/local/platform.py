@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from infra.local.admin_client import AdminClient, AdminError
-from infra.local.process import RunningService, start_service
+from infra.local.process import RunningService, ServiceStartError, start_service
 
+_LONGEST_BUILD: Final = 30.0  # seconds; offline nothing is executed, so it takes a tenth of one
 IMAGE_NAME: Final = "agent-cli"
 CLAUDE_ADMIN: Final = "OFFLINE_CLAUDE_ADMIN_TOKEN"
 TENSORLAKE_ADMIN: Final = "OFFLINE_TENSORLAKE_ADMIN_TOKEN"
@@ -193,9 +194,14 @@ class Platform:
         return start_service("infra.local.tensorlake", args, {"OFFLINE_TENSORLAKE_API_KEY": self.keys.sandboxes})
 
     def _build_image(self) -> None:
+        from tensorlake.image.sandbox_builder import SandboxImageError
+
         from infra.operator.build import build_session_image
 
-        build_session_image(self.environ, self.keys.sandboxes)
+        try:
+            build_session_image(self.environ, self.keys.sandboxes, timeout=_LONGEST_BUILD)
+        except SandboxImageError as error:
+            raise ServiceStartError(f"the session image could not be built offline: {error}") from None
 
     def _variables(self, claude: RunningService, tensorlake: RunningService) -> dict[str, str]:
         return {

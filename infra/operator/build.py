@@ -17,6 +17,7 @@ from infra.operator.environ import Loaded
 from shared.errors import SettingsError
 from shared.secrets import Secret
 
+LONGEST_BUILD = 1800.0
 _BASE = "SANDBOX_IMAGE_BASE"
 _REPOSITORY = "SANDBOX_SEED_REPOSITORY"
 _REVISION = "SANDBOX_SEED_REVISION"
@@ -36,14 +37,21 @@ def recipe_from(environ: Mapping[str, str]) -> Recipe:
 
 
 def build_session_image(
-    environ: Mapping[str, str], key: str, emit: Callable[[dict[str, Any]], None] | None = None
+    environ: Mapping[str, str],
+    key: str,
+    emit: Callable[[dict[str, Any]], None] | None = None,
+    timeout: float = LONGEST_BUILD,
 ) -> Mapping[str, Any]:
-    """Build and register; returns the image's record. Raises SettingsError, and tensorlake's SandboxImageError."""
+    """Build and register; returns the image's record. `timeout` in seconds.
+
+    Raises SettingsError, and tensorlake's SandboxImageError.
+    """
     try:
         return build_recipe(
             recipe_from(environ),
             api_key=key,
             api_url=environ.get("TENSORLAKE_API_URL", "").strip() or None,
+            timeout=timeout,
             emit=emit,
         )
     except BadRecipe as error:

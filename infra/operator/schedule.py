@@ -67,4 +67,4 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
         for alarm in each["alarms"]:
             yield f"ALARM: {each['environment_id']}: {alarm}"
         for session in each["needs_interrupt"]:
-            yield f"ALARM: {session} is stuck: its turn must be interrupted with the API key"
+            yield f"ALARM: {session} is stuck: end its turn with the API key (make repair)"
