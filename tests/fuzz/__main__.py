@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --cases 100000`: bad input for the three endpoints; exit code 1 where something was found."""
+"""`python -m tests.fuzz --cases 100000`: bad input for the three endpoints; exit code 1 for a new finding."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The shortest request for every fault that fuzzing has found, kept so that none comes back.
 
 `open` is for a fault that is found and not mended yet: a campaign counts it and looks for others. Whoever mends it
-sets `open` to False, which the tests ask for.
+sets `open` to False, which the tests ask for. uvicorn itself refuses a query that is not ASCII; other ASGI servers and
+adapters may pass it on.
 """
 
 from __future__ import annotations
