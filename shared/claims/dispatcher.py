@@ -169,10 +169,17 @@ class Dispatcher:
         return ItemEnd.POISONED, "; ".join([reason, f"{round(age)} s old", *earlier[-3:]])
 
     async def _dismiss(self, item: WorkItem) -> tuple[ItemEnd, str]:
-        """Not a session (a healthcheck): ack it, so that it is not offered again, and stop it (contract claude T12)."""
-        for outcome in (await self.queue.ack(item.id), await self.queue.force_stop(item.id)):
-            if isinstance(outcome, Refused | Doubtful):
-                return ItemEnd.FAILED, f"dismissing a {item.kind[:40]} item: {outcome.reason}"
+        """Not a session (a healthcheck): stop it, so that it does not come again (contract claude T12).
+
+        Straight from the queue: after an ack a crash before the stop would leave it acked with nobody behind it. Where
+        the service wants the ack first, it gets it.
+        """
+        outcome = await self.queue.force_stop(item.id)
+        if isinstance(outcome, Refused):
+            acked = await self.queue.ack(item.id)
+            outcome = acked if isinstance(acked, Refused | Doubtful) else await self.queue.force_stop(item.id)
+        if isinstance(outcome, Refused | Doubtful):
+            return ItemEnd.FAILED, f"dismissing a {item.kind[:40]} item: {outcome.reason}"
         return ItemEnd.DISMISSED, item.kind[:40]
 
     def _spec(self, name: str) -> SandboxSpec:

@@ -37,12 +37,9 @@ class Lease:
         self.value = NO_HEARTBEAT
         self.ttl = _ASSUMED_TTL
         self.state = ""  # the item's state as last told
+        self._granted = False  # a 200 has said that the lease is ours
         self._unknown = False  # a beat is on its way, or its outcome was never learnt
         self._unknown_before = False
-
-    @property
-    def held(self) -> bool:
-        return self.value != NO_HEARTBEAT
 
     @property
     def interval(self) -> float:
@@ -82,6 +79,7 @@ class Lease:
         if not value:
             return Verdict.DOUBTFUL
         self.state, self.value = state, value
+        self._granted = True
         self.ttl = float(ttl) if ttl > 0 else self.ttl
         self._unknown = False
         return Verdict.HELD
@@ -100,7 +98,11 @@ class Lease:
             return Verdict.LOST
         # A beat that was lost on its way may yet arrive, after the ack: it stays unknown.
         self._unknown = self._unknown_before
-        return Verdict.LOST if self.held else Verdict.NOT_ACKED
+        if self._granted:
+            return Verdict.LOST
+        # A beat that was found to be ours may have lapsed before it was used: the item is to be had anew.
+        self.value = NO_HEARTBEAT
+        return Verdict.NOT_ACKED
 
 
 def _object(body: bytes) -> dict[str, Any]:
