@@ -89,12 +89,6 @@ class Hands:
         item = repair.item
         if item is None or repair.session_id is None:
             return _NOTHING
-        items = await self._items()
-        if items is None:
-            return "the items could not be looked at again"
-        now = items.live.get(repair.name)
-        if now is None or now.id != item.id or now.state is not ItemState.STARTING or now.latest_heartbeat_at:
-            return _NOTHING
         match await self.host.find(repair.name):
             case Doubtful():
                 return "its sandbox could not be looked at"
@@ -110,6 +104,12 @@ class Hands:
                 SandboxStatus.TIMEOUT,
             ):
                 return _NOTHING  # it may wake up, or is being made: its worker is not known to be gone
+        items = await self._items()
+        if items is None:
+            return "the items could not be looked at again"
+        now = items.live.get(repair.name)
+        if now is None or now.id != item.id or now.state is not ItemState.STARTING or now.latest_heartbeat_at:
+            return _NOTHING
         stopped = await self.queue.force_stop(item.id)
         if isinstance(stopped, Refused | Doubtful):
             return f"stopping it failed: {stopped.reason}"
@@ -140,9 +140,14 @@ class Hands:
         working = await self._worker_running(sandbox.id)
         if working is None:
             return "its processes could not be looked at"
-        if working or not await self._surely_without_item(repair.name):
+        found = await self.host.find(sandbox.id)
+        if isinstance(found, Doubtful):
+            return "it could not be looked at again"
+        still = isinstance(found, SandboxRecord) and found.status is SandboxStatus.RUNNING
+        # The look at the queue comes last: it must not grow old over slow answers to the others.
+        if working or not still or not await self._surely_without_item(repair.name):
             return _NOTHING
-        return await self._if_still(sandbox, (SandboxStatus.RUNNING,), self.host.suspend)
+        return _problem(await self.host.suspend(sandbox.id))
 
     async def _mark(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
         if sandbox.status is SandboxStatus.RUNNING and await self._worker_running(sandbox.id) is not False:
@@ -225,7 +230,7 @@ class Hands:
         now = self.clock()
         if self._looked is None or now - self._looked[0] > _FRESH:
             listing = await self.queue.list_items(self.settings.reconcile.pages)
-            if isinstance(listing, Refused | Doubtful):
+            if isinstance(listing, Refused | Doubtful) or self.clock() - now > _FRESH:
                 return None
             self._looked = (now, Items.of(listing, self.settings.prefix, self.environment_id, self.now()))
         return self._looked[1]

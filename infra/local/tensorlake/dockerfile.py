@@ -7,6 +7,7 @@ without its files (another stage, a remote source) is an error: an image is neve
 
 from __future__ import annotations
 
+import copy as copying
 import json
 import os
 import re
@@ -278,10 +279,24 @@ def unpack(archive: tarfile.TarFile, target: Path) -> None:
     """Unpack below `target`: owned by this process's user, no devices, nothing outside."""
     target.mkdir(parents=True, exist_ok=True)
 
-    def member(info: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    base = os.path.realpath(target)
+
+    def member(info: tarfile.TarInfo, _: str = "") -> tarfile.TarInfo | None:
         if not (info.isreg() or info.isdir() or info.issym() or info.islnk()):
             return None
-        info = info.replace(uid=os.getuid(), gid=os.getgid(), uname="", gname="", deep=False)
-        return tarfile.tar_filter(info, path)
+        ours = copying.copy(info)
+        ours.name = info.name.lstrip("/")
+        placed = os.path.realpath(os.path.join(base, ours.name))  # noqa: PTH118 - pathlib does not normalise
+        if os.path.commonpath([base, placed]) != base:
+            raise tarfile.TarError(f"{info.name!r} lies outside of the archive's place")
+        ours.mode = (info.mode or 0) & 0o755 | (0o600 if info.isreg() else 0o700)
+        ours.uid, ours.gid, ours.uname, ours.gname = os.getuid(), os.getgid(), "", ""
+        return ours
 
-    archive.extractall(target, filter=member)  # noqa: S202 - `member` keeps everything below `target`
+    # Python before 3.11.4 knows no filters, so the members are filtered by hand, one by one: whether a later one lies
+    # inside may depend on a link that an earlier one has made.
+    archive.extraction_filter = member
+    for info in archive:
+        kept = member(info)
+        if kept is not None:
+            archive.extract(kept, target)

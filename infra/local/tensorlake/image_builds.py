@@ -136,6 +136,9 @@ class Builds:
             build.status, build.error = BuildStatus.FAILED, f"{error}"
             build.log.append(f"failed: {error}")
             return
+        except Exception as error:  # a bug must not leave a build that runs for ever
+            build.status, build.error = BuildStatus.FAILED, f"bug: {type(error).__name__}"
+            raise
         finally:
             await asyncio.to_thread(trees.remove, build.context.parent)
         replaced = self._images.register(image)

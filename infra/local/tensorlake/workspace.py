@@ -39,7 +39,10 @@ def make(parent: Path | None) -> tuple[Path, Lock]:
 def _sweep(top: Path) -> None:
     """Remove what a killed platform left: its lock is free, while every process of its sandboxes died with it."""
     for directory in top.glob(f"{PREFIX}*"):
-        if not (directory / _LOCK).is_file() or directory.stat().st_uid != os.getuid():
+        try:
+            if directory.stat().st_uid != os.getuid() or not (directory / _LOCK).is_file():
+                continue
+        except OSError:  # another user's, or just gone
             continue
         lock = _lock(directory / _LOCK, create=False)
         if lock is not None:

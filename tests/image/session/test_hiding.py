@@ -8,6 +8,7 @@ does not hide itself is there for comparison, so that a search that finds nothin
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def search_call(box: Sandbox) -> tuple[str, dict[str, str]]:
     (box.root / "search.py").write_text(SEARCH)
     places = f"{box.state} {box.workdir} /tmp/hands-none"
     needles = f"{TOKEN[::-1]} {secret_for(TOKEN)[::-1]}"
-    return ("bash", {"command": f"{sys.executable} -I {box.root}/search.py {needles} {places}"})
+    return ("bash", {"command": f"{shlex.quote(sys.executable)} -I {box.root}/search.py {needles} {places}"})
 
 
 def run_search(service: Service, box: Sandbox, *, bystander: bool) -> tuple[Worker, dict[str, object]]:
