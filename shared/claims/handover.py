@@ -153,6 +153,8 @@ async def _watch(
         if ended is not None and (ready is None or not ready.on_behalf):
             return NotReady(f"the worker ended: {ended.detail}")  # an ack now would leave nobody behind the item
         if ready is not None and ready.work_id == work_id:
+            if over is not None and not ready.on_behalf:
+                return NotReady(f"the worker died after its ready: {_describe(over)}")
             if ready.worker != digest and not ready.on_behalf:
                 return _Outdated(running=True)
             return Ready(ready.sdk)
