@@ -5,9 +5,10 @@ A mutant that the explorer lets live shows a rule that nothing checks.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -21,23 +22,26 @@ from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, Refus
 from shared.reconcile import view
 from shared.reconcile.acting import Hands
 from tests.faults.explorer.explore import rare_collections
-from tests.faults.explorer.plan import plan_of
+from tests.faults.explorer.plan import HookFault, LineFault, Plan, PointFault, SessionPlan, Wake, plan_of, slow_looks
 from tests.faults.explorer.run import prepared, run
+from tests.support.model.lines import Meets
 from tests.support.model.ports import ModelHost, ModelQueue
 from tests.support.model.truth import Violation
-from tests.support.model.worker import Rules
+from tests.support.model.worker import Habits, Rules
 
 Patched = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`broken`: rules of which at least one must be seen broken."""
+    """`broken`: rules of which at least one must be seen broken. `plans`: where a mistake shows in rare moments only,
+    plans that are full of them."""
 
     name: str
     broken: tuple[str, ...]
     patched: Patched
     rules: Rules
+    plans: Callable[[str], Plan] = plan_of
 
 
 @contextmanager
@@ -140,7 +144,7 @@ def kill(mutant: Mutant, seed: str, most_runs: int) -> Kill | None:
     """The first plan that breaks one of the mutant's rules under the mutant, and none without it."""
     with prepared() as loop, rare_collections():
         for number in range(most_runs):
-            plan = plan_of(f"{seed}-{number}")
+            plan = mutant.plans(f"{seed}-{number}")
             with mutant.patched():
                 found = run(plan, loop, rules=mutant.rules).violations
             if any(violation.rule in mutant.broken for violation in found) and not run(plan, loop).violations:
@@ -148,24 +152,114 @@ def kill(mutant: Mutant, seed: str, most_runs: int) -> Kill | None:
     return None
 
 
-def _mutant(name: str, broken: str, *changes: tuple[Any, str, Any], rules: Rules | None = None) -> Mutant:
-    return Mutant(name, tuple(broken.split()), lambda: _changed(*changes), rules or Rules())
+def _mutant(
+    name: str,
+    broken: str,
+    *changes: tuple[Any, str, Any],
+    rules: Rules | None = None,
+    plans: Callable[[str], Plan] = plan_of,
+) -> Mutant:
+    return Mutant(name, tuple(broken.split()), lambda: _changed(*changes), rules or Rules(), plans)
+
+
+def _where_looks_fail(method: str) -> Callable[[str], Plan]:
+    """Every plan, with this look-up failing half of the time."""
+
+    def plans(seed: str) -> Plan:
+        plan, chance = plan_of(seed), random.Random(seed)
+        failing = [
+            LineFault(f"c{copy}", method, number, Meets.ERROR)
+            for copy in range(plan.copies)
+            for number in range(20)
+            if chance.random() < 0.5
+        ]
+        return replace(plan, line_faults=(*plan.line_faults, *failing))
+
+    return plans
+
+
+def _outdated_looks(seed: str) -> Plan:
+    """Sandboxes that come and go within seconds, looked at slowly."""
+    plan, chance = plan_of(seed), random.Random(seed)
+    return replace(
+        plan, eager=True, slow=6.0, line_faults=(*plan.line_faults, *slow_looks(chance, plan.copies)), timed_faults=()
+    )
+
+
+def _unheard_while_looks_fail(seed: str) -> Plan:
+    """A worker whose beats are lost for longer than T, and ticks that often cannot list its processes."""
+    plan, chance = _where_looks_fail("process_names")(seed), random.Random(seed)
+    return replace(
+        plan, point_faults=(PointFault(0, chance.choice(("started", "ready")), 0, "outage"),), timed_faults=()
+    )
+
+
+def _spoken_to_while_marked(seed: str) -> Plan:
+    """A session that gets a message when its sandbox is marked, which the next poll loses, and a tick that looks at
+    the queue before the message and ends sandboxes long after it, while another tick takes the mark back."""
+    chance = random.Random(seed)
+    looks = 72.0 + 3 * chance.random()
+    says = looks + 0.6 + chance.random()
+    wakes = (Wake(60.0, 1), Wake(looks, 0), Wake(says + 1.0 + chance.random(), 1))
+    return _spoken_to(seed, says, wakes, LineFault("c1", "poll", 2, Meets.LOST_ANSWER))
+
+
+def _spoken_to_while_looked_at(seed: str) -> Plan:
+    """A session that gets a message when its sandbox has slept for long, just after a tick has looked at the queue
+    that is slow to act upon it."""
+    chance = random.Random(seed)
+    looks = 60.0 + 3 * chance.random()
+    says = looks + 0.6 + chance.random()
+    return _spoken_to(seed, says, (Wake(looks, 0), Wake(says + 0.5 + chance.random(), 1)))
+
+
+def _spoken_to(seed: str, says: float, wakes: tuple[Wake, ...], *faults: LineFault) -> Plan:
+    """The session is served at once and its sandbox asleep by second 40. The first copy's second pass takes long
+    between its looks and its repairs. No webhook arrives."""
+    return Plan(
+        seed=seed,
+        copies=2,
+        sessions=(SessionPlan("sesn_Marked", ((5.0, (1,)), (says, (1,))), 0.2, Habits()),),
+        slow=7.0 + 2 * random.Random(seed).random(),
+        eager=True,
+        wakes=(Wake(6.0, 0), Wake(40.0, 1), *wakes),
+        line_faults=(LineFault("c0", "list_snapshots", 1, Meets.SLOW_ANSWER), *faults),
+        hook_faults=tuple(HookFault(number, ()) for number in range(4)),
+    )
 
 
 MUTANTS: Final = (
     _mutant("ack before hand-over", "I1", (Dispatcher, "_bring", _ack_first)),
     _mutant("a session call before the first granted heartbeat", "I3", rules=Rules(gate=False)),
     _mutant("no lock in the worker", "I3", rules=Rules(lock=False)),
-    _mutant("a failed session look-up read as deleted", "I4 I5", (ModelQueue, "session", _failed_session_is_absent)),
-    _mutant("a failed list of items read as empty", "I5 I1", (ModelQueue, "list_items", _failed_listing_is_empty)),
     _mutant(
-        "a failed list of processes read as empty", "I5 I1", (ModelHost, "process_names", _failed_process_list_is_empty)
+        "a failed session look-up read as deleted",
+        "I4 I5",
+        (ModelQueue, "session", _failed_session_is_absent),
+        plans=_where_looks_fail("session"),
+    ),
+    _mutant(
+        "a failed list of items read as empty",
+        "I5 I1",
+        (ModelQueue, "list_items", _failed_listing_is_empty),
+        plans=_where_looks_fail("list_items"),
+    ),
+    _mutant(
+        "a failed list of processes read as empty",
+        "I5 I1",
+        (ModelHost, "process_names", _failed_process_list_is_empty),
+        plans=_unheard_while_looks_fail,
     ),
     _mutant("name lower-cased", "I2", (naming, "sandbox_name", _lower_cased)),
     _mutant("release without a last look", "I5 I1", (Hands, "_release", _release_blindly)),
-    _mutant("end of a marked sandbox without a last look", "I5 I1", (Hands, "_end_marked", _end_blindly)),
-    _mutant("mark without a last look", "I5 I1 I4", (Hands, "_mark", _mark_blindly)),
-    _mutant("suspend without a last look", "I5", (Hands, "_suspend", _suspend_blindly)),
+    _mutant(
+        "end of a marked sandbox without a last look",
+        "I5",
+        (Hands, "_end_marked", _end_blindly),
+        plans=_spoken_to_while_marked,
+    ),
+    _mutant("mark without a last look", "I5 I1 I4", (Hands, "_mark", _mark_blindly), plans=_spoken_to_while_looked_at),
+    _mutant("suspend without a last look", "I5", (Hands, "_suspend", _suspend_blindly), plans=_outdated_looks),
     _mutant(
         "a suspend that ignores queued and starting",
         "I5",

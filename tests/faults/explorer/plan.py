@@ -160,7 +160,7 @@ def plan_of(seed: str) -> Plan:
         healthchecks=(roll() * CHAOS,) if roll() < 0.1 else (),
         retire=roll() < 0.15,
         wakes=tuple(Wake(at + 6.0 * roll(), chance.randrange(copies)) for at in _every(chance, stale)),
-        line_faults=(*_line_faults(chance, copies, count, harsh), *(_slow_looks(chance, copies) if stale else ())),
+        line_faults=(*_line_faults(chance, copies, count, harsh), *(slow_looks(chance, copies) if stale else ())),
         point_faults=() if plain else _point_faults(chance, count, harsh),
         timed_faults=() if plain else _timed_faults(chance, count, harsh),
         crashes=tuple(CopyCrash(roll() * CHAOS, chance.randrange(copies)) for _ in range(_few(chance, harsh * 0.7))),
@@ -200,7 +200,8 @@ def _session(chance: random.Random, suffix: str) -> SessionPlan:
     )
 
 
-def _slow_looks(chance: random.Random, copies: int) -> Iterator[LineFault]:
+def slow_looks(chance: random.Random, copies: int) -> Iterator[LineFault]:
+    """A quarter of all look-ups, each by itself."""
     looks = ("session", "unanswered", "list_snapshots", "list_items", "list_sandboxes", "process_names", "find")
     for copy in range(copies):
         for method in looks:

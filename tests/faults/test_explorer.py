@@ -1,0 +1,165 @@
+"""The product under thousands of schedules with faults, in memory; and the plans of the bugs that were found so.
+
+`python -m tests.faults.explorer --runs 10000 --seed N` runs more.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.explorer.explore import explore, kind
+from tests.faults.explorer.mutants import MUTANTS
+from tests.faults.explorer.plan import (
+    HookFault,
+    LineFault,
+    Plan,
+    PointFault,
+    SessionPlan,
+    TimedFault,
+    Wake,
+    plan_of,
+)
+from tests.faults.explorer.run import prepared, run
+from tests.support.model.lines import Meets
+from tests.support.model.sandboxes import Manner
+from tests.support.model.worker import Habits, Rules
+
+RUNS = 400
+
+
+def session(*turns: tuple[float, tuple[int, ...]], name: str = "sesn_Zz", habits: Habits | None = None) -> SessionPlan:
+    return SessionPlan(name, turns, 0.2, habits or Habits())
+
+
+FOUND = {
+    "a slow poll is followed by another though the time for claims is over": Plan(
+        seed="cut-off",
+        copies=2,
+        sessions=(session((2.0, ()), name="sesn_Aa"), session((6.0, (1,)))),
+        slow=14.0,
+        line_faults=(LineFault("c0", "poll", 0, Meets.SLOW_ANSWER), LineFault("c1", "poll", 0, Meets.SLOW_ANSWER)),
+    ),
+    "a healthcheck that was acked and whose stop was lost is starting for ever": Plan(
+        seed="dismissal",
+        copies=1,
+        sessions=(
+            session(
+                (2.0, ()),
+            ),
+        ),
+        healthchecks=(10.0,),
+        wakes=(Wake(15.0, 0),),
+        line_faults=(LineFault("c0", "force_stop", 0, Meets.LOST_REQUEST),),
+    ),
+    "a sandbox is suspended by a look that is older than five seconds": Plan(
+        seed="old look",
+        copies=2,
+        sessions=(session((14.0, ()), (31.0, ()), (46.5, (2,)), habits=Habits(tool=1.0)),),
+        eager=True,
+        wakes=(Wake(43.0, 1),),
+        line_faults=tuple(
+            LineFault(f"c{copy}", method, 1, Meets.SLOW_ANSWER) for copy in (0, 1) for method in ("list_items", "find")
+        ),
+    ),
+    "calls that a worker left behind in a sandbox that is gone wait for ever": Plan(
+        seed="left behind",
+        copies=2,
+        sessions=(session((10.0, (1, 1))),),
+        line_faults=(
+            LineFault("w0", "session", 0, Meets.LOST_REQUEST),
+            LineFault("w0", "session", 1, Meets.LOST_ANSWER),
+            LineFault("w0", "session", 2, Meets.LOST_ANSWER),
+        ),
+        timed_faults=(TimedFault(30.5, 0, "fail"),),
+    ),
+    "a stranded item gets its first beat while a slow look says that nobody is there": Plan(
+        seed="late beat",
+        copies=1,
+        sessions=(session((4.6, (1,)), habits=Habits(tool=8.0)),),
+        slow=8.0,
+        wakes=(Wake(50.0, 0), Wake(64.0, 0), Wake(73.0, 0)),
+        line_faults=tuple(LineFault("c0", "find", number, Meets.SLOW_ANSWER) for number in range(3)),
+        point_faults=(PointFault(0, "ready", 0, "outage"), PointFault(0, "leased", 0, "kill")),
+    ),
+}
+
+
+def test_the_rules_hold_in_hundreds_of_runs_with_faults() -> None:
+    found = explore("suite", RUNS)
+    assert not found.failures, "\n\n".join(map(str, found.failures))
+    assert found.runs == RUNS
+    assert set(found.checks) == {"I1", "I2", "I3", "I4", "I5", "I7", "I8"}
+    assert found.longest_settling <= 25
+
+
+@pytest.mark.parametrize("plan", FOUND.values(), ids=lambda plan: plan.seed.replace(" ", "-"))
+def test_what_was_found_once_stays_mended(plan: Plan) -> None:
+    with prepared() as loop:
+        assert run(plan, loop).violations == ()
+
+
+def test_a_seed_gives_the_same_run_again() -> None:
+    with prepared() as loop:
+        for number in range(20):
+            first, second = (run(plan_of(f"again-{number}"), loop, tracing=True) for _ in range(2))
+            assert first == second
+            assert len(first.trace) > 10
+
+
+def test_faults_of_all_kinds_are_met() -> None:
+    """A plan's fault that never happens tests nothing."""
+    met: set[str] = set()
+    with prepared() as loop:
+        for number in range(60):
+            for _, _, what in run(plan_of(f"met-{number}"), loop, tracing=True).trace:
+                met |= {fault for fault in Meets if what.endswith(f"meets: {fault}")}
+                met |= {
+                    word
+                    for word in ("kill", "end", "fail", "suspend", "expire", "outage")
+                    if what.startswith(f"{word} sesn")
+                }
+    assert met == {*Meets, "kill", "end", "fail", "suspend", "expire", "outage"}
+
+
+def test_what_fails_is_shrunk_to_a_plan_that_fails_alike() -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.rules != Rules())
+    (failure,) = explore("shrunk", 50, rules=mutant.rules).failures
+    before = plan_of(failure.seed)
+    with prepared() as loop:
+        again = run(failure.plan, loop, rules=mutant.rules).violations
+    assert kind(failure.violation) in {kind(violation) for violation in again}
+    assert len(failure.plan.line_faults) + len(failure.plan.wakes) < len(before.line_faults) + len(before.wakes)
+    assert failure.violation.rule in str(failure) and failure.seed in str(failure)
+
+
+def test_a_copy_that_always_fails_is_no_endless_run() -> None:
+    """What the model calls 4xx or lost for ever still ends, within the bounds of I7 and with everything reported."""
+    plan = Plan(
+        seed="refused",
+        copies=1,
+        sessions=(session((1.0, (1,))),),
+        manner=replace(Manner(), boot=0.2),
+        wakes=tuple(Wake(20.0 * number, 0) for number in range(1, 5)),
+        line_faults=tuple(LineFault("c0", "create", number, Meets.ERROR) for number in range(400)),
+        hook_faults=(HookFault(0, ()),),
+    )
+    with prepared() as loop:
+        result = run(plan, loop)
+    assert result.violations == ()
+    assert result.checks["I7"] >= 8
+
+
+def test_the_command_says_what_it_did() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.explorer", "--runs", "20", "--seed", "command"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (0, 1)
+    assert "runs, " in done.stdout and "a second of one core" in done.stdout and "checks" in done.stdout
