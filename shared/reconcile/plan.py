@@ -67,7 +67,7 @@ class Repair:
 
 def questions(view: View, settings: Settings) -> list[str]:
     """Sessions whose state decides something and is not known: those with a sandbox and surely without an item, and
-    those whose last item was stopped without a beat. The longest quiet first; the caller asks as many as it may."""
+    those whose last item was stopped lately and whose sandbox is gone. The caller asks as many as it may."""
     asked: dict[str, float] = {}
     for sandbox in view.sandboxes or ():
         session_id = _session_of(view, settings, sandbox.name or "")
@@ -78,8 +78,9 @@ def questions(view: View, settings: Settings) -> list[str]:
         if sandbox.status in (SandboxStatus.RUNNING, SandboxStatus.SUSPENDED) and _quiet(view, settings, sandbox):
             sign = view.last_sign(sandbox.name or "", sandbox)
             asked[session_id] = sign.timestamp() if sign is not None else 0.0
+    held = {sandbox.name for sandbox in view.sandboxes or ()}
     for name, item in (view.items.latest if view.items is not None else {}).items():
-        if _half_released(view, item, name):
+        if name not in held and _left_lately(view, item, name):
             asked.setdefault(item.session_id, item.created_at.timestamp())
     # Rotate what does not fit into one tick's budget: the minute decides where the ring begins.
     minute = int(view.now.timestamp() // 60)
@@ -184,9 +185,10 @@ def _unfinished(lookups: Lookups) -> Iterator[Repair]:
         yield Repair(Act.FINISH, session_id, "unanswered calls and no item", session_id=session_id)
 
 
-def _half_released(view: View, item: ListedItem, name: str) -> bool:
-    """Stopped within the last hour and never beaten: perhaps by a release that did not come to its interrupt."""
-    if item.state is not ItemState.STOPPED or item.latest_heartbeat_at is not None or item.stopped_at is None:
+def _left_lately(view: View, item: ListedItem, name: str) -> bool:
+    """Stopped within the last hour: perhaps by a release that did not come to its interrupt, or by a worker that gave
+    up before it served, in a sandbox that is gone since."""
+    if item.state is not ItemState.STOPPED or item.stopped_at is None:
         return False
     return view.surely_without_item(name) and view.now - item.stopped_at < timedelta(hours=1)
 
