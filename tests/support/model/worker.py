@@ -8,6 +8,7 @@ a plan can kill the process, its sandbox, or its lease.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 import random
 from collections.abc import Awaitable
@@ -26,6 +27,7 @@ from tests.support.model.sandboxes import Process
 from tests.support.model.truth import Truth
 
 CALL_SECONDS: Final = 5.0
+_SDK: Final = importlib.metadata.version("anthropic")
 _SEND_WINDOW: Final = 300.0
 _AGAIN: Final = 0.5
 
@@ -135,7 +137,7 @@ class _Worker:
 
     def _say(self, word: Word, detail: str = "", *, on_behalf: bool = False) -> None:
         digest = self.claim.worker_digest
-        notice = Notice(word, self.claim.work_id, wire.PROTOCOL_VERSION, digest, "2", 1, detail, on_behalf)
+        notice = Notice(word, self.claim.work_id, wire.PROTOCOL_VERSION, digest, _SDK, 1, detail, on_behalf)
         self.process.lines.append(notice.to_json())
 
     async def _at(self, point: str) -> None:
