@@ -87,7 +87,7 @@ class Bundle:
 
     async def tick(self) -> TickReport:
         """One tick: drain, with whatever drain is due anyway, then repair. A dry run claims nothing."""
-        from shared.models import TickReport
+        from shared.models import TickReport, to_json
 
         began = time.monotonic()
         drains = () if self.settings.dry_run else await asyncio.shield(self.drains.wake())
@@ -97,11 +97,13 @@ class Bundle:
                 group.create_task(self.reconciler(environment).reconcile(deadline))
                 for environment in self.settings.environments.values()
             ]
-        return TickReport(
+        report = TickReport(
             drains=drains,
             reconciled=[each.result() for each in passes],
             seconds=round(time.monotonic() - began, 3),
         )
+        log.info("tick.done report=%s", to_json(report).decode())
+        return report
 
     async def session_over(self, session_id: str) -> Sequence[ReconcileReport]:
         """Clean up after a session that a webhook says is over, whichever environment it was in."""
