@@ -15,7 +15,7 @@ from infra.operator import repair
 from infra.operator.environ import Loaded
 from shared import naming
 from shared.models import ItemEnd
-from shared.ports import ProcessSpec, SandboxSpec
+from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec
 from shared.reconcile.reconciler import Reconciler
 from shared.reconcile.report import Act, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
@@ -53,8 +53,18 @@ def served(place: Place, prompt: str = PROMPT) -> str:
     """A session after its first turn, its worker gone."""
     session = place.session(prompt)
     heal(place, session)
-    until(lambda: place.item(session)["state"] == "stopped", 15, "the worker did not leave")
+    until(lambda: place.item(session)["state"] == "stopped", 15, "the worker did not stop its item")
+    until(lambda: not asyncio.run(working(place, session)), 15, "the worker did not leave")
     return session
+
+
+async def working(place: Place, session: str) -> bool:
+    """Whether a worker's process still runs in the session's sandbox: it stops its item a moment before its end."""
+    async with place.dispatcher() as dispatcher:
+        sandbox = running(await dispatcher.host.find(place.sandbox(session)))
+        processes = await dispatcher.host.process_names(sandbox.id)
+        assert not isinstance(processes, Absent | Doubtful)
+        return any(process.running for process in processes)
 
 
 def status(place: Place, session: str) -> str:
