@@ -6,8 +6,6 @@ is what makes the claim protocol complete. Called with POST, or by a CloudEvent 
 
 from __future__ import annotations
 
-import logging
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,11 +14,9 @@ from functions.bundle import bundle_of
 from functions.http import HttpError, not_configured, read_body, require_method
 from shared.errors import SecretUnavailable, SettingsError
 
-log = logging.getLogger(__name__)
-
 
 async def poll_tick(request: Request) -> Response:
-    """POST with the operator's token. 200 report; 401; 405; 413; 500 with a report of nothing; 503 not configured."""
+    """POST with the operator's token. 200 report; 401; 405; 413; 503 not configured."""
     try:
         require_method(request, "POST")
         await read_body(request)
