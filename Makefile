@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up build agent session serve webhook poll tick repair faults fuzz soak bench lock lock-check setup
+.PHONY: help demo test lint up build agent session serve webhook poll tick repair faults fuzz soak bench lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -36,16 +36,19 @@ help: ## this list
 setup: ## make .venv (every other target does this by itself)
 	@sh requirements/install.sh
 
+setup-dev: ## the same with what tests and checks need
+	@sh requirements/install.sh dev
+
 demo: setup ## a whole session on this machine, start to end, in seconds
 	@$(PY) -m infra.local.demo
 
 up: setup ## the offline platform, until ctrl-C
 	@$(PY) -m infra.local $(UP)
 
-test: setup ## the tests (TESTS=path for some of them)
+test: setup-dev ## the tests (TESTS=path for some of them)
 	@$(PY) -m pytest $(TESTS)
 
-lint: setup ## style, types, import rules
+lint: setup-dev ## style, types, import rules
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
@@ -74,20 +77,20 @@ tick: setup ## one pass of poll_tick
 repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY
 	@$(OPERATOR) repair
 
-faults: setup ## random schedules and faults against both services in memory, RUNS=10000
+faults: setup-dev ## random schedules and faults against both services in memory, RUNS=10000
 	@$(PY) -m tests.faults.explorer --runs $(RUNS)
 
-fuzz: setup ## bad input for the three endpoints, CASES=100000
+fuzz: setup-dev ## bad input for the three endpoints, CASES=100000
 	@$(PY) -m tests.fuzz --cases $(CASES)
 
-soak: setup ## four copies, many sessions, 5 % faults, SECONDS=600
+soak: setup-dev ## four copies, many sessions, 5 % faults, SECONDS=600
 	@$(PY) -m tests.faults.soak --seconds $(SECONDS)
 
-bench: setup ## the benchmarks; prints a table
+bench: setup-dev ## the benchmarks; prints a table
 	@$(PY) -m tests.benchmarks
 
-lock: setup ## compile requirements/*.lock anew from pyproject.toml
+lock: setup-dev ## compile requirements/*.lock anew from pyproject.toml
 	@sh requirements/compile.sh
 
-lock-check: setup ## are the locks in step with pyproject.toml? (offline)
+lock-check: setup-dev ## are the locks in step with pyproject.toml? (offline)
 	@$(PY) -m infra.operator.locks

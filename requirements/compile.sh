@@ -1,5 +1,5 @@
 #!/bin/sh
-# Compile the three locks anew from pyproject.toml: what is pinned already stays unless it no longer fits.
+# Compile the locks anew from pyproject.toml: what is pinned already stays unless it no longer fits.
 # `sh requirements/compile.sh --upgrade` takes the newest versions.
 #
 # The locks hold names, versions and hashes, and name no package index. A mirror or a folder of wheels of this machine
@@ -13,6 +13,7 @@ compile() {
 }
 
 compile "$@" --all-extras --group dev pyproject.toml -o requirements/dev.lock
+compile "$@" --all-extras -c requirements/dev.lock pyproject.toml -o requirements/user.lock
 compile "$@" -c requirements/dev.lock pyproject.toml -o requirements/runtime.lock
 # Without a source file, a group stands for itself alone: the worker needs one library and none of ours.
 compile "$@" -c requirements/dev.lock --group worker -o requirements/worker.lock

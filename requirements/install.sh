@@ -1,16 +1,22 @@
 #!/bin/sh
-# Make the virtual environment `.venv` from the hashed development lock. Does nothing when it is there already and
-# was made from this very lock. Needs Python 3.11 or newer with venv; no root, no Docker, no key.
+# Make the virtual environment `.venv` from a hashed lock. Does nothing when it is there already and was made from
+# this very lock, or from the development lock, which has all that the users' has. Needs Python 3.11 or newer with
+# venv; no root, no Docker, no key.
 #
-#   sh requirements/install.sh            PYTHON=/path/to/python3 picks the interpreter
+#   sh requirements/install.sh            to run the project
+#   sh requirements/install.sh dev        to test it, too
+#   PYTHON=/path/to/python3               picks the interpreter
 set -eu
 cd "$(dirname "$0")/.."
 
-lock=requirements/dev.lock
+dev=requirements/dev.lock
+lock=requirements/${1:-user}.lock
 made_from=.venv/made-from.lock
 
-if cmp -s "$lock" "$made_from" && .venv/bin/python -c 'import sys' 2>/dev/null; then
-    exit 0
+if cmp -s "$dev" "$made_from" || cmp -s "$lock" "$made_from"; then
+    if .venv/bin/python -c 'import sys' 2>/dev/null; then
+        exit 0
+    fi
 fi
 
 # Settings of the caller's own Python and pip that would put files elsewhere, or leave byte code out

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
+LOCKS: Final = ("dev", "user", "runtime", "worker")
 _PIN: Final = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)")
 _OURS: Final = "(pyproject.toml"
 
@@ -34,10 +35,10 @@ class Pin:
 def problems(folder: Path = CHECKOUT) -> Iterator[str]:
     """One line for each way in which a lock is out of step."""
     declared = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-    locks = {name: _read(folder / "requirements" / f"{name}.lock") for name in ("dev", "runtime", "worker")}
+    locks = {name: _read(folder / "requirements" / f"{name}.lock") for name in LOCKS}
     for name, wanted in _wanted(declared).items():
         yield from _compare(name, wanted, locks[name])
-    for name in ("runtime", "worker"):
+    for name in LOCKS[1:]:
         for package, pin in locks[name].items():
             dev = locks["dev"].get(package)
             if dev is not None and dev.version != pin.version:
@@ -52,6 +53,7 @@ def _wanted(declared: Mapping[str, Any]) -> dict[str, list[Requirement]]:
     extras = [line for lines in project.get("optional-dependencies", {}).values() for line in lines]
     lists: dict[str, Sequence[str]] = {
         "dev": [*project["dependencies"], *extras, *groups["dev"]],
+        "user": [*project["dependencies"], *extras],
         "runtime": project["dependencies"],
         "worker": groups["worker"],
     }

@@ -91,13 +91,15 @@ def test_a_changed_lock_makes_the_environment_anew_and_an_unchanged_one_does_not
     python.chmod(0o755)
     assert "args" in told(folder, "poll", f"PYTHON={python}")
     assert not calls.exists()
-    with (folder / "requirements" / "dev.lock").open("a", encoding="utf-8") as lock:
-        lock.write("# changed\n")
-    done = make(folder, "poll", f"PYTHON={python}")
-    assert done.returncode == 0, done.stderr
-    assert "Setting up .venv" in done.stderr
-    assert "args=-m pip install -qq --require-hashes --requirement requirements/dev.lock" in done.stderr
-    assert "Setting up" not in make(folder, "poll").stderr
+    for name, target in (("dev", "faults"), ("user", "poll")):
+        with (folder / "requirements" / "dev.lock").open("a", encoding="utf-8") as lock:
+            lock.write("# changed\n")
+        done = make(folder, target, f"PYTHON={python}")
+        assert done.returncode == 0, done.stderr
+        assert "Setting up .venv" in done.stderr
+        assert f"args=-m pip install -qq --require-hashes --requirement requirements/{name}.lock" in done.stderr
+        assert "Setting up" not in make(folder, target).stderr
+    assert "requirements/dev.lock" in make(folder, "faults", f"PYTHON={python}").stderr
 
 
 def test_a_python_that_is_too_old_or_missing_is_named_with_the_remedy(folder: Path) -> None:
