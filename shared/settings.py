@@ -31,9 +31,10 @@ from shared.secrets import Secret
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 TENSORLAKE_URL: Final = "https://api.tensorlake.ai"
+LONGEST_AGENT_RACE: Final = 120.0  # seconds; a tool call gets 150 (contract claude 5), and the rest is for its ends
 LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: contract tensorlake 2.1
 
-DrainMode = Literal["auto", "inline", "background"]
+DrainMode = Literal["auto", "inline", "background", "enqueue"]
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -107,11 +108,13 @@ class ReconcileTimes:
 
 @dataclass(frozen=True, slots=True)
 class RaceLimits:
-    """Bounds of best-of-N races, whatever a request asks for."""
+    """Bounds of best-of-N races, whatever a request asks for; `agent_`: of those that an agent asks for itself."""
 
     max_branches: int = 64
     max_parallel: int = 16
     deadline: float = 900.0
+    agent_branches: int = 8
+    agent_seconds: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +134,14 @@ class Settings:
     worker_lifetime: float
     resume_suspended: bool
     drain_mode: DrainMode
+    enqueue_to: str
     dry_run: bool
     times: ClaimTimes
     drain: DrainLimits
     reconcile: ReconcileTimes
     races: RaceLimits
+    fork_url: str | None = None
+    """Where a session's sandbox reaches fork_best_of_n; None where agents may not ask for races."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -158,8 +164,10 @@ class Settings:
             polls_in_flight=read.whole("DRAIN_POLLS_IN_FLIGHT", 8),
         )
         _check_times(times, drain)
+        drain_mode = read.choice("DRAIN_MODE", "auto", ("auto", "inline", "background", "enqueue"))
+        fork_url = _fork_url(read)
         return cls(
-            environments=_environments(read, anthropic_url),
+            environments=_environments(read, anthropic_url, fork_url),
             anthropic_url=anthropic_url,
             tensorlake_url=tensorlake_url,
             tensorlake_key=read.secret("TENSORLAKE_API_KEY"),
@@ -174,7 +182,8 @@ class Settings:
             max_idle_seconds=read.seconds("RUNNER_MAX_IDLE_SECONDS", 60.0) or None,
             worker_lifetime=read.seconds("WORKER_LIFETIME_SECONDS", 86_400.0),
             resume_suspended=read.flag("RESUME_SUSPENDED_SESSIONS", True),
-            drain_mode=read.choice("DRAIN_MODE", "auto", ("auto", "inline", "background")),
+            drain_mode=drain_mode,
+            enqueue_to=_enqueue_to(read.text("ENQUEUE_TO", ""), drain_mode),
             dry_run=read.flag("DRY_RUN", False),
             times=times,
             drain=drain,
@@ -191,7 +200,10 @@ class Settings:
                 max_branches=read.whole("RACE_MAX_BRANCHES", 64),
                 max_parallel=read.whole("RACE_MAX_PARALLEL", 16),
                 deadline=read.seconds("RACE_DEADLINE_SECONDS", 900.0),
+                agent_branches=read.whole("RACE_AGENT_MAX_BRANCHES", 8),
+                agent_seconds=_agent_seconds(read),
             ),
+            fork_url=fork_url,
         )
 
 
@@ -246,8 +258,28 @@ class _Reader:
         raise SettingsError(f"{name} must be one of {', '.join(choices)}")
 
 
-def _environments(read: _Reader, anthropic_url: str) -> Mapping[str, Environment]:
+def _fork_url(read: _Reader) -> str | None:
+    """None where AGENT_FORK is off. What agents show is derived from FUNCTIONS_TOKEN, so that must be set."""
+    url = read.text("FUNCTIONS_PUBLIC_URL", "")
+    if not read.flag("AGENT_FORK", False):
+        return None
+    if not url:
+        raise SettingsError("AGENT_FORK is on: set FUNCTIONS_PUBLIC_URL to the functions' address as a sandbox sees it")
+    if not read.text("FUNCTIONS_TOKEN", ""):
+        raise SettingsError("AGENT_FORK is on: set FUNCTIONS_TOKEN, from which the agents' tokens are derived")
+    return f"{_service_url('FUNCTIONS_PUBLIC_URL', url)}/fork_best_of_n"
+
+
+def _agent_seconds(read: _Reader) -> float:
+    seconds = read.seconds("RACE_AGENT_SECONDS", LONGEST_AGENT_RACE)
+    if not 0 < seconds <= LONGEST_AGENT_RACE:
+        raise SettingsError(f"RACE_AGENT_SECONDS must be above 0 and at most {LONGEST_AGENT_RACE:g} seconds")
+    return seconds
+
+
+def _environments(read: _Reader, anthropic_url: str, fork_url: str | None) -> Mapping[str, Environment]:
     api_host = urlsplit(anthropic_url).hostname or ""
+    fork_host = urlsplit(fork_url).hostname if fork_url else None
     defaults: dict[str, Any] = {
         "image": read.text("SANDBOX_IMAGE_NAME", "agent-cli"),
         "cpus": read.seconds("SANDBOX_CPUS", 2.0),
@@ -258,13 +290,14 @@ def _environments(read: _Reader, anthropic_url: str) -> Mapping[str, Environment
     }
     file = read.text("ENVIRONMENTS_FILE", "")
     if file:
-        return {id_: _environment(id_, defaults | table) for id_, table in _tables(file).items()}
+        return {id_: _environment(id_, defaults | table, fork_host) for id_, table in _tables(file).items()}
     id_ = read.required("ANTHROPIC_ENVIRONMENT_ID", "the id of your self-hosted environment, from the Console")
     key = read.required("ANTHROPIC_ENVIRONMENT_KEY", "generate one on the environment's page in the Console")
-    return {id_: _environment(id_, defaults | {"key": key})}
+    return {id_: _environment(id_, defaults | {"key": key}, fork_host)}
 
 
-def _environment(id_: str, table: Mapping[str, Any]) -> Environment:
+def _environment(id_: str, table: Mapping[str, Any], fork_host: str | None = None) -> Environment:
+    """`fork_host` is let through beside the hosts of an allow-list: there the agent's races are asked for."""
     where = f"environment {id_}"
     unknown = sorted(set(table) - {"key", "image", "cpus", "memory_mb", "disk_mb", "timeout_seconds", "allow_out"})
     if unknown:
@@ -275,6 +308,8 @@ def _environment(id_: str, table: Mapping[str, Any]) -> Environment:
     if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
         raise SettingsError(f"{where}: allow_out must be a list of host names")
     open_to_all = "*" in hosts
+    if fork_host and hosts and fork_host not in hosts:
+        hosts = [*hosts, fork_host]
     try:
         return Environment(
             id=id_,
@@ -321,6 +356,15 @@ def _tensorlake_url(url: str) -> str:
     if host not in LOOPBACK and not host.startswith("api."):
         raise SettingsError("TENSORLAKE_API_URL must have a host that begins with api., or localhost or 127.0.0.1")
     return checked
+
+
+def _enqueue_to(target: str, mode: DrainMode) -> str:
+    scheme, _, name = target.partition(":")
+    if target and (scheme != "aws-lambda" or not name):
+        raise SettingsError("ENQUEUE_TO must be aws-lambda: and the name or ARN of a function")
+    if mode == "enqueue" and not target:
+        raise SettingsError("ENQUEUE_TO is not set: DRAIN_MODE=enqueue needs to know whom to wake")
+    return target
 
 
 def _check_times(times: ClaimTimes, drain: DrainLimits) -> None:

@@ -109,3 +109,31 @@ def test_a_secret_in_a_file_is_read_again_after_some_minutes_so_that_rotation_wo
 def test_a_secret_that_cannot_be_read_names_the_setting_and_the_place(tmp_path: Path) -> None:
     with pytest.raises(SecretUnavailable, match=r"SOME_KEY.*missing"):
         Secret("SOME_KEY", f"file:{tmp_path}/missing").reveal()
+
+
+AGENT_FORK = {"AGENT_FORK": "true", "FUNCTIONS_TOKEN": "a-token-of-nobody", "FUNCTIONS_PUBLIC_URL": "https://f.example"}
+
+
+def test_with_agent_fork_the_functions_join_the_allow_list_and_nothing_is_added_to_an_open_one() -> None:
+    settings = Settings.from_environ(PLAIN | AGENT_FORK)
+    assert settings.fork_url == "https://f.example/fork_best_of_n"
+    assert settings.environments["env_1"].egress == EgressPolicy(allow=("api.anthropic.com", "f.example"))
+    (environment,) = Settings.from_environ(PLAIN | AGENT_FORK | {"SANDBOX_ALLOW_OUT": "*"}).environments.values()
+    assert environment.egress == EgressPolicy()
+    off = Settings.from_environ(PLAIN | AGENT_FORK | {"AGENT_FORK": "false"})
+    assert (off.fork_url, off.environments["env_1"].egress.allow) == (None, ("api.anthropic.com",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"FUNCTIONS_PUBLIC_URL": ""}, "FUNCTIONS_PUBLIC_URL"),
+        ({"FUNCTIONS_PUBLIC_URL": "http://f.example"}, "FUNCTIONS_PUBLIC_URL"),
+        ({"FUNCTIONS_TOKEN": ""}, "FUNCTIONS_TOKEN"),
+        ({"RACE_AGENT_SECONDS": "121"}, "RACE_AGENT_SECONDS"),
+        ({"RACE_AGENT_SECONDS": "0"}, "RACE_AGENT_SECONDS"),
+    ],
+)
+def test_agent_fork_says_what_it_lacks(changes: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        Settings.from_environ(PLAIN | AGENT_FORK | changes)
