@@ -6,13 +6,15 @@ Apart from http.py because pydantic takes a tenth of a second to import and a we
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from functions.http import HttpError
 
 _MODEL = TypeVar("_MODEL", bound=BaseModel)
+_LONGEST_MESSAGE: Final = 300
+_LONGEST_FIELD: Final = 200
 
 
 def read_model(model: type[_MODEL], body: bytes) -> _MODEL:
@@ -25,17 +27,23 @@ def read_model(model: type[_MODEL], body: bytes) -> _MODEL:
 
 def _invalid(error: ValidationError) -> HttpError:
     # Neither the inputs nor the contexts: the text of a value stays out of answers and logs.
-    details = error.errors(include_url=False, include_context=False, include_input=False)
+    details = error.errors(include_url=False, include_context=True, include_input=False)
     first = details[0]
     if first["type"] == "json_invalid":
         return HttpError(400, "invalid_request", "the body is not JSON")
     field = dotted(first["loc"])
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    text = first["msg"].removeprefix("Value error, ")
+    text = _text(first["type"], first["msg"], first.get("ctx", {}))
     message = f"{field}: {text}{more}" if field else f"{text}{more}"
     return HttpError(400, "invalid_request", message, field=field or None)
 
 
+def _text(kind: str, message: str, context: dict[str, Any]) -> str:
+    if kind == "union_tag_invalid":  # the one message of pydantic's that quotes what was sent
+        message = f"{context['discriminator'].strip(chr(39))} must be one of {context['expected_tags']}"
+    return message.removeprefix("Value error, ")[:_LONGEST_MESSAGE]
+
+
 def dotted(location: Sequence[int | str]) -> str:
     """A pydantic location as a person would write it: `branches.0.name`."""
-    return ".".join(str(part) for part in location if part != "[key]")[:200]
+    return ".".join(str(part) for part in location if part != "[key]")[:_LONGEST_FIELD]

@@ -18,7 +18,7 @@ from typing import Final
 
 from shared.deadline import Clock
 from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost
-from shared.races.models import File
+from shared.races.fields import File
 
 OUTPUT_BYTES: Final = 65_536
 _SHORT_SECONDS: Final = 20.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shared.races.commands import NotRun, Ran, Shell
-from shared.races.models import CommandJudge, ExitCodeJudge
+from shared.races.models import CommandJudge, ExitCodeJudge, Judge
 
 # A number that stands by itself: not a part of a word, a version or a longer number. `nan` and `inf` are seen too, so
 # that a command that prints them last does not score by an earlier number.
@@ -34,15 +34,15 @@ class Unjudged:
     score: float | None = None
 
 
-async def judge(
-    by: ExitCodeJudge | CommandJudge, ran: Ran, *, shell: Shell, sandbox_id: str, env: Mapping[str, str]
-) -> Score | Unjudged:
+async def judge(by: Judge, ran: Ran, *, shell: Shell, sandbox_id: str, env: Mapping[str, str]) -> Score | Unjudged:
     """Scores a branch whose program has ended (not one whose time was up)."""
     match by:
         case ExitCodeJudge():
             return Score(1.0) if ran.exit_code == 0 else Unjudged(_ended_with(ran), 0.0)
         case CommandJudge():
             return await _by_command(by, shell, sandbox_id, env) if ran.exit_code == 0 else Unjudged(_ended_with(ran))
+        case _:
+            return Unjudged("judge: not available yet")
 
 
 def last_number(text: str) -> float | None:

@@ -1,116 +1,41 @@
 """What a race is asked and what it answers (design: fork_best_of_n).
 
-Sizes and counts are bounded here where they need no setting; `limits` in race.py checks those that do. Everything is
-strict: an unknown field, a number in quotes or a value that this version cannot serve is an error that names the
-field, never something that is passed over. Times are in seconds. Errors never show the values that they are about.
+Sizes and counts are bounded here where they need no setting; `check_limits` in race.py checks those that do. Everything
+is strict: an unknown field, a number in quotes or a value that cannot be served is an error that names the field,
+never something that is passed over. Times are in seconds. Errors never show the values that they are about.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-LONGEST_ARGUMENT: Final = 100_000  # bytes; Linux takes 131,072 for one argument
+from shared.races.fields import (
+    BranchName,
+    Command,
+    Files,
+    Glob,
+    Identifier,
+    ImageName,
+    JsonPath,
+    KeptName,
+    Model,
+    Path,
+    PluginName,
+    Script,
+    Seconds,
+    Variables,
+)
+
 MOST_BRANCHES: Final = 64
-LONGEST_SECONDS: Final = 86_400.0
+MOST_GLOBS: Final = 20
 TAIL_CHARACTERS: Final = 4_000
-OUR_VARIABLES: Final = ("BRANCH_INDEX", "BRANCH_NAME", "RACE_ID", "RACE_RUN")
+JUDGE_TAIL_CHARACTERS: Final = 1_000
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
-
-
-def _argument(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("holds a NUL character")
-    if len(text.encode(errors="surrogatepass")) > LONGEST_ARGUMENT:
-        raise ValueError(f"is longer than {LONGEST_ARGUMENT} bytes")
-    return text
-
-
-def _path(text: str) -> str:
-    if text.startswith("/") or any(part in ("", ".", "..") for part in text.split("/")):
-        raise ValueError("a path is relative to the working directory, without empty, . or .. parts")
-    if any(ord(character) < 32 for character in text):
-        raise ValueError("a path holds no control characters")
-    return text
-
-
-def _variable(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError("a variable's name has letters, digits and _, and no digit first")
-    if name in OUR_VARIABLES:
-        raise ValueError("this variable is set by the race")
-    return name
-
-
-def _executable(command: tuple[str, ...]) -> tuple[str, ...]:
-    if not command[0] or "=" in command[0]:
-        raise ValueError("begins with the name of a program, without =")
-    return command
-
-
-Argument = Annotated[str, AfterValidator(_argument)]
-Script = Annotated[str, Field(min_length=1), AfterValidator(_argument)]
-# Not strict about list or tuple: behind a validator function pydantic no longer knows that a list came from JSON.
-Command = Annotated[
-    tuple[Argument, ...], Field(min_length=1, max_length=256, strict=False), AfterValidator(_executable)
-]
-Seconds = Annotated[float, Field(gt=0, le=LONGEST_SECONDS)]
-BranchName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Variables = Annotated[
-    dict[
-        Annotated[str, Field(max_length=128), AfterValidator(_variable)], Annotated[Argument, Field(max_length=8_192)]
-    ],
-    Field(max_length=64),
-]
-
-
-class File(_Model):
-    """A file's content: `text`, or `base64` for bytes."""
-
-    text: str | None = None
-    base64: str | None = Field(default=None, repr=False)
-    executable: bool = False
-
-    @model_validator(mode="after")
-    def _one_content(self) -> Self:
-        if (self.text is None) == (self.base64 is None):
-            raise ValueError("needs exactly one of text and base64")
-        self.data()
-        return self
-
-    def data(self) -> bytes:
-        if self.text is not None:
-            try:
-                return self.text.encode()
-            except UnicodeEncodeError:
-                raise ValueError("text holds half a character; use base64 for bytes") from None
-        try:
-            return base64.b64decode(self.base64 or "", validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError("is not base64") from None
-
-
-def _file(value: Any) -> Any:
-    return {"text": value} if isinstance(value, str) else value
-
-
-Files = Annotated[
-    dict[
-        Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_path)],
-        Annotated[File, BeforeValidator(_file)],
-    ],
-    Field(max_length=200),
-]
-
-
-class _Program(_Model):
+class _Program(Model):
     """Something to run: `command` (argv, no shell) or `script` (for `sh -c`), with files written before it."""
 
     command: Command | None = None
@@ -137,75 +62,122 @@ class Branch(_Program):
     timeout: Seconds | None = None
 
 
-class ExitCodeJudge(_Model):
+# ----------------------------------------------------------------------------------------------------------- judges
+
+
+class ExitCodeJudge(Model):
     """A branch that ends with 0 scores 1, any other has failed with score 0."""
 
     type: Literal["exit_code"] = "exit_code"
 
 
 class CommandJudge(_Program):
-    """The last number that this prints is the score. It runs in the branch's own sandbox and working directory, when
-    the branch has ended with 0; its files are written only then. A branch can leave modules in the working directory
-    that an interpreter would load by name: score with `python -I` and the like."""
+    """The last number that this prints is the score, or what `json_path` names in the JSON that it prints (all of its
+    standard output, else its last line). It runs in the branch's own sandbox and working directory, when the branch
+    has ended with 0; its files are written only then. A branch can leave modules in the working directory that an
+    interpreter would load by name: score with `python -I` and the like."""
 
     type: Literal["command"]
+    json_path: JsonPath | None = None
     timeout: Seconds = 60.0
 
 
-_LATER_JUDGES: Final = ("regex", "file", "json", "plugin", "module")
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError, ValueError):
+        raise ValueError("is not a regular expression of Python's re") from None
+    return text
 
 
-def _known_judge(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") in _LATER_JUDGES:
-        raise ValueError("this type of judge is not available yet; there are exit_code and command")
-    return value
+class RegexJudge(Model):
+    """Looks for `pattern` (Python's re, multi-line) in the last of what a branch that ended with 0 has written. The
+    last match's `group` is the score (a number or a name; 1 where there is one); a pattern without groups scores 1
+    where it matches. Where it does not match, the branch has failed with score 0."""
 
-
-Judge = Annotated[
-    Annotated[ExitCodeJudge | CommandJudge, Field(discriminator="type")],
-    BeforeValidator(_known_judge),
-]
-
-
-def _not_yet(value: str | None) -> str | None:
-    if value is not None:
-        raise ValueError("not available yet")
-    return value
-
-
-def _no_promotion(value: str) -> str:
-    if value != "none":
-        raise ValueError("promotion is not available yet; leave it out or say none")
-    return value
-
-
-def _filesystem(value: str) -> str:
-    if value != "filesystem":
-        raise ValueError("only filesystem checkpoints are available yet")
-    return value
-
-
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,199}$")]
-ImageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,199}$")]
-
-
-class Source(_Model):
-    """What the branches start from: exactly one of a session (its sandbox), a snapshot, and a registered image."""
-
-    session_id: Identifier | None = None
-    snapshot_id: Identifier | None = None
-    image: ImageName | None = None
-    sandbox_id: Annotated[Identifier | None, AfterValidator(_not_yet)] = None
+    type: Literal["regex"]
+    pattern: Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_pattern)]
+    stream: Literal["stdout", "stderr"] = "stdout"
+    group: Annotated[int, Field(ge=0, le=99)] | Annotated[str, Field(pattern=r"^[A-Za-z_]\w{0,63}$")] | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if sum(value is not None for value in (self.session_id, self.snapshot_id, self.image)) != 1:
-            raise ValueError("needs exactly one of session_id, snapshot_id and image")
+    def _known_group(self) -> Self:
+        groups = re.compile(self.pattern)
+        known = self.group in groups.groupindex if isinstance(self.group, str) else (self.group or 0) <= groups.groups
+        if not known:
+            raise ValueError("the pattern has no such group")
         return self
 
 
-class RaceRequest(_Model):
-    """One race. Either `branches`, or `n` copies of one `command` or `script` in which `{i}` is the copy's index."""
+class FileJudge(Model):
+    """The number in a file that a branch which ended with 0 has left in its working directory: what `json_path` names
+    in it, else the last number of its text."""
+
+    type: Literal["file"]
+    path: Path
+    json_path: JsonPath | None = None
+
+
+class PluginJudge(Model):
+    """A plug-in that the operator has configured under this name (RACE_JUDGES). `options` is passed on to it."""
+
+    type: Literal["plugin"]
+    name: PluginName
+    options: Annotated[dict[Annotated[str, Field(max_length=128)], Any], Field(max_length=64)] = Field(
+        default_factory=dict
+    )
+    timeout: Seconds = 60.0
+
+
+Judge = Annotated[ExitCodeJudge | CommandJudge | RegexJudge | FileJudge | PluginJudge, Field(discriminator="type")]
+
+
+# ---------------------------------------------------------------------------------------------------------- request
+
+
+class Source(Model):
+    """What the branches start from: exactly one of a session (its sandbox), a sandbox by id or name, a snapshot, and a
+    registered image."""
+
+    session_id: Identifier | None = None
+    sandbox_id: Identifier | None = None
+    snapshot_id: Identifier | None = None
+    image: ImageName | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = (self.session_id, self.sandbox_id, self.snapshot_id, self.image)
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("needs exactly one of session_id, sandbox_id, snapshot_id and image")
+        return self
+
+    @property
+    def is_sandbox(self) -> bool:
+        return self.session_id is not None or self.sandbox_id is not None
+
+
+class Keep(Model):
+    """How the winner's sandbox lives on: as `keep-<name>`, asleep after `timeout` seconds without traffic."""
+
+    name: KeptName
+    timeout: Annotated[int, Field(ge=60, le=86_400)] = 3_600
+
+    @property
+    def sandbox_name(self) -> str:
+        return f"keep-{self.name}"
+
+
+Checkpoint = Literal["filesystem", "memory", "live"]
+Promote = Literal["none", "workspace", "snapshot", "keep"]
+OnConflict = Literal["refuse", "theirs", "ours"]
+
+
+class RaceRequest(Model):
+    """One race. Either `branches`, or `n` copies of one `command` or `script` in which `{i}` is the copy's index.
+
+    `on_conflict`, for what the source changed since the checkpoint as well: `refuse` promotes nothing, `theirs` takes
+    the winner's, `ours` leaves the source's. `artifacts` are globs below the working directory (`**` for any depth).
+    """
 
     source: Source
     environment_id: Identifier | None = None
@@ -224,8 +196,11 @@ class RaceRequest(_Model):
     max_parallel: Annotated[int, Field(ge=1, le=MOST_BRANCHES)] | None = None
     branch_timeout: Seconds = 300.0
     deadline: Seconds | None = None
-    checkpoint: Annotated[Literal["filesystem", "memory", "live"], AfterValidator(_filesystem)] = "filesystem"
-    promote: Annotated[Literal["none", "workspace", "snapshot", "keep"], AfterValidator(_no_promotion)] = "none"
+    checkpoint: Checkpoint = "filesystem"
+    promote: Promote = "none"
+    on_conflict: OnConflict = "refuse"
+    keep: Keep | None = None
+    artifacts: Annotated[tuple[Glob, ...], Field(max_length=MOST_GLOBS)] = ()
     dry_run: bool = False
 
     @model_validator(mode="after")
@@ -240,6 +215,28 @@ class RaceRequest(_Model):
             names = [branch.name for branch in self.branches]
             if len(set(names)) != len(names):
                 raise ValueError("two branches have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _a_promotion_that_can_be(self) -> Self:
+        if (self.promote == "keep") != (self.keep is not None):
+            raise ValueError("promote keep and keep (a name, a timeout) go together")
+        if self.on_conflict != "refuse" and self.promote != "workspace":
+            raise ValueError("on_conflict belongs to promote workspace")
+        if self.promote == "workspace" and not self.source.is_sandbox:
+            raise ValueError("promote workspace needs a source with a workspace: a session_id or a sandbox_id")
+        return self
+
+    @model_validator(mode="after")
+    def _a_checkpoint_that_can_be(self) -> Self:
+        if self.checkpoint == "filesystem":
+            return self
+        if not self.source.is_sandbox:
+            raise ValueError("checkpoint memory and live need a source that runs: a session_id or a sandbox_id")
+        if self.setup is not None:
+            raise ValueError("checkpoint memory and live leave no place for a setup: run it in the source before")
+        if self.checkpoint == "live" and self.promote == "workspace":
+            raise ValueError("promote workspace needs a checkpoint to compare with, which live does not take")
         return self
 
     def candidates(self) -> tuple[Branch, ...]:
@@ -258,12 +255,25 @@ class RaceRequest(_Model):
         )
 
 
+# ----------------------------------------------------------------------------------------------------------- report
+
 BranchStatus = Literal["ok", "failed", "timed_out", "cancelled", "not_started"]
 
 
-class BranchReport(_Model):
+class Artifact(Model):
+    """A file that a branch left: its path below the working directory and its size in bytes. `base64` is its content;
+    where it is null, `truncated` says why."""
+
+    path: str
+    size: int
+    base64: str | None = Field(default=None, repr=False)
+    truncated: str | None = None
+
+
+class BranchReport(Model):
     """What became of one branch. `ok` means that it ended, was scored and may win; `score` and `exit_code` are null
-    where there is none. The tails are the last characters of its output."""
+    where there is none. The tails are the last characters of its output, and of what its judge said.
+    `artifacts_reason` says why there are no (or not all) artifacts."""
 
     name: str
     index: int
@@ -273,14 +283,34 @@ class BranchReport(_Model):
     reason: str | None = None
     boot_seconds: float | None = None
     run_seconds: float | None = None
+    judge_seconds: float | None = None
     stdout_tail: str = ""
     stderr_tail: str = ""
+    judge_tail: str = ""
+    artifacts: tuple[Artifact, ...] = ()
+    artifacts_reason: str | None = None
 
 
-Phase = Literal["source", "setup", "checkpoint", "boot", "files", "run", "judge", "reap"]
+class PromotionReport(Model):
+    """What became of the winner's work. Where `done` is false, `reason` says why, and the winner stands all the same.
+    `conflicts` are paths below the working directory. `sandbox` is a kept sandbox's name."""
+
+    kind: Literal["workspace", "snapshot", "keep"]
+    done: bool
+    reason: str | None = None
+    conflicts: tuple[str, ...] = ()
+    added: int = 0
+    changed: int = 0
+    deleted: int = 0
+    snapshot_id: str | None = None
+    sandbox: str | None = None
+    sandbox_id: str | None = None
 
 
-class Span(_Model):
+Phase = Literal["source", "setup", "checkpoint", "boot", "files", "run", "judge", "artifacts", "reap", "promote"]
+
+
+class Span(Model):
     """One stretch of the race, in seconds since it began. `branch` is null for what the race does as a whole."""
 
     phase: Phase
@@ -289,17 +319,21 @@ class Span(_Model):
     end: float
 
 
-class RaceReport(_Model):
+class RaceReport(Model):
     """One race. `winner` is a branch's name. `checkpoint` is the snapshot that the branches started from. `reaped`
-    and `leftovers` hold names of sandboxes and ids of snapshots; a leftover is one whose end could not be confirmed."""
+    and `leftovers` hold names of sandboxes and ids of snapshots; a leftover is one whose end could not be confirmed.
+    `speedup` is how many times as long the branches' runs and judges would have taken one after the other, null where
+    nothing ran. `promotion` is null where none was asked for, or nobody won."""
 
     race_id: str
     winner: str | None
     branches: tuple[BranchReport, ...]
     checkpoint: str | None
+    promotion: PromotionReport | None = None
     reaped: tuple[str, ...]
     leftovers: tuple[str, ...]
     timeline: tuple[Span, ...]
+    speedup: float | None = None
     seconds: float
     deadline_passed: bool = False
     dry_run: bool = False

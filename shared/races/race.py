@@ -59,6 +59,14 @@ def check_limits(request: RaceRequest, limits: RaceLimits) -> None:
         raise BadRace(field, f"at most {limits.max_branches} branches are allowed here")
     if request.max_parallel is not None and request.max_parallel > limits.max_parallel:
         raise BadRace("max_parallel", f"at most {limits.max_parallel} are allowed here")
+    if request.promote != "none":
+        raise BadRace("promote", "not available yet")
+    if request.checkpoint != "filesystem":
+        raise BadRace("checkpoint", "only filesystem checkpoints are available yet")
+    if request.source.sandbox_id is not None:
+        raise BadRace("source.sandbox_id", "not available yet")
+    if request.artifacts:
+        raise BadRace("artifacts", "not available yet")
     if request.deadline is not None and request.deadline > limits.deadline:
         raise BadRace("deadline", f"at most {limits.deadline:g} seconds are allowed here")
 

@@ -132,8 +132,8 @@ def test_what_is_not_json_is_a_400(body: bytes) -> None:
     ("fields", "field"),
     [
         ({"n": 65}, "n"),
-        ({"promote": "workspace"}, "promote"),
-        ({"artifacts": []}, "artifacts"),
+        ({"promote": "everything"}, "promote"),
+        ({"artifacts": ["/x"]}, "artifacts.0"),
         ({"env": {"a-b": ""}}, "env.a-b"),
         ({"environment_id": "env_2"}, "environment_id"),
         ({"source": {"session_id": "no-prefix"}}, "source.session_id"),

@@ -63,14 +63,33 @@ def test_a_score_command_is_read() -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "says"),
     [
-        ({"promote": "workspace"}, "promote", "not available yet"),
         ({"promote": "everything"}, "promote", "'none'"),
-        ({"checkpoint": "memory"}, "checkpoint", "only filesystem"),
-        ({"source": {"sandbox_id": "x"}}, "source.sandbox_id", "not available yet"),
-        ({"judge": {"type": "regex", "pattern": "x"}}, "judge", "not available yet"),
-        ({"judge": {"type": "vibes"}}, "judge", "vibes"),
+        ({"promote": "keep"}, "", "go together"),
+        ({"keep": {"name": "mine"}}, "", "go together"),
+        ({"promote": "keep", "keep": {"name": "-x"}}, "keep.name", "pattern"),
+        ({"promote": "keep", "keep": {"name": "x" * 53}}, "keep.name", "pattern"),
+        ({"promote": "keep", "keep": {"name": "x", "timeout": 5}}, "keep.timeout", "greater than"),
+        ({"on_conflict": "ours"}, "", "belongs to promote workspace"),
+        ({"promote": "workspace", "on_conflict": "mine"}, "on_conflict", "'refuse'"),
+        ({"promote": "workspace", "source": {"image": "i"}}, "", "a source with a workspace"),
+        ({"checkpoint": "live", "source": {"image": "i"}}, "", "a source that runs"),
+        ({"checkpoint": "memory", "setup": "make"}, "", "no place for a setup"),
+        ({"checkpoint": "live", "promote": "workspace"}, "", "to compare with"),
+        ({"source": {"sandbox_id": "x", "session_id": "y"}}, "source", "exactly one of"),
+        ({"judge": {"type": "vibes"}}, "judge", "'exit_code'"),
         ({"judge": {"type": "command"}}, "judge.command", "exactly one of command and script"),
-        ({"artifacts": ["*.html"]}, "artifacts", "not permitted"),
+        ({"judge": {"type": "command", "command": ["x"], "json_path": "a..b"}}, "judge.command.json_path", "dots"),
+        ({"judge": {"type": "regex", "pattern": "("}}, "judge.regex.pattern", "not a regular expression"),
+        ({"judge": {"type": "regex", "pattern": "(a)", "group": 2}}, "judge.regex", "no such group"),
+        ({"judge": {"type": "regex", "pattern": "(a)", "group": "b"}}, "judge.regex", "no such group"),
+        ({"judge": {"type": "regex", "pattern": "x", "stream": "tty"}}, "judge.regex.stream", "'stdout'"),
+        ({"judge": {"type": "file", "path": "/etc/passwd"}}, "judge.file.path", "relative"),
+        ({"judge": {"type": "file", "path": "../x"}}, "judge.file.path", "relative"),
+        ({"judge": {"type": "plugin", "name": "os:system"}}, "judge.plugin.name", "pattern"),
+        ({"judge": {"type": "plugin", "name": "x", "module": "os"}}, "judge.plugin.module", "not permitted"),
+        ({"artifacts": ["*.html"] * 21}, "artifacts", "at most 20"),
+        ({"artifacts": ["/etc/*"]}, "artifacts.0", "relative"),
+        ({"artifacts": ["a/../../b"]}, "artifacts.0", "relative"),
         ({"source": {}}, "source", "exactly one of"),
         ({"source": {"session_id": "a", "image": "b"}}, "source", "exactly one of"),
         ({"source": {"session_id": "../x"}}, "source.session_id", "pattern"),
@@ -105,6 +124,25 @@ def test_what_cannot_be_served_is_named(fields: dict[str, Any], field: str, says
     where, message = refusal({**GOOD, **fields})
     assert where == field
     assert says in message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"source": {"sandbox_id": "sbx-1"}, "checkpoint": "live"},
+        {"promote": "workspace", "on_conflict": "theirs"},
+        {"promote": "snapshot", "checkpoint": "memory"},
+        {"promote": "keep", "keep": {"name": "best-one", "timeout": 60}},
+        {"judge": {"type": "regex", "pattern": "loss=(?P<loss>.*)", "group": "loss", "stream": "stderr"}},
+        {"judge": {"type": "file", "path": "out/metrics.json", "json_path": "runs.0.loss"}},
+        {"judge": {"type": "plugin", "name": "ours", "options": {"weights": [1, 2.5, None]}}},
+        {"judge": {"type": "command", "command": ["x"], "json_path": "score"}},
+        {"artifacts": ["*.html", "./out/**", "a/[bc]?.txt"]},
+    ],
+)
+def test_every_way_to_ask_is_understood(fields: dict[str, Any]) -> None:
+    request = parse(**fields)
+    assert RaceRequest.model_validate_json(request.model_dump_json()) == request
 
 
 def test_two_branches_never_share_a_name() -> None:
