@@ -40,6 +40,7 @@ class Bundle:
     def __init__(self, settings: Settings, *, background: bool) -> None:
         self.settings = settings
         self.background = background if settings.drain_mode == "auto" else settings.drain_mode == "background"
+        self.until: Deadline | None = None  # when the runtime ends this invocation, where it says so
         self._queues: dict[str, WorkQueue] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.drains: SingleFlight[Sequence[DrainReport]] = SingleFlight(self.drain)
@@ -78,6 +79,8 @@ class Bundle:
     async def drain(self) -> Sequence[DrainReport]:
         """Drain every environment, side by side: a webhook does not say which one it is about (contract claude 9.1)."""
         deadline = Deadline.after(self.settings.drain.deadline)
+        if self.until is not None:  # a tick needs time for its repairs, too
+            deadline = deadline.sooner(self.until.at - self.settings.reconcile.deadline)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self.dispatcher(environment).drain(deadline))
@@ -92,6 +95,8 @@ class Bundle:
         began = time.monotonic()
         drains = () if self.settings.dry_run else await asyncio.shield(self.drains.wake())
         deadline = Deadline.after(self.settings.reconcile.deadline)
+        if self.until is not None:
+            deadline = deadline.sooner(self.until.at)
         async with asyncio.TaskGroup() as group:
             passes = [
                 group.create_task(self.reconciler(environment).reconcile(deadline))

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from functions.bundle import Bundle, bundle_of
 from functions.http import HttpError, not_configured, read_body, require_method
+from functions.wakes import NotEnqueued, Wake, drain_now, enqueue
 from functions.webhooks import is_signed
 from shared import naming
 from shared.errors import SecretUnavailable, SettingsError
@@ -43,9 +44,14 @@ async def on_run_started(request: Request) -> Response:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
+    enqueues = bundle.settings.drain_mode == "enqueue"
     if kind == WAKES:
+        if enqueues:
+            return await _enqueued(bundle, drain_now(), "drains")
         return await _answered(bundle, bundle.drains.wake(), "drains")
     if kind in OVER and naming.is_session_id(session_id):
+        if enqueues:
+            return await _enqueued(bundle, Wake("session_over", session_id), "reconciled")
         return await _answered(bundle, bundle.in_background(bundle.session_over(session_id)), "reconciled")
     return JSONResponse({"ignored": kind})
 
@@ -61,6 +67,16 @@ async def _answered(bundle: Bundle, run: asyncio.Task[Sequence[object]], name: s
     from shared.models import to_json  # not needed to refuse a stranger
 
     return Response(to_json({name: reports}), media_type="application/json")
+
+
+async def _enqueued(bundle: Bundle, wake: Wake, name: str) -> Response:
+    """Somebody else's work from here on. What could not be handed on is found by the next tick."""
+    try:
+        await enqueue(bundle.settings.enqueue_to, wake)
+    except NotEnqueued as error:
+        log.error("webhook.not_enqueued error=%s", error)
+        return JSONResponse({name: [], "error": "NotEnqueued"})
+    return JSONResponse({name: "enqueued"})
 
 
 def _event(body: bytes) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Secrets: held or referred to, read on first use, cached for minutes, shown nowhere.
 
-A setting may hold a secret or say where it lives: `env:NAME` or `file:/path` (trailing white space is dropped). What is
-read by reference is read again after `CACHE_SECONDS`, so that a rotated key works without a restart.
+A setting may hold a secret or say where it lives: `env:NAME`, `file:/path`, or a cloud's own store (`aws-sm:`,
+`aws-ssm:`, `gcp-sm:`; see secret_stores.py). Trailing white space is dropped. What is read by reference is read again
+after `CACHE_SECONDS`, so that a rotated key works without a restart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 from shared.errors import SecretUnavailable
 
 CACHE_SECONDS: Final = 300.0
+SCHEMES: Final = ("env", "file", "aws-sm", "aws-ssm", "gcp-sm")
 
 
 class Secret:
@@ -31,7 +33,7 @@ class Secret:
     def reveal(self) -> str:
         """Raises SecretUnavailable, which names the setting and the source and never the value."""
         scheme, separator, rest = self._reference.partition(":")
-        if not separator or scheme not in ("env", "file"):
+        if not separator or scheme not in SCHEMES:
             return self._reference
         now = self._clock()
         if self._cached is None or now - self._cached[0] > CACHE_SECONDS:
@@ -41,6 +43,8 @@ class Secret:
     def _read(self, scheme: str, rest: str) -> str:
         if scheme == "env":
             value = os.environ.get(rest, "")
+        elif scheme != "file":
+            value = self._from_store(scheme, rest)
         else:
             try:
                 value = Path(rest).read_text(encoding="utf-8").rstrip()
@@ -51,6 +55,14 @@ class Secret:
         if not value:
             raise SecretUnavailable(f"{self._name}: {scheme}:{rest} is empty or not set")
         return value
+
+    def _from_store(self, scheme: str, place: str) -> str:
+        from shared import secret_stores
+
+        try:
+            return secret_stores.read(scheme, place).rstrip()
+        except secret_stores.NotReadable as error:
+            raise SecretUnavailable(f"{self._name}: {scheme}:{place} cannot be read ({error})") from None
 
     def __repr__(self) -> str:
         return f"Secret({self._name})"

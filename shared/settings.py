@@ -164,7 +164,7 @@ class Settings:
             polls_in_flight=read.whole("DRAIN_POLLS_IN_FLIGHT", 8),
         )
         _check_times(times, drain)
-        drain_mode = read.choice("DRAIN_MODE", "auto", ("auto", "inline", "background", "enqueue"))
+        drain_mode: DrainMode = read.choice("DRAIN_MODE", "auto", ("auto", "inline", "background", "enqueue"))
         fork_url = _fork_url(read)
         return cls(
             environments=_environments(read, anthropic_url, fork_url),
