@@ -18,8 +18,9 @@ Nothing else in the project reads the process's environment, but for secrets tha
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -33,6 +34,10 @@ ANTHROPIC_URL: Final = "https://api.anthropic.com"
 TENSORLAKE_URL: Final = "https://api.tensorlake.ai"
 LONGEST_AGENT_RACE: Final = 120.0  # seconds; a tool call gets 150 (contract claude 5), and the rest is for its ends
 LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: contract tensorlake 2.1
+
+_JUDGE: Final = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<target>entry-point:[\w.-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)", re.ASCII
+)
 
 DrainMode = Literal["auto", "inline", "background", "enqueue"]
 _Choice = TypeVar("_Choice", bound=str)
@@ -115,6 +120,10 @@ class RaceLimits:
     deadline: float = 900.0
     agent_branches: int = 8
     agent_seconds: float = 120.0
+    output_bytes: int = 1_048_576
+    artifact_bytes: int = 2_097_152
+    judges: Mapping[str, str] = field(default_factory=dict)
+    """Plug-ins by name: `module:function`, or `entry-point:NAME` of the group serverless_hands.judges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,8 @@ class Settings:
     races: RaceLimits
     fork_url: str | None = None
     """Where a session's sandbox reaches fork_best_of_n; None where agents may not ask for races."""
+    server_sandbox: str = ""
+    """Id or name of the sandbox that this very process serves in; empty elsewhere. No race starts from it."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -202,8 +213,12 @@ class Settings:
                 deadline=read.seconds("RACE_DEADLINE_SECONDS", 900.0),
                 agent_branches=read.whole("RACE_AGENT_MAX_BRANCHES", 8),
                 agent_seconds=_agent_seconds(read),
+                output_bytes=read.whole("RACE_OUTPUT_BYTES", 1_048_576),
+                artifact_bytes=read.whole("RACE_ARTIFACT_BYTES", 2_097_152),
+                judges=_judges(read.text("RACE_JUDGES", "")),
             ),
             fork_url=fork_url,
+            server_sandbox=read.text("SERVER_SANDBOX", ""),
         )
 
 
@@ -376,6 +391,20 @@ def _check_times(times: ClaimTimes, drain: DrainLimits) -> None:
         raise SettingsError("DRAIN_DEADLINE_SECONDS must be larger than BIND_SECONDS plus HANDOVER_SECONDS")
     if not drain.max_items or not drain.concurrency or not drain.polls_in_flight:
         raise SettingsError("DRAIN_MAX_ITEMS, DRAIN_CONCURRENCY and DRAIN_POLLS_IN_FLIGHT must be at least 1")
+
+
+def _judges(text: str) -> Mapping[str, str]:
+    """`name=module:function` or `name=entry-point:NAME`, with commas between; nothing is imported here."""
+    judges: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        match = _JUDGE.fullmatch(entry)
+        if match is None or match["name"] in judges:
+            raise SettingsError(
+                "RACE_JUDGES must be name=module:function or name=entry-point:NAME, with commas between; "
+                "a name has lower-case letters, digits, - and _, and stands once"
+            )
+        judges[match["name"]] = match["target"]
+    return judges
 
 
 def _prefix(prefix: str) -> str:
