@@ -128,8 +128,8 @@ class DataPlane:
         await box.link.call({"op": "kill", **request.path_params})
         return Response(status_code=204)
 
-    async def restart(self, _: Request, __: Sandbox, ___: Box) -> Response:
-        raise not_supported("restarting a managed process", "kill it and start it again under its name")
+    async def restart(self, request: Request, _: Sandbox, box: Box) -> Response:
+        return JSONResponse(await box.link.call({"op": "restart", **request.path_params}))
 
     async def signal(self, request: Request, _: Sandbox, box: Box) -> Response:
         number = (await _json(request)).get("signal")

@@ -7,11 +7,37 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.local.tensorlake.errors import bad_request, not_supported
+from infra.local.tensorlake.errors import bad_request
 from infra.local.tensorlake.layers import AGENT_UID
+from infra.local.tensorlake.names import new_id
 from infra.local.tensorlake.records import Sandbox
 
 STREAMS = {"stdout": ["stdout"], "stderr": ["stderr"], "output": ["stdout", "stderr"]}
+
+
+class RestartConfig(BaseModel):
+    """The SDK's defaults are the daemon's (contract section 7.1)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    policy: Literal["never", "on_failure", "always"] = "on_failure"
+    max_restarts: int | None = Field(default=None, ge=0)
+    initial_backoff_ms: int = Field(default=500, ge=0)
+    max_backoff_ms: int = Field(default=30_000, ge=0)
+
+
+class HealthCheck(BaseModel):
+    """A check on the sandbox's own loopback."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["http", "tcp"]
+    port: int = Field(ge=1, le=65_535)
+    path: str = Field(default="/", pattern=r"^/[!-~]*$")
+    initial_delay_ms: int = Field(default=5_000, ge=0)
+    interval_ms: int = Field(default=1_000, ge=1)
+    timeout_ms: int = Field(default=500, ge=1)
+    failure_threshold: int = Field(default=3, ge=1)
 
 
 class StartRequest(BaseModel):
@@ -29,18 +55,18 @@ class StartRequest(BaseModel):
     stdout_mode: Literal["capture", "discard"] = "capture"
     stderr_mode: Literal["capture", "discard"] = "capture"
     name: str | None = None
-    restart: dict[str, Any] | None = None
-    health_check: dict[str, Any] | None = None
+    restart: RestartConfig | None = None
+    health_check: HealthCheck | None = None
 
 
 def start_request(sandbox: Sandbox, body: dict[str, Any]) -> dict[str, Any]:
-    """The supervisor's `start` (or, with another `op`, `run`) request. Raises 400 and 501."""
+    """The supervisor's `start` (or, with another `op`, `run`) request. Raises 400."""
     try:
         asked = StartRequest.model_validate(body)
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise bad_request("; ".join(problems)) from None
-    _check_managed(asked)
+    managed = _managed(asked)
     if sandbox.box is None:
         raise bad_request(f"sandbox is {sandbox.status}")
     _check_texts([asked.command, *asked.args, *asked.env, *asked.env.values(), asked.working_dir or ""])
@@ -64,8 +90,8 @@ def start_request(sandbox: Sandbox, body: dict[str, Any]) -> dict[str, Any]:
     }
     if asked.timeout is not None:
         request["timeout"] = asked.timeout
-    if asked.name is not None:
-        request["name"] = asked.name
+    if managed is not None:
+        request["managed"] = managed
     if note is not None:
         request["note"] = note
         if note not in sandbox.notes:
@@ -73,19 +99,21 @@ def start_request(sandbox: Sandbox, body: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
-def _check_managed(asked: StartRequest) -> None:
-    """A name alone opts into supervision, whose default on the service restarts what fails."""
-    advice = 'send restart={"policy": "never"}'
-    if asked.health_check is not None:
-        raise not_supported("health checks of managed processes")
-    if asked.restart is not None and asked.restart.get("policy") != "never":
-        raise not_supported(f"restart policy '{asked.restart.get('policy')}'", advice)
-    if asked.name is None:
-        return
-    if not asked.name or "/" in asked.name or asked.name.isdigit():
+def _managed(asked: StartRequest) -> dict[str, Any] | None:
+    """What the supervisor is to do about its ends. A name, a restart policy or a health check opts in to it."""
+    if asked.name is not None and (not asked.name or "/" in asked.name or asked.name.isdigit()):
         raise bad_request("process name must be non-empty, without '/', and not all digits")
-    if asked.restart is None:
-        raise not_supported("a named process without a restart policy, which would be restarted on failure", advice)
+    if asked.name is None and asked.restart is None and asked.health_check is None:
+        return None
+    check = asked.health_check.model_dump() if asked.health_check is not None else None
+    if check is not None and check["type"] == "tcp":
+        check["path"] = None
+    return {
+        "id": asked.name or f"managed-{new_id()}",
+        "name": asked.name,
+        "restart": (asked.restart or RestartConfig()).model_dump(),
+        "health_check": check,
+    }
 
 
 def _check_texts(texts: Iterable[str]) -> None:

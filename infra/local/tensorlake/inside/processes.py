@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from typing import IO
 
+from .managed import BACKING_OFF, RUNNING, STOPPED, UNHEALTHY, Managed, probe
 from .wire import CHUNK, Json, Refused
 
 KEPT_OUTPUT_BYTES = 32 * 1024 * 1024
 """Captured output kept of each process; the oldest lines go first."""
 LONGEST_LINE = 1024 * 1024
-NEVER_RESTART = {"policy": "never", "max_restarts": None, "initial_backoff_ms": 500, "max_backoff_ms": 30000}
+MANAGED_STOP_SECONDS = 10.0
+"""From SIGTERM to SIGKILL."""
 
 
 def now_ms() -> int:
@@ -25,27 +30,40 @@ def now_ms() -> int:
 
 
 class Process:
-    """One started program and what it has said so far. Guarded by the table's condition."""
+    """One started program, all its restarts included, and what it has said so far. Guarded by the table's condition."""
 
     def __init__(self, handle: int, request: Json, popen: subprocess.Popen[bytes]) -> None:
         self.handle = handle
         self.request = request
-        self.popen = popen
-        self.pid = popen.pid
-        self.name: str | None = request.get("name")
-        self.started_at = now_ms()
-        self.ended_at: int | None = None
-        self.exit_code: int | None = None
-        self.signal: int | None = None
+        self.managed = Managed(request["managed"]) if request.get("managed") else None
         self.timed_out = False
         self.lines: list[tuple[int, str, str]] = []
         self.dropped = 0
         self.kept_bytes = 0
         self.open_pipes = 0
+        self.begin(popen)
+
+    def begin(self, popen: subprocess.Popen[bytes]) -> None:
+        """A run begins."""
+        self.popen = popen
+        self.pid = popen.pid
+        self.started_at = now_ms()
+        self.ended_at: int | None = None
+        self.exit_code: int | None = None
+        self.signal: int | None = None
+
+    @property
+    def name(self) -> str | None:
+        return self.managed.name if self.managed is not None else None
 
     @property
     def running(self) -> bool:
         return self.ended_at is None
+
+    @property
+    def over(self) -> bool:
+        """It has ended, and no restart is to come."""
+        return not self.running and (self.managed is None or self.managed.status == STOPPED)
 
     def ended(self, status: int) -> None:
         self.ended_at = now_ms()
@@ -53,6 +71,8 @@ class Process:
             self.signal = os.WTERMSIG(status)
         else:
             self.exit_code = os.WEXITSTATUS(status)
+        if self.managed is not None:
+            self.managed.ended(self.exit_code, self.signal, self.ended_at)
 
     def said(self, stream: str, line: str) -> None:
         self.lines.append((now_ms(), stream, line))
@@ -81,23 +101,8 @@ class Process:
         }
         if self.request.get("note"):
             info["note"] = self.request["note"]
-        if self.name is not None:
-            info["managed"] = {
-                "id": self.name,
-                "name": self.name,
-                "status": "running" if self.running else "stopped",
-                "restart_count": 0,
-                "restart": NEVER_RESTART,
-                "health_status": "disabled",
-                "consecutive_health_failures": 0,
-            }
-            if self.ended_at is not None:
-                info["managed"]["last_exit"] = {
-                    "exit_code": self.exit_code,
-                    "signal": self.signal,
-                    "oom_killed": False,
-                    "ended_at": self.ended_at,
-                }
+        if self.managed is not None:
+            info["managed"] = self.managed.info()
         return info
 
 
@@ -109,34 +114,123 @@ class Table:
         self._all: dict[int, Process] = {}
         self._handles = 0
         self._held = False
+        self._freezes = 0
         self._pump = _Pump(self)
 
     def start(self, request: Json) -> Process:
-        name = request.get("name")
+        name = request["managed"]["name"] if request.get("managed") else None
         with self.changed:
             self.changed.wait_for(lambda: not self._held)
             if name is not None:
                 for process in list(self._all.values()):
                     if process.name != name:
                         continue
-                    if process.running:
+                    if not process.over:
                         raise Refused(409, "CONFLICT", f"a process named '{name}' is running (pid {process.pid})")
                     del self._all[process.handle]
             popen = _spawn(request)
             self._handles += 1
             process = Process(self._handles, request, popen)
             self._all[process.handle] = process
-            for stream, pipe in (("stdout", popen.stdout), ("stderr", popen.stderr)):
-                if pipe is not None:
-                    process.open_pipes += 1
-                    self._pump.add(process, stream, pipe.fileno())
-            self.changed.notify_all()
+            self._begun(process)
         return process
+
+    def _begun(self, process: Process) -> None:
+        """A run has begun: read its pipes, watch over it if that was asked for."""
+        for stream, pipe in (("stdout", process.popen.stdout), ("stderr", process.popen.stderr)):
+            if pipe is not None:
+                process.open_pipes += 1
+                self._pump.add(process, stream, pipe)
+        managed = process.managed
+        if managed is not None and managed.watched and not managed.kept:
+            managed.kept = True
+            threading.Thread(target=self._keep, args=(process, managed), daemon=True).start()
+        self.changed.notify_all()
+
+    def _keep(self, process: Process, managed: Managed) -> None:
+        """Restart it when that is due and check its health, until it is stopped for good. Pauses while frozen."""
+        freezes = self._freezes
+        while True:
+            with self.changed:
+                if managed.status == STOPPED:
+                    managed.kept = False
+                    return
+                if self._held:
+                    self.changed.wait()
+                    continue
+                if freezes != self._freezes:
+                    # What it owed before the freeze is forgiven: it could not answer while it stood still.
+                    freezes, managed.failures = self._freezes, 0
+                    managed.next_probe = max(managed.next_probe, time.monotonic() + 1.0)
+                if managed.status == RUNNING and managed.check is None:
+                    self.changed.wait()
+                    continue
+                due = managed.due if managed.status == BACKING_OFF else managed.next_probe
+                left = due - time.monotonic()
+                if left > 0 or (managed.status == RUNNING and not process.running):
+                    self.changed.wait(max(left, 0.01))
+                    continue
+                if managed.status == BACKING_OFF:
+                    self._restart(process, managed)
+                    continue
+                pid, check = process.pid, managed.check
+            problem = probe(check) if check else None
+            with self.changed:
+                if pid != process.pid or not process.running or self._held or freezes != self._freezes:
+                    continue  # a check during an end or a freeze says nothing
+                managed.probed(problem)
+                unbearable = managed.health == UNHEALTHY and managed.restart["policy"] != "never"
+                managed.ailing = unbearable
+            if unbearable:
+                self.end(process)
+
+    def _restart(self, process: Process, managed: Managed) -> None:
+        managed.restart_count += 1
+        try:
+            popen = _spawn(process.request)
+        except Refused as refusal:
+            managed.could_not_begin(str(refusal))
+            self.changed.notify_all()
+            return
+        managed.begin()
+        process.begin(popen)
+        self._begun(process)
+
+    def restart(self, process: Process) -> None:
+        """End a managed process and start it again at once, though it be stopped. Raises Refused."""
+        managed = process.managed
+        if managed is None:
+            raise Refused(400, "NOT_MANAGED", f"process {process.pid} is not managed")
+        self.stop(process, managed)
+        with self.changed:
+            self.changed.wait_for(lambda: not self._held)
+            if managed.status == STOPPED:  # nobody else was quicker
+                self._restart(process, managed)
+
+    def stop(self, process: Process, managed: Managed) -> None:
+        """End a managed process for good."""
+        with self.changed:
+            managed.stopping = True
+            if not process.running:
+                managed.status, managed.next_restart_at = STOPPED, None
+            self.changed.notify_all()
+        self.end(process)
+
+    def end(self, process: Process) -> None:
+        """SIGTERM to its group, SIGKILL after MANAGED_STOP_SECONDS."""
+        pid = process.pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if process.running:
+                os.killpg(pid, signal.SIGTERM)
+                self.wait_until(lambda: not process.running or process.pid != pid, MANAGED_STOP_SECONDS)
+            os.killpg(pid, signal.SIGKILL)
+        self.wait_until(lambda: not process.running or process.pid != pid, 2.0)
 
     def hold(self, held: bool) -> None:
         """While held nothing new starts: a start that was under way would escape a freeze."""
         with self.changed:
             self._held = held
+            self._freezes += 1
             self.changed.notify_all()
 
     def find(self, key: str) -> Process:
@@ -219,13 +313,13 @@ class _Pump:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._selector = selectors.DefaultSelector()
-        self._new: list[tuple[Process, str, int]] = []
+        self._new: list[tuple[Process, str, IO[bytes]]] = []
         self._wake_read, self._wake_write = os.pipe()
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         threading.Thread(target=self._run, daemon=True).start()
 
-    def add(self, process: Process, stream: str, fd: int) -> None:
-        self._new.append((process, stream, fd))
+    def add(self, process: Process, stream: str, pipe: IO[bytes]) -> None:
+        self._new.append((process, stream, pipe))
         os.write(self._wake_write, b"x")
 
     def _run(self) -> None:
@@ -234,13 +328,13 @@ class _Pump:
                 if key.data is None:
                     os.read(self._wake_read, 1024)
                     while self._new:
-                        process, stream, fd = self._new.pop(0)
-                        self._selector.register(fd, selectors.EVENT_READ, (process, stream, bytearray()))
+                        process, stream, pipe = self._new.pop(0)
+                        self._selector.register(pipe, selectors.EVENT_READ, (process, stream, pipe, bytearray()))
                 else:
-                    self._read(key.fd, *key.data)
+                    self._read(*key.data)
 
-    def _read(self, fd: int, process: Process, stream: str, rest: bytearray) -> None:
-        data = os.read(fd, CHUNK)
+    def _read(self, process: Process, stream: str, pipe: IO[bytes], rest: bytearray) -> None:
+        data = os.read(pipe.fileno(), CHUNK)
         rest += data
         with self._table.changed:
             while (end := rest.find(b"\n")) >= 0 or len(rest) > LONGEST_LINE or (rest and not data):
@@ -248,9 +342,7 @@ class _Pump:
                 process.said(stream, rest[:cut].decode("utf-8", "replace"))
                 del rest[: cut + 1 if end >= 0 else cut]
             if not data:
-                self._selector.unregister(fd)
-                pipe = process.popen.stdout if stream == "stdout" else process.popen.stderr
-                if pipe is not None:
-                    pipe.close()
+                self._selector.unregister(pipe)
+                pipe.close()
                 process.open_pipes -= 1
             self._table.changed.notify_all()

@@ -27,7 +27,6 @@ from .wire import CHUNK, Connection, Json, Refused
 
 DRAIN_GRACE_SECONDS = 0.2
 """How long a finished process's pipes may be held open by what it left behind before the stream ends."""
-MANAGED_STOP_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 1.0
 
 
@@ -98,7 +97,7 @@ class Supervisor:
             with self.table.changed:
                 fresh = process.lines[max(seen - process.dropped, 0) :]
                 seen = process.dropped + len(process.lines)
-                ended = not process.running
+                ended = process.over
                 over = ended and not process.open_pipes
             for at, stream, line in fresh:
                 if stream in streams:
@@ -110,7 +109,7 @@ class Supervisor:
 
             def news(seen: int = seen, ended: bool = ended) -> bool:
                 more = process.dropped + len(process.lines) > seen
-                return more or (not process.open_pipes if ended else not process.running)
+                return more or (not process.open_pipes if ended else process.over)
 
             if not self.table.wait_until(news, DRAIN_GRACE_SECONDS if ended else KEEP_ALIVE_SECONDS):
                 if connection.gone():
@@ -143,14 +142,19 @@ class Supervisor:
 
     def op_kill(self, connection: Connection, request: Json) -> None:
         process = self.table.find(request["process"])
-        if process.name is not None and process.running:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGTERM)
-            self.table.wait_until(lambda: not process.running, MANAGED_STOP_SECONDS)
+        if process.managed is not None:
+            self.table.stop(process, process.managed)
+            connection.frame({})
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         self.table.wait_until(lambda: not process.running, 2.0)
         connection.frame({})
+
+    def op_restart(self, connection: Connection, request: Json) -> None:
+        process = self.table.find(request["process"])
+        self.table.restart(process)
+        connection.frame(process.info())
 
     def op_stdin(self, connection: Connection, request: Json) -> None:
         process = self.table.find(request["process"])
@@ -219,6 +223,7 @@ class Supervisor:
         connection.frame({"owner": port_owner(request["port"])})
 
     def op_end(self, connection: Connection, _: Json) -> None:
+        self.table.hold(True)  # what is ended now must not be restarted
         end_everything()
         connection.frame({})
         os._exit(0)
@@ -265,6 +270,7 @@ def main() -> None:
     while True:
         _, fds, _, _ = socket.recv_fds(control, 1, 1)
         if not fds:
+            supervisor.table.hold(True)
             end_everything()
             os._exit(0)
         sock = socket.socket(fileno=fds[0])

@@ -129,22 +129,6 @@ def test_a_named_process_is_found_by_name_and_runs_once(each_level: Stage) -> No
     assert [process.args for process in sandbox.list_processes()] == [["62"]]
 
 
-@pytest.mark.parametrize(
-    "managed",
-    [
-        {"name": "web"},
-        {"name": "web", "restart": {"policy": "on_failure"}},
-        {"restart": {"policy": "always"}},
-        {"name": "web", "restart": NEVER, "health_check": {"type": "tcp", "port": 80}},
-    ],
-)
-def test_supervision_that_is_not_there_is_refused(stage: Stage, managed: dict[str, object]) -> None:
-    sandbox = stage.named()
-    answer = stage.inside(sandbox, "POST", "/api/v1/processes", json={"command": "true", **managed})
-    assert (answer.status_code, answer.json()["code"]) == (501, "NOT_SUPPORTED_OFFLINE")
-    assert list(sandbox.list_processes()) == []
-
-
 def test_signals_go_to_the_group_and_kill_is_final(stage: Stage) -> None:
     sandbox = stage.named()
     script = "trap 'echo caught; exit 7' TERM; sleep 60 & wait"
