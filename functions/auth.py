@@ -1,4 +1,5 @@
-"""Who may call poll_tick and fork_best_of_n: whoever shows the operator's token (design: security).
+"""Who may call poll_tick and fork_best_of_n: whoever shows the operator's token, and fork_best_of_n also an agent that
+shows the capability of its session (design: security; shared/capability.py).
 
 Without FUNCTIONS_TOKEN nobody may (503, never open). The comparison takes the same time for every wrong token.
 """
@@ -7,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from typing import Final
 
 from starlette.requests import Request
 
 from functions.http import HttpError
+from shared import capability
+from shared.capability import Capability
 from shared.errors import SettingsError
 from shared.settings import Settings
 
@@ -21,8 +25,18 @@ _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 def require_token(request: Request, settings: Settings) -> None:
     """Returns if the request shows `Authorization: Bearer <FUNCTIONS_TOKEN>`.
 
-    Raises HttpError 401 for a missing or wrong token, SettingsError or SecretUnavailable (answered with 503) where
-    there is nothing to compare with.
+    Raises HttpError 401 for a missing or wrong token, 403 for an agent's, SettingsError or SecretUnavailable (answered
+    with 503) where there is nothing to compare with.
+    """
+    if caller_of(request, settings) is not None:
+        raise _forbidden()
+
+
+def caller_of(request: Request, settings: Settings, function: str = "") -> Capability | None:
+    """Who calls: None for the operator, who may do everything, or the capability of an agent, for this function.
+
+    Raises like `require_token`, and HttpError 403 for the capability of another function. That the capability's work
+    item still lives is not known yet (functions/agent_calls.py).
     """
     if settings.functions_token is None:
         raise SettingsError("FUNCTIONS_TOKEN is not set, so nobody may call this: set it to a long random text")
@@ -30,10 +44,28 @@ def require_token(request: Request, settings: Settings) -> None:
     # Header bytes as they came: decoding them may fail, and a token is compared as bytes anyway.
     values = [value for name, value in request.scope["headers"] if name.lower() == b"authorization"]
     if len(values) != 1:
-        raise HttpError(401, "unauthorized", "send the header Authorization: Bearer <token> once", headers=_CHALLENGE)
-    scheme, _, shown = values[0].partition(b" ")
-    if scheme.lower() != b"bearer" or not _equal(shown.strip(b" \t"), token.encode(errors="surrogateescape")):
-        raise HttpError(401, "unauthorized", "the token is not the right one", headers=_CHALLENGE)
+        raise _unauthorized("send the header Authorization: Bearer <token> once")
+    scheme, _, rest = values[0].partition(b" ")
+    shown = rest.strip(b" \t")
+    if scheme.lower() == b"bearer" and _equal(shown, token.encode(errors="surrogateescape")):
+        return None
+    if scheme.lower() != b"bearer" or not shown.startswith(capability.PREFIX):
+        raise _unauthorized("the token is not the right one")
+    try:
+        caller = capability.read(shown, capability.signing_key(token), time.time())
+    except capability.NotGenuine as error:
+        raise _unauthorized(str(error)) from None
+    if caller.function != function:
+        raise _forbidden()
+    return caller
+
+
+def _unauthorized(message: str) -> HttpError:
+    return HttpError(401, "unauthorized", message, headers=_CHALLENGE)
+
+
+def _forbidden() -> HttpError:
+    return HttpError(403, "forbidden", "this token is for another function")
 
 
 def _equal(shown: bytes, token: bytes) -> bool:

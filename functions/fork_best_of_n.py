@@ -14,9 +14,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from functions.auth import require_token
+from functions import agent_calls
+from functions.auth import caller_of
 from functions.bundle import Bundle, bundle_of
 from functions.http import HttpError, not_configured, read_body, require_method
+from shared.capability import FORK, Capability
 from shared.errors import SecretUnavailable, SettingsError
 
 log = logging.getLogger(__name__)
@@ -25,28 +27,33 @@ _T = TypeVar("_T")
 
 
 async def fork_best_of_n(request: Request) -> Response:
-    """POST with the operator's token. 200 report, also when no branch won; 400 names the field; 401; 404 no such
-    source; 405; 406 for streamed progress; 409 source cannot be checkpointed; 413; 422 set-up failed; 502; 503."""
+    """POST with the operator's token, or an agent's. 200 report, also when no branch won; 400 names the field; 401;
+    403 what an agent may not ask for; 404 no such source; 405; 406 for streamed progress; 409 source cannot be
+    checkpointed; 413; 422 set-up failed; 502; 503."""
     try:
         require_method(request, "POST")
         bundle = bundle_of(request)
-        require_token(request, bundle.settings)
+        caller = caller_of(request, bundle.settings, FORK)
         _require_json(request)
         body = await read_body(request)
-        return await _unless_hung_up(request, _race(body, bundle))
+        if caller is not None:
+            body = await agent_calls.admitted(body, caller, bundle)
+        return await _unless_hung_up(request, _race(body, bundle, caller))
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
 
 
-async def _race(body: bytes, bundle: Bundle) -> Response:
+async def _race(body: bytes, bundle: Bundle, caller: Capability | None) -> Response:
     from functions.bodies import read_model
     from shared.races import errors
     from shared.races.models import RaceRequest
     from shared.races.race import environment_for, run_race
 
     race = read_model(RaceRequest, body)
+    if caller is not None:
+        race = agent_calls.narrowed(race, caller)
     try:
         environment = environment_for(race, bundle.settings)
         report = await run_race(race, host=bundle.host, settings=bundle.settings, environment=environment)

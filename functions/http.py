@@ -7,6 +7,7 @@ quoted back: a body may hold what must not reach a log.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Final
 
@@ -14,6 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from shared.errors import HandsError, SecretUnavailable, SettingsError
+
+log = logging.getLogger(__name__)
 
 BODY_LIMIT: Final = 1024 * 1024  # bytes, design section 9
 BODY_SECONDS: Final = 30.0
@@ -75,7 +78,10 @@ async def read_body(request: Request, limit: int = BODY_LIMIT, seconds: float = 
 
 
 def not_configured(error: SettingsError | SecretUnavailable) -> JSONResponse:
-    """503 that says which setting is missing; these errors' texts name settings and never values."""
+    """503 that says which setting is missing. Where a secret lives is for the log, not for a stranger."""
+    if isinstance(error, SecretUnavailable):
+        log.error("secret.unavailable %s", error)
+        return HttpError(503, "not_configured", f"the secret of {error.setting} cannot be read now").response()
     return HttpError(503, "not_configured", str(error)).response()
 
 

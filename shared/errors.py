@@ -12,4 +12,9 @@ class SettingsError(HandsError):
 
 
 class SecretUnavailable(HandsError):
-    """A secret that a setting refers to cannot be read now."""
+    """A secret that a setting refers to cannot be read now. The text is `<setting>: <where it should be, and why not>`:
+    for a log. A stranger may be told `setting` alone."""
+
+    @property
+    def setting(self) -> str:
+        return str(self).partition(": ")[0]

@@ -145,3 +145,14 @@ def test_a_body_that_is_cut_short_is_a_400() -> None:
     with pytest.raises(HttpError) as caught:
         read(request(body=()))
     assert caught.value.status == 400
+
+
+def test_a_stranger_learns_which_secret_is_missing_and_not_where_it_should_be(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(SecretUnavailable) as caught:
+        require_token(request(b"Bearer x"), settings("file:/nowhere/in/particular"))
+    answer = not_configured(caught.value)
+    assert answer.status_code == 503
+    assert b"FUNCTIONS_TOKEN" in bytes(answer.body) and b"nowhere" not in bytes(answer.body)
+    assert "/nowhere/in/particular" in caplog.text

@@ -77,7 +77,7 @@ REPRODUCTIONS: Final = (
         "where the token should be, told to a stranger",
         "503 shows its insides",
         Case("/poll_tick", profile=Profile.LOST_FILES),
-        open=True,
+        open=False,
     ),
     Reproduction(
         "a type of judge that does not exist",
