@@ -14,28 +14,17 @@ import os
 from collections.abc import AsyncIterator, Mapping
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from functions.bundle import Bundle
 from functions.fork_best_of_n import fork_best_of_n
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
+from functions.serving import Serving, healthz, readyz, status
+from functions.visits import Reception
 from shared.settings import Settings
 from shared.telemetry import configure_logging
-
-
-async def healthz(request: Request) -> Response:
-    """Alive: answers while the SDKs are still being imported."""
-    return JSONResponse({"ok": True})
-
-
-async def readyz(request: Request) -> Response:
-    """Ready: the SDKs are imported. 503 until then."""
-    preload: asyncio.Task[None] = request.state.preload
-    ready = preload.done()
-    return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
 
 
 def preload_sdks() -> None:
@@ -49,8 +38,10 @@ async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
     configure_logging(os.environ)
     bundle = Bundle(Settings.from_environ(os.environ), background=True)
     preload = asyncio.create_task(asyncio.to_thread(preload_sdks))
+    serving = Serving(bundle, preload)
     try:
-        yield {"bundle": bundle, "preload": preload}
+        async with serving.running():
+            yield {"bundle": bundle, "serving": serving}
     finally:
         await asyncio.gather(preload, return_exceptions=True)
         await bundle.aclose()
@@ -64,6 +55,8 @@ app = Starlette(
         Route("/fork_best_of_n", fork_best_of_n, methods=["POST"]),
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
+        Route("/status", status, methods=["GET"]),
     ],
+    middleware=[Middleware(Reception)],
     lifespan=lifespan,
 )

@@ -43,6 +43,8 @@ class Bundle:
         self.until: Deadline | None = None  # when the runtime ends this invocation, where it says so
         self._queues: dict[str, WorkQueue] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._retired: list[WorkQueue | SandboxHost] = []
+        self._retirement: asyncio.TimerHandle | None = None
         self.drains: SingleFlight[Sequence[DrainReport]] = SingleFlight(self.drain)
 
     @cached_property
@@ -124,11 +126,33 @@ class Bundle:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def renew_clients(self) -> None:
+        """Have every later call connect anew. What runs now keeps its clients; they are closed when it must be over."""
+        self._retired += self._queues.values()
+        self._queues = {}
+        if "host" in self.__dict__:
+            self._retired.append(self.__dict__.pop("host"))
+        if self._retired and self._retirement is None:
+            longest = self.settings.drain.deadline + self.settings.reconcile.deadline + 10.0
+            self._retirement = asyncio.get_running_loop().call_later(longest, self._retire)
+
+    def _retire(self) -> None:
+        self._retirement = None
+        self.in_background(self._close_retired())
+
+    async def _close_retired(self) -> None:
+        retired, self._retired = self._retired, []
+        for client in retired:
+            await client.aclose()
+
     async def aclose(self) -> None:
         """Let a running drain finish, then close the clients."""
         await self.drains.aclose(self.settings.drain.deadline)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.settings.reconcile.deadline)
+        if self._retirement is not None:
+            self._retirement.cancel()
+        await self._close_retired()
         for queue in self._queues.values():
             await queue.aclose()
         if "host" in self.__dict__:  # it was used

@@ -153,6 +153,8 @@ class Settings:
     """Where a session's sandbox reaches fork_best_of_n; None where agents may not ask for races."""
     server_sandbox: str = ""
     """Id or name of the sandbox that this very process serves in; empty elsewhere. No race starts from it."""
+    self_tick_seconds: float = 0.0
+    """How often a long-lived server ticks by itself; 0: never, somebody else's schedule calls it."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -219,6 +221,7 @@ class Settings:
             ),
             fork_url=fork_url,
             server_sandbox=read.text("SERVER_SANDBOX", ""),
+            self_tick_seconds=read.seconds("SELF_TICK_SECONDS", 0.0),
         )
 
 

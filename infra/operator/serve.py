@@ -9,11 +9,11 @@ import signal
 import sys
 from typing import Final
 
+from functions.ticker import EVERY_SECONDS
 from infra.local.admin_client import AdminClient
 from infra.local.platform import CLAUDE_ADMIN, webhooks_to
 from infra.local.process import PortInUseError, listen
 from infra.operator.environ import Loaded
-from infra.operator.schedule import EVERY_SECONDS, ticking
 from shared.settings import Settings
 
 EXIT_PORT_IN_USE: Final = 2
@@ -28,9 +28,11 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     import uvicorn
 
     if not loaded.environ.get("FUNCTIONS_TOKEN", "").strip():
-        # The schedule needs one; a random one keeps everybody else out, as none would.
+        # Capabilities of agents are derived from it; a random one keeps everybody else out.
         os.environ["FUNCTIONS_TOKEN"] = secrets.token_urlsafe(32)
-        print("FUNCTIONS_TOKEN is not set: only this server's own schedule may call its tick and fork", file=sys.stderr)
+        print("FUNCTIONS_TOKEN is not set: nobody may call the tick and fork of this server", file=sys.stderr)
+    if not loaded.environ.get("SELF_TICK_SECONDS", "").strip():
+        os.environ["SELF_TICK_SECONDS"] = f"{EVERY_SECONDS:g}"
     settings = Settings.from_environ(os.environ)  # say what is missing before anything starts
     host = host or ("127.0.0.1" if loaded.offline else "0.0.0.0")
     try:
@@ -42,13 +44,16 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     print(f"Serving {', '.join(settings.environments)} on {loaded.where}", file=sys.stderr)
     print(f"  webhook  http://{host}:{port}/   (also /on_run_started)", file=sys.stderr)
     print(f"  others   /poll_tick  /fork_best_of_n  /healthz  /readyz   (process {os.getpid()})", file=sys.stderr)
-    print(f"  schedule  it calls its own /poll_tick now and every {EVERY_SECONDS:g} s", file=sys.stderr)
+    every = settings.self_tick_seconds
+    print(
+        f"  schedule  {f'it ticks by itself, now and every {every:g} s' if every else 'none of its own'}",
+        file=sys.stderr,
+    )
     if not settings.signing_keys:
         print("  ANTHROPIC_WEBHOOK_SIGNING_KEY is not set: webhooks are answered 503", file=sys.stderr)
     config = uvicorn.Config("functions.app:app", log_level="warning", access_log=False, timeout_graceful_shutdown=120)
     own = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
-    token = settings.functions_token.reveal() if settings.functions_token else ""
-    with listener, _webhooks_from_offline(loaded, f"{own}/"), ticking(own, token, _say):
+    with listener, _webhooks_from_offline(loaded, f"{own}/"):
         server = uvicorn.Server(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             # uvicorn ends on them, then raises them again: that would end us before the webhooks are taken back.
@@ -63,7 +68,3 @@ def _webhooks_from_offline(loaded: Loaded, url: str) -> contextlib.AbstractConte
         return contextlib.nullcontext()
     claude = AdminClient(loaded.environ["ANTHROPIC_BASE_URL"], loaded.environ[CLAUDE_ADMIN])
     return webhooks_to(claude, url, loaded.environ["ANTHROPIC_WEBHOOK_SIGNING_KEY"])
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
