@@ -141,17 +141,38 @@ def build(
     `timeout` is in seconds; `emit` gets the builder's progress events. Raises BadRecipe and tensorlake's
     `ImageBuildError`s.
     """
-    from tensorlake.image import start_build
-
-    with tempfile.TemporaryDirectory(prefix="session-image-") as directory, _credentials(api_key, api_url):
-        path = stage(recipe, Path(directory))
-        handle = start_build(
-            str(path),
-            registered_name=recipe.name,
+    with tempfile.TemporaryDirectory(prefix="session-image-") as directory:
+        return register(
+            stage(recipe, Path(directory)),
+            recipe.name,
+            api_key=api_key,
+            api_url=api_url,
             cpus=cpus,
             memory_mb=memory_mb,
             disk_mb=disk_mb,
+            timeout=timeout,
             emit=emit,
+        )
+
+
+def register(
+    dockerfile: Path,
+    name: str,
+    *,
+    api_key: str,
+    api_url: str | None,
+    cpus: float = 2.0,
+    memory_mb: int = 4096,
+    disk_mb: int | None = None,
+    timeout: float,
+    emit: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
+    """Builds what a Dockerfile and its folder describe, registers it under this name, returns its record."""
+    from tensorlake.image import start_build
+
+    with _credentials(api_key, api_url):
+        handle = start_build(
+            str(dockerfile), registered_name=name, cpus=cpus, memory_mb=memory_mb, disk_mb=disk_mb, emit=emit
         )
         record: dict[str, Any] = handle.wait(timeout=timeout, follow_logs=emit is not None, emit=emit)
     return record
