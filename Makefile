@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up build agent session serve webhook poll tick repair faults fuzz soak bench lock lock-check setup setup-dev
+.PHONY: help demo test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick repair faults fuzz soak bench lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -67,6 +67,21 @@ serve: setup ## the functions on PORT (5051): webhook, tick, fork
 	@$(OPERATOR) serve --port $(PORT)
 
 webhook: serve ## the same as serve
+
+build-webhook: setup ## build and register the image of the server that lives in a sandbox
+	@$(OPERATOR) build-webhook
+
+webhook-sandbox: setup ## the functions in a sandbox that sleeps at no cost; run it again to apply changes
+	@$(OPERATOR) webhook-sandbox
+
+webhook-sandbox-status: setup ## how that sandbox fares
+	@$(OPERATOR) webhook-sandbox-status
+
+webhook-sandbox-logs: setup ## its server's log: FOLLOW=1 goes on, WAKE=1 wakes a sleeper
+	@$(OPERATOR) webhook-sandbox-logs $(if $(FOLLOW),--follow) $(if $(WAKE),--wake)
+
+webhook-sandbox-rm: setup ## end it; sessions go on
+	@$(OPERATOR) webhook-sandbox-rm
 
 poll: setup ## serve sessions from this machine by polling; needs no public address
 	@$(OPERATOR) poll

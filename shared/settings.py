@@ -161,7 +161,7 @@ class Settings:
         """Raises SettingsError, which names the variable and says what it should be."""
         read = _Reader(environ)
         anthropic_url = _service_url("ANTHROPIC_BASE_URL", read.text("ANTHROPIC_BASE_URL", ANTHROPIC_URL))
-        tensorlake_url = _tensorlake_url(read.text("TENSORLAKE_API_URL", TENSORLAKE_URL))
+        tensorlake_url = tensorlake_address(read.text("TENSORLAKE_API_URL", TENSORLAKE_URL))
         times = ClaimTimes(
             reclaim=read.seconds("RECLAIM_SECONDS", 90.0),
             bind=read.seconds("BIND_SECONDS", 45.0),
@@ -367,7 +367,7 @@ def _service_url(name: str, url: str) -> str:
     return url.rstrip("/")
 
 
-def _tensorlake_url(url: str) -> str:
+def tensorlake_address(url: str) -> str:
     """The SDK sends the key to the real cloud for any host that it does not know (contract tensorlake 2.1)."""
     checked = _service_url("TENSORLAKE_API_URL", url)
     host = urlsplit(checked).hostname or ""

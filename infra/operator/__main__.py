@@ -89,8 +89,56 @@ def tick(
 
 
 @app.command()
+def build_webhook() -> None:
+    """Build and register the image of the server that lives in a sandbox."""
+    from infra.sandbox.commands import build as build_server
+
+    with _edge():
+        raise typer.Exit(build_server(_load()))
+
+
+@app.command()
+def webhook_sandbox() -> None:
+    """Get or create the server's sandbox and bring it to this checkout's code, settings and keys."""
+    from infra.sandbox.commands import up
+
+    with _edge():
+        raise typer.Exit(up(_load()))
+
+
+@app.command()
+def webhook_sandbox_status(as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False) -> None:
+    """How the server's sandbox fares; wakes nothing."""
+    from infra.sandbox.commands import status
+
+    with _edge():
+        raise typer.Exit(status(_load(), as_json))
+
+
+@app.command()
+def webhook_sandbox_logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until ctrl-C; keeps it awake")] = False,
+    wake: Annotated[bool, typer.Option(help="wake it where it sleeps")] = False,
+) -> None:
+    """The server's log."""
+    from infra.sandbox.commands import logs
+
+    with _edge():
+        raise typer.Exit(logs(_load(), follow, wake))
+
+
+@app.command()
+def webhook_sandbox_rm() -> None:
+    """End the server's sandbox. Sessions and their sandboxes go on."""
+    from infra.sandbox.commands import remove
+
+    with _edge():
+        raise typer.Exit(remove(_load()))
+
+
+@app.command()
 def repair() -> None:
-    """One repair pass, with the API key for the interrupts that the environment key may not send."""
+    """One repair pass, with the API key for the events that the environment key may not send."""
     from infra.operator.repair import run
 
     with _edge():

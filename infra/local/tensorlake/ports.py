@@ -47,7 +47,9 @@ class Ports:
     def __init__(self, platform: Platform, lifecycle: Lifecycle) -> None:
         self._platform = platform
         self._lifecycle = lifecycle
-        self._client = httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=None)
+        # Connections are not kept: one of before a sleep is closed by the program as it wakes.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
+        self._client = httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=None, limits=limits)
 
     async def listing(self, request: Request) -> JSONResponse:
         rows = [

@@ -85,7 +85,7 @@ def test_the_commands_variables_are_read_somewhere_with_those_defaults() -> None
     commands = tables()[1]
     program = "".join(
         path.read_text(encoding="utf-8")
-        for folder in ("infra/operator", "infra/local", "shared", "image", "functions")
+        for folder in ("infra/operator", "infra/local", "infra/sandbox", "shared", "image", "functions")
         for path in (ROOT / folder).rglob("*.py")
     )
     assert [name for name in commands if f'"{name}"' not in program] == []

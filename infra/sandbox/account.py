@@ -1,0 +1,123 @@
+"""A project's server sandboxes: found by name, since a sandbox has no other mark (contract tensorlake 5.1).
+
+The name is `<prefix>-server-` and 16 random characters, which nobody can guess: who knows it knows where the webhook
+is. No name of a session, a mark or a race looks like it, so neither dispatcher nor reconciler ever touches one.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from infra.sandbox.plan import Plan
+from shared.errors import SettingsError
+from shared.secrets import Secret
+from shared.settings import LOOPBACK, TENSORLAKE_URL, tensorlake_address
+
+if TYPE_CHECKING:
+    from tensorlake.sandbox import Sandbox, SandboxInfo
+
+CALL_SECONDS: Final = 60.0
+LONGEST_WAKE: Final = 120.0
+_ALPHABET: Final = string.ascii_lowercase + string.digits
+_RANDOM: Final = 16
+_OVER: Final = ("terminated", "failed")
+CPUS: Final = 1.0
+MEMORY_MB: Final = 1024
+
+
+def new_name(prefix: str) -> str:
+    return f"{prefix}-server-{''.join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))}"
+
+
+def is_server_name(prefix: str, name: str) -> bool:
+    return re.fullmatch(rf"{re.escape(prefix)}-server-[a-z0-9]{{{_RANDOM}}}", name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose sandboxes. Raises tensorlake's SandboxError where the service cannot be asked."""
+
+    api_url: str
+    api_key: Secret
+    prefix: str
+
+    @classmethod
+    def of(cls, plan: Plan) -> Account:
+        return cls(plan.settings.tensorlake_url, plan.settings.tensorlake_key, plan.settings.prefix)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Account:
+        """For looking only: needs no more than the key. Raises SettingsError."""
+        key = environ.get("TENSORLAKE_API_KEY", "").strip()
+        if not key:
+            raise SettingsError("TENSORLAKE_API_KEY is not set: put it into .env")
+        api_url = tensorlake_address(environ.get("TENSORLAKE_API_URL", "").strip() or TENSORLAKE_URL)
+        return cls(api_url, Secret("TENSORLAKE_API_KEY", key), environ.get("SANDBOX_PREFIX", "").strip() or "hands")
+
+    def find(self) -> SandboxInfo | None:
+        """The server, or None; of several the one that came first. Wakes nothing."""
+        servers = self.servers()
+        return servers[0] if servers else None
+
+    def servers(self) -> list[SandboxInfo]:
+        """Oldest first."""
+        from tensorlake.sandbox import Sandbox
+
+        found = [
+            info
+            for info in Sandbox.list(**self._sdk())
+            if info.status.value not in _OVER and info.name and is_server_name(self.prefix, info.name)
+        ]
+        return sorted(found, key=lambda info: (info.created_at.timestamp() if info.created_at else 0.0, info.name))
+
+    def create(self, plan: Plan, port: int) -> Sandbox:
+        """A sandbox of a new name, or, where somebody else made one at the same time, that one."""
+        from tensorlake.sandbox import Sandbox
+
+        made = Sandbox.create(
+            name=new_name(self.prefix),
+            image=plan.image,
+            cpus=CPUS,
+            memory_mb=MEMORY_MB,
+            timeout_secs=plan.timeout_seconds,
+            allow_out=None if plan.hosts == ("*",) else list(plan.hosts),
+            exposed_ports=[port],
+            allow_unauthenticated_access=True,
+            **self._sdk(),
+        )
+        first = self.find()
+        if first is None or first.sandbox_id == made.sandbox_id:
+            return made
+        made.terminate()
+        return self.connect(first.sandbox_id)
+
+    def connect(self, sandbox_id: str) -> Sandbox:
+        """A handle of one that runs, waking it where it sleeps."""
+        from tensorlake.sandbox import Sandbox
+
+        handle = Sandbox.connect(sandbox_id, **self._sdk())
+        if handle.status.value in ("suspended", "suspending"):
+            handle.resume(timeout=LONGEST_WAKE)
+        return handle
+
+    def terminate(self, sandbox_id: str) -> None:
+        from tensorlake.sandbox import Sandbox
+
+        Sandbox.connect(sandbox_id, **self._sdk()).terminate()
+
+    def url(self, info: SandboxInfo) -> str:
+        """Where everybody reaches its port: the webhook's address. Ends with a slash."""
+        (port, *_) = info.exposed_ports or (0,)
+        if urlsplit(self.api_url).hostname in LOOPBACK:
+            return f"{self.api_url}/_ports/{info.name}/{port}/"  # *.localhost does not resolve everywhere
+        address = info.url_for_port(port)
+        return f"{address.rstrip('/')}/" if address else ""
+
+    def _sdk(self) -> dict[str, Any]:
+        return {"api_url": self.api_url, "api_key": self.api_key.reveal(), "request_timeout": CALL_SECONDS}

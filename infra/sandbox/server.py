@@ -1,0 +1,227 @@
+"""Bring a server sandbox to what the plan says: doors, egress, code, process. Restarts only what has changed.
+
+What runs is read off the process itself: its name holds the digest of code and settings (plan.py), so there is no
+record that could differ from the truth. Reading it needs a sandbox that is awake; who applies a plan wakes it anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from image.server.code import packed
+from image.server.definition import BAKED, BROUGHT, LOCK_COPY, PYTHON, lock_digest
+from infra.sandbox.account import Account
+from infra.sandbox.plan import PROCESS, Plan
+from shared.errors import HandsError
+from shared.owner import PARAMETER, owner_key
+from shared.settings import LOOPBACK
+
+if TYPE_CHECKING:
+    from tensorlake.sandbox import ProcessInfo, Sandbox, SandboxInfo
+
+START_SECONDS: Final = 60.0
+_LAST_WORDS: Final = 15
+_RESTART: Final = {"policy": "always", "initial_backoff_ms": 500, "max_backoff_ms": 30_000}
+_CHECK: Final = {"initial_delay_ms": 1_000, "interval_ms": 5_000, "timeout_ms": 2_000, "failure_threshold": 3}
+# Which of some addresses (JSON in the first argument) do not take a connection.
+_REACH: Final = """
+import json, socket, sys, threading
+out = []
+def look(host, port):
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError as error:
+        out.append([host, type(error).__name__])
+threads = [threading.Thread(target=look, args=each) for each in json.loads(sys.argv[1])]
+[each.start() for each in threads]; [each.join() for each in threads]
+print(json.dumps(sorted(out)))
+"""
+
+
+class ServerFailed(HandsError):
+    """The server could not be brought up. The text has its last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """`changed`: why the process was started, or "" where it runs on. `warnings`: for people."""
+
+    info: SandboxInfo
+    changed: str
+    warnings: tuple[str, ...]
+
+
+def bring_up(account: Account, plan: Plan, free_port: Callable[[], int], say: Callable[[str], None]) -> Applied:
+    """Get or create the sandbox and have the plan's server run in it. Raises ServerFailed, tensorlake SandboxErrors."""
+    found = account.find()
+    if found is None:
+        say("Creating a sandbox for the server ...")
+        handle = account.create(plan, plan.port or free_port())
+    else:
+        say(f"Attaching to {found.name} ({found.status.value}) ...")
+        handle = account.connect(found.sandbox_id)
+    return apply(handle, plan, say)
+
+
+def apply(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> Applied:
+    info = _open_doors(handle, plan)
+    (port, *_) = info.exposed_ports or (plan.port or 0,)
+    live = [each for each in server_processes(handle) if each.managed.status.value != "stopped"]
+    warnings = list(_drift(handle, info, plan))
+    if [each.managed.name for each in live] == [plan.process] and live[0].managed.health_status.value != "unhealthy":
+        return Applied(info, "", tuple(warnings))
+    changed = _what_changed(live, plan)
+    folder = _bring_code(handle, plan, say)
+    if plan.environments_file:
+        handle.write_file(plan.environments_path, plan.environments_file.encode())
+    for each in live:
+        handle.kill_process(each.managed.name)
+    say(f"Starting the server ({changed}) ...")
+    _start(handle, plan, str(info.name), port, folder)
+    _await_health(handle, plan)
+    warnings += _out_of_reach(handle, info, plan)
+    return Applied(info, changed, tuple(warnings))
+
+
+def server_processes(handle: Sandbox) -> list[ProcessInfo]:
+    """The processes that are servers, of any plan, running or not."""
+    processes = list(handle.list_processes())
+    return [each for each in processes if each.managed is not None and (each.managed.name or "").startswith(PROCESS)]
+
+
+def _open_doors(handle: Sandbox, plan: Plan) -> SandboxInfo:
+    """One port for everybody, and the egress that the server needs."""
+    from tensorlake.sandbox import CLEAR_NETWORK_POLICY, NetworkConfig
+
+    info = handle.info()
+    wanted: dict[str, Any] = {}
+    (port, *others) = info.exposed_ports or [plan.port or 0]
+    if others or (plan.port is not None and port != plan.port) or not info.allow_unauthenticated_access:
+        wanted |= {"exposed_ports": [plan.port or port], "allow_unauthenticated_access": True}
+    hosts = _all_hosts(info, plan)
+    policy = info.network_policy
+    if sorted(policy.allow_out if policy is not None else ()) != sorted(hosts):
+        wanted["network"] = NetworkConfig(allow_out=list(hosts)) if hosts else CLEAR_NETWORK_POLICY
+    if wanted:
+        handle.update(**wanted)
+        info = handle.info()
+    return info
+
+
+def _all_hosts(info: SandboxInfo, plan: Plan) -> tuple[str, ...]:
+    """The plan's hosts, and those where this project's sandboxes are reached, which only a sandbox's record tells.
+
+    Empty for `*`. Where each sandbox has a host of its own, all of them can only be named with a wildcard; whether the
+    service takes one is not documented, hence the look from inside after the start (`_out_of_reach`).
+    """
+    if plan.hosts == ("*",):
+        return ()
+    hosts = list(plan.hosts)
+    for address in (info.sandbox_url, info.ingress_endpoint):
+        host = urlsplit(address or "").hostname or ""
+        if host in LOOPBACK or not host:
+            continue
+        first, _, rest = host.partition(".")
+        hosts.append(f"*.{rest}" if info.sandbox_id in first else host)
+    return tuple(dict.fromkeys(hosts))
+
+
+def _drift(handle: Sandbox, info: SandboxInfo, plan: Plan) -> list[str]:
+    """What a running sandbox cannot be given any more."""
+    advice = "make webhook-sandbox-rm and make webhook-sandbox again (the URL changes)"
+    found = []
+    if info.timeout_secs != plan.timeout_seconds:
+        found.append(f"it sleeps after {info.timeout_secs} s, not {plan.timeout_seconds}: {advice}")
+    if info.image not in (None, plan.image):
+        found.append(f"it was made from the image {info.image}, not {plan.image}: {advice}")
+    lock = bytes(handle.read_file(LOCK_COPY).value)
+    if hashlib.sha256(lock).hexdigest() != lock_digest():
+        found.append(f"its dependencies are of another requirements/runtime.lock: make build-webhook, {advice}")
+    return found
+
+
+def _what_changed(live: list[ProcessInfo], plan: Plan) -> str:
+    if not live:
+        return "none was running"
+    if any(each.managed.name == plan.process for each in live):
+        return "it was not healthy, or not alone"
+    same_code = any(argument.endswith(f"/{plan.folder}") for each in live for argument in each.args)
+    return "other settings or keys" if same_code else "other code"
+
+
+def _bring_code(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> str:
+    """The folder that holds the plan's code in the sandbox, brought there where the image has another."""
+    for folder in (f"{BAKED}/{plan.folder}", f"{BROUGHT}/{plan.folder}"):
+        if handle.run("test", ["-f", f"{folder}/functions/app.py"]).exit_code == 0:
+            return folder
+    say("Bringing the code ...")
+    archive, partial, folder = (f"{BROUGHT}/{plan.folder}{end}" for end in (".tar.gz", ".partial", ""))
+    handle.write_file(archive, packed(plan.files))
+    script = (
+        f"rm -rf {partial} && mkdir {partial} && tar -xzf {archive} -C {partial} && rm -f {archive}"
+        f" && {PYTHON} -m compileall -q {partial}/functions {partial}/shared {partial}/image"
+        f" && cd {partial} && {PYTHON} -c 'import functions.app' && cd .. && mv {partial} {folder}"
+    )
+    done = handle.run("sh", ["-c", script], timeout=120.0)
+    if done.exit_code != 0:
+        raise ServerFailed(f"the new code does not start; the old one goes on.\n{done.stderr[-2000:]}")
+    return folder
+
+
+def _start(handle: Sandbox, plan: Plan, name: str, port: int, folder: str) -> None:
+    from tensorlake.sandbox import ProcessHealthCheck, RestartPolicyConfig
+
+    variables = {**plan.variables, "SERVER_SANDBOX": name}
+    if plan.environments_file:
+        variables["ENVIRONMENTS_FILE"] = plan.environments_path
+    health = owner_key(plan.settings.tensorlake_key.reveal(), "health")
+    address = "127.0.0.1" if plan.offline else "0.0.0.0"
+    handle.start_process(
+        PYTHON,
+        [
+            *("-P", "-m", "uvicorn", "functions.app:app", "--app-dir", folder, "--host", address, "--port", str(port)),
+            *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "8"),
+        ],
+        env=variables,
+        working_dir=BROUGHT,
+        name=plan.process,
+        restart=RestartPolicyConfig(**_RESTART),
+        health_check=ProcessHealthCheck(type="http", port=port, path=f"/healthz?{PARAMETER}={health}", **_CHECK),
+    )
+
+
+def _await_health(handle: Sandbox, plan: Plan) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        managed = handle.get_process(plan.process).value.managed
+        if managed is not None and managed.health_status.value == "healthy":
+            return
+        if managed is None or managed.restart_count >= 2:
+            break
+        time.sleep(0.1)
+    words = "\n".join(handle.get_output(plan.process).value.lines[-_LAST_WORDS:])
+    raise ServerFailed(f"the server did not become healthy within {START_SECONDS:g} s. Its last words:\n{words}")
+
+
+def _out_of_reach(handle: Sandbox, info: SandboxInfo, plan: Plan) -> list[str]:
+    """Asked from inside: which of the addresses that the server needs do not take a connection."""
+    urls = [plan.settings.anthropic_url, plan.settings.tensorlake_url, info.sandbox_url or ""]
+    if not plan.offline:
+        urls += [f"https://{host}" for host in plan.hosts if host.startswith("sandbox.")]
+    targets = set()
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.hostname:
+            targets.add((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)))
+    done = handle.run(PYTHON, ["-I", "-c", _REACH, json.dumps(sorted(targets))], timeout=30.0)
+    try:
+        missed = json.loads(done.stdout)
+    except ValueError:
+        return ["what the server can reach could not be asked from inside"]
+    return [f"from inside {host} cannot be reached ({problem}): WEBHOOK_SANDBOX_ALLOW_OUT" for host, problem in missed]
