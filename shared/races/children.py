@@ -44,6 +44,7 @@ class Pace:
     pause: float = 0.25
     boot: float = 45.0
     reap: float = 60.0
+    promote: float = 60.0
 
 
 class NotMade(RaceError):
@@ -101,6 +102,11 @@ class _Room:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
+    def freed(self) -> None:
+        """One that was no longer counted as busy has ended."""
+        self.enter()
+        self.leave(ended=True)
+
     async def freed_since(self, seen: int) -> bool:
         while self.ended == seen and self._busy:
             await self._changed.wait()
@@ -117,6 +123,8 @@ class _Tenure:
     id: str | None = None
     in_room: bool = False
     doubted: bool = False
+    held: bool = False
+    kept: bool = False
 
 
 class Children:
@@ -127,17 +135,31 @@ class Children:
         self._host = host
         self._pace = pace
         self._room = _Room()
+        self._tenures: dict[str, _Tenure] = {}
+        self._kept_snapshots: set[str] = set()
         self.reaped: list[str] = []
         self.leftovers: list[str] = []
 
     @asynccontextmanager
     async def sandbox(self, spec: SandboxSpec) -> AsyncIterator[SandboxRecord]:
         """A running sandbox. Raises NotMade; ends the sandbox, or what may be one, at the end."""
-        tenure = _Tenure(spec.name)
+        tenure = self._tenures[spec.name] = _Tenure(spec.name)
         try:
             yield await self._make(spec, tenure)
         finally:
             await shielded(self._reap(tenure))
+
+    def hold(self, name: str) -> None:
+        """This sandbox stays for longer than its branch: whoever waits for room need not wait for it."""
+        tenure = self._tenures[name]
+        tenure.held = True
+        if tenure.in_room:
+            tenure.in_room = False
+            self._room.leave(ended=False)
+
+    def keep(self, name: str) -> None:
+        """This sandbox is somebody else's from now on and is not ended."""
+        self._tenures[name].kept = True
 
     @asynccontextmanager
     async def checkpoint(self, sandbox_id: str, label: str) -> AsyncIterator[str]:
@@ -152,7 +174,24 @@ class Children:
         finally:
             await shielded(self._forget_snapshots(calls, label))
 
+    def keep_snapshot(self, snapshot_id: str) -> None:
+        """This snapshot is somebody else's from now on and is not deleted."""
+        self._kept_snapshots.add(snapshot_id)
+
+    async def end_kept(self, name: str) -> None:
+        """A sandbox that was to be kept is not wanted after all."""
+        tenure = self._tenures[name]
+        tenure.kept = False
+        await shielded(self._reap(tenure))
+
+    async def end_kept_snapshot(self, snapshot_id: str) -> None:
+        """A snapshot that was to be kept is not wanted after all."""
+        gone = await shielded(_within(self._delete(snapshot_id), self._pace.reap))
+        (self.reaped if gone else self.leftovers).append(snapshot_id)
+
     async def _reap(self, tenure: _Tenure) -> None:
+        if tenure.kept:
+            return
         gone = await _within(self._end(tenure), self._pace.reap)
         await _drop(tenure.making)
         if not gone:
@@ -161,6 +200,8 @@ class Children:
             self.reaped.append(tenure.name)
         if tenure.in_room:
             self._room.leave(ended=bool(gone) and tenure.id is not None)
+        elif tenure.held and gone:
+            self._room.freed()
 
     async def _make(self, spec: SandboxSpec, tenure: _Tenure) -> SandboxRecord:
         attempt = 0
@@ -279,6 +320,8 @@ class Children:
             await _drop(call)
             unknown = call.cancelled() or call.exception() is not None
             match None if unknown else call.result():
+                case Snapshot(id=snapshot_id) if snapshot_id in self._kept_snapshots:
+                    pass
                 case Snapshot(id=snapshot_id):
                     gone = await _within(self._delete(snapshot_id), self._pace.reap)
                     (self.reaped if gone else self.leftovers).append(snapshot_id)

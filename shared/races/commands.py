@@ -8,14 +8,16 @@ detaches itself is not found; only a sandbox of its own for the judge would be p
 
 from __future__ import annotations
 
+import base64
 import io
 import secrets
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from image.session.claim import WORKER_PYTHON
 from shared.deadline import Clock
 from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost
 from shared.races.fields import File
@@ -54,6 +56,55 @@ rm -rf "$out"
 """
 
 
+# $1 is a path below the working directory, $2 the most bytes. Not `base64 -w`, which not every base64 knows; a line
+# break now and then, because nobody promises how long a line of output may be.
+_READ: Final = """
+path=$(readlink -f "./$1") && [ -f "$path" ] || exit 2
+here=$(pwd -P)
+case $path in "${here%/}"/*) ;; *) exit 3 ;; esac
+[ "$(wc -c <"$path")" -le "$2" ] || exit 4
+base64 <"$path" | tr -d '\\n' | fold -w 8192
+"""
+_READ_EXITS: Final = {
+    2: "the file is not there",
+    3: "the file is a link out of the working directory",
+    4: "the file is too large",
+}
+# $1 is where to, paths follow. What stands where a judge's file will is moved, and the folders that will be made noted.
+_SET_ASIDE: Final = """
+aside=$1; shift
+mkdir -m 700 "$aside" || exit 1
+number=0
+for path; do
+  number=$((number + 1))
+  if [ -e "./$path" ] || [ -L "./$path" ]; then mv "./$path" "$aside/$number" || exit 1; fi
+  folder=$(dirname "./$path")
+  while [ ! -e "$folder" ]; do echo "$folder" >>"$aside/made"; folder=$(dirname "$folder"); done
+done
+"""
+_PUT_BACK: Final = """
+aside=$1; shift
+number=0
+for path; do
+  number=$((number + 1))
+  rm -rf "./$path" || exit 1
+  if [ -e "$aside/$number" ] || [ -L "$aside/$number" ]; then mv "$aside/$number" "./$path" || exit 1; fi
+done
+if [ -f "$aside/made" ]; then while IFS= read -r folder; do rmdir "$folder" 2>/dev/null; done <"$aside/made"; fi
+rm -rf "$aside"
+"""
+# $1 is the mark of a run, $2 where its outputs are: the end of what it has written so far.
+_LAST: Final = """tail -c 800 "$2/race-$1/out" 2>/dev/null"""
+# $1 is the program's text: the image's own Python, which no candidate can replace, else any.
+_PYTHON: Final = f"""
+text=$1; shift
+for python in {WORKER_PYTHON} python3 python; do
+  command -v "$python" >/dev/null 2>&1 && exec "$python" -I -S -c "$text" "$@"
+done
+exit 127
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """A program that ended, or was killed for its time. The outputs hold at most OUTPUT_BYTES each. `exit_code` is
@@ -83,10 +134,20 @@ class Shell:
     clock: Clock = time.monotonic
 
     async def run(
-        self, sandbox_id: str, argv: Sequence[str], *, env: Mapping[str, str], timeout: float, stdin: str | None = None
+        self,
+        sandbox_id: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        timeout: float,
+        stdin: str | None = None,
+        mark: str | None = None,
     ) -> Ran | NotRun:
-        """Runs `argv` once; it is never run again, whatever the answer, since it may have begun."""
-        mark = secrets.token_hex(12)
+        """Runs `argv` once; it is never run again, whatever the answer, since it may have begun.
+
+        `mark` (new_mark) lets `last_line` look on meanwhile.
+        """
+        mark = mark or new_mark()
         entrance = "/dev/null"
         if stdin is not None:
             entrance = f"{_TEMPORARY}/race-{mark}-input"
@@ -127,6 +188,58 @@ class Shell:
             case _:
                 return f"files could not be written: {_why(unpacked)}"
 
+    async def last_line(self, sandbox_id: str, mark: str) -> str:
+        """The last line with something in it that the run of this mark has written; empty where nobody knows."""
+        outcome = await self._sh(sandbox_id, _LAST, (mark, _TEMPORARY), env={}, timeout=_SHORT_SECONDS)
+        lines = outcome.stdout.split("\n") if isinstance(outcome, CommandOutput) else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    async def read(self, sandbox_id: str, path: str, limit: int) -> bytes | str:
+        """A file below `workdir` of at most `limit` bytes, read as the user; a text says why not."""
+        outcome = await self._sh(sandbox_id, _READ, (path, str(limit)), env={}, timeout=_SHORT_SECONDS)
+        if not isinstance(outcome, CommandOutput):
+            return f"the file could not be read: {_why(outcome)}"
+        if outcome.exit_code != 0 or outcome.timed_out:
+            return _READ_EXITS.get(outcome.exit_code, "the file could not be read")
+        try:
+            return base64.b64decode(outcome.stdout)
+        except ValueError:
+            return "the file could not be read"
+
+    async def set_aside(self, sandbox_id: str, paths: Iterable[str]) -> str | NotRun:
+        """Moves what stands at these paths out of the working directory; returns where to, for `put_back`."""
+        aside = f"{_TEMPORARY}/race-{new_mark()}-aside"
+        outcome = await self._sh(sandbox_id, _SET_ASIDE, (aside, *paths), env={}, timeout=_SHORT_SECONDS)
+        match outcome:
+            case CommandOutput(exit_code=0):
+                return aside
+            case CommandOutput():
+                return NotRun("what stands in the place of its files could not be moved")
+            case _:
+                return NotRun(_why(outcome))
+
+    async def put_back(self, sandbox_id: str, paths: Iterable[str], aside: str) -> str | None:
+        """Undoes `set_aside` and what was written at the paths since; returns why not, or None."""
+        outcome = await self._sh(sandbox_id, _PUT_BACK, (aside, *paths), env={}, timeout=_SHORT_SECONDS)
+        if outcome == CommandOutput(0, "", "", timed_out=False):
+            return None
+        return "its files could not be taken out of the working directory again"
+
+    async def python(self, sandbox_id: str, program: str, args: Sequence[str], timeout: float) -> str | NotRun:
+        """What a program of ours prints in the sandbox's Python, with `workdir` as its working directory."""
+        outcome = await self._sh(sandbox_id, _PYTHON, (program, *args), env={}, timeout=timeout)
+        match outcome:
+            case CommandOutput(timed_out=True):
+                return NotRun(f"did not end within {timeout:g} s")
+            case CommandOutput(exit_code=0, stdout=text):
+                return text
+            case CommandOutput(exit_code=127):
+                return NotRun("there is no Python in the sandbox")
+            case CommandOutput(exit_code=code):
+                return NotRun(f"ended with {code}")
+            case _:
+                return NotRun(_why(outcome))
+
     async def stamp(self, sandbox_id: str, path: str, text: str) -> str | None:
         """Overwrites a file of the sandbox's own; returns why not, or None."""
         return await self._put(sandbox_id, path, text.encode())
@@ -151,6 +264,11 @@ class Shell:
             working_dir=self.workdir,
             timeout=timeout,
         )
+
+
+def new_mark() -> str:
+    """What tells one run from all others."""
+    return secrets.token_hex(12)
 
 
 def _why(outcome: Absent | Refused | Doubtful) -> str:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import re
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from shared.races import numbers, patterns
 from shared.races.commands import NotRun, Ran, Shell
-from shared.races.models import CommandJudge, ExitCodeJudge, Judge
+from shared.races.models import CommandJudge, ExitCodeJudge, FileJudge, Judge, PluginJudge, RegexJudge
+from shared.races.numbers import NoScore
+from shared.races.plugins import JudgeContext, JudgeFailed, Plugin
 
-# A number that stands by itself: not a part of a word, a version or a longer number. `nan` and `inf` are seen too, so
-# that a command that prints them last does not score by an earlier number.
-_NUMBER: Final = re.compile(
-    r"(?<![\w.])[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\w)(?!\.\d)",
-    re.IGNORECASE | re.ASCII,
-)
+_LARGEST_METRICS: Final = 1_048_576
+_LONGEST_REASON: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the judge says; finite."""
+    """What the judge says; finite. `tail` is what a score command has written."""
 
     value: float
+    tail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,46 +31,123 @@ class Unjudged:
 
     reason: str
     score: float | None = None
+    tail: str = ""
 
 
-async def judge(by: Judge, ran: Ran, *, shell: Shell, sandbox_id: str, env: Mapping[str, str]) -> Score | Unjudged:
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where a judge works: the branch's sandbox, when nothing of the branch runs in it any more.
+
+    `restores`: the sandbox's files live on (the winner's are promoted), so a judge's files are taken out again.
+    `plugin` is the loaded one where the judge is a plug-in.
+    """
+
+    shell: Shell
+    sandbox_id: str
+    branch: str
+    env: Mapping[str, str]
+    restores: bool = False
+    plugin: Plugin | None = None
+
+
+async def judge(by: Judge, ran: Ran, bench: Bench) -> Score | Unjudged:
     """Scores a branch whose program has ended (not one whose time was up)."""
+    if isinstance(by, PluginJudge):
+        return await _by_plugin(by, ran, bench)
+    if ran.exit_code != 0:
+        reason = f"ended with exit code {ran.exit_code}"
+        return Unjudged(reason, 0.0 if isinstance(by, ExitCodeJudge) else None)
     match by:
         case ExitCodeJudge():
-            return Score(1.0) if ran.exit_code == 0 else Unjudged(_ended_with(ran), 0.0)
+            return Score(1.0)
         case CommandJudge():
-            return await _by_command(by, shell, sandbox_id, env) if ran.exit_code == 0 else Unjudged(_ended_with(ran))
-        case _:
-            return Unjudged("judge: not available yet")
+            return await _by_command(by, bench)
+        case RegexJudge():
+            return await _by_pattern(by, ran)
+        case FileJudge():
+            return await _by_file(by, bench)
 
 
-def last_number(text: str) -> float | None:
-    """The last number in a text; None where there is none. It may be infinite or not a number."""
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1]) if numbers else None
-
-
-async def _by_command(by: CommandJudge, shell: Shell, sandbox_id: str, env: Mapping[str, str]) -> Score | Unjudged:
+async def _by_command(by: CommandJudge, bench: Bench) -> Score | Unjudged:
     # Written only now, when nothing of the branch runs any more: a candidate cannot replace its judge.
+    shell, sandbox_id = bench.shell, bench.sandbox_id
+    aside = await shell.set_aside(sandbox_id, by.files) if bench.restores and by.files else None
+    if isinstance(aside, NotRun):
+        return Unjudged(f"judge: {aside.reason}")
     lost = await shell.install(sandbox_id, by.files)
     if lost is not None:
         return Unjudged(f"judge: {lost}")
-    scored = await shell.run(sandbox_id, by.argv, env={**by.env, **env}, timeout=by.timeout)
-    match scored:
-        case NotRun(reason=reason):
-            return Unjudged(f"judge: {reason}")
-        case Ran(timed_out=True):
-            return Unjudged(f"judge: the score command did not end within {by.timeout:g} s")
-        case Ran(exit_code=code) if code != 0:
-            tail = scored.stderr.strip()[-200:]
-            return Unjudged(f"judge: the score command ended with {code}" + (f": {tail}" if tail else ""))
-    number = last_number(scored.stdout)
+    scored = await shell.run(sandbox_id, by.argv, env={**by.env, **bench.env}, timeout=by.timeout)
+    if aside is not None:
+        lost = await shell.put_back(sandbox_id, by.files, aside)
+        if lost is not None:
+            return Unjudged(f"judge: {lost}")
+    if isinstance(scored, NotRun):
+        return Unjudged(f"judge: {scored.reason}")
+    tail = "\n".join(filter(None, (scored.stdout.strip(), scored.stderr.strip())))
+    if scored.timed_out:
+        return Unjudged(f"judge: the score command did not end within {by.timeout:g} s", tail=tail)
+    if scored.exit_code != 0:
+        said = scored.stderr.strip()[-_LONGEST_REASON:]
+        reason = f"judge: the score command ended with {scored.exit_code}" + (f": {said}" if said else "")
+        return Unjudged(reason, tail=tail)
+    try:
+        return Score(_read(scored.stdout, by.json_path, "the score command printed no number"), tail)
+    except NoScore as error:
+        return Unjudged(f"judge: {error}", tail=tail)
+
+
+async def _by_pattern(by: RegexJudge, ran: Ran) -> Score | Unjudged:
+    try:
+        found = await patterns.search(by.pattern, ran.stdout if by.stream == "stdout" else ran.stderr, by.group)
+        if not found.matched:
+            return Unjudged(f"judge: the pattern does not match {by.stream}", 0.0)
+        return Score(1.0 if found.text is None else numbers.whole(found.text))
+    except (patterns.NotSearched, NoScore) as error:
+        return Unjudged(f"judge: {error}")
+
+
+async def _by_file(by: FileJudge, bench: Bench) -> Score | Unjudged:
+    read = await bench.shell.read(bench.sandbox_id, by.path, _LARGEST_METRICS)
+    if isinstance(read, str):
+        return Unjudged(f"judge: {read}")
+    try:
+        return Score(_read(read.decode(errors="replace"), by.json_path, "the file holds no number"))
+    except NoScore as error:
+        return Unjudged(f"judge: {error}")
+
+
+async def _by_plugin(by: PluginJudge, ran: Ran, bench: Bench) -> Score | Unjudged:
+    if bench.plugin is None:
+        raise TypeError("a plug-in judge without its plug-in")
+    context = JudgeContext(
+        branch=bench.branch,
+        exit_code=ran.exit_code,
+        stdout=ran.stdout,
+        stderr=ran.stderr,
+        options=by.options,
+        _shell=bench.shell,
+        _sandbox_id=bench.sandbox_id,
+        _env=bench.env,
+    )
+    try:
+        async with asyncio.timeout(by.timeout) as scope:
+            value = await bench.plugin(context)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return Unjudged("judge: the plug-in gave no number")
+        return Score(numbers.finite(float(value)))
+    except (JudgeFailed, NoScore) as error:
+        return Unjudged(f"judge: {str(error)[:_LONGEST_REASON]}")
+    except Exception as error:  # the edge to somebody else's code: whatever it raises is this branch's failure
+        if scope.expired():
+            return Unjudged(f"judge: the plug-in did not end within {by.timeout:g} s")
+        return Unjudged(f"judge: the plug-in failed ({type(error).__name__})")
+
+
+def _read(text: str, json_path: str | None, none: str) -> float:
+    if json_path is not None:
+        return numbers.from_json(text, json_path)
+    number = numbers.last_number(text)
     if number is None:
-        return Unjudged("judge: the score command printed no number")
-    if not math.isfinite(number):
-        return Unjudged("judge: the score is not a finite number")
-    return Score(number)
-
-
-def _ended_with(ran: Ran) -> str:
-    return f"ended with exit code {ran.exit_code}"
+        raise NoScore(none)
+    return numbers.finite(number)

@@ -293,12 +293,19 @@ class BranchReport(Model):
 
 class PromotionReport(Model):
     """What became of the winner's work. Where `done` is false, `reason` says why, and the winner stands all the same.
-    `conflicts` are paths below the working directory. `sandbox` is a kept sandbox's name."""
+
+    For a workspace: counts of paths, and paths below the working directory: `conflicts` that refused it or that
+    `on_conflict` decided; `overtaken` by the source while the promotion was at work, and left as they are; `failed`
+    with their reasons; `skipped` because their kind is not moved. `sandbox` is a kept sandbox's name.
+    """
 
     kind: Literal["workspace", "snapshot", "keep"]
     done: bool
     reason: str | None = None
     conflicts: tuple[str, ...] = ()
+    overtaken: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     added: int = 0
     changed: int = 0
     deleted: int = 0

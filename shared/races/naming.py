@@ -16,6 +16,7 @@ from typing import Final
 from shared.naming import BadName, check_prefix, environment_tag, to_base36
 
 RACE_ID_LENGTH: Final = 12  # digits of base 36: 62 bits, so that two races never meet
+PRISTINE: Final = 999  # the index of the child that a workspace promotion compares the winner with
 _BASE: Final = "b"
 _LATEST: Final = 36**8 - 1  # keeps a name within 57 characters
 _RACE_ID: Final = re.compile(rf"[0-9a-z]{{{RACE_ID_LENGTH}}}")

@@ -10,34 +10,37 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
 from shared.deadline import Clock
-from shared.ports import SandboxHost, SandboxRecord
-from shared.races import judges, ranking
-from shared.races.children import Children, NotMade, Pace
-from shared.races.commands import NotRun, Shell
+from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
+from shared.races import artifacts, events, judges, plugins, ranking
+from shared.races.children import Children, NotMade, Pace, shielded
+from shared.races.commands import NotRun, Ran, Shell, new_mark
 from shared.races.errors import BadRace, SourceAbsent, SourceUnknown
 from shared.races.models import (
-    TAIL_CHARACTERS,
     Branch,
     BranchReport,
-    BranchStatus,
     CommandJudge,
+    Phase,
+    PluginJudge,
+    PromotionReport,
     RaceReport,
     RaceRequest,
 )
-from shared.races.naming import new_race_id, race_sandbox_name
+from shared.races.naming import PRISTINE, new_race_id, race_sandbox_name
+from shared.races.podium import Podium
+from shared.races.runner import OutputBudget, Runner
 from shared.races.source import Origin, Workshop, look, prepare, stamp
 from shared.races.timeline import Timeline
 from shared.settings import Environment, RaceLimits, Settings
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
 _DEAD_MAN_SLACK: Final = 120.0
+_LOOK_SECONDS: Final = 1.0  # between two looks at what a branch writes
 
 
 def environment_for(request: RaceRequest, settings: Settings) -> Environment:
@@ -59,14 +62,10 @@ def check_limits(request: RaceRequest, limits: RaceLimits) -> None:
         raise BadRace(field, f"at most {limits.max_branches} branches are allowed here")
     if request.max_parallel is not None and request.max_parallel > limits.max_parallel:
         raise BadRace("max_parallel", f"at most {limits.max_parallel} are allowed here")
-    if request.promote != "none":
-        raise BadRace("promote", "not available yet")
     if request.checkpoint != "filesystem":
         raise BadRace("checkpoint", "only filesystem checkpoints are available yet")
-    if request.source.sandbox_id is not None:
-        raise BadRace("source.sandbox_id", "not available yet")
-    if request.artifacts:
-        raise BadRace("artifacts", "not available yet")
+    if isinstance(request.judge, PluginJudge) and request.judge.name not in limits.judges:
+        raise BadRace("judge.name", "no such judge is configured here")
     if request.deadline is not None and request.deadline > limits.deadline:
         raise BadRace("deadline", f"at most {limits.deadline:g} seconds are allowed here")
 
@@ -77,54 +76,24 @@ async def run_race(
     host: SandboxHost,
     settings: Settings,
     environment: Environment,
+    on_event: events.OnEvent | None = None,
     pace: Pace | None = None,
     clock: Clock = time.monotonic,
     now: Clock = time.time,
 ) -> RaceReport:
-    """Runs the race to its report, within its deadline plus the time to end what it made (`pace.reap`, twice).
+    """Runs the race to its report, within its deadline plus the time to promote the winner (`pace.promote`) and to end
+    what it made (`pace.reap`, a few times).
 
-    Raises BadRace, SourceAbsent, SourceNotReady, SourceUnknown or SetupFailed when no branch could be begun, and
-    CancelledError when it was cancelled; everything it made is ended then too.
+    Raises BadRace, SourceAbsent, SourceNotReady, SourceUnknown or SetupFailed when no branch could be begun,
+    SettingsError for a configured judge that is none, and CancelledError when it was cancelled; everything it made is
+    ended then too. `on_event` is told what happens as it happens, and must not raise; it is told nothing of a race that
+    is refused before anything was begun.
     """
     check_limits(request, settings.races)
+    by = request.judge
+    plugin = plugins.load(by.name, settings.races.judges[by.name]) if isinstance(by, PluginJudge) else None
     pace = pace or Pace(boot=settings.times.bind)
-    return await _Race(request, host, settings, environment, pace, clock, now).run()
-
-
-@dataclass(slots=True)
-class _Runner:
-    """One branch on its way to its report."""
-
-    index: int
-    branch: Branch
-    begun: bool = False
-    status: BranchStatus | None = None
-    score: float | None = None
-    exit_code: int | None = None
-    reason: str | None = None
-    refused: int | None = None
-    boot_seconds: float | None = None
-    run_seconds: float | None = None
-    stdout: str = ""
-    stderr: str = ""
-
-    def fail(self, reason: str) -> None:
-        self.status, self.reason = "failed", reason
-
-    def report(self, why_not: str | None) -> BranchReport:
-        undecided: BranchStatus = "cancelled" if self.begun else "not_started"
-        return BranchReport(
-            name=self.branch.name,
-            index=self.index,
-            status=self.status or undecided,
-            score=self.score,
-            exit_code=self.exit_code,
-            reason=self.reason if self.status else why_not,
-            boot_seconds=self.boot_seconds,
-            run_seconds=self.run_seconds,
-            stdout_tail=self.stdout[-TAIL_CHARACTERS:],
-            stderr_tail=self.stderr[-TAIL_CHARACTERS:],
-        )
+    return await _Race(request, host, settings, environment, plugin, on_event, pace, clock, now).run()
 
 
 class _Race:
@@ -134,6 +103,8 @@ class _Race:
         host: SandboxHost,
         settings: Settings,
         environment: Environment,
+        plugin: plugins.Plugin | None,
+        on_event: events.OnEvent | None,
         pace: Pace,
         clock: Clock,
         now: Clock,
@@ -141,11 +112,16 @@ class _Race:
         self._request = request
         self._settings = settings
         self._environment = environment
+        self._plugin = plugin
+        self._on_event = on_event
         self._clock = clock
+        self._host = host
+        self._pace = pace
         self._id = new_race_id()
         self._deadline = request.deadline or settings.races.deadline
-        self._dead_man = math.ceil(now() + self._deadline + 2 * pace.reap + pace.boot + _DEAD_MAN_SLACK)
-        self._timeline = Timeline(clock)
+        at_most = self._deadline + pace.promote + 2 * pace.reap + pace.boot
+        self._dead_man = math.ceil(now() + at_most + _DEAD_MAN_SLACK)
+        self._timeline = Timeline(clock, self._phase_began)
         self._children = Children(host, pace, clock)
         self._shell = Shell(host, settings.sandbox_user, settings.workdir, clock)
         self._shop = Workshop(
@@ -160,37 +136,82 @@ class _Race:
             base_name=self._name(None),
             identity_file=IDENTITY_FILE,
             identity=f"race {self._id}\n",
+            server_sandbox=settings.server_sandbox,
         )
-        self._runners = [_Runner(index, branch) for index, branch in enumerate(request.candidates())]
+        candidates = request.candidates()
+        budget = OutputBudget(settings.races.output_bytes // len(candidates))
+        self._artifact_bytes = settings.races.artifact_bytes // len(candidates)
+        self._runners = [Runner(index, branch, budget) for index, branch in enumerate(candidates)]
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
+        self._podium: Podium | None = None
+        self._has_begun = False
         self._accepted: str | None = None
         self._checkpoint: str | None = None
+        self._promotion: PromotionReport | None = None
 
     async def run(self) -> RaceReport:
-        if self._request.dry_run:
-            await look(self._request, self._shop)
-            return self._report("this is a dry run", deadline_passed=False)
+        try:
+            report = await self._run()
+        except asyncio.CancelledError:
+            if self._podium is not None:
+                await shielded(self._podium.undo())
+            raise
+        self._tell(events.Reported(report=report))
+        return report
+
+    async def _run(self) -> RaceReport:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(self._deadline) as scope:
-                    origin = await prepare(self._request, self._shop, stack)
-                    self._checkpoint = origin.snapshot_id
-                    await self._run_all(origin)
+                    source = await look(self._request, self._shop)
+                    await self._check_kept_name()
+                    self._begin()
+                    if not self._request.dry_run:
+                        await self._race(source, stack)
             except TimeoutError:
                 if not scope.expired():
                     raise
-        if all(runner.refused == 404 for runner in self._runners):
-            raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
-        why_not = f"{self._accepted} was accepted" if self._accepted else "the race's deadline passed"
-        return self._report(why_not, deadline_passed=scope.expired())
+                self._begin()
+            if not self._request.dry_run and all(runner.refused == 404 for runner in self._runners):
+                raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
+            why_not = "this is a dry run" if self._request.dry_run else "the race's deadline passed"
+            branches = self._conclude(f"{self._accepted} was accepted" if self._accepted else why_not)
+            best = ranking.winner(branches, higher_is_better=self._request.higher_is_better)
+            if best is not None and self._podium is not None:
+                self._promotion = await self._podium.promote(best)
+                self._tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
+        return self._report(branches, best, deadline_passed=scope.expired())
 
-    async def _run_all(self, origin: Origin) -> None:
+    async def _check_kept_name(self) -> None:
+        """Raises BadRace for a name that somebody has, SourceUnknown where that cannot be said."""
+        if self._request.keep is None:
+            return
+        match await self._host.find(self._request.keep.sandbox_name):
+            case SandboxRecord():
+                raise BadRace("keep.name", "a sandbox of this name exists")
+            case Doubtful(reason=reason):
+                raise SourceUnknown(f"nobody knows whether the name to keep is free: {reason}")
+            case Absent():
+                return
+
+    def _begin(self) -> None:
+        if self._on_event is not None and not self._has_begun:
+            self._has_begun = True
+            names = tuple(runner.branch.name for runner in self._runners)
+            self._tell(events.RaceBegan(race_id=self._id, branches=names, at=self._timeline.now()))
+
+    async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
+        origin = await prepare(self._request, source, self._shop, stack)
+        self._checkpoint = origin.snapshot_id
+        if self._request.promote != "none":
+            podium = Podium(self._request, self._shop, origin, self._name(PRISTINE))
+            self._podium = await stack.enter_async_context(podium)
         async with asyncio.TaskGroup() as group:
             for runner in self._runners:
                 self._tasks.append(group.create_task(self._run_one(runner, origin)))
 
-    async def _run_one(self, runner: _Runner, origin: Origin) -> None:
+    async def _run_one(self, runner: Runner, origin: Origin) -> None:
         async with self._slots:
             runner.begun = True
             name = runner.branch.name
@@ -204,16 +225,20 @@ class _Race:
                     runner.boot_seconds = round(self._clock() - began, 3)
                     try:
                         await self._try(runner, origin, child)
+                        self._tell_decided(runner)
+                        if runner.status == "ok" and self._podium is not None:
+                            await self._podium.offer(runner.report(), child, stack)
                     finally:
                         ending = self._timeline.now()
             except NotMade as error:
                 runner.refused = error.status
                 runner.fail(str(error))
+                self._tell_decided(runner)
             finally:
-                if ending is not None:
+                if ending is not None and not (self._podium is not None and self._podium.had(name)):
                     self._timeline.add("reap", name, ending)
 
-    async def _try(self, runner: _Runner, origin: Origin, child: SandboxRecord) -> None:
+    async def _try(self, runner: Runner, origin: Origin, child: SandboxRecord) -> None:
         """The branch in its own sandbox, up to its verdict."""
         branch = runner.branch
         env = {"BRANCH_INDEX": str(runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
@@ -226,22 +251,56 @@ class _Race:
             lost = await self._shell.install(child.id, branch.files)
         if lost is not None:
             return runner.fail(lost)
+        mark = new_mark()
         with self._timeline.span("run", branch.name):
-            ran = await self._shell.run(
-                child.id, branch.argv, env={**branch.env, **env}, timeout=self._timeout(branch), stdin=branch.stdin
-            )
+            async with self._watched(branch.name, child.id, mark):
+                ran = await self._shell.run(
+                    child.id,
+                    branch.argv,
+                    env={**branch.env, **env},
+                    timeout=self._timeout(branch),
+                    stdin=branch.stdin,
+                    mark=mark,
+                )
         if isinstance(ran, NotRun):
             return runner.fail(ran.reason)
-        runner.run_seconds, runner.stdout, runner.stderr = round(ran.seconds, 3), ran.stdout, ran.stderr
+        runner.ran(ran)
         if ran.timed_out:
+            await self._collect(runner, child)
             runner.status, runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
             return None
         runner.exit_code = ran.exit_code
-        with self._timeline.span("judge", branch.name):
-            verdict = await judges.judge(self._request.judge, ran, shell=self._shell, sandbox_id=child.id, env=env)
+        verdict = await self._judge(runner, ran, child, env)
+        await self._collect(runner, child)
         return self._decide(runner, verdict)
 
-    def _decide(self, runner: _Runner, verdict: judges.Score | judges.Unjudged) -> None:
+    async def _judge(
+        self, runner: Runner, ran: Ran, child: SandboxRecord, env: dict[str, str]
+    ) -> judges.Score | judges.Unjudged:
+        bench = judges.Bench(
+            shell=self._shell,
+            sandbox_id=child.id,
+            branch=runner.branch.name,
+            env=env,
+            restores=self._podium is not None,
+            plugin=self._plugin,
+        )
+        began = self._clock()
+        with self._timeline.span("judge", runner.branch.name):
+            verdict = await judges.judge(self._request.judge, ran, bench)
+        runner.judge_seconds = round(self._clock() - began, 3)
+        runner.judged = runner.budget.of_judge(verdict.tail)
+        return verdict
+
+    async def _collect(self, runner: Runner, child: SandboxRecord) -> None:
+        if not self._request.artifacts:
+            return
+        with self._timeline.span("artifacts", runner.branch.name):
+            runner.artifacts, runner.artifacts_reason = await artifacts.collect(
+                self._request.artifacts, shell=self._shell, sandbox_id=child.id, budget=self._artifact_bytes
+            )
+
+    def _decide(self, runner: Runner, verdict: judges.Score | judges.Unjudged) -> None:
         higher = self._request.higher_is_better
         least, enough = self._request.min_score, self._request.accept
         if isinstance(verdict, judges.Unjudged):
@@ -255,28 +314,78 @@ class _Race:
             self._accept(runner)
         return None
 
-    def _accept(self, runner: _Runner) -> None:
+    def _accept(self, runner: Runner) -> None:
         """Cancels every other branch; each ends its sandbox, all at once."""
         self._accepted = self._accepted or runner.branch.name
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
 
-    def _report(self, why_not: str, *, deadline_passed: bool) -> RaceReport:
-        branches: Sequence[BranchReport] = [runner.report(why_not) for runner in self._runners]
-        best = ranking.winner(branches, higher_is_better=self._request.higher_is_better)
+    def _conclude(self, why_not: str) -> tuple[BranchReport, ...]:
+        for runner in self._runners:
+            self._tell_decided(runner, why_not)
+        return tuple(runner.report(why_not) for runner in self._runners)
+
+    def _report(
+        self, branches: Sequence[BranchReport], best: BranchReport | None, *, deadline_passed: bool
+    ) -> RaceReport:
         return RaceReport(
             race_id=self._id,
             winner=best.name if best else None,
             branches=tuple(branches),
             checkpoint=self._checkpoint,
+            promotion=self._promotion,
             reaped=tuple(self._children.reaped),
             leftovers=tuple(dict.fromkeys(self._children.leftovers)),
             timeline=self._timeline.spans(),
+            speedup=self._speedup(branches),
             seconds=self._timeline.now(),
             deadline_passed=deadline_passed,
             dry_run=self._request.dry_run,
         )
+
+    def _speedup(self, branches: Sequence[BranchReport]) -> float | None:
+        """The branches' runs and judges one after the other, over the time from the first boot until now."""
+        worked = sum((branch.run_seconds or 0.0) + (branch.judge_seconds or 0.0) for branch in branches)
+        boots = [span.start for span in self._timeline.spans() if span.phase == "boot"]
+        took = self._timeline.now() - min(boots, default=math.inf)
+        return round(worked / took, 2) if worked > 0 and took > 0 else None
+
+    # ----------------------------------------------------------------------------------------- who looks on
+
+    def _tell(self, event: events.Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _phase_began(self, phase: Phase, branch: str | None) -> None:
+        self._tell(events.PhaseBegan(branch=branch, phase=phase, at=self._timeline.now()))
+
+    def _tell_decided(self, runner: Runner, why_not: str | None = None) -> None:
+        if not runner.told:
+            runner.told = True
+            self._tell(events.BranchDecided(report=runner.report(why_not), at=self._timeline.now()))
+
+    @asynccontextmanager
+    async def _watched(self, name: str, sandbox_id: str, mark: str) -> AsyncIterator[None]:
+        """Tells the last line of a running branch, once a second, while somebody looks on."""
+        if self._on_event is None:
+            yield
+            return
+        watching = asyncio.create_task(self._watch(name, sandbox_id, mark))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    async def _watch(self, name: str, sandbox_id: str, mark: str) -> None:
+        told = ""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            line = (await self._shell.last_line(sandbox_id, mark))[: events.LINE_CHARACTERS]
+            if line and line != told:
+                told = line
+                self._tell(events.OutputLine(branch=name, line=line, at=self._timeline.now()))
 
     def _name(self, index: int | None) -> str:
         return race_sandbox_name(self._settings.prefix, self._environment.id, self._id, index, self._dead_man)
@@ -285,5 +394,8 @@ class _Race:
         return branch.timeout or self._request.branch_timeout
 
     def _longest(self, branch: Branch) -> float:
+        """For how long a child may go without traffic: one that is to be promoted waits for the race's end."""
+        if self._request.promote != "none":
+            return self._deadline + self._pace.promote
         by = self._request.judge
-        return max(self._timeout(branch), by.timeout if isinstance(by, CommandJudge) else 0.0)
+        return max(self._timeout(branch), by.timeout if isinstance(by, CommandJudge | PluginJudge) else 0.0)

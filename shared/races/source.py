@@ -1,7 +1,7 @@
-"""What the branches of a race start from: a session's sandbox, a snapshot or an image, and a set-up on top of it.
+"""What the branches of a race start from: a sandbox (a session's, mostly), a snapshot or an image, and a set-up on it.
 
-A session's own sandbox is only ever checkpointed, never changed: a set-up runs in a base sandbox forked from it, and
-that one is checkpointed in turn.
+The source's own sandbox is only ever checkpointed here, never changed: a set-up runs in a base sandbox forked from it,
+and that one is checkpointed in turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ _SETUP_TAIL: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a child is made of. With `snapshot_id` the image is the snapshot's own. `egress` is the source's policy."""
+    """What a child is made of. With `snapshot_id` the image is the snapshot's own. `egress` is the source's policy.
+    `sandbox` is the source where that is one; `idle_seconds` the least time-out of every child."""
 
     egress: EgressPolicy
     image: str | None = None
     snapshot_id: str | None = None
+    sandbox: SandboxRecord | None = None
+    idle_seconds: int = 600
 
     @property
     def holds_identity(self) -> bool:
@@ -47,7 +50,7 @@ class Origin:
             cpus=environment.cpus,
             memory_mb=environment.memory_mb,
             disk_mb=environment.disk_mb,
-            timeout_seconds=max(600, int(busy_seconds) + 120),
+            timeout_seconds=max(self.idle_seconds, int(busy_seconds) + 120),
             egress=self.egress,
         )
 
@@ -67,50 +70,63 @@ class Workshop:
     base_name: str
     identity_file: str
     identity: str
+    server_sandbox: str = ""
 
 
 async def look(request: RaceRequest, shop: Workshop) -> SandboxRecord | None:
-    """The session's sandbox as it is now, None for another kind of source. Changes nothing.
+    """The source's sandbox as it is now, None for another kind of source. Changes nothing.
 
     Raises BadRace, SourceAbsent or SourceUnknown.
     """
-    if request.source.session_id is None:
+    if not request.source.is_sandbox:
         return None
-    try:
-        name = naming.sandbox_name(shop.prefix, shop.environment.id, request.source.session_id)
-    except naming.BadName as error:
-        raise BadRace("source.session_id", str(error)) from None
+    name, label = _called(request, shop)
     for attempt in range(shop.pace.attempts):
         if attempt:
             await asyncio.sleep(shop.pace.pause * 2 ** (attempt - 1))
         match await shop.host.find(name):
             case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
-                break
-            case SandboxRecord(name=other) as record if other == name:
-                return record
-            case SandboxRecord():
+                raise SourceAbsent(f"{label} is not there")
+            case SandboxRecord() as record if name not in (record.name, record.id):
                 raise SourceUnknown("the service answered with a sandbox of another name")
+            case SandboxRecord() as record:
+                if shop.server_sandbox and shop.server_sandbox in (record.name, record.id):
+                    raise BadRace("source.sandbox_id", "this is the sandbox that the function itself is served in")
+                return record
             case Doubtful(reason=reason):
-                if attempt == shop.pace.attempts - 1:
-                    raise SourceUnknown(f"the session's sandbox could not be looked up: {reason}")
-    raise SourceAbsent("this session has no sandbox")
+                doubt = reason
+    raise SourceUnknown(f"{label} could not be looked up: {doubt}")
 
 
-async def prepare(request: RaceRequest, shop: Workshop, stack: AsyncExitStack) -> Origin:
-    """Everything up to the point from which branches start. What it makes is ended with `stack`.
+def _called(request: RaceRequest, shop: Workshop) -> tuple[str, str]:
+    """What to look for, and what to call it in a report."""
+    if request.source.sandbox_id is not None:
+        if request.source.sandbox_id == shop.server_sandbox:
+            raise BadRace("source.sandbox_id", "this is the sandbox that the function itself is served in")
+        return request.source.sandbox_id, "the source's sandbox"
+    try:
+        session_id = request.source.session_id or ""
+        return naming.sandbox_name(shop.prefix, shop.environment.id, session_id), "the session's sandbox"
+    except naming.BadName as error:
+        raise BadRace("source.session_id", str(error)) from None
 
-    Raises a RaceError: BadRace, SourceAbsent, SourceNotReady, SourceUnknown, SetupFailed.
+
+async def prepare(request: RaceRequest, record: SandboxRecord | None, shop: Workshop, stack: AsyncExitStack) -> Origin:
+    """Everything from the source (what `look` found) to the point from which branches start. What it makes is ended
+    with `stack`.
+
+    Raises a RaceError: SourceAbsent, SourceNotReady, SourceUnknown, SetupFailed.
     """
-    with shop.timeline.span("source"):
-        record = await look(request, shop)
-        if record is not None:
-            record = await _awake(record, shop)
+    idle_seconds = request.keep.timeout if request.keep is not None else 0
     if record is not None:
+        with shop.timeline.span("source"):
+            record = await awake(record, shop)
         with shop.timeline.span("checkpoint"):
-            snapshot_id = await stack.enter_async_context(shop.children.checkpoint(record.id, "the session's sandbox"))
-        origin = Origin(_egress_of(record, shop.environment), snapshot_id=snapshot_id)
+            snapshot_id = await stack.enter_async_context(shop.children.checkpoint(record.id, "the source's sandbox"))
+        origin = Origin(_egress_of(record, shop.environment), snapshot_id=snapshot_id, sandbox=record)
     else:
         origin = Origin(shop.environment.egress, image=request.source.image, snapshot_id=request.source.snapshot_id)
+    origin = replace(origin, idle_seconds=max(origin.idle_seconds, idle_seconds))
     if request.setup is None:
         return origin
     return await _set_up(request, request.setup, origin, shop, stack)
@@ -137,7 +153,7 @@ async def stamp(sandbox_id: str, shop: Workshop) -> None:
     """The first thing in a child: what its files say of whose it is. Raises SourceUnknown where it cannot be said."""
     lost = await shop.shell.stamp(sandbox_id, shop.identity_file, shop.identity)
     if lost is not None:
-        raise SourceUnknown(f"the session's identity could not be taken from a copy: {lost}")
+        raise SourceUnknown(f"the source's identity could not be taken from a copy: {lost}")
 
 
 async def _run_setup(script: str, timeout: float, sandbox_id: str, shop: Workshop) -> None:
@@ -151,8 +167,8 @@ async def _run_setup(script: str, timeout: float, sandbox_id: str, shop: Worksho
             raise SetupFailed(f"the set-up ended with exit code {code}" + (f": {tail}" if tail else ""))
 
 
-async def _awake(record: SandboxRecord, shop: Workshop) -> SandboxRecord:
-    """The session's sandbox, running. A sleeping one is woken and left awake: its session may have begun to use it
+async def awake(record: SandboxRecord, shop: Workshop) -> SandboxRecord:
+    """The source's sandbox, running. A sleeping one is woken and left awake: its session may have begun to use it
     meanwhile, and the living are not suspended; its idle time-out puts it to sleep again."""
     patience = Deadline.after(shop.pace.boot, shop.clock)
     while not patience.passed:
@@ -162,13 +178,13 @@ async def _awake(record: SandboxRecord, shop: Workshop) -> SandboxRecord:
             case SandboxStatus.SUSPENDED:
                 match await shop.host.resume(record.id):
                     case Absent():
-                        raise SourceAbsent("this session has no sandbox")
+                        raise SourceAbsent("the source's sandbox is not there any more")
                     case Refused(reason=reason):
-                        raise SourceNotReady(f"the session's sandbox sleeps and cannot be woken: {reason}")
+                        raise SourceNotReady(f"the source's sandbox sleeps and cannot be woken: {reason}")
                     case Doubtful() | None:
                         pass
             case SandboxStatus.FAILED | SandboxStatus.TIMEOUT:
-                raise SourceNotReady(f"the session's sandbox is {record.status}")
+                raise SourceNotReady(f"the source's sandbox is {record.status}")
             case _:
                 await asyncio.sleep(shop.pace.pause)
         found = await shop.host.find(record.id)
@@ -176,10 +192,10 @@ async def _awake(record: SandboxRecord, shop: Workshop) -> SandboxRecord:
             case SandboxRecord():
                 record = found
             case Absent():
-                raise SourceAbsent("this session has no sandbox")
+                raise SourceAbsent("the source's sandbox is not there any more")
             case Doubtful():
                 await asyncio.sleep(shop.pace.pause)
-    raise SourceNotReady(f"the session's sandbox is {record.status} and not running after {shop.pace.boot:g} s")
+    raise SourceNotReady(f"the source's sandbox is {record.status} and not running after {shop.pace.boot:g} s")
 
 
 def _egress_of(record: SandboxRecord, environment: Environment) -> EgressPolicy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from shared.deadline import Clock
@@ -10,10 +10,14 @@ from shared.races.models import Phase, Span
 
 
 class Timeline:
-    """Spans in the order in which they began; one that was cancelled ends where it was cancelled."""
+    """Spans in the order in which they began; one that was cancelled ends where it was cancelled.
 
-    def __init__(self, clock: Clock) -> None:
+    `began` is told of each phase as it begins.
+    """
+
+    def __init__(self, clock: Clock, began: Callable[[Phase, str | None], None] = lambda phase, branch: None) -> None:
         self._clock = clock
+        self._tell = began
         self._began = clock()
         self._spans: list[Span] = []
 
@@ -24,6 +28,7 @@ class Timeline:
     @contextmanager
     def span(self, phase: Phase, branch: str | None = None) -> Iterator[None]:
         start = self.now()
+        self._tell(phase, branch)
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.races.judges import last_number
+from shared.races.numbers import last_number
 from shared.races.models import CommandJudge, RaceRequest
 
 GOOD: dict[str, Any] = {"source": {"session_id": "sesn_1"}, "n": 2, "command": ["true"]}

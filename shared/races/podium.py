@@ -1,0 +1,225 @@
+"""Where the best branch so far waits for the end of the race, when its work is to be kept, and how it is kept.
+
+A branch that does better takes the place, and the sandbox of the one before is ended at once. What is on the podium
+when the race ends is the winner: it is promoted and ended in turn, unless the promotion is that it lives on. A
+promotion that fails is told in its report and costs nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from shared.ports import Absent, Doubtful, Refused, SandboxRecord
+from shared.races import ranking
+from shared.races.children import NotMade
+from shared.races.errors import RaceError, SourceAbsent, SourceUnknown
+from shared.races.models import BranchReport, Keep, PromotionReport, RaceRequest
+from shared.races.promotion import PromotionLimits, PromotionRefused, promote_workspace
+from shared.races.source import Origin, Workshop, awake, stamp
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    report: BranchReport
+    child: SandboxRecord
+    stack: AsyncExitStack
+
+
+class Podium:
+    """`pristine_name` names the child that a workspace promotion compares the winner with."""
+
+    def __init__(self, request: RaceRequest, shop: Workshop, origin: Origin, pristine_name: str) -> None:
+        self._request = request
+        self._shop = shop
+        self._origin = origin
+        self._pristine_name = pristine_name
+        self._held: _Held | None = None
+        self._ever: set[str] = set()
+        self._pristine = AsyncExitStack()
+        self._booting: asyncio.Task[SandboxRecord] | None = None
+        self._done: PromotionReport | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        async with AsyncExitStack() as ends:
+            ends.push_async_callback(self._pristine.aclose)
+            if self._held is not None:
+                ends.push_async_callback(self._end, self._held)
+            if self._booting is not None:
+                self._booting.cancel()
+                await asyncio.wait({self._booting})
+                refusal = None if self._booting.cancelled() else self._booting.exception()
+                if refusal is not None and not isinstance(refusal, RaceError):
+                    raise refusal  # a bug
+
+    def _is_best(self, report: BranchReport) -> bool:
+        higher = self._request.higher_is_better
+        return self._held is None or (
+            ranking.rank(report, higher_is_better=higher) < ranking.rank(self._held.report, higher_is_better=higher)
+        )
+
+    async def offer(self, report: BranchReport, child: SandboxRecord, stack: AsyncExitStack) -> None:
+        """A branch that is `ok`. If it is the best so far, what `stack` holds (its sandbox) is the podium's."""
+        if self._request.promote == "workspace" and self._booting is None:
+            self._booting = asyncio.create_task(self._boot())
+        if not self._is_best(report):
+            return
+        before, self._held = self._held, _Held(report, child, stack.pop_all())
+        self._ever.add(report.name)
+        self._shop.children.hold(child.name or "")
+        if before is not None:
+            await self._end(before)
+
+    def had(self, name: str) -> bool:
+        """Whether the branch of this name has been on the podium: its sandbox is then ended from here."""
+        return name in self._ever
+
+    async def promote(self, winner: BranchReport) -> PromotionReport:
+        """Keeps the winner's work, within the pace's `promote` seconds."""
+        held = self._held
+        if held is None or held.report.name != winner.name:
+            raise AssertionError("the winner is not on the podium")
+        seconds = self._shop.pace.promote
+        with self._shop.timeline.span("promote"):
+            try:
+                async with asyncio.timeout(seconds) as scope:
+                    self._done = await self._promote(held)
+            except RaceError as error:
+                self._done = self._failed(str(error))
+            except PromotionRefused as error:
+                self._done = self._failed(error.reason, error.conflicts)
+            except Exception as error:  # the edge: the race has its result, whatever becomes of the promotion
+                if scope.expired():
+                    self._done = self._failed(f"did not end within {seconds:g} s; a part of it may have been done")
+                else:
+                    log.exception("race.promotion_failed kind=%s", self._request.promote)
+                    self._done = self._failed(f"failed ({type(error).__name__})")
+        return self._done
+
+    async def undo(self) -> None:
+        """Nobody will hear of the promotion: ends the sandbox or snapshot that only its report would have named."""
+        if self._done is None or not self._done.done or self._held is None:
+            return
+        if self._done.snapshot_id is not None:
+            await self._shop.children.end_kept_snapshot(self._done.snapshot_id)
+        if self._done.sandbox is not None:
+            await self._shop.children.end_kept(self._held.child.name or "")
+
+    async def _end(self, held: _Held) -> None:
+        with self._shop.timeline.span("reap", held.report.name):
+            await held.stack.aclose()
+
+    async def _promote(self, held: _Held) -> PromotionReport:
+        match self._request.promote:
+            case "snapshot":
+                return await self._snapshot(held)
+            case "keep" if self._request.keep is not None:
+                return await self._keep(held.child, self._request.keep)
+            case _:
+                return await self._workspace(held.child)
+
+    async def _snapshot(self, held: _Held) -> PromotionReport:
+        children = self._shop.children
+        snapshot_id = await held.stack.enter_async_context(children.checkpoint(held.child.id, "the winner"))
+        children.keep_snapshot(snapshot_id)
+        return PromotionReport(kind="snapshot", done=True, snapshot_id=snapshot_id)
+
+    async def _keep(self, child: SandboxRecord, keep: Keep) -> PromotionReport:
+        name, pace = keep.sandbox_name, self._shop.pace
+        doubt = ""
+        for attempt in range(pace.attempts):
+            if attempt:
+                await asyncio.sleep(pace.pause * 2 ** (attempt - 1))
+                match await self._shop.host.find(child.id):
+                    case SandboxRecord(name=now) if now == name:
+                        return self._kept(child, name)
+                    case Absent():
+                        return self._failed("the winner's sandbox is not there any more")
+                    case _:
+                        pass
+            match await self._shop.host.rename(child.id, name):
+                case None:
+                    return self._kept(child, name)
+                case Absent():
+                    return self._failed("the winner's sandbox is not there any more")
+                case Refused(status=409):
+                    return self._failed("the name was taken during the race")
+                case Refused(reason=reason):
+                    return self._failed(f"the winner's sandbox could not be renamed: {reason}")
+                case Doubtful(reason=reason):
+                    doubt = reason
+        return self._failed(f"nobody knows whether the winner's sandbox was renamed ({doubt}); it was ended")
+
+    def _kept(self, child: SandboxRecord, name: str) -> PromotionReport:
+        self._shop.children.keep(child.name or "")
+        return PromotionReport(kind="keep", done=True, sandbox=name, sandbox_id=child.id)
+
+    async def _workspace(self, child: SandboxRecord) -> PromotionReport:
+        source = await self._source()
+        done = await promote_workspace(
+            host=self._shop.host,
+            shell=self._shop.shell,
+            base=await self._base(),
+            winner=child,
+            source=source,
+            on_conflict=self._request.on_conflict,
+            limits=PromotionLimits(seconds=self._shop.pace.promote),
+        )
+        return PromotionReport(
+            kind="workspace",
+            done=done.complete,
+            reason=None if done.complete else "only a part could be promoted: see overtaken and failed",
+            conflicts=done.conflicts,
+            overtaken=done.overtaken,
+            failed=done.failed,
+            skipped=done.skipped,
+            added=done.added,
+            changed=done.edited,
+            deleted=done.deleted,
+        )
+
+    async def _source(self) -> SandboxRecord:
+        """The source's sandbox, running: it may have fallen asleep during the race. Raises RaceError."""
+        if self._origin.sandbox is None:
+            raise TypeError("promote workspace has a sandbox for its source (models.py)")
+        for _ in range(self._shop.pace.attempts):
+            match await self._shop.host.find(self._origin.sandbox.id):
+                case SandboxRecord() as record:
+                    return await awake(record, self._shop)
+                case Absent():
+                    raise SourceAbsent("the source's sandbox is not there any more")
+                case Doubtful():
+                    await asyncio.sleep(self._shop.pace.pause)
+        raise SourceUnknown("the source's sandbox could not be looked up")
+
+    async def _base(self) -> SandboxRecord:
+        """The pristine child. One that found no room beside the branches is tried again, now that they are gone."""
+        if self._booting is not None:
+            try:
+                return await self._booting
+            except NotMade:
+                pass
+        self._booting = asyncio.create_task(self._boot())
+        return await self._booting
+
+    async def _boot(self) -> SandboxRecord:
+        spec = self._origin.spec(self._pristine_name, self._shop.environment, self._shop.pace.promote)
+        base = await self._pristine.enter_async_context(self._shop.children.sandbox(spec))
+        await stamp(base.id, self._shop)
+        return base
+
+    def _failed(self, reason: str, conflicts: tuple[str, ...] = ()) -> PromotionReport:
+        if self._request.promote == "none":
+            raise TypeError("nothing is promoted")
+        return PromotionReport(kind=self._request.promote, done=False, reason=reason, conflicts=conflicts)
