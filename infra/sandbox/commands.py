@@ -18,7 +18,7 @@ from infra.operator.environ import Loaded
 from infra.sandbox.account import Account
 from infra.sandbox.look import AWAKE, described, look
 from infra.sandbox.plan import Plan, plan_from
-from infra.sandbox.server import Applied, ServerFailed, bring_up, server_processes
+from infra.sandbox.server import ServerFailed, bring_up, server_processes
 from shared.errors import SecretUnavailable, SettingsError
 
 FOLLOW_SECONDS: Final = 1.0
@@ -87,7 +87,7 @@ def up(loaded: Loaded) -> int:
         _say(f"WARNING: {warning}")
     state = f"started ({applied.changed})" if applied.changed else "up to date, not restarted"
     print(f"{applied.info.name}: {state}\n  webhook  {url}")
-    print(f"  next     {_next_step(loaded, plan, applied, url)}")
+    print(f"  next     {_next_step(loaded, plan, url)}")
     return 0
 
 
@@ -152,15 +152,15 @@ def remove(loaded: Loaded) -> int:
     return 0
 
 
-def _next_step(loaded: Loaded, plan: Plan, applied: Applied, url: str) -> str:
-    if loaded.offline is not None:
-        _add_offline_webhook(loaded, url)
-        return "the offline platform sends its webhooks there. Drive a session: make session"
+def _next_step(loaded: Loaded, plan: Plan, url: str) -> str:
     if not plan.settings.signing_keys:
         return (
             "in the Claude Console, create a webhook to this URL (Session lifecycle: Run started, Terminated, Deleted),"
             "\n           put its secret into .env as ANTHROPIC_WEBHOOK_SIGNING_KEY, and run make webhook-sandbox again"
         )
+    if loaded.offline is not None:
+        _add_offline_webhook(loaded, url)
+        return "the offline platform sends its webhooks there. Drive a session: make session"
     return "make webhook-sandbox-status; have a schedule call /poll_tick (infra/sandbox/README.md); make session"
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from functions.bundle import Bundle
+from functions.serving import Serving
 from functions.standstill import LONGEST_STALL, Standstill
 from functions.ticker import Ticker, remarks
 from functions.visits import Visits
@@ -153,3 +154,22 @@ def test_visits_tell_strangers_from_the_sender_and_from_who_has_a_token() -> Non
         "failures": 1,
     }
     assert report["strangers"]["last_at"] == 17.0
+
+
+def test_a_server_that_stood_still_connects_anew_and_ticks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        ticks = Ticks()
+        monkeypatch.setattr(Bundle, "tick", lambda _: ticks())
+        bundle = Bundle(Settings.from_environ({**ENVIRON, "SELF_TICK_SECONDS": "3600"}), background=True)
+        serving = Serving(bundle, asyncio.create_task(asyncio.sleep(0)))
+        async with serving.running():
+            await ticks.reach(1)
+            host = bundle.host
+            monkeypatch.setattr("functions.standstill.LONGEST_STALL", 0.0)
+            serving.standstill.look()
+            assert bundle.host is not host
+            await ticks.reach(2)
+        assert serving.report()["stood_still"] >= 1
+        await bundle.aclose()
+
+    asyncio.run(play())

@@ -1,0 +1,106 @@
+"""One offline platform, and the commands of `make webhook-sandbox` against it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import pytest
+
+from image.server import definition
+from image.server.code import source_files
+from infra.local.platform import Options, Platform
+from infra.operator.environ import Loaded
+from infra.sandbox import commands, plan
+from infra.sandbox.account import Account
+from infra.sandbox.look import Look, look
+from infra.sandbox.plan import PROCESS, plan_from
+
+TIMES = {"DRAIN_DEADLINE_SECONDS": "30", "RUNNER_MAX_IDLE_SECONDS": "1", "WORKER_LIFETIME_SECONDS": "120"}
+
+
+@dataclass
+class Stage:
+    platform: Platform
+
+    def loaded(self, **extra: str) -> Loaded:
+        return Loaded({**self.platform.environ, **TIMES, **extra}, Path("offline.env"))
+
+    def up(self, **extra: str) -> Look:
+        """`make webhook-sandbox`, then a look. A server that an earlier test left there is attached to."""
+        loaded = self.loaded(**extra)
+        assert commands.up(loaded) == 0
+        return self.look(loaded)
+
+    def look(self, loaded: Loaded | None = None) -> Look:
+        loaded = loaded or self.loaded()
+        seen = look(Account.from_environ(loaded.environ), plan_from(loaded.environ))
+        assert seen is not None
+        return seen
+
+    def box(self) -> Mapping[str, Any]:
+        """The server's sandbox as the platform sees it: a look that is no traffic."""
+        boxes = self.platform.tensorlake.get("state")["sandboxes"]
+        (box,) = [each for each in boxes if "-server-" in (each["name"] or "") and each["status"] != "terminated"]
+        return dict(box)
+
+    def process(self) -> Mapping[str, Any]:
+        """The server's process in it."""
+        (process,) = [
+            each
+            for each in self.box()["processes"]
+            if (each["managed"] or {}).get("name", "").startswith(PROCESS) and each["status"] == "running"
+        ]
+        return dict(process)
+
+    def put_to_sleep(self) -> None:
+        """As its idle time-out does."""
+        self.platform.tensorlake.post(f"sandboxes/{self.box()['id']}/expire", {})
+        until(lambda: self.box()["status"] == "suspended", "the server's sandbox does not fall asleep")
+
+    def run_session(self, prompt: str) -> str:
+        """Start one; its id."""
+        environ = self.platform.environ
+        with anthropic.Anthropic(api_key=environ["ANTHROPIC_API_KEY"], base_url=environ["ANTHROPIC_BASE_URL"]) as api:
+            made = api.beta.sessions.create(
+                agent=environ["ANTHROPIC_AGENT_ID"],
+                environment_id=environ["ANTHROPIC_ENVIRONMENT_ID"],
+                initial_events=[{"type": "user.message", "content": [{"type": "text", "text": prompt}]}],
+            )
+        return made.id
+
+    def answers(self, session_id: str) -> int:
+        environ = self.platform.environ
+        with anthropic.Anthropic(api_key=environ["ANTHROPIC_API_KEY"], base_url=environ["ANTHROPIC_BASE_URL"]) as api:
+            return sum(1 for _ in api.beta.sessions.events.list(session_id, types=["agent.message"]))
+
+
+def until(condition: Callable[[], bool], failure: str, seconds: float = 40.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, failure
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Platform]:
+    files = source_files()  # once: all of it is one checkout, whatever is edited meanwhile
+    options = Options(reclaim=7, stranded=9, claude={"webhook_backoff_scale": 0.02})
+    with pytest.MonkeyPatch.context() as patch, Platform(options) as platform:
+        patch.setattr(plan, "source_files", lambda: files)
+        patch.setattr(definition, "source_files", lambda: files)
+        stage = Stage(platform)
+        assert commands.build(stage.loaded()) == 0
+        yield platform
+        assert commands.remove(stage.loaded()) == 0
+
+
+@pytest.fixture
+def stage(platform: Platform) -> Iterator[Stage]:
+    stage = Stage(platform)
+    yield stage
+    platform.tensorlake.patch("settings", {"suspend_seconds": 0.0, "resume_seconds": 0.0})

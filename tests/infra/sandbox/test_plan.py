@@ -1,0 +1,126 @@
+"""What the server is told and what it may reach, for the real services: nothing is contacted."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from infra.sandbox import plan
+from infra.sandbox.account import is_server_name, new_name
+from infra.sandbox.plan import plan_from
+from shared.errors import SettingsError
+from shared.settings import Settings
+
+REAL = {
+    "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+    "ANTHROPIC_ENVIRONMENT_KEY": "an-environment-key",
+    "TENSORLAKE_API_KEY": "a-tensorlake-key",
+}
+ELSEWHERE = {
+    "ANTHROPIC_API_KEY": "the-persons-own",
+    "AWS_SECRET_ACCESS_KEY": "another",
+    "PATH": "/bin",
+    "HOME": "/root",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "source_files", lambda: {"functions/app.py": b""})
+
+
+def test_the_server_is_told_what_settings_read_and_nothing_else() -> None:
+    told = plan_from({**REAL, **ELSEWHERE, "RECLAIM_SECONDS": "100", "LOG_LEVEL": "DEBUG"}).variables
+    assert told == {
+        **REAL,
+        "RECLAIM_SECONDS": "100",
+        "LOG_LEVEL": "DEBUG",
+        "LOG_FORMAT": "json",
+        "SELF_TICK_SECONDS": "60",
+    }
+
+
+def test_secrets_by_reference_are_told_by_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("a-token\n")
+    monkeypatch.setenv("MY_SIGNING_KEY", "whsec_bm9uZQ==")
+    environ = {
+        **REAL,
+        "FUNCTIONS_TOKEN": f"file:{tmp_path}/token",
+        "ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_b2xk, env:MY_SIGNING_KEY",
+    }
+    told = plan_from(environ).variables
+    assert told["FUNCTIONS_TOKEN"] == "a-token"
+    assert told["ANTHROPIC_WEBHOOK_SIGNING_KEY"] == "whsec_b2xk,whsec_bm9uZQ=="
+    assert Settings.from_environ(told).signing_keys[1].reveal() == "whsec_bm9uZQ=="
+
+
+def test_several_environments_are_told_in_a_file_without_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "environments.toml"
+    file.write_text('[environments.env_a]\nkey = "key-a"\n[environments.env_b]\nkey = "key-b"\nallow_out = ["*"]\n')
+    environ = {"ENVIRONMENTS_FILE": str(file), "TENSORLAKE_API_KEY": "a-tensorlake-key"}
+    made = plan_from(environ)
+    assert "key-a" not in made.environments_file and "ENVIRONMENTS_FILE" not in made.variables
+    assert sorted(tomllib.loads(made.environments_file)["environments"]) == ["env_a", "env_b"]
+    there = tmp_path / "there.toml"
+    there.write_text(made.environments_file)
+    told = Settings.from_environ({**made.variables, "ENVIRONMENTS_FILE": str(there)})
+    here = Settings.from_environ(environ)
+    assert repr(told.environments["env_b"].egress) == repr(here.environments["env_b"].egress)
+    assert [made.variables[f"HANDS_ENVIRONMENT_KEY_{number}"] for number in (0, 1)] == ["key-a", "key-b"]
+
+
+def test_egress_is_both_apis_the_sdks_own_host_and_what_was_asked_for() -> None:
+    assert plan_from({**REAL, plan.ALLOW_OUT: "logs.example.com"}).hosts == (
+        "api.anthropic.com",
+        "api.tensorlake.ai",
+        "logs.example.com",
+        "sandbox.tensorlake.ai",
+    )
+    assert plan_from({**REAL, plan.ALLOW_OUT: "*"}).hosts == ("*",)
+
+
+def test_every_setting_key_and_file_has_its_own_process_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = [
+        {},
+        {"ANTHROPIC_ENVIRONMENT_KEY": "rotated"},
+        {"TENSORLAKE_API_KEY": "rotated"},
+        {"FUNCTIONS_TOKEN": "new"},
+        {"ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_bm9uZQ=="},
+        {"IDLE_GRACE_SECONDS": "31"},
+    ]
+    names = [plan_from({**REAL, **change}).process for change in changes]
+    monkeypatch.setattr(plan, "source_files", lambda: {"functions/app.py": b"pass"})
+    names.append(plan_from(REAL).process)
+    assert len(set(names)) == len(names)
+    assert plan_from(REAL).process == plan_from({**REAL, **ELSEWHERE}).process  # what is not told restarts nothing
+    assert not [name for name in names if json.dumps(name).count("key")]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({plan.TIMEOUT: "soon"}, plan.TIMEOUT),
+        ({plan.TIMEOUT: "0"}, plan.TIMEOUT),
+        ({plan.PORT: "99999"}, plan.PORT),
+        ({"DRAIN_MODE": "enqueue", "ENQUEUE_TO": "aws-lambda:x"}, "DRAIN_MODE"),
+        ({"TENSORLAKE_API_KEY": ""}, "TENSORLAKE_API_KEY"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(wrong: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        plan_from({**REAL, **wrong})
+
+
+def test_what_may_surprise_is_noted() -> None:
+    notes = list(plan_from({**REAL, plan.TIMEOUT: "60"}).notes())
+    assert len(notes) == 2 and plan.TIMEOUT in notes[0] and "FUNCTIONS_TOKEN" in notes[1]
+    assert list(plan_from({**REAL, "FUNCTIONS_TOKEN": "t"}).notes()) == []
+
+
+def test_names_are_random_and_recognised() -> None:
+    names = {new_name("hands") for _ in range(50)}
+    assert len(names) == 50 and all(is_server_name("hands", name) and len(name) <= 57 for name in names)
+    assert not is_server_name("other", names.pop())

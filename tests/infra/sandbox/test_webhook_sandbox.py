@@ -1,0 +1,162 @@
+"""The server in a sandbox, start to end on the offline platform: real processes, real sockets, the real SDKs."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import httpx2
+import pytest
+
+from infra.sandbox import commands, plan
+from infra.sandbox.account import is_server_name
+from infra.sandbox.look import described
+from shared import naming
+from shared.races.naming import parse_race_name
+from tests.infra.sandbox.conftest import Stage, until
+
+PROMPT = "create hello.txt with 'hi' then read it back"
+QUIET = {"SELF_TICK_SECONDS": "0"}
+
+
+def test_a_sleeping_server_wakes_for_a_webhook_serves_the_session_and_sleeps_again(stage: Stage) -> None:
+    assert commands.remove(stage.loaded()) == 0
+    stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="3", **QUIET)
+    before = stage.process()["pid"]
+    stage.put_to_sleep()
+    session = stage.run_session(PROMPT)
+    until(lambda: stage.answers(session) == 1, "the session was not served")
+    until(lambda: stage.box()["status"] == "suspended", "the server does not sleep again")
+    deliveries = [each for each in stage.platform.claude.get("state")["deliveries"] if each["session_id"] == session]
+    assert {each["outcome"] for each in deliveries} == {"delivered"}
+    process = stage.process()  # its state was intact
+    assert (process["pid"], process["managed"]["restart_count"]) == (before, 0)
+
+
+def test_its_own_ticks_serve_what_no_webhook_announced_and_do_not_keep_it_awake(stage: Stage) -> None:
+    assert commands.remove(stage.loaded()) == 0
+    seen = stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="3", SELF_TICK_SECONDS="0.3")
+    (endpoint,) = stage.platform.claude.get("webhooks")["data"]
+    stage.platform.claude.delete(f"webhooks/{endpoint['id']}")
+    session = stage.run_session(PROMPT)
+    until(lambda: stage.answers(session) == 1, "no tick found the session")
+    until(lambda: stage.box()["status"] == "suspended", "its own ticks keep it awake")
+    assert seen.report is not None and seen.report["self_tick_seconds"] == 0.3
+
+
+def test_webhooks_in_every_phase_of_falling_asleep_and_waking_are_answered(stage: Stage) -> None:
+    assert commands.remove(stage.loaded()) == 0
+    seen = stage.up(**QUIET)
+    stage.platform.tensorlake.patch("settings", {"suspend_seconds": 0.3, "resume_seconds": 0.3})
+    box = stage.box()["id"]
+    statuses: set[str] = set()
+    outcomes: list[int] = []
+
+    def send() -> None:
+        # Unsigned: the answer is the server's own 401, so it was reached.
+        outcomes.append(httpx2.post(seen.url, content=b"{}", timeout=30, trust_env=False).status_code)
+
+    senders: list[threading.Thread] = []
+    for _ in range(2):
+        expiry = threading.Thread(target=stage.platform.tensorlake.post, args=(f"sandboxes/{box}/expire", {}))
+        expiry.start()
+        for _ in range(12):
+            statuses.add(stage.box()["status"])
+            senders.append(threading.Thread(target=send))
+            senders[-1].start()
+            time.sleep(0.08)
+        expiry.join()
+    for sender in senders:
+        sender.join()
+    assert outcomes == [401] * len(senders)
+    assert {"suspending", "suspended"} <= statuses
+    assert stage.look().report is not None
+
+
+def test_a_second_run_attaches_and_only_a_change_restarts(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stage.up(**QUIET)
+    pid = stage.process()["pid"]
+    again = stage.up(**QUIET)
+    assert (again.name, again.url, again.current) == (first.name, first.url, True)
+    assert stage.process()["pid"] == pid
+    # A setting: the same code, another process.
+    other = stage.up(LOG_LEVEL="WARNING", **QUIET)
+    assert (other.name, other.url, other.current) == (first.name, first.url, True)
+    assert stage.look(stage.loaded(**QUIET)).current is False
+    # New code, brought into the running sandbox.
+    files = {**plan.plan_from(stage.loaded().environ).files, "functions/just_added.py": b"MARK = 1\n"}
+    monkeypatch.setattr(plan, "source_files", lambda: files)
+    newer = stage.up(LOG_LEVEL="WARNING", **QUIET)
+    assert newer.name == first.name and newer.current is True
+    process = stage.process()
+    folder = process["args"][process["args"].index("--app-dir") + 1]
+    assert folder == f"/var/lib/hands/{plan.plan_from(stage.loaded().environ).folder}"
+    # Code that cannot start is not put in place of the code that runs.
+    monkeypatch.setattr(plan, "source_files", lambda: {**files, "functions/app.py": b"import nothing_like_it\n"})
+    assert commands.up(stage.loaded(LOG_LEVEL="WARNING", **QUIET)) == 1
+    assert stage.process()["pid"] == process["pid"]
+
+
+def test_the_url_comes_before_the_signing_key(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    first = stage.up(ANTHROPIC_WEBHOOK_SIGNING_KEY="", **QUIET)
+    assert "run make webhook-sandbox again" in capsys.readouterr().out
+    assert httpx2.post(first.url, content=b"{}", trust_env=False).status_code == 503
+    assert any("no signing key yet" in line for line in described(first))
+    second = stage.up(**QUIET)
+    assert second.url == first.url
+    assert httpx2.post(second.url, content=b"{}", trust_env=False).status_code == 401
+
+
+def test_a_server_that_dies_comes_back(stage: Stage) -> None:
+    seen = stage.up(**QUIET)
+    process = stage.process()
+    headers = {"host": f"{seen.sandbox_id}.local", "authorization": f"Bearer {stage.platform.keys.sandboxes}"}
+    url = f"{stage.platform.tensorlake.url}/api/v1/processes/{process['pid']}/signal"
+    assert httpx2.post(url, json={"signal": 9}, headers=headers, trust_env=False).status_code == 200
+    until(lambda: stage.look().restarts == 1, "it was not restarted")
+    until(lambda: stage.look().report is not None, "it does not answer again")
+
+
+def test_strangers_find_one_door_and_are_counted(stage: Stage) -> None:
+    seen = stage.up(**QUIET)
+    assert seen.report is not None and seen.outside_ticks is not None
+    before = seen.report["visits"]["strangers"]["count"]
+    with httpx2.Client(base_url=seen.url, trust_env=False) as stranger:
+        answers = [stranger.get(path).status_code for path in ("healthz", "readyz", "status", ".env", "poll_tick")]
+        assert answers == [401, 401, 401, 404, 405]
+        assert stranger.post("poll_tick").status_code == stranger.post("fork_best_of_n", json={}).status_code == 401
+    after = stage.look()
+    assert after.report is not None and after.report["visits"]["strangers"]["count"] == before + 7
+    assert any(line.startswith(f"strangers {before + 7}") for line in described(after))
+    token = {"authorization": f"Bearer {stage.platform.keys.functions}"}
+    assert httpx2.post(f"{seen.url}poll_tick", headers=token, timeout=60, trust_env=False).status_code == 200
+    assert stage.look().outside_ticks == seen.outside_ticks + 1
+
+
+def test_no_secret_is_in_an_argument_a_file_or_the_sandboxes_record(stage: Stage) -> None:
+    stage.up(**QUIET)
+    keys = stage.platform.keys
+    told = repr(stage.box())
+    assert "uvicorn" in told
+    for secret in (keys.environment, keys.sandboxes, keys.signing, keys.functions, keys.api):
+        assert secret not in told
+    variables = plan.plan_from(stage.loaded().environ).variables
+    assert keys.api not in variables.values() and keys.environment in variables.values()
+    assert not [name for name in variables if name.startswith("OFFLINE_") or name == "ANTHROPIC_API_KEY"]
+
+
+def test_a_status_wakes_nobody_and_after_rm_there_is_none(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.remove(stage.loaded()) == 0
+    assert commands.status(stage.loaded(), False) == 1
+    assert "make webhook-sandbox" in capsys.readouterr().out
+    name = stage.up(**QUIET).name
+    assert is_server_name("hands", name) and naming.parse_sandbox_name("hands", name) is None
+    assert naming.parse_gone_name(name) is None and parse_race_name("hands", name) is None
+    stage.put_to_sleep()
+    assert commands.status(stage.loaded(), False) == 0
+    assert "suspended" in capsys.readouterr().out
+    assert commands.logs(stage.loaded(), False, False) == 1
+    assert stage.box()["status"] == "suspended"
+    assert commands.remove(stage.loaded()) == 0
+    assert stage.platform.claude.get("webhooks")["data"] == []
+    assert commands.logs(stage.loaded(), False, False) == 1
