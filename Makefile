@@ -2,12 +2,13 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick repair faults fuzz soak bench lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick repair doctor faults fuzz soak bench lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
 UP ?=
 TESTS ?=
+DOCTOR ?=
 SESSION ?=
 RUNS ?= 10000
 CASES ?= 100000
@@ -44,6 +45,9 @@ demo: setup ## a whole session on this machine, start to end, in seconds
 
 up: setup ## the offline platform, until ctrl-C
 	@$(PY) -m infra.local $(UP)
+
+demo-sandbox: setup ## the same with the functions in a sandbox that sleeps, wakes and sleeps again
+	@$(PY) -m infra.sandbox.demo
 
 test: setup-dev ## the tests (TESTS=path for some of them)
 	@$(PY) -m pytest $(TESTS)
@@ -88,6 +92,9 @@ poll: setup ## serve sessions from this machine by polling; needs no public addr
 
 tick: setup ## one pass of poll_tick
 	@$(OPERATOR) tick
+
+doctor: setup ## what is wrong and how to mend it, DOCTOR="--json --no-probe --url https://..."
+	@$(OPERATOR) doctor $(DOCTOR)
 
 repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY
 	@$(OPERATOR) repair

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         with Platform(Options(isolation=isolation)) as platform:
             server = platform.serve_functions()
             print(_opening(platform, server.url, time.monotonic() - began), flush=True)
-            shown = asyncio.run(_show(platform))
+            shown = asyncio.run(show(platform))
             if shown is None and server.stderr_tail():
                 print(f"\nWhat the functions said:\n{server.stderr_tail()}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -76,8 +76,8 @@ def _opening(platform: Platform, functions: str, seconds: float) -> str:
     )
 
 
-async def _show(platform: Platform) -> str | None:
-    """Run the session on the screen. What was shown, in a line, or None when something was off."""
+async def show(platform: Platform) -> str | None:
+    """Run a session on the screen. What was shown, in a line, or None when something was off."""
     from infra.operator.session import Screen, open_client, watch
 
     screen = Screen()
