@@ -1,4 +1,4 @@
-"""`make demo-sandbox`: the functions in a sandbox that sleeps. A webhook wakes it, it serves a session, it sleeps again.
+"""`make demo-sandbox`: the functions in a sandbox that sleeps, wakes for a webhook, serves a session and sleeps again.
 
 Everything is on this machine and ends with it. Exit code 0 only when all of that was seen to happen.
 """
