@@ -1,0 +1,278 @@
+"""Entry points for AWS Lambda: `functions.aws_lambda.on_run_started`, `.poll_tick` and `.fork_best_of_n`.
+
+What may come in, whichever entry point it is:
+- HTTP from a function URL or an HTTP API (payload 2.0): the handler's own rules decide who may call.
+- Anything else was sent by somebody whom IAM lets invoke this function, and needs no token: a wake-up
+  (functions/wakes.py) from EventBridge Scheduler, as a direct invocation or as the `detail` of an EventBridge event; an
+  SQS batch of wake-ups; and for fork_best_of_n a race request.
+
+One event loop and one Bundle live as long as the process, so a warm invocation finds its connections open. Whatever
+an invocation began has ended when it answers: Lambda freezes the process then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from functions import aws_http
+from functions.bundle import Bundle
+from functions.wakes import BadWake, Wake
+from shared.deadline import Deadline
+from shared.errors import SettingsError
+from shared.settings import Settings
+from shared.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from shared.models import DrainReport
+
+log = logging.getLogger(__name__)
+
+SETTINGS: Final = "HANDS_SETTINGS"
+_ANSWER_SECONDS: Final = 3.0  # kept back to end what runs and to answer
+_STALE_SECONDS: Final = 90.0  # connections that slept longer than this are not trusted
+_CLOCKS_DIFFER: Final = 2.0
+_FOR_RACES: Final = 0.85  # of the time that is left; the rest is for ending what a race made
+
+_T = TypeVar("_T")
+
+
+class Context(Protocol):
+    """What is used of Lambda's context object."""
+
+    def get_remaining_time_in_millis(self) -> int: ...
+
+
+class UnknownEvent(ValueError):
+    """An event that is none of the kinds above. The text quotes nothing of it."""
+
+
+def on_run_started(event: Any, context: Context) -> Any:
+    """The webhook, or a wake-up."""
+    from functions.on_run_started import on_run_started as handler
+
+    return _process().invoke(event, context, handler)
+
+
+def poll_tick(event: Any, context: Context) -> Any:
+    """The schedule's tick, or a wake-up of another kind."""
+    from functions.poll_tick import poll_tick as handler
+
+    return _process().invoke(event, context, handler)
+
+
+def fork_best_of_n(event: Any, context: Context) -> Any:
+    """A race. A direct event is the request itself; the answer to it is a payload 2.0 response as well."""
+    from functions.fork_best_of_n import fork_best_of_n as handler
+
+    process = _process()
+    if isinstance(event, Mapping) and not aws_http.is_http(event):
+        token = process.settings().functions_token
+        if token is None:
+            raise SettingsError("FUNCTIONS_TOKEN is not set")
+        event = aws_http.request_event(json.dumps(event).encode(), {"authorization": f"Bearer {token.reveal()}"})
+    return process.invoke(event, context, handler)
+
+
+def environ_of(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The process's variables on top of those in HANDS_SETTINGS, a JSON object of texts: a template has a place for
+    each variable that it knows, and this one for all others. Raises SettingsError."""
+    try:
+        more = json.loads(environ.get(SETTINGS) or "{}")
+    except ValueError:
+        more = None
+    if not isinstance(more, dict) or not all(isinstance(value, str) for value in more.values()):
+        raise SettingsError(f"{SETTINGS} must be a JSON object whose values are texts")
+    return {**more, **{name: value for name, value in environ.items() if value}}
+
+
+class Process:
+    """What stays from one invocation to the next. Only one runs at a time."""
+
+    def __init__(self, environ: Mapping[str, str], make_bundle: Callable[[Settings], Bundle] | None = None) -> None:
+        self._environ = environ
+        self._make_bundle = make_bundle or (lambda settings: Bundle(settings, background=False))
+        self._loop = asyncio.new_event_loop()
+        self._bundle: Bundle | None = None
+        self._settings: Settings | None = None
+        self._ended = time.time()
+        self._seen_empty = 0.0
+
+    def settings(self) -> Settings:
+        """Raises SettingsError."""
+        if self._settings is None:
+            self._settings = Settings.from_environ(environ_of(self._environ))
+        return self._settings
+
+    def invoke(self, event: Any, context: Context, handler: aws_http.Handler) -> Any:
+        """One invocation, from event to answer, ended in time. Raises for what Lambda should count as an error."""
+        until = Deadline.after(max(0.0, context.get_remaining_time_in_millis() / 1000 - _ANSWER_SECONDS))
+        try:
+            return self._loop.run_until_complete(self._bounded(self._handle(event, until, handler), until))
+        finally:
+            self._ended = time.time()
+            flush()
+
+    def close(self) -> None:
+        """Close the clients and the loop. Lambda never asks for it; a test does."""
+        self._loop.run_until_complete(self._drop())
+        self._loop.close()
+
+    async def _bounded(self, work: Coroutine[Any, Any, _T], until: Deadline) -> _T:
+        try:
+            async with asyncio.timeout(until.left()):
+                return await work
+        except BaseException:
+            await self._drop()  # tasks that others shielded may still run in it
+            raise
+
+    async def _handle(self, event: Any, until: Deadline, handler: aws_http.Handler) -> Any:
+        if not isinstance(event, Mapping):
+            raise UnknownEvent("the event must be a JSON object")
+        if aws_http.is_http(event):
+            return await self._http(event, until, handler)
+        if "Records" in event:
+            return {"batchItemFailures": await self._batch(event["Records"], until)}
+        if "detail-type" in event:
+            detail = event.get("detail")
+            return await self._serve(Wake.read(detail if isinstance(detail, Mapping) else {}), until)
+        return await self._serve(Wake.read(event), until)
+
+    async def _http(self, event: Mapping[str, Any], until: Deadline, handler: aws_http.Handler) -> dict[str, Any]:
+        try:
+            bundle = await self._ready(until)
+        except SettingsError as error:
+            return _refusal(503, "not_configured", str(error))
+        try:
+            # The handler's own work ends before ours does, so that its answer can say so.
+            async with asyncio.timeout(until.left() - _ANSWER_SECONDS) as scope:
+                return await aws_http.respond(handler, event, {"bundle": bundle})
+        except aws_http.BadHttpEvent as error:
+            return _refusal(400, "invalid_request", str(error))
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            await self._drop()
+            log.error("invocation.out_of_time")
+            return _refusal(504, "timeout", "the function's time was over")
+
+    async def _batch(self, records: object, until: Deadline) -> Sequence[Mapping[str, str]]:
+        """SQS: wake-ups of one kind become one, and each message says for itself whether it is done."""
+        if not isinstance(records, list) or not all(_is_message(record) for record in records):
+            raise UnknownEvent("of Records, only those of SQS are understood")
+        failed: list[str] = []
+        due: dict[Wake, list[str]] = {}
+        for record in records:
+            try:
+                wake = Wake.read(json.loads(record["body"]))
+            except (ValueError, BadWake):
+                log.error("message.unreadable message=%s", record["messageId"])
+                failed.append(record["messageId"])
+            else:
+                due.setdefault(Wake(wake.do, wake.session_id), []).append(record["messageId"])
+        for wake, messages in due.items():
+            try:
+                await self._serve(wake, until)
+            except Exception:  # the edge: the queue offers these messages again
+                log.exception("message.bug do=%s", wake.do)
+                failed += messages
+        return [{"itemIdentifier": message} for message in failed]
+
+    async def _serve(self, wake: Wake, until: Deadline) -> object:
+        from shared.models import to_json
+
+        bundle = await self._ready(until)
+        match wake.do:
+            case "tick":
+                return json.loads(to_json(await bundle.tick()))
+            case "session_over":
+                return json.loads(to_json({"reconciled": await bundle.session_over(wake.session_id)}))
+        if wake.at is not None and wake.at + _CLOCKS_DIFFER < self._seen_empty:
+            return {"skipped": "a later drain found the queue empty"}
+        began = time.time()
+        drains = await asyncio.shield(bundle.drains.wake())
+        if _all_empty(drains):
+            self._seen_empty = began
+        return json.loads(to_json({"drains": drains}))
+
+    async def _ready(self, until: Deadline) -> Bundle:
+        """The bundle, for an invocation that ends at `until`. Raises SettingsError."""
+        if self._bundle is not None and time.time() - self._ended > _STALE_SECONDS:
+            await self._drop()
+        settings = self.settings()
+        if self._bundle is None:
+            self._bundle = self._make_bundle(settings)
+        longest = min(settings.races.deadline, until.left() * _FOR_RACES)
+        self._bundle.settings = replace(settings, races=replace(settings.races, deadline=longest))
+        self._bundle.until = until
+        return self._bundle
+
+    async def _drop(self) -> None:
+        """End the bundle and every task of this loop, at once; the next invocation begins with new clients."""
+        bundle, self._bundle = self._bundle, None
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others, timeout=_ANSWER_SECONDS / 2) if others else None
+        if bundle is not None:
+            try:
+                async with asyncio.timeout(_ANSWER_SECONDS / 2):
+                    await bundle.aclose()
+            except Exception:
+                log.exception("bundle.not_closed")
+
+
+def flush() -> None:
+    """Let nothing that was said wait for the next invocation: the process is frozen until then, or for ever."""
+    for name in ("functions", "shared"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "opentelemetry.sdk.trace" in sys.modules:  # somebody set up tracing
+        from opentelemetry import trace
+
+        force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+        if force_flush is not None:
+            force_flush(timeout_millis=2000)
+
+
+def _all_empty(drains: Sequence[DrainReport]) -> bool:
+    from shared.models import DrainEnd
+
+    return all(drain.end is DrainEnd.EMPTY for drain in drains)
+
+
+def _is_message(record: object) -> bool:
+    return (
+        isinstance(record, Mapping)
+        and record.get("eventSource") == "aws:sqs"
+        and isinstance(record.get("messageId"), str)
+        and isinstance(record.get("body"), str)
+    )
+
+
+def _refusal(status: int, kind: str, message: str) -> dict[str, Any]:
+    return {
+        "statusCode": status,
+        "headers": {"content-type": "application/json"},
+        "body": json.dumps({"error": {"type": kind, "message": message}}),
+    }
+
+
+_of_this_process: Process | None = None
+
+
+def _process() -> Process:
+    global _of_this_process
+    if _of_this_process is None:
+        configure_logging(os.environ)
+        _of_this_process = Process(os.environ)
+    return _of_this_process

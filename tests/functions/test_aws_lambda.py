@@ -1,0 +1,367 @@
+"""Lambda's events, each kind at each entry point: who gets in, what is done, and that it ends in time."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from functions import aws_http, aws_lambda
+from functions.aws_lambda import Process, UnknownEvent
+from functions.bundle import Bundle
+from functions.fork_best_of_n import fork_best_of_n
+from functions.on_run_started import on_run_started
+from functions.poll_tick import poll_tick
+from functions.wakes import BadWake, NotEnqueued, Wake
+from shared.errors import SettingsError
+from shared.models import DrainEnd, DrainReport, TickReport
+from shared.reconcile.report import ReconcileReport
+from shared.settings import Settings
+from tests.support.fake_host import FakeHost
+from tests.support.lambda_events import Context, eventbridge, http, rest_v1, sqs
+from tests.support.signing import KEY, delivery, signed
+
+TOKEN = "an-operators-token-of-nobody"
+ENVIRON = {
+    "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+    "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",
+    "TENSORLAKE_API_KEY": "not-a-real-tensorlake-key",
+    "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
+    "FUNCTIONS_TOKEN": TOKEN,
+}
+AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+
+
+class Recorder(Bundle):
+    """Does nothing and remembers what it was asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, background=False)
+        self.done: list[str] = []
+        self.end = DrainEnd.EMPTY
+        self.work_seconds = 0.0
+        self.closed = False
+
+    async def drain(self) -> Sequence[DrainReport]:
+        self.done.append("drain")
+        await asyncio.sleep(self.work_seconds)
+        return [DrainReport("env_1", self.end, 0.0, 1)]
+
+    async def tick(self) -> TickReport:
+        self.done.append("tick")
+        return TickReport([], [], 0.0)
+
+    async def session_over(self, session_id: str) -> Sequence[ReconcileReport]:
+        if session_id == "sesn_bug":
+            raise RuntimeError("a bug")
+        self.done.append(session_id)
+        return []
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await super().aclose()
+
+
+class Bench:
+    """One Lambda process with recorders for bundles."""
+
+    def __init__(self, **extra: str) -> None:
+        self.bundles: list[Recorder] = []
+        self.process = Process({**ENVIRON, **extra}, self._make)
+
+    def _make(self, settings: Settings) -> Bundle:
+        self.bundles.append(Recorder(settings))
+        return self.bundles[-1]
+
+    def __call__(self, event: Any, handler: aws_http.Handler = poll_tick, seconds: float = 60.0) -> Any:
+        return self.process.invoke(event, Context(seconds), handler)
+
+    @property
+    def done(self) -> list[str]:
+        return [what for bundle in self.bundles for what in bundle.done]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.process.close()
+
+
+@pytest.mark.parametrize("event", [{}, {"do": "tick"}, eventbridge(), eventbridge({"do": "tick"})])
+def test_the_schedules_events_tick_without_a_token(bench: Bench, event: Mapping[str, Any]) -> None:
+    assert bench(event) == {"drains": [], "reconciled": [], "seconds": 0.0}
+    assert bench.done == ["tick"]
+
+
+def test_over_http_a_tick_needs_the_token(bench: Bench) -> None:
+    assert bench(http())["statusCode"] == 401
+    assert bench(http(headers={"authorization": "Bearer wrong"}))["statusCode"] == 401
+    assert bench.done == []
+    assert bench(http(headers=AUTHORIZED))["statusCode"] == 200
+    assert bench.done == ["tick"]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        rest_v1(),
+        {"httpMethod": "POST"},
+        {"headers": {}},
+        {"requestContext": {"elb": {}}, "do": "tick"},
+        {"requestContext": {"connectionId": "websocket"}, "body": "{}"},
+        http() | {"version": "1.0"},
+        http() | {"requestContext": {"http": {}}},
+        http() | {"body": "not base64!", "isBase64Encoded": True},
+        http() | {"body": 7},
+    ],
+)
+def test_http_of_another_form_is_refused_and_never_taken_for_the_schedule(
+    bench: Bench, event: Mapping[str, Any]
+) -> None:
+    assert bench(event)["statusCode"] == 400
+    assert bench.done == []
+
+
+@pytest.mark.parametrize("event", [None, [], "tick", {"Records": [{"eventSource": "aws:sns"}]}, {"Records": 7}])
+def test_an_event_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None:
+    with pytest.raises(UnknownEvent):
+        bench(event)
+
+
+@pytest.mark.parametrize(
+    "event", [{"do": "rm"}, {"do": 7}, {"do": "session_over"}, {"do": "drain", "at": "now"}, {"do": "tick", "at": True}]
+)
+def test_a_wake_up_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None:
+    with pytest.raises(BadWake):
+        bench(event)
+
+
+def test_a_signed_webhook_is_drained_and_a_forged_one_refused(bench: Bench) -> None:
+    body = delivery()
+    answer = bench(http(body, signed(body)), on_run_started)
+    assert answer["statusCode"] == 200
+    assert json.loads(answer["body"])["drains"][0]["end"] == "empty"
+    assert bench(http(body + b" ", signed(body)), on_run_started)["statusCode"] == 401
+    assert bench(http(body, signed(body), base64_body=True), on_run_started)["statusCode"] == 200
+    assert bench.done == ["drain", "drain"]
+
+
+def test_a_batch_of_messages_becomes_one_piece_of_work_a_kind_and_bad_ones_are_given_back(bench: Bench) -> None:
+    batch = sqs({"do": "drain", "at": 1.0}, {"do": "drain", "at": 2.0}, "no json", {"do": "rm"}, {"do": "tick"}, {})
+    assert bench(batch) == {"batchItemFailures": [{"itemIdentifier": "m2"}, {"itemIdentifier": "m3"}]}
+    assert sorted(bench.done) == ["drain", "tick"]
+
+
+def test_only_the_messages_whose_work_failed_are_offered_again(bench: Bench) -> None:
+    batch = sqs({"do": "session_over", "session_id": "sesn_bug"}, {"do": "session_over", "session_id": "sesn_1"})
+    assert bench(batch) == {"batchItemFailures": [{"itemIdentifier": "m0"}]}
+    assert bench.done == ["sesn_1"]
+
+
+def test_a_drain_that_was_asked_for_before_the_queue_was_seen_empty_is_not_run_again(bench: Bench) -> None:
+    long_ago, later = time.time() - 60, time.time() + 60
+    bench({"do": "drain", "at": long_ago})
+    assert bench.done == ["drain"]
+    assert "skipped" in bench({"do": "drain", "at": long_ago})
+    assert bench.done == ["drain"]
+    bench({"do": "drain", "at": later})
+    bench({"do": "drain"})
+    assert bench.done == ["drain"] * 3
+
+
+def test_a_drain_that_ended_early_stands_for_no_other(bench: Bench) -> None:
+    bench({})  # makes the bundle
+    bench.bundles[0].end = DrainEnd.UNAVAILABLE
+    for _ in range(2):
+        bench({"do": "drain", "at": time.time() - 60})
+    assert bench.done == ["tick", "drain", "drain"]
+
+
+def test_warm_invocations_share_clients_and_stale_ones_are_replaced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench({})
+    bench({})
+    assert len(bench.bundles) == 1
+    hours_later = time.time() + 7200
+    monkeypatch.setattr("functions.aws_lambda.time.time", lambda: hours_later)
+    bench({})
+    assert [bundle.closed for bundle in bench.bundles] == [True, False]
+
+
+def test_drains_ticks_and_races_are_told_when_the_invocation_ends(bench: Bench) -> None:
+    bench({}, seconds=300.0)
+    (bundle,) = bench.bundles
+    assert bundle.until is not None
+    assert 250 < bundle.until.left() <= 297
+    assert 200 < bundle.settings.races.deadline < 260
+    bench({}, seconds=3000.0)
+    assert bundle.settings.races.deadline == 900.0
+
+
+def test_an_invocation_that_runs_out_of_time_answers_before_lambda_kills_it(bench: Bench) -> None:
+    bench({})
+    bench.bundles[0].work_seconds = 600.0
+    body = delivery()
+    began = time.monotonic()
+    assert bench(http(body, signed(body)), on_run_started, seconds=6.5)["statusCode"] == 504
+    with pytest.raises(TimeoutError):
+        bench({})  # the new bundle, so quick
+        bench.bundles[1].work_seconds = 600.0
+        bench({"do": "drain"}, seconds=3.5)
+    assert time.monotonic() - began < 30
+    assert [bundle.closed for bundle in bench.bundles] == [True, True]
+    assert asyncio.all_tasks(bench.process._loop) == set()
+
+
+def test_a_handler_that_watches_for_a_hang_up_sees_none_until_it_has_answered(bench: Bench) -> None:
+    async def watching(request: Request) -> Response:
+        await request.body()
+        watcher = asyncio.ensure_future(request.receive())
+        await asyncio.sleep(0.05)
+        hung_up = watcher.done()
+        watcher.cancel()
+        return JSONResponse({"hung_up": hung_up})
+
+    assert json.loads(bench(http(b"{}"), watching)["body"]) == {"hung_up": False}
+
+
+def test_a_request_reaches_the_handler_as_it_was_sent(bench: Bench) -> None:
+    seen: dict[str, Any] = {}
+
+    async def look(request: Request) -> Response:
+        seen.update(
+            body=await request.body(),
+            method=request.method,
+            path=request.url.path,
+            query=dict(request.query_params),
+            cookies=request.cookies,
+            client=request.client and request.client.host,
+        )
+        return Response(b"\xff\x00", media_type="application/octet-stream")
+
+    event = http("ä\0".encode(), path="/a%20b", rawQueryString="x=1&y=%C3%A4", cookies=["a=1", "b=2"], base64_body=True)
+    answer = bench(event, look)
+    assert seen == {
+        "body": "ä\0".encode(),
+        "method": "POST",
+        "path": "/a b",
+        "query": {"x": "1", "y": "ä"},
+        "cookies": {"a": "1", "b": "2"},
+        "client": "203.0.113.7",
+    }
+    assert answer["isBase64Encoded"] is True
+    assert base64.b64decode(answer["body"]) == b"\xff\x00"
+
+
+def test_a_stream_is_collected_and_several_cookies_are_kept_apart(bench: Bench) -> None:
+    async def stream(request: Request) -> Response:
+        async def lines() -> Any:
+            for number in range(3):
+                yield f'{{"n": {number}}}\n'
+
+        response = StreamingResponse(lines(), media_type="application/x-ndjson")
+        response.set_cookie("a", "1")
+        response.set_cookie("b", "2")
+        return response
+
+    answer = bench(http(), stream)
+    assert answer["body"] == '{"n": 0}\n{"n": 1}\n{"n": 2}\n'
+    assert [cookie.split(";")[0] for cookie in answer["cookies"]] == ["a=1", "b=2"]
+
+
+def test_a_bug_in_a_handler_is_an_error_of_the_invocation(bench: Bench) -> None:
+    async def broken(request: Request) -> Response:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        bench(http(), broken)
+
+
+def test_settings_may_come_as_one_variable_and_the_plain_ones_win() -> None:
+    environ = {"HANDS_SETTINGS": '{"SANDBOX_CPUS": "4", "SANDBOX_PREFIX": "theirs"}', "SANDBOX_PREFIX": "ours"}
+    bench = Bench(**environ)
+    bench({})
+    (bundle,) = bench.bundles
+    assert bundle.settings.prefix == "ours"
+    assert bundle.settings.environments["env_1"].cpus == 4.0
+    bench.process.close()
+
+
+@pytest.mark.parametrize("more", ["not json", "[]", '{"SANDBOX_CPUS": 4}'])
+def test_settings_that_cannot_be_read_are_named(more: str) -> None:
+    bench = Bench(HANDS_SETTINGS=more)
+    answer = bench(http(), on_run_started)
+    assert answer["statusCode"] == 503
+    assert "HANDS_SETTINGS" in answer["body"]
+    with pytest.raises(SettingsError, match="HANDS_SETTINGS"):
+        bench({})
+    bench.process.close()
+
+
+def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = FakeHost(latency=0.001)
+
+    def make(settings: Settings) -> Bundle:
+        bundle = Bundle(settings, background=False)
+        bundle.host = host
+        return bundle
+
+    process = Process(ENVIRON, make)
+    monkeypatch.setattr(aws_lambda, "_of_this_process", process)
+    race = {"source": {"image": "agent-cli"}, "n": 2, "command": ["true"], "env": {"A": "1"}}
+    answer = aws_lambda.fork_best_of_n(race, Context())
+    assert answer["statusCode"] == 200, answer
+    assert json.loads(answer["body"])["winner"] == "b0"
+    assert aws_lambda.fork_best_of_n({"n": 7}, Context())["statusCode"] == 400
+    unauthorized = http(json.dumps(race).encode())
+    assert process.invoke(unauthorized, Context(), fork_best_of_n)["statusCode"] == 401
+    process.close()
+
+
+@pytest.mark.parametrize(
+    "kind, wake", [("session.status_run_started", "drain"), ("session.deleted", "session_over"), ("agent.updated", "")]
+)
+def test_in_enqueue_mode_the_webhook_hands_a_wake_up_on_and_does_no_work(
+    monkeypatch: pytest.MonkeyPatch, kind: str, wake: str
+) -> None:
+    sent: list[tuple[str, Wake]] = []
+
+    async def enqueue(target: str, wake: Wake) -> None:
+        sent.append((target, wake))
+
+    monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)
+    bench = Bench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
+    body = delivery(kind)
+    assert bench(http(body, signed(body)), on_run_started)["statusCode"] == 200
+    assert bench.done == []
+    assert [(target, each.do) for target, each in sent] == ([("aws-lambda:the-drainer", wake)] if wake else [])
+    for _, each in sent:
+        assert Wake.read(json.loads(each.message())) == each
+    bench.process.close()
+
+
+def test_a_wake_up_that_cannot_be_handed_on_is_still_answered_200(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def enqueue(target: str, wake: Wake) -> None:
+        raise NotEnqueued("EndpointConnectionError")
+
+    monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)
+    bench = Bench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
+    body = delivery()
+    answer = bench(http(body, signed(body)), on_run_started)
+    assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"drains": [], "error": "NotEnqueued"})
+    bench.process.close()
+
+
+@pytest.mark.parametrize("target", ["", "the-drainer", "aws-lambda:", "http://drainer"])
+def test_enqueue_needs_a_target_that_it_knows(target: str) -> None:
+    with pytest.raises(SettingsError, match="ENQUEUE_TO"):
+        Settings.from_environ({**ENVIRON, "DRAIN_MODE": "enqueue", "ENQUEUE_TO": target})
