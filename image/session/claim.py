@@ -77,7 +77,8 @@ class Claim:
     lock_wait: float = 10.0  # how long to wait for a worker that serves another item
     lifetime: float = 86_400.0
     protocol: int = PROTOCOL_VERSION
-    capability_token: str | None = None
+    capability_token: str | None = None  # with `fork_url`: the agent may call fork_best_of_n there
+    fork_url: str | None = None
 
     def __repr__(self) -> str:
         return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
@@ -115,9 +116,10 @@ class Claim:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ClaimError(f"the claim's {name} is not a number of seconds")
-        token = known.get("capability_token")
-        if token is not None and not isinstance(token, str):
-            raise ClaimError("the claim's capability_token is not a text")
+        for name in ("capability_token", "fork_url"):
+            value = known.get(name)
+            if value is not None and not isinstance(value, str):
+                raise ClaimError(f"the claim's {name} is not a text")
         return cls(**known)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
+from image.session.worker import fork_tool
 from infra.operator.environ import Loaded
 from infra.operator.feed import translated
 from infra.operator.follow import FeedRefused
 from infra.operator.session import open_client
 
 if TYPE_CHECKING:
+    from anthropic.types.beta.agent_create_params import Tool
     from anthropic.types.beta.beta_managed_agents_agent_tool_config_params import (
         BetaManagedAgentsAgentToolConfigParams,
     )
@@ -39,18 +41,26 @@ async def create(loaded: Loaded, name: str, *, model: str | None, system: str | 
                 name=name,
                 model=model or loaded.environ.get("ANTHROPIC_AGENT_MODEL", "").strip() or DEFAULT_MODEL,
                 system=system or DEFAULT_SYSTEM,
-                tools=[
-                    {
-                        "type": "agent_toolset_20260401",
-                        # An allow-list: a tool that the toolset gains later stays off.
-                        "default_config": {"enabled": False, "permission_policy": {"type": "always_allow"}},
-                        "configs": _enabled(*SANDBOX_TOOLS, *WEB_TOOLS),
-                    }
-                ],
+                tools=tools(fork=_may_fork(loaded)),
             )
     print(f"Created agent {agent.name!r}, version {agent.version}, on {loaded.where}.")
     _say_where(loaded, agent.id)
     return 0
+
+
+def tools(*, fork: bool) -> list[Tool]:
+    """The agent's tools; with `fork` also `fork_best_of_n`, which only a worker that may fork answers."""
+    toolset: Tool = {
+        "type": "agent_toolset_20260401",
+        # An allow-list: a tool that the toolset gains later stays off.
+        "default_config": {"enabled": False, "permission_policy": {"type": "always_allow"}},
+        "configs": _enabled(*SANDBOX_TOOLS, *WEB_TOOLS),
+    }
+    return [toolset, cast("Tool", fork_tool.definition())] if fork else [toolset]
+
+
+def _may_fork(loaded: Loaded) -> bool:
+    return loaded.environ.get("AGENT_FORK", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _say_where(loaded: Loaded, agent_id: str) -> None:

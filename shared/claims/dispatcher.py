@@ -22,10 +22,11 @@ from typing import Final
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared import naming
+from shared import capability, naming
 from shared.claims import handover
 from shared.claims.binding import Unbound, bind
 from shared.deadline import Clock, Deadline
+from shared.errors import SecretUnavailable
 from shared.models import DrainEnd, DrainReport, ItemEnd, ItemReport
 from shared.ports import (
     Absent,
@@ -193,7 +194,30 @@ class Dispatcher:
             egress=self.environment.egress,
         )
 
+    def _capability(self, item: WorkItem) -> str | None:
+        """What the agent may show to fork_best_of_n; None where it may not, or where the token cannot be had now: the
+        hand-over does not wait for an extra."""
+        if self.settings.fork_url is None or self.settings.functions_token is None:
+            return None
+        try:
+            key = capability.signing_key(self.settings.functions_token.reveal())
+        except SecretUnavailable as error:
+            log.warning("capability.not_issued work=%s reason=%s", item.id, error)
+            return None
+        races = self.settings.races
+        issued = capability.Capability(
+            function=capability.FORK,
+            environment_id=self.environment.id,
+            session_id=item.session_id,
+            work_id=item.id,
+            branches=min(races.agent_branches, races.max_branches),
+            seconds=min(races.agent_seconds, races.deadline),
+            expires_at=int(self.now().timestamp() + self.settings.times.gate + self.settings.worker_lifetime),
+        )
+        return capability.issue(issued, key)
+
     def _claim(self, item: WorkItem, secret: str) -> wire.Claim:
+        token = self._capability(item)
         return wire.Claim(
             work_id=item.id,
             environment_id=item.environment_id,
@@ -205,6 +229,8 @@ class Dispatcher:
             max_idle=self.settings.max_idle_seconds,
             gate=self.settings.times.gate,
             lifetime=self.settings.worker_lifetime,
+            capability_token=token,
+            fork_url=self.settings.fork_url if token else None,
         )
 
     def _report(

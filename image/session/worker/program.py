@@ -68,6 +68,7 @@ def _work(claim: Claim, state: Path, lock: entry.Lock, voice: Voice, masks: Mask
     def take(newer: Claim) -> None:
         masks.add(newer.secret)
         masks.add(token_of(newer.secret))
+        masks.add(newer.capability_token)
         stop.nudge()
 
     desk = Desk(claim, on_claim=take)

@@ -15,6 +15,7 @@ from anthropic.lib.environments import EnvironmentWorker
 from image.session.claim import Claim, Exit
 from image.session.worker.calls import proxy_for
 from image.session.worker.ending import Ended
+from image.session.worker.forking import with_fork
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.leftovers import set_aside
 from image.session.worker.stopping import Stop
@@ -50,7 +51,8 @@ async def _serve(claim: Claim, secret: str, lease: Lease, stop: Stop) -> Ended:
         timeout=_TIMEOUT,
         max_retries=_RETRIES,
     )
-    worker = EnvironmentWorker(client, workdir=claim.workdir, max_idle=claim.max_idle)
+    forks = with_fork(claim.fork_url, claim.capability_token) if claim.fork_url and claim.capability_token else None
+    worker = EnvironmentWorker(client, tools=forks, workdir=claim.workdir, max_idle=claim.max_idle)
     loop = asyncio.get_running_loop()
     # A scope, not the task, is cancelled: that respects what the SDK shields, the tool in flight before all.
     with anyio.CancelScope() as scope:

@@ -11,6 +11,8 @@
     search the web for QUERY         web_search, answered by the server
     fetch URL                        web_fetch, answered by the server
     call TOOL {JSON}                 any tool by name, the agent's custom tools included
+    fork {YAML}                      fork_best_of_n with this input, on one line: fork {branches: [{name: a,
+                                     script: make}, {name: b, script: make fast}], promote: workspace}
     create F with 'TEXT' then read it back
                                      and variants: make/write/add, containing/that says, and then, double quotes
 
@@ -23,6 +25,8 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import yaml
 
 from infra.local.claude.brain import ToolCall
 
@@ -150,6 +154,14 @@ def _call(match: re.Match[str], _: str | None) -> ToolCall | None:
     return ToolCall(match["name"], given) if isinstance(given, dict) else None
 
 
+def _fork(match: re.Match[str], _: str | None) -> ToolCall | None:
+    try:
+        given = yaml.safe_load(match["yaml"])
+    except yaml.YAMLError:
+        return None
+    return ToolCall("fork_best_of_n", given) if isinstance(given, dict) else None
+
+
 def _bash(match: re.Match[str], _: str | None) -> ToolCall:
     return ToolCall("bash", {"command": match["command"].strip("`")})
 
@@ -174,6 +186,7 @@ _LINES = _patterns(
         r"(?:search\s+(?:the\s+)?web\s+for|web_search)\s+(?P<value>.+)": _input("web_search", "query"),
         r"(?:web_fetch|fetch)\s+(?P<value>https?://\S+)": _input("web_fetch", "url"),
         r"call\s+(?P<name>[A-Za-z0-9_-]+)\s*(?P<json>\{.*\})?": _call,
+        r"fork\s+(?P<yaml>\{.*\})": _fork,
         r"run:?\s+(?P<command>.+)": _bash,
     }
 )

@@ -55,6 +55,11 @@ def test_the_quickstart_prompt_and_its_variants(prompt: str) -> None:
         ("search the web for cats", "web_search", {"query": "cats"}),
         ("fetch https://example.com/x", "web_fetch", {"url": "https://example.com/x"}),
         ('call get_order {"order_id": "7"}', "get_order", {"order_id": "7"}),
+        (
+            "fork {branches: [{name: a, script: make then test}], promote: none}",
+            "fork_best_of_n",
+            {"branches": [{"name": "a", "script": "make then test"}], "promote": "none"},
+        ),
     ],
 )
 def test_one_line_is_one_call(line: str, name: str, given: dict[str, Any]) -> None:

@@ -1,0 +1,116 @@
+"""Answers the agent's calls of `fork_best_of_n`: one HTTP call to the functions with this session's capability.
+
+Anthropic's runner gives a tool call 150 seconds and interrupts it by nothing else, and the lease is kept meanwhile
+(contract claude 5 and 4.4). Hanging up ends the race on the other side, so what is not answered in time leaves no
+sandbox behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import httpx2
+from anthropic.lib.tools import BetaAsyncBuiltinFunctionTool, ToolError
+
+from image.session.worker import fork_tool
+from image.session.worker.calls import proxy_for
+
+if TYPE_CHECKING:
+    from anthropic.lib.environments import EnvironmentWorkerTools
+    from anthropic.lib.tools.agent_toolset import AgentToolContext
+    from anthropic.types.beta import BetaToolUnionParam
+
+TOOL_SECONDS: Final = 145.0  # of the runner's 150: the answer must be posted as ours
+_CONNECT_SECONDS: Final = 10.0
+_PAUSES: Final = (1.0, 2.0, 4.0)  # seconds before each further attempt, where no race can have begun
+_LONGEST_ANSWER: Final = 8 << 20  # bytes
+
+log = logging.getLogger(__name__)
+
+
+class ForkTool(BetaAsyncBuiltinFunctionTool):
+    """The tool as the SDK's runner knows one. `token` is the capability; it appears in no text."""
+
+    def __init__(self, url: str, token: str, seconds: float = TOOL_SECONDS) -> None:
+        self._url = url
+        self._token = token
+        self._seconds = seconds
+
+    def to_dict(self) -> BetaToolUnionParam:
+        made = {key: value for key, value in fork_tool.definition().items() if key != "type"}
+        return cast("BetaToolUnionParam", made)
+
+    async def call(self, input: object) -> str:
+        """The report as text. Raises ToolError, which the agent sees as the call's error."""
+        try:
+            body = json.dumps(fork_tool.request_of(input)).encode()
+        except fork_tool.Unusable as error:
+            raise ToolError(str(error)) from None
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds):
+                status, answer = await self._post(body)
+        except TimeoutError:
+            raise ToolError(
+                f"no answer within {self._seconds:g} seconds; the race was given up, look before you repeat it"
+            ) from None
+        log.info("fork.answered status=%d seconds=%.1f", status, time.monotonic() - began)
+        if status != 200:
+            raise ToolError(fork_tool.text_of_refusal(status, answer))
+        try:
+            return fork_tool.text_of(json.loads(answer))
+        except (ValueError, KeyError, TypeError):
+            raise ToolError("the race ran, but its report could not be read; look before you repeat it") from None
+
+    async def _post(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer. Repeats what cannot have begun a race: no connection, or a 503 (all of ours
+        come before one). Raises ToolError where the answer got lost."""
+        headers = {
+            "authorization": f"Bearer {self._token}",
+            "content-type": "application/json",
+            "accept": "application/json",
+        }
+        transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(self._url))
+        timeout = httpx2.Timeout(self._seconds, connect=_CONNECT_SECONDS)
+        async with httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
+            for pause in (*_PAUSES, None):
+                try:
+                    status, answer = await _exchange(client, self._url, body, headers)
+                    if status != 503 or pause is None:
+                        return status, answer
+                except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+                    if pause is None:
+                        raise ToolError(f"the functions cannot be reached ({type(error).__name__})") from None
+                except httpx2.HTTPError as error:
+                    raise ToolError(
+                        f"the answer got lost ({type(error).__name__}); the race may have run: "
+                        "look before you repeat it"
+                    ) from None
+                await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def with_fork(url: str, token: str) -> EnvironmentWorkerTools:
+    """The SDK's own tools, and this one."""
+
+    def tools(context: AgentToolContext) -> Sequence[Any]:
+        from anthropic.lib.tools.agent_toolset import beta_agent_toolset_20260401
+
+        return [*beta_agent_toolset_20260401(context), ForkTool(url, token)]
+
+    return tools
+
+
+async def _exchange(client: httpx2.AsyncClient, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    async with client.stream("POST", url, content=body, headers=headers) as response:
+        answer = bytearray()
+        async for part in response.aiter_bytes():
+            answer += part
+            if len(answer) > _LONGEST_ANSWER:
+                raise ToolError("the report is too long to be read here; the race has run")
+        return response.status_code, bytes(answer)
