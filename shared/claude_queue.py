@@ -23,6 +23,7 @@ from shared.ports import (
     ItemState,
     ListedItem,
     Listing,
+    OpenCalls,
     PollOutcome,
     Refused,
     SessionRecord,
@@ -36,9 +37,13 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.beta import BetaManagedAgentsSession
     from anthropic.types.beta.environments import BetaSelfHostedWork
+    from anthropic.types.beta.sessions import BetaManagedAgentsUserToolResultEventParams
 
 CALL_SECONDS: Final = 10.0
-_EVENTS_LOOKED_AT: Final = 200
+LOST_CALL: Final = (
+    "The worker of this call was lost before it answered. The call may have run or not: look before you repeat it."
+)
+EVENTS_LOOKED_AT: Final = 200
 
 _T = TypeVar("_T")
 
@@ -108,11 +113,18 @@ class ClaudeQueue:
 
         return await self._bounded(call)
 
-    async def unanswered_calls(self, session_id: str) -> Sequence[str] | Absent | Refused | Doubtful:
-        async def call() -> Sequence[str]:
+    async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful:
+        async def call() -> OpenCalls:
             client = await self._connected()
-            newest_first = await client.beta.sessions.events.list(session_id, order="desc", limit=_EVENTS_LOOKED_AT)
-            return _unanswered([event.to_dict() for event in newest_first.data])
+            newest_first = await client.beta.sessions.events.list(session_id, order="desc", limit=EVENTS_LOOKED_AT)
+            return open_calls([event.to_dict() for event in newest_first.data])
+
+        return await self._bounded(call)
+
+    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.sessions.events.send(session_id, events=[lost_call(call_id) for call_id in calls])
 
         return await self._bounded(call)
 
@@ -146,6 +158,17 @@ class ClaudeQueue:
                 return await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
             return _outcome(error)
+
+
+def lost_call(call_id: str) -> BetaManagedAgentsUserToolResultEventParams:
+    """The answer to a call whose worker is lost. To the SDK's next worker nothing else answers a call: after an
+    interrupt alone it would run the call again and never come to rest (contract claude 5)."""
+    return {
+        "type": "user.tool_result",
+        "tool_use_id": call_id,
+        "is_error": True,
+        "content": [{"type": "text", "text": LOST_CALL}],
+    }
 
 
 def _client_class() -> type[AsyncAnthropic]:
@@ -206,34 +229,45 @@ def _moment(value: object) -> datetime | None:
     return moment
 
 
-def _unanswered(newest_first: Sequence[Mapping[str, Any]]) -> list[str]:
+def open_calls(newest_first: Sequence[Mapping[str, Any]]) -> OpenCalls:
     """Calls named by the last idle that a worker should have answered (contract claude 5 and 8.1)."""
     answered: set[str] = set()
     confirmed: dict[str, str] = {}
     waited_for: list[str] | None = None
     permissions: dict[str, str] = {}
+    given_up = turn_seen = False
     for event in newest_first:
         match event.get("type"):
             case "user.tool_result":
                 answered.add(str(event.get("tool_use_id")))
+                given_up |= not turn_seen and _is_lost_call(event)
+            case "user.message" if event.get("processed_at"):
+                turn_seen = True
             case "user.tool_confirmation":
                 confirmed.setdefault(str(event.get("tool_use_id")), str(event.get("result")))
             case "agent.tool_use":
                 permissions[str(event.get("id"))] = str(event.get("evaluated_permission") or "allow")
             case "session.status_running" if waited_for is None:
-                return []
+                return OpenCalls()
             case "session.status_idle" if waited_for is None:
                 reason = event.get("stop_reason") or {}
                 if reason.get("type") != "requires_action":
-                    return []
+                    return OpenCalls()
                 waited_for = [str(call) for call in reason.get("event_ids") or ()]
-    return [
+    ids = tuple(
         call
         for call in waited_for or ()
         if call not in answered
         and call in permissions
         and (permissions[call] == "allow" or confirmed.get(call) == "allow")
-    ]
+    )
+    return OpenCalls(ids, given_up and bool(ids))
+
+
+def _is_lost_call(result: Mapping[str, Any]) -> bool:
+    content = result.get("content")
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, Mapping) and first.get("text") == LOST_CALL
 
 
 def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:

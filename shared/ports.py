@@ -118,6 +118,18 @@ class SessionRecord:
     updated_at: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenCalls:
+    """Ids of the tool calls that an idle session waits for a worker to answer, in the order of the calls.
+
+    What waits for a person (a confirmation) or for somebody's custom tool is not among them. `given_up`: in this turn
+    `give_up_calls` has answered calls before.
+    """
+
+    ids: tuple[str, ...] = ()
+    given_up: bool = False
+
+
 PollOutcome = WorkItem | Empty | StaleEntry | Refused | Doubtful
 AckOutcome = Absent | Refused | Doubtful | None
 """None: acked (again). Absent: no such item any more."""
@@ -140,11 +152,10 @@ class WorkQueue(Protocol):
 
     async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful: ...
 
-    async def unanswered_calls(self, session_id: str) -> Sequence[str] | Absent | Refused | Doubtful:
-        """Ids of the tool calls that an idle session waits for a worker to answer, in the order of the calls.
+    async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful: ...
 
-        What waits for a person (a confirmation) or for somebody's custom tool is not among them.
-        """
+    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> AckOutcome:
+        """Answer each of these calls with an error that says that its worker is lost; the turn goes on with it."""
         ...
 
     async def interrupt(self, session_id: str) -> AckOutcome:
@@ -317,6 +328,10 @@ class SandboxHost(Protocol):
 
     async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
         """At most `limit` bytes; a larger file is Refused with status 413."""
+        ...
+
+    async def delete_file(self, sandbox_id: str, path: str) -> Absent | Refused | Doubtful | None:
+        """As the sandbox's daemon does it: a link itself, no directory. Absent for no such file, too."""
         ...
 
     async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:

@@ -145,6 +145,19 @@ def repair() -> None:
         _finish(run(_load()))
 
 
+@app.command()
+def doctor(
+    url: Annotated[str, typer.Option(help="the webhook's address; default WEBHOOK_URL, then FUNCTIONS_URL")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    probe: Annotated[bool, typer.Option(help="make a sandbox and look at it from inside")] = True,
+) -> None:
+    """Check everything that a session needs; says what is wrong and how to mend it."""
+    from infra.operator.doctor.command import Options, run
+
+    with _edge():
+        raise typer.Exit(run(os.environ, Options(url.strip(), as_json, probe)))
+
+
 def _load() -> environ.Loaded:
     loaded = environ.load(os.environ)
     environ.apply(loaded, os.environ)

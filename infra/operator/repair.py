@@ -1,24 +1,29 @@
 """`repair`: what the reconciler could not do with the environment key, done with the API key.
 
-A stranded item leaves its session waiting for ever unless it gets a `user.interrupt` (contract claude 3.3), and a
-service may refuse that event from an environment key. Each tick names such sessions in `needs_interrupt`; this command
-makes one repair pass and sends the interrupts that are still owed. It ends the turns of those sessions.
+A stranded item leaves its session waiting for ever unless its calls are answered or it gets a `user.interrupt`
+(contract claude 3.3), and a service may refuse both from an environment key. Each tick names such sessions in
+`needs_interrupt`; this command makes one repair pass and does for them what the tick would have done.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from infra.operator.environ import Loaded
+from shared.claude_queue import EVENTS_LOOKED_AT, lost_call, open_calls
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
 
 
 async def run(loaded: Loaded) -> int:
-    """0 when no session waits any more, 1 when an interrupt failed. Raises SettingsError without an API key."""
-    key = loaded.need("ANTHROPIC_API_KEY", "interrupts are sent with it")
+    """0 when no session waits any more, 1 when one could not be helped. Raises SettingsError without an API key."""
+    key = loaded.need("ANTHROPIC_API_KEY", "lost calls are answered with it")
     waiting = await _waiting(loaded)
     if not waiting:
-        print("No session waits for an interrupt.")
+        print("No session waits for a lost worker.")
         return 0
     from anthropic import AnthropicError, AsyncAnthropic
 
@@ -27,12 +32,22 @@ async def run(loaded: Loaded) -> int:
     async with AsyncAnthropic(api_key=key, base_url=base_url, timeout=20.0) as client:
         for session in waiting:
             try:
-                await client.beta.sessions.events.send(session, events=[{"type": "user.interrupt"}])
-                print(f"interrupted {session}")
+                print(f"{session}: {await _repair(client, session)}")
             except AnthropicError as error:
                 failed += 1
-                print(f"{session}: the interrupt failed ({type(error).__name__})", file=sys.stderr)
+                print(f"{session}: not repaired ({type(error).__name__})", file=sys.stderr)
     return 1 if failed else 0
+
+
+async def _repair(client: AsyncAnthropic, session: str) -> str:
+    newest_first = await client.beta.sessions.events.list(session, order="desc", limit=EVENTS_LOOKED_AT)
+    calls = open_calls([event.to_dict() for event in newest_first.data])
+    if calls.given_up:
+        await client.beta.sessions.events.send(session, events=[{"type": "user.interrupt"}])
+        return "its turn is interrupted"
+    if calls.ids:
+        await client.beta.sessions.events.send(session, events=[lost_call(call) for call in calls.ids])
+    return f"{len(calls.ids)} lost call(s) answered with an error"
 
 
 async def _waiting(loaded: Loaded) -> list[str]:

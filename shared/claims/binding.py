@@ -26,6 +26,7 @@ from shared.ports import (
 
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
+_FRESH: Final = 3.0  # seconds; nothing is ended on a look that took longer (I5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,10 @@ async def _settle(
     """The holder of the name once it runs; None when the name has become free, or nobody knows."""
     pause = _FIRST_PAUSE
     while not deadline.passed:
-        match await host.find(name):
+        asked = deadline.left()
+        found = await host.find(name)
+        old = asked - deadline.left() > _FRESH
+        match found:
             case Absent():
                 return None
             case Doubtful():
@@ -86,10 +90,11 @@ async def _settle(
                 return sandbox
             case SandboxRecord(status=SandboxStatus.SUSPENDED) as sandbox:
                 if not resume_suspended:
-                    await host.terminate(sandbox.id)
+                    if not old:
+                        await host.terminate(sandbox.id)
                 elif await host.resume(sandbox.id) is None:
                     return sandbox
-            case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as sandbox:
+            case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as sandbox if not old:
                 await host.terminate(sandbox.id)  # it never ran and holds the name
             case SandboxRecord():
                 pass  # pending, suspending, terminated but not yet forgotten, or a status of tomorrow: wait

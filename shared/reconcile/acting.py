@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -15,8 +15,10 @@ from shared.claims.handover import WORKER_NAMES
 from shared.deadline import Clock
 from shared.ports import (
     Absent,
+    AckOutcome,
     Doubtful,
     ItemState,
+    OpenCalls,
     Refused,
     SandboxHost,
     SandboxRecord,
@@ -31,6 +33,7 @@ from shared.reconcile.view import Items
 from shared.settings import Settings
 
 _FRESH: Final = 3.0  # seconds; with the call itself a look is never older than five
+_SLOW: Final = "the looks at it took too long to act on"
 
 
 @dataclass(slots=True)
@@ -60,6 +63,8 @@ class Hands:
                 return await self._release(repair)
             case Act.FINISH:
                 return await self._finish(repair)
+            case Act.STOP_ITEM:
+                return _problem(await self.queue.force_stop(repair.target))
             case Act.DELETE_SNAPSHOT:
                 return _problem(await self.host.delete_snapshot(repair.target))
         if sandbox is None:
@@ -76,7 +81,7 @@ class Hands:
             case Act.END_RACE:
                 return _problem(await self.host.terminate(sandbox.id))
             case Act.END_FAILED:
-                return await self._if_still(sandbox, (sandbox.status,), self.host.terminate)
+                return await self._end_failed(sandbox)
             case Act.SUSPEND:
                 return await self._suspend(repair, sandbox)
             case Act.MARK:
@@ -85,7 +90,7 @@ class Hands:
                 return await self._end_marked(repair, sandbox)
 
     async def _release(self, repair: Repair) -> str | None:
-        """A stranded item: nobody is behind it, and the session waits for ever unless it is interrupted."""
+        """A stranded item: nobody is behind it, and its session's calls wait for ever unless they are answered."""
         item = repair.item
         if item is None or repair.session_id is None:
             return _NOTHING
@@ -113,28 +118,48 @@ class Hands:
         stopped = await self.queue.force_stop(item.id)
         if isinstance(stopped, Refused | Doubtful):
             return f"stopping it failed: {stopped.reason}"
-        return await self._interrupt(repair.session_id)
+        return await self._unblock(repair.session_id)
 
     async def _finish(self, repair: Repair) -> str | None:
         if repair.session_id is None:
             return _NOTHING
-        calls = await self.queue.unanswered_calls(repair.session_id)
-        if isinstance(calls, Absent) or (not isinstance(calls, Refused | Doubtful) and not calls):
+        calls = await self.queue.open_calls(repair.session_id)
+        if isinstance(calls, Absent) or (isinstance(calls, OpenCalls) and not calls.ids):
             return _NOTHING
         if isinstance(calls, Refused | Doubtful):
             return f"its calls could not be looked at: {calls.reason}"
         if not await self._surely_without_item(self._name(repair.session_id)):
             return _NOTHING
-        return await self._interrupt(repair.session_id)
+        return await self._give_up(repair.session_id, calls)
 
-    async def _interrupt(self, session_id: str) -> str | None:
-        outcome = await self.queue.interrupt(session_id)
+    async def _unblock(self, session_id: str) -> str | None:
+        calls = await self.queue.open_calls(session_id)
+        match calls:
+            case Refused() | Doubtful():
+                return f"its calls could not be looked at: {calls.reason}"
+            case Absent():
+                return None
+            case _:
+                return await self._give_up(session_id, calls)
+
+    async def _give_up(self, session_id: str, calls: OpenCalls) -> str | None:
+        """Answers the calls that nobody will: the turn goes on with an error, where an interrupt would end it and leave
+        calls that the next worker runs although nobody waits for them (contract claude 5). A turn that comes to this
+        again is interrupted: that queues a session for certain (contract claude 3.3)."""
+        if not calls.ids:
+            return None
+        outcome: AckOutcome = Refused(0, "given up before")
+        if not calls.given_up:
+            outcome = await self.queue.give_up_calls(session_id, calls.ids)
+        if isinstance(outcome, Refused):
+            outcome = await self.queue.interrupt(session_id)
         if isinstance(outcome, Refused):
             self.needs_interrupt.append(session_id)
-            return f"the session needs an interrupt that this key may not send: {outcome.reason}"
+            return f"this key may neither answer the session's lost calls nor interrupt it: {outcome.reason}"
         return _problem(outcome)
 
     async def _suspend(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
+        began = self.clock()
         if not await self._surely_idle(repair):
             return _NOTHING
         working = await self._worker_running(sandbox.id)
@@ -147,19 +172,23 @@ class Hands:
         # The look at the queue comes last: it must not grow old over slow answers to the others.
         if working or not still or not await self._surely_without_item(repair.name):
             return _NOTHING
-        return _problem(await self.host.suspend(sandbox.id))
+        return _SLOW if self._too_late(began) else _problem(await self.host.suspend(sandbox.id))
 
     async def _mark(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
+        began = self.clock()
         if sandbox.status is SandboxStatus.RUNNING and await self._worker_running(sandbox.id) is not False:
             return _NOTHING
         if not await self._surely_without_item(repair.name) and not await self._surely_deleted(repair):
             return _NOTHING
+        if self._too_late(began):
+            return _SLOW
         name = naming.gone_name(repair.name, self.settings.prefix, int(self.now().timestamp()))
         return _problem(await self.host.rename(sandbox.id, name))
 
     async def _end_marked(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
         """A session that got work between the mark and now has it in another sandbox, unless its worker came into
         this one just before the mark."""
+        began = self.clock()
         found = await self.host.find(sandbox.id)
         if not isinstance(found, SandboxRecord) or found.name != sandbox.name:
             return _NOTHING
@@ -171,7 +200,7 @@ class Hands:
         holder = await self.host.find(repair.name) if repair.name in items.live else None
         if isinstance(holder, Absent | Doubtful):
             return _NOTHING
-        return _problem(await self.host.terminate(sandbox.id))
+        return _SLOW if self._too_late(began) else _problem(await self.host.terminate(sandbox.id))
 
     async def _stop_worker(self, sandbox: SandboxRecord) -> str | None:
         listed = await self.host.process_names(sandbox.id)
@@ -185,18 +214,17 @@ class Hands:
         ]
         return "; ".join(problems) or None
 
-    async def _if_still(
-        self,
-        sandbox: SandboxRecord,
-        statuses: tuple[SandboxStatus, ...],
-        act: Callable[[str], Awaitable[Absent | Refused | Doubtful | None]],
-    ) -> str | None:
+    async def _end_failed(self, sandbox: SandboxRecord) -> str | None:
         found = await self.host.find(sandbox.id)
         if isinstance(found, Doubtful):
             return "it could not be looked at again"
-        if isinstance(found, Absent) or found.status not in statuses or found.name != sandbox.name:
+        if isinstance(found, Absent) or found.status is not sandbox.status or found.name != sandbox.name:
             return _NOTHING
-        return _problem(await act(sandbox.id))
+        return _problem(await self.host.terminate(sandbox.id))
+
+    def _too_late(self, began: float) -> bool:
+        """Whether the looks since then have grown too old to act on."""
+        return self.clock() - began > _FRESH
 
     async def _worker_running(self, sandbox_id: str) -> bool | None:
         """None where nobody knows."""

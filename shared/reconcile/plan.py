@@ -91,8 +91,9 @@ def due(view: View, lookups: Lookups, settings: Settings, environment_id: str) -
     """Every repair that is due by this view, most urgent first."""
     repairs = [
         *_items(view, settings),
+        *_stopped_by_nobody(view, settings),
         *_sandboxes(view, lookups, settings, environment_id),
-        *_unfinished(lookups),
+        *_unfinished(view, lookups, settings),
     ]
     order = {act: place for place, act in enumerate(Act)}
     return sorted(repairs, key=lambda repair: order[repair.act])
@@ -129,6 +130,15 @@ def _items(view: View, settings: Settings) -> Iterator[Repair]:
                 yield Repair(Act.STOP_WORKER, name, "past its lifetime", name, sandbox, item)
             elif _touch_due(view, sandbox):
                 yield Repair(Act.TOUCH, name, "its idle time-out must not come", name, sandbox, item)
+
+
+def _stopped_by_nobody(view: View, settings: Settings) -> Iterator[Repair]:
+    """A healthcheck whose stop failed after it was acked stays `starting`: no worker will ever beat it."""
+    for item in view.items.others if view.items is not None else ():
+        since = item.acknowledged_at or item.created_at
+        never = item.state is ItemState.STARTING and item.latest_heartbeat_at is None
+        if never and view.now - since > timedelta(seconds=settings.times.stranded):
+            yield Repair(Act.STOP_ITEM, item.id, f"a {item.kind} that was acked and not stopped", item=item)
 
 
 def _sandboxes(view: View, lookups: Lookups, settings: Settings, environment_id: str) -> Iterator[Repair]:
@@ -179,9 +189,15 @@ def _without_item(view: View, lookups: Lookups, settings: Settings, sandbox: San
                 yield Repair(Act.MARK, name, "it has slept longer than the retention", name, sandbox, None, session_id)
 
 
-def _unfinished(lookups: Lookups) -> Iterator[Repair]:
-    """Idle sessions that wait for a worker which nobody will send."""
+def _unfinished(view: View, lookups: Lookups, settings: Settings) -> Iterator[Repair]:
+    """Idle sessions that wait for a worker which nobody will send. Calls may be seen before their item is queued, so
+    a session that has just come to wait is left alone."""
+    settled = timedelta(seconds=settings.times.handover)
     for session_id in sorted(lookups.waiting):
+        session = lookups.sessions[session_id]
+        since = session.updated_at if isinstance(session, SessionRecord) else None
+        if since is not None and view.now - since < settled:
+            continue
         yield Repair(Act.FINISH, session_id, "unanswered calls and no item", session_id=session_id)
 
 

@@ -26,6 +26,7 @@ from shared.ports import (
     ItemState,
     ListedItem,
     Listing,
+    OpenCalls,
     Refused,
     SandboxHost,
     SandboxRecord,
@@ -183,9 +184,9 @@ class _Pass:
             asked = [only]
         answers = await self._asked(self._of.queue.session, asked)
         known = Lookups({key: said for key, said in answers.items() if isinstance(said, SessionRecord | Absent)})
-        calls = await self._asked(self._of.queue.unanswered_calls, known.idle)
+        calls = await self._asked(self._of.queue.open_calls, known.idle)
         self._lookups = len(answers) + len(calls)
-        waiting = [key for key, said in calls.items() if said and not isinstance(said, Absent | Refused | Doubtful)]
+        waiting = [key for key, said in calls.items() if isinstance(said, OpenCalls) and said.ids]
         lookups = Lookups(known.sessions, frozenset(waiting))
         repairs = due(view, lookups, self._settings, self._of.environment.id)
         if only is not None:
@@ -194,10 +195,21 @@ class _Pass:
         if not isinstance(listing, Doubtful):
             repairs += snapshots_due(list(listing.rows), view, self._settings, self._of.environment.id)
         said = lookups.sessions.values()
-        if len(said) >= _ALL_GONE and all(isinstance(session, Absent) for session in said):
+        gone = len(said) >= _ALL_GONE and all(isinstance(session, Absent) for session in said)
+        if gone and not await self._any_other_known(view, lookups):
             self._alarms.append(f"all {len(said)} sessions looked up are unknown: wrong key or environment?")
             return [repair for repair in repairs if repair.act in (Act.RESUME, Act.TOUCH)]
         return self._within_bounds(repairs, view)
+
+    async def _any_other_known(self, view: View, lookups: Lookups) -> bool:
+        """Whether a session that nobody asked about is known: then the others are really gone, and key and
+        environment are right. The newest sessions of the queue are asked."""
+        latest = view.items.latest.values() if view.items is not None else ()
+        newest = sorted(latest, key=lambda item: item.created_at, reverse=True)
+        others = [item.session_id for item in newest if item.session_id not in lookups.sessions][:_AT_ONCE]
+        answers = await self._asked(self._of.queue.session, others)
+        self._lookups += len(answers)
+        return any(isinstance(said, SessionRecord) for said in answers.values())
 
     def _within_bounds(self, repairs: list[Repair], view: View) -> list[Repair]:
         """At most max(3, 20 %) of the sandboxes end in one pass, and so many are touched (design 7)."""

@@ -11,8 +11,9 @@ class Act(StrEnum):
     """The repairs, most urgent first: a pass works them off in this order."""
 
     RESUME = "resume"  # a sleeping sandbox whose item is starting or active
-    RELEASE = "release"  # a stranded item: force-stop, then interrupt its session
-    FINISH = "finish"  # a release left half done: interrupt the session
+    RELEASE = "release"  # a stranded item: force-stop it, then answer its session's lost calls
+    FINISH = "finish"  # a release left half done: answer the lost calls
+    STOP_ITEM = "stop_item"  # a healthcheck that was acked and not stopped
     UNMARK = "unmark"  # a marked sandbox whose session has work after all
     TOUCH = "touch"  # keep an active sandbox from its idle time-out
     STOP_WORKER = "stop_worker"  # a worker past its hard lifetime
@@ -42,7 +43,8 @@ class ActionReport:
 class ReconcileReport:
     """One pass over one environment.
 
-    needs_interrupt: sessions whose turn must be ended by hand (`make repair`): the environment key may not.
+    needs_interrupt: sessions whose lost calls must be answered by hand (`make repair`): the environment key may neither
+        answer them nor interrupt the turn.
     alarms: what a person should look at; with an alarm about look-ups nothing was ended.
     undone: repairs that were due and had to wait for the next tick.
     """

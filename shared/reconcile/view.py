@@ -22,19 +22,22 @@ _HORIZON: Final = timedelta(days=3)  # no live item is older: lifetimes and pois
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The work items of an environment by the sandbox name of their session."""
+    """The work items of an environment by the sandbox name of their session; `others` are of no session."""
 
     live: Mapping[str, ListedItem]
     latest: Mapping[str, ListedItem]
     all_live_seen: bool
     count: int
+    others: Sequence[ListedItem] = ()
 
     @classmethod
     def of(cls, listing: Listing[ListedItem], prefix: str, environment_id: str, now: datetime) -> Items:
         live: dict[str, ListedItem] = {}
         latest: dict[str, ListedItem] = {}
+        others: list[ListedItem] = []
         for item in listing.rows:
             if item.kind != "session":
+                others.append(item)
                 continue
             try:
                 name = naming.sandbox_name(prefix, environment_id, item.session_id)
@@ -44,7 +47,7 @@ class Items:
                 live[name] = item
             if name not in latest or item.created_at >= latest[name].created_at:
                 latest[name] = item
-        return cls(live, latest, _all_live_seen(listing, now), len(listing.rows))
+        return cls(live, latest, _all_live_seen(listing, now), len(listing.rows), others)
 
 
 def _all_live_seen(listing: Listing[ListedItem], now: datetime) -> bool:

@@ -104,8 +104,8 @@ class QueueStage(Protocol):
 
     def queue(self, reclaim: float) -> WorkQueue: ...
 
-    async def open(self, calls: int) -> str:
-        """A session whose first turn asks for so many tool calls at once; its id."""
+    async def open(self, *rounds: int) -> str:
+        """A session whose first turn has these rounds, each of so many tool calls at once; its id."""
         ...
 
     async def say(self, session_id: str, calls: int = 0) -> None: ...
@@ -145,9 +145,9 @@ class _ModelStage:
     def queue(self, reclaim: float) -> WorkQueue:
         return ModelQueue(self.claude, _line(self.loop), reclaim=reclaim, environment_id="env_model")
 
-    async def open(self, calls: int) -> str:
+    async def open(self, *rounds: int) -> str:
         self.opened += 1
-        return self.claude.open(f"sesn_{self.opened}", (calls,) if calls else (), 0.01).id
+        return self.claude.open(f"sesn_{self.opened}", rounds if any(rounds) else (), 0.01).id
 
     async def say(self, session_id: str, calls: int = 0) -> None:
         self.claude.say(self.claude.sessions[session_id], (calls,) if calls else ())
@@ -216,9 +216,9 @@ class _OfflineStage:
         self.queues.append(queue)
         return queue
 
-    async def open(self, calls: int) -> str:
+    async def open(self, *rounds: int) -> str:
         created = self.api.beta.sessions.create(
-            agent=self.agent_id, environment_id=self.environment_id, initial_events=[_message(calls)]
+            agent=self.agent_id, environment_id=self.environment_id, initial_events=[_message(*rounds)]
         )
         return created.id
 
@@ -256,10 +256,10 @@ def _beat_answer(status: int, body: Any) -> tuple[int, str | None, str]:
     return status, told["last_heartbeat"] or None, told["state"]
 
 
-def _message(calls: int) -> Any:
-    """To the scripted brain: one round of so many calls, none at all for 0."""
-    together = "".join(["  - {tool: bash, input: {command: 'true'}}\n"] * calls)
-    text = f"script:\n- calls:\n{together}" if calls else "nothing to run"
+def _message(*rounds: int) -> Any:
+    """To the scripted brain: rounds of so many calls each, none at all for 0."""
+    call = "  - {tool: bash, input: {command: 'true'}}\n"
+    text = "script:\n" + "".join(f"- calls:\n{call * calls}" for calls in rounds) if any(rounds) else "nothing to run"
     return {"type": "user.message", "content": [{"type": "text", "text": text}]}
 
 

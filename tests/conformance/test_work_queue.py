@@ -14,6 +14,7 @@ from shared.ports import (
     ItemState,
     ListedItem,
     Listing,
+    OpenCalls,
     SessionRecord,
     SessionStatus,
     StaleEntry,
@@ -51,15 +52,15 @@ async def listed(queue: WorkQueue) -> Sequence[ListedItem]:
     return outcome.rows
 
 
-async def waiting(queue: WorkQueue, session_id: str, calls: int) -> Sequence[str]:
+async def waiting(queue: WorkQueue, session_id: str, calls: int) -> tuple[str, ...]:
     """The session's open calls, once it has so many."""
-    found: Sequence[str] = []
+    found: tuple[str, ...] = ()
 
     async def as_many() -> bool:
         nonlocal found
-        outcome = await queue.unanswered_calls(session_id)
-        assert isinstance(outcome, Sequence), outcome
-        found = outcome
+        outcome = await queue.open_calls(session_id)
+        assert isinstance(outcome, OpenCalls), outcome
+        found = outcome.ids
         return len(found) == calls
 
     await until(as_many)
@@ -115,7 +116,8 @@ def test_calls_about_an_item_that_never_was_find_it_absent(bench: QueueBench) ->
         assert await queue.ack("work_never") == Absent()
         assert await queue.force_stop("work_never") == Absent()
         assert await queue.session("sesn_never") == Absent()
-        assert await queue.unanswered_calls("sesn_never") == Absent()
+        assert await queue.open_calls("sesn_never") == Absent()
+        assert await queue.give_up_calls("sesn_never", ["call_never"]) == Absent()
         assert await queue.interrupt("sesn_never") == Absent()
 
     bench.play(play)
@@ -197,10 +199,32 @@ def test_an_interrupt_ends_the_turn_and_queues_the_session_again(bench: QueueBen
         await waiting(queue, session_id, 2)
         await queue.force_stop(item.id)
         assert await queue.interrupt(session_id) is None
-        assert await queue.unanswered_calls(session_id) == []
+        assert await queue.open_calls(session_id) == OpenCalls()
         fresh = await claimed(queue)
         assert fresh.session_id == session_id and fresh.id != item.id
         assert [row.id for row in await listed(queue)] == [fresh.id, item.id], "newest first"
+
+    bench.play(play)
+
+
+def test_calls_that_are_given_up_let_the_turn_go_on_and_the_next_ones_tell_of_it(bench: QueueBench) -> None:
+    async def play(stage: QueueStage) -> None:
+        queue = stage.queue(R)
+        session_id = await stage.open(2, 1)
+        item = await claimed(queue)
+        lost = await waiting(queue, session_id, 2)
+        assert await queue.open_calls(session_id) == OpenCalls(lost)
+        await queue.force_stop(item.id)
+        assert await queue.give_up_calls(session_id, lost) is None
+        assert await queue.give_up_calls(session_id, lost) is None, "a second time it has no effect"
+        later = await waiting(queue, session_id, 1)
+        assert await queue.open_calls(session_id) == OpenCalls(later, given_up=True)
+        fresh = await claimed(queue)
+        assert fresh.session_id == session_id and fresh.id != item.id
+        await stage.answer(session_id, later[0])
+        await idle(queue, session_id)
+        await stage.say(session_id, 1)
+        assert await queue.open_calls(session_id) == OpenCalls(await waiting(queue, session_id, 1)), "another turn"
 
     bench.play(play)
 
@@ -211,10 +235,10 @@ def test_answered_calls_are_not_waited_for_and_the_last_answer_goes_on(bench: Qu
         session_id = await stage.open(2)
         first, second = await waiting(queue, session_id, 2)
         await stage.answer(session_id, first)
-        assert list(await waiting(queue, session_id, 1)) == [second]
+        assert await waiting(queue, session_id, 1) == (second,)
         await stage.answer(session_id, second)
         await idle(queue, session_id)
-        assert await queue.unanswered_calls(session_id) == []
+        assert await queue.open_calls(session_id) == OpenCalls()
 
     bench.play(play)
 

@@ -341,7 +341,7 @@ def everything(place: Place) -> list[dict[str, str]]:
     return [box for box in boxes if f"-{tag}-" in (box["name"] or "") and box["status"] != "terminated"]
 
 
-def test_a_session_that_needs_an_interrupt_is_named_until_repair_sends_it_with_the_api_key(
+def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_does_it_with_the_api_key(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = world.place(**QUICK)
@@ -355,17 +355,18 @@ def test_a_session_that_needs_an_interrupt_is_named_until_repair_sends_it_with_t
                 await dispatcher.host.terminate(sandbox.id)
 
         asyncio.run(kill())
-    world.claude_admin.call("PATCH", "settings", {"results_only_for_workers": True})
+    world.claude_admin.call("PATCH", "settings", {"no_events_from_environment_keys": True})
     try:
         released = reconcile(place, ahead=place.settings.times.stranded + 1)
         assert released.needs_interrupt == (session,)
         assert place.item(session)["state"] == "stopped"
-        assert reconcile(place, ahead=1).needs_interrupt == (session,)
-        loaded = Loaded({**place.environ, "ANTHROPIC_API_KEY": API_KEY}, None)
+        later = place.settings.times.handover + 1
+        assert reconcile(place, ahead=later).needs_interrupt == (session,)
+        loaded = Loaded({**place.environ, "ANTHROPIC_API_KEY": API_KEY, "HANDOVER_SECONDS": "0.01"}, None)
         assert asyncio.run(repair.run(loaded)) == 0
-        assert capsys.readouterr().out == f"interrupted {session}\n"
+        assert capsys.readouterr().out == f"{session}: 1 lost call(s) answered with an error\n"
     finally:
-        world.claude_admin.call("PATCH", "settings", {"results_only_for_workers": False})
-    assert reconcile(place, ahead=1).needs_interrupt == ()
+        world.claude_admin.call("PATCH", "settings", {"no_events_from_environment_keys": False})
+    assert reconcile(place, ahead=later).needs_interrupt == ()
     place.say(session, "$ echo again >> /workspace/runs")
     until(lambda: drain(place) is not None and runs(place, session)[-1:] == ["again"], 30, "the session is stuck")

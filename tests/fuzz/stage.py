@@ -27,6 +27,7 @@ from shared.ports import (
     Empty,
     ListedItem,
     Listing,
+    OpenCalls,
     PollOutcome,
     SandboxStatus,
     SessionRecord,
@@ -99,8 +100,11 @@ class NothingQueued:
         await asyncio.sleep(0)
         return Absent()
 
-    async def unanswered_calls(self, session_id: str) -> Sequence[str]:
-        return ()
+    async def open_calls(self, session_id: str) -> OpenCalls:
+        return OpenCalls()
+
+    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> Absent:
+        return Absent()
 
     async def interrupt(self, session_id: str) -> Absent:
         return Absent()

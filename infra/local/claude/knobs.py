@@ -25,6 +25,9 @@ class Knobs(BaseModel):
     results_only_for_workers: bool = Field(
         default=False, description="refuse events other than tool results from environment keys and sessions tokens"
     )
+    no_events_from_environment_keys: bool = Field(
+        default=False, description="refuse every event, results too, from environment keys"
+    )
     ping_interval: float = Field(default=15.0, gt=0, description="between pings on an event stream")
     think_seconds: float = Field(default=0.0, ge=0, description="each model request takes at least so long")
     webhook_backoff_min: float = Field(default=5.0, ge=0)

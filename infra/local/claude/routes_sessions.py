@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from infra.local.claude.credentials import Access, ApiKey, authorize
+from infra.local.claude.credentials import Access, ApiKey, EnvironmentKey, authorize
 from infra.local.claude.errors import forbidden, invalid, not_found
 from infra.local.claude.events import within
 from infra.local.claude.http import (
@@ -88,6 +88,8 @@ def session_routes(platform: Platform) -> list[Route]:
         session = _session(request, Access.SESSION)
         if request.method == "POST":
             payloads = checked_events(await json_body(request), "events", session)
+            if platform.knobs.no_events_from_environment_keys and isinstance(caller(request, platform), EnvironmentKey):
+                raise forbidden("this credential may not send events")
             strict = platform.knobs.results_only_for_workers
             if strict and not isinstance(caller(request, platform), ApiKey):
                 _refuse_other_than_results([payload["type"] for payload in payloads])

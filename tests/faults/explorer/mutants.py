@@ -107,7 +107,7 @@ async def _nothing_seen(self: Hands, *_: object) -> bool:
 
 async def _release_blindly(self: Hands, repair: Any) -> str | None:
     await self.queue.force_stop(repair.item.id)
-    return await self._interrupt(repair.session_id)
+    return await self._unblock(repair.session_id)
 
 
 async def _mark_blindly(self: Hands, repair: Any, sandbox: Any) -> str | None:

@@ -21,7 +21,7 @@ What = Literal["kill", "end", "fail", "suspend", "expire", "outage"]
 _METHODS: Final = (
     "poll", "poll", "create", "find", "start", "process_output", "process_state", "process_names", "ack", "ack",
     "resume", "suspend", "terminate", "rename", "list_items", "list_sandboxes", "session", "force_stop", "interrupt",
-    "unanswered", "touch", "write_file",
+    "open_calls", "give_up_calls", "touch", "write_file",
 )  # fmt: skip
 _POINTS: Final = (
     "started", "locked", "ready", "passed", "leased", "serving", "tool", "tool done", "posted", "idle", "stopping",
@@ -202,7 +202,7 @@ def _session(chance: random.Random, suffix: str) -> SessionPlan:
 
 def slow_looks(chance: random.Random, copies: int) -> Iterator[LineFault]:
     """A quarter of all look-ups, each by itself."""
-    looks = ("session", "unanswered", "list_snapshots", "list_items", "list_sandboxes", "process_names", "find")
+    looks = ("session", "open_calls", "list_snapshots", "list_items", "list_sandboxes", "process_names", "find")
     for copy in range(copies):
         for method in looks:
             for number in range(10):

@@ -37,7 +37,7 @@ from tests.support.model.worker import Habits, Rules, worker
 
 ENVIRONMENT: Final = "env_01Explored"
 TICK: Final = 20.0  # seconds between two ticks once the dust settles
-TICKS: Final = 30  # so many at most until everything is well
+TICKS: Final = 64  # so many at most until everything is well
 MOST_STEPS: Final = 200_000
 
 # Scaled down: the order among them is the defaults'. Lock, gate and look-up times in the code are not scaled.
@@ -218,7 +218,7 @@ class _World:
         self.loop: asyncio.AbstractEventLoop = loop
         self.rules = rules
         self.truth = Truth(tracing=tracing)
-        self.lost: set[str] = set()  # sessions whose worker or sandbox died
+        self.lost: set[str] = set()  # sessions whose worker, lease or sandbox died
         self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended)
         self.environment: Environment = self.settings.environments[ENVIRONMENT]
         self.claude = Claude(loop, self.truth, lease=LEASE)
@@ -337,7 +337,8 @@ class _World:
             case "suspend":
                 self.sandboxes.suspend(box)
             case "expire":
-                self.claude.expire(session_id)
+                if self.claude.expire(session_id):  # to the service the worker is dead from now on, though it lives
+                    self.lost.add(session_id)
             case "outage":
                 for number in range(40):
                     self._faults.setdefault((f"w{self._index[session_id]}", "beat", number), Meets.LOST_REQUEST)
@@ -433,7 +434,7 @@ class _World:
             excused = session.id in self.lost or session.id in self.watch.poisoned
             self.judge(
                 "I1",
-                excused or not session.interrupted,
+                excused or not (session.interrupted or session.id in self.claude.broken_off),
                 f"a turn is broken off, nobody having died: {session.id}",
             )
             self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")

@@ -14,7 +14,7 @@ import asyncio
 import enum
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shared.ports import ItemState
@@ -80,6 +80,7 @@ class Session:
     said: int = 0
     done: int = 0
     interrupted: int = 0
+    given_up: bool = False  # a call of this turn was answered for want of a worker
     watchers: dict[asyncio.Event, None] = field(default_factory=dict)
     _epoch: int = 0
 
@@ -105,6 +106,7 @@ class Claude:
         self._live: dict[str, Item] = {}
         self.sessions: dict[str, Session] = {}
         self.granted: set[str] = set()
+        self.broken_off: set[str] = set()  # sessions of which a call was given up
         self.on_run: Callable[[Session], None] = lambda session: None
         self.on_over: Callable[[Session], None] = lambda session: None
         self._numbers = itertools.count(1)
@@ -183,7 +185,18 @@ class Claude:
         self._touch(session)
         self.on_over(session)
 
+    def give_up(self, session_id: str, calls: Sequence[str]) -> None:
+        """Error results for calls whose worker is lost. Raises KeyError for a deleted session."""
+        session = self.sessions[session_id]
+        if session.over == "deleted":
+            raise KeyError(session_id)
+        for call_id in calls:
+            if self.result(session_id, call_id):
+                session.given_up = True
+                self.broken_off.add(session_id)
+
     def _next_turn(self, session: Session) -> None:
+        session.given_up = False
         session.rounds = deque(session.inbox.popleft())
         self._think(session)
 

@@ -19,6 +19,7 @@ from shared.ports import (
     ListedItem,
     Listing,
     NameTaken,
+    OpenCalls,
     PollOutcome,
     ProcessSpec,
     ProcessState,
@@ -114,14 +115,21 @@ class ModelQueue:
         outcome: SessionRecord | Absent | Refused | Doubtful = await self._call("session", effect, session_id)
         return outcome
 
-    async def unanswered_calls(self, session_id: str) -> Sequence[str] | Absent | Refused | Doubtful:
-        def effect() -> Sequence[str] | Absent:
+    async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful:
+        def effect() -> OpenCalls | Absent:
             session = self._claude.sessions.get(session_id)
             if session is None or session.over == "deleted":
                 return Absent()
-            return session.open_calls if session.phase is Phase.PARKED else []
+            ids = tuple(session.open_calls if session.phase is Phase.PARKED else ())
+            return OpenCalls(ids, session.given_up and bool(ids))
 
-        outcome: Sequence[str] | Absent | Refused | Doubtful = await self._call("unanswered", effect, session_id)
+        outcome: OpenCalls | Absent | Refused | Doubtful = await self._call("open_calls", effect, session_id)
+        return outcome
+
+    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> AckOutcome:
+        outcome: AckOutcome = await self._call(
+            "give_up_calls", _absent_if_missing(lambda: self._claude.give_up(session_id, calls)), session_id
+        )
         return outcome
 
     async def interrupt(self, session_id: str) -> AckOutcome:
@@ -287,6 +295,12 @@ class ModelHost:
         outcome: bytes | Absent | Refused | Doubtful = await self._inside("read_file", sandbox_id, effect)
         if isinstance(outcome, bytes) and len(outcome) > limit:
             return Refused(413, f"the file is larger than {limit} bytes")
+        return outcome
+
+    async def delete_file(self, sandbox_id: str, path: str) -> Absent | Refused | Doubtful | None:
+        outcome: Absent | Refused | Doubtful | None = await self._inside(
+            "delete_file", sandbox_id, lambda box: None if box.files.pop(path, None) is not None else Absent()
+        )
         return outcome
 
     # What no claim and no repair of sessions needs.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.ports import ProcessSpec, SandboxSpec, SandboxStatus
-from tests.support.model.lines import RefusedError
+from tests.support.model.lines import RefusedError, forever
 from tests.support.model.truth import Truth
 
 OVER = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
@@ -36,8 +36,10 @@ class Process:
     task: asyncio.Task[int] | None = None
 
     async def awake(self) -> None:
-        """Returns while the sandbox runs."""
+        """Returns while the sandbox runs; never where it has ended, since its processes have ended with it."""
         while self.box.status is not SandboxStatus.RUNNING:
+            if not self.box.exists:
+                await forever()
             await self.box.woken.wait()
 
     async def sleep(self, seconds: float) -> None:
