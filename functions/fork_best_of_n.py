@@ -1,7 +1,8 @@
 """Best of N: run N candidates from one known-good state, each in a sandbox of its own, and say which is best.
 
-JSON in, one report out; the models are in shared/races/models.py. They and the core are imported on the first call:
-pydantic would otherwise cost every cold start of the other functions a tenth of a second.
+JSON in, one report out; the models are in shared/races/models.py. With `Accept: application/x-ndjson` the answer is a
+line for each thing that happens (shared/races/events.py), the report last. Models and core are imported on the first
+call: pydantic would otherwise cost every cold start of the other functions a tenth of a second.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,8 +19,14 @@ from functions import agent_calls
 from functions.auth import caller_of
 from functions.bundle import Bundle, bundle_of
 from functions.http import HttpError, not_configured, read_body, require_method
+from functions.ndjson import MEDIA_TYPE, Lines, LineStream
 from shared.capability import FORK, Capability
 from shared.errors import SecretUnavailable, SettingsError
+
+if TYPE_CHECKING:
+    from shared.races.errors import RaceError
+    from shared.races.events import Event, OnEvent
+    from shared.races.models import RaceReport, RaceRequest
 
 log = logging.getLogger(__name__)
 
@@ -28,45 +35,71 @@ _T = TypeVar("_T")
 
 async def fork_best_of_n(request: Request) -> Response:
     """POST with the operator's token, or an agent's. 200 report, also when no branch won; 400 names the field; 401;
-    403 what an agent may not ask for; 404 no such source; 405; 406 for streamed progress; 409 source cannot be
-    checkpointed; 413; 422 set-up failed; 502; 503."""
+    403 what an agent may not ask for; 404 no such source; 405; 406; 409 source cannot be checkpointed; 413; 422
+    set-up failed; 502; 503. A stream that has begun (200) ends with the report or with one of these as its error."""
     try:
         require_method(request, "POST")
         bundle = bundle_of(request)
         caller = caller_of(request, bundle.settings, FORK)
-        _require_json(request)
+        streams = _wants_stream(request)
         body = await read_body(request)
         if caller is not None:
             body = await agent_calls.admitted(body, caller, bundle)
-        return await _unless_hung_up(request, _race(body, bundle, caller))
+        race = _read(body, caller)
+        if streams:
+            return LineStream(lambda lines: _stream(race, bundle, lines))
+        return await _unless_hung_up(request, _answer(race, bundle))
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
 
 
-async def _race(body: bytes, bundle: Bundle, caller: Capability | None) -> Response:
+def _read(body: bytes, caller: Capability | None) -> RaceRequest:
     from functions.bodies import read_model
-    from shared.races import errors
     from shared.races.models import RaceRequest
-    from shared.races.race import environment_for, run_race
 
     race = read_model(RaceRequest, body)
-    if caller is not None:
-        race = agent_calls.narrowed(race, caller)
+    return race if caller is None else agent_calls.narrowed(race, caller)
+
+
+async def _answer(race: RaceRequest, bundle: Bundle) -> Response:
+    return Response((await _run(race, bundle)).model_dump_json(), media_type="application/json")
+
+
+async def _stream(race: RaceRequest, bundle: Bundle, lines: Lines) -> None:
+    """Says the race's events. Raises HttpError as long as there was none."""
+    from shared.races import events
+
+    def tell(event: Event) -> None:
+        lines.say(events.to_line(event), spare=isinstance(event, events.OutputLine))
+
+    try:
+        await _run(race, bundle, tell)
+    except HttpError as error:
+        if not lines.said:
+            raise
+        said = events.ErrorBody(type=error.kind, message=error.message, field=error.field)
+        tell(events.Failed(error=said))
+    except Exception:
+        if lines.said:
+            tell(events.Failed(error=events.ErrorBody(type="internal", message="a fault of this function")))
+        raise
+
+
+async def _run(race: RaceRequest, bundle: Bundle, on_event: OnEvent | None = None) -> RaceReport:
+    from shared.races.errors import RaceError
+    from shared.races.race import environment_for, run_race
+
     try:
         environment = environment_for(race, bundle.settings)
-        report = await run_race(race, host=bundle.host, settings=bundle.settings, environment=environment)
-    except errors.BadRace as error:
-        raise HttpError(400, "invalid_request", str(error), field=error.field) from None
-    except errors.SourceAbsent as error:
-        raise HttpError(404, "source_not_found", str(error)) from None
-    except errors.SourceNotReady as error:
-        raise HttpError(409, "source_not_ready", str(error)) from None
-    except errors.SetupFailed as error:
-        raise HttpError(422, "setup_failed", str(error)) from None
-    except errors.SourceUnknown as error:
-        raise HttpError(502, "service_unclear", str(error)) from None
+        report = await run_race(
+            race, host=bundle.host, settings=bundle.settings, environment=environment, on_event=on_event
+        )
+    except RaceError as error:
+        raise _refusal(error) from None
+    except (SettingsError, SecretUnavailable) as error:
+        raise HttpError(503, "not_configured", str(error)) from None
     log.info(
         "race.ended race=%s winner=%s branches=%d leftovers=%d seconds=%s",
         report.race_id,
@@ -75,13 +108,41 @@ async def _race(body: bytes, bundle: Bundle, caller: Capability | None) -> Respo
         len(report.leftovers),
         report.seconds,
     )
-    return Response(report.model_dump_json(), media_type="application/json")
+    return report
 
 
-def _require_json(request: Request) -> None:
-    accepts = request.headers.get("accept", "*/*")
-    if not any(kind in accepts for kind in ("*/*", "application/*", "application/json")):
-        raise HttpError(406, "not_available", "the report is application/json; streamed progress is not available yet")
+def _refusal(error: RaceError) -> HttpError:
+    from shared.races import errors
+
+    match error:
+        case errors.BadRace():
+            return HttpError(400, "invalid_request", str(error), field=error.field)
+        case errors.SourceAbsent():
+            return HttpError(404, "source_not_found", str(error))
+        case errors.SourceNotReady():
+            return HttpError(409, "source_not_ready", str(error))
+        case errors.SetupFailed():
+            return HttpError(422, "setup_failed", str(error))
+        case _:
+            return HttpError(502, "service_unclear", str(error))
+
+
+def _wants_stream(request: Request) -> bool:
+    """Whether the caller would rather have the events than the report alone. Raises HttpError 406 where neither will
+    do."""
+    qualities: dict[str, float] = {}
+    for part in request.headers.get("accept", "*/*").split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        try:
+            qualities[kind] = float(quality)
+        except ValueError:
+            qualities[kind] = 0.0
+    json = max((qualities.get(kind, 0.0) for kind in ("application/json", "application/*", "*/*")), default=0.0)
+    stream = qualities.get(MEDIA_TYPE, 0.0)
+    if json <= 0 and stream <= 0:
+        raise HttpError(406, "not_available", f"the answer is application/json or {MEDIA_TYPE}")
+    return stream > 0 and stream >= json
 
 
 async def _unless_hung_up(request: Request, work: Coroutine[Any, Any, _T]) -> _T:

@@ -17,11 +17,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from functions.bundle import Bundle
 from functions.fork_best_of_n import fork_best_of_n
+from functions.ndjson import MOST_WAITING, Lines, LineStream
 from shared import naming
 from shared.ports import CommandOutput, SandboxSpec
+from shared.races import events
 from shared.settings import Settings
 from tests.support.fake_host import Call, FakeHost, Fault, Method
 from tests.support.serving import TOKEN, UVICORN, serving
@@ -160,10 +163,92 @@ def test_with_several_environments_the_request_says_which(tmp_path: Any) -> None
         assert post(http, {**GOOD, "environment_id": "env_2"}).status_code == 200
 
 
-def test_streamed_progress_is_refused_for_now() -> None:
+def events_of(answer: httpx2.Response | httpx.Response) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in answer.text.split("\n") if line]
+    assert [events.from_line(json.dumps(line)).model_dump(mode="json") for line in lines] == lines
+    return lines
+
+
+def test_what_happens_is_streamed_and_the_report_comes_last() -> None:
     with client() as http:
-        assert post(http, accept="application/x-ndjson").status_code == 406
-        assert post(http, accept="application/x-ndjson, application/json;q=0.5").status_code == 200
+        answer = post(http, accept="application/x-ndjson")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
+    first, *between, last = events_of(answer)
+    assert (first["event"], first["branches"]) == ("race", ["b0", "b1"])
+    assert (last["event"], last["report"]["winner"], last["report"]["race_id"]) == ("report", "b0", first["race_id"])
+    told = [(each["branch"], each["phase"]) for each in between if each["event"] == "phase"]
+    assert told[:2] == [(None, "source"), (None, "checkpoint")]
+    assert [phase for branch, phase in told if branch == "b1"] == ["boot", "files", "run", "judge"]
+    decided = [each["report"] for each in between if each["event"] == "branch"]
+    assert sorted(decided, key=lambda report: report["index"]) == last["report"]["branches"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("application/json, application/x-ndjson;q=0.5", "application/json"),
+        ("application/x-ndjson, application/json;q=0.5", "application/x-ndjson"),
+        ("Application/X-NDJSON", "application/x-ndjson"),
+        ("text/html, */*;q=0.1", "application/json"),
+    ],
+)
+def test_the_caller_says_which_kind_of_answer(accept: str, kind: str) -> None:
+    with client() as http:
+        assert post(http, accept=accept).headers["content-type"] == kind
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/x-ndjson;q=0", "application/json;q=none"])
+def test_another_kind_of_answer_there_is_not(accept: str) -> None:
+    with client() as http:
+        assert post(http, accept=accept).status_code == 406
+
+
+def test_what_is_known_before_the_first_event_keeps_its_status() -> None:
+    stream = {"accept": "application/x-ndjson"}
+    with client(FakeHost(latency=0.001)) as http:
+        assert post(http, **stream).status_code == 404
+        assert post(http, {**GOOD, "deadline": 1e5}, **stream).json()["error"]["field"] == "deadline"
+        unknown = {**GOOD, "judge": {"type": "plugin", "name": "none"}}
+        assert post(http, unknown, **stream).json()["error"]["field"] == "judge.name"
+    with client(RACE_JUDGES="broken=no_such_module:judge") as http:
+        answer = post(http, {**GOOD, "judge": {"type": "plugin", "name": "broken"}}, **stream)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_configured")
+
+
+def test_what_goes_wrong_after_the_first_event_is_the_last_one() -> None:
+    async def program(call: Call) -> CommandOutput:
+        return CommandOutput(2, "", "no rule to make target", timed_out=False)
+
+    host = FakeHost(latency=0.001, program=program)
+    with client(host) as http:
+        answer = post(http, {**GOOD, "source": {"image": "i"}, "setup": "make"}, accept="application/x-ndjson")
+    assert answer.status_code == 200
+    last = events_of(answer)[-1]
+    assert (last["event"], last["error"]["type"]) == ("error", "setup_failed")
+    assert last["error"]["message"].endswith("no rule to make target")
+    assert host.alive() == []
+
+
+def test_a_silent_stream_is_kept_alive_and_one_too_slow_to_read_misses_output_only() -> None:
+    async def work(lines: Lines) -> None:
+        for number in range(MOST_WAITING + 5):
+            lines.say(b"%d\n" % number, spare=number > 0)
+        await asyncio.sleep(0.2)
+        lines.say(b"last\n")
+
+    sent: list[bytes] = []
+
+    async def receive() -> Message:
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    asyncio.run(LineStream(work, keep_alive=0.01)({"type": "http"}, receive, send))
+    assert sent[1 : MOST_WAITING + 1] == [b"%d\n" % number for number in range(MOST_WAITING)]
+    assert sent[-2:] == [b"last\n", b""]
+    assert b"\n" in sent[MOST_WAITING + 1 : -2]
 
 
 def test_a_source_that_is_not_there_is_a_404() -> None:
@@ -197,32 +282,53 @@ def test_a_setup_that_fails_is_a_422_with_its_output() -> None:
     assert host.alive() == []
 
 
-def test_a_caller_that_hangs_up_ends_the_race() -> None:
-    async def program(call: Call) -> CommandOutput:
-        await asyncio.sleep(60)
-        return CommandOutput(0, "", "", timed_out=False)
-
-    source = naming.sandbox_name("hands", "env_1", SESSION)
-    host = FakeHost(latency=0.001, program=program)
-    host.add(source)
+@contextlib.contextmanager
+def served(host: FakeHost) -> Iterator[str]:
+    """The address of the function on a real socket, in a thread."""
     server = uvicorn.Server(
         uvicorn.Config(application(host, ENVIRON), host="127.0.0.1", port=0, log_level="error", lifespan="on")
     )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        until(lambda: server.started, 10, "the server did not start")
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(
-                f"http://127.0.0.1:{port}/fork_best_of_n", json=GOOD, headers=AUTHORIZED, timeout=1.0, trust_env=False
-            )
-        assert len(host.calls) == 2
-        until(lambda: host.alive() == [source] and not host.snapshots, 10, "the race went on")
+        until(lambda: server.started, 20, "the server did not start")
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/fork_best_of_n"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(20)
     assert not thread.is_alive()
+
+
+async def for_a_minute(call: Call) -> CommandOutput:
+    await asyncio.sleep(60)
+    return CommandOutput(0, "", "", timed_out=False)
+
+
+def test_a_caller_that_hangs_up_ends_the_race() -> None:
+    source = naming.sandbox_name("hands", "env_1", SESSION)
+    host = FakeHost(latency=0.001, program=for_a_minute)
+    host.add(source)
+    with served(host) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url, json=GOOD, headers=AUTHORIZED, timeout=1.0, trust_env=False)
+        assert len(host.calls) == 2
+        until(lambda: host.alive() == [source] and not host.snapshots, 20, "the race went on")
+
+
+def test_a_caller_that_hangs_up_in_the_middle_of_a_stream_ends_the_race() -> None:
+    source = naming.sandbox_name("hands", "env_1", SESSION)
+    host = FakeHost(latency=0.001, program=for_a_minute)
+    host.add(source)
+    headers = {**AUTHORIZED, "accept": "application/x-ndjson"}
+    with served(host) as url:
+        with (
+            httpx.Client(trust_env=False, timeout=20.0) as http,
+            http.stream("POST", url, json=GOOD, headers=headers) as answer,
+        ):
+            for line in answer.iter_lines():
+                if json.loads(line).get("phase") == "run":
+                    break
+        until(lambda: host.alive() == [source] and not host.snapshots, 20, "the race went on")
 
 
 def test_a_race_through_the_served_bundle(place: Place) -> None:
@@ -242,6 +348,11 @@ def test_a_race_through_the_served_bundle(place: Place) -> None:
         began = time.monotonic()
         answer = http.post("/fork_best_of_n", json=body, headers=AUTHORIZED)
         assert time.monotonic() - began < 50
+        slow = {**body, "script": "echo begun; sleep 2.5; echo done"}
+        streamed = http.post("/fork_best_of_n", json=slow, headers={**AUTHORIZED, "accept": "application/x-ndjson"})
     assert answer.status_code == 200
+    told = events_of(streamed)
+    assert [each["line"] for each in told if each["event"] == "output"][:1] == ["begun"]
+    assert told[-1]["report"]["winner"] == "b0"
     assert [branch["status"] for branch in answer.json()["branches"]] == ["ok", "failed"]
     assert [box["name"] for box in place.sandboxes()] == [place.sandbox(session)]
