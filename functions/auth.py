@@ -57,6 +57,8 @@ def caller_of(request: Request, settings: Settings, function: str = "") -> Capab
         raise _unauthorized(str(error)) from None
     if caller.function != function:
         raise _forbidden()
+    if settings.fork_url is None:
+        raise HttpError(403, "forbidden", "agents may not call this here (AGENT_FORK is off)")
     return caller
 
 

@@ -35,6 +35,8 @@ ENVIRON: Final = {
     "TENSORLAKE_API_KEY": "no-key",
     "FUNCTIONS_TOKEN": TOKEN,
     "BIND_SECONDS": "1",
+    "AGENT_FORK": "true",
+    "FUNCTIONS_PUBLIC_URL": "https://functions.example",
 }
 CAPABILITY: Final = Capability(FORK, "env_1", SESSION, WORK, 3, 60.0, int(time.time()) + 3_600)
 RACE: Final[Mapping[str, Any]] = {"n": 2, "command": ["try"]}
@@ -61,13 +63,13 @@ def listing(*rows: ListedItem, complete: bool = True, unreadable: int = 0) -> Li
 
 
 @contextlib.contextmanager
-def client(queue: Listed, host: FakeHost | None = None) -> Iterator[TestClient]:
+def client(queue: Listed, host: FakeHost | None = None, **extra: str) -> Iterator[TestClient]:
     made = host or FakeHost(latency=0.001)
     made.add(naming.sandbox_name("hands", "env_1", SESSION))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        bundle = Bundle(Settings.from_environ(ENVIRON), background=False)
+        bundle = Bundle(Settings.from_environ({**ENVIRON, **extra}), background=False)
         bundle.host = made
         bundle.queue = lambda environment: queue  # type: ignore[method-assign]  # the one seam for a queue
         yield {"bundle": bundle}
@@ -198,3 +200,10 @@ def test_the_token_of_one_function_opens_no_other() -> None:
 def test_an_environment_that_is_not_served_here_is_a_403() -> None:
     with client(Listed(listing(item(ItemState.ACTIVE)))) as http:
         assert post(http, environment_id="env_2").status_code == 403
+
+
+def test_where_agents_may_not_fork_a_token_that_is_still_about_is_a_403() -> None:
+    with client(Listed(listing(item(ItemState.ACTIVE))), AGENT_FORK="false") as http:
+        answer = post(http)
+    assert answer.status_code == 403
+    assert "AGENT_FORK" in answer.json()["error"]["message"]
