@@ -245,6 +245,12 @@ class TensorlakeHost:
 
         return await self._bounded(call, CALL_SECONDS)
 
+    async def delete_file(self, sandbox_id: str, path: str) -> Absent | Refused | Doubtful | None:
+        async def call() -> None:
+            await (await self._handle(sandbox_id)).delete_file(path)
+
+        return await self._bounded(call, CALL_SECONDS)
+
     async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
         async def call() -> bytes:
             return bytes((await (await self._handle(sandbox_id)).read_file(path)).value)

@@ -32,8 +32,8 @@ from shared.ports import (
 )
 
 Method = Literal[
-    "create", "find", "resume", "suspend", "terminate", "rename", "touch", "list", "run", "write", "read", "snapshot",
-    "delete_snapshot",
+    "create", "find", "resume", "suspend", "terminate", "rename", "touch", "list", "run", "write", "read", "delete",
+    "snapshot", "delete_snapshot",
 ]  # fmt: skip
 _T = TypeVar("_T")
 
@@ -265,6 +265,13 @@ class FakeHost:
             return data if len(data) <= limit else Refused(413, "larger than asked for")
 
         return await self._call("read", path, effect)
+
+    async def delete_file(self, sandbox_id: str, path: str) -> Absent | Refused | Doubtful | None:
+        def effect() -> Absent | None:
+            box = self._live(sandbox_id)
+            return None if box is not None and box.files.pop(path, None) is not None else Absent()
+
+        return await self._call("delete", path, effect)
 
     async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
         def effect() -> Snapshot | Absent:
