@@ -1,0 +1,61 @@
+"""The project's sandboxes: how many there are, and what a tick should have ended and has not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from infra.operator.doctor.findings import Say, info, ok, warning
+from infra.operator.doctor.ground import Ground
+from shared import naming
+from shared.ports import Doubtful, SandboxRecord, SandboxStatus
+from shared.reconcile.plan import Lookups, due, snapshots_due
+from shared.reconcile.report import ENDS
+from shared.reconcile.view import View
+from shared.settings import Environment
+
+_PATIENCE: Final = timedelta(minutes=5)  # a tick comes once a minute; what was due so long ago was forgotten
+_SHOWN: Final = 4
+_AWAKE: Final = (SandboxStatus.PENDING, SandboxStatus.RUNNING, SandboxStatus.SNAPSHOTTING, SandboxStatus.SUSPENDING)
+
+
+async def check_remains(ground: Ground, say: Say) -> None:
+    listing = await ground.bundle.host.list_sandboxes()
+    if isinstance(listing, Doubtful):
+        return  # HANDS203 says so
+    rows = [sandbox for sandbox in listing.rows if sandbox.status is not SandboxStatus.TERMINATED]
+    counts = Counter("awake" if sandbox.status in _AWAKE else sandbox.status.value for sandbox in rows)
+    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "none"
+    say(info("HANDS602", f"in the whole project: {told} (doctor's probe counts; plans allow 2, 100 or 1,000 awake at once)"))
+    snapshots = await ground.bundle.host.list_snapshots()
+    late = datetime.fromtimestamp(ground.now(), UTC) - _PATIENCE
+    left: list[str] = []
+    for environment in ground.settings.environments.values():
+        view = View(late, _of(environment, ground, rows), None, {sandbox.id: sandbox for sandbox in listing.rows})
+        repairs = due(view, Lookups({}), ground.settings, environment.id)
+        left += [f"{repair.target} ({repair.why})" for repair in repairs if repair.act in ENDS]
+        if not isinstance(snapshots, Doubtful):
+            left += [
+                f"snapshot {repair.target} ({repair.why})"
+                for repair in snapshots_due(list(snapshots.rows), view, ground.settings, environment.id)
+            ]
+    if left:
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        say(warning("HANDS606", f"{len(left)} left over: {', '.join(left[:_SHOWN])}{more}"))
+        say(warning("HANDS304", "what is left over should have been ended by a tick minutes ago"))
+    elif isinstance(snapshots, Doubtful):
+        say(info("HANDS606", f"no sandbox is left over; snapshots could not be listed: {snapshots.reason}"))
+    else:
+        say(ok("HANDS606", "nothing is left over"))
+
+
+def _of(environment: Environment, ground: Ground, rows: list[SandboxRecord]) -> list[SandboxRecord]:
+    """This environment's, whether marked or not, as the reconciler sees them."""
+    tag = naming.environment_tag(environment.id)
+    return [
+        sandbox
+        for sandbox in rows
+        if (sandbox.name or "").startswith(f"{ground.settings.prefix}-{tag}-")
+        or ((gone := naming.parse_gone_name(sandbox.name or "")) is not None and gone.environment_tag == tag)
+    ]
