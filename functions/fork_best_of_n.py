@@ -18,7 +18,7 @@ from starlette.responses import Response
 from functions import agent_calls
 from functions.auth import caller_of
 from functions.bundle import Bundle, bundle_of
-from functions.http import HttpError, not_configured, read_body, require_method
+from functions.http import HttpError, configuration_error, not_configured, read_body, require_method
 from functions.ndjson import MEDIA_TYPE, Lines, LineStream
 from shared.capability import FORK, Capability
 from shared.errors import SecretUnavailable, SettingsError
@@ -99,7 +99,7 @@ async def _run(race: RaceRequest, bundle: Bundle, on_event: OnEvent | None = Non
     except RaceError as error:
         raise _refusal(error) from None
     except (SettingsError, SecretUnavailable) as error:
-        raise HttpError(503, "not_configured", str(error)) from None
+        raise configuration_error(error) from None
     log.info(
         "race.ended race=%s winner=%s branches=%d leftovers=%d seconds=%s",
         report.race_id,

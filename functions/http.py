@@ -78,11 +78,16 @@ async def read_body(request: Request, limit: int = BODY_LIMIT, seconds: float = 
 
 
 def not_configured(error: SettingsError | SecretUnavailable) -> JSONResponse:
-    """503 that says which setting is missing. Where a secret lives is for the log, not for a stranger."""
+    """503 that says which setting is missing."""
+    return configuration_error(error).response()
+
+
+def configuration_error(error: SettingsError | SecretUnavailable) -> HttpError:
+    """The same as an error to raise. Where a secret lives is for the log, not for a stranger."""
     if isinstance(error, SecretUnavailable):
         log.error("secret.unavailable %s", error)
-        return HttpError(503, "not_configured", f"the secret of {error.setting} cannot be read now").response()
-    return HttpError(503, "not_configured", str(error)).response()
+        return HttpError(503, "not_configured", f"the secret of {error.setting} cannot be read now")
+    return HttpError(503, "not_configured", str(error))
 
 
 def _too_large(limit: int) -> HttpError:
