@@ -1,4 +1,5 @@
-"""Rule I6: the agent's user finds no standing credential in its sandbox, and not even its own item's secret.
+"""Rule I6: the agent's user finds no standing credential in its sandbox, and not even its own item's secret or the
+capability that came with it.
 
 A program looks for them from a tool call, as the agent could: in every file it can read, and in the environment,
 the arguments, the open files and the memory of every process. It is told what to look for backwards, so that it does
@@ -13,6 +14,7 @@ import dataclasses
 import json
 from typing import Any, Final
 
+from shared.capability import FORK, Capability, issue
 from shared.claims.dispatcher import Dispatcher
 from shared.ports import PollOutcome, WorkItem
 from tests.faults.test_claims_under_faults import heal
@@ -99,15 +101,24 @@ def test_i6_the_agent_finds_no_credential_in_files_environments_arguments_or_mem
             for path, text in (("/workspace/scan.py", SCAN), ("/workspace/planted", PLANTED)):
                 assert await dispatcher.host.write_file(sandbox.id, path, text.encode()) is None
 
-    place = place.world.place(RUNNER_MAX_IDLE_SECONDS="20")
+    place = place.world.place(
+        RUNNER_MAX_IDLE_SECONDS="20",
+        AGENT_FORK="true",
+        FUNCTIONS_TOKEN="an-operators-token-of-nobody",
+        FUNCTIONS_PUBLIC_URL="http://127.0.0.1:9",
+    )
     session = place.session("$ true")
     asyncio.run(first_turn())
     place.wait_done(session)
 
-    standing = [API_KEY, place.environ["ANTHROPIC_ENVIRONMENT_KEY"], place.environ["TENSORLAKE_API_KEY"]]
+    keys = ("ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY", "FUNCTIONS_TOKEN")
+    standing = [API_KEY, *(place.environ[key] for key in keys)]
     tokens = [json.loads(base64.urlsafe_b64decode(secret + "=="))["sessions_token"] for secret in secrets]
     assert tokens
-    needles = [PLANTED, *standing, *secrets, *tokens]
+    work_id = place.item(session)["id"]
+    # Only the time in it is not known here: what stands before that is in every capability of this session.
+    issued = issue(Capability(FORK, place.environment_id, session, work_id, 8, 120.0, 0), b"")
+    needles = [PLANTED, *standing, *secrets, *tokens, issued[: issued.index(".", 4) - 8]]
     place.say(session, "$ python3 scan.py " + " ".join(f"'{needle[::-1]}'" for needle in needles))
     heal(place, session, turns=2)
     (answer,) = [text for text in place.answers(session) if "looked=" in text]

@@ -17,6 +17,7 @@ import anthropic
 import httpx2
 import pytest
 
+from image.session.worker import fork_tool
 from infra.local import handshake
 from infra.local.platform import Options, Platform
 from tests.support.checkout import copy_checkout
@@ -203,6 +204,14 @@ def test_an_agent_is_made_once_for_each_name(desk: Desk) -> None:
     enabled = {config["name"] for config in tools["configs"] if config["enabled"]}
     assert {"bash", "read", "write", "edit", "glob", "grep"} <= enabled
     assert tools["default_config"]["enabled"] is False
+    assert len(made.tools) == 1
+
+
+def test_an_agent_that_may_fork_gets_the_tool_for_it(desk: Desk) -> None:
+    assert desk.run("agent", "My forker", AGENT_FORK="true").returncode == 0
+    with desk.api() as api:
+        made = next(agent for agent in api.beta.agents.list() if agent.name == "My forker")
+    assert [tool.to_dict() for tool in made.tools[1:]] == [fork_tool.definition()]
 
 
 def test_the_image_is_built_by_the_same_command_offline(desk: Desk) -> None:
