@@ -12,6 +12,7 @@ from typing import Final
 
 from shared import naming
 from shared.claims.handover import WORKER_NAMES
+from shared.claims.presence import worker_lives
 from shared.deadline import Clock
 from shared.ports import (
     Absent,
@@ -98,7 +99,7 @@ class Hands:
             case Doubtful():
                 return "its sandbox could not be looked at"
             case SandboxRecord(status=SandboxStatus.RUNNING) as sandbox:
-                working = await self._worker_running(sandbox.id)
+                working = await worker_lives(self.host, sandbox.id)
                 if working is None:
                     return "its worker could not be looked at"
                 if working:
@@ -162,7 +163,7 @@ class Hands:
         began = self.clock()
         if not await self._surely_idle(repair):
             return _NOTHING
-        working = await self._worker_running(sandbox.id)
+        working = await worker_lives(self.host, sandbox.id)
         if working is None:
             return "its processes could not be looked at"
         found = await self.host.find(sandbox.id)
@@ -176,7 +177,7 @@ class Hands:
 
     async def _mark(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
         began = self.clock()
-        if sandbox.status is SandboxStatus.RUNNING and await self._worker_running(sandbox.id) is not False:
+        if sandbox.status is SandboxStatus.RUNNING and await worker_lives(self.host, sandbox.id) is not False:
             return _NOTHING
         if not await self._surely_without_item(repair.name) and not await self._surely_deleted(repair):
             return _NOTHING
@@ -192,7 +193,7 @@ class Hands:
         found = await self.host.find(sandbox.id)
         if not isinstance(found, SandboxRecord) or found.name != sandbox.name:
             return _NOTHING
-        if found.status is SandboxStatus.RUNNING and await self._worker_running(found.id) is not False:
+        if found.status is SandboxStatus.RUNNING and await worker_lives(self.host, found.id) is not False:
             return _NOTHING
         items = await self._items()
         if items is None:
@@ -225,15 +226,6 @@ class Hands:
     def _too_late(self, began: float) -> bool:
         """Whether the looks since then have grown too old to act on."""
         return self.clock() - began > _FRESH
-
-    async def _worker_running(self, sandbox_id: str) -> bool | None:
-        """None where nobody knows."""
-        listed = await self.host.process_names(sandbox_id)
-        if isinstance(listed, Absent):
-            return False
-        if isinstance(listed, Doubtful):
-            return None
-        return any(process.running and process.name.startswith(WORKER_NAMES) for process in listed)
 
     async def _surely_idle(self, repair: Repair) -> bool:
         if repair.session_id is None:

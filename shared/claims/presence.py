@@ -1,0 +1,17 @@
+"""Whether a worker of ours lives in a sandbox: it may hold a lease, which no copy of its memory may share (design: I3),
+and what it works on is not suspended."""
+
+from __future__ import annotations
+
+from shared.claims.handover import WORKER_NAMES
+from shared.ports import Absent, Doubtful, SandboxHost
+
+
+async def worker_lives(host: SandboxHost, sandbox_id: str) -> bool | None:
+    """None where nobody knows. Asking wakes a sandbox that sleeps. A sandbox that is not there has no worker."""
+    listed = await host.process_names(sandbox_id)
+    if isinstance(listed, Absent):
+        return False
+    if isinstance(listed, Doubtful):
+        return None
+    return any(process.running and process.name.startswith(WORKER_NAMES) for process in listed)
