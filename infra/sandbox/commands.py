@@ -18,7 +18,7 @@ from infra.operator.environ import Loaded
 from infra.sandbox.account import Account
 from infra.sandbox.look import AWAKE, described, look
 from infra.sandbox.plan import Plan, plan_from
-from infra.sandbox.server import ServerFailed, bring_up, server_processes
+from infra.sandbox.server import ServerFailed, bring_up, live_servers
 from shared.errors import SecretUnavailable, SettingsError
 
 FOLLOW_SECONDS: Final = 1.0
@@ -122,7 +122,7 @@ def logs(loaded: Loaded, follow: bool, wake: bool) -> int:
     handle = account.connect(info.sandbox_id)
     shown = 0
     while True:
-        live = [each for each in server_processes(handle) if each.managed.status.value != "stopped"]
+        live = live_servers(handle)
         if not live:
             _say("No server runs in it: make webhook-sandbox")
             return 1

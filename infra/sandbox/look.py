@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from infra.sandbox.account import Account
 from infra.sandbox.plan import Plan
-from infra.sandbox.server import server_processes
+from infra.sandbox.server import live_servers
 from shared.owner import HEADER, owner_key
 from shared.settings import LOOPBACK
 
@@ -60,7 +60,7 @@ def look(account: Account, plan: Plan | None = None) -> Look | None:
     if not seen.awake:
         return seen
     handle = account.connect(info.sandbox_id)
-    live = [each.managed for each in server_processes(handle) if each.managed.status.value != "stopped"]
+    live = [each.managed for each in live_servers(handle)]
     report, silence = _ask(account, url) if live else (None, "no server runs in it")
     return Look(
         *(name, info.sandbox_id, status, url, info.timeout_secs),

@@ -72,9 +72,9 @@ def bring_up(account: Account, plan: Plan, free_port: Callable[[], int], say: Ca
 def apply(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> Applied:
     info = _open_doors(handle, plan)
     (port, *_) = info.exposed_ports or (plan.port or 0,)
-    live = [each for each in server_processes(handle) if each.managed.status.value != "stopped"]
-    warnings = list(_drift(handle, info, plan))
-    if [each.managed.name for each in live] == [plan.process] and live[0].managed.health_status.value != "unhealthy":
+    live = live_servers(handle)
+    warnings = _drift(handle, info, plan)
+    if [each.managed.name for each in live] == [plan.process] and _is_well(live[0]):
         return Applied(info, "", tuple(warnings))
     changed = _what_changed(live, plan)
     folder = _bring_code(handle, plan, say)
@@ -89,10 +89,15 @@ def apply(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> Applied:
     return Applied(info, changed, tuple(warnings))
 
 
-def server_processes(handle: Sandbox) -> list[ProcessInfo]:
-    """The processes that are servers, of any plan, running or not."""
-    processes = list(handle.list_processes())
-    return [each for each in processes if each.managed is not None and (each.managed.name or "").startswith(PROCESS)]
+def live_servers(handle: Sandbox) -> list[ProcessInfo]:
+    """The processes that are servers, of any plan, and run or will be restarted."""
+    managed = [each for each in handle.list_processes() if each.managed is not None]
+    servers = [each for each in managed if (each.managed.name or "").startswith(PROCESS)]
+    return [each for each in servers if each.managed.status.value != "stopped"]
+
+
+def _is_well(process: ProcessInfo) -> bool:
+    return not {"backing_off", "unhealthy"} & {process.managed.status.value, process.managed.health_status.value}
 
 
 def _open_doors(handle: Sandbox, plan: Plan) -> SandboxInfo:
@@ -140,10 +145,21 @@ def _drift(handle: Sandbox, info: SandboxInfo, plan: Plan) -> list[str]:
         found.append(f"it sleeps after {info.timeout_secs} s, not {plan.timeout_seconds}: {advice}")
     if info.image not in (None, plan.image):
         found.append(f"it was made from the image {info.image}, not {plan.image}: {advice}")
-    lock = bytes(handle.read_file(LOCK_COPY).value)
-    if hashlib.sha256(lock).hexdigest() != lock_digest():
+    if _lock_there(handle) != lock_digest():
         found.append(f"its dependencies are of another requirements/runtime.lock: make build-webhook, {advice}")
     return found
+
+
+def _lock_there(handle: Sandbox) -> str:
+    """The digest of the lock that the sandbox's dependencies came from; "" for an image that has none."""
+    from tensorlake.sandbox import RemoteAPIError
+
+    try:
+        return hashlib.sha256(bytes(handle.read_file(LOCK_COPY).value)).hexdigest()
+    except RemoteAPIError as error:
+        if error.status_code == 404:
+            return ""
+        raise
 
 
 def _what_changed(live: list[ProcessInfo], plan: Plan) -> str:
@@ -175,25 +191,44 @@ def _bring_code(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> str:
 
 
 def _start(handle: Sandbox, plan: Plan, name: str, port: int, folder: str) -> None:
-    from tensorlake.sandbox import ProcessHealthCheck, RestartPolicyConfig
+    from tensorlake.sandbox import ProcessHealthCheck, RemoteAPIError, RestartPolicyConfig
 
     variables = {**plan.variables, "SERVER_SANDBOX": name}
     if plan.environments_file:
         variables["ENVIRONMENTS_FILE"] = plan.environments_path
     health = owner_key(plan.settings.tensorlake_key.reveal(), "health")
     address = "127.0.0.1" if plan.offline else "0.0.0.0"
-    handle.start_process(
-        PYTHON,
-        [
-            *("-P", "-m", "uvicorn", "functions.app:app", "--app-dir", folder, "--host", address, "--port", str(port)),
-            *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "8"),
-        ],
-        env=variables,
-        working_dir=BROUGHT,
-        name=plan.process,
-        restart=RestartPolicyConfig(**_RESTART),
-        health_check=ProcessHealthCheck(type="http", port=port, path=f"/healthz?{PARAMETER}={health}", **_CHECK),
-    )
+    try:
+        handle.start_process(
+            PYTHON,
+            [
+                *(
+                    "-P",
+                    "-m",
+                    "uvicorn",
+                    "functions.app:app",
+                    "--app-dir",
+                    folder,
+                    "--host",
+                    address,
+                    "--port",
+                    str(port),
+                ),
+                *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "8"),
+            ],
+            env=variables,
+            working_dir=BROUGHT,
+            name=plan.process,
+            restart=RestartPolicyConfig(**_RESTART),
+            health_check=ProcessHealthCheck(type="http", port=port, path=f"/healthz?{PARAMETER}={health}", **_CHECK),
+        )
+    except RemoteAPIError as error:
+        # The name is taken: by somebody who applies the same plan at this moment, or by an end of this very plan's
+        # server (the SDK also sends a start again after a 502 to 504).
+        if error.status_code != 409:
+            raise
+        if plan.process not in [each.managed.name for each in live_servers(handle)]:
+            handle.restart_process(plan.process)
 
 
 def _await_health(handle: Sandbox, plan: Plan) -> None:
@@ -202,7 +237,7 @@ def _await_health(handle: Sandbox, plan: Plan) -> None:
         managed = handle.get_process(plan.process).value.managed
         if managed is not None and managed.health_status.value == "healthy":
             return
-        if managed is None or managed.restart_count >= 2:
+        if managed is None or managed.restart_count:
             break
         time.sleep(0.1)
     words = "\n".join(handle.get_output(plan.process).value.lines[-_LAST_WORDS:])

@@ -99,8 +99,8 @@ def test_pauses_double_up_to_the_longest(stage: Stage) -> None:
     assert time.monotonic() - began >= (40 + 80 + 160 + 160) / 1000
 
 
-def test_a_kill_is_for_good_and_a_restart_brings_it_back(each_level: Stage) -> None:
-    sandbox = each_level.named()
+def test_a_kill_is_for_good_and_a_restart_brings_it_back(stage: Stage) -> None:
+    sandbox = stage.named()
     first = sandbox.start_process("sleep", ["60"], name="web", restart=ALWAYS).value
     sandbox.kill_process("web")
     assert status(sandbox) == "stopped"
