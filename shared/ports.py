@@ -184,7 +184,7 @@ class SandboxStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """What a new sandbox is made of. `snapshot_id` restores a filesystem snapshot (whose image it is then)."""
+    """What a new sandbox is made of. `snapshot_id` restores a snapshot (whose image it is then)."""
 
     name: str
     image: str | None = None
@@ -252,6 +252,14 @@ class CommandOutput:
     stdout: str
     stderr: str
     timed_out: bool
+
+
+class SnapshotKind(StrEnum):
+    """Contract tensorlake 6. One of memory goes on with its processes in every sandbox made from it, and keeps its
+    image, resources and entrypoint: a spec that restores it names none of these."""
+
+    FILESYSTEM = "filesystem"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +342,23 @@ class SandboxHost(Protocol):
         """As the sandbox's daemon does it: a link itself, no directory. Absent for no such file, too."""
         ...
 
-    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
-        """A filesystem snapshot that can be restored from (status local_ready or completed)."""
+    async def snapshot(
+        self, sandbox_id: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
+    ) -> Snapshot | Absent | Refused | Doubtful:
+        """A snapshot that can be restored from (status local_ready or completed)."""
+        ...
+
+    async def copy(
+        self, sandbox_id: str, names: Sequence[str]
+    ) -> Sequence[SandboxRecord | Refused | Doubtful] | Absent | Refused | Doubtful:
+        """Live copies of a running sandbox with its memory, files and processes, in one call: one for each name, in
+        this order (contract tensorlake 5.8).
+
+        The service gives copies no names; each is renamed here, and one that could not be renamed is ended again and
+        is that row's failure (Doubtful where nobody knows whether it was). What a copy has of the source's time-out
+        and egress is not known. After a Doubtful for the whole call nameless copies may live until their time-out ends
+        them: no name leads to them.
+        """
         ...
 
     async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful: ...

@@ -34,6 +34,7 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
     Snapshot,
+    SnapshotKind,
     SnapshotRecord,
 )
 from shared.secrets import Secret
@@ -260,7 +261,9 @@ class TensorlakeHost:
             return Refused(413, f"the file is larger than {limit} bytes")
         return outcome
 
-    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
+    async def snapshot(
+        self, sandbox_id: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
+    ) -> Snapshot | Absent | Refused | Doubtful:
         async def call() -> Snapshot:
             from tensorlake.sandbox import SnapshotType
 
@@ -269,11 +272,46 @@ class TensorlakeHost:
                 sandbox_id,
                 timeout=self._bind_seconds,
                 poll_interval=0.1,
-                snapshot_type=SnapshotType.FILESYSTEM,
+                snapshot_type=SnapshotType(kind.value),
             )
             return Snapshot(info.value.snapshot_id)
 
         return await self._bounded(call, self._bind_seconds, describe=True)
+
+    async def copy(
+        self, sandbox_id: str, names: Sequence[str]
+    ) -> Sequence[SandboxRecord | Refused | Doubtful] | Absent | Refused | Doubtful:
+        async def call() -> Any:
+            client = await self._lifecycle()
+            return (await client.copy(sandbox_id, times=len(names), request_timeout=self._bind_seconds)).value.sandboxes
+
+        copies = await self._bounded(call, self._bind_seconds, describe=True)
+        if isinstance(copies, Absent | Refused | Doubtful):
+            return copies
+        rows = [*copies[: len(names)], *[None] * (len(names) - len(copies))]
+        surplus = [copy.sandbox_id for copy in copies[len(names) :]]
+        settled, _ = await asyncio.gather(
+            asyncio.gather(*map(self._settle_copy, rows, names)), asyncio.gather(*map(self.terminate, surplus))
+        )
+        return settled
+
+    async def _settle_copy(self, row: Any, name: str) -> SandboxRecord | Refused | Doubtful:
+        if row is None:
+            return Doubtful("the service named fewer copies than it was asked for")
+        if row.status != SandboxStatus.RUNNING.value:
+            ended = await self.terminate(row.sandbox_id)  # what timed out or is pending may come to run yet
+            reason = f"the copy is {str(row.status)[:20]}" + (f": {row.reason[:_LONGEST_REASON]}" if row.reason else "")
+            return Refused(409, reason) if ended is None or isinstance(ended, Absent) else Doubtful(reason)
+        renamed = await self.rename(row.sandbox_id, name)
+        if isinstance(renamed, Doubtful):
+            renamed = await self.rename(row.sandbox_id, name)
+        if renamed is None:
+            found = await self.find(row.sandbox_id)
+            return found if isinstance(found, SandboxRecord) else Doubtful("the copy could not be looked at")
+        ended = await self.terminate(row.sandbox_id)
+        if isinstance(renamed, Refused) and (ended is None or isinstance(ended, Absent)):
+            return renamed
+        return Doubtful("nobody knows whether a copy has its name")
 
     async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None:
         async def call() -> None:

@@ -28,12 +28,13 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
     Snapshot,
+    SnapshotKind,
     SnapshotRecord,
 )
 
 Method = Literal[
     "create", "find", "resume", "suspend", "terminate", "rename", "touch", "list", "run", "write", "read", "delete",
-    "snapshot", "delete_snapshot",
+    "snapshot", "copy", "delete_snapshot",
 ]  # fmt: skip
 _T = TypeVar("_T")
 
@@ -92,6 +93,7 @@ class FakeHost:
         self._made = 0
         self.boxes: dict[str, Box] = {}
         self.snapshots: dict[str, dict[str, bytes]] = {}
+        self.kinds: dict[str, SnapshotKind] = {}
         self._taken_of: dict[str, str] = {}
         self.specs: list[SandboxSpec] = []
         self.calls: list[Call] = []
@@ -273,7 +275,9 @@ class FakeHost:
 
         return await self._call("delete", path, effect)
 
-    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
+    async def snapshot(
+        self, sandbox_id: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
+    ) -> Snapshot | Absent | Refused | Doubtful:
         def effect() -> Snapshot | Absent:
             box = self._live(sandbox_id)
             if box is None:
@@ -281,10 +285,29 @@ class FakeHost:
             self._made += 1
             snapshot = Snapshot(f"snap{self._made}")
             self.snapshots[snapshot.id] = dict(box.files)
+            self.kinds[snapshot.id] = kind
             self._taken_of[snapshot.id] = sandbox_id
             return snapshot
 
         return await self._call("snapshot", sandbox_id, effect)
+
+    async def copy(
+        self, sandbox_id: str, names: Sequence[str]
+    ) -> Sequence[SandboxRecord | Refused | Doubtful] | Absent | Refused | Doubtful:
+        def one(box: Box, name: str) -> SandboxRecord | Refused | Doubtful:
+            if name in self.alive():
+                return Refused(409, "HTTP 409")
+            if self._quota is not None and len(self.alive()) >= self._quota:
+                return Refused(409, "the copy is failed: no_capacity")
+            copy = self._add(replace(box.spec, name=name), SandboxStatus.RUNNING)
+            copy.files.update(box.files)
+            return copy.record
+
+        def effect() -> Sequence[SandboxRecord | Refused | Doubtful] | Absent:
+            box = self._live(sandbox_id)
+            return Absent() if box is None else [one(box, name) for name in names]
+
+        return await self._call("copy", sandbox_id, effect)
 
     async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None:
         def effect() -> Absent | None:

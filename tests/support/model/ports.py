@@ -30,6 +30,7 @@ from shared.ports import (
     SessionRecord,
     SessionStatus,
     Snapshot,
+    SnapshotKind,
     SnapshotRecord,
     StaleEntry,
     WorkItem,
@@ -318,8 +319,15 @@ class ModelHost:
     ) -> CommandOutput | Absent | Refused | Doubtful:
         return Refused(501, "the model runs no commands")
 
-    async def snapshot(self, sandbox_id: str) -> Snapshot | Absent | Refused | Doubtful:
+    async def snapshot(
+        self, sandbox_id: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
+    ) -> Snapshot | Absent | Refused | Doubtful:
         return Refused(501, "the model has no snapshots")
+
+    async def copy(
+        self, sandbox_id: str, names: Sequence[str]
+    ) -> Sequence[SandboxRecord | Refused | Doubtful] | Absent | Refused | Doubtful:
+        return Refused(501, "the model has no copies")
 
     async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
         none: list[SnapshotRecord] = []
