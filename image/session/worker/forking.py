@@ -34,9 +34,13 @@ log = logging.getLogger(__name__)
 
 
 class ForkTool(BetaAsyncBuiltinFunctionTool):
-    """The tool as the SDK's runner knows one. `token` is the capability; it appears in no text."""
+    """The tool as the SDK's runner knows one. `token` is the capability; it appears in no text.
 
-    def __init__(self, url: str, token: str, seconds: float = TOOL_SECONDS) -> None:
+    Without them the tool answers all the same, with an error: a call that nobody answers holds its session for ever
+    (contract claude 5).
+    """
+
+    def __init__(self, url: str | None, token: str | None, seconds: float = TOOL_SECONDS) -> None:
         self._url = url
         self._token = token
         self._seconds = seconds
@@ -47,6 +51,8 @@ class ForkTool(BetaAsyncBuiltinFunctionTool):
 
     async def call(self, input: object) -> str:
         """The report as text. Raises ToolError, which the agent sees as the call's error."""
+        if not self._url or not self._token:
+            raise ToolError("races are not switched on for this session")
         try:
             body = json.dumps(fork_tool.request_of(input)).encode()
         except fork_tool.Unusable as error:
@@ -54,7 +60,7 @@ class ForkTool(BetaAsyncBuiltinFunctionTool):
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._seconds):
-                status, answer = await self._post(body)
+                status, answer = await _post(self._url, self._token, body, self._seconds)
         except TimeoutError:
             raise ToolError(
                 f"no answer within {self._seconds:g} seconds; the race was given up, look before you repeat it"
@@ -67,35 +73,8 @@ class ForkTool(BetaAsyncBuiltinFunctionTool):
         except (ValueError, KeyError, TypeError):
             raise ToolError("the race ran, but its report could not be read; look before you repeat it") from None
 
-    async def _post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer. Repeats what cannot have begun a race: no connection, or a 503 (all of ours
-        come before one). Raises ToolError where the answer got lost."""
-        headers = {
-            "authorization": f"Bearer {self._token}",
-            "content-type": "application/json",
-            "accept": "application/json",
-        }
-        transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(self._url))
-        timeout = httpx2.Timeout(self._seconds, connect=_CONNECT_SECONDS)
-        async with httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
-            for pause in (*_PAUSES, None):
-                try:
-                    status, answer = await _exchange(client, self._url, body, headers)
-                    if status != 503 or pause is None:
-                        return status, answer
-                except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-                    if pause is None:
-                        raise ToolError(f"the functions cannot be reached ({type(error).__name__})") from None
-                except httpx2.HTTPError as error:
-                    raise ToolError(
-                        f"the answer got lost ({type(error).__name__}); the race may have run: "
-                        "look before you repeat it"
-                    ) from None
-                await asyncio.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
 
-
-def with_fork(url: str, token: str) -> EnvironmentWorkerTools:
+def with_fork(url: str | None, token: str | None) -> EnvironmentWorkerTools:
     """The SDK's own tools, and this one."""
 
     def tools(context: AgentToolContext) -> Sequence[Any]:
@@ -114,3 +93,30 @@ async def _exchange(client: httpx2.AsyncClient, url: str, body: bytes, headers: 
             if len(answer) > _LONGEST_ANSWER:
                 raise ToolError("the report is too long to be read here; the race has run")
         return response.status_code, bytes(answer)
+
+
+async def _post(url: str, token: str, body: bytes, seconds: float) -> tuple[int, bytes]:
+    """Status and body of the answer. Repeats what cannot have begun a race: no connection, or a 503 (all of ours
+    come before one). Raises ToolError where the answer got lost."""
+    headers = {
+        "authorization": f"Bearer {token}",
+        "content-type": "application/json",
+        "accept": "application/json",
+    }
+    transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(url))
+    timeout = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
+    async with httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
+        for pause in (*_PAUSES, None):
+            try:
+                status, answer = await _exchange(client, url, body, headers)
+                if status != 503 or pause is None:
+                    return status, answer
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+                if pause is None:
+                    raise ToolError(f"the functions cannot be reached ({type(error).__name__})") from None
+            except httpx2.HTTPError as error:
+                raise ToolError(
+                    f"the answer got lost ({type(error).__name__}); the race may have run: look before you repeat it"
+                ) from None
+            await asyncio.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")

@@ -51,8 +51,8 @@ async def _serve(claim: Claim, secret: str, lease: Lease, stop: Stop) -> Ended:
         timeout=_TIMEOUT,
         max_retries=_RETRIES,
     )
-    forks = with_fork(claim.fork_url, claim.capability_token) if claim.fork_url and claim.capability_token else None
-    worker = EnvironmentWorker(client, tools=forks, workdir=claim.workdir, max_idle=claim.max_idle)
+    tools = with_fork(claim.fork_url, claim.capability_token)
+    worker = EnvironmentWorker(client, tools=tools, workdir=claim.workdir, max_idle=claim.max_idle)
     loop = asyncio.get_running_loop()
     # A scope, not the task, is cancelled: that respects what the SDK shields, the tool in flight before all.
     with anyio.CancelScope() as scope:

@@ -122,6 +122,12 @@ def test_the_sdk_knows_the_tool_by_the_name_of_the_definition() -> None:
     assert ForkTool("http://x", TOKEN).name == fork_tool.definition()["name"] == "fork_best_of_n"
 
 
+def test_a_session_that_may_not_fork_is_told_so_instead_of_being_left_waiting() -> None:
+    for url, token in ((None, None), ("http://127.0.0.1:9", None), (None, TOKEN)):
+        with pytest.raises(ToolError, match="not switched on"):
+            asyncio.run(ForkTool(url, token).call(INPUT))
+
+
 def test_a_race_is_asked_for_with_the_capability_and_its_report_is_read_to_the_agent() -> None:
     with functions((200, json.dumps(report()).encode())) as served:
         text = call(served.url, {**INPUT, "promote": "none", "setup": None})
