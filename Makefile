@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick repair doctor faults fuzz soak bench lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick repair doctor deploy-aws undeploy-aws faults fuzz soak bench lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -98,6 +98,12 @@ doctor: setup ## what is wrong and how to mend it, DOCTOR="--json --no-probe --u
 
 repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY
 	@$(OPERATOR) repair
+
+deploy-aws: setup ## to AWS Lambda; DRY_RUN=1 prints the plan (infra/aws/README.md)
+	@$(PY) -m infra.aws deploy
+
+undeploy-aws: setup ## remove what deploy-aws made
+	@$(PY) -m infra.aws undeploy
 
 faults: setup-dev ## random schedules and faults against both services in memory, RUNS=10000
 	@$(PY) -m tests.faults.explorer --runs $(RUNS)

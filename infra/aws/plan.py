@@ -1,0 +1,137 @@
+"""What a deployment will do, worked out from the variables before anything is called.
+
+Settings of yours that are no secret go into the template's parameter MoreSettings as they are. Secrets go into Secrets
+Manager afterwards, never into the template or its parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from infra.aws.package import RUNTIMES, Architecture, own_python
+from shared.errors import SettingsError
+from shared.secrets import SCHEMES
+from shared.settings import Settings
+
+# Variable -> the template's resource, output and (with "Secret" behind it) parameter.
+SECRETS: Final[Mapping[str, str]] = {
+    "ANTHROPIC_ENVIRONMENT_KEY": "EnvironmentKey",
+    "TENSORLAKE_API_KEY": "TensorlakeKey",
+    "ANTHROPIC_WEBHOOK_SIGNING_KEY": "SigningKey",
+    "FUNCTIONS_TOKEN": "FunctionsToken",
+}
+# The template's own business, or this command's: DRY_RUN=1 is about the deployment here.
+_NOT_PASSED_ON: Final = frozenset(
+    {*SECRETS, "ANTHROPIC_ENVIRONMENT_ID", "DRAIN_MODE", "ENQUEUE_TO", "FUNCTIONS_PUBLIC_URL", "DRY_RUN"}
+    | {"SERVER_SANDBOX", "ENVIRONMENTS_FILE"}
+)
+_STORED: Final = "aws-sm:"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`parameters` are the template's, without the code's; `secrets` the values to store, by variable."""
+
+    region: str
+    stack: str
+    bucket: str | None
+    python: str
+    architecture: Architecture
+    parameters: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+
+    def lines(self) -> list[str]:
+        """For people. No value of a secret is in it."""
+        stored = ", ".join(self.secrets) or "none"
+        referred = [f"{name}Secret" for name in SECRETS.values() if f"{name}Secret" in self.parameters]
+        return [
+            f"region        {self.region}",
+            f"stack         {self.stack}",
+            f"bucket        {self.bucket or 'serverless-hands-<account>-' + self.region} (made if it is not there)",
+            f"code          Python {self.python} on {self.architecture}, "
+            + ("with byte code" if self.python == own_python() else f"no byte code: needs Python {self.python} here"),
+            *(f"parameter     {name}={value}" for name, value in sorted(self.parameters.items())),
+            f"secrets       stored in Secrets Manager: {stored}",
+            f"              already there: {', '.join(referred) or 'none'}",
+        ]
+
+
+def make(environ: Mapping[str, str]) -> Plan:
+    """Raises SettingsError, which names the variable."""
+    if environ.get("ENVIRONMENTS_FILE", "").strip():
+        raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
+    Settings.from_environ(environ)  # whatever is wrong is said here, not by a function in the cloud
+    region = (environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "").strip()
+    if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", region):
+        raise SettingsError("AWS_REGION must be the name of a region, such as eu-west-1")
+    stack = environ.get("AWS_STACK", "").strip() or "serverless-hands"
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,40}", stack):
+        raise SettingsError("AWS_STACK must be at most 41 letters, digits and hyphens, a letter first")
+    parameters = {"EnvironmentId": environ["ANTHROPIC_ENVIRONMENT_ID"].strip()}
+    secrets = {}
+    for variable, name in SECRETS.items():
+        value = environ.get(variable, "").strip()
+        scheme, separator, place = value.partition(":")
+        if value.startswith(_STORED):
+            parameters[f"{name}Secret"] = place
+        elif separator and scheme in SCHEMES:
+            raise SettingsError(f"{variable}: a Lambda function cannot read {scheme}: references; use {_STORED}ARN")
+        elif value:
+            secrets[variable] = value
+    more = _passed_on(environ)
+    if more:
+        parameters["MoreSettings"] = json.dumps(more, sort_keys=True, separators=(",", ":"))
+    for variable, name in _OPTIONS.items():
+        if value := environ.get(variable, "").strip():
+            parameters[name] = value
+    python, architecture = _runtime(environ)
+    parameters |= {"Runtime": f"python{python}", "Architecture": architecture}
+    bucket = environ.get("AWS_BUCKET", "").strip() or None
+    return Plan(region, stack, bucket, python, architecture, parameters, secrets)
+
+
+_OPTIONS: Final = {
+    "AWS_SCHEDULE": "ScheduleExpression",
+    "AWS_LOG_DAYS": "LogRetentionDays",
+    "AWS_WEBHOOK_CONCURRENCY": "WebhookConcurrency",
+    "AWS_TICK_CONCURRENCY": "TickConcurrency",
+    "AWS_FORK_CONCURRENCY": "ForkConcurrency",
+    "LOG_LEVEL": "LogLevel",
+}
+
+
+class _Asked(dict[str, str]):
+    """Remembers which variables the settings read."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # one of dict.get's forms is enough
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """Every setting that is set and that the functions would read, but for what has its own way there."""
+    asked = _Asked(environ)
+    Settings.from_environ(asked)
+    return {
+        name: environ[name].strip() for name in sorted(asked.names - _NOT_PASSED_ON) if environ.get(name, "").strip()
+    }
+
+
+def _runtime(environ: Mapping[str, str]) -> tuple[str, Architecture]:
+    python = environ.get("AWS_PYTHON", "").strip() or (own_python() if own_python() in RUNTIMES else "3.13")
+    if python not in RUNTIMES:
+        raise SettingsError(f"AWS_PYTHON must be one of {', '.join(RUNTIMES)}")
+    match environ.get("AWS_ARCHITECTURE", "").strip() or "x86_64":
+        case "x86_64":
+            return python, "x86_64"
+        case "arm64":
+            return python, "arm64"
+    raise SettingsError("AWS_ARCHITECTURE must be x86_64 or arm64")
