@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Serving:
     """One server's life. `preload` imports the SDKs; nothing ticks before it has ended."""
 
-    def __init__(self, bundle: Bundle, preload: asyncio.Task[None]) -> None:
+    def __init__(self, bundle: Bundle, preload: asyncio.Future[None]) -> None:
         self.bundle = bundle
         self.preload = preload
         self.visits = Visits()
