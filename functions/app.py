@@ -14,11 +14,15 @@ import os
 from collections.abc import AsyncIterator, Mapping
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from functions.bundle import Bundle
 from functions.fork_best_of_n import fork_best_of_n
+from functions.http import HttpError
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
 from functions.serving import Serving, healthz, readyz, status
@@ -47,6 +51,15 @@ async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
         await bundle.aclose()
 
 
+async def refused(request: Request, error: Exception) -> Response:
+    """A path or a method that there is not, in the shape of every other error."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = error.headers if isinstance(error, HTTPException) else None
+    kind = {404: "not_found", 405: "method_not_allowed"}.get(status, "invalid_request")
+    text = {404: "no such function", 405: "this function does not answer that method"}.get(status, "refused")
+    return HttpError(status, kind, text, headers=headers).response()
+
+
 app = Starlette(
     routes=[
         Route("/", on_run_started, methods=["POST"]),
@@ -58,5 +71,7 @@ app = Starlette(
         Route("/status", status, methods=["GET"]),
     ],
     middleware=[Middleware(Reception)],
+    exception_handlers={HTTPException: refused},
     lifespan=lifespan,
 )
+app.router.redirect_slashes = False  # a redirect would send the caller wherever its Host header says

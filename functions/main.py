@@ -46,7 +46,7 @@ async def fork_best_of_n(request: Request) -> Response:
 @functions_framework.aio.http
 async def bundle(request: Request) -> Response:
     """All three by path; `/` is the webhook, as in the reference integration."""
-    match request.url.path.rstrip("/"):
+    match request.scope["path"].rstrip("/"):
         case "" | "/on_run_started":
             return await webhook_module.on_run_started(request)
         case "/poll_tick":

@@ -82,7 +82,7 @@ def environment_tag(environment_id: str) -> str:
 
 
 def is_session_id(text: str) -> bool:
-    return len(text) <= 200 and _SESSION_ID.fullmatch(text) is not None
+    return len(text) <= 200 and text.isprintable() and _SESSION_ID.fullmatch(text) is not None
 
 
 def canonical_session_id(session_id: str) -> str:

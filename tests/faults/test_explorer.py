@@ -93,7 +93,7 @@ def test_the_rules_hold_in_hundreds_of_runs_with_faults() -> None:
     assert not found.failures, "\n\n".join(map(str, found.failures))
     assert found.runs == RUNS
     assert set(found.checks) == {"I1", "I2", "I3", "I4", "I5", "I7", "I8"}
-    assert found.longest_settling <= 25
+    assert found.longest_settling <= 50, "a worker that never comes up is given up three times in one turn"
 
 
 @pytest.mark.parametrize("plan", FOUND.values(), ids=lambda plan: plan.seed.replace(" ", "-"))

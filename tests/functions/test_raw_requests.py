@@ -28,7 +28,7 @@ from functions.http import BODY_LIMIT, read_body
 from tests.fuzz.case import Answer, Case, Profile
 from tests.fuzz.properties import HEADER_CANARY, check
 from tests.fuzz.reproductions import OPEN
-from tests.fuzz.stage import SECRETS, TOKEN, Records, bundle_for, recorded
+from tests.fuzz.stage import SECRETS, TOKEN, Records, bundle_for, recorded, state_of
 from tests.support.signing import delivery, signed
 
 PATIENCE: Final = 10.0  # seconds for the rest of an answer
@@ -65,14 +65,14 @@ def served(http: str) -> Iterator[Served]:
     """`functions.app` under uvicorn with this parser, on an empty queue and sandboxes in memory."""
     loops: list[asyncio.AbstractEventLoop] = []
     bundles: list[Any] = []
+    states: list[Any] = []
 
     async def with_bundle(scope: Scope, receive: Receive, send: Send) -> None:
         if not bundles:
             loops.append(asyncio.get_running_loop())
             bundles.append(bundle_for(Profile.WHOLE))
-        preloaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        preloaded.set_result(None)
-        scope["state"] = {"bundle": bundles[0], "preload": preloaded}
+            states.append(state_of(bundles[0]))
+        scope["state"] = states[0]
         await app_module.app(scope, receive, send)
 
     with recorded() as records:

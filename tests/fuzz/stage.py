@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from functions.app import app as our_app
 from functions.bundle import Bundle
+from functions.serving import Serving
 from shared import naming
 from shared.ports import (
     Absent,
@@ -199,13 +200,18 @@ def ask(case: Case) -> Answer:
     return answer
 
 
+def state_of(bundle: Bundle) -> dict[str, Any]:
+    """The lifespan state of a server that is ready and does nothing by itself."""
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ready.set_result(None)
+    return {"bundle": bundle, "serving": Serving(bundle, ready)}
+
+
 async def _ask(case: Case, answer: Answer, clock: Callable[[], float]) -> None:
     bundle = bundle_for(case.profile)
     host = bundle.host
     assert isinstance(host, FakeHost)
     before = _existing(host)
-    preloaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    preloaded.set_result(None)
     scope: MutableMapping[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -219,7 +225,7 @@ async def _ask(case: Case, answer: Answer, clock: Callable[[], float]) -> None:
         "headers": [(name.lower(), value) for name, value in case.all_headers()],
         "client": ("192.0.2.1", 50_000),
         "server": ("192.0.2.2", 5051),
-        "state": {"bundle": bundle, "preload": preloaded},
+        "state": state_of(bundle),
     }
     sender = _Sender(case, answer)
     try:
