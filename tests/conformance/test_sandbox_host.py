@@ -28,6 +28,7 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
     Snapshot,
+    SnapshotKind,
 )
 from shared.tensorlake_host import TensorlakeHost
 from tests.conformance.benches import (
@@ -157,6 +158,9 @@ def test_files_are_written_and_read_and_a_large_one_is_refused(bench: HostBench)
         assert await host.read_file(sandbox.id, "/workspace/deep/file", 100) == b"\0bytes"
         assert isinstance(await host.read_file(sandbox.id, "/workspace/deep/file", 3), Refused)
         assert isinstance(await host.read_file(sandbox.id, "/workspace/none", 100), Absent)
+        assert await host.delete_file(sandbox.id, "/workspace/deep/file") is None
+        for look in (host.read_file(sandbox.id, "/workspace/deep/file", 100), host.delete_file(sandbox.id, "/no/file")):
+            assert isinstance(await look, Absent)
 
     bench.play(play)
 
@@ -259,6 +263,64 @@ def test_a_snapshot_can_be_restored_and_deleted(service: RunningService) -> None
         assert isinstance(await host.delete_snapshot(snapshot.id), Absent)
 
     scenario(service, play)
+
+
+def test_a_memory_snapshot_is_restored_without_naming_what_it_locks(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "memory-source")
+        await host.write_file(sandbox.id, "/workspace/kept", b"kept")
+        snapshot = await host.snapshot(sandbox.id, SnapshotKind.MEMORY)
+        assert isinstance(snapshot, Snapshot)
+        child = await host.create(SandboxSpec(name="memory-child", snapshot_id=snapshot.id))
+        assert isinstance(child, Created)
+        assert await host.read_file(child.sandbox.id, "/workspace/kept", 10) == b"kept"
+        larger = await host.create(SandboxSpec(name="memory-larger", snapshot_id=snapshot.id, cpus=4))
+        assert isinstance(larger, Refused)
+        listing = await host.list_snapshots()
+        assert isinstance(listing, Listing)
+        assert [row.filesystem for row in listing.rows if row.id == snapshot.id] == [False]
+
+    scenario(service, play)
+
+
+def test_live_copies_get_their_names_in_order_and_a_taken_one_costs_that_copy_only(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "copied")
+        await created(host, "copy-taken")
+        await host.write_file(sandbox.id, "/workspace/kept", b"kept")
+        before = await live(host)
+        copies = await host.copy(sandbox.id, ["copy-a", "copy-taken", "copy-b"])
+        assert not isinstance(copies, Absent | Refused | Doubtful)
+        first, taken, last = copies
+        assert isinstance(taken, Refused) and taken.status == 409
+        for row, name in ((first, "copy-a"), (last, "copy-b")):
+            assert isinstance(row, SandboxRecord) and (row.name, row.status) == (name, SandboxStatus.RUNNING)
+            assert await host.read_file(row.id, "/workspace/kept", 10) == b"kept"
+        assert await live(host) == before | {"copy-a", "copy-b"}
+
+    scenario(service, play)
+
+
+def test_i3_a_running_process_is_not_cloned_offline(service: RunningService) -> None:
+    async def play(host: TensorlakeHost) -> None:
+        sandbox = await created(host, "busy-source")
+        await host.start(sandbox.id, program("talker", TALKS))
+        before = await live(host)
+        for outcome in (
+            await host.snapshot(sandbox.id, SnapshotKind.MEMORY),
+            await host.copy(sandbox.id, ["busy-copy"]),
+        ):
+            assert isinstance(outcome, Refused) and "cannot be cloned" in outcome.reason
+        assert await live(host) == before
+        assert isinstance(await host.copy("never-there", ["nobody"]), Absent)
+
+    scenario(service, play)
+
+
+async def live(host: SandboxHost) -> set[str | None]:
+    listing = await host.list_sandboxes()
+    assert isinstance(listing, Listing)
+    return {row.name for row in listing.rows if row.status is not SandboxStatus.TERMINATED}
 
 
 def test_what_is_done_to_an_ended_sandbox_finds_it_absent(bench: HostBench) -> None:

@@ -129,6 +129,10 @@ class Box:
     async def thaw(self) -> None:
         await self.link.call({"op": "thaw"})
 
+    async def living(self) -> int:
+        """How many processes run or sleep in it."""
+        return int((await self.link.call({"op": "living"}))["living"])
+
     async def capture(self, layer: Layer, system: Path) -> tuple[Layer, ...]:
         """Copy what a child needs into `layer` and `system`; returns the child's stack. Freeze first.
 

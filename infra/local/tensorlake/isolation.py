@@ -20,6 +20,7 @@ NOT_ENFORCED = (
     "network policy: recorded, not enforced; sandboxes share this machine's network and its ports",
     "cpus, memory_mb, disk_mb: recorded, not enforced",
     'user="root": every process runs as the image\'s one user, without capabilities',
+    "memory: a snapshot of memory or a live copy is refused while a process runs; without one it is the files",
     "ownership and modes between root's and the agent's files: root's paths are read-only as a whole",
 )
 NOT_ISOLATED = "not isolated: plain processes in a folder, with this machine's root, pids and network"

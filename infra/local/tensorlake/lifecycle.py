@@ -21,7 +21,7 @@ from infra.local.tensorlake.processes import start_request
 from infra.local.tensorlake.records import ENDED, Resources, Sandbox, Status
 from infra.local.tensorlake.requests import CreateRequest, UpdateRequest
 from infra.local.tensorlake.settings import StartFault
-from infra.local.tensorlake.snapshots import Snapshots
+from infra.local.tensorlake.snapshots import Kind, Snapshots
 
 LONGEST_WAIT_SECONDS = 30.0
 
@@ -66,18 +66,46 @@ class Lifecycle:
             auto_resume=request.auto_resume,
             max_pending_secs=request.max_pending_secs,
         )
-        self.platform.sandboxes[sandbox_id] = sandbox
-        fault = self._take_fault(name or "")
+        return sandbox, self._begin(sandbox)
+
+    def _begin(self, sandbox: Sandbox) -> StartFault | None:
+        self.platform.sandboxes[sandbox.id] = sandbox
+        fault = self._take_fault(sandbox.name or "")
         if fault is not None and fault.outcome == "stuck_pending":
             sandbox.pending_reason = fault.pending_reason
         sandbox.boot = self.platform.spawn(self._boot(sandbox, fault))
-        return sandbox, fault
+        return fault
+
+    def copy(self, source: Sandbox, base: Base) -> Sandbox:
+        """Begin one nameless copy. What of the source it keeps is not documented (section 5.8): here its image,
+        resources, time-out and network policy. Raises ApiError for a quota."""
+        self._check_quota()
+        sandbox = Sandbox(
+            id=new_id(),
+            namespace=source.namespace,
+            sequence=next(self.platform.sequence),
+            name=None,
+            base=self.platform.layers.hold(base),
+            image=source.image,
+            snapshot_id=None,
+            resources=source.resources,
+            timeout_secs=source.timeout_secs,
+            entrypoint=[],
+            network=source.network,
+            exposed_ports=[],
+            allow_unauthenticated_access=False,
+            auto_resume=True,
+        )
+        self._begin(sandbox)
+        return sandbox
 
     def _source(self, request: CreateRequest) -> tuple[Base, str | None, Resources]:
         if request.snapshot_id is None:
             image = self.platform.images.for_create(request.image)
             return image.base, request.image, Resources()
         snapshot = self.snapshots.for_restore(request.snapshot_id)
+        if snapshot.kind is Kind.MEMORY and (request.image or request.resources or request.entrypoint):
+            raise bad_request("image, resources and entrypoint are those of the memory snapshot")
         return snapshot.base, request.image or snapshot.image, snapshot.resources
 
     def _check_quota(self) -> None:

@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.tensorlake.errors import bad_request, not_supported
+from infra.local.tensorlake.errors import ApiError, bad_request, not_supported
+from infra.local.tensorlake.layers import Base
 from infra.local.tensorlake.lifecycle import Lifecycle
+from infra.local.tensorlake.names import new_id
 from infra.local.tensorlake.platform import Platform
-from infra.local.tensorlake.records import ENDED, ROUTABLE, Sandbox, created, info
+from infra.local.tensorlake.records import ENDED, ROUTABLE, Sandbox, Status, created, info
 from infra.local.tensorlake.requests import (
     CreateRequest,
     UpdateRequest,
@@ -25,6 +27,7 @@ from infra.local.tensorlake.requests import (
 from infra.local.tensorlake.snapshots import Snapshot, Snapshots
 
 PAGE = 100
+MOST_COPIES = 64
 LONGEST_CREATE_SECONDS = 300.0
 SETTLED = {*ROUTABLE, *ENDED}
 
@@ -50,7 +53,7 @@ class LifecycleRoutes:
             Route("/snapshots", self.list_snapshots, methods=["GET"]),
             Route("/snapshots/{snapshot_id}", self.get_snapshot, methods=["GET"]),
             Route("/snapshots/{snapshot_id}", self.delete_snapshot, methods=["DELETE"]),
-            *_refused(f"{one}/copy", "live copies", "take a filesystem snapshot and create from it"),
+            Route(f"{one}/copy", self.copy, methods=["POST"]),
             *_refused(f"{one}/file_systems", "file systems"),
             *_refused("/file_systems{rest:path}", "file systems"),
             *_refused(f"{one}/logs", "logs"),
@@ -118,8 +121,30 @@ class LifecycleRoutes:
             body = await request.json() if await request.body() else {}
         except ValueError:
             raise bad_request("the body is not JSON") from None
-        snapshot = self.snapshots.take(sandbox, str(body.get("snapshot_type") or "filesystem"))
+        snapshot = await self.snapshots.take(sandbox, str(body.get("snapshot_type") or "filesystem"))
         return JSONResponse({"snapshot_id": snapshot.id, "status": snapshot.stage}, 202)
+
+    async def copy(self, request: Request) -> Response:
+        """Rows tell of each copy for itself; 207 where some failed (section 5.8)."""
+        times = request.query_params.get("times", "1")
+        if not times.isdigit() or not 1 <= int(times) <= MOST_COPIES:
+            raise bad_request(f"times must be a number between 1 and {MOST_COPIES}")
+        source = self._sandbox(request)
+        base = await self.snapshots.fork(source)
+        try:
+            rows = await asyncio.gather(*(self._copied(source, base) for _ in range(int(times))))
+        finally:
+            await self.snapshots.drop(base)
+        whole = all(row["status"] == Status.RUNNING for row in rows)
+        return JSONResponse({"source_sandbox_id": source.id, "sandboxes": rows}, 200 if whole else 207)
+
+    async def _copied(self, source: Sandbox, base: Base) -> dict[str, Any]:
+        try:
+            sandbox = self.lifecycle.copy(source, base)
+        except ApiError as error:
+            return {"sandbox_id": new_id(), "status": "failed", "reason": str(error)}
+        await sandbox.wait_for(SETTLED, LONGEST_CREATE_SECONDS)
+        return created(sandbox, self.platform.url)
 
     async def list_own_snapshots(self, request: Request) -> Response:
         sandbox = self._sandbox(request)

@@ -1,4 +1,8 @@
-"""Filesystem snapshots: capture, list, delete, and what a restore starts from (contract section 6)."""
+"""Snapshots: capture, list, delete, and what a restore starts from (contract section 6).
+
+What a running process holds in memory cannot be cloned here. Where none runs, a snapshot of memory is its file layer
+and "no processes", and is taken as such; else it is refused, and fails if one starts before the freeze.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from infra.local.tensorlake import trees
-from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_found, not_supported
+from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_found
 from infra.local.tensorlake.layers import Base
 from infra.local.tensorlake.link import SupervisorGone
 from infra.local.tensorlake.names import new_id
 from infra.local.tensorlake.platform import Platform
 from infra.local.tensorlake.records import Resources, Sandbox, Status
+
+NO_PROCESSES = "no process ran: restored as its files, with no processes"
+
+
+class Kind(enum.StrEnum):
+    FILESYSTEM = "filesystem"
+    MEMORY = "memory"
 
 
 class Stage(enum.StrEnum):
@@ -33,6 +44,7 @@ class Snapshot:
     image: str | None
     resources: Resources
     base: Base
+    kind: Kind = Kind.FILESYSTEM
     stage: Stage = Stage.IN_PROGRESS
     error: str | None = None
     size_bytes: int = 0
@@ -44,11 +56,13 @@ class Snapshot:
             "namespace": self.namespace,
             "sandbox_id": self.sandbox_id,
             "status": self.stage,
-            "snapshot_type": "filesystem",
+            "snapshot_type": self.kind,
             "created_at": self.created_at,
         }
         if self.image is not None:
             answer["base_image"] = self.image
+        if self.kind is Kind.MEMORY:
+            answer["note"] = NO_PROCESSES  # beside the contract: the SDK drops it
         if self.error is not None:
             answer["error"] = self.error
         if self.stage in (Stage.LOCAL_READY, Stage.COMPLETED):
@@ -61,29 +75,32 @@ class Snapshots:
         self._platform = platform
         self._all: dict[str, Snapshot] = {}
 
-    def take(self, sandbox: Sandbox, kind: str) -> Snapshot:
-        """Begin a snapshot. Raises 409 unless the sandbox runs or sleeps, 501 for a memory snapshot."""
-        if kind == "memory":
-            raise not_supported("memory snapshots", "take a filesystem snapshot")
-        if kind != "filesystem":
+    async def take(self, sandbox: Sandbox, kind: str) -> Snapshot:
+        """Begin a snapshot. Raises 409 unless the sandbox runs or sleeps, 400 for one of memory that processes use."""
+        if kind not in set(Kind):
             raise bad_request(f"snapshot_type: '{kind}' is neither filesystem nor memory")
+        if kind == Kind.MEMORY:
+            await refuse_processes(sandbox)
         if sandbox.status not in (Status.RUNNING, Status.SUSPENDED):
             raise conflict(f"sandbox is {sandbox.status}")
-        source = Base(sandbox.base.runtime, self._platform.directory / "n", ())
-        snapshot = Snapshot(
+        snapshot = self._new(sandbox, Kind(kind))
+        self._all[snapshot.id] = snapshot
+        before = sandbox.status
+        sandbox.become(Status.SNAPSHOTTING)
+        self._platform.spawn(self._take(snapshot, sandbox, before))
+        return snapshot
+
+    def _new(self, sandbox: Sandbox, kind: Kind) -> Snapshot:
+        return Snapshot(
             new_id(),
             next(self._platform.sequence),
             sandbox.namespace,
             sandbox.id,
             sandbox.image,
             sandbox.resources,
-            source,
+            Base(sandbox.base.runtime, self._platform.directory / "n", ()),
+            kind,
         )
-        self._all[snapshot.id] = snapshot
-        before = sandbox.status
-        sandbox.become(Status.SNAPSHOTTING)
-        self._platform.spawn(self._take(snapshot, sandbox, before))
-        return snapshot
 
     async def _take(self, snapshot: Snapshot, sandbox: Sandbox, before: Status) -> None:
         settings = self._platform.settings
@@ -117,12 +134,35 @@ class Snapshots:
         if before is Status.RUNNING:
             await sandbox.box.freeze()
         try:
+            if snapshot.kind is Kind.MEMORY:
+                await refuse_processes(sandbox)
             stack = await sandbox.box.capture(layer, system)
+        except ApiError:
+            await asyncio.to_thread(trees.remove, layer.directory)
+            raise
         finally:
             if before is Status.RUNNING:
                 await sandbox.box.thaw()
         snapshot.base = self._platform.layers.hold(Base(sandbox.base.runtime, system, stack))
         snapshot.size_bytes = await asyncio.to_thread(_size, layer.directory)
+
+    async def fork(self, sandbox: Sandbox) -> Base:
+        """What live copies of a running sandbox start from, held once. Raises ApiError."""
+        async with sandbox.lock:
+            if sandbox.status is not Status.RUNNING:
+                raise conflict(f"sandbox is {sandbox.status}: only a running one can be copied")
+            await refuse_processes(sandbox)
+            snapshot = self._new(sandbox, Kind.MEMORY)
+            try:
+                await self._capture(snapshot, sandbox, Status.RUNNING)
+            except (OSError, trees.CopyError, SupervisorGone) as error:
+                raise conflict(f"the sandbox could not be copied: {error}") from None
+        return snapshot.base
+
+    async def drop(self, base: Base) -> None:
+        """Gives up what `fork` held."""
+        await asyncio.to_thread(trees.remove, base.system)
+        await self._platform.layers.release(base)
 
     def find(self, snapshot_id: str) -> Snapshot:
         snapshot = self._all.get(snapshot_id)
@@ -157,8 +197,21 @@ class Snapshots:
 
     async def _drop(self, snapshot: Snapshot) -> None:
         base, snapshot.base = snapshot.base, replace(snapshot.base, layers=())
-        await asyncio.to_thread(trees.remove, base.system)
-        await self._platform.layers.release(base)
+        await self.drop(base)
+
+
+async def refuse_processes(sandbox: Sandbox) -> None:
+    """Raises 400 where a process lives, whose memory cannot be cloned."""
+    try:
+        count = 0 if sandbox.box is None else await sandbox.box.living()
+    except SupervisorGone:
+        raise conflict("the sandbox's supervisor ended") from None
+    if count:
+        are = "a process runs" if count == 1 else f"{count} processes run"
+        raise bad_request(
+            f"a running process cannot be cloned offline, and {are} in sandbox '{sandbox.id}': "
+            "end them, or take a filesystem snapshot"
+        )
 
 
 def _size(directory: Any) -> int:

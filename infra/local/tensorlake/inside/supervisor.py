@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from .files import file_refusal, list_entries, open_regular, write_atomically
 from .processes import Process, Table
-from .signals import Freezer, end_everything, kill_tree, port_owner
+from .signals import Freezer, end_everything, kill_tree, living, port_owner
 from .wire import CHUNK, Connection, Json, Refused
 
 DRAIN_GRACE_SECONDS = 0.2
@@ -218,6 +218,9 @@ class Supervisor:
         thawed = self.freezer.thaw()
         self.table.hold(False)
         connection.frame({"thawed": thawed})
+
+    def op_living(self, connection: Connection, _: Json) -> None:
+        connection.frame({"living": living()})
 
     def op_listening(self, connection: Connection, request: Json) -> None:
         connection.frame({"owner": port_owner(request["port"])})

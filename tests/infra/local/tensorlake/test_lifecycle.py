@@ -223,9 +223,7 @@ def test_a_request_without_a_key_is_refused(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
-        ("POST", "/sandboxes/{id}/copy?times=2", None),
         ("POST", "/sandboxes/{id}/file_systems", {"file_system_id": "f", "mount_path": "/m"}),
-        ("POST", "/sandboxes/{id}/snapshot", {"snapshot_type": "memory"}),
         ("GET", "/v1/namespaces/default/sandboxes/{id}/logs", None),
         ("POST", "/sandbox-pools", {"image": "i"}),
         ("GET", "/sandbox-pools", None),

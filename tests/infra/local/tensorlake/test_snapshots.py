@@ -127,11 +127,67 @@ def test_an_unfinished_failed_or_unknown_snapshot_is_not_restored(stage: Stage) 
     assert unknown.value.status_code == 404
 
 
-def test_a_memory_snapshot_is_refused_and_a_busy_source_too(stage: Stage) -> None:
+def test_a_memory_snapshot_is_taken_where_no_process_runs_and_says_so(stage: Stage) -> None:
+    source = stage.named(cpus=2, memory_mb=2048)
+    source.write_file("/workspace/f", b"kept")
+    out(source, "echo more >> /workspace/f")
+    taken = source.checkpoint(checkpoint_type=CheckpointType.MEMORY)
+    assert taken is not None
+    listed = stage.raw.get(f"/snapshots/{taken.snapshot_id}").json()
+    assert listed["snapshot_type"] == "memory" and "no processes" in listed["note"]
+    child = stage.named(snapshot_id=taken.snapshot_id)
+    assert child.read_file("/workspace/f").value == b"keptmore\n"
+    assert child.info().resources.cpus == 2
+    locked = stage.post("/sandboxes", {"snapshot_id": taken.snapshot_id, "resources": {"cpus": 4}})
+    assert locked.status_code == 400 and "memory snapshot" in locked.json()["error"]
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_running_process_is_never_cloned(stage: Stage, asleep: bool) -> None:
     source = stage.named()
-    with pytest.raises(RemoteAPIError) as refusal:
-        source.checkpoint(checkpoint_type=CheckpointType.MEMORY)
-    assert refusal.value.status_code == 501
+    source.start_process("sleep", ["60"])
+    if asleep:
+        source.suspend()
+    path = f"/sandboxes/{source.sandbox_id}"
+    refusal = stage.post(f"{path}/snapshot", {"snapshot_type": "memory"})
+    assert refusal.status_code == 400 and "a process runs" in refusal.json()["error"]
+    copied = stage.post(f"{path}/copy?times=2")
+    assert copied.status_code == (409 if asleep else 400)
+    assert not stage.raw.get(f"{path}/snapshots").json()["snapshots"]
+    assert stage.raw.get(path).json()["status"] == ("suspended" if asleep else "running")
+    assert source.checkpoint() is not None
+
+
+def test_live_copies_are_sandboxes_of_their_own_without_a_name(each_level: Stage) -> None:
+    source = each_level.named(timeout_secs=77)
+    source.write_file("/workspace/f", b"source")
+    copies = source.copy(times=2).value
+    assert copies.source_sandbox_id == source.sandbox_id
+    handles = [Sandbox.connect(row.sandbox_id, **each_level.sdk) for row in copies.sandboxes]
+    assert len({source.sandbox_id, *(handle.sandbox_id for handle in handles)}) == 3
+    assert [row.status for row in copies.sandboxes] == ["running", "running"]
+    handles[0].write_file("/workspace/f", b"copy")
+    assert [handle.read_file("/workspace/f").value for handle in (source, *handles)] == [b"source", b"copy", b"source"]
+    assert [(handle.info().name, handle.info().timeout_secs) for handle in handles] == [(None, 77), (None, 77)]
+    for handle in handles:
+        handle.terminate()
+
+
+def test_a_copy_beyond_the_quota_fails_for_itself(stage: Stage) -> None:
+    source = stage.named()
+    stage.settings(max_sandboxes=2)
+    answer = stage.post(f"/sandboxes/{source.sandbox_id}/copy?times=2")
+    stage.settings(max_sandboxes=None)
+    assert answer.status_code == 207
+    rows = answer.json()["sandboxes"]
+    assert sorted(row["status"] for row in rows) == ["failed", "running"]
+    assert "quota" in next(row["reason"] for row in rows if row["status"] == "failed")
+    for times in ("0", "x", "65"):
+        assert stage.post(f"/sandboxes/{source.sandbox_id}/copy?times={times}").status_code == 400
+
+
+def test_a_busy_source_is_refused(stage: Stage) -> None:
+    source = stage.named()
     path = f"/sandboxes/{source.sandbox_id}/snapshot"
     source.write_file("/workspace/big", b"x" * 30_000_000)
     assert [stage.post(path).status_code for _ in range(2)] == [202, 409]
