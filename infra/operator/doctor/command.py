@@ -19,7 +19,7 @@ from typing import Final
 from rich.console import Console
 
 from infra.operator import environ as operator_environ
-from infra.operator.doctor import configured, images, probe, remains, report, runner, services, webhook, work
+from infra.operator.doctor import configured, images, probe, remains, report, runner, schedule, services, webhook, work
 from infra.operator.doctor.findings import Finding, Say, Severity, error, exit_code, info, worst
 from infra.operator.doctor.ground import Ground
 from infra.operator.doctor.masking import Masker
@@ -116,6 +116,7 @@ def checks(ground: Ground, options: Options) -> Iterator[Check]:
         ("the API key", services.check_person),
         ("the webhook", webhook.check_webhook),
         ("the sandboxes", remains.check_remains),
+        ("the schedule", schedule.check_schedule),
     ):
         yield Check(name, _CHECK_SECONDS, partial(check, ground))
 

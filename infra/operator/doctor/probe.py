@@ -38,7 +38,7 @@ from shared.races.naming import new_race_id, race_sandbox_name
 from shared.settings import Environment
 
 _DEAD_MAN: Final = 300.0  # seconds beyond all that a probe may take
-_GATE: Final = 6.0  # seconds for which the worker asks for a lease that it cannot get
+_GATE: Final = 4.0  # seconds for which the worker asks for a lease that it cannot get
 _END_SECONDS: Final = 30.0
 _END_TRIES: Final = 3
 _QUOTA: Final = re.compile(r"HTTP (?:402|403|429)\b|max_capacity|quota", re.IGNORECASE)
@@ -68,6 +68,7 @@ async def check_probe(ground: Ground, environment: Environment, say: Say) -> Non
     )
     began = time.monotonic()
     sandbox_id: str | None = None
+    none_made = False
     try:
         made = await host.create(spec)
         create_seconds = time.monotonic() - began
@@ -80,36 +81,41 @@ async def check_probe(ground: Ground, environment: Environment, say: Say) -> Non
                 ready_seconds = await _check_hand_over(ground, environment, sandbox.id, say)
                 _say_times(ground, about, create_seconds, ready_seconds, say)
             case NameTaken():
+                none_made = True
                 say(warning("HANDS001", f"{about}the probe's random name is taken"))
             case Refused(reason=reason) | Doubtful(reason=reason):
+                none_made = isinstance(made, Refused)
                 code = "HANDS602" if _QUOTA.search(reason) else "HANDS601"
                 say(error(code, f"{about}create failed: {reason}"))
     finally:
-        await _end(host, name, sandbox_id, about, say)
+        if not none_made:
+            await _end(host, name, sandbox_id, about, say)
 
 
 async def _end(host: SandboxHost, name: str, sandbox_id: str | None, about: str, say: Say) -> None:
-    """Tried again, since a sandbox costs money. Without an id it is looked for: a create whose answer was lost may
-    have made one."""
+    """Tried again, since a sandbox costs money. Without an id it is looked for, more than once: a create whose answer
+    was lost may have made one, or be about to."""
     began = time.monotonic()
     problem = "time ran out"
     for attempt in range(_END_TRIES):
         if attempt:
-            await asyncio.sleep(0.5 * attempt)
+            await asyncio.sleep(1.0)
         if sandbox_id is None:
             found = await host.find(name)
             if isinstance(found, Doubtful):
                 problem = found.reason
                 continue
             if isinstance(found, Absent) or found.status is SandboxStatus.TERMINATED:
-                return
+                problem = ""
+                continue
             sandbox_id = found.id
         ended = await host.terminate(sandbox_id)
         if ended is None or isinstance(ended, Absent):
             say(ok("HANDS605", f"{about}the probe sandbox was ended in {time.monotonic() - began:.1f} s"))
             return
         problem = ended.reason
-    say(warning("HANDS605", f"{about}{name} is left: {problem}"))
+    if problem:
+        say(warning("HANDS605", f"{about}{name} is left: {problem}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,12 @@ async def check_remains(ground: Ground, say: Say) -> None:
     rows = [sandbox for sandbox in listing.rows if sandbox.status is not SandboxStatus.TERMINATED]
     counts = Counter("awake" if sandbox.status in _AWAKE else sandbox.status.value for sandbox in rows)
     told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "none"
-    say(info("HANDS602", f"in the whole project: {told} (doctor's probe counts; plans allow 2, 100 or 1,000 awake at once)"))
+    say(
+        info(
+            "HANDS602",
+            f"in the whole project: {told} (doctor's probe counts; plans allow 2, 100 or 1,000 awake at once)",
+        )
+    )
     snapshots = await ground.bundle.host.list_snapshots()
     late = datetime.fromtimestamp(ground.now(), UTC) - _PATIENCE
     left: list[str] = []

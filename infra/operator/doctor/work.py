@@ -102,7 +102,8 @@ async def _archived(ground: Ground, environment: Environment, say: Say) -> None:
         try:
             record = await client.beta.environments.retrieve(environment.id)
         except AnthropicError as problem:
-            say(info("HANDS202", f"{about}the environment may be served with this key; the API key cannot look ({type(problem).__name__})"))
+            kind = type(problem).__name__
+            say(info("HANDS202", f"{about}the environment may be served; the API key cannot look at it ({kind})"))
             return
     if record.config.type != "self_hosted":
         say(error("HANDS202", f"{about}its hosting type is not self_hosted"))
