@@ -9,7 +9,7 @@ Proved by tests/shared/races/test_race_faults.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -128,7 +128,8 @@ class _Tenure:
 
 
 class Children:
-    """Everything that one race makes. `reaped` and `leftovers` are what the report says at the end."""
+    """Everything that one race makes. `reaped` and `leftovers` are what the report says at the end. `give_way` is asked
+    when there is no room and nobody to wait for: whether something that can be made again later has just been ended."""
 
     def __init__(self, host: SandboxHost, pace: Pace, clock: Clock) -> None:
         self._clock = clock
@@ -137,6 +138,8 @@ class Children:
         self._room = _Room()
         self._tenures: dict[str, _Tenure] = {}
         self._kept_snapshots: set[str] = set()
+        self.give_way: Callable[[], Awaitable[bool]] | None = None
+        self._giving = asyncio.Lock()
         self.reaped: list[str] = []
         self.leftovers: list[str] = []
 
@@ -234,10 +237,16 @@ class Children:
             tenure.in_room = False
             if attempt < self._pace.attempts:
                 await self._pause_before(attempt)
-            elif await self._room.freed_since(seen):
+            elif await self._room.freed_since(seen) or await self._made_room(seen):
                 attempt = 0
             else:
                 raise NotMade(f"the sandbox could not be made: {reason}")
+
+    async def _made_room(self, seen: int) -> bool:
+        if self.give_way is None:
+            return False
+        async with self._giving:  # many may ask at once, and one answer is for all
+            return self._room.ended > seen or (self.give_way is not None and await self.give_way())
 
     async def _adopt(self, tenure: _Tenure) -> SandboxRecord | None:
         """The sandbox that an earlier call made after all, running; None where there is none to be seen."""

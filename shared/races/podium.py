@@ -44,14 +44,17 @@ class Podium:
         self._ever: set[str] = set()
         self._pristine = AsyncExitStack()
         self._booting: asyncio.Task[SandboxRecord] | None = None
+        self._stands = self._cramped = False
         self._done: PromotionReport | None = None
 
     async def __aenter__(self) -> Self:
+        self._shop.children.give_way = self._give_way
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._shop.children.give_way = None
         async with AsyncExitStack() as ends:
             ends.push_async_callback(self._pristine.aclose)
             if self._held is not None:
@@ -71,15 +74,18 @@ class Podium:
 
     async def offer(self, report: BranchReport, child: SandboxRecord, stack: AsyncExitStack) -> None:
         """A branch that is `ok`. If it is the best so far, what `stack` holds (its sandbox) is the podium's."""
-        if self._request.promote == "workspace" and self._booting is None:
+        if self._request.promote == "workspace" and self._booting is None and not self._cramped:
             self._booting = asyncio.create_task(self._boot())
         if not self._is_best(report):
             return
         before, self._held = self._held, _Held(report, child, stack.pop_all())
         self._ever.add(report.name)
-        self._shop.children.hold(child.name or "")
-        if before is not None:
-            await self._end(before)
+        try:
+            if before is not None:
+                await self._end(before)
+        finally:
+            # Last: whoever waits for room must not believe that none will come before the one before has ended.
+            self._shop.children.hold(child.name or "")
 
     def had(self, name: str) -> bool:
         """Whether the branch of this name has been on the podium: its sandbox is then ended from here."""
@@ -174,7 +180,7 @@ class Podium:
             winner=child,
             source=source,
             on_conflict=self._request.on_conflict,
-            limits=PromotionLimits(seconds=self._shop.pace.promote),
+            limits=PromotionLimits(seconds=self._shop.pace.promote / 2),
         )
         return PromotionReport(
             kind="workspace",
@@ -213,9 +219,22 @@ class Podium:
         self._booting = asyncio.create_task(self._boot())
         return await self._booting
 
+    async def _give_way(self) -> bool:
+        """Ends a pristine child that was made early, so that a branch has room; it is made again in its time."""
+        if self._booting is None or not self._stands:
+            return False
+        booting, self._booting = self._booting, None
+        self._cramped, self._stands = True, False
+        booting.cancel()
+        await asyncio.wait({booting})
+        await self._pristine.aclose()
+        return True
+
     async def _boot(self) -> SandboxRecord:
         spec = self._origin.spec(self._pristine_name, self._shop.environment, self._shop.pace.promote)
         base = await self._pristine.enter_async_context(self._shop.children.sandbox(spec))
+        self._stands = True
+        self._shop.children.hold(self._pristine_name)
         await stamp(base.id, self._shop)
         return base
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from shared import naming
+from shared.races.events import OnEvent
 from shared.races.models import BranchReport, RaceReport, RaceRequest
 from shared.races.race import run_race
 from shared.settings import Settings
@@ -31,17 +32,36 @@ def asked(**fields: Any) -> RaceRequest:
     return RaceRequest.model_validate_json(json.dumps({"source": {"session_id": SESSION}, **fields}))
 
 
-async def race(host: FakeHost, request: RaceRequest, clock: Callable[[], float]) -> RaceReport:
+async def race(
+    host: FakeHost,
+    request: RaceRequest,
+    clock: Callable[[], float],
+    settings: Settings = SETTINGS,
+    on_event: OnEvent | None = None,
+) -> RaceReport:
     return await run_race(
-        request, host=host, settings=SETTINGS, environment=ENVIRONMENT, clock=clock, now=lambda: 1_800_000_000.0
+        request,
+        host=host,
+        settings=settings,
+        environment=ENVIRONMENT,
+        on_event=on_event,
+        clock=clock,
+        now=lambda: 1_800_000_000.0,
     )
 
 
-def run(host: FakeHost, request: RaceRequest, *, cancel_after: float | None = None) -> RaceReport:
+def run(
+    host: FakeHost,
+    request: RaceRequest,
+    *,
+    cancel_after: float | None = None,
+    settings: Settings = SETTINGS,
+    on_event: OnEvent | None = None,
+) -> RaceReport:
     """The report; CancelledError where the race was cancelled after so many seconds."""
 
     async def main(clock: Callable[[], float]) -> RaceReport | None:
-        task = asyncio.create_task(race(host, request, clock))
+        task = asyncio.create_task(race(host, request, clock, settings, on_event))
         if cancel_after is not None:
             await asyncio.sleep(cancel_after)
             task.cancel()
