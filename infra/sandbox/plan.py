@@ -75,8 +75,8 @@ class Plan:
         longest = self.settings.drain.deadline + self.settings.reconcile.deadline
         if self.timeout_seconds < longest:
             yield (
-                f"{TIMEOUT}={self.timeout_seconds} is shorter than a tick may take ({longest:g} s): one that runs "
-                "when the sandbox falls asleep goes on when it wakes"
+                f"{TIMEOUT}={self.timeout_seconds} is shorter than a tick may take ({longest:g} s): work in hand "
+                "when the sandbox falls asleep waits until something wakes it"
             )
         if self.settings.functions_token is None:
             yield "FUNCTIONS_TOKEN is not set: no schedule can call /poll_tick from outside, and no race be asked for"

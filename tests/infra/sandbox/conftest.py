@@ -20,7 +20,7 @@ from infra.sandbox.account import Account
 from infra.sandbox.look import Look, look
 from infra.sandbox.plan import PROCESS, plan_from
 
-TIMES = {"DRAIN_DEADLINE_SECONDS": "30", "RUNNER_MAX_IDLE_SECONDS": "1", "WORKER_LIFETIME_SECONDS": "120"}
+TIMES = {"RUNNER_MAX_IDLE_SECONDS": "1", "WORKER_LIFETIME_SECONDS": "120"}
 
 
 @dataclass
@@ -62,6 +62,10 @@ class Stage:
         self.platform.tensorlake.post(f"sandboxes/{self.box()['id']}/expire", {})
         until(lambda: self.box()["status"] == "suspended", "the server's sandbox does not fall asleep")
 
+    def delivered(self) -> bool:
+        """Whether every webhook so far was answered 200."""
+        return {each["outcome"] for each in self.platform.claude.get("state")["deliveries"]} == {"delivered"}
+
     def run_session(self, prompt: str) -> str:
         """Start one; its id."""
         environ = self.platform.environ
@@ -89,7 +93,7 @@ def until(condition: Callable[[], bool], failure: str, seconds: float = 40.0) ->
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
     files = source_files()  # once: all of it is one checkout, whatever is edited meanwhile
-    options = Options(reclaim=7, stranded=9, claude={"webhook_backoff_scale": 0.02})
+    options = Options(claude={"webhook_backoff_scale": 0.02})
     with pytest.MonkeyPatch.context() as patch, Platform(options) as platform:
         patch.setattr(plan, "source_files", lambda: files)
         patch.setattr(definition, "source_files", lambda: files)

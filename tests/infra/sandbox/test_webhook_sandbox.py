@@ -21,27 +21,32 @@ QUIET = {"SELF_TICK_SECONDS": "0"}
 
 
 def test_a_sleeping_server_wakes_for_a_webhook_serves_the_session_and_sleeps_again(stage: Stage) -> None:
-    assert commands.remove(stage.loaded()) == 0
-    stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="2", **QUIET)
+    stage.up(**QUIET)
     before = stage.process()["pid"]
     stage.put_to_sleep()
     session = stage.run_session(PROMPT)
     until(lambda: stage.answers(session) == 1, "the session was not served")
-    until(lambda: stage.box()["status"] == "suspended", "the server does not sleep again")
-    deliveries = [each for each in stage.platform.claude.get("state")["deliveries"] if each["session_id"] == session]
-    assert {each["outcome"] for each in deliveries} == {"delivered"}
+    until(stage.delivered, "a webhook was not answered")
+    assert stage.box()["status"] == "running"
+    stage.put_to_sleep()
     process = stage.process()  # its state was intact
     assert (process["pid"], process["managed"]["restart_count"]) == (before, 0)
 
 
-def test_its_own_ticks_serve_what_no_webhook_announced_and_do_not_keep_it_awake(stage: Stage) -> None:
-    assert commands.remove(stage.loaded()) == 0
-    stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="3", SELF_TICK_SECONDS="0.3")
-    (endpoint,) = stage.platform.claude.get("webhooks")["data"]
-    stage.platform.claude.delete(f"webhooks/{endpoint['id']}")
+def test_its_own_ticks_serve_what_no_webhook_announced(stage: Stage) -> None:
+    stage.up(SELF_TICK_SECONDS="0.3")
+    for endpoint in stage.platform.claude.get("webhooks")["data"]:
+        stage.platform.claude.delete(f"webhooks/{endpoint['id']}")
     session = stage.run_session(PROMPT)
     until(lambda: stage.answers(session) == 1, "no tick found the session")
+
+
+def test_without_requests_it_falls_asleep_by_itself_whatever_it_does_itself(stage: Stage) -> None:
+    assert commands.remove(stage.loaded()) == 0
+    stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="2", SELF_TICK_SECONDS="0.1")
     until(lambda: stage.box()["status"] == "suspended", "its own ticks keep it awake")
+    awake = stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="2", SELF_TICK_SECONDS="0.1")
+    assert awake.name and stage.process()["managed"]["restart_count"] == 0
 
 
 def test_webhooks_in_every_phase_of_falling_asleep_and_waking_are_answered(stage: Stage) -> None:
