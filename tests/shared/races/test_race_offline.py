@@ -12,7 +12,8 @@ from typing import Any, Final
 from image.session.claim import STATE_DIRECTORY
 from shared import naming
 from shared.egress import EgressPolicy
-from shared.ports import CommandOutput, Created, SandboxHost, SandboxSpec
+from shared.ports import CommandOutput, Created, SandboxHost, SandboxRecord, SandboxSpec
+from shared.races.events import Event, OnEvent, PhaseBegan
 from shared.races.models import BranchReport, RaceReport, RaceRequest
 from shared.races.race import run_race
 from shared.tensorlake_host import TensorlakeHost
@@ -29,9 +30,15 @@ class Stage:
     def __init__(self, place: Place, host: SandboxHost, source: str) -> None:
         self.place, self.host, self.source = place, host, source
 
-    async def race(self, **fields: Any) -> RaceReport:
+    async def race(self, on_event: OnEvent | None = None, **fields: Any) -> RaceReport:
         asked = RaceRequest.model_validate_json(json.dumps({"source": {"session_id": SESSION}, **fields}))
-        return await run_race(asked, host=self.host, settings=self.place.settings, environment=self.place.environment)
+        return await run_race(
+            asked,
+            host=self.host,
+            settings=self.place.settings,
+            environment=self.place.environment,
+            on_event=on_event,
+        )
 
     async def sh(self, script: str) -> str:
         """What a script prints in the session's own sandbox."""
@@ -286,5 +293,107 @@ def test_errors_of_the_service_cost_nothing_that_can_be_tried_again(place: Place
             report = await stage.race(n=3, command=["true"])
         assert [branch.status for branch in report.branches] == ["ok"] * 3
         assert report.leftovers == ()
+
+    on_a_session(place, test)
+
+
+def test_files_are_judged_and_collected_as_the_agent_left_them(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        outside = "ln -s /etc/passwd m.json"
+        report = await stage.race(
+            branches=[
+                {"name": "good", "script": 'echo \'{"runs": [{"loss": 0.5}]}\' > m.json; mkdir out; echo hi > out/log'},
+                {"name": "none", "script": "mkdir m.json"},
+                {"name": "link", "script": outside},
+                {"name": "much", "script": "head -c 1048577 /dev/zero > m.json"},
+            ],
+            judge={"type": "file", "path": "m.json", "json_path": "runs.0.loss"},
+            artifacts=["out/*", "m.json"],
+        )
+        got = by_name(report)
+        assert got["good"].score == 0.5
+        assert got["none"].reason == "judge: the file is not there"
+        assert got["link"].reason == "judge: the file is a link out of the working directory"
+        assert got["much"].reason == "judge: the file is too large"
+        assert [(file.path, file.size) for file in got["good"].artifacts] == [("m.json", 26), ("out/log", 3)]
+        assert got["good"].artifacts[1].base64 == "aGkK"
+        assert got["link"].artifacts == ()
+        (much,) = got["much"].artifacts
+        assert (much.size, much.base64) == (1_048_577, None)
+        assert {branch.artifacts_reason for branch in report.branches} == {None}
+
+    on_a_session(place, test)
+
+
+def test_the_winners_work_comes_into_the_session_and_the_judges_files_do_not(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.sh("mkdir tests && echo old > tests/check && echo 1 > number && echo kept > same")
+        report = await stage.race(
+            branches=[
+                {"name": "worse", "script": "echo 2 > number"},
+                {"name": "best", "script": "echo 3 > number; echo mine > tests/check; mkdir new; echo n > new/file"},
+            ],
+            judge={
+                "type": "command",
+                "script": "sh tests/check",
+                "files": {"tests/check": "cat number; touch new/seen 2>/dev/null; rm -f new/seen", "more/deep/x": ""},
+            },
+            promote="workspace",
+        )
+        assert report.winner == "best"
+        assert report.promotion is not None
+        assert report.promotion.model_dump(exclude_defaults=True) == {
+            "kind": "workspace", "done": True, "added": 2, "changed": 2,
+        }, report.promotion  # fmt: skip
+        assert (
+            await stage.sh("cat number tests/check new/file same; ls") == "3\nmine\nn\nkept\nnew\nnumber\nsame\ntests"
+        )
+        assert report.leftovers == ()
+
+    on_a_session(place, test)
+
+
+def test_what_the_source_changed_meanwhile_refuses_the_promotion_and_not_the_report(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.sh("echo 1 > number")
+        running = asyncio.Event()
+
+        def tell(event: Event) -> None:
+            if isinstance(event, PhaseBegan) and event.phase == "run":
+                running.set()  # the checkpoint is made
+
+        asked = {"n": 1, "script": "sleep 1; echo 2 > number", "promote": "workspace"}
+        task = asyncio.create_task(stage.race(tell, **asked))
+        await running.wait()
+        await stage.sh("echo 5 > number")
+        report = await task
+        assert report.winner == "b0"
+        assert report.promotion is not None
+        assert (report.promotion.done, report.promotion.conflicts) == (False, ("number",))
+        assert await stage.sh("cat number") == "5"
+
+    on_a_session(place, test)
+
+
+def test_a_winner_lives_on_as_a_sandbox_and_as_a_snapshot(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        name = f"best-{place.environment_id[-6:].lower().replace('_', 'x')}"
+        await stage.sh("echo 1 > number")
+        asked: dict[str, Any] = {"n": 1, "script": "echo 2 > number"}
+        kept = await stage.race(**asked, promote="keep", keep={"name": name})
+        assert kept.promotion is not None
+        assert kept.promotion.done, kept.promotion
+        box = await stage.host.find(f"keep-{name}")
+        assert isinstance(box, SandboxRecord)
+        assert box.id == kept.promotion.sandbox_id
+        assert (box.timeout_seconds or 0) >= 3_600
+        await stage.host.terminate(box.id)
+        snapped = await stage.race(**asked, promote="snapshot")
+        assert snapped.promotion is not None
+        snapshot_id = snapped.promotion.snapshot_id
+        assert snapshot_id is not None
+        again = await stage.race(source={"snapshot_id": snapshot_id}, n=1, script="cat number")
+        assert again.branches[0].stdout_tail == "2"
+        assert await stage.host.delete_snapshot(snapshot_id) is None
 
     on_a_session(place, test)
