@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from shared.capability import FORK
 from shared.ports import (
     Absent,
     AckOutcome,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.beta import BetaManagedAgentsSession
     from anthropic.types.beta.environments import BetaSelfHostedWork
-    from anthropic.types.beta.sessions import BetaManagedAgentsUserToolResultEventParams
+    from anthropic.types.beta.sessions import BetaManagedAgentsEventParams, BetaManagedAgentsTextBlockParam
 
 CALL_SECONDS: Final = 10.0
 LOST_CALL: Final = (
@@ -121,10 +122,10 @@ class ClaudeQueue:
 
         return await self._bounded(call)
 
-    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> AckOutcome:
+    async def give_up_calls(self, session_id: str, calls: OpenCalls) -> AckOutcome:
         async def call() -> None:
             client = await self._connected()
-            await client.beta.sessions.events.send(session_id, events=[lost_call(call_id) for call_id in calls])
+            await client.beta.sessions.events.send(session_id, events=lost_calls(calls))
 
         return await self._bounded(call)
 
@@ -160,15 +161,16 @@ class ClaudeQueue:
             return _outcome(error)
 
 
-def lost_call(call_id: str) -> BetaManagedAgentsUserToolResultEventParams:
-    """The answer to a call whose worker is lost. To the SDK's next worker nothing else answers a call: after an
+def lost_calls(calls: OpenCalls) -> list[BetaManagedAgentsEventParams]:
+    """The answers to calls whose worker is lost. To the SDK's next worker nothing else answers a call: after an
     interrupt alone it would run the call again and never come to rest (contract claude 5)."""
-    return {
-        "type": "user.tool_result",
-        "tool_use_id": call_id,
-        "is_error": True,
-        "content": [{"type": "text", "text": LOST_CALL}],
-    }
+    content: list[BetaManagedAgentsTextBlockParam] = [{"type": "text", "text": LOST_CALL}]
+    return [
+        {"type": "user.custom_tool_result", "custom_tool_use_id": call, "is_error": True, "content": content}
+        if call in calls.custom
+        else {"type": "user.tool_result", "tool_use_id": call, "is_error": True, "content": content}
+        for call in calls.ids
+    ]
 
 
 def _client_class() -> type[AsyncAnthropic]:
@@ -235,11 +237,15 @@ def open_calls(newest_first: Sequence[Mapping[str, Any]]) -> OpenCalls:
     confirmed: dict[str, str] = {}
     waited_for: list[str] | None = None
     permissions: dict[str, str] = {}
+    custom: set[str] = set()
     given_up = turn_seen = False
     for event in newest_first:
         match event.get("type"):
             case "user.tool_result":
                 answered.add(str(event.get("tool_use_id")))
+                given_up |= not turn_seen and _is_lost_call(event)
+            case "user.custom_tool_result":
+                answered.add(str(event.get("custom_tool_use_id")))
                 given_up |= not turn_seen and _is_lost_call(event)
             case "user.message" if event.get("processed_at"):
                 turn_seen = True
@@ -247,6 +253,9 @@ def open_calls(newest_first: Sequence[Mapping[str, Any]]) -> OpenCalls:
                 confirmed.setdefault(str(event.get("tool_use_id")), str(event.get("result")))
             case "agent.tool_use":
                 permissions[str(event.get("id"))] = str(event.get("evaluated_permission") or "allow")
+            case "agent.custom_tool_use" if event.get("name") == FORK:
+                custom.add(str(event.get("id")))
+                permissions[str(event.get("id"))] = "allow"
             case "session.status_running" if waited_for is None:
                 return OpenCalls()
             case "session.status_idle" if waited_for is None:
@@ -261,7 +270,7 @@ def open_calls(newest_first: Sequence[Mapping[str, Any]]) -> OpenCalls:
         and call in permissions
         and (permissions[call] == "allow" or confirmed.get(call) == "allow")
     )
-    return OpenCalls(ids, given_up and bool(ids))
+    return OpenCalls(ids, frozenset(custom & set(ids)), given_up and bool(ids))
 
 
 def _is_lost_call(result: Mapping[str, Any]) -> bool:

@@ -122,11 +122,13 @@ class SessionRecord:
 class OpenCalls:
     """Ids of the tool calls that an idle session waits for a worker to answer, in the order of the calls.
 
-    What waits for a person (a confirmation) or for somebody's custom tool is not among them. `given_up`: in this turn
-    `give_up_calls` has answered calls before.
+    What waits for a person (a confirmation) or for somebody's custom tool is not among them. `custom`: those of the
+    ids that call our own custom tool, which takes another form of answer. `given_up`: in this turn `give_up_calls` has
+    answered calls before.
     """
 
     ids: tuple[str, ...] = ()
+    custom: frozenset[str] = frozenset()
     given_up: bool = False
 
 
@@ -154,7 +156,7 @@ class WorkQueue(Protocol):
 
     async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful: ...
 
-    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> AckOutcome:
+    async def give_up_calls(self, session_id: str, calls: OpenCalls) -> AckOutcome:
         """Answer each of these calls with an error that says that its worker is lost; the turn goes on with it."""
         ...
 

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from infra.operator.environ import Loaded
-from shared.claude_queue import EVENTS_LOOKED_AT, lost_call, open_calls
+from shared.claude_queue import EVENTS_LOOKED_AT, lost_calls, open_calls
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ async def _repair(client: AsyncAnthropic, session: str) -> str:
         await client.beta.sessions.events.send(session, events=[{"type": "user.interrupt"}])
         return "its turn is interrupted"
     if calls.ids:
-        await client.beta.sessions.events.send(session, events=[lost_call(call) for call in calls.ids])
+        await client.beta.sessions.events.send(session, events=lost_calls(calls))
     return f"{len(calls.ids)} lost call(s) answered with an error"
 
 

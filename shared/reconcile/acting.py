@@ -151,7 +151,7 @@ class Hands:
             return None
         outcome: AckOutcome = Refused(0, "given up before")
         if not calls.given_up:
-            outcome = await self.queue.give_up_calls(session_id, calls.ids)
+            outcome = await self.queue.give_up_calls(session_id, calls)
         if isinstance(outcome, Refused):
             outcome = await self.queue.interrupt(session_id)
         if isinstance(outcome, Refused):

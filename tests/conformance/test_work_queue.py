@@ -117,7 +117,7 @@ def test_calls_about_an_item_that_never_was_find_it_absent(bench: QueueBench) ->
         assert await queue.force_stop("work_never") == Absent()
         assert await queue.session("sesn_never") == Absent()
         assert await queue.open_calls("sesn_never") == Absent()
-        assert await queue.give_up_calls("sesn_never", ["call_never"]) == Absent()
+        assert await queue.give_up_calls("sesn_never", OpenCalls(("call_never",))) == Absent()
         assert await queue.interrupt("sesn_never") == Absent()
 
     bench.play(play)
@@ -215,8 +215,8 @@ def test_calls_that_are_given_up_let_the_turn_go_on_and_the_next_ones_tell_of_it
         lost = await waiting(queue, session_id, 2)
         assert await queue.open_calls(session_id) == OpenCalls(lost)
         await queue.force_stop(item.id)
-        assert await queue.give_up_calls(session_id, lost) is None
-        assert await queue.give_up_calls(session_id, lost) is None, "a second time it has no effect"
+        assert await queue.give_up_calls(session_id, OpenCalls(lost)) is None
+        assert await queue.give_up_calls(session_id, OpenCalls(lost)) is None, "a second time it has no effect"
         later = await waiting(queue, session_id, 1)
         assert await queue.open_calls(session_id) == OpenCalls(later, given_up=True)
         fresh = await claimed(queue)

@@ -15,7 +15,7 @@ from infra.operator import repair
 from infra.operator.environ import Loaded
 from shared import naming
 from shared.models import ItemEnd
-from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec
+from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec, WorkItem
 from shared.reconcile.reconciler import Reconciler
 from shared.reconcile.report import Act, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
@@ -255,6 +255,35 @@ def test_when_every_session_is_unknown_nothing_is_done_and_the_report_alarms(wor
     assert acts(report) == []
     assert any("unknown" in alarm for alarm in report.alarms)
     assert {status(place, session) for session in sessions} == {"running"}
+
+
+def test_sessions_that_are_really_deleted_are_told_from_a_wrong_key_by_one_that_is_known(world: World) -> None:
+    place = world.place(**QUICK)
+    sessions = [served(place) for _ in range(3)]
+    for session in sessions:
+        world.api.beta.sessions.delete(session)
+    alone = reconcile(place, ahead=1)
+    assert acts(alone) == [] and any("unknown" in alarm for alarm in alone.alarms)
+    place.session("say hello")
+    assert sorted(acts(reconcile(place, ahead=1))) == [Act.MARK] * 3
+
+
+def test_i7_a_healthcheck_that_was_acked_and_never_stopped_is_stopped(world: World) -> None:
+    place = world.place(**QUICK)
+    world.claude_admin.call("POST", "healthchecks", {"environment_id": place.environment_id})
+
+    async def ack() -> str:
+        async with place.dispatcher() as dispatcher:
+            item = await dispatcher.queue.poll()
+            assert isinstance(item, WorkItem)
+            assert await dispatcher.queue.ack(item.id) is None
+            return item.id
+
+    work_id = asyncio.run(ack())
+    assert acts(reconcile(place)) == []
+    (action,) = reconcile(place, ahead=place.settings.times.stranded + 1).actions
+    assert (action.act, action.target, action.done) == (Act.STOP_ITEM, work_id, True)
+    assert acts(reconcile(place, ahead=place.settings.times.stranded + 1)) == []
 
 
 def test_at_most_three_of_a_few_sandboxes_end_in_one_pass(world: World) -> None:

@@ -15,8 +15,9 @@ import pytest
 from image.session.worker import fork_tool
 from shared.capability import FORK, Capability, issue, signing_key
 from shared.models import ItemEnd
+from shared.ports import OpenCalls, WorkItem
 from tests.support.serving import TOKEN, UVICORN, serving
-from tests.support.world import Place, World
+from tests.support.world import Place, World, until
 
 RACE: Final = {
     "branches": [
@@ -136,3 +137,23 @@ def test_the_token_dies_with_its_item(forked: Forked) -> None:
     )
     answer = post(forked.url, token, dry)
     assert (answer.status_code, answer.json()["error"]["type"]) == (403, "session_over")
+
+
+def test_i1_a_fork_whose_worker_is_lost_is_answered_and_the_turn_goes_on(world: World) -> None:
+    place = world.place()
+    session = session_of_a_forker(place, "fork {branches: [{name: a, script: 'true'}]}")
+
+    async def play() -> None:
+        async with place.dispatcher() as dispatcher:
+            queue = dispatcher.queue
+            item = await queue.poll()
+            assert isinstance(item, WorkItem)
+            while not isinstance(calls := await queue.open_calls(session), OpenCalls) or not calls.ids:
+                await asyncio.sleep(0.1)
+            assert calls.custom == frozenset(calls.ids) and not calls.given_up
+            assert await queue.force_stop(item.id) is None
+            assert await queue.give_up_calls(session, calls) is None
+            assert await queue.open_calls(session) == OpenCalls()
+
+    asyncio.run(play())
+    until(lambda: "lost before it answered" in "".join(place.answers(session)), 20, "the turn does not go on")

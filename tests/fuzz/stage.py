@@ -104,7 +104,7 @@ class NothingQueued:
     async def open_calls(self, session_id: str) -> OpenCalls:
         return OpenCalls()
 
-    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> Absent:
+    async def give_up_calls(self, session_id: str, calls: OpenCalls) -> Absent:
         return Absent()
 
     async def interrupt(self, session_id: str) -> Absent:

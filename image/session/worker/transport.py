@@ -7,7 +7,10 @@ object holds, and a 412 that shows a beat of our own is answered by beating once
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
+import time
 from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import quote
@@ -16,6 +19,8 @@ import httpx2
 
 from image.session.worker.lease import Lease, Verdict
 
+LOOK_UP_PATIENCE: Final = 30.0  # seconds; less than any lease
+LOOK_UP_PAUSE: Final = 0.5  # seconds after the first failure; it doubles
 STREAM_SILENCE: Final = 90.0  # seconds without a byte, pings included, until an event stream counts as dead
 _LONGEST_BEAT: Final = 10.0  # seconds; a third of the interval leaves the SDK time to ask again within it
 _TRANSIENT: Final = frozenset({408, 409, 429})  # statuses that the SDK asks again after
@@ -98,7 +103,23 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         return response, self._lease.judge(response.status_code, response.content)
 
     async def _look_up(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._complete(request)
+        """The SDK gives a session up, and stops its item, after three failed look-ups within two seconds (contract
+        claude 4.4): a short trouble of the service would break off a turn. So this is asked for longer."""
+        end = time.monotonic() + LOOK_UP_PATIENCE
+        pause = LOOK_UP_PAUSE
+        while True:
+            patient = time.monotonic() + pause < end
+            try:
+                response = await self._complete(request)
+            except httpx2.TransportError:
+                if not patient:
+                    raise
+            else:
+                passing = response.status_code >= 500 or response.status_code in _TRANSIENT
+                if not passing or not patient:
+                    break
+            await asyncio.sleep(pause * random.uniform(0.7, 1.0))
+            pause = min(pause * 2, 5.0)
         if response.status_code == 200:
             self._on_session(response.content)
         return response

@@ -13,6 +13,7 @@ import pytest
 from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
 from anthropic.lib._scoped_client import _copy_client_with_bearer_auth
 
+from image.session.worker import transport as transport_module
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.transport import STREAM_SILENCE, LeaseTransport
 
@@ -36,6 +37,45 @@ def transport(handler: Handler, lease: Lease, sessions: list[bytes] | None = Non
         session_id="sesn_1",
         on_session=(sessions if sessions is not None else []).append,
     )
+
+
+def test_a_look_at_the_session_outlasts_a_trouble_that_the_sdk_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "LOOK_UP_PAUSE", 0.01)
+    seen: list[bytes] = []
+    answers: list[httpx2.Response | httpx2.TransportError] = [
+        *(httpx2.Response(status) for status in (503, 529, 429)),
+        httpx2.ConnectError("refused"),
+        httpx2.Response(200, json={"id": "sesn_1"}),
+    ]
+
+    async def handler(request: httpx2.Request) -> httpx2.Response:
+        answer = answers.pop(0)
+        if isinstance(answer, httpx2.TransportError):
+            raise answer
+        return answer
+
+    async def look() -> int:
+        async with httpx2.AsyncClient(transport=transport(handler, held(), seen)) as client:
+            return (await client.get("http://service.invalid/v1/sessions/sesn_1")).status_code
+
+    assert asyncio.run(look()) == 200
+    assert len(seen) == 1 and answers == []
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refused_look_at_the_session_is_final(status: int) -> None:
+    seen: list[str] = []
+
+    async def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.method)
+        return httpx2.Response(status)
+
+    async def look() -> int:
+        async with httpx2.AsyncClient(transport=transport(handler, held())) as client:
+            return (await client.get("http://service.invalid/v1/sessions/sesn_1")).status_code
+
+    assert asyncio.run(look()) == status
+    assert len(seen) == 1
 
 
 def test_a_beat_that_is_cancelled_is_doubtful_and_the_next_finds_it() -> None:

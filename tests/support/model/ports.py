@@ -122,14 +122,14 @@ class ModelQueue:
             if session is None or session.over == "deleted":
                 return Absent()
             ids = tuple(session.open_calls if session.phase is Phase.PARKED else ())
-            return OpenCalls(ids, session.given_up and bool(ids))
+            return OpenCalls(ids, given_up=session.given_up and bool(ids))
 
         outcome: OpenCalls | Absent | Refused | Doubtful = await self._call("open_calls", effect, session_id)
         return outcome
 
-    async def give_up_calls(self, session_id: str, calls: Sequence[str]) -> AckOutcome:
+    async def give_up_calls(self, session_id: str, calls: OpenCalls) -> AckOutcome:
         outcome: AckOutcome = await self._call(
-            "give_up_calls", _absent_if_missing(lambda: self._claude.give_up(session_id, calls)), session_id
+            "give_up_calls", _absent_if_missing(lambda: self._claude.give_up(session_id, calls.ids)), session_id
         )
         return outcome
 

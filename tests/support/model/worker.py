@@ -288,12 +288,12 @@ class _Worker:
 
     async def _session(self) -> Session | None:
         sessions = self.around.claude.sessions
-        for attempt in range(3):
+        for attempt in range(9):
             try:
                 found: Session = await self._call("session", lambda: sessions[self.claim.session_id])
                 return found
             except LostError:
-                await self.process.sleep(_AGAIN * 2**attempt)
+                await self.process.sleep(min(_AGAIN * 2**attempt, 5.0))
             except RefusedError:
                 return None
         # The SDK gives the item up and stops it, whatever calls wait (contract claude 4.4): a turn may be broken off.
