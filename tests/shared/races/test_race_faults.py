@@ -7,17 +7,18 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.ports import CommandOutput
 from shared.races.errors import RaceError
 from shared.races.models import RaceReport
+from shared.races.promotion import WorkspacePromotion
 from tests.shared.races.helpers import SOURCE, asked, race, run
 from tests.support.fake_host import Bug, Call, FakeHost, Fault, Method
 from tests.support.virtual_time import run_virtual
 
-METHODS: tuple[Method, ...] = ("create", "find", "terminate", "run", "write", "snapshot", "delete_snapshot")
+METHODS: tuple[Method, ...] = ("create", "find", "terminate", "run", "write", "snapshot", "delete_snapshot", "rename")
 KINDS = (Fault.REFUSED, Fault.LOST_BEFORE, Fault.LOST_AFTER)
 
 
@@ -86,6 +87,79 @@ def test_one_failing_call_leaves_nothing(method: Method, fault: Fault, n: int) -
         check_nothing_is_lost(host, report)
 
 
+PROMOTIONS: tuple[dict[str, Any], ...] = (
+    {"promote": "snapshot"},
+    {"promote": "keep", "keep": {"name": "best"}},
+    {"promote": "workspace"},
+)
+
+
+async def quickly(**asked: Any) -> WorkspacePromotion:
+    await asyncio.sleep(0.2)
+    return WorkspacePromotion(edited=1)
+
+
+def check_only_what_was_promoted_is_kept(host: FakeHost, report: RaceReport) -> None:
+    """Everything else is as in check_nothing_is_lost."""
+    promotion = report.promotion
+    if promotion is not None and promotion.sandbox is not None:
+        assert promotion.sandbox in host.alive()
+        host.boxes.pop(promotion.sandbox_id or "")
+    if promotion is not None and promotion.snapshot_id is not None:
+        host.snapshots.pop(promotion.snapshot_id)
+    check_nothing_is_lost(host, report)
+
+
+@pytest.mark.parametrize("way", PROMOTIONS, ids=lambda way: str(way["promote"]))
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fault", KINDS)
+@pytest.mark.parametrize(("n", "ever"), [(1, False), (2, False), (6, False), (2, True)])
+def test_a_failing_call_costs_no_more_than_the_promotion(
+    way: dict[str, Any], method: Method, fault: Fault, n: int, ever: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.races.podium.promote_workspace", quickly)
+    host = FakeHost(program=unlike, meet=Once(method, fault, n, ever=ever))
+    report = a_race(host, **way)
+    if report is None:
+        assert method in ("find", "snapshot")
+    else:
+        assert (report.winner is None) == all(branch.status != "ok" for branch in report.branches)
+        check_only_what_was_promoted_is_kept(host, report)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32),
+    probability=st.sampled_from([0.05, 0.3]),
+    latency=st.sampled_from([0.01, 0.4]),
+    quota=st.sampled_from([None, 2, 3]),
+    way=st.sampled_from(PROMOTIONS),
+    accept=st.sampled_from([None, 1.0]),
+    cancel_after=st.none() | st.floats(0, 10),
+)
+def test_whatever_fails_in_a_race_with_a_promotion_nothing_is_lost(
+    seed: int,
+    probability: float,
+    latency: float,
+    quota: int | None,
+    way: dict[str, Any],
+    accept: float | None,
+    cancel_after: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shared.races.podium.promote_workspace", quickly)
+    methods: frozenset[Method] = frozenset({"create", "run", "write", "rename"})
+    host = FakeHost(program=unlike, meet=Chance(seed, probability, methods), latency=latency, quota=quota)
+    report = a_race(host, **way, accept=accept, cancel_after=cancel_after)
+    if report is None:
+        assert host.alive() == [SOURCE]
+        assert host.snapshots == {}
+    else:
+        check_only_what_was_promoted_is_kept(host, report)
+        assert host.alive() == [SOURCE]
+        assert host.snapshots == {}
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", KINDS)
 def test_a_call_that_fails_for_ever_is_reported(method: Method, fault: Fault) -> None:
@@ -130,7 +204,7 @@ def test_a_lost_run_is_not_run_again() -> None:
     assert len(host.calls) == 4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "rename"])
 def test_a_bug_is_raised_and_still_leaves_nothing(method: Method) -> None:
     host = FakeHost(program=unlike, meet=Once(method, Fault.BUG, 1, ever=False))
     host.add(SOURCE)
