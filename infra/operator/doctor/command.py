@@ -48,7 +48,7 @@ def run(environ: Mapping[str, str], options: Options, folder: Path = CHECKOUT) -
     try:
         loaded = operator_environ.load(environ, folder)
     except NoServices as problem:
-        findings, where = [error("HANDS100", " ".join(str(problem).split()))], "nothing yet"
+        findings, where = [error("HANDS100", str(problem).partition("\n")[0])], "nothing yet"
     except SettingsError as problem:
         findings, where = [error("HANDS101", str(problem))], "nothing yet"
     else:

@@ -115,7 +115,7 @@ async def _end(host: SandboxHost, name: str, sandbox_id: str | None, about: str,
             return
         problem = ended.reason
     if problem:
-        say(warning("HANDS605", f"{about}{name} is left: {problem}"))
+        say(warning("HANDS605", f"{about}{name} {'is' if sandbox_id else 'may be'} left: {problem}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,16 @@ from infra.sandbox.look import Look, look
 
 async def check_schedule(ground: Ground, say: Say) -> None:
     """Wakes nothing: a server that sleeps is not asked."""
+    from tensorlake.sandbox import SandboxError
+
     settings = ground.settings
     account = Account(settings.tensorlake_url, settings.tensorlake_key, settings.prefix)
-    judge(await asyncio.to_thread(look, account), say)
+    try:
+        server = await asyncio.to_thread(look, account)
+    except SandboxError as problem:
+        say(info("HANDS304", f"whether there is a server sandbox is not known ({type(problem).__name__})"))
+        return
+    judge(server, say)
 
 
 def judge(server: Look | None, say: Say) -> None:

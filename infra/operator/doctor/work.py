@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _BEATS: Final = timedelta(seconds=90)  # a worker beats every 30 s at most (contract claude 10)
 _SHOWN: Final = 5
+_NO_ANSWER: Final = "look at the network, a proxy, and `ANTHROPIC_BASE_URL`"
 
 
 async def check_environment(ground: Ground, environment: Environment, say: Say) -> None:
@@ -46,7 +47,7 @@ async def check_environment(ground: Ground, environment: Environment, say: Say) 
             say(_refusal(about, problem.status_code))
             return
         except APIConnectionError as problem:
-            say(error("HANDS201", f"{about}the Claude API does not answer ({type(problem).__name__})"))
+            say(error("HANDS201", f"{about}the Claude API does not answer ({type(problem).__name__})", _NO_ANSWER))
             return
         say(ok("HANDS201", f"{about}the Claude API answers, and takes the environment key"))
         if not await _is_self_hosted(client, environment, about, say):
@@ -80,7 +81,7 @@ async def _is_self_hosted(client: AsyncAnthropic, environment: Environment, abou
             say(error("HANDS201", f"{about}work cannot be listed: HTTP {problem.status_code}"))
         return False
     except APIConnectionError as problem:
-        say(error("HANDS201", f"{about}the Claude API does not answer ({type(problem).__name__})"))
+        say(error("HANDS201", f"{about}the Claude API does not answer ({type(problem).__name__})", _NO_ANSWER))
         return False
     return True
 
