@@ -9,9 +9,9 @@ Proved by tests/shared/races/test_race_faults.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from shared.deadline import Clock, Deadline
@@ -27,6 +27,7 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
     Snapshot,
+    SnapshotKind,
 )
 from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceUnknown
 
@@ -125,6 +126,7 @@ class _Tenure:
     doubted: bool = False
     held: bool = False
     kept: bool = False
+    lost: str = ""
 
 
 class Children:
@@ -165,15 +167,42 @@ class Children:
         self._tenures[name].kept = True
 
     @asynccontextmanager
-    async def checkpoint(self, sandbox_id: str, label: str) -> AsyncIterator[str]:
-        """The id of a filesystem snapshot. Raises SourceAbsent, SourceNotReady or SourceUnknown.
+    async def copies(self, sandbox_id: str, names: Sequence[str], label: str) -> AsyncIterator[None]:
+        """One live copy for each name, all at once, each to be had by `copied` once. What nobody had is ended at the
+        end. Raises SourceAbsent, SourceNotReady or SourceUnknown."""
+        tenures = [_Tenure(name, doubted=True) for name in names]
+        self._tenures.update((tenure.name, tenure) for tenure in tenures)
+        try:
+            await shielded(self._copy(sandbox_id, tenures, label))
+            yield
+        finally:
+            waiting = [self._reap(tenure) for tenure in tenures if self._tenures.get(tenure.name) is tenure]
+            await shielded(_all(waiting))
 
-        `label` says in the report whose snapshot was left over where no id is known. A memory snapshot would clone a
-        worker that lives in the source, and make two holders of one lease.
+    @asynccontextmanager
+    async def copied(self, name: str) -> AsyncIterator[SandboxRecord]:
+        """A copy that `copies` has made; the same as `sandbox` otherwise."""
+        tenure = self._tenures[name]
+        self._tenures[name] = tenure = replace(tenure)  # from now on it is this caller's to end
+        try:
+            if tenure.id is None:
+                raise NotMade(f"the copy could not be made: {tenure.lost}")
+            yield SandboxRecord(tenure.id, name, SandboxStatus.RUNNING)
+        finally:
+            await shielded(self._reap(tenure))
+
+    @asynccontextmanager
+    async def checkpoint(
+        self, sandbox_id: str, label: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
+    ) -> AsyncIterator[str]:
+        """The id of a snapshot. Raises SourceAbsent, SourceNotReady or SourceUnknown.
+
+        `label` says in the report whose snapshot was left over where no id is known. A memory snapshot clones what
+        runs in the source: a worker there would make two holders of one lease.
         """
         calls: list[_SnapshotCall] = []
         try:
-            yield await self._snapshot(sandbox_id, label, calls)
+            yield await self._snapshot(sandbox_id, label, kind, calls)
         finally:
             await shielded(self._forget_snapshots(calls, label))
 
@@ -270,19 +299,18 @@ class Children:
 
     async def _end(self, tenure: _Tenure) -> bool:
         """Whether it is known that nothing of this name is left."""
-        if tenure.making is None:
-            return True
-        await asyncio.wait({tenure.making})
-        if tenure.making.exception() is not None:
-            tenure.doubted = True  # a bug: it is raised elsewhere, and what it made is ended all the same
-        else:
-            match tenure.making.result():
-                case Created(sandbox=record):
-                    tenure.id = record.id
-                case Doubtful() | NameTaken():
-                    tenure.doubted = True
-                case Refused():
-                    pass
+        if tenure.making is not None:
+            await asyncio.wait({tenure.making})
+            if tenure.making.exception() is not None:
+                tenure.doubted = True  # a bug: it is raised elsewhere, and what it made is ended all the same
+            else:
+                match tenure.making.result():
+                    case Created(sandbox=record):
+                        tenure.id = record.id
+                    case Doubtful() | NameTaken():
+                        tenure.doubted = True
+                    case Refused():
+                        pass
         if tenure.id is None and not tenure.doubted:
             return True
         for attempt in range(self._pace.attempts):
@@ -299,11 +327,37 @@ class Children:
                 return True
         return False
 
-    async def _snapshot(self, sandbox_id: str, label: str, calls: list[_SnapshotCall]) -> str:
+    async def _copy(self, sandbox_id: str, tenures: Sequence[_Tenure], label: str) -> None:
+        match await self._host.copy(sandbox_id, [tenure.name for tenure in tenures]):
+            case Absent():
+                self._forget(tenures)
+                raise SourceAbsent(f"{label} is not there any more")
+            case Refused(reason=reason):
+                self._forget(tenures)
+                raise SourceNotReady(f"{label} cannot be copied: {reason}")
+            case Doubtful(reason=reason):
+                self.leftovers.append(f"copies of {label} that have no name")
+                raise SourceUnknown(f"nobody knows whether {label} was copied: {reason}")
+            case rows:
+                for tenure, row in zip(tenures, rows, strict=True):
+                    match row:
+                        case SandboxRecord(id=found):
+                            tenure.id = found
+                        case Refused(reason=reason):
+                            tenure.doubted, tenure.lost = False, reason
+                        case Doubtful(reason=reason):
+                            tenure.lost = reason
+
+    @staticmethod
+    def _forget(tenures: Sequence[_Tenure]) -> None:
+        for tenure in tenures:
+            tenure.doubted = False
+
+    async def _snapshot(self, sandbox_id: str, label: str, kind: SnapshotKind, calls: list[_SnapshotCall]) -> str:
         patience = Deadline.after(self._pace.boot, self._clock)
         refusals = doubts = 0
         while True:
-            call = asyncio.create_task(self._host.snapshot(sandbox_id))
+            call = asyncio.create_task(self._host.snapshot(sandbox_id, kind))
             calls.append(call)
             await asyncio.wait({call})
             match call.result():
@@ -349,6 +403,10 @@ class Children:
     async def _pause_before(self, attempt: int) -> None:
         if attempt:
             await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    await asyncio.gather(*works)
 
 
 async def _drop(task: asyncio.Task[Any] | None) -> None:

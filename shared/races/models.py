@@ -237,6 +237,8 @@ class RaceRequest(Model):
             raise ValueError("checkpoint memory and live leave no place for a setup: run it in the source before")
         if self.checkpoint == "live" and self.promote == "workspace":
             raise ValueError("promote workspace needs a checkpoint to compare with, which live does not take")
+        if self.checkpoint == "live" and self.promote == "keep":
+            raise ValueError("promote keep gives a time-out, which live copies do not take")
         return self
 
     def candidates(self) -> tuple[Branch, ...]:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
@@ -62,8 +62,9 @@ def check_limits(request: RaceRequest, limits: RaceLimits) -> None:
         raise BadRace(field, f"at most {limits.max_branches} branches are allowed here")
     if request.max_parallel is not None and request.max_parallel > limits.max_parallel:
         raise BadRace("max_parallel", f"at most {limits.max_parallel} are allowed here")
-    if request.checkpoint != "filesystem":
-        raise BadRace("checkpoint", "only filesystem checkpoints are available yet")
+    at_once = request.max_parallel or limits.max_parallel
+    if request.checkpoint == "live" and len(request.candidates()) > at_once:
+        raise BadRace("checkpoint", f"live makes all branches at once, and at most {at_once} may be")
     if isinstance(request.judge, PluginJudge) and request.judge.name not in limits.judges:
         raise BadRace("judge.name", "no such judge is configured here")
     if request.deadline is not None and request.deadline > limits.deadline:
@@ -202,7 +203,8 @@ class _Race:
             self._tell(events.RaceBegan(race_id=self._id, branches=names, at=self._timeline.now()))
 
     async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
-        origin = await prepare(self._request, source, self._shop, stack)
+        names = [self._name(runner.index) for runner in self._runners]
+        origin = await prepare(self._request, source, self._shop, stack, names)
         self._checkpoint = origin.snapshot_id
         if self._request.promote != "none":
             podium = Podium(self._request, self._shop, origin, self._name(PRISTINE))
@@ -215,13 +217,12 @@ class _Race:
         async with self._slots:
             runner.begun = True
             name = runner.branch.name
-            spec = origin.spec(self._name(runner.index), self._environment, self._longest(runner.branch))
             ending: float | None = None
             try:
                 async with AsyncExitStack() as stack:
                     began = self._clock()
                     with self._timeline.span("boot", name):
-                        child = await stack.enter_async_context(self._children.sandbox(spec))
+                        child = await stack.enter_async_context(self._child(runner, origin))
                     runner.boot_seconds = round(self._clock() - began, 3)
                     try:
                         await self._try(runner, origin, child)
@@ -237,6 +238,12 @@ class _Race:
             finally:
                 if ending is not None and not (self._podium is not None and self._podium.had(name)):
                     self._timeline.add("reap", name, ending)
+
+    def _child(self, runner: Runner, origin: Origin) -> AbstractAsyncContextManager[SandboxRecord]:
+        name = self._name(runner.index)
+        if origin.kind == "live":
+            return self._children.copied(name)
+        return self._children.sandbox(origin.spec(name, self._environment, self._longest(runner.branch)))
 
     async def _try(self, runner: Runner, origin: Origin, child: SandboxRecord) -> None:
         """The branch in its own sandbox, up to its verdict."""

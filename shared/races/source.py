@@ -7,18 +7,20 @@ and that one is checkpointed in turn.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
 
 from shared import naming
+from shared.claims.presence import worker_lives
 from shared.deadline import Clock, Deadline
 from shared.egress import EgressPolicy
-from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
+from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus, SnapshotKind
 from shared.races.children import Children, NotMade, Pace
 from shared.races.commands import NotRun, Ran, Shell
 from shared.races.errors import BadRace, SetupFailed, SourceAbsent, SourceNotReady, SourceUnknown
-from shared.races.models import RaceRequest
+from shared.races.models import Checkpoint, RaceRequest
 from shared.races.timeline import Timeline
 from shared.settings import Environment
 
@@ -28,28 +30,31 @@ _SETUP_TAIL: Final = 1_000
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What a child is made of. With `snapshot_id` the image is the snapshot's own. `egress` is the source's policy.
-    `sandbox` is the source where that is one; `idle_seconds` the least time-out of every child."""
+    `sandbox` is the source where that is one; `idle_seconds` the least time-out of every child. `kind` is that of the
+    checkpoint; with `live` there is none, and the children are copies that exist already."""
 
     egress: EgressPolicy
     image: str | None = None
     snapshot_id: str | None = None
     sandbox: SandboxRecord | None = None
     idle_seconds: int = 600
+    kind: Checkpoint = "filesystem"
 
     @property
     def holds_identity(self) -> bool:
         """Whether the files may say that they belong to a session."""
-        return self.snapshot_id is not None
+        return self.snapshot_id is not None or self.kind == "live"
 
     def spec(self, name: str, environment: Environment, busy_seconds: float) -> SandboxSpec:
         """`busy_seconds` is the longest that a child may go without traffic: it must not fall asleep at work."""
+        locked = self.kind == "memory"  # sizes are the snapshot's own (contract tensorlake 6)
         return SandboxSpec(
             name=name,
             image=self.image,
             snapshot_id=self.snapshot_id,
-            cpus=environment.cpus,
-            memory_mb=environment.memory_mb,
-            disk_mb=environment.disk_mb,
+            cpus=None if locked else environment.cpus,
+            memory_mb=None if locked else environment.memory_mb,
+            disk_mb=None if locked else environment.disk_mb,
             timeout_seconds=max(self.idle_seconds, int(busy_seconds) + 120),
             egress=self.egress,
         )
@@ -111,9 +116,15 @@ def _called(request: RaceRequest, shop: Workshop) -> tuple[str, str]:
         raise BadRace("source.session_id", str(error)) from None
 
 
-async def prepare(request: RaceRequest, record: SandboxRecord | None, shop: Workshop, stack: AsyncExitStack) -> Origin:
+async def prepare(
+    request: RaceRequest,
+    record: SandboxRecord | None,
+    shop: Workshop,
+    stack: AsyncExitStack,
+    names: Sequence[str],
+) -> Origin:
     """Everything from the source (what `look` found) to the point from which branches start. What it makes is ended
-    with `stack`.
+    with `stack`. `names` are the branches' sandboxes', for a race that copies them live.
 
     Raises a RaceError: SourceAbsent, SourceNotReady, SourceUnknown, SetupFailed.
     """
@@ -122,14 +133,38 @@ async def prepare(request: RaceRequest, record: SandboxRecord | None, shop: Work
         with shop.timeline.span("source"):
             record = await awake(record, shop)
         with shop.timeline.span("checkpoint"):
-            snapshot_id = await stack.enter_async_context(shop.children.checkpoint(record.id, "the source's sandbox"))
-        origin = Origin(_egress_of(record, shop.environment), snapshot_id=snapshot_id, sandbox=record)
+            snapshot_id = await _checkpoint(request.checkpoint, record, shop, stack, names)
+        origin = Origin(
+            _egress_of(record, shop.environment), snapshot_id=snapshot_id, sandbox=record, kind=request.checkpoint
+        )
     else:
         origin = Origin(shop.environment.egress, image=request.source.image, snapshot_id=request.source.snapshot_id)
     origin = replace(origin, idle_seconds=max(origin.idle_seconds, idle_seconds))
     if request.setup is None:
         return origin
     return await _set_up(request, request.setup, origin, shop, stack)
+
+
+async def _checkpoint(
+    kind: Checkpoint, record: SandboxRecord, shop: Workshop, stack: AsyncExitStack, names: Sequence[str]
+) -> str | None:
+    """The snapshot to start from; None where the children are copies."""
+    label = "the source's sandbox"
+    if kind != "filesystem":
+        match await worker_lives(shop.host, record.id):
+            case True:
+                raise SourceNotReady(
+                    f"a worker lives in {label}: a {kind} checkpoint would clone it with its lease; filesystem does not"
+                )
+            case None:
+                raise SourceUnknown(f"nobody knows whether a worker lives in {label}, which {kind} would clone")
+            case False:
+                pass
+    if kind == "live":
+        await stack.enter_async_context(shop.children.copies(record.id, names, label))
+        return None
+    taken = SnapshotKind.MEMORY if kind == "memory" else SnapshotKind.FILESYSTEM
+    return await stack.enter_async_context(shop.children.checkpoint(record.id, label, taken))
 
 
 async def _set_up(request: RaceRequest, script: str, origin: Origin, shop: Workshop, stack: AsyncExitStack) -> Origin:
@@ -146,7 +181,7 @@ async def _set_up(request: RaceRequest, script: str, origin: Origin, shop: Works
         if error.status == 404:
             raise SourceAbsent(f"the source is not there: {error}") from None
         raise SourceUnknown(f"no sandbox for the set-up: {error}") from None
-    return replace(origin, image=None, snapshot_id=snapshot_id)
+    return replace(origin, image=None, snapshot_id=snapshot_id, kind="filesystem")
 
 
 async def stamp(sandbox_id: str, shop: Workshop) -> None:

@@ -397,3 +397,14 @@ def test_a_winner_lives_on_as_a_sandbox_and_as_a_snapshot(place: Place) -> None:
         assert await stage.host.delete_snapshot(snapshot_id) is None
 
     on_a_session(place, test)
+
+
+def test_memory_and_live_start_from_the_same_files(place: Place) -> None:
+    async def test(stage: Stage) -> None:
+        await stage.sh("echo 40 > number")
+        for kind in ("memory", "live"):
+            report = await stage.race(n=2, script="expr $(cat number) + {i}", checkpoint=kind)
+            assert [branch.stdout_tail for branch in report.branches] == ["40", "41"], report
+            assert report.leftovers == ()
+
+    on_a_session(place, test)
