@@ -66,7 +66,7 @@ def deploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
     signing = (
         "Its signing secret is stored already."
         if known
-        else "Put its signing secret into .env as ANTHROPIC_WEBHOOK_SIGNING_KEY and deploy again; until then it gets 503"
+        else "Put its signing secret into .env as ANTHROPIC_WEBHOOK_SIGNING_KEY and deploy again: it gets 503 before."
     )
     print(_NEXT.format(signing=signing))
     return 0

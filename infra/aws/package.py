@@ -91,11 +91,10 @@ def with_byte_code(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """
     everything = dict(files)
     for name, source in files.items():
-        if name.endswith(".py"):
-            if (code := _compiled(name, source)) is not None:
-                folder, _, file = name.rpartition("/")
-                cached = f"{file.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
-                everything[f"{folder}/__pycache__/{cached}" if folder else f"__pycache__/{cached}"] = code
+        if name.endswith(".py") and (code := _compiled(name, source)) is not None:
+            folder, _, file = name.rpartition("/")
+            cached = f"{file.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
+            everything[f"{folder}/__pycache__/{cached}" if folder else f"__pycache__/{cached}"] = code
     return everything
 
 

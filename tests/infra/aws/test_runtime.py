@@ -1,0 +1,100 @@
+"""The bundle under Lambda's real runtime client: each kind of event, and a session served on the offline services.
+
+What is unpacked here is our part of the zip with its byte code, from the very functions that build it. The
+dependencies come from this environment's site-packages; the whole build is run by hand (infra/aws/README.md).
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from infra.aws import package
+from tests.faults.test_claims_under_faults import PROMPT, runs
+from tests.infra.aws.lambda_runtime import InvocationFailed, Runtime
+from tests.support.lambda_events import eventbridge, http, rest_v1, sqs
+from tests.support.signing import KEY, delivery, signed
+from tests.support.world import Place
+
+TOKEN = "an-operators-token-of-nobody"
+NOBODY: Mapping[str, str] = {
+    "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+    "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",
+    "TENSORLAKE_API_KEY": "not-a-real-tensorlake-key",
+    "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
+    "FUNCTIONS_TOKEN": TOKEN,
+    "LOG_FORMAT": "json",
+}
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    built = package.write_zip(folder / "bundle.zip", package.with_byte_code(package.own_files()), byte_code=True)
+    with zipfile.ZipFile(built.path) as archive:
+        archive.extractall(folder / "task")
+    return folder / "task"
+
+
+def test_the_webhook_function_answers_strangers_and_gateways_without_an_sdk(code: Path) -> None:
+    with Runtime(code, "functions.aws_lambda.on_run_started", NOBODY) as function:
+        body = delivery("session.updated")
+        good = function.invoke(http(body, signed(body), base64_body=True))
+        assert (good["statusCode"], json.loads(good["body"])) == (200, {"ignored": "session.updated"})
+        assert function.invoke(http(b"{}"))["statusCode"] == 401
+        assert function.invoke(http(b"", method="GET"))["statusCode"] == 405
+        assert function.invoke(rest_v1())["statusCode"] == 400
+        assert "Traceback" not in function.output()
+
+
+def test_a_bad_event_is_an_error_that_lambda_counts_and_the_next_one_is_served(code: Path) -> None:
+    with Runtime(code, "functions.aws_lambda.poll_tick", NOBODY) as function:
+        with pytest.raises(InvocationFailed) as failed:
+            function.invoke({"do": "rm"})
+        assert failed.value.kind == "BadWake"
+        assert function.invoke(http())["statusCode"] == 401
+        assert function.invoke(sqs("no json")) == {"batchItemFailures": [{"itemIdentifier": "m0"}]}
+
+
+def test_a_session_is_served_by_the_webhook_function_and_the_next_by_a_tick(place: Place, code: Path) -> None:
+    environ = {**NOBODY, **place.environ}
+    first = place.session(PROMPT)
+    with Runtime(code, "functions.aws_lambda.on_run_started", environ) as function:
+        body = delivery()
+        answer = function.invoke(http(body, signed(body)))
+        (drain,) = json.loads(answer["body"])["drains"]
+        assert [item["end"] for item in drain["items"]] == ["handed_over"]
+        place.wait_done(first)
+    second = place.session(PROMPT)
+    with Runtime(code, "functions.aws_lambda.poll_tick", environ, timeout=120) as function:
+        report = function.invoke({"do": "tick"})
+        assert [item["end"] for item in report["drains"][0]["items"]] == ["handed_over"]
+        place.wait_done(second)
+        assert function.invoke(eventbridge())["drains"][0]["items"] == []
+        assert function.invoke(sqs({"do": "drain"}, {"do": "drain"})) == {"batchItemFailures": []}
+        lines = [json.loads(line) for line in function.output().splitlines() if line.startswith('{"severity"')]
+        assert [line for line in lines if line["message"].startswith("tick.done")]
+    for session in (first, second):
+        assert runs(place, session) == ["ran"]
+        assert len(place.items(session)) == 1
+    assert sorted(box["name"] for box in place.sandboxes()) == sorted(map(place.sandbox, (first, second)))
+
+
+def test_a_race_runs_in_the_fork_function(place: Place, code: Path) -> None:
+    race = {
+        "source": {"image": "agent-cli"},
+        "n": 2,
+        "script": "echo {i} > score.txt",
+        "judge": {"type": "command", "script": "cat score.txt"},
+    }
+    with Runtime(code, "functions.aws_lambda.fork_best_of_n", {**NOBODY, **place.environ}, timeout=120) as function:
+        authorized = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        answer = function.invoke(http(json.dumps(race).encode(), authorized))
+        assert answer["statusCode"] == 200, answer
+        report = json.loads(answer["body"])
+        assert report["winner"] == "b1"
+        assert report["leftovers"] == []

@@ -1,0 +1,234 @@
+"""The deployment against moto: what `make deploy-aws` makes, changes and removes, read back from each service."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from functions.aws_lambda import environ_of
+from infra.aws import __main__ as command
+from infra.aws import package, plan
+from infra.aws.package import Built
+from infra.aws.stack import Aws, NotDeployed
+from shared.settings import Settings
+from tests.infra.aws import moto_types
+
+REGION = "eu-west-1"
+ENVIRON: Mapping[str, str] = {
+    "AWS_REGION": REGION,
+    "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+    "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",
+    "TENSORLAKE_API_KEY": "not-a-real-tensorlake-key",
+    "SANDBOX_CPUS": "4",
+    "LOG_LEVEL": "DEBUG",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def types() -> None:
+    moto_types.install()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """AWS in memory, with credentials that open nothing elsewhere."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    monkeypatch.setattr(package, "build", _small_build)
+    monkeypatch.setattr(command, "_aws", lambda region: Aws(boto3.Session(), region, print, pause=0.0))
+    with mock_aws(config={"lambda": {"use_docker": False}}):
+        yield
+
+
+def _small_build(folder: Path, python: str, architecture: package.Architecture) -> Built:
+    return package.write_zip(folder / "bundle.zip", {"functions/aws_lambda.py": b"# code\n"}, byte_code=False)
+
+
+def client(service: str) -> Any:
+    return boto3.client(service, region_name=REGION)
+
+
+def deploy(**extra: str) -> int:
+    return command.deploy({**ENVIRON, **extra}, dry_run=False)
+
+
+def outputs() -> dict[str, str]:
+    (stack,) = client("cloudformation").describe_stacks(StackName="serverless-hands")["Stacks"]
+    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+
+
+def variables(function: str) -> dict[str, str]:
+    configuration = client("lambda").get_function_configuration(FunctionName=f"serverless-hands-{function}")
+    return dict(configuration["Environment"]["Variables"])
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_deployment_makes_everything_and_its_functions_find_their_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert deploy() == 0
+    said = capsys.readouterr().out
+    made = outputs()
+    assert made["WebhookUrl"] in said
+    assert "not-a-real" not in said
+    for function in ("on-run-started", "poll-tick", "fork-best-of-n"):
+        settings = Settings.from_environ(environ_of(variables(function)))
+        assert settings.environments["env_1"].cpus == 4.0
+    assert variables("on-run-started")["ENQUEUE_TO"].endswith(":function:serverless-hands-poll-tick")
+    tick = client("lambda").get_function(FunctionName=made["TickFunction"])
+    assert tick["Configuration"]["Handler"] == "functions.aws_lambda.poll_tick"
+    assert tick["Concurrency"]["ReservedConcurrentExecutions"] == 5
+    (schedule,) = client("scheduler").list_schedules()["Schedules"]
+    target = client("scheduler").get_schedule(Name=schedule["Name"])["Target"]
+    assert target["Arn"] == tick["Configuration"]["FunctionArn"]
+    assert json.loads(target["Input"]) == {"do": "tick"}
+    retries = client("lambda").get_function_event_invoke_config(FunctionName=made["TickFunction"])
+    assert retries["DestinationConfig"]["OnFailure"]["Destination"] == target["DeadLetterConfig"]["Arn"]
+    groups = client("logs").describe_log_groups(logGroupNamePrefix="/aws/lambda/serverless-hands")["logGroups"]
+    assert [group["retentionInDays"] for group in groups] == [30, 30, 30]
+
+
+@pytest.mark.usefixtures("aws")
+def test_the_secrets_values_are_in_secrets_manager_and_nowhere_in_the_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deploy(ANTHROPIC_WEBHOOK_SIGNING_KEY="whsec_bm90LXJlYWw=") == 0
+    cloudformation = client("cloudformation")
+    stack = cloudformation.describe_stacks(StackName="serverless-hands")["Stacks"][0]
+    told = json.dumps([stack["Parameters"], outputs(), variables("poll-tick"), variables("on-run-started")])
+    assert "not-a-real" not in told
+    assert "whsec_" not in told
+    settings = Settings.from_environ(variables("poll-tick"))
+    assert settings.environments["env_1"].key.reveal() == "not-a-real-environment-key"
+    assert settings.tensorlake_key.reveal() == "not-a-real-tensorlake-key"
+    assert settings.functions_token is not None
+    assert len(settings.functions_token.reveal()) == 48
+    (key,) = Settings.from_environ(variables("on-run-started")).signing_keys
+    assert key.reveal() == "whsec_bm90LXJlYWw="
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_second_deployment_changes_what_changed_and_uploads_nothing_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert deploy() == 0
+    before = outputs()
+    capsys.readouterr()
+    assert deploy(AWS_SCHEDULE="rate(5 minutes)") == 0
+    said = capsys.readouterr().out
+    assert "uploading" not in said
+    assert "stored" not in said.replace("stored in Secrets Manager", "")
+    assert outputs()["WebhookUrl"] == before["WebhookUrl"]
+    (schedule,) = client("scheduler").list_schedules()["Schedules"]
+    assert client("scheduler").get_schedule(Name=schedule["Name"])["ScheduleExpression"] == "rate(5 minutes)"
+    assert deploy(TENSORLAKE_API_KEY="another-key-of-nobody") == 0
+    assert "stored TENSORLAKE_API_KEY" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_secret_that_is_there_already_is_referred_to_and_not_made() -> None:
+    arn = client("secretsmanager").create_secret(Name="mine", SecretString='{"key": "from-a-field"}')["ARN"]
+    assert deploy(TENSORLAKE_API_KEY=f"aws-sm:{arn}#key") == 0
+    assert Settings.from_environ(variables("poll-tick")).tensorlake_key.reveal() == "from-a-field"
+    names = [secret["Description"] for secret in client("secretsmanager").list_secrets()["SecretList"][1:]]
+    assert sorted(names) == ["ANTHROPIC_ENVIRONMENT_KEY", "ANTHROPIC_WEBHOOK_SIGNING_KEY", "FUNCTIONS_TOKEN"]
+    roles = client("iam").list_roles()["Roles"]
+    (role,) = [role["RoleName"] for role in roles if "TickRole" in role["RoleName"]]
+    policy = client("iam").get_role_policy(RoleName=role, PolicyName="own-work")["PolicyDocument"]
+    assert arn in json.dumps(policy)
+    assert "#key" not in json.dumps(policy)
+
+
+@pytest.mark.usefixtures("aws")
+def test_removing_leaves_nothing_but_the_bucket() -> None:
+    assert deploy() == 0
+    assert command.undeploy(ENVIRON, dry_run=False) == 0
+    assert client("lambda").list_functions()["Functions"] == []
+    assert client("scheduler").list_schedules()["Schedules"] == []
+    assert client("iam").list_roles()["Roles"] == []
+    assert client("sqs").list_queues().get("QueueUrls", []) == []
+    assert len(client("s3").list_buckets()["Buckets"]) == 1
+    assert command.undeploy(ENVIRON, dry_run=False) == 0
+
+
+@pytest.mark.usefixtures("aws")
+def test_the_bucket_is_closed_and_code_is_named_by_its_digest() -> None:
+    assert deploy(AWS_BUCKET="a-bucket-of-mine") == 0
+    block = client("s3").get_public_access_block(Bucket="a-bucket-of-mine")["PublicAccessBlockConfiguration"]
+    assert set(block.values()) == {True}
+    (found,) = client("s3").list_objects_v2(Bucket="a-bucket-of-mine")["Contents"]
+    body = client("s3").get_object(Bucket="a-bucket-of-mine", Key=found["Key"])["Body"].read()
+    assert found["Key"] == f"code/{hashlib.sha256(body).hexdigest()}.zip"
+
+
+def test_a_stack_that_aws_gave_up_is_named_with_the_reason_and_the_way_out() -> None:
+    class Refusing:
+        """A CloudFormation that has rolled back."""
+
+        def describe_stacks(self, StackName: str) -> Any:
+            return {"Stacks": [{"StackStatus": "ROLLBACK_COMPLETE"}]}
+
+        def describe_stack_events(self, StackName: str) -> Any:
+            reason = "Specified ReservedConcurrentExecutions for function decreases account's concurrency"
+            failed = {"ResourceStatus": "CREATE_FAILED", "LogicalResourceId": "TickFunction"}
+            return {"StackEvents": [failed | {"ResourceStatusReason": reason}]}
+
+    class Session:
+        def client(self, service: str, region_name: str) -> Any:
+            return Refusing()
+
+    planned = plan.make(ENVIRON)
+    with pytest.raises(NotDeployed, match=r"(?s)ROLLBACK_COMPLETE.*undeploy-aws.*TickFunction.*AWS_TICK_CONCURRENCY=0"):
+        Aws(Session(), REGION, print).apply(planned, "bucket", "key")
+
+
+def test_a_dry_run_calls_nothing_and_shows_no_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_aws", lambda region: pytest.fail("AWS was called"))
+    monkeypatch.setattr(package, "build", lambda *_: pytest.fail("something was built"))
+    assert command.deploy(ENVIRON, dry_run=True) == 0
+    said = capsys.readouterr().out
+    assert "ANTHROPIC_ENVIRONMENT_KEY, TENSORLAKE_API_KEY" in said
+    assert 'MoreSettings={"SANDBOX_CPUS":"4"}' in said
+    assert "not-a-real" not in said
+
+
+@pytest.mark.parametrize(
+    "extra, named",
+    [
+        ({"AWS_REGION": ""}, "AWS_REGION"),
+        ({"AWS_STACK": "1 stack"}, "AWS_STACK"),
+        ({"AWS_PYTHON": "3.8"}, "AWS_PYTHON"),
+        ({"AWS_ARCHITECTURE": "riscv"}, "AWS_ARCHITECTURE"),
+        ({"TENSORLAKE_API_KEY": "file:/run/key"}, "TENSORLAKE_API_KEY"),
+        ({"ENVIRONMENTS_FILE": "environments.toml"}, "ENVIRONMENTS_FILE"),
+        ({"RECLAIM_SECONDS": "1"}, "RECLAIM_SECONDS"),
+    ],
+)
+def test_what_cannot_be_deployed_is_said_before_anything_is_called(
+    extra: Mapping[str, str], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_loaded", lambda variables: variables)
+    assert command.main(["deploy"], {**ENVIRON, **extra, "DRY_RUN": "1"}) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_missing_credentials_are_said_in_plain_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(command, "_loaded", lambda variables: variables)
+    assert command.main(["deploy"], ENVIRON) == 1
+    assert "No AWS credentials" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""The template: what AWS's own schemas say about it, and what they cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from cfnlint import api, decode
+from cfnlint.config import ManualArgs
+
+from functions import aws_lambda
+from functions.wakes import Wake
+from infra.aws.stack import TEMPLATE
+from shared.settings import Settings
+
+TEXT = TEMPLATE.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def template() -> Mapping[str, Any]:
+    """The template with its short forms written out."""
+    document, problems = decode.decode_str(TEXT)
+    assert not problems
+    return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def resources(template: Mapping[str, Any]) -> Mapping[str, Any]:
+    return template["Resources"]  # type: ignore[no-any-return]
+
+
+def of_type(resources: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    found = {name: resource["Properties"] for name, resource in resources.items() if resource["Type"] == kind}
+    assert found
+    return found
+
+
+def statements(resources: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, role in of_type(resources, "AWS::IAM::Role").items():
+        for policy in role["Policies"]:
+            for statement in policy["PolicyDocument"]["Statement"]:
+                yield name, statement
+
+
+def test_cfn_lint_finds_nothing() -> None:
+    assert api.lint(TEXT, config=ManualArgs(regions=["us-east-1", "eu-west-1"])) == []
+
+
+def test_a_mistake_would_be_found() -> None:
+    wrong = TEXT.replace("MemorySize: 512", "MemorySize: 64")
+    assert api.lint(wrong, config=ManualArgs(regions=["us-east-1"])) != []
+
+
+def test_each_url_has_both_permissions_that_aws_asks_for(resources: Mapping[str, Any]) -> None:
+    permissions = of_type(resources, "AWS::Lambda::Permission").values()
+    for url in of_type(resources, "AWS::Lambda::Url").values():
+        function = url["TargetFunctionArn"]["Fn::GetAtt"][0]
+        mine = [each for each in permissions if each["FunctionName"] == {"Ref": function}]
+        by_url = {"Action": "lambda:InvokeFunctionUrl", "FunctionUrlAuthType": "NONE"}
+        by_invoke = {"Action": "lambda:InvokeFunction", "InvokedViaFunctionUrl": True}
+        common = {"FunctionName": {"Ref": function}, "Principal": "*"}
+        assert sorted(mine, key=str) == sorted([by_url | common, by_invoke | common], key=str)
+
+
+def test_only_the_webhook_and_the_fork_can_be_reached_from_outside(resources: Mapping[str, Any]) -> None:
+    open_to_all = {each["FunctionName"]["Ref"] for each in of_type(resources, "AWS::Lambda::Permission").values()}
+    assert open_to_all == {"WebhookFunction", "ForkFunction"}
+
+
+def test_no_role_may_do_anything_to_everything(resources: Mapping[str, Any]) -> None:
+    for name, statement in statements(resources):
+        assert "*" not in json.dumps(statement["Action"]), name
+        assert "*" not in json.dumps(statement["Resource"]), name
+
+
+def test_the_webhooks_role_reads_the_signing_key_alone_and_may_wake_poll_tick_alone(
+    resources: Mapping[str, Any],
+) -> None:
+    mine = {str(each["Action"]): each["Resource"] for name, each in statements(resources) if name == "WebhookRole"}
+    assert "SigningKey" in json.dumps(mine["secretsmanager:GetSecretValue"])
+    for other in ("EnvironmentKey", "TensorlakeKey", "FunctionsToken"):
+        assert other not in json.dumps(mine)
+    assert mine["lambda:InvokeFunction"] == {"Fn::GetAtt": ["TickFunction", "Arn"]}
+
+
+def test_no_value_of_a_secret_is_in_it_and_every_function_reads_its_own_by_reference(
+    resources: Mapping[str, Any],
+) -> None:
+    for secret in of_type(resources, "AWS::SecretsManager::Secret").values():
+        assert "SecretString" not in secret
+    for function in of_type(resources, "AWS::Lambda::Function").values():
+        for name, value in function["Environment"]["Variables"].items():
+            if re.search("KEY|TOKEN", name):
+                text = value if isinstance(value, str) else value["Fn::Sub"][0]
+                assert text.startswith(("aws-sm:", "env:NOT_HERE")), name
+
+
+def test_each_handler_exists_and_each_function_logs_to_a_group_that_forgets(resources: Mapping[str, Any]) -> None:
+    groups = of_type(resources, "AWS::Logs::LogGroup")
+    functions = of_type(resources, "AWS::Lambda::Function")
+    assert len(functions) == 3
+    for function in functions.values():
+        module, _, name = function["Handler"].rpartition(".")
+        assert module == "functions.aws_lambda"
+        assert callable(getattr(aws_lambda, name))
+        assert groups[function["LoggingConfig"]["LogGroup"]["Ref"]]["RetentionInDays"] == {"Ref": "LogRetentionDays"}
+        assert function["Tags"]
+
+
+def test_the_settings_of_each_function_are_complete(resources: Mapping[str, Any]) -> None:
+    for name, function in of_type(resources, "AWS::Lambda::Function").items():
+        variables = function["Environment"]["Variables"]
+        plain = {
+            key: value if isinstance(value, str) else f"https://{key}.example/" for key, value in variables.items()
+        }
+        more = {
+            "HANDS_SETTINGS": '{"AGENT_FORK": "true"}',
+            "ENQUEUE_TO": plain.get("ENQUEUE_TO", "") and "aws-lambda:x",
+        }
+        settings = Settings.from_environ(aws_lambda.environ_of({**plain, **more}))
+        assert (settings.drain_mode == "enqueue") == (name == "WebhookFunction")
+        assert (settings.fork_url is not None) == (name == "TickFunction")
+
+
+def test_a_tick_and_a_drain_fit_into_the_functions_time(resources: Mapping[str, Any]) -> None:
+    settings = Settings.from_environ(
+        {"ANTHROPIC_ENVIRONMENT_ID": "e", "ANTHROPIC_ENVIRONMENT_KEY": "k", "TENSORLAKE_API_KEY": "t"}
+    )
+    timeout = resources["TickFunction"]["Properties"]["Timeout"]
+    assert timeout > settings.drain.deadline + settings.reconcile.deadline + 10
+    assert resources["ForkFunction"]["Properties"]["Timeout"] == 900
+
+
+def test_the_schedule_sends_a_tick_and_keeps_what_it_could_not_deliver(resources: Mapping[str, Any]) -> None:
+    schedule = resources["Schedule"]["Properties"]
+    target = schedule["Target"]
+    assert Wake.read(json.loads(target["Input"])) == Wake("tick")
+    assert target["Arn"] == {"Fn::GetAtt": ["TickFunction", "Arn"]}
+    assert target["DeadLetterConfig"]["Arn"] == {"Fn::GetAtt": ["DeadLetters", "Arn"]}
+    assert target["RetryPolicy"]["MaximumRetryAttempts"] > 0
+    retries = resources["TickRetries"]["Properties"]
+    assert retries["DestinationConfig"]["OnFailure"]["Destination"] == {"Fn::GetAtt": ["DeadLetters", "Arn"]}
+
+
+@pytest.mark.parametrize("good", ["rate(1 minute)", "rate(2 minutes)", "rate(15 minutes)"])
+@pytest.mark.parametrize(
+    "bad", ["rate(1 minutes)", "rate(2 minute)", "rate(0 minutes)", "rate(1 day)", "cron(* * * * *)"]
+)
+def test_the_rate_is_one_that_the_scheduler_takes(template: Mapping[str, Any], good: str, bad: str) -> None:
+    parameter = template["Parameters"]["ScheduleExpression"]
+    pattern = re.compile(parameter["AllowedPattern"])
+    assert pattern.fullmatch(parameter["Default"])
+    assert pattern.fullmatch(good)
+    assert not pattern.fullmatch(bad)
