@@ -179,6 +179,8 @@ class Hands:
         began = self.clock()
         if sandbox.status is SandboxStatus.RUNNING and await worker_lives(self.host, sandbox.id) is not False:
             return _NOTHING
+        if not await self._still_unwanted(repair):
+            return _NOTHING
         if not await self._surely_without_item(repair.name) and not await self._surely_deleted(repair):
             return _NOTHING
         if self._too_late(began):
@@ -232,6 +234,16 @@ class Hands:
             return False
         session = await self.queue.session(repair.session_id)
         return isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE
+
+    async def _still_unwanted(self, repair: Repair) -> bool:
+        """Whether the session is over, or has not been used for as long as a sandbox is kept."""
+        match await self.queue.session(repair.session_id or ""):
+            case SessionRecord(status=SessionStatus.TERMINATED) | SessionRecord(archived=True) | Absent():
+                return True
+            case SessionRecord(updated_at=used) if used is not None:
+                return (self.now() - used).total_seconds() > self.settings.reconcile.retention
+            case _:
+                return False
 
     async def _surely_deleted(self, repair: Repair) -> bool:
         """An entry that a deleted session left on the queue is nobody's work (contract claude 3.3)."""

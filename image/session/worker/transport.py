@@ -118,7 +118,7 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
                 passing = response.status_code >= 500 or response.status_code in _TRANSIENT
                 if not passing or not patient:
                     break
-            await asyncio.sleep(pause * random.uniform(0.7, 1.0))
+            await asyncio.sleep(pause * random.uniform(0.7, 1.0))  # noqa: S311 - spreads retries
             pause = min(pause * 2, 5.0)
         if response.status_code == 200:
             self._on_session(response.content)

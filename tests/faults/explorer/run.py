@@ -200,6 +200,7 @@ class _Copy:
         queue = WatchedQueue(world.watch, line, dispatcher=False, environment_id=ENVIRONMENT)
         host = WatchedHost(world.watch, line, dispatcher=False)
         report = await what(Reconciler(world.settings, world.environment, queue, host, loop.time, world.now))
+        world.alarmed = any("are unknown" in alarm for alarm in report.alarms)
         took, made = loop.time() - began, line.calls - calls
         limit = world.settings.reconcile.deadline
         world.judge("I7", took <= limit + 0.1, f"a pass outlives its deadline: {took:.1f} s")
@@ -231,6 +232,7 @@ class _World:
         self.serving: dict[str, list[Process]] = {}
         self.tool_runs: dict[str, list[Process]] = {}
         self.reported: set[str] = set()
+        self.alarmed = False  # the latest report says that every session is unknown: nothing is ended then (design 7)
         self.ticks = 0
         self._index = {session.id: index for index, session in enumerate(plan.sessions)}
         self._faults = {(f.caller, f.method, f.number): f.meets for f in plan.line_faults}
@@ -415,7 +417,8 @@ class _World:
         for item in self.claude.items.values():
             if item.live and not (item.stale and item.state == "queued"):
                 yield "I1", f"an item is left: {item.id} of {item.session_id}, {item.state}"
-        for box in self.sandboxes.boxes.values():
+        all_unknown = self.alarmed and all(session.over == "deleted" for session in self.claude.sessions.values())
+        for box in self.sandboxes.boxes.values() if not all_unknown else ():
             session_id, gone = self.watch.session_of(box)
             if not box.exists and box.status is not SandboxStatus.FAILED:
                 continue
@@ -447,7 +450,7 @@ class _World:
         for number in range(6):
             self._tick_of(number)
             await asyncio.sleep(TICK)
-        left = [box.id for box in self.sandboxes.boxes.values() if box.exists]
+        left = [box.id for box in self.sandboxes.boxes.values() if box.exists and not self.alarmed]
         self.judge("I4", not left, f"a sandbox outlives its retention: {left}")
 
 

@@ -37,7 +37,6 @@ class Watch:
     truth: Truth
     sessions: dict[str, str]  # by the proper name of their sandbox
     poisoned: set[str] = field(default_factory=set)  # sessions with an item that was given up
-    marked: dict[str, float] = field(default_factory=dict)
 
     def now(self) -> float:
         return self.claude.time()
@@ -82,7 +81,6 @@ class Watch:
         item = self.old_item(session_id)
         self.judge("I5", item is None, f"a sandbox is marked whose item lives: {box.id}, {item and item.state}")
         self.judge("I4", self._over(session_id, box), f"a sandbox is marked without a reason: {box.id}")
-        self.marked[box.id] = self.now()
 
     def ends(self, box: Box, *, dispatcher: bool) -> None:
         session_id, gone = self.session_of(box)
@@ -106,7 +104,9 @@ class Watch:
         )
         item = self.old_item(session_id)
         self.judge("I5", holder or item is None, f"a session's only sandbox is ended though its item lives: {box.id}")
-        early = self.now() - self.marked.get(box.id, self.now()) < self.settings.reconcile.end_grace - 1.0
+        mark = naming.parse_gone_name(box.name)  # it tells when the mark was decided: a rename may take long to arrive
+        age = moment(self.now()).timestamp() - mark.marked_at if mark is not None else 0.0
+        early = age < self.settings.reconcile.end_grace - 1.0
         self.judge("I5", not early, f"a sandbox is ended too soon after its mark: {box.id}")
 
     def _over(self, session_id: str, box: Box) -> bool:
