@@ -162,6 +162,10 @@ class Children:
             tenure.in_room = False
             self._room.leave(ended=False)
 
+    def renamed(self, name: str, now: str) -> None:
+        """What this sandbox is called in the report from now on."""
+        self._tenures[name].name = now
+
     def keep(self, name: str) -> None:
         """This sandbox is somebody else's from now on and is not ended."""
         self._tenures[name].kept = True

@@ -50,6 +50,25 @@ def race_sandbox_name(prefix: str, environment_id: str, race_id: str, index: int
     return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-r{race_id}-{place}-{to_base36(dead_man)}"
 
 
+def kept_snapshot_name(prefix: str, environment_id: str, race_id: str, dead_man: int) -> str:
+    """What a winner's sandbox is called from when its snapshot is the caller's: `<prefix>-<tag>-k<race id>-<dead man>`.
+
+    Snapshots of a race's sandboxes are deleted some time after it (reconcile/plan.py); those of this name are not. It
+    is no race's name and no session's, and it still says from when on nobody wants the sandbox itself.
+    """
+    if not _RACE_ID.fullmatch(race_id):
+        raise BadName(f"a race id has {RACE_ID_LENGTH} digits of base 36")
+    return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-k{race_id}-{to_base36(dead_man)}"
+
+
+def parse_kept_snapshot_name(prefix: str, name: str) -> RaceName | None:
+    """None for a name that kept_snapshot_name has not made; the index says nothing."""
+    match = re.fullmatch(
+        rf"{re.escape(prefix)}-([0-9a-z]{{8}})-k([0-9a-z]{{{RACE_ID_LENGTH}}})-([0-9a-z]{{1,8}})", name
+    )
+    return None if match is None else RaceName(prefix, match[1], match[2], None, int(match[3], 36))
+
+
 def parse_race_name(prefix: str, name: str) -> RaceName | None:
     """None for a name that no race of this prefix gave."""
     match = re.fullmatch(

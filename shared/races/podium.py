@@ -33,13 +33,17 @@ class _Held:
 
 
 class Podium:
-    """`pristine_name` names the child that a workspace promotion compares the winner with."""
+    """`pristine_name` names the child that a workspace promotion compares the winner with; `kept_name` is what the
+    winner's sandbox is called when its snapshot stays (naming.kept_snapshot_name)."""
 
-    def __init__(self, request: RaceRequest, shop: Workshop, origin: Origin, pristine_name: str) -> None:
+    def __init__(
+        self, request: RaceRequest, shop: Workshop, origin: Origin, *, pristine_name: str, kept_name: str
+    ) -> None:
         self._request = request
         self._shop = shop
         self._origin = origin
         self._pristine_name = pristine_name
+        self._kept_name = kept_name
         self._held: _Held | None = None
         self._ever: set[str] = set()
         self._pristine = AsyncExitStack()
@@ -138,38 +142,43 @@ class Podium:
     async def _snapshot(self, held: _Held) -> PromotionReport:
         children = self._shop.children
         snapshot_id = await held.stack.enter_async_context(children.checkpoint(held.child.id, "the winner"))
+        lost = await self._rename(held.child, self._kept_name)
+        if lost is not None:
+            return self._failed(f"{lost}; the snapshot was deleted again")
+        children.renamed(held.child.name or "", self._kept_name)
         children.keep_snapshot(snapshot_id)
         return PromotionReport(kind="snapshot", done=True, snapshot_id=snapshot_id)
 
     async def _keep(self, child: SandboxRecord, keep: Keep) -> PromotionReport:
-        name, pace = keep.sandbox_name, self._shop.pace
-        doubt = ""
+        lost = await self._rename(child, keep.sandbox_name)
+        if lost is not None:
+            return self._failed(f"{lost}; it was ended")
+        self._shop.children.keep(child.name or "")
+        return PromotionReport(kind="keep", done=True, sandbox=keep.sandbox_name, sandbox_id=child.id)
+
+    async def _rename(self, child: SandboxRecord, name: str) -> str | None:
+        """Why the winner's sandbox has not got this name, or None."""
+        pace, doubt = self._shop.pace, ""
         for attempt in range(pace.attempts):
             if attempt:
                 await asyncio.sleep(pace.pause * 2 ** (attempt - 1))
                 match await self._shop.host.find(child.id):
                     case SandboxRecord(name=now) if now == name:
-                        return self._kept(child, name)
-                    case Absent():
-                        return self._failed("the winner's sandbox is not there any more")
+                        return None
                     case _:
                         pass
             match await self._shop.host.rename(child.id, name):
                 case None:
-                    return self._kept(child, name)
+                    return None
                 case Absent():
-                    return self._failed("the winner's sandbox is not there any more")
+                    return "the winner's sandbox is not there any more"
                 case Refused(status=409):
-                    return self._failed("the name was taken during the race")
+                    return "the name was taken during the race"
                 case Refused(reason=reason):
-                    return self._failed(f"the winner's sandbox could not be renamed: {reason}")
+                    return f"the winner's sandbox could not be renamed: {reason}"
                 case Doubtful(reason=reason):
                     doubt = reason
-        return self._failed(f"nobody knows whether the winner's sandbox was renamed ({doubt}); it was ended")
-
-    def _kept(self, child: SandboxRecord, name: str) -> PromotionReport:
-        self._shop.children.keep(child.name or "")
-        return PromotionReport(kind="keep", done=True, sandbox=name, sandbox_id=child.id)
+        return f"nobody knows whether the winner's sandbox was renamed ({doubt})"
 
     async def _workspace(self, child: SandboxRecord) -> PromotionReport:
         source = await self._source()

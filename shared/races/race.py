@@ -31,7 +31,7 @@ from shared.races.models import (
     RaceReport,
     RaceRequest,
 )
-from shared.races.naming import PRISTINE, new_race_id, race_sandbox_name
+from shared.races.naming import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.races.podium import Podium
 from shared.races.runner import OutputBudget, Runner
 from shared.races.source import Origin, Workshop, look, prepare, stamp
@@ -207,7 +207,8 @@ class _Race:
         origin = await prepare(self._request, source, self._shop, stack, names)
         self._checkpoint = origin.snapshot_id
         if self._request.promote != "none":
-            podium = Podium(self._request, self._shop, origin, self._name(PRISTINE))
+            kept_name = kept_snapshot_name(self._settings.prefix, self._environment.id, self._id, self._dead_man)
+            podium = Podium(self._request, self._shop, origin, pristine_name=self._name(PRISTINE), kept_name=kept_name)
             self._podium = await stack.enter_async_context(podium)
         async with asyncio.TaskGroup() as group:
             for runner in self._runners:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.naming import LONGEST_NAME, BadName, environment_tag, parse_sandbox_name, sandbox_name
-from shared.races.naming import new_race_id, parse_race_name, race_sandbox_name
+from shared.races.naming import (
+    kept_snapshot_name,
+    new_race_id,
+    parse_kept_snapshot_name,
+    parse_race_name,
+    race_sandbox_name,
+)
 
 prefixes = st.from_regex(r"[a-z][a-z0-9]{0,7}", fullmatch=True)
 race_ids = st.from_regex(r"[0-9a-z]{12}", fullmatch=True)
@@ -28,6 +34,24 @@ def test_a_name_is_read_back_and_fits(
     assert parsed is not None
     assert (parsed.race_id, parsed.index, parsed.dead_man) == (race_id, index, dead_man)
     assert (parsed.prefix, parsed.environment_tag) == (prefix, environment_tag(environment))
+
+
+@given(prefixes, st.text(min_size=1), race_ids, moments)
+def test_the_name_of_a_kept_snapshots_sandbox_is_neither_a_races_nor_a_sessions(
+    prefix: str, environment: str, race_id: str, dead_man: int
+) -> None:
+    name = kept_snapshot_name(prefix, environment, race_id, dead_man)
+    assert len(name) <= LONGEST_NAME
+    assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
+    parsed = parse_kept_snapshot_name(prefix, name)
+    assert parsed is not None
+    assert (parsed.race_id, parsed.dead_man, parsed.environment_tag) == (
+        race_id,
+        dead_man,
+        environment_tag(environment),
+    )
+    assert parse_race_name(prefix, name) is None
+    assert parse_sandbox_name(prefix, name) is None
 
 
 @given(prefixes, race_ids, places, moments, prefixes)

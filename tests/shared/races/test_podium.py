@@ -13,7 +13,7 @@ from shared.ports import CommandOutput, SandboxStatus
 from shared.races import events
 from shared.races.errors import BadRace, SourceUnknown
 from shared.races.models import RaceReport
-from shared.races.naming import PRISTINE, parse_race_name
+from shared.races.naming import PRISTINE, parse_kept_snapshot_name, parse_race_name
 from shared.races.promotion import PromotionRefused, WorkspacePromotion
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, SETTINGS, SOURCE, asked, run
@@ -140,10 +140,13 @@ def test_a_winner_may_be_kept_as_a_snapshot() -> None:
     assert report.promotion.done
     assert list(host.snapshots) == [report.promotion.snapshot_id]
     assert report.promotion.snapshot_id != report.checkpoint
-    taken_of = host.boxes[host._taken_of[report.promotion.snapshot_id or ""]].record.name
-    name = parse_race_name(SETTINGS.prefix, taken_of or "")
-    assert name is not None
-    assert name.index == 3
+    box = host.boxes[host._taken_of[report.promotion.snapshot_id or ""]]
+    assert parse_race_name(SETTINGS.prefix, box.spec.name) is not None
+    # The reconciler deletes snapshots of what has a race's name.
+    kept = parse_kept_snapshot_name(SETTINGS.prefix, box.record.name or "")
+    assert kept is not None
+    assert kept.race_id == report.race_id
+    assert parse_race_name(SETTINGS.prefix, box.record.name or "") is None
     assert host.alive() == [SOURCE]
     assert report.promotion.snapshot_id not in report.reaped
 
@@ -191,7 +194,10 @@ def test_a_name_that_is_taken_during_the_race_costs_the_sandbox_and_not_the_repo
     report = a_race(host, **KEEP)
     assert report.winner == "b0"
     assert report.promotion is not None
-    assert (report.promotion.done, report.promotion.reason) == (False, "the name was taken during the race")
+    assert (report.promotion.done, report.promotion.reason) == (
+        False,
+        "the name was taken during the race; it was ended",
+    )
     assert sorted(host.alive()) == [SOURCE, "keep-best"]
 
 
@@ -212,10 +218,12 @@ def test_a_rename_whose_answer_is_lost_is_looked_up(fault: Fault) -> None:
     assert sorted(host.alive()) == [SOURCE, "keep-best"]
 
 
+@pytest.mark.parametrize("way", [KEEP, {"promote": "snapshot"}])
 @pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST_BEFORE])
-def test_a_sandbox_that_cannot_be_renamed_is_ended(fault: Fault) -> None:
+def test_a_sandbox_that_cannot_be_renamed_is_ended(fault: Fault, way: dict[str, Any]) -> None:
     host = a_host(lambda method, what: fault if method == "rename" else None)
-    report = a_race(host, **KEEP)
+    report = a_race(host, **way)
+    assert host.snapshots == {}
     assert report.winner == "b3"
     assert report.promotion is not None
     assert not report.promotion.done
