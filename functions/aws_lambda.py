@@ -189,18 +189,26 @@ class Process:
         from shared.models import to_json
 
         bundle = await self._ready(until)
+        began = time.time()
         match wake.do:
             case "tick":
-                return json.loads(to_json(await bundle.tick()))
+                report = await bundle.tick()
+                self._saw(report.drains, began)
+                return json.loads(to_json(report))
             case "session_over":
                 return json.loads(to_json({"reconciled": await bundle.session_over(wake.session_id)}))
         if wake.at is not None and wake.at + _CLOCKS_DIFFER < self._seen_empty:
             return {"skipped": "a later drain found the queue empty"}
-        began = time.time()
         drains = await asyncio.shield(bundle.drains.wake())
-        if _all_empty(drains):
-            self._seen_empty = began
+        self._saw(drains, began)
         return json.loads(to_json({"drains": drains}))
+
+    def _saw(self, drains: Sequence[DrainReport], began: float) -> None:
+        """Remember that drains which began then found every queue empty in the end."""
+        from shared.models import DrainEnd
+
+        if drains and all(drain.end is DrainEnd.EMPTY for drain in drains):
+            self._seen_empty = began
 
     async def _ready(self, until: Deadline) -> Bundle:
         """The bundle, for an invocation that ends at `until`. Raises SettingsError."""
@@ -242,12 +250,6 @@ def flush() -> None:
         force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
         if force_flush is not None:
             force_flush(timeout_millis=2000)
-
-
-def _all_empty(drains: Sequence[DrainReport]) -> bool:
-    from shared.models import DrainEnd
-
-    return all(drain.end is DrainEnd.EMPTY for drain in drains)
 
 
 def _is_message(record: object) -> bool:

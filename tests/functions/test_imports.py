@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("anthropic", "tensorlake", "grpc", "boto3")
+HEAVY = ("anthropic", "tensorlake", "grpc", "boto3", "botocore")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -21,18 +21,18 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["main", "app", "on_run_started", "poll_tick", "fork_best_of_n"])
+@pytest.mark.parametrize("module", ["main", "app", "aws_lambda", "on_run_started", "poll_tick", "fork_best_of_n"])
 def test_no_sdk_is_imported_by_importing_a_handler(module: str) -> None:
     assert not modules_after(f"import functions.{module}") & set(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["app", "on_run_started", "poll_tick", "fork_best_of_n"])
+@pytest.mark.parametrize("module", ["app", "aws_lambda", "on_run_started", "poll_tick", "fork_best_of_n"])
 def test_only_main_imports_functions_framework(module: str) -> None:
     assert "functions_framework" not in modules_after(f"import functions.{module}")
 
 
 def test_the_webhook_needs_no_pydantic() -> None:
-    assert "pydantic" not in modules_after("import functions.on_run_started, functions.poll_tick")
+    assert "pydantic" not in modules_after("import functions.on_run_started, functions.poll_tick, functions.aws_lambda")
 
 
 def test_building_a_bundle_imports_no_sdk() -> None:

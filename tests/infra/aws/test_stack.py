@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.client
 import pytest
 from moto import mock_aws
 
 from functions.aws_lambda import environ_of
+from functions.wakes import NotEnqueued, Wake, enqueue
 from infra.aws import __main__ as command
 from infra.aws import package, plan
 from infra.aws.package import Built
@@ -95,6 +98,31 @@ def test_a_deployment_makes_everything_and_its_functions_find_their_settings(
     assert retries["DestinationConfig"]["OnFailure"]["Destination"] == target["DeadLetterConfig"]["Arn"]
     groups = client("logs").describe_log_groups(logGroupNamePrefix="/aws/lambda/serverless-hands")["logGroups"]
     assert [group["retentionInDays"] for group in groups] == [30, 30, 30]
+
+
+@pytest.mark.usefixtures("aws")
+def test_the_webhook_function_wakes_the_tick_function_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deploy() == 0
+    called: list[tuple[str, Mapping[str, Any]]] = []
+    really = botocore.client.BaseClient._make_api_call
+
+    def remember(self: Any, operation: str, parameters: Mapping[str, Any]) -> Any:
+        called.append((operation, parameters))
+        return really(self, operation, parameters)
+
+    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", remember)
+    asyncio.run(enqueue(variables("on-run-started")["ENQUEUE_TO"], Wake("drain", at=1.5)))
+    (parameters,) = [parameters for operation, parameters in called if operation == "Invoke"]
+    assert parameters["FunctionName"].endswith(":function:serverless-hands-poll-tick")
+    assert parameters["InvocationType"] == "Event"
+    assert json.loads(parameters["Payload"]) == {"do": "drain", "at": 1.5}
+
+
+def test_a_wake_up_that_aws_does_not_take_is_an_error_without_the_details(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("functions.wakes._invoke", lambda name, payload: (_ for _ in ()).throw(OSError("details")))
+    with pytest.raises(NotEnqueued) as caught:
+        asyncio.run(enqueue("aws-lambda:nobody", Wake("drain")))
+    assert str(caught.value) == "OSError"
 
 
 @pytest.mark.usefixtures("aws")
