@@ -5,7 +5,6 @@ Every step may be repeated: what is there already is used, and what has not chan
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -187,8 +186,3 @@ class Aws:
             text += "\n  The account's quota is small: set AWS_WEBHOOK_CONCURRENCY=0 AWS_TICK_CONCURRENCY=0"
             text += " AWS_FORK_CONCURRENCY=0, or ask AWS for a larger one."
         return text
-
-
-def summary(outputs: Mapping[str, str]) -> str:
-    """As JSON, for programs."""
-    return json.dumps(dict(outputs), indent=2, sort_keys=True)
