@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -137,6 +138,62 @@ def webhook_sandbox_rm() -> None:
 
 
 @app.command()
+def fork(
+    file: Annotated[str, typer.Argument(envvar="HANDS_RACE_FILE", help="YAML or JSON; - is standard input")] = "",
+    session: Annotated[str | None, typer.Option(envvar="HANDS_SESSION", help="start from a session's files")] = None,
+    sandbox: Annotated[str | None, typer.Option(help="or from a sandbox, by id or name")] = None,
+    snapshot: Annotated[str | None, typer.Option(help="or from a snapshot")] = None,
+    image: Annotated[str | None, typer.Option(help="or from a registered image")] = None,
+    tries: Annotated[list[str] | None, typer.Option("--try", help="a branch, 'name=command'; repeat it")] = None,
+    score: Annotated[str | None, typer.Option(help="the last number that this command prints is a score")] = None,
+    lower: Annotated[bool, typer.Option("--lower", help="the lower score is the better one")] = False,
+    accept: Annotated[float | None, typer.Option(help="a score that ends the race")] = None,
+    min_score: Annotated[float | None, typer.Option(help="a worse score has failed")] = None,
+    setup: Annotated[str | None, typer.Option(help="runs once, before the checkpoint")] = None,
+    timeout: Annotated[float | None, typer.Option(help="of each branch, in seconds")] = None,
+    deadline: Annotated[float | None, typer.Option(help="of the whole race, in seconds")] = None,
+    parallel: Annotated[int | None, typer.Option(help="branches at once")] = None,
+    promote: Annotated[str | None, typer.Option(help="none, workspace, snapshot or keep")] = None,
+    on_conflict: Annotated[str | None, typer.Option(help="refuse, theirs or ours")] = None,
+    keep: Annotated[str | None, typer.Option(help="keep the winner's sandbox, as keep-NAME")] = None,
+    artifact: Annotated[list[str] | None, typer.Option(help="files to report, as a glob; repeat it")] = None,
+    environment: Annotated[str | None, typer.Option(help="which, where several are served")] = None,
+    dry_run: Annotated[bool, typer.Option(help="look at the source and begin nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the report alone on standard output")] = False,
+    report: Annotated[Path | None, typer.Option(help="write the report as a page of HTML")] = None,
+    url: Annotated[str, typer.Option(envvar="FUNCTIONS_URL", help="served functions; without it: in process")] = "",
+) -> None:
+    """Race candidates from one state and keep the best. Flags win over the file. Exit code 0 only with a winner."""
+    from infra.operator.fork import Options, run
+    from infra.operator.fork_request import Flags, read_request
+
+    flags = Flags(
+        session=session or None,
+        sandbox=sandbox,
+        snapshot=snapshot,
+        image=image,
+        environment=environment,
+        setup=setup,
+        tries=tries or (),
+        score=score,
+        lower=lower,
+        accept=accept,
+        min_score=min_score,
+        timeout=timeout,
+        deadline=deadline,
+        parallel=parallel,
+        promote=promote,
+        on_conflict=on_conflict,
+        keep=keep,
+        artifacts=artifact or (),
+        dry_run=dry_run,
+    )
+    with _edge():
+        request = read_request(file, flags)
+        _finish(run(_load(served_elsewhere=bool(url.strip())), request, Options(url.strip(), as_json, report)))
+
+
+@app.command()
 def repair() -> None:
     """One repair pass, with the API key for the events that the environment key may not send."""
     from infra.operator.repair import run
@@ -158,8 +215,14 @@ def doctor(
         raise typer.Exit(run(os.environ, Options(url.strip(), as_json, probe)))
 
 
-def _load() -> environ.Loaded:
-    loaded = environ.load(os.environ)
+def _load(*, served_elsewhere: bool = False) -> environ.Loaded:
+    """`served_elsewhere`: the functions at an address have the services; here no key is needed."""
+    try:
+        loaded = environ.load(os.environ)
+    except environ.NoServices:
+        if not served_elsewhere:
+            raise
+        return environ.Loaded(dict(os.environ), None)
     environ.apply(loaded, os.environ)
     return loaded
 
