@@ -23,6 +23,7 @@ from shared.deadline import Deadline
 from shared.settings import Environment, Settings
 
 if TYPE_CHECKING:
+    from functions.platform_identity import FrontDoor
     from shared.claims.dispatcher import Dispatcher
     from shared.models import DrainReport, TickReport
     from shared.ports import SandboxHost, WorkQueue
@@ -55,6 +56,12 @@ class Bundle:
         return TensorlakeHost(
             api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=settings.times.bind
         )
+
+    @cached_property
+    def front_door(self) -> FrontDoor:
+        from functions.platform_identity import FrontDoor
+
+        return FrontDoor(self.settings.auth_own_url)
 
     def queue(self, environment: Environment) -> WorkQueue:
         from shared.claude_queue import ClaudeQueue

@@ -20,6 +20,7 @@ from functions.auth import caller_of
 from functions.bundle import Bundle, bundle_of
 from functions.http import HttpError, configuration_error, not_configured, read_body, require_method
 from functions.ndjson import MEDIA_TYPE, Lines, LineStream
+from functions.platform_identity import is_vouched_for
 from shared.capability import FORK, Capability
 from shared.errors import SecretUnavailable, SettingsError
 
@@ -40,7 +41,7 @@ async def fork_best_of_n(request: Request) -> Response:
     try:
         require_method(request, "POST")
         bundle = bundle_of(request)
-        caller = caller_of(request, bundle.settings, FORK)
+        caller = None if await is_vouched_for(request, bundle) else caller_of(request, bundle.settings, FORK)
         streams = _wants_stream(request)
         body = await read_body(request)
         if caller is not None:

@@ -40,6 +40,7 @@ _JUDGE: Final = re.compile(
 )
 
 DrainMode = Literal["auto", "inline", "background", "enqueue"]
+Auth = Literal["token", "platform"]
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -155,6 +156,10 @@ class Settings:
     """Id or name of the sandbox that this very process serves in; empty elsewhere. No race starts from it."""
     self_tick_seconds: float = 0.0
     """How often a long-lived server ticks by itself; 0: never, somebody else's schedule calls it."""
+    auth: Auth = "token"
+    """Who is the operator: `platform` also believes Cloud Run's front end (functions/platform_identity.py)."""
+    auth_callers: tuple[str, ...] = ()
+    auth_own_url: str = ""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -222,6 +227,9 @@ class Settings:
             fork_url=fork_url,
             server_sandbox=read.text("SERVER_SANDBOX", ""),
             self_tick_seconds=read.seconds("SELF_TICK_SECONDS", 0.0),
+            auth=_auth(read),
+            auth_callers=tuple(read.text("AUTH_CALLERS", "").replace(",", " ").split()),
+            auth_own_url=read.text("AUTH_OWN_URL", "").rstrip("/"),
         )
 
 
@@ -286,6 +294,20 @@ def _fork_url(read: _Reader) -> str | None:
     if not read.text("FUNCTIONS_TOKEN", ""):
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_TOKEN, from which the agents' tokens are derived")
     return f"{_service_url('FUNCTIONS_PUBLIC_URL', url)}/fork_best_of_n"
+
+
+def _auth(read: _Reader) -> Auth:
+    """`platform` only where the runtime may know who calls, and where that it does can be tried."""
+    auth: Auth = read.choice("AUTH", "token", ("token", "platform"))
+    if auth == "token":
+        return auth
+    service = read.required("K_SERVICE", "AUTH=platform is for Cloud Run, which sets it; elsewhere use AUTH=token")
+    read.required("AUTH_CALLERS", "AUTH=platform needs the e-mail addresses of the identities that may call")
+    url = read.required("AUTH_OWN_URL", "AUTH=platform needs this service's own run.app address, to ask it namelessly")
+    host = urlsplit(_service_url("AUTH_OWN_URL", url)).hostname or ""
+    if host not in LOOPBACK and not (host.startswith(f"{service}-") and host.endswith(".run.app")):
+        raise SettingsError(f"AUTH_OWN_URL must be the address of this very service: https://{service}-....run.app")
+    return auth
 
 
 def _agent_seconds(read: _Reader) -> float:
