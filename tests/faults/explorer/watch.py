@@ -36,6 +36,7 @@ class Watch:
     sandboxes: Sandboxes
     truth: Truth
     sessions: dict[str, str]  # by the proper name of their sandbox
+    marked: dict[str, float] = field(default_factory=dict)  # by sandbox: when its first mark was decided
     poisoned: set[str] = field(default_factory=set)  # sessions with an item that was given up
 
     def now(self) -> float:
@@ -81,6 +82,9 @@ class Watch:
         item = self.old_item(session_id)
         self.judge("I5", item is None, f"a sandbox is marked whose item lives: {box.id}, {item and item.state}")
         self.judge("I4", self._over(session_id, box), f"a sandbox is marked without a reason: {box.id}")
+        mark = naming.parse_gone_name(name)  # it tells when it was decided: a rename may take long to arrive
+        if mark is not None:
+            self.marked[box.id] = mark.marked_at
 
     def ends(self, box: Box, *, dispatcher: bool) -> None:
         session_id, gone = self.session_of(box)
@@ -104,8 +108,8 @@ class Watch:
         )
         item = self.old_item(session_id)
         self.judge("I5", holder or item is None, f"a session's only sandbox is ended though its item lives: {box.id}")
-        mark = naming.parse_gone_name(box.name)  # it tells when the mark was decided: a rename may take long to arrive
-        age = moment(self.now()).timestamp() - mark.marked_at if mark is not None else 0.0
+        now = moment(self.now()).timestamp()
+        age = now - self.marked.get(box.id, now)
         early = age < self.settings.reconcile.end_grace - 1.0
         self.judge("I5", not early, f"a sandbox is ended too soon after its mark: {box.id}")
 
