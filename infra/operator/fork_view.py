@@ -135,11 +135,11 @@ class View:
 
     def _decided(self, row: Row, report: BranchReport, at: float) -> Line:
         row.state, row.look, row.score = said(report.status), _LOOKS[report.status], report.score
-        row.ended, row.line = at, one_line(report.reason or last_line(report))
+        row.ended, row.line = at, why(report)
         score = "" if report.score is None else f", score {_number(report.score)}"
-        why = f" ({row.line})" if report.reason else ""
+        because = f" ({row.line})" if report.reason else ""
         look = Look.PLAIN if report.status == "ok" else Look.QUIET
-        return Line(f"{at:7.2f} s  {row.name}: {row.state}{score}{why}", look)
+        return Line(f"{at:7.2f} s  {row.name}: {row.state}{score}{because}", look)
 
 
 def summary(report: RaceReport, *, higher_is_better: bool) -> Table:
@@ -157,14 +157,16 @@ def summary(report: RaceReport, *, higher_is_better: bool) -> Table:
             Text(_number(branch.score)),
             Text("" if branch.exit_code is None else str(branch.exit_code)),
             *(Text(_seconds(each)) for each in (branch.boot_seconds, branch.run_seconds, branch.judge_seconds)),
-            Text(one_line(branch.reason or last_line(branch)), style="dim"),
+            Text(why(branch), style="dim"),
         )
     return table
 
 
 def conclusion(report: RaceReport) -> Iterator[Line]:
     """What became of the race, in a few lines."""
-    faster = f", {report.speedup:g} times as fast as one after the other" if report.speedup is not None else ""
+    # The sum of the runs knows nothing of what was cancelled: below 1 it would belittle a race that ended early.
+    speedup = report.speedup or 0.0
+    faster = f", {speedup:g} times as fast as one after the other" if speedup > 1 else ""
     took = f"{report.seconds:.1f} s{faster}"
     if report.dry_run:
         yield Line(f"A dry run: {_count(len(report.branches), 'branch')} would race; nothing was begun.", Look.STRONG)
@@ -222,12 +224,13 @@ def plain(text: str) -> str:
     return _DIRECTIONS.sub("", clean(text))
 
 
-def last_line(branch: BranchReport) -> str:
-    """What a branch said last: on its standard error where it failed and said something there."""
+def why(branch: BranchReport) -> str:
+    """One line on a branch: why it is no candidate, and what it said last: on its standard error where it failed."""
     tails = [branch.stdout_tail, branch.stderr_tail]
     if branch.status == "failed":
         tails.reverse()
-    return next((tail.strip().splitlines()[-1] for tail in tails if tail.strip()), "")
+    said_last = next((tail.strip().splitlines()[-1] for tail in tails if tail.strip()), "")
+    return one_line(": ".join(filter(None, (branch.reason, said_last))))
 
 
 def said(status: BranchStatus) -> str:

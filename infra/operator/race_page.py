@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from infra.operator.fork_view import last_line, one_line, plain, promoted, said
+from infra.operator.fork_view import plain, promoted, said, why
 from shared.races.models import Artifact, BranchReport, Phase, RaceReport, RaceRequest, Span
 from shared.races.ranking import rank
 
@@ -183,11 +183,10 @@ def _details(report: RaceReport, branches: Iterable[BranchReport]) -> Iterator[s
     yield "<section>\n<h2>Branches</h2>"
     for branch in branches:
         opened = " open" if branch.name == report.winner else ""
-        hint = one_line(branch.reason or last_line(branch))
         yield (
             f'<details{opened}><summary><span class="name">{_text(branch.name)}</span> '
             f'<span class="state {branch.status}">{said(branch.status)}</span> '
-            f'<span class="hint">{_text(hint)}</span></summary>'
+            f'<span class="hint">{_text(why(branch))}</span></summary>'
         )
         if branch.reason:
             yield f"<p>{_text(branch.reason)}</p>"
