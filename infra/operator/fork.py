@@ -90,7 +90,7 @@ async def run(loaded: Loaded, request: RaceRequest, options: Options, stand: Sta
     """Runs the race and shows it; the exit code. Raises SettingsError, SecretUnavailable, BadInput."""
     if options.page is not None:
         _check_page(options.page)
-    stand = stand or Stand(_console(on_error=options.as_json))
+    stand = stand or Stand(console_for_people(on_error=options.as_json))
     ledger: Ledger | None = None
     if options.url:
         token = Secret("FUNCTIONS_TOKEN", loaded.need("FUNCTIONS_TOKEN", "the token that the served functions know"))
@@ -211,7 +211,8 @@ def _check_page(page: Path) -> None:
         raise BadInput(f"--report: {page} cannot be written")
 
 
-def _console(*, on_error: bool) -> Console:
+def console_for_people(*, on_error: bool = False) -> Console:
+    """Standard output, or standard error; wide in a pipe, where nobody has said how wide it is."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a star shows a question mark, and the race goes on.
         with contextlib.suppress(AttributeError, ValueError):
