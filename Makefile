@@ -2,13 +2,14 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick repair doctor deploy-aws undeploy-aws faults fuzz soak bench lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws faults fuzz soak bench lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
 UP ?=
 TESTS ?=
 DOCTOR ?=
+FORK ?=
 SESSION ?=
 RUNS ?= 10000
 CASES ?= 100000
@@ -23,6 +24,8 @@ export PYTHON
 # Texts go through the environment, raw: no quote, space or dollar sign of theirs reaches make or a shell.
 session: export HANDS_PROMPT = $(if $(filter command line environment,$(origin PROMPT)),$(value PROMPT),$(PROMPT))
 session: export HANDS_SESSION = $(value SESSION)
+fork: export HANDS_RACE_FILE = $(value FILE)
+fork: export HANDS_SESSION = $(value SESSION)
 agent: export HANDS_AGENT_NAME = $(value NAME)
 
 PY := .venv/bin/python
@@ -48,6 +51,9 @@ up: setup ## the offline platform, until ctrl-C
 
 demo-sandbox: setup ## the same with the functions in a sandbox that sleeps, wakes and sleeps again
 	@$(PY) -m infra.sandbox.demo
+
+demo-race: setup ## five fixes of a failing test race in copies of a session's sandbox; the best goes back
+	@$(PY) -m infra.local.demo_race
 
 test: setup-dev ## the tests (TESTS=path for some of them)
 	@$(PY) -m pytest $(TESTS)
@@ -92,6 +98,9 @@ poll: setup ## serve sessions from this machine by polling; needs no public addr
 
 tick: setup ## one pass of poll_tick
 	@$(OPERATOR) tick
+
+fork: setup ## race candidates, FILE=race.yaml or FORK="--session sesn_... --try 'a=make test'" (FORK=--help)
+	@$(OPERATOR) fork $(FORK)
 
 doctor: setup ## what is wrong and how to mend it, DOCTOR="--json --no-probe --url https://..."
 	@$(OPERATOR) doctor $(DOCTOR)
