@@ -100,7 +100,7 @@ tick: setup ## one pass of poll_tick
 	@$(OPERATOR) tick
 
 fork: setup ## race candidates, FILE=race.yaml or FORK="--session sesn_... --try 'a=make test'" (FORK=--help)
-	@$(OPERATOR) fork $(FORK)
+	@$(OPERATOR) fork $(value FORK)
 
 doctor: setup ## what is wrong and how to mend it, DOCTOR="--json --no-probe --url https://..."
 	@$(OPERATOR) doctor $(DOCTOR)
