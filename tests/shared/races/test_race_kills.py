@@ -23,6 +23,7 @@ from tests.faults.test_reconciler import acts, everything, reconcile
 from tests.support.world import IMAGE, ROOT, Place, World, running, until
 
 SESSION: Final = "sesn_0123456789AbCdEf"
+PATIENT: Final = {"BIND_SECONDS": "20", "RECLAIM_SECONDS": "30", "STRANDED_SECONDS": "40"}  # for a slow machine
 LONG_AFTER: Final = 10_000.0  # seconds
 POINTS: Final[tuple[tuple[str, str, int, dict[str, Any]], ...]] = (
     ("after", "snapshot", 1, {}),
@@ -60,7 +61,7 @@ def dying(place: Place, when: str, method: str, count: int, fields: dict[str, An
 
 
 def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: World) -> None:
-    places = [with_a_source(world.place()) for _ in POINTS]
+    places = [with_a_source(world.place(**PATIENT)) for _ in POINTS]
     races = [dying(place, *point) for place, point in zip(places, POINTS, strict=True)]
     try:
         assert [race.wait(60) for race in races] == [-signal.SIGKILL] * len(POINTS)
@@ -83,7 +84,7 @@ def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: World
 
 
 def test_a_promoted_snapshot_is_not_taken_for_a_leftover(world: World) -> None:
-    place = with_a_source(world.place())
+    place = with_a_source(world.place(**PATIENT))
 
     async def race() -> str | None:
         asked = {"source": {"session_id": SESSION}, "n": 1, "script": "true", "promote": "snapshot"}
