@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws faults fuzz soak bench lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -113,6 +113,12 @@ deploy-aws: setup ## to AWS Lambda; DRY_RUN=1 prints the plan (infra/aws/README.
 
 undeploy-aws: setup ## remove what deploy-aws made
 	@$(PY) -m infra.aws undeploy
+
+deploy-gcp: setup ## to Cloud Run functions; DRY_RUN=1 prints every gcloud call (infra/gcp/README.md)
+	@$(PY) -m infra.gcp deploy
+
+undeploy-gcp: setup ## remove what deploy-gcp made
+	@$(PY) -m infra.gcp undeploy
 
 faults: setup-dev ## random schedules and faults against both services in memory, RUNS=10000
 	@$(PY) -m tests.faults.explorer --runs $(RUNS)

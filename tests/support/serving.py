@@ -34,8 +34,13 @@ SERVERS: Final[Mapping[str, Sequence[str]]] = {
 
 
 @contextlib.contextmanager
-def serving(place: Place, command: Sequence[str], **extra: str) -> Iterator[str]:
-    """The address of a server that answers. Its output goes to a file, and is shown if it does not come up."""
+def serving(
+    place: Place, command: Sequence[str], *, exactly: Mapping[str, str] | None = None, **extra: str
+) -> Iterator[str]:
+    """The address of a server that answers. Its output goes to a file, and is shown if it does not come up.
+
+    `exactly`: its variables, and nothing else but PATH.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -47,6 +52,8 @@ def serving(place: Place, command: Sequence[str], **extra: str) -> Iterator[str]
         **place.environ,
         **extra,
     }
+    if exactly is not None:
+        environ = {"PATH": os.environ["PATH"], **exactly}
     inside = ROOT if command[:2] == UVICORN[:2] else Path(tempfile.gettempdir())
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(

