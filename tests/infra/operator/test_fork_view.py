@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from infra.operator.fork_view import View, conclusion, one_line, promoted, summary, why
+from infra.operator.fork_view import View, conclusion, one_line, promoted, summary
 from shared.races import events
 from shared.races.models import Artifact, BranchReport, PromotionReport, RaceReport
 
@@ -181,4 +181,3 @@ def test_any_text_becomes_one_short_line(text: str) -> None:
     assert len(line) <= 160
     assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in line)
     assert not any(0xD800 <= ord(character) < 0xE000 or ord(character) in range(0x2028, 0x202F) for character in line)
-    assert why(branch(stdout_tail=text.encode(errors="replace").decode())) == why(branch(stdout_tail=text))

@@ -32,13 +32,13 @@ ATTACKS: Final = (
     "<!-- --><base href=//example.com>&lt;&#60;",
     "]]><svg onload=alert(1)>",
 )
-TAGS: Final = frozenset(
+TAGS: Final = (
     "html head meta title style body main header h1 h2 h3 strong p dl div dt dd section ul ol li span svg rect table "
-    "thead tbody tr th td details summary pre code".split()
+    "thead tbody tr th td details summary pre code"
 )
-ATTRIBUTES: Final = frozenset(
+ATTRIBUTES: Final = (
     "lang charset http-equiv content name class viewbox aria-hidden preserveaspectratio role x y width height scope "
-    "open".split()
+    "open"
 )
 
 
@@ -85,8 +85,8 @@ class Page(HTMLParser):
 
     def check_inert(self) -> None:
         assert self._open == []
-        assert self.tags <= TAGS
-        assert self.attributes <= ATTRIBUTES
+        assert self.tags <= set(TAGS.split())
+        assert self.attributes <= set(ATTRIBUTES.split())
         assert self.comments == []
 
 
@@ -150,8 +150,8 @@ def test_its_own_policy_allows_the_style_sheet_by_digest_and_nothing_else() -> N
     html = render(race("x"))
     sheet = html.split("<style>")[1].split("</style>")[0]
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    assert Page(html).metas["Content-Security-Policy"] == POLICY
-    assert POLICY == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert Page(html).metas["Content-Security-Policy"] == POLICY == policy
     assert html.index("Content-Security-Policy") < html.index("<style>")
 
 
@@ -201,9 +201,16 @@ def test_a_bar_stands_where_its_time_was() -> None:
 def test_a_dry_run_has_a_page_too() -> None:
     branch = BranchReport(name="a", index=0, status="not_started")
     empty = RaceReport(
-        race_id="r", winner=None, branches=(branch,), checkpoint=None, reaped=(), leftovers=(), timeline=(), seconds=0.0,
+        race_id="r",
+        winner=None,
+        branches=(branch,),
+        checkpoint=None,
+        reaped=(),
+        leftovers=(),
+        timeline=(),
+        seconds=0.0,
         dry_run=True,
-    )  # fmt: skip
+    )
     page = Page(render(empty))
     page.check_inert()
     assert "Nobody won" in page.text and "dry run" in page.text and "It wrote nothing." in page.text
