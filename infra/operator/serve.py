@@ -51,7 +51,9 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     )
     if not settings.signing_keys:
         print("  ANTHROPIC_WEBHOOK_SIGNING_KEY is not set: webhooks are answered 503", file=sys.stderr)
-    config = uvicorn.Config("functions.app:app", log_level="warning", access_log=False, timeout_graceful_shutdown=120)
+    config = uvicorn.Config(
+        "functions.app:app", log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=120
+    )
     own = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
     with listener, _webhooks_from_offline(loaded, f"{own}/"):
         server = uvicorn.Server(config)

@@ -23,7 +23,7 @@ from shared.ports import (
     SessionStatus,
     SnapshotRecord,
 )
-from shared.races.naming import parse_race_name
+from shared.races.naming import parse_kept_snapshot_name, parse_race_name
 from shared.reconcile.report import Act
 from shared.reconcile.view import View
 from shared.settings import Settings
@@ -49,6 +49,8 @@ class Lookups:
 
 
 _DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
+_SLEEPERS: Final = "suspend-"
+_AFTER_A_RACE: Final = 300.0  # seconds that promotion and reaping may take once a race's deadline has passed
 _TOUCH_SLACK: Final = 120.0  # seconds that two ticks may be apart
 
 
@@ -102,11 +104,14 @@ def due(view: View, lookups: Lookups, settings: Settings, environment_id: str) -
 def snapshots_due(
     snapshots: list[SnapshotRecord], view: View, settings: Settings, environment_id: str
 ) -> Iterator[Repair]:
-    """Filesystem snapshots of our sandboxes that no race can still be using (design 7)."""
-    longest = timedelta(seconds=2 * (settings.races.deadline + settings.times.bind))
+    """Snapshots of our sandboxes that no race can still be using (design 7). What the service keeps of a sleeping
+    sandbox is a snapshot too, known by its id, and not ours to touch (contract tensorlake 6)."""
+    longest = timedelta(seconds=2 * (settings.races.deadline + settings.times.bind) + _AFTER_A_RACE)
     for snapshot in snapshots:
         source = view.project_sandboxes.get(snapshot.sandbox_id)
-        if source is None or snapshot.filesystem is not True or snapshot.created_at is None:
+        if source is None or snapshot.created_at is None or snapshot.filesystem is None:
+            continue
+        if snapshot.id.startswith(_SLEEPERS):
             continue
         if not _ours(source.name or "", settings, environment_id) or snapshot.created_at > view.now - longest:
             continue
@@ -146,7 +151,7 @@ def _sandboxes(view: View, lookups: Lookups, settings: Settings, environment_id:
     held = {sandbox.name for sandbox in view.sandboxes or ()}
     for sandbox in view.sandboxes or ():
         name = sandbox.name or ""
-        race = parse_race_name(settings.prefix, name)
+        race = parse_race_name(settings.prefix, name) or parse_kept_snapshot_name(settings.prefix, name)
         gone = naming.parse_gone_name(name)
         if race is not None and race.environment_tag == tag:
             if race.dead_man < view.now.timestamp():

@@ -15,7 +15,8 @@ from infra.operator import repair
 from infra.operator.environ import Loaded
 from shared import naming
 from shared.models import ItemEnd
-from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec, WorkItem
+from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec, Snapshot, SnapshotKind, WorkItem
+from shared.races.naming import kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.reconcile.reconciler import Reconciler
 from shared.reconcile.report import Act, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
@@ -320,23 +321,27 @@ def test_a_worker_past_its_lifetime_is_asked_to_stop(world: World) -> None:
 
 
 def test_i4_leftovers_of_a_race_are_ended_after_their_dead_man_time(world: World) -> None:
-    from shared.races.naming import new_race_id, race_sandbox_name
-
     place = world.place(**QUICK)
     soon = int(time.time()) + 60
+    mine = (place.settings.prefix, place.environment_id, new_race_id())
+    kept: list[Snapshot] = []
 
     async def litter() -> None:
         async with place.dispatcher() as dispatcher:
-            name = race_sandbox_name(place.settings.prefix, place.environment_id, new_race_id(), 0, soon)
-            outcome = await dispatcher.host.create(SandboxSpec(name=name))
-            sandbox = running(await dispatcher.host.find(name))
-            await dispatcher.host.snapshot(sandbox.id)
-            del outcome
+            for name in (race_sandbox_name(*mine, 0, soon), kept_snapshot_name(*mine, soon)):
+                await dispatcher.host.create(SandboxSpec(name=name))
+                sandbox = running(await dispatcher.host.find(name))
+                for kind in SnapshotKind:
+                    taken = await dispatcher.host.snapshot(sandbox.id, kind)
+                    assert isinstance(taken, Snapshot)
+                    kept.append(taken)
 
     asyncio.run(litter())
     assert acts(reconcile(place)) == []
-    assert acts(reconcile(place, ahead=61)) == [Act.END_RACE]
-    assert acts(reconcile(place, ahead=10_000)) == [Act.DELETE_SNAPSHOT]
+    assert acts(reconcile(place, ahead=61)) == [Act.END_RACE] * 2
+    assert acts(reconcile(place, ahead=10_000)) == [Act.DELETE_SNAPSHOT] * 2
+    left = {snapshot["id"] for snapshot in world.tensorlake_admin.call("GET", "state")["snapshots"]}
+    assert left & {snapshot.id for snapshot in kept} == {snapshot.id for snapshot in kept[2:]}, "the caller's are kept"
 
 
 def test_i5_an_active_sandbox_is_kept_from_its_idle_time_out(world: World) -> None:
