@@ -68,7 +68,7 @@ def race_on(session_id: str) -> dict[str, Any]:
             candidate("wrong", "mv candidate.py median.py", _WRONG),
             candidate("crash", "python3 -B candidate.py", "raise SystemExit('this fix does not even start')\n"),
             candidate("hang", "while true; do echo still thinking; sleep 1; done"),
-            candidate(WINNER, "sleep 3; mv candidate.py median.py; python3 -B test_median.py && echo passed"),
+            candidate(WINNER, "sleep 2; mv candidate.py median.py; python3 -B test_median.py && echo passed"),
         ],
         "judge": {"type": "command", "script": "python3 -B -I judge.py", "files": {"judge.py": _JUDGE}},
         "accept": 1,
