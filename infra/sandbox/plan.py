@@ -18,6 +18,7 @@ from functions.ticker import EVERY_SECONDS
 from image.server.code import code_digest, source_files
 from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
 from shared.errors import SettingsError
+from shared.noted import NotedEnviron
 from shared.settings import LOOPBACK, Settings
 
 DEFAULT_PORT: Final = 5051
@@ -84,7 +85,7 @@ class Plan:
 
 def plan_from(environ: Mapping[str, str]) -> Plan:
     """Raises SettingsError, and SecretUnavailable for a secret that cannot be read here."""
-    noted = _Noted(environ)
+    noted = NotedEnviron(environ)
     settings = Settings.from_environ(noted)
     if settings.drain_mode == "enqueue":
         raise SettingsError("DRAIN_MODE=enqueue is for functions: a server in a sandbox drains by itself")
@@ -117,24 +118,6 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
         files=files,
         code=code_digest(files),
     )
-
-
-class _Noted(Mapping[str, str]):
-    """An environment that remembers which of its variables were looked up."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.read.add(name)
-        return self._environ[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._environ)
-
-    def __len__(self) -> int:
-        return len(self._environ)
 
 
 def _hosts(settings: Settings, more: list[str]) -> tuple[str, ...]:
