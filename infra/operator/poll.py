@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 IDLE_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
-EXIT_REFUSED: Final = 1
+EXIT_REFUSED: Final = 3
 EXIT_CUT_SHORT: Final = 130
 
 

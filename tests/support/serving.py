@@ -39,7 +39,7 @@ def serving(
 ) -> Iterator[str]:
     """The address of a server that answers. Its output goes to a file, and is shown if it does not come up.
 
-    `exactly`: its variables, and nothing else but PATH.
+    `exactly`: its variables, and nothing else but PATH; `{port}` in one becomes the port.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -53,7 +53,8 @@ def serving(
         **extra,
     }
     if exactly is not None:
-        environ = {"PATH": os.environ["PATH"], **exactly}
+        environ = {"PATH": os.environ["PATH"]}
+        environ |= {name: value.replace("{port}", str(port)) for name, value in exactly.items()}
     inside = ROOT if command[:2] == UVICORN[:2] else Path(tempfile.gettempdir())
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(

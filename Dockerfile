@@ -1,0 +1,23 @@
+# The functions for anything that runs a container and sends HTTP to $PORT. No secret is in it.
+#   docker build -t serverless-hands .
+FROM python:3.13-slim-trixie AS dependencies
+COPY requirements/runtime.lock /tmp/runtime.lock
+RUN python -m venv /opt/hands/venv \
+ && /opt/hands/venv/bin/python -m pip install --no-cache-dir --compile --only-binary :all: --require-hashes \
+      --requirement /tmp/runtime.lock
+
+FROM python:3.13-slim-trixie
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin hands
+COPY --from=dependencies /opt/hands/venv /opt/hands/venv
+COPY functions /opt/hands/functions
+COPY shared /opt/hands/shared
+COPY image/__init__.py /opt/hands/image/__init__.py
+COPY image/session /opt/hands/image/session
+# Without byte code a cold start takes twice as long, and the user may not write any.
+RUN /opt/hands/venv/bin/python -m compileall -q -j 0 /opt/hands/functions /opt/hands/shared /opt/hands/image
+ENV PORT=8080 LOG_FORMAT=json
+WORKDIR /opt/hands
+USER 10001
+EXPOSE 8080
+# exec: uvicorn itself gets SIGTERM, and lets a running drain finish.
+CMD ["/bin/sh", "-c", "exec /opt/hands/venv/bin/python -m uvicorn functions.app:app --host 0.0.0.0 --port \"$PORT\" --no-access-log --timeout-graceful-shutdown 120"]

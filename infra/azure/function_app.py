@@ -1,0 +1,30 @@
+"""The functions on Azure Functions (Python v2 programming model): all paths over HTTP, and a timer that ticks.
+
+A deployment has this file at its root, beside the packages functions, shared and image (infra/azure/README.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import azure.functions as func
+
+from functions.app import app as asgi
+from functions.bundle import Bundle
+from shared.settings import Settings
+
+os.environ.setdefault("DRAIN_MODE", "inline")  # an instance may be taken away once the answer is out
+app = func.AsgiFunctionApp(app=asgi, http_auth_level=func.AuthLevel.ANONYMOUS)  # the functions ask for proof themselves
+
+
+@app.timer_trigger(schedule="0 * * * * *", arg_name="timer", run_on_startup=False, use_monitor=True)
+async def scheduled_tick(timer: func.TimerRequest) -> None:
+    """Nobody outside can call this, so it needs no token."""
+    if timer.past_due:
+        logging.getLogger(__name__).info("tick.past_due")
+    bundle = Bundle(Settings.from_environ(os.environ), background=False)
+    try:
+        await bundle.tick()
+    finally:
+        await bundle.aclose()
