@@ -13,7 +13,18 @@ from pydantic import ValidationError
 from functions.bundle import Bundle
 from functions.ndjson import MEDIA_TYPE
 from shared.errors import HandsError
-from shared.ports import Absent, Created, CreateOutcome, Doubtful, Refused, SandboxSpec, Snapshot, SnapshotKind
+from shared.ports import (
+    Absent,
+    Created,
+    CreateOutcome,
+    Doubtful,
+    FindOutcome,
+    Refused,
+    SandboxRecord,
+    SandboxSpec,
+    Snapshot,
+    SnapshotKind,
+)
 from shared.races import events
 from shared.races.fields import Model
 from shared.races.models import RaceReport, RaceRequest
@@ -50,17 +61,29 @@ class Ledger(TensorlakeHost):
         )
         self.ended: list[str] = []
         self._living: dict[str, str] = {}
+        self._doubted: dict[str, None] = {}
 
     @property
     def living(self) -> list[str]:
-        """Names of sandboxes and ids of snapshots."""
-        return list(self._living.values())
+        """Names of sandboxes and ids of snapshots that are not known to have ended."""
+        return [*self._living.values(), *self._doubted]
 
     async def create(self, spec: SandboxSpec) -> CreateOutcome:
         made = await super().create(spec)
         if isinstance(made, Created):
+            self._doubted.pop(spec.name, None)
             self._living[made.sandbox.id] = spec.name
+        elif isinstance(made, Doubtful):
+            self._doubted[spec.name] = None
         return made
+
+    async def find(self, name_or_id: str) -> FindOutcome:
+        found = await super().find(name_or_id)
+        if name_or_id in self._doubted and not isinstance(found, Doubtful):
+            del self._doubted[name_or_id]
+            if isinstance(found, SandboxRecord):
+                self._living[found.id] = name_or_id
+        return found
 
     async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         return self._ending(sandbox_id, await super().terminate(sandbox_id))

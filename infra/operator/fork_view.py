@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -106,7 +107,7 @@ class View:
                 self.failed = event.error
         return []
 
-    def live(self) -> Table:
+    def live(self) -> Group:
         """The race as it stands, a row a branch."""
         now = self.now()
         table = _table(("branch", "state", "seconds", "score", "last line"))
@@ -119,9 +120,7 @@ class View:
                 Text(_number(row.score)),
                 Text(row.line, style="dim"),
             )
-        table.caption = Text(f"{self.doing}, {now:.1f} s", style="dim")
-        table.caption_justify = "left"
-        return table
+        return Group(table, Text(f"{self.doing}, {now:.1f} s", style="dim"))
 
     def _row(self, name: str) -> Row:
         return self.rows.setdefault(name, Row(one_line(name)))

@@ -27,10 +27,11 @@ from functions.bundle import Bundle
 from infra.operator.__main__ import app
 from infra.operator.environ import Loaded
 from infra.operator.fork import Options, Stand, run
+from infra.operator.fork_course import Ledger
 from infra.operator.fork_request import BadInput, Flags, read_request
 from shared import naming
 from shared.errors import SettingsError
-from shared.ports import CommandOutput
+from shared.ports import Absent, CommandOutput, Doubtful, SandboxRecord, SandboxSpec
 from shared.races import events
 from tests.functions.test_fork_best_of_n import SESSION, for_a_minute, served
 from tests.support.checkout import copy_checkout
@@ -230,6 +231,31 @@ def test_a_second_ctrl_c_leaves_at_once_and_names_who_ends_the_rest(place: Place
                 assert await bundle.host.delete_snapshot(snapshot) is None
 
     asyncio.run(end())
+    check_nothing_is_left(place)
+
+
+def test_the_ledger_knows_what_a_lost_answer_may_have_made(place: Place) -> None:
+    def fault(action: str) -> None:
+        rule = {"method": "POST", "path": "/sandboxes$", "action": action, "times": 1}
+        place.world.tensorlake_admin.call("POST", "faults", rule)
+
+    async def scene() -> None:
+        ledger = Ledger(place.adjusted(**PATIENT).settings)
+        names = [f"{prefix_of(place)}lost-{number}" for number in range(2)]
+        try:
+            for name, action in zip(names, ("drop_after", "drop_before"), strict=True):
+                fault(action)
+                assert isinstance(await ledger.create(SandboxSpec(name=name, image=IMAGE)), Doubtful)
+            assert ledger.living == names
+            found = [await ledger.find(name) for name in names]
+            assert isinstance(found[0], SandboxRecord) and isinstance(found[1], Absent)
+            assert ledger.living == names[:1]
+            assert await ledger.terminate(found[0].id) is None
+            assert (ledger.living, ledger.ended) == ([], names[:1])
+        finally:
+            await ledger.aclose()
+
+    asyncio.run(scene())
     check_nothing_is_left(place)
 
 
