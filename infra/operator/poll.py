@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from infra.operator.environ import Loaded
 from infra.operator.schedule import EVERY_SECONDS, remarks
+from shared.errors import HandsError
 from shared.models import DrainEnd, DrainReport
 from shared.settings import Settings
 from shared.telemetry import configure_logging
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from functions.bundle import Bundle
 
 IDLE_PAUSE: Final = 1.0
+REFUSALS: Final = 3
+"""So many passes in a row must be refused before it is the key: a service in trouble may say 401, too."""
 _LONGEST_PAUSE: Final = 60.0
 EXIT_REFUSED: Final = 3
 EXIT_CUT_SHORT: Final = 130
@@ -43,19 +46,21 @@ class Poller:
     _in_trouble: bool = False
 
     async def run(self) -> int:
-        """Until `stopping` is set: 0. Until every environment refuses its key: EXIT_REFUSED."""
-        failures = 0
+        """Until `stopping` is set: 0. Until every environment has refused its key REFUSALS times: EXIT_REFUSED."""
+        failures = refusals = 0
         while not self.stopping.is_set():
             reports = await self._pass()
-            if reports and all(report.end is DrainEnd.REFUSED for report in reports):
+            refused = bool(reports) and all(report.end is DrainEnd.REFUSED for report in reports or ())
+            refusals = refusals + 1 if refused else 0
+            if refusals == REFUSALS:
                 self.say("The queue refuses the environment key. Check ANTHROPIC_ENVIRONMENT_KEY and _ID.")
-                for report in reports:
+                for report in reports or ():
                     self.say(f"  {report.environment_id}: {report.reason}")
                 return EXIT_REFUSED
             troubled = reports is None or any(report.end in _TROUBLE for report in reports)
             failures = failures + 1 if troubled else 0
             self._tell(troubled, reports)
-            wait = self.pause if not failures else min(self.pause * 2**failures, _LONGEST_PAUSE)
+            wait = self.pause if not failures else min(self.pause * 2 ** min(failures, 16), _LONGEST_PAUSE)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), wait * random.uniform(0.8, 1.2))
         return 0
@@ -65,7 +70,7 @@ class Poller:
         try:
             return await self.drain()
         except Exception as error:  # the edge of the loop
-            self.say(f"A drain failed ({type(error).__name__}); trying again.")
+            self.say(f"A drain failed ({_in_words(error)}); trying again, ever slower.")
             return None
 
     def _tell(self, troubled: bool, reports: Sequence[DrainReport] | None) -> None:
@@ -78,6 +83,13 @@ class Poller:
         if self._in_trouble and not troubled:
             self.say("The queue answers again.")
         self._in_trouble = troubled
+
+
+def _in_words(error: BaseException) -> str:
+    """Our own errors speak for people and hold no secret; of any other only the kind is said."""
+    while isinstance(error, BaseExceptionGroup):  # several environments are drained side by side
+        error = error.exceptions[0]
+    return str(error) if isinstance(error, HandsError) else type(error).__name__
 
 
 _TROUBLE: Final = (DrainEnd.UNAVAILABLE, DrainEnd.REFUSED)

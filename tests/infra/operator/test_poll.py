@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from infra.operator.poll import EXIT_REFUSED, Poller
+import pytest
+
+from infra.operator.poll import EXIT_REFUSED, REFUSALS, Poller
+from shared.errors import SettingsError
 from shared.models import DrainEnd, DrainReport, ItemEnd, ItemReport
 
 ITEM = ItemReport("work_1", "sesn_1", ItemEnd.HANDED_OVER, 0.25, "hands-x")
@@ -51,9 +55,51 @@ def test_errors_that_may_pass_and_bugs_never_end_the_loop() -> None:
 
 
 def test_a_refused_key_ends_it_with_a_clear_message() -> None:
-    code, drains, said = run([[report(DrainEnd.REFUSED, reason="401")], []])
-    assert (code, drains) == (EXIT_REFUSED, 1)
-    assert [line for line in said if "ANTHROPIC_ENVIRONMENT_KEY" in line]
+    code, drains, said = run([[report(DrainEnd.REFUSED, reason="401")]] * (REFUSALS + 5))
+    assert (code, drains) == (EXIT_REFUSED, REFUSALS)
+    assert len([line for line in said if "ANTHROPIC_ENVIRONMENT_KEY" in line]) == 1
+
+
+def test_refusals_that_pass_do_not_end_it() -> None:
+    refused = [[report(DrainEnd.REFUSED, reason="401")]] * (REFUSALS - 1)
+    well = [[report(DrainEnd.EMPTY)]]
+    assert run([*refused, *well, *refused, ValueError("x"), *refused, *well])[0] == 0
+
+
+def test_what_our_own_errors_say_is_shown_and_nothing_of_others() -> None:
+    group = ExceptionGroup("drains", [ExceptionGroup("drain", [SettingsError("FUNCTIONS_TOKEN is not set")])])
+    said = run([group, ValueError("a secret"), [report(DrainEnd.EMPTY)]])[2]
+    assert [line for line in said if "FUNCTIONS_TOKEN is not set" in line]
+    assert not [line for line in said if "a secret" in line]
+
+
+def pauses(script: Sequence[DrainEnd], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds waited after each of these drains, without waiting them."""
+    waits: list[float] = []
+
+    async def drain() -> Sequence[DrainReport]:
+        return [report(script[len(waits)])]
+
+    async def wait_for(awaitable: Coroutine[Any, Any, Any], seconds: float) -> None:
+        awaitable.close()
+        waits.append(seconds)
+        if len(waits) == len(script):
+            poller.stopping.set()
+
+    poller = Poller(drain, lambda _: None)
+    monkeypatch.setattr("infra.operator.poll.random.uniform", lambda low, high: 1.0)
+    monkeypatch.setattr("infra.operator.poll.asyncio.wait_for", wait_for)
+    assert asyncio.run(poller.run()) == 0
+    return waits
+
+
+def test_the_pauses_grow_to_a_minute_and_shrink_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = [DrainEnd.UNAVAILABLE] * 9 + [DrainEnd.EMPTY, DrainEnd.UNAVAILABLE]
+    assert pauses(script, monkeypatch) == [2, 4, 8, 16, 32, 60, 60, 60, 60, 1, 2]
+
+
+def test_an_outage_of_a_whole_day_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pauses([DrainEnd.UNAVAILABLE] * 1500, monkeypatch)[-1] == 60
 
 
 def test_one_refused_environment_of_two_does_not_stop_the_other() -> None:
