@@ -201,8 +201,8 @@ def _conclude(request: RaceRequest, options: Options, stand: Stand) -> int:
 
 
 def _json(report: RaceReport) -> str:
-    """ASCII alone, so that a terminal may see it: JSON itself allows DEL and what lies beyond ASCII."""
-    return json.dumps(report.model_dump(mode="json"), indent=2).replace("\x7f", "\\u007f")
+    """Printable ASCII alone, so that a terminal may see it: the model's own JSON leaves DEL and C1 as they are."""
+    return json.dumps(report.model_dump(mode="json"), indent=2)
 
 
 def _check_page(page: Path) -> None:
