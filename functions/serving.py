@@ -37,7 +37,7 @@ class Serving:
         self.preload = preload
         self.visits = Visits()
         self.ticker = Ticker(bundle.tick, bundle.settings.self_tick_seconds)
-        self.standstill = Standstill(self._stood_still)
+        self.standstill = Standstill(self._stood_still, longest=bundle.settings.standstill_seconds)
         self.started_at = time.time()
 
     def _stood_still(self, seconds: float) -> None:

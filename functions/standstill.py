@@ -15,20 +15,25 @@ from typing import Final
 BEAT_SECONDS: Final = 2.0
 LONGEST_STALL: Final = 15.0
 """Seconds that a process that runs may be late: below it a stall is a slow machine, not a sleep."""
+_LOOKS: Final = 4
+"""A pause between two looks is at most one of so many parts of the longest stall, or each pause would be one."""
 
 
 class Standstill:
-    """`noticed` is called with the seconds that were missed, by whichever look comes first: the beat's, which makes
-    one every BEAT_SECONDS, or one before a request is served, which must not wait for the beat."""
+    """`noticed` is called with the seconds that were missed, where they are `longest` or more, by whichever look comes
+    first: the beat's, which makes one every BEAT_SECONDS, or one before a request is served, which must not wait for
+    the beat."""
 
     def __init__(
         self,
         noticed: Callable[[float], None],
         *,
+        longest: float = LONGEST_STALL,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._noticed = noticed
+        self._longest = longest
         self._wall = wall
         self._monotonic = monotonic
         self._last = wall(), monotonic()
@@ -38,7 +43,7 @@ class Standstill:
         wall, monotonic = self._wall(), self._monotonic()
         before, self._last = self._last, (wall, monotonic)
         by_wall, by_monotonic = wall - before[0], monotonic - before[1]
-        if by_monotonic < LONGEST_STALL and abs(by_wall - by_monotonic) < LONGEST_STALL:
+        if by_monotonic < self._longest and abs(by_wall - by_monotonic) < self._longest:
             return
         self.count += 1
         self._noticed(max(by_wall, by_monotonic))
@@ -46,5 +51,5 @@ class Standstill:
     async def watch(self) -> None:
         """For ever: cancel it."""
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(min(BEAT_SECONDS, self._longest / _LOOKS))
             self.look()

@@ -156,6 +156,8 @@ class Settings:
     """Id or name of the sandbox that this very process serves in; empty elsewhere. No race starts from it."""
     self_tick_seconds: float = 0.0
     """How often a long-lived server ticks by itself; 0: never, somebody else's schedule calls it."""
+    standstill_seconds: float = 15.0
+    """A long-lived server that is so late has slept (functions/standstill.py)."""
     auth: Auth = "token"
     """Who is the operator: `platform` also believes Cloud Run's front end (functions/platform_identity.py)."""
     auth_callers: tuple[str, ...] = ()
@@ -227,6 +229,7 @@ class Settings:
             fork_url=fork_url,
             server_sandbox=read.text("SERVER_SANDBOX", ""),
             self_tick_seconds=read.seconds("SELF_TICK_SECONDS", 0.0),
+            standstill_seconds=_standstill(read),
             auth=_auth(read),
             auth_callers=tuple(read.text("AUTH_CALLERS", "").replace(",", " ").split()),
             auth_own_url=read.text("AUTH_OWN_URL", "").rstrip("/"),
@@ -314,6 +317,13 @@ def _agent_seconds(read: _Reader) -> float:
     seconds = read.seconds("RACE_AGENT_SECONDS", LONGEST_AGENT_RACE)
     if not 0 < seconds <= LONGEST_AGENT_RACE:
         raise SettingsError(f"RACE_AGENT_SECONDS must be above 0 and at most {LONGEST_AGENT_RACE:g} seconds")
+    return seconds
+
+
+def _standstill(read: _Reader) -> float:
+    seconds = read.seconds("STANDSTILL_SECONDS", 15.0)
+    if seconds < 1:  # below it the look itself would be most of what the server does
+        raise SettingsError("STANDSTILL_SECONDS must be at least 1")
     return seconds
 
 
