@@ -1,9 +1,11 @@
 """Running one program in a sandbox of a race: as the agent's user, bounded in time and output, with nothing left over.
 
 Output goes to files in the sandbox and only its last bytes come back, so that no candidate can fill this process's
-memory. What a program leaves running is killed when it ends: it could otherwise change the judge's files after they
-were written. It is found by the variable RACE_RUN in its environment, so a program that clears its environment and
-detaches itself is not found; only a sandbox of its own for the judge would be proof against that.
+memory. What a program leaves running is killed when it ends (sweep.py): it could otherwise change the judge's files, or
+what the judge prints. Where the sandbox's user is root it is found by the variable RACE_RUN in its environment alone,
+so a program that clears its environment and detaches itself stays. And whatever the user, a program shares it with the
+shell that ends it: one that kills that shell first leaves its branch without a score, and only a sandbox of its own
+for the judge would be proof against one that takes it over with a debugger in its first milliseconds.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Final
 from image.session.claim import WORKER_PYTHON
 from shared.deadline import Clock
 from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost
+from shared.races import sweep
 from shared.races.fields import File
 
 OUTPUT_BYTES: Final = 65_536
@@ -34,14 +37,16 @@ mark=$1 out=$2/race-$1 input=$3; shift 3
 mkdir -m 700 "$out" || exit 126
 env RACE_RUN="$mark" "$@" <"$input" >"$out/out" 2>"$out/err"
 status=$?
-for again in 1 2 3; do
-  found=
-  for file in $(grep -lsF "RACE_RUN=$mark" /proc/[0-9]*/environ 2>/dev/null); do
-    process=${{file#/proc/}}
-    kill -KILL "${{process%/environ}}" 2>/dev/null && found=1
+if alone; then sweep; else
+  for again in 1 2 3; do
+    found=
+    for file in $(grep -lsF "RACE_RUN=$mark" /proc/[0-9]*/environ 2>/dev/null); do
+      process=${{file#/proc/}}
+      kill -KILL "${{process%/environ}}" 2>/dev/null && found=1
+    done
+    [ -n "$found" ] || break
   done
-  [ -n "$found" ] || break
-done
+fi
 tail -c {OUTPUT_BYTES} "$out/out"
 tail -c {OUTPUT_BYTES} "$out/err" >&2
 rm -rf "$out"
@@ -50,6 +55,7 @@ exit $status
 # What a program wrote before it was killed for its time.
 _SALVAGE: Final = f"""
 out=$2/race-$1
+if alone; then sweep; fi
 tail -c {OUTPUT_BYTES} "$out/out"
 tail -c {OUTPUT_BYTES} "$out/err" >&2
 rm -rf "$out"
@@ -126,7 +132,11 @@ class NotRun:
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """Runs programs in sandboxes as `user` in `workdir`."""
+    """Runs programs in sandboxes as `user` in `workdir`.
+
+    `run` and `clear` end whatever else this user runs in the sandbox (sweep.py), so they are for a race's own
+    sandboxes, never for a source, and for one caller at a time in each.
+    """
 
     host: SandboxHost
     user: str
@@ -155,17 +165,38 @@ class Shell:
             if lost is not None:
                 return NotRun(f"its standard input could not be written: {lost}")
         began = self.clock()
-        outcome = await self._sh(sandbox_id, _RUN, (mark, _TEMPORARY, entrance, *argv), env=env, timeout=timeout)
+        outcome = await self._sh(
+            sandbox_id, self._sweeping(_RUN), (mark, _TEMPORARY, entrance, *argv), env=env, timeout=timeout
+        )
         seconds = self.clock() - began
         match outcome:
             case CommandOutput(exit_code=code) if not outcome.timed_out and (code >= 0 or seconds < timeout):
                 return Ran(code, outcome.stdout, outcome.stderr, timed_out=False, seconds=seconds)
             case CommandOutput(exit_code=code):  # an old daemon says signaled for timed out (contract tensorlake 7.3)
-                salvaged = await self._sh(sandbox_id, _SALVAGE, (mark, _TEMPORARY), env={}, timeout=_SHORT_SECONDS)
+                salvage = self._sweeping(_SALVAGE)
+                salvaged = await self._sh(sandbox_id, salvage, (mark, _TEMPORARY), env={}, timeout=_SHORT_SECONDS)
                 kept = salvaged if isinstance(salvaged, CommandOutput) else outcome
                 return Ran(code, kept.stdout, kept.stderr, timed_out=True, seconds=seconds)
             case _:
-                return NotRun(_why(outcome))
+                return NotRun(why(outcome))
+
+    async def clear(self, sandbox_id: str) -> str | None:
+        """Ends what still runs as this user; returns why nobody knows that nothing does, or None. Does nothing where
+        the user is root (see above)."""
+        if self.user in ("root", "0"):
+            return None
+        outcome: CommandOutput | Absent | Refused | Doubtful = Absent()
+        for _ in range(2):  # it may be repeated
+            outcome = await self._sh(sandbox_id, self._sweeping(sweep.CLEAR), (), env={}, timeout=_SHORT_SECONDS)
+            if isinstance(outcome, CommandOutput):
+                break
+        match outcome:
+            case CommandOutput(exit_code=0, timed_out=False):
+                return None
+            case CommandOutput():
+                return "what the branch left running could not be ended"
+            case _:
+                return f"nobody knows whether what the branch left running was ended: {why(outcome)}"
 
     async def install(self, sandbox_id: str, files: Mapping[str, File]) -> str | None:
         """Writes the files below `workdir`, as the user; returns why not, or None.
@@ -186,7 +217,7 @@ class Shell:
             case CommandOutput(stderr=text):
                 return f"files could not be written: {text[-200:].strip()}"
             case _:
-                return f"files could not be written: {_why(unpacked)}"
+                return f"files could not be written: {why(unpacked)}"
 
     async def last_line(self, sandbox_id: str, mark: str) -> str:
         """The last line with something in it that the run of this mark has written; empty where nobody knows."""
@@ -198,7 +229,7 @@ class Shell:
         """A file below `workdir` of at most `limit` bytes, read as the user; a text says why not."""
         outcome = await self._sh(sandbox_id, _READ, (path, str(limit)), env={}, timeout=_SHORT_SECONDS)
         if not isinstance(outcome, CommandOutput):
-            return f"the file could not be read: {_why(outcome)}"
+            return f"the file could not be read: {why(outcome)}"
         if outcome.exit_code != 0 or outcome.timed_out:
             return _READ_EXITS.get(outcome.exit_code, "the file could not be read")
         try:
@@ -216,7 +247,7 @@ class Shell:
             case CommandOutput():
                 return NotRun("what stands in the place of its files could not be moved")
             case _:
-                return NotRun(_why(outcome))
+                return NotRun(why(outcome))
 
     async def put_back(self, sandbox_id: str, paths: Iterable[str], aside: str) -> str | None:
         """Undoes `set_aside` and what was written at the paths since; returns why not, or None."""
@@ -238,7 +269,7 @@ class Shell:
             case CommandOutput(exit_code=code):
                 return NotRun(f"ended with {code}")
             case _:
-                return NotRun(_why(outcome))
+                return NotRun(why(outcome))
 
     async def stamp(self, sandbox_id: str, path: str, text: str) -> str | None:
         """Overwrites a file of the sandbox's own; returns why not, or None."""
@@ -250,7 +281,10 @@ class Shell:
             outcome = await self.host.write_file(sandbox_id, path, data)
             if not isinstance(outcome, Doubtful):
                 break
-        return None if outcome is None else _why(outcome)
+        return None if outcome is None else why(outcome)
+
+    def _sweeping(self, script: str) -> str:
+        return f"{sweep.functions(self.user, self.workdir)}{script}"
 
     async def _sh(
         self, sandbox_id: str, script: str, args: Sequence[str], *, env: Mapping[str, str], timeout: float
@@ -271,7 +305,8 @@ def new_mark() -> str:
     return secrets.token_hex(12)
 
 
-def _why(outcome: Absent | Refused | Doubtful) -> str:
+def why(outcome: Absent | Refused | Doubtful) -> str:
+    """Why a call to a sandbox came to nothing, for a report."""
     match outcome:
         case Absent():
             return "the sandbox is not there any more"

@@ -36,7 +36,8 @@ class Unjudged:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where a judge works: the branch's sandbox, when nothing of the branch runs in it any more.
+    """Where a judge works: the branch's sandbox. A judge that reads or runs anything there first ends what the branch
+    left running (Shell.clear), and does not judge where that failed.
 
     `restores`: the sandbox's files live on (the winner's are promoted), so a judge's files are taken out again.
     `plugin` is the loaded one where the judge is a plug-in.
@@ -69,8 +70,11 @@ async def judge(by: Judge, ran: Ran, bench: Bench) -> Score | Unjudged:
 
 
 async def _by_command(by: CommandJudge, bench: Bench) -> Score | Unjudged:
-    # Written only now, when nothing of the branch runs any more: a candidate cannot replace its judge.
+    # Written only now: a candidate that runs on could replace its judge, or what the judge prints.
     shell, sandbox_id = bench.shell, bench.sandbox_id
+    running = await shell.clear(sandbox_id)
+    if running is not None:
+        return Unjudged(f"judge: {running}")
     aside = await shell.set_aside(sandbox_id, by.files) if bench.restores and by.files else None
     if isinstance(aside, NotRun):
         return Unjudged(f"judge: {aside.reason}")
@@ -108,6 +112,9 @@ async def _by_pattern(by: RegexJudge, ran: Ran) -> Score | Unjudged:
 
 
 async def _by_file(by: FileJudge, bench: Bench) -> Score | Unjudged:
+    running = await bench.shell.clear(bench.sandbox_id)
+    if running is not None:
+        return Unjudged(f"judge: {running}")
     read = await bench.shell.read(bench.sandbox_id, by.path, _LARGEST_METRICS)
     if isinstance(read, str):
         return Unjudged(f"judge: {read}")
@@ -120,6 +127,9 @@ async def _by_file(by: FileJudge, bench: Bench) -> Score | Unjudged:
 async def _by_plugin(by: PluginJudge, ran: Ran, bench: Bench) -> Score | Unjudged:
     if bench.plugin is None:
         raise TypeError("a plug-in judge without its plug-in")
+    running = await bench.shell.clear(bench.sandbox_id)
+    if running is not None:
+        return Unjudged(f"judge: {running}")
     context = JudgeContext(
         branch=bench.branch,
         exit_code=ran.exit_code,

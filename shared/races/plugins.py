@@ -8,11 +8,12 @@ event loop with everything else, so it must not block.
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.errors import SettingsError
@@ -43,18 +44,22 @@ class JudgeContext:
     _shell: Shell
     _sandbox_id: str
     _env: Mapping[str, str]
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: str | None = None) -> Ran:
         """Runs a program in the branch's sandbox, as the agent's user, in the working directory. Raises JudgeFailed
-        where nobody knows how it ended; a time-out (seconds) is in the result."""
-        ran = await self._shell.run(self._sandbox_id, tuple(argv), env=self._env, timeout=timeout, stdin=stdin)
+        where nobody knows how it ended; a time-out (seconds) is in the result. When it ends, so does whatever else runs
+        there: calls at the same time wait for each other."""
+        async with self._turn:
+            ran = await self._shell.run(self._sandbox_id, tuple(argv), env=self._env, timeout=timeout, stdin=stdin)
         if isinstance(ran, NotRun):
             raise JudgeFailed(ran.reason)
         return ran
 
     async def read_file(self, path: str, limit: int = LARGEST_FILE) -> bytes:
         """A file below the branch's working directory, of at most `limit` bytes. Raises JudgeFailed."""
-        read = await self._shell.read(self._sandbox_id, path, min(limit, LARGEST_FILE))
+        async with self._turn:
+            read = await self._shell.read(self._sandbox_id, path, min(limit, LARGEST_FILE))
         if isinstance(read, str):
             raise JudgeFailed(read)
         return read

@@ -182,6 +182,9 @@ class Podium:
 
     async def _workspace(self, child: SandboxRecord) -> PromotionReport:
         source = await self._source()
+        running = await self._shop.shell.clear(child.id)
+        if running is not None:
+            return self._failed(running)
         done = await promote_workspace(
             host=self._shop.host,
             shell=self._shop.shell,

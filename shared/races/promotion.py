@@ -25,7 +25,7 @@ from shared.errors import HandsError
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord
 from shared.races import tree_program
 from shared.races.children import shielded
-from shared.races.commands import NotRun, Shell
+from shared.races.commands import NotRun, Shell, why
 from shared.races.tree_changes import Difference, Listing, Nonsense, difference, entry, listing, shown, to_wire
 from shared.races.tree_program import APPLY, CONFLICT, SAME, Change, Entry, Stop, from_text
 
@@ -299,7 +299,7 @@ class _Site:
             if not isinstance(outcome, Doubtful):
                 break
         if not isinstance(outcome, bytes):
-            raise PromotionRefused(f"{self._label}: a file could not be read: {_why(outcome)}")
+            raise PromotionRefused(f"{self._label}: a file could not be read: {why(outcome)}")
         return outcome
 
     async def put(self, data: bytes) -> str:
@@ -312,7 +312,7 @@ class _Site:
             if not isinstance(outcome, Doubtful):
                 break
         if outcome is not None:
-            raise PromotionRefused(f"{self._label}: a file could not be written: {_why(outcome)}")
+            raise PromotionRefused(f"{self._label}: a file could not be written: {why(outcome)}")
         return path
 
     async def clean(self) -> None:
@@ -364,10 +364,6 @@ def _shown(paths: Sequence[bytes]) -> tuple[str, ...]:
 def _most(lines: Sequence[str]) -> tuple[str, ...]:
     more = len(lines) - _MOST_SHOWN
     return (*lines[:_MOST_SHOWN], f"and {more} more") if more > 0 else tuple(lines)
-
-
-def _why(outcome: Absent | Refused | Doubtful) -> str:
-    return "it is not there" if isinstance(outcome, Absent) else outcome.reason
 
 
 @cache

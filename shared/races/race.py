@@ -304,6 +304,10 @@ class _Race:
         if not self._request.artifacts:
             return
         with self._timeline.span("artifacts", runner.branch.name):
+            running = await self._shell.clear(child.id)
+            if running is not None:
+                runner.artifacts_reason = f"artifacts: {running}"
+                return
             runner.artifacts, runner.artifacts_reason = await artifacts.collect(
                 self._request.artifacts, shell=self._shell, sandbox_id=child.id, budget=self._artifact_bytes
             )

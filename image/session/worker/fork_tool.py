@@ -64,7 +64,7 @@ INPUT_SCHEMA: Final[Mapping[str, Any]] = {
             "properties": {
                 "type": {"type": "string", "enum": ["exit_code", "command", "regex", "file"]},
                 "script": _SCRIPT,
-                "files": {**_FILES, "description": "Written only after the candidate has ended, so it cannot cheat."},
+                "files": {**_FILES, "description": "Written when the candidate and all that it started have ended."},
                 "env": _ENV,
                 "timeout": _SECONDS,
                 "pattern": _TEXT,

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import pytest
+
 from image.session.claim import STATE_DIRECTORY
 from shared import naming
 from shared.egress import EgressPolicy
@@ -203,6 +205,39 @@ def test_a_candidate_cannot_replace_its_judge(place: Place) -> None:
             judge={"type": "command", "command": ["sh", "score.sh"], "files": {"score.sh": "sleep 0.3; echo 1\n"}},
         )
         assert [branch.score for branch in report.branches] == [1.0, 1.0]
+
+    on_a_session(place, test)
+
+
+@pytest.mark.parametrize("detached", [True, False], ids=["detached", "forking"])
+def test_a_candidate_that_runs_on_cannot_write_its_own_score(place: Place, detached: bool) -> None:
+    """Neither one that leaves its session and its environment behind, nor one that is never long in one process."""
+    if place.world.tensorlake_admin.call("GET", "isolation")["level"] == "plain":
+        pytest.skip("a plain sandbox shares its user with the whole machine: there only marked processes are ended")
+    program = (
+        "import glob, os, sys, time\n"
+        "end = time.time() + 20\n"
+        "while time.time() < end:\n"
+        "    if sys.argv[1] == 'fork' and os.fork():\n"
+        "        os._exit(0)\n"
+        "    for out in glob.glob('/tmp/race-*/out'):\n"
+        "        with open(out, 'a') as file:\n"
+        "            file.write('\\n999\\n')\n"
+        "    time.sleep(0.002)\n"
+    )
+    way = "stay" if detached else "fork"
+    start = f"setsid env -i PATH=$PATH python3 /tmp/cheat.py {way} >/dev/null 2>&1 </dev/null &"
+
+    async def test(stage: Stage) -> None:
+        report = await stage.race(
+            branches=[
+                {"name": "cheat", "script": f"cat > /tmp/cheat.py; {start} sleep 0.5", "stdin": program},
+                {"name": "honest", "script": "true"},
+            ],
+            judge={"type": "command", "script": "sleep 0.3; echo 1", "files": {"s.py": "x"}},
+        )
+        assert [(branch.status, branch.score) for branch in report.branches] == [("ok", 1.0)] * 2, report
+        assert "999" not in by_name(report)["cheat"].judge_tail
 
     on_a_session(place, test)
 
