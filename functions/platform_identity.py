@@ -7,7 +7,7 @@ lets nobody pass whom IAM does not let invoke this service, and neither a header
 K_SERVICE is set under plain Knative and on a public Cloud Run service, too.
 
 So it is tried. The service's own address is asked without any identity; only if that is turned away with 401 or 403
-(which the functions themselves never answer to a GET) is a header believed, for `TRUSTED_SECONDS`. A service that is
+(which no function of ours ever answers to `GET /`) is a header believed, for `TRUSTED_SECONDS`. A service that is
 public, by mistake or by design, answers 405 itself, and an address that cannot be asked proves nothing: then nobody
 gets in by identity. After that the caller must be one of AUTH_CALLERS. tests/functions/test_platform_identity.py
 """
@@ -130,14 +130,14 @@ class FrontDoor:
 
 
 def status_without_identity(url: str) -> int:
-    """Blocking, seconds. Follows no redirect, uses no proxy. Raises OSError."""
+    """What `GET /` is answered there. Blocking, seconds. Follows no redirect, uses no proxy. Raises OSError."""
     import http.client  # not needed to refuse a stranger
 
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=_ASK_SECONDS)
     try:
-        connection.request("GET", parts.path or "/")
+        connection.request("GET", "/")
         return connection.getresponse().status
     except http.client.HTTPException as error:
         raise ConnectionError(type(error).__name__) from None

@@ -307,7 +307,10 @@ def _auth(read: _Reader) -> Auth:
     service = read.required("K_SERVICE", "AUTH=platform is for Cloud Run, which sets it; elsewhere use AUTH=token")
     read.required("AUTH_CALLERS", "AUTH=platform needs the e-mail addresses of the identities that may call")
     url = read.required("AUTH_OWN_URL", "AUTH=platform needs this service's own run.app address, to ask it namelessly")
-    host = urlsplit(_service_url("AUTH_OWN_URL", url)).hostname or ""
+    parts = urlsplit(_service_url("AUTH_OWN_URL", url))
+    host = parts.hostname or ""
+    if parts.path:
+        raise SettingsError("AUTH_OWN_URL must be the bare address, without a path")
     if host not in LOOPBACK and not (host.startswith(f"{service}-") and host.endswith(".run.app")):
         raise SettingsError(f"AUTH_OWN_URL must be the address of this very service: https://{service}-....run.app")
     return auth

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import http.server
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -174,26 +176,58 @@ def test_a_closed_door_is_looked_at_again_after_minutes_and_an_open_one_after_se
     assert answers == []
 
 
-@pytest.fixture
-def redirecting() -> Iterator[str]:
+@contextlib.contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A server whose root has this answer, with a redirect to a place that is closed."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(403 if self.path == "/closed" else 302)
+            self.send_response(status if self.path == "/" else 403)
             self.send_header("location", "/closed")
             self.end_headers()
 
         def log_message(self, *_: object) -> None: ...
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+        thread.join()
 
 
-def test_over_a_real_socket_a_redirect_is_not_followed_and_silence_is_no_proof(redirecting: str) -> None:
-    assert asyncio.run(FrontDoor(f"{redirecting}/closed").is_closed())
-    assert not asyncio.run(FrontDoor(redirecting).is_closed())
+@pytest.mark.parametrize(("status", "closed"), [(403, True), (401, True), (302, False), (405, False)])
+def test_over_a_real_socket_only_the_answer_of_the_root_counts(status: int, closed: bool) -> None:
+    with answering(status) as url:
+        assert asyncio.run(FrontDoor(url).is_closed()) is closed
+
+
+def test_silence_is_no_proof() -> None:
     assert not asyncio.run(FrontDoor("http://127.0.0.1:1").is_closed())
+
+
+def test_no_function_of_ours_turns_a_nameless_get_of_the_root_away() -> None:
+    get = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "headers": [], "query_string": b""}
+
+    async def main() -> list[int]:
+        from functions import main as targets
+        from functions.app import app
+
+        answers: list[int] = []
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                answers.append(message["status"])
+
+        await app({**get, "state": {}}, receive, send)
+        for target in (targets.on_run_started, targets.poll_tick, targets.fork_best_of_n, targets.bundle):
+            answers.append((await target(Request(dict(get), receive))).status_code)
+        return answers
+
+    assert asyncio.run(main()) == [405] * 5
 
 
 @pytest.mark.parametrize(
@@ -206,6 +240,7 @@ def test_over_a_real_socket_a_redirect_is_not_followed_and_silence_is_no_proof(r
         ({"AUTH_OWN_URL": "https://another-123.europe-west1.run.app"}, "AUTH_OWN_URL"),
         ({"AUTH_OWN_URL": "https://poll-tick.example.com"}, "AUTH_OWN_URL"),
         ({"AUTH_OWN_URL": "https://poll-tick-123.run.app.example.com"}, "AUTH_OWN_URL"),
+        ({"AUTH_OWN_URL": f"{URL}/status"}, "AUTH_OWN_URL"),
         ({"AUTH": "iam"}, "AUTH"),
     ],
 )

@@ -58,6 +58,9 @@ class First:
     state: dict[str, Any]
     said: str
 
+    def happened_to(self, fake: FakeGcloud) -> None:
+        (fake.folder / "state.json").write_text(json.dumps(self.state), encoding="utf-8")
+
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> First:
@@ -95,9 +98,8 @@ def test_no_secret_is_in_an_argument_a_file_or_what_is_said(first: First, capsys
     assert "secret-of" not in shown
 
 
-def test_a_second_deployment_stores_nothing_anew_and_updates_the_schedule(gcloud: FakeGcloud) -> None:
-    command.deploy(ENVIRON, dry_run=False)
-    gcloud.calls()
+def test_a_second_deployment_stores_nothing_anew_and_updates_the_schedule(gcloud: FakeGcloud, first: First) -> None:
+    first.happened_to(gcloud)
     command.deploy({**ENVIRON, "TENSORLAKE_API_KEY": "secret-that-was-rotated"}, dry_run=False)
     calls = [" ".join(call["argv"]) for call in gcloud.calls()]
     assert [call for call in calls if " create " in call] == []
@@ -187,8 +189,9 @@ def test_an_account_that_google_does_not_know_yet_is_waited_for(gcloud: FakeGclo
         command.Gcloud(lambda _: None, slept.append).do(plan.make(ENVIRON, "1").before())
 
 
-def test_what_was_made_is_removed_and_what_is_not_there_is_not_missed(gcloud: FakeGcloud) -> None:
-    command.deploy(ENVIRON, dry_run=False)
+def test_what_was_made_is_removed_and_what_is_not_there_is_not_missed(gcloud: FakeGcloud, first: First) -> None:
+    first.happened_to(gcloud)
+    assert [made for made in gcloud.state()["made"] if made.startswith("service ")]
     for _ in range(2):
         command.undeploy(ENVIRON, dry_run=False)
         assert [made for made in gcloud.state()["made"] if made.startswith(("service ", "job "))] == []
