@@ -6,6 +6,7 @@ is. No name of a session, a mark or a race looks like it, so neither dispatcher 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import string
@@ -61,7 +62,7 @@ class Account:
         return cls(api_url, Secret("TENSORLAKE_API_KEY", key), environ.get("SANDBOX_PREFIX", "").strip() or "hands")
 
     def find(self) -> SandboxInfo | None:
-        """The server, or None; of several the one that came first. Wakes nothing."""
+        """The server, or None; of several the one that came first, whose URL was told. Wakes nothing."""
         servers = self.servers()
         return servers[0] if servers else None
 
@@ -107,9 +108,11 @@ class Account:
         return handle
 
     def terminate(self, sandbox_id: str) -> None:
-        from tensorlake.sandbox import Sandbox
+        """Also where somebody else did."""
+        from tensorlake.sandbox import Sandbox, SandboxNotFoundError
 
-        Sandbox.connect(sandbox_id, **self._sdk()).terminate()
+        with contextlib.suppress(SandboxNotFoundError):
+            Sandbox.connect(sandbox_id, **self._sdk()).terminate()
 
     def url(self, info: SandboxInfo) -> str:
         """Where everybody reaches its port: the webhook's address. Ends with a slash."""

@@ -8,9 +8,9 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Final, ParamSpec
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 from infra.local.admin_client import AdminClient, AdminError
 from infra.local.platform import CLAUDE_ADMIN, add_webhook
@@ -21,8 +21,12 @@ from infra.sandbox.plan import Plan, plan_from
 from infra.sandbox.server import ServerFailed, bring_up, live_servers
 from shared.errors import SecretUnavailable, SettingsError
 
-FOLLOW_SECONDS: Final = 1.0
+if TYPE_CHECKING:
+    from tensorlake.sandbox import Sandbox
 
+FOLLOW_SECONDS: Final = 1.0
+RESTART_LOOKS: Final = 30
+"""So many looks may find no server while another `make webhook-sandbox` puts a new one in its place."""
 
 _P = ParamSpec("_P")
 
@@ -120,19 +124,30 @@ def logs(loaded: Loaded, follow: bool, wake: bool) -> int:
         _say("It sleeps. To read its log it must be woken: make webhook-sandbox-logs WAKE=1")
         return 1
     handle = account.connect(info.sandbox_id)
-    shown = 0
+    for line in _lines(handle, follow):
+        print(line, flush=True)
+    return 0
+
+
+def _lines(handle: Sandbox, follow: bool) -> Iterator[str]:
+    """What the server has written, and for ever what it writes, whichever process it is by then. Raises ServerFailed
+    where none runs; for one that follows only after RESTART_LOOKS, since a restart has a moment without any."""
+    writer: object = None
+    shown = missed = 0
     while True:
         live = live_servers(handle)
-        if not live:
-            _say("No server runs in it: make webhook-sandbox")
-            return 1
-        lines = handle.get_output(live[-1].managed.name).value.lines
-        fresh = lines[shown:] if len(lines) >= shown else lines  # a new process begins anew
-        shown = len(lines)
-        for line in fresh:
-            print(line, flush=True)
+        missed = 0 if live else missed + 1
+        if missed > (RESTART_LOOKS if follow else 0):
+            raise ServerFailed("No server runs in it: make webhook-sandbox")
+        if live:
+            name, pid = live[-1].managed.name, live[-1].pid
+            lines = handle.get_output(name).value.lines
+            if (name, pid) != writer or len(lines) < shown:
+                writer, shown = (name, pid), 0
+            yield from lines[shown:]
+            shown = len(lines)
         if not follow:
-            return 0
+            return
         time.sleep(FOLLOW_SECONDS)
 
 

@@ -23,7 +23,7 @@ _ASK_SECONDS: Final = 20.0
 class Look:
     """`status` is the sandbox's. The rest is known only while it is awake: `process` ("running, healthy"), `restarts`,
     `current` (whether it runs this checkout's code and settings), `report` (functions/serving.py) or why there is
-    none, in `silence`.
+    none, in `silence`. `others`: further sandboxes of a server's name, which serve nobody.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Look:
     current: bool | None = None
     report: Mapping[str, Any] | None = None
     silence: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def awake(self) -> bool:
@@ -52,23 +53,26 @@ def look(account: Account, plan: Plan | None = None) -> Look | None:
 
     Raises tensorlake's SandboxError.
     """
-    info = account.find()
-    if info is None:
+    servers = account.servers()
+    if not servers:
         return None
+    info, others = servers[0], tuple(str(each.name) for each in servers[1:])
     name, status, url = str(info.name), str(info.status.value), account.url(info)
-    seen = Look(name, info.sandbox_id, status, url, info.timeout_secs)
+    seen = Look(name, info.sandbox_id, status, url, info.timeout_secs, others=others)
     if not seen.awake:
         return seen
     handle = account.connect(info.sandbox_id)
+    port = info.exposed_ports[0] if info.exposed_ports else 0
     live = [each.managed for each in live_servers(handle)]
     report, silence = _ask(account, url) if live else (None, "no server runs in it")
     return Look(
         *(name, info.sandbox_id, status, url, info.timeout_secs),
         process=", ".join(f"{each.status.value}, {each.health_status.value}" for each in live) or None,
         restarts=sum(each.restart_count for each in live),
-        current=[each.name for each in live] == [plan.process] if plan is not None else None,
+        current=[each.name for each in live] == [plan.process(port)] if plan is not None else None,
         report=report,
         silence=silence,
+        others=others,
     )
 
 
@@ -93,6 +97,8 @@ def described(seen: Look) -> Iterator[str]:
     """For people."""
     yield f"sandbox   {seen.name} ({seen.sandbox_id}): {seen.status}; sleeps after {seen.timeout_seconds} s"
     yield f"webhook   {seen.url}"
+    for name in seen.others:
+        yield f"WARNING: {name} is a second server sandbox and serves nobody: make webhook-sandbox ends it"
     if not seen.awake:
         yield "It sleeps at no cost for compute; the next webhook wakes it. What it counted is known when it is awake."
         return

@@ -36,7 +36,8 @@ _ALSO: Final = ("LOG_LEVEL", "LOG_FORMAT", "NO_PROXY", "no_proxy")
 class Plan:
     """`variables` is the server's whole environment, but for its sandbox's name. `hosts`: what it must reach, or `*`.
 
-    `port` None: any that is free there (the offline platform, where all sandboxes share this machine's ports).
+    `port` is a new sandbox's: one that exists keeps its own, since its URL has it. None: any that is free there (the
+    offline platform, where all sandboxes share this machine's ports).
     """
 
     settings: Settings = field(repr=False)
@@ -62,12 +63,11 @@ class Plan:
     def environments_path(self) -> str:
         return f"{BROUGHT}/environments-{hashlib.sha256(self.environments_file.encode()).hexdigest()[:16]}.toml"
 
-    @property
-    def process(self) -> str:
-        """The name of the server's process. It holds a digest of code and variables, so a changed setting, a rotated
-        key and new code give another name; under the Tensorlake key, so that no guess at a weak secret can be checked
-        against it."""
-        told = json.dumps([self.code, sorted(self.variables.items()), self.environments_file])
+    def process(self, port: int) -> str:
+        """The name of the server's process on this port. It holds a digest of code, variables and port, so a changed
+        setting, a rotated key and new code give another name; under the Tensorlake key, so that no guess at a weak
+        secret can be checked against it."""
+        told = json.dumps([self.code, sorted(self.variables.items()), self.environments_file, port])
         key = self.settings.tensorlake_key.reveal().encode(errors="surrogateescape")
         return PROCESS + hmac.new(key, told.encode(), hashlib.sha256).hexdigest()[:24]
 

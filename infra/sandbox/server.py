@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tensorlake.sandbox import ProcessInfo, Sandbox, SandboxInfo
 
 START_SECONDS: Final = 60.0
+OTHERS_SECONDS: Final = 300.0
+"""So old is a second server sandbox that nobody is just making: longer than a create and the look after it."""
 _LAST_WORDS: Final = 15
 _RESTART: Final = {"policy": "always", "initial_backoff_ms": 500, "max_backoff_ms": 30_000}
 _CHECK: Final = {"initial_delay_ms": 1_000, "interval_ms": 5_000, "timeout_ms": 2_000, "failure_threshold": 3}
@@ -66,27 +68,41 @@ def bring_up(account: Account, plan: Plan, free_port: Callable[[], int], say: Ca
     else:
         say(f"Attaching to {found.name} ({found.status.value}) ...")
         handle = account.connect(found.sandbox_id)
-    return apply(handle, plan, say)
+    applied = apply(handle, plan, free_port, say)
+    return replace(applied, warnings=(*applied.warnings, *_end_others(account, say)))
 
 
-def apply(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> Applied:
-    info = _open_doors(handle, plan)
-    (port, *_) = info.exposed_ports or (plan.port or 0,)
+def apply(handle: Sandbox, plan: Plan, free_port: Callable[[], int], say: Callable[[str], None]) -> Applied:
+    info, port = _open_doors(handle, plan, free_port)
+    name = plan.process(port)
     live = live_servers(handle)
-    warnings = _drift(handle, info, plan)
-    if [each.managed.name for each in live] == [plan.process] and _is_well(live[0]):
+    warnings = _drift(handle, info, port, plan)
+    if [each.managed.name for each in live] == [name] and _is_well(live[0]):
         return Applied(info, "", tuple(warnings))
-    changed = _what_changed(live, plan)
+    changed = _what_changed(live, name, plan)
     folder = _bring_code(handle, plan, say)
     if plan.environments_file:
         handle.write_file(plan.environments_path, plan.environments_file.encode())
     for each in live:
         handle.kill_process(each.managed.name)
     say(f"Starting the server ({changed}) ...")
-    _start(handle, plan, str(info.name), port, folder)
-    _await_health(handle, plan)
+    _start(handle, plan, name, str(info.name), port, folder)
+    _await_health(handle, name)
     warnings += _out_of_reach(handle, info, plan)
     return Applied(info, changed, tuple(warnings))
+
+
+def _end_others(account: Account, say: Callable[[str], None]) -> list[str]:
+    """A start that died between its create and its second look left a sandbox that nothing calls. One that is young may
+    be somebody's who starts at this moment, and ends it himself."""
+    left = []
+    for info in account.servers()[1:]:
+        if info.created_at is not None and time.time() - info.created_at.timestamp() > OTHERS_SECONDS:
+            say(f"Ending {info.name}, which a start that was cut off left behind ...")
+            account.terminate(info.sandbox_id)
+        else:
+            left.append(f"there is a second server sandbox, {info.name}: make webhook-sandbox again in a few minutes")
+    return left
 
 
 def live_servers(handle: Sandbox) -> list[ProcessInfo]:
@@ -100,15 +116,15 @@ def _is_well(process: ProcessInfo) -> bool:
     return not {"backing_off", "unhealthy"} & {process.managed.status.value, process.managed.health_status.value}
 
 
-def _open_doors(handle: Sandbox, plan: Plan) -> SandboxInfo:
-    """One port for everybody, and the egress that the server needs."""
+def _open_doors(handle: Sandbox, plan: Plan, free_port: Callable[[], int]) -> tuple[SandboxInfo, int]:
+    """One port for everybody, and the egress that the server needs. Which port never changes: the URL has it."""
     from tensorlake.sandbox import CLEAR_NETWORK_POLICY, NetworkConfig
 
     info = handle.info()
     wanted: dict[str, Any] = {}
-    (port, *others) = info.exposed_ports or [plan.port or 0]
-    if others or (plan.port is not None and port != plan.port) or not info.allow_unauthenticated_access:
-        wanted |= {"exposed_ports": [plan.port or port], "allow_unauthenticated_access": True}
+    port = info.exposed_ports[0] if info.exposed_ports else plan.port or free_port()
+    if info.exposed_ports != [port] or not info.allow_unauthenticated_access:
+        wanted |= {"exposed_ports": [port], "allow_unauthenticated_access": True}
     hosts = _all_hosts(info, plan)
     policy = info.network_policy
     if sorted(policy.allow_out if policy is not None else ()) != sorted(hosts):
@@ -116,7 +132,7 @@ def _open_doors(handle: Sandbox, plan: Plan) -> SandboxInfo:
     if wanted:
         handle.update(**wanted)
         info = handle.info()
-    return info
+    return info, port
 
 
 def _all_hosts(info: SandboxInfo, plan: Plan) -> tuple[str, ...]:
@@ -137,10 +153,12 @@ def _all_hosts(info: SandboxInfo, plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hosts))
 
 
-def _drift(handle: Sandbox, info: SandboxInfo, plan: Plan) -> list[str]:
-    """What a running sandbox cannot be given any more."""
+def _drift(handle: Sandbox, info: SandboxInfo, port: int, plan: Plan) -> list[str]:
+    """What a sandbox that exists cannot be given any more, or not without another URL."""
     advice = "make webhook-sandbox-rm and make webhook-sandbox again (the URL changes)"
     found = []
+    if plan.port not in (None, port):
+        found.append(f"its port is {port}, not {plan.port}: {advice}")
     if info.timeout_secs != plan.timeout_seconds:
         found.append(f"it sleeps after {info.timeout_secs} s, not {plan.timeout_seconds}: {advice}")
     if info.image not in (None, plan.image):
@@ -162,10 +180,10 @@ def _lock_there(handle: Sandbox) -> str:
         raise
 
 
-def _what_changed(live: list[ProcessInfo], plan: Plan) -> str:
+def _what_changed(live: list[ProcessInfo], name: str, plan: Plan) -> str:
     if not live:
         return "none was running"
-    if any(each.managed.name == plan.process for each in live):
+    if any(each.managed.name == name for each in live):
         return "it was not healthy, or not alone"
     same_code = any(argument.endswith(f"/{plan.folder}") for each in live for argument in each.args)
     return "other settings or keys" if same_code else "other code"
@@ -190,10 +208,10 @@ def _bring_code(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> str:
     return folder
 
 
-def _start(handle: Sandbox, plan: Plan, name: str, port: int, folder: str) -> None:
+def _start(handle: Sandbox, plan: Plan, name: str, sandbox: str, port: int, folder: str) -> None:
     from tensorlake.sandbox import ProcessHealthCheck, RemoteAPIError, RestartPolicyConfig
 
-    variables = {**plan.variables, "SERVER_SANDBOX": name}
+    variables = {**plan.variables, "SERVER_SANDBOX": sandbox}
     if plan.environments_file:
         variables["ENVIRONMENTS_FILE"] = plan.environments_path
     health = owner_key(plan.settings.tensorlake_key.reveal(), "health")
@@ -218,7 +236,7 @@ def _start(handle: Sandbox, plan: Plan, name: str, port: int, folder: str) -> No
             ],
             env=variables,
             working_dir=BROUGHT,
-            name=plan.process,
+            name=name,
             restart=RestartPolicyConfig(**_RESTART),
             health_check=ProcessHealthCheck(type="http", port=port, path=f"/healthz?{PARAMETER}={health}", **_CHECK),
         )
@@ -227,20 +245,20 @@ def _start(handle: Sandbox, plan: Plan, name: str, port: int, folder: str) -> No
         # server (the SDK also sends a start again after a 502 to 504).
         if error.status_code != 409:
             raise
-        if plan.process not in [each.managed.name for each in live_servers(handle)]:
-            handle.restart_process(plan.process)
+        if name not in [each.managed.name for each in live_servers(handle)]:
+            handle.restart_process(name)
 
 
-def _await_health(handle: Sandbox, plan: Plan) -> None:
+def _await_health(handle: Sandbox, name: str) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        managed = handle.get_process(plan.process).value.managed
+        managed = handle.get_process(name).value.managed
         if managed is not None and managed.health_status.value == "healthy":
             return
         if managed is None or managed.restart_count:
             break
         time.sleep(0.1)
-    words = "\n".join(handle.get_output(plan.process).value.lines[-_LAST_WORDS:])
+    words = "\n".join(handle.get_output(name).value.lines[-_LAST_WORDS:])
     raise ServerFailed(f"the server did not become healthy within {START_SECONDS:g} s. Its last words:\n{words}")
 
 

@@ -15,11 +15,13 @@ from image.server import definition
 from image.server.code import source_files
 from infra.local.platform import Options, Platform
 from infra.operator.environ import Loaded
-from infra.sandbox import commands, plan
+from infra.sandbox import commands, plan, server
 from infra.sandbox.account import Account
 from infra.sandbox.look import Look, look
 from infra.sandbox.plan import PROCESS, plan_from
 
+LOOKS = {"initial_delay_ms": 100, "interval_ms": 200, "timeout_ms": 2_000, "failure_threshold": 300}
+"""The supervisor's health check: an early look at a start, and patience with a slow machine."""
 TIMES = {"RUNNER_MAX_IDLE_SECONDS": "1", "WORKER_LIFETIME_SECONDS": "120"}
 
 
@@ -97,6 +99,7 @@ def platform() -> Iterator[Platform]:
     with pytest.MonkeyPatch.context() as patch, Platform(options) as platform:
         patch.setattr(plan, "source_files", lambda: files)
         patch.setattr(definition, "source_files", lambda: files)
+        patch.setattr(server, "_CHECK", LOOKS)
         stage = Stage(platform)
         assert commands.build(stage.loaded()) == 0
         yield platform

@@ -82,7 +82,7 @@ def test_egress_is_both_apis_the_sdks_own_host_and_what_was_asked_for() -> None:
     assert plan_from({**REAL, plan.ALLOW_OUT: "*"}).hosts == ("*",)
 
 
-def test_every_setting_key_and_file_has_its_own_process_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_key_port_and_file_has_its_own_process_name(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = [
         {},
         {"ANTHROPIC_ENVIRONMENT_KEY": "rotated"},
@@ -91,11 +91,13 @@ def test_every_setting_key_and_file_has_its_own_process_name(monkeypatch: pytest
         {"ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_bm9uZQ=="},
         {"IDLE_GRACE_SECONDS": "31"},
     ]
-    names = [plan_from({**REAL, **change}).process for change in changes]
+    names = [plan_from({**REAL, **change}).process(5051) for change in changes]
     monkeypatch.setattr(plan, "source_files", lambda: {"functions/app.py": b"pass"})
-    names.append(plan_from(REAL).process)
+    names += [plan_from(REAL).process(port) for port in (5051, 5052)]
     assert len(set(names)) == len(names)
-    assert plan_from(REAL).process == plan_from({**REAL, **ELSEWHERE}).process  # what is not told restarts nothing
+    assert plan_from(REAL).process(1) == plan_from({**REAL, **ELSEWHERE}).process(
+        1
+    )  # what is not told restarts nothing
     assert not [name for name in names if json.dumps(name).count("key")]
 
 
