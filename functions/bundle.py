@@ -42,6 +42,7 @@ class Bundle:
         self.settings = settings
         self.background = background if settings.drain_mode == "auto" else settings.drain_mode == "background"
         self.until: Deadline | None = None  # when the runtime ends this invocation, where it says so
+        self.races: set[tuple[str, str]] = set()  # session and work item of the agents' races that run here now
         self._queues: dict[str, WorkQueue] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retired: list[WorkQueue | SandboxHost] = []
