@@ -223,7 +223,13 @@ def test_no_function_of_ours_turns_a_nameless_get_of_the_root_away() -> None:
                 answers.append(message["status"])
 
         await app({**get, "state": {}}, receive, send)
-        for target in (targets.on_run_started, targets.poll_tick, targets.fork_best_of_n, targets.bundle):
+        handlers: tuple[Any, ...] = (
+            targets.on_run_started,
+            targets.poll_tick,
+            targets.fork_best_of_n,
+            targets.bundle,
+        )
+        for target in handlers:
             answers.append((await target(Request(dict(get), receive))).status_code)
         return answers
 
