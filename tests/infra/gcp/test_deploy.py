@@ -171,6 +171,15 @@ def test_a_dry_run_calls_nothing_and_prints_what_a_deployment_calls(
     assert made <= {comparable(shlex.split(line)) for line in lines}
 
 
+def test_with_references_alone_no_empty_list_of_secrets_is_passed() -> None:
+    place = "gcp-sm:projects/p/secrets/s"
+    planned = plan.make({**ENVIRON, **dict.fromkeys(SECRET, place)}, "1")
+    assert planned.stored == {}
+    for step in planned.deploys("source", "environs"):
+        assert "--clear-secrets" in step.absent
+        assert not [part for part in step.absent if part.startswith("--set-secrets")]
+
+
 @pytest.mark.parametrize("says", ["PERMISSION_DENIED: no", "There was a problem refreshing your current auth tokens"])
 def test_a_look_that_failed_is_not_read_as_not_there(gcloud: FakeGcloud, says: str) -> None:
     gcloud.breaks("secrets describe hands-environment-key", says)
