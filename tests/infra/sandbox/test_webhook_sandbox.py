@@ -22,18 +22,25 @@ PROMPT = "create hello.txt with 'hi' then read it back"
 QUIET = {"SELF_TICK_SECONDS": "0"}
 
 
-def test_a_sleeping_server_wakes_for_a_webhook_serves_the_session_and_sleeps_again(stage: Stage) -> None:
-    seen = stage.up(STANDSTILL_SECONDS="2", **QUIET)
+def test_webhooks_that_meet_it_falling_asleep_and_waking_are_answered_and_their_sessions_served(stage: Stage) -> None:
+    seen = stage.up(STANDSTILL_SECONDS="1", **QUIET)  # no tick of its own: what is served was announced by a webhook
     before = stage.process()["pid"]
     assert seen.report is not None
-    stage.put_to_sleep()
-    time.sleep(2.2)  # so long it stands still, which it cannot feel
-    session = stage.run_session(PROMPT)
-    until(lambda: stage.answers(session) == 1, "the session was not served")
+    stage.platform.tensorlake.patch("settings", {"suspend_seconds": 1.0, "resume_seconds": 1.2})
+    expiry = threading.Thread(target=stage.platform.tensorlake.post, args=(f"sandboxes/{stage.box()['id']}/expire", {}))
+    expiry.start()
+    until(lambda: stage.box()["status"] == "suspending", "it does not begin to fall asleep")
+    sessions = [stage.run_session(PROMPT)]
+    expiry.join()
+    assert stage.box()["status"] == "suspended"  # and on its way up already: a webhook waits for it
+    sessions.append(stage.run_session(PROMPT))
+    until(lambda: stage.box()["status"] == "running", "no webhook wakes it")
+    until(lambda: [stage.answers(session) for session in sessions] == [1, 1], "a session was not served")
     until(stage.delivered, "a webhook was not answered")
-    assert stage.box()["status"] == "running"
+    # It stood still for longer than STANDSTILL_SECONDS, which it cannot feel, and noticed.
     noticed = stage.look().report
     assert noticed is not None and noticed["stood_still"] >= seen.report["stood_still"] + 1
+    stage.platform.tensorlake.patch("settings", {"suspend_seconds": 0.0})
     stage.put_to_sleep()
     process = stage.process()  # its state was intact
     assert (process["pid"], process["managed"]["restart_count"]) == (before, 0)
@@ -52,21 +59,6 @@ def test_without_requests_it_falls_asleep_by_itself_whatever_it_does_itself(stag
     stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="1", SELF_TICK_SECONDS="0.1")
     until(lambda: stage.box()["status"] == "suspended", "its own ticks keep it awake")
     assert commands.remove(stage.loaded()) == 0  # nobody else's test wants one that is so sleepy
-
-
-def test_webhooks_that_meet_it_falling_asleep_and_waking_are_answered_and_their_sessions_served(stage: Stage) -> None:
-    stage.up(**QUIET)  # no tick of its own: what is served was announced by a webhook
-    stage.platform.tensorlake.patch("settings", {"suspend_seconds": 1.0, "resume_seconds": 1.0})
-    expiry = threading.Thread(target=stage.platform.tensorlake.post, args=(f"sandboxes/{stage.box()['id']}/expire", {}))
-    expiry.start()
-    until(lambda: stage.box()["status"] == "suspending", "it does not begin to fall asleep")
-    sessions = [stage.run_session(PROMPT)]
-    expiry.join()
-    assert stage.box()["status"] == "suspended"  # and on its way up already: a webhook waits for it
-    sessions.append(stage.run_session(PROMPT))
-    until(lambda: stage.box()["status"] == "running", "no webhook wakes it")
-    until(lambda: [stage.answers(session) for session in sessions] == [1, 1], "a session was not served")
-    until(stage.delivered, "a webhook was not answered")
 
 
 def test_a_second_run_attaches_and_only_a_change_restarts(
@@ -103,12 +95,11 @@ def test_a_second_run_attaches_and_only_a_change_restarts(
 
 
 def test_the_url_comes_before_the_signing_key(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    stage.up(**QUIET)
     first = stage.up(ANTHROPIC_WEBHOOK_SIGNING_KEY="", **QUIET)
     assert "run make webhook-sandbox again" in capsys.readouterr().out
     assert httpx2.post(first.url, content=b"{}", trust_env=False).status_code == 503
     assert any("no signing key yet" in line for line in described(first))
-    second = stage.up(**QUIET)  # a server of this very name ran here before
+    second = stage.up(**QUIET)
     assert (second.url, second.current) == (first.url, True)
     assert httpx2.post(second.url, content=b"{}", trust_env=False).status_code == 401
 
@@ -179,7 +170,7 @@ def test_a_server_that_cannot_run_is_said_with_its_last_words_and_mended(
     assert commands.up(stage.loaded(**QUIET)) == 1
     assert "last words" in capsys.readouterr().err
     handle.kill_process("holder")
-    mended = stage.up(**QUIET)
+    mended = stage.up(**QUIET)  # a server of this very name ran here before
     assert mended.current is True and mended.report is not None
 
 
