@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infra.aws import package, plan
 from infra.aws.stack import Aws, NotDeployed
-from infra.operator import environ
+from infra.operator import dotenv, environ
 from shared.errors import HandsError, SettingsError
 
 _NEXT = """
@@ -24,7 +24,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> int:
         if arguments == ["deploy"]:
             return deploy(_loaded(variables), dry_run=_flag(variables))
         if arguments == ["undeploy"]:
-            return undeploy(_loaded(variables), dry_run=_flag(variables))
+            return undeploy(_with_files(variables), dry_run=_flag(variables))
         print("usage: python -m infra.aws deploy|undeploy", file=sys.stderr)
         return 2
     except NotDeployed as error:
@@ -69,15 +69,19 @@ def deploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
         else "Put its signing secret into .env as ANTHROPIC_WEBHOOK_SIGNING_KEY and deploy again: it gets 503 before."
     )
     print(_NEXT.format(signing=signing))
+    if "FUNCTIONS_TOKEN" not in planned.secrets and "FunctionsTokenSecret" not in planned.parameters:
+        print("FUNCTIONS_TOKEN was not set, so the stack drew one. To read it:")
+        print(f"  aws secretsmanager get-secret-value --secret-id {outputs['FunctionsToken']} \\")
+        print(f"    --region {planned.region} --query SecretString --output text")
     return 0
 
 
 def undeploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
-    """Delete the stack. The bucket with the code stays."""
-    planned = plan.make(variables)
-    print(f"deleting the stack {planned.stack} in {planned.region}; the bucket with the code stays")
+    """Delete the stack. The bucket with the code stays. Of the variables only AWS_REGION and AWS_STACK are read."""
+    region, stack = plan.where(variables)
+    print(f"deleting the stack {stack} in {region}; the bucket with the code stays")
     if not dry_run:
-        _aws(planned.region).remove(planned.stack)
+        _aws(region).remove(stack)
     return 0
 
 
@@ -86,6 +90,17 @@ def _loaded(variables: Mapping[str, str]) -> Mapping[str, str]:
     if loaded.offline is not None:
         raise SettingsError("The offline platform cannot be reached from AWS: fill in .env with your own keys.")
     return loaded.environ
+
+
+def _with_files(variables: Mapping[str, str]) -> Mapping[str, str]:
+    """As `environ.load` has them, for a command that needs neither keys nor services."""
+    merged = dict(variables)
+    try:
+        for name in (".env", ".env.local"):
+            merged.update(dotenv.read(environ.CHECKOUT / name))
+    except dotenv.DotenvError as error:
+        raise SettingsError(str(error)) from None
+    return merged
 
 
 def _flag(variables: Mapping[str, str]) -> bool:

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from image.server.code import source_files
 from shared.errors import HandsError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 RUNTIMES: Final = ("3.11", "3.12", "3.13", "3.14")
 ZIP_LIMIT: Final = 250 * 1024 * 1024  # bytes unpacked; a zip from S3 has no limit of its own
-OWN_PACKAGES: Final = ("functions", "shared", "image/session")
-_OWN_FILES: Final = ("image/__init__.py",)
 _NOT_ON_LAMBDA: Final = ("functions/main.py", "functions/app.py")
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 _MODE: Final = 0o100644 << 16
@@ -56,13 +55,9 @@ def own_python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def own_files(root: Path = CHECKOUT) -> dict[str, bytes]:
+def own_files() -> dict[str, bytes]:
     """Our part of the zip: path in it -> content. The worker's sources are in it, since they are handed over."""
-    paths = [root / name for name in _OWN_FILES]
-    for package in OWN_PACKAGES:
-        paths += sorted((root / package).rglob("*.py"))
-    names = {path.relative_to(root).as_posix(): path for path in paths}
-    return {name: path.read_bytes() for name, path in names.items() if name not in _NOT_ON_LAMBDA}
+    return {name: content for name, content in source_files().items() if name not in _NOT_ON_LAMBDA}
 
 
 def install(target: Path, python: str, architecture: Architecture, root: Path = CHECKOUT) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 
 from infra.aws.package import RUNTIMES, Architecture, own_python
 from shared.errors import SettingsError
+from shared.noted import NotedEnviron
 from shared.secrets import SCHEMES
 from shared.settings import Settings
 
@@ -30,6 +31,7 @@ _NOT_PASSED_ON: Final = frozenset(
     | {"SERVER_SANDBOX", "ENVIRONMENTS_FILE"}
 )
 _STORED: Final = "aws-sm:"
+_LATER: Final = "set-by-the-stack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +62,23 @@ class Plan:
         ]
 
 
-def make(environ: Mapping[str, str]) -> Plan:
-    """Raises SettingsError, which names the variable."""
-    if environ.get("ENVIRONMENTS_FILE", "").strip():
-        raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
-    Settings.from_environ(environ)  # whatever is wrong is said here, not by a function in the cloud
+def where(environ: Mapping[str, str]) -> tuple[str, str]:
+    """Region and name of the stack: all that it takes to remove it. Raises SettingsError, which names the variable."""
     region = (environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "").strip()
     if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", region):
         raise SettingsError("AWS_REGION must be the name of a region, such as eu-west-1")
     stack = environ.get("AWS_STACK", "").strip() or "serverless-hands"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,40}", stack):
         raise SettingsError("AWS_STACK must be at most 41 letters, digits and hyphens, a letter first")
+    return region, stack
+
+
+def make(environ: Mapping[str, str]) -> Plan:
+    """Raises SettingsError, which names the variable."""
+    if environ.get("ENVIRONMENTS_FILE", "").strip():
+        raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
+    more = _passed_on(environ)  # whatever is wrong is said here, not by a function in the cloud
+    region, stack = where(environ)
     parameters = {"EnvironmentId": environ["ANTHROPIC_ENVIRONMENT_ID"].strip()}
     secrets = {}
     for variable, name in SECRETS.items():
@@ -82,7 +90,6 @@ def make(environ: Mapping[str, str]) -> Plan:
             raise SettingsError(f"{variable}: a Lambda function cannot read {scheme}: references; use {_STORED}ARN")
         elif value:
             secrets[variable] = value
-    more = _passed_on(environ)
     if more:
         parameters["MoreSettings"] = json.dumps(more, sort_keys=True, separators=(",", ":"))
     for variable, name in _OPTIONS.items():
@@ -104,25 +111,22 @@ _OPTIONS: Final = {
 }
 
 
-class _Asked(dict[str, str]):
-    """Remembers which variables the settings read."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        super().__init__(values)
-        self.names: set[str] = set()
-
-    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # one of dict.get's forms is enough
-        self.names.add(name)
-        return super().get(name, default)
-
-
 def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     """Every setting that is set and that the functions would read, but for what has its own way there."""
-    asked = _Asked(environ)
-    Settings.from_environ(asked)
+    noted = NotedEnviron(_as_there(environ))
+    Settings.from_environ(noted)
     return {
-        name: environ[name].strip() for name in sorted(asked.names - _NOT_PASSED_ON) if environ.get(name, "").strip()
+        name: environ[name].strip() for name in sorted(noted.read - _NOT_PASSED_ON) if environ.get(name, "").strip()
     }
+
+
+def _as_there(environ: Mapping[str, str]) -> dict[str, str]:
+    """With stand-ins for what the stack sets: the functions' address is known only then, and a token may be drawn."""
+    there = {name: value for name, value in environ.items() if name not in ("DRAIN_MODE", "ENQUEUE_TO")}
+    there["FUNCTIONS_PUBLIC_URL"] = f"https://{_LATER}.invalid"
+    if not environ.get("FUNCTIONS_TOKEN", "").strip():
+        there["FUNCTIONS_TOKEN"] = _LATER
+    return there
 
 
 def _runtime(environ: Mapping[str, str]) -> tuple[str, Architecture]:

@@ -21,18 +21,25 @@ _LONGEST: Final = 1800.0
 _TAGS: Final = [{"Key": "project", "Value": "serverless-hands"}]
 
 
+# From these a stack can only be deleted; others have a way back.
+_DELETE_ONLY: Final = ("CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "DELETE_FAILED")
+_WAYS_BACK: Final = {"UPDATE_FAILED": "rollback-stack", "UPDATE_ROLLBACK_FAILED": "continue-update-rollback"}
+
+
 class NotDeployed(HandsError):
     """AWS did not do it. The text says what to do about it and holds no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aws:
-    """Clients of one region. `pause` in seconds between two looks at a stack."""
+    """Clients of one region. In seconds: `pause` between two looks at a stack; `settle` is how long, at most, a look
+    may still show what was there before a deletion was asked for."""
 
     session: Any
     region: str
     say: Callable[[str], None]
     pause: float = 3.0
+    settle: float = 60.0
 
     def client(self, service: str) -> Any:
         return self.session.client(service, region_name=self.region)
@@ -77,8 +84,8 @@ class Aws:
         status = self._status(plan.stack)
         if status is not None and (status.endswith("_FAILED") or status == "ROLLBACK_COMPLETE"):
             raise NotDeployed(
-                f"The stack {plan.stack} is in {status}, from which AWS goes no further. "
-                "Remove it (make undeploy-aws), then deploy again.\n" + self._why(plan.stack)
+                f"The stack {plan.stack} is in {status}, from which AWS goes no further by itself. "
+                f"{self._way_out(plan.stack, status)}\n{self._why(plan.stack)}"
             )
         if status is not None and status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
             raise NotDeployed(f"The stack {plan.stack} is in {status}: somebody else deploys. Try again later.")
@@ -100,7 +107,8 @@ class Aws:
         cloudformation.execute_change_set(StackName=plan.stack, ChangeSetName=change_set)
         ended = self._wait(plan.stack)
         if ended not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
-            raise NotDeployed(f"The stack {plan.stack} ended in {ended}.\n{self._why(plan.stack)}")
+            way_out = f" {self._way_out(plan.stack, ended)}" if ended is not None else ""
+            raise NotDeployed(f"The stack {plan.stack} ended in {ended}.{way_out}\n{self._why(plan.stack)}")
         return True
 
     def outputs(self, stack: str) -> Mapping[str, str]:
@@ -124,10 +132,11 @@ class Aws:
 
     def remove(self, stack: str) -> None:
         """Delete the stack and wait. Its secrets stay recoverable for AWS's own time; the bucket stays."""
-        if self._status(stack) is None:
+        before = self._status(stack)
+        if before is None:
             return
         self.client("cloudformation").delete_stack(StackName=stack)
-        ended = self._wait(stack, gone=True)
+        ended = self._wait(stack, before=before)
         if ended not in (None, "DELETE_COMPLETE"):
             raise NotDeployed(f"The stack {stack} ended in {ended}.\n{self._why(stack)}")
 
@@ -163,18 +172,37 @@ class Aws:
             time.sleep(self.pause)
         raise NotDeployed("AWS did not work out the change within five minutes; try again.")
 
-    def _wait(self, stack: str, *, gone: bool = False) -> str | None:
-        end = time.monotonic() + _LONGEST
+    def _wait(self, stack: str, *, before: str | None = None) -> str | None:
+        """The status that it ends in, None where it is gone. `before` is the one that a look may still show for
+        `settle` seconds. Raises NotDeployed."""
+        began = time.monotonic()
+        end = began + _LONGEST
         shown = None
         while time.monotonic() < end:
             status = self._status(stack)
             if status != shown:
                 shown = status
                 self.say(f"stack {stack}: {status or 'gone'}")
-            if status is None or (not status.endswith("_IN_PROGRESS") and not (gone and status.startswith("CREATE"))):
+            stale = status == before and time.monotonic() - began < self.settle
+            if status is None or not (stale or status.endswith("_IN_PROGRESS")):
                 return status
+            if status != before:
+                before = None  # it has begun, so what was before may come again in earnest
             time.sleep(self.pause)
         raise NotDeployed(f"The stack {stack} was not done within {_LONGEST / 60:g} minutes; see the AWS console.")
+
+    def _way_out(self, stack: str, status: str) -> str:
+        """One or two sentences: what to do about a stack in this status."""
+        if status in _DELETE_ONLY:
+            return "Remove it (make undeploy-aws), then deploy again."
+        if (command := _WAYS_BACK.get(status)) is not None:
+            return (
+                f"Have AWS finish the way back to what ran before: aws cloudformation {command} --stack-name {stack} "
+                f"--region {self.region}. Then deploy again. What runs there stays; nothing has to be removed."
+            )
+        if status.endswith("_ROLLBACK_COMPLETE"):
+            return "What ran before runs again."
+        return "The AWS console shows what it needs."
 
     def _why(self, stack: str) -> str:
         """What failed first, in AWS's words, and what helps against the commonest of it."""

@@ -18,6 +18,12 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever serves keeps our loggers to itself; another test of this process may have."""
+    monkeypatch.setattr(logging.getLogger("shared"), "propagate", True)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

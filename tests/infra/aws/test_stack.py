@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import botocore.client
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from functions.aws_lambda import environ_of
@@ -156,8 +158,10 @@ def test_a_second_deployment_changes_what_changed_and_uploads_nothing_twice(
     assert outputs()["WebhookUrl"] == before["WebhookUrl"]
     (schedule,) = client("scheduler").list_schedules()["Schedules"]
     assert client("scheduler").get_schedule(Name=schedule["Name"])["ScheduleExpression"] == "rate(5 minutes)"
-    assert deploy(TENSORLAKE_API_KEY="another-key-of-nobody") == 0
-    assert "stored TENSORLAKE_API_KEY" in capsys.readouterr().out
+    assert deploy(TENSORLAKE_API_KEY="another-key-of-nobody", FUNCTIONS_TOKEN="an-operators-token-of-nobody") == 0
+    said = capsys.readouterr().out
+    assert "stored TENSORLAKE_API_KEY" in said
+    assert "get-secret-value" not in said  # none was drawn
 
 
 @pytest.mark.usefixtures("aws")
@@ -196,25 +200,110 @@ def test_the_bucket_is_closed_and_code_is_named_by_its_digest() -> None:
     assert found["Key"] == f"code/{hashlib.sha256(body).hexdigest()}.zip"
 
 
+class Stub:
+    """A CloudFormation that shows one status after another, and the last one from then on; None: no such stack."""
+
+    def __init__(self, *statuses: str | None, reason: str = "no reason") -> None:
+        self._statuses = list(statuses)
+        self._reason = reason
+        self.exceptions = SimpleNamespace(ClientError=ClientError)
+        self.deleted: list[str] = []
+
+    def aws(self, **options: float) -> Aws:
+        return Aws(SimpleNamespace(client=lambda service, region_name: self), REGION, print, pause=0.0, **options)
+
+    def describe_stacks(self, StackName: str) -> Any:
+        status = self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]
+        if status is None:
+            refused = {"Error": {"Code": "ValidationError", "Message": f"Stack with id {StackName} does not exist"}}
+            raise ClientError(refused, "DescribeStacks")
+        return {"Stacks": [{"StackStatus": status}]}
+
+    def describe_stack_events(self, StackName: str) -> Any:
+        failed = {"ResourceStatus": "CREATE_FAILED", "LogicalResourceId": "TickFunction"}
+        return {"StackEvents": [failed | {"ResourceStatusReason": self._reason}]}
+
+    def delete_stack(self, StackName: str) -> None:
+        self.deleted.append(StackName)
+
+    def create_change_set(self, **_: object) -> None:
+        pass
+
+    def describe_change_set(self, **_: object) -> Any:
+        return {"Status": "CREATE_COMPLETE"}
+
+    def execute_change_set(self, **_: object) -> None:
+        pass
+
+
 def test_a_stack_that_aws_gave_up_is_named_with_the_reason_and_the_way_out() -> None:
-    class Refusing:
-        """A CloudFormation that has rolled back."""
-
-        def describe_stacks(self, StackName: str) -> Any:
-            return {"Stacks": [{"StackStatus": "ROLLBACK_COMPLETE"}]}
-
-        def describe_stack_events(self, StackName: str) -> Any:
-            reason = "Specified ReservedConcurrentExecutions for function decreases account's concurrency"
-            failed = {"ResourceStatus": "CREATE_FAILED", "LogicalResourceId": "TickFunction"}
-            return {"StackEvents": [failed | {"ResourceStatusReason": reason}]}
-
-    class Session:
-        def client(self, service: str, region_name: str) -> Any:
-            return Refusing()
-
-    planned = plan.make(ENVIRON)
+    reason = "Specified ReservedConcurrentExecutions for function decreases account's concurrency"
     with pytest.raises(NotDeployed, match=r"(?s)ROLLBACK_COMPLETE.*undeploy-aws.*TickFunction.*AWS_TICK_CONCURRENCY=0"):
-        Aws(Session(), REGION, print).apply(planned, "bucket", "key")
+        Stub("ROLLBACK_COMPLETE", reason=reason).aws().apply(plan.make(ENVIRON), "bucket", "key")
+
+
+@pytest.mark.parametrize(
+    "status, way", [("UPDATE_FAILED", "rollback-stack"), ("UPDATE_ROLLBACK_FAILED", "continue-update-rollback")]
+)
+@pytest.mark.parametrize("before", [(), ("UPDATE_COMPLETE", "UPDATE_IN_PROGRESS")])
+def test_a_stack_that_serves_and_whose_update_failed_is_never_to_be_removed(
+    status: str, way: str, before: Sequence[str]
+) -> None:
+    """Found so, and left so by this deployment."""
+    with pytest.raises(NotDeployed) as caught:
+        Stub(*before, status).aws().apply(plan.make(ENVIRON), "bucket", "key")
+    assert status in str(caught.value)
+    assert f"aws cloudformation {way} --stack-name serverless-hands --region {REGION}" in str(caught.value)
+    assert "undeploy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before", ["UPDATE_COMPLETE", "CREATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "DELETE_FAILED"])
+def test_a_look_that_still_shows_what_was_before_a_deletion_is_not_its_end(before: str) -> None:
+    stub = Stub(before, before, before, "DELETE_IN_PROGRESS", None)
+    stub.aws().remove("a-stack")
+    assert stub.deleted == ["a-stack"]
+
+
+def test_a_deletion_that_fails_or_never_begins_is_said() -> None:
+    with pytest.raises(NotDeployed, match="DELETE_FAILED"):
+        Stub("DELETE_FAILED", "DELETE_IN_PROGRESS", "DELETE_FAILED").aws().remove("a-stack")
+    with pytest.raises(NotDeployed, match="UPDATE_COMPLETE"):
+        Stub("UPDATE_COMPLETE").aws(settle=0.0).remove("a-stack")
+
+
+@pytest.mark.usefixtures("aws")
+def test_removing_needs_a_region_and_the_stacks_name_and_no_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("infra.operator.environ.CHECKOUT", tmp_path)
+    (tmp_path / ".env").write_text("AWS_STACK=mine\n", encoding="utf-8")
+    assert deploy(AWS_STACK="mine") == 0
+    assert command.main(["undeploy"], {"AWS_REGION": REGION, "DRY_RUN": "1"}) == 0
+    assert len(client("lambda").list_functions()["Functions"]) == 3
+    assert command.main(["undeploy"], {"AWS_REGION": REGION}) == 0
+    assert client("lambda").list_functions()["Functions"] == []
+    assert command.main(["undeploy"], {}) == 2
+    assert "AWS_REGION" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("aws")
+def test_agents_may_race_without_an_address_or_a_token_set_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deploy(AGENT_FORK="true") == 0
+    said = capsys.readouterr().out
+    settings = Settings.from_environ(environ_of(variables("poll-tick")))
+    assert settings.fork_url == outputs()["ForkUrl"].rstrip("/") + "/fork_best_of_n"
+    assert settings.functions_token is not None
+    drawn = settings.functions_token.reveal()
+    assert len(drawn) == 48
+    assert drawn not in said
+    assert f"aws secretsmanager get-secret-value --secret-id {outputs()['FunctionsToken']} " in said
+
+
+def test_what_stands_in_for_the_stacks_own_settings_is_never_handed_over() -> None:
+    planned = plan.make({**ENVIRON, "AGENT_FORK": "true", "DRAIN_MODE": "enqueue"})
+    assert json.loads(planned.parameters["MoreSettings"]) == {"AGENT_FORK": "true", "SANDBOX_CPUS": "4"}
+    assert "FUNCTIONS_TOKEN" not in planned.secrets
+    assert "set-by-the-stack" not in repr(planned.parameters)
 
 
 def test_a_dry_run_calls_nothing_and_shows_no_secret(
