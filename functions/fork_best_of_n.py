@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,11 +27,21 @@ from shared.capability import FORK, Capability
 from shared.errors import SecretUnavailable, SettingsError
 
 if TYPE_CHECKING:
+    from shared.races.children import Pace
     from shared.races.errors import RaceError
     from shared.races.events import Event, OnEvent
     from shared.races.models import RaceReport, RaceRequest
 
 log = logging.getLogger(__name__)
+
+# An agent's race must be over, its promotion and its ends included, while the worker still waits for the answer: 145 s
+# (image/session/worker/forking.py), less what the way takes. Seconds.
+_AGENT_WAITS: Final = 140.0
+_AGENT_REAPS: Final = 6.0
+_AGENT_ENDS: Final = 12.0
+_AGENT_LATE_ENDS: Final = 3.0  # each that comes later still is given a second
+_AGENT_PROMOTES: Final = 12.0
+_AGENT_APPLIES: Final = 8.0  # a promotion whose time is up while it changes files goes on to its end
 
 _T = TypeVar("_T")
 
@@ -37,7 +49,9 @@ _T = TypeVar("_T")
 async def fork_best_of_n(request: Request) -> Response:
     """POST with the operator's token, or an agent's. 200 report, also when no branch won; 400 names the field; 401;
     403 what an agent may not ask for; 404 no such source; 405; 406; 409 source cannot be checkpointed; 413; 422
-    set-up failed; 502; 503. A stream that has begun (200) ends with the report or with one of these as its error."""
+    set-up failed; 429 an agent's race while another of its work item runs here; 502; 503. A stream that has begun (200)
+    ends with the report or with one of these as its error."""
+    began = time.monotonic()
     try:
         require_method(request, "POST")
         bundle = bundle_of(request)
@@ -47,9 +61,11 @@ async def fork_best_of_n(request: Request) -> Response:
         if caller is not None:
             body = await agent_calls.admitted(body, caller, bundle)
         race = _read(body, caller)
+        if caller is not None:
+            race = in_time(race, time.monotonic() - began)
         if streams:
-            return LineStream(lambda lines: _stream(race, bundle, lines))
-        return await _unless_hung_up(request, _answer(race, bundle))
+            return LineStream(lambda lines: _stream(race, bundle, caller, lines))
+        return await _unless_hung_up(request, _answer(race, bundle, caller))
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
@@ -64,11 +80,43 @@ def _read(body: bytes, caller: Capability | None) -> RaceRequest:
     return race if caller is None else agent_calls.narrowed(race, caller)
 
 
-async def _answer(race: RaceRequest, bundle: Bundle) -> Response:
-    return Response((await _run(race, bundle)).model_dump_json(), media_type="application/json")
+def in_time(race: RaceRequest, spent: float) -> RaceRequest:
+    """An agent's race with a deadline that leaves time for what comes after it, `spent` seconds after its call."""
+    longest = _AGENT_WAITS - spent - _AGENT_ENDS - _AGENT_LATE_ENDS
+    if race.promote != "none":
+        longest -= _AGENT_PROMOTES + _AGENT_APPLIES
+    return race.model_copy(update={"deadline": max(1.0, min(race.deadline or longest, longest))})
 
 
-async def _stream(race: RaceRequest, bundle: Bundle, lines: Lines) -> None:
+def agent_pace(boot: float) -> Pace:
+    """How patient an agent's race is: what ends late is a leftover in its report, and the reconciler's."""
+    from shared.races.children import Pace
+
+    return Pace(boot=boot, promote=_AGENT_PROMOTES, reap=_AGENT_REAPS, ends=_AGENT_ENDS)
+
+
+@contextmanager
+def _one_race(race: RaceRequest, bundle: Bundle, caller: Capability | None) -> Iterator[None]:
+    """Raises HttpError 429 where a race of the same work item runs in this process: an agent that can read its token
+    (design: I6) must not start more than its tool would. A dry run makes nothing and does not count."""
+    if caller is None or race.dry_run:
+        yield
+        return
+    whose = (caller.session_id, caller.work_id)
+    if whose in bundle.races:
+        raise HttpError(429, "race_running", "a race of this session is running already: wait for its report")
+    bundle.races.add(whose)
+    try:
+        yield
+    finally:
+        bundle.races.discard(whose)
+
+
+async def _answer(race: RaceRequest, bundle: Bundle, caller: Capability | None) -> Response:
+    return Response((await _run(race, bundle, caller)).model_dump_json(), media_type="application/json")
+
+
+async def _stream(race: RaceRequest, bundle: Bundle, caller: Capability | None, lines: Lines) -> None:
     """Says the race's events. Raises HttpError as long as there was none."""
     from shared.races import events
 
@@ -76,7 +124,7 @@ async def _stream(race: RaceRequest, bundle: Bundle, lines: Lines) -> None:
         lines.say(events.to_line(event), spare=isinstance(event, events.OutputLine))
 
     try:
-        await _run(race, bundle, tell)
+        await _run(race, bundle, caller, tell)
     except HttpError as error:
         if not lines.said:
             raise
@@ -88,15 +136,21 @@ async def _stream(race: RaceRequest, bundle: Bundle, lines: Lines) -> None:
         raise
 
 
-async def _run(race: RaceRequest, bundle: Bundle, on_event: OnEvent | None = None) -> RaceReport:
+async def _run(
+    race: RaceRequest, bundle: Bundle, caller: Capability | None, on_event: OnEvent | None = None
+) -> RaceReport:
+    from shared.races.children import Pace
     from shared.races.errors import RaceError
     from shared.races.race import environment_for, run_race
 
     try:
         environment = environment_for(race, bundle.settings)
-        report = await run_race(
-            race, host=bundle.host, settings=bundle.settings, environment=environment, on_event=on_event
-        )
+        boot = bundle.settings.times.bind
+        pace = Pace(boot=boot) if caller is None else agent_pace(boot)
+        with _one_race(race, bundle, caller):
+            report = await run_race(
+                race, host=bundle.host, settings=bundle.settings, environment=environment, on_event=on_event, pace=pace
+            )
     except RaceError as error:
         raise _refusal(error) from None
     except (SettingsError, SecretUnavailable) as error:

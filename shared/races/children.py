@@ -9,9 +9,10 @@ Proved by tests/shared/races/test_race_faults.py.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from shared.deadline import Clock, Deadline
@@ -33,19 +34,25 @@ from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceU
 
 # The service does not know what it is asked for, or may not give it: no later moment changes that.
 _FINAL_REFUSALS: Final = (400, 401, 404, 422)
+_LEAST_SECONDS: Final = 1.0  # what an end is given at least, however late it is
 _T = TypeVar("_T")
 _SnapshotCall = asyncio.Task[Snapshot | Absent | Refused | Doubtful]
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How patient a race is. Seconds; a pause doubles with each attempt."""
+    """How patient a race is. Seconds; a pause doubles with each attempt.
+
+    `promote` is for the promotion, `reap` for each end of something, and `ends` for all of them together once the
+    deadline and the promotion's time are over.
+    """
 
     attempts: int = 3
     pause: float = 0.25
     boot: float = 45.0
     reap: float = 60.0
     promote: float = 60.0
+    ends: float = math.inf
 
 
 class NotMade(RaceError):
@@ -117,7 +124,8 @@ class _Room:
 @dataclass(slots=True)
 class _Tenure:
     """What is known of one name: the latest call that makes it, whether a call's answer was lost, and the id as soon as
-    there is one."""
+    there is one. `failed` are those that had the name before and came up as failures: the name may lead to one for a
+    while after its end (contract tensorlake 3)."""
 
     name: str
     making: asyncio.Task[CreateOutcome] | None = None
@@ -127,13 +135,16 @@ class _Tenure:
     held: bool = False
     kept: bool = False
     lost: str = ""
+    failed: set[str] = field(default_factory=set)
 
 
 class Children:
     """Everything that one race makes. `reaped` and `leftovers` are what the report says at the end. `give_way` is asked
-    when there is no room and nobody to wait for: whether something that can be made again later has just been ended."""
+    when there is no room and nobody to wait for: whether something that can be made again later has just been ended.
+    `until` is when all ends shall be over."""
 
-    def __init__(self, host: SandboxHost, pace: Pace, clock: Clock) -> None:
+    def __init__(self, host: SandboxHost, pace: Pace, clock: Clock, until: Deadline | None = None) -> None:
+        self._until = until
         self._clock = clock
         self._host = host
         self._pace = pace
@@ -222,13 +233,17 @@ class Children:
 
     async def end_kept_snapshot(self, snapshot_id: str) -> None:
         """A snapshot that was to be kept is not wanted after all."""
-        gone = await shielded(_within(self._delete(snapshot_id), self._pace.reap))
+        gone = await shielded(_within(self._delete(snapshot_id), self._reap_seconds()))
         (self.reaped if gone else self.leftovers).append(snapshot_id)
+
+    def _reap_seconds(self) -> float:
+        left = math.inf if self._until is None else self._until.left()
+        return min(self._pace.reap, max(_LEAST_SECONDS, left))
 
     async def _reap(self, tenure: _Tenure) -> None:
         if tenure.kept:
             return
-        gone = await _within(self._end(tenure), self._pace.reap)
+        gone = await _within(self._end(tenure), self._reap_seconds())
         await _drop(tenure.making)
         if not gone:
             self.leftovers.append(tenure.name)
@@ -262,9 +277,12 @@ class Children:
                     tenure.doubted = True
                     reason = "its name is taken"
             if tenure.doubted:
+                failures = len(tenure.failed)
                 adopted = await self._adopt(tenure)
                 if adopted is not None:
                     return adopted
+                if len(tenure.failed) > failures:
+                    reason = "it failed to start"
             attempt += 1
             self._room.leave(ended=False)
             tenure.in_room = False
@@ -282,12 +300,15 @@ class Children:
             return self._room.ended > seen or (self.give_way is not None and await self.give_way())
 
     async def _adopt(self, tenure: _Tenure) -> SandboxRecord | None:
-        """The sandbox that an earlier call made after all, running; None where there is none to be seen."""
+        """The sandbox that an earlier call made after all, running; None where there is none to be seen, or one that
+        failed to start and was ended."""
         patience = Deadline.after(self._pace.boot, self._clock)
         while not patience.passed:
             match await self._host.find(tenure.name):
                 case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
                     return None
+                case SandboxRecord(id=found) if found in tenure.failed:
+                    pass  # its name is not free yet
                 case Doubtful():
                     pass
                 case SandboxRecord(status=SandboxStatus.RUNNING) as record:
@@ -295,7 +316,9 @@ class Children:
                     return record
                 case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as record:
                     tenure.id = record.id
-                    raise NotMade("the sandbox failed to start")
+                    if await self._host.terminate(record.id) in (None, Absent()):
+                        tenure.failed.add(record.id)
+                        tenure.id = None
                 case SandboxRecord() as record:
                     tenure.id = record.id
             await asyncio.sleep(self._pace.pause)
@@ -383,14 +406,14 @@ class Children:
 
     async def _forget_snapshots(self, calls: list[_SnapshotCall], label: str) -> None:
         for call in calls:
-            await asyncio.wait({call}, timeout=self._pace.reap)
+            await asyncio.wait({call}, timeout=self._reap_seconds())
             await _drop(call)
             unknown = call.cancelled() or call.exception() is not None
             match None if unknown else call.result():
                 case Snapshot(id=snapshot_id) if snapshot_id in self._kept_snapshots:
                     pass
                 case Snapshot(id=snapshot_id):
-                    gone = await _within(self._delete(snapshot_id), self._pace.reap)
+                    gone = await _within(self._delete(snapshot_id), self._reap_seconds())
                     (self.reaped if gone else self.leftovers).append(snapshot_id)
                 case Doubtful() | None:
                     self.leftovers.append(f"a snapshot of {label} whose id is not known")

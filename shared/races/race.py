@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
-from shared.deadline import Clock
+from shared.deadline import Clock, Deadline
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
 from shared.races import artifacts, events, judges, plugins, ranking
 from shared.races.children import Children, NotMade, Pace, shielded
@@ -83,7 +83,7 @@ async def run_race(
     now: Clock = time.time,
 ) -> RaceReport:
     """Runs the race to its report, within its deadline plus the time to promote the winner (`pace.promote`) and to end
-    what it made (`pace.reap`, a few times).
+    what it made (`pace.reap`, a few times, and no longer than `pace.ends` in all).
 
     Raises BadRace, SourceAbsent, SourceNotReady, SourceUnknown or SetupFailed when no branch could be begun,
     SettingsError for a configured judge that is none, and CancelledError when it was cancelled; everything it made is
@@ -123,7 +123,9 @@ class _Race:
         at_most = self._deadline + pace.promote + 2 * pace.reap + pace.boot
         self._dead_man = math.ceil(now() + at_most + _DEAD_MAN_SLACK)
         self._timeline = Timeline(clock, self._phase_began)
-        self._children = Children(host, pace, clock)
+        promoting = pace.promote if request.promote != "none" else 0.0
+        ends = Deadline.after(self._deadline + promoting + pace.ends, clock)
+        self._children = Children(host, pace, clock, ends)
         self._shell = Shell(host, settings.sandbox_user, settings.workdir, clock)
         self._shop = Workshop(
             host=host,

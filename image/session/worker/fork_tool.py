@@ -12,6 +12,7 @@ from typing import Any, Final
 
 NAME: Final = "fork_best_of_n"
 LONGEST_RACE: Final = 120.0  # seconds; the rest of a tool call's 150 (contract claude 5) is for its ends
+LONGEST_RACE_TO_PROMOTE: Final = 105.0  # bringing the changes back takes time, too
 _LONGEST_TEXT: Final = 12_000  # characters of all output tails together
 _LONGEST_TAIL: Final = 1_500
 _LONGEST_MESSAGE: Final = 1_500
@@ -21,7 +22,8 @@ Try several candidates side by side, each in its own copy of this sandbox's file
 where you have two or more ideas (fixes, prompts, parameters) and a way to score them. The copies start from the files \
 as they are now; running processes, shell variables and anything outside the disk are not in them. Nothing that a \
 candidate does reaches your own files, unless you ask for promote: workspace, which brings the winner's changes to \
-the working directory back. A race takes at most {LONGEST_RACE:g} seconds."""
+the working directory back. A race takes at most {LONGEST_RACE:g} seconds, \
+{LONGEST_RACE_TO_PROMOTE:g} with promote. One race at a time."""
 
 _TEXT: Final = {"type": "string"}
 _FILES: Final = {

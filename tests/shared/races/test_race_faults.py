@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.ports import CommandOutput
+from functions.fork_best_of_n import agent_pace, in_time
+from image.session.worker.fork_tool import LONGEST_RACE, LONGEST_RACE_TO_PROMOTE
+from image.session.worker.forking import TOOL_SECONDS
+from shared.ports import (
+    Absent,
+    CommandOutput,
+    Created,
+    CreateOutcome,
+    Doubtful,
+    FindOutcome,
+    NameTaken,
+    Refused,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+)
 from shared.races.errors import RaceError
 from shared.races.models import RaceReport
 from shared.races.promotion import WorkspacePromotion
-from tests.shared.races.helpers import SOURCE, asked, race, run
+from shared.races.race import run_race
+from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, race, run
 from tests.support.fake_host import Bug, Call, FakeHost, Fault, Method
 from tests.support.virtual_time import run_virtual
 
@@ -240,6 +258,113 @@ def test_cancelling_twice_does_not_stop_the_ending() -> None:
     run_virtual(main)
     assert host.alive() == [SOURCE]
     assert host.snapshots == {}
+
+
+class BadStarts(FakeHost):
+    """Of the sandboxes that a race makes, the first `count` come up with this status, and their calls' answers say
+    nothing. A name leads to a sandbox for a second after its end."""
+
+    def __init__(self, status: SandboxStatus, count: int) -> None:
+        super().__init__(program=unlike)
+        self._status, self._left = status, count
+        self._ended: dict[str, SandboxRecord] = {}
+
+    async def create(self, spec: SandboxSpec) -> CreateOutcome:
+        if spec.name in self._ended:
+            return NameTaken()
+        made = await super().create(spec)
+        if isinstance(made, Created) and self._left > 0:
+            self._left -= 1
+            self._set(made.sandbox.id, self._status)
+            return Doubtful("the sandbox did not come up")
+        return made
+
+    async def find(self, name_or_id: str) -> FindOutcome:
+        return self._ended.get(name_or_id) or await super().find(name_or_id)
+
+    async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        box = self.boxes[sandbox_id]
+        outcome = await super().terminate(sandbox_id)
+        name = box.record.name or ""
+        self._ended[name] = replace(box.record, status=SandboxStatus.RUNNING)
+        asyncio.get_running_loop().call_later(1.0, self._ended.pop, name, None)
+        return outcome
+
+
+@pytest.mark.parametrize("status", [SandboxStatus.FAILED, SandboxStatus.TIMEOUT])
+def test_a_sandbox_that_comes_up_as_a_failure_is_ended_and_made_again(status: SandboxStatus) -> None:
+    host = BadStarts(status, 1)
+    report = a_race(host)
+    assert report is not None
+    assert {branch.status for branch in report.branches} == {"ok"}
+    assert report.leftovers == ()
+    assert host.alive() == [SOURCE]
+    assert [box.record.status for box in host.boxes.values()].count(SandboxStatus.TERMINATED) == 6
+
+
+def test_sandboxes_that_never_come_up_but_as_failures_are_given_up() -> None:
+    host = BadStarts(SandboxStatus.FAILED, 1_000)
+    report = a_race(host, n=1)
+    assert report is not None
+    assert report.branches[0].reason == "the sandbox could not be made: it failed to start"
+    assert (report.leftovers, host.alive(), len(host.boxes)) == ((), [SOURCE], 1 + 3)
+
+
+def test_a_sandbox_that_stays_pending_costs_its_branch_alone() -> None:
+    host = BadStarts(SandboxStatus.PENDING, 1)
+    report = a_race(host)
+    assert report is not None
+    assert sorted(branch.status for branch in report.branches) == ["failed", "ok", "ok", "ok", "ok"]
+    assert {branch.reason for branch in report.branches} == {None, "the sandbox was not running after 45 s"}
+    assert host.alive() == [SOURCE]
+
+
+class Hanging(FakeHost):
+    """From some moment on, calls of these methods are never answered."""
+
+    def __init__(self, methods: tuple[Method, ...], at: float) -> None:
+        super().__init__(program=unlike)
+        self._methods, self._at = methods, at
+
+    async def _call(self, method: Method, what: str, effect: Callable[[], Any]) -> Any:
+        if method in self._methods and asyncio.get_running_loop().time() > self._at:
+            await asyncio.sleep(10_000)
+        return await super()._call(method, what, effect)
+
+
+@pytest.mark.parametrize("promote", ["none", "workspace"])
+@pytest.mark.parametrize("method", ["terminate", "find", "run", "create", "delete_snapshot"])
+def test_an_agents_race_is_over_before_its_tool_call_is(
+    promote: str, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever hangs, and however long its candidates take: what could not be ended is a leftover."""
+
+    async def never(**asked: Any) -> WorkspacePromotion:
+        await asyncio.sleep(10_000)
+        raise AssertionError("was waited for")
+
+    monkeypatch.setattr("shared.races.podium.promote_workspace", never)
+    host = Hanging((method, "terminate", "delete_snapshot"), 60)
+    host.add(SOURCE)
+    branches = [{"name": "quick", "command": ["try"]}, {"name": "slow", "command": ["try"], "env": {"SLOW": "1"}}]
+    request = in_time(asked(branches=branches, promote=promote, deadline=LONGEST_RACE, branch_timeout=300), 2.0)
+
+    async def slowly(call: Call) -> CommandOutput:
+        await asyncio.sleep(500 if "SLOW" in call.env else 1)
+        return CommandOutput(0, "", "", timed_out=False)
+
+    host._program = slowly
+
+    async def main(clock: Callable[[], float]) -> RaceReport:
+        return await run_race(
+            request, host=host, settings=SETTINGS, environment=ENVIRONMENT, pace=agent_pace(45), clock=clock
+        )
+
+    report = run_virtual(main)
+    assert report.winner == "quick"
+    assert (request.deadline or 0) >= (LONGEST_RACE_TO_PROMOTE if promote != "none" else LONGEST_RACE) - 2
+    assert (request.deadline or 0) <= report.seconds <= TOOL_SECONDS - 5
+    assert set(host.alive()) - {SOURCE} <= set(report.leftovers)
 
 
 @settings(max_examples=150, deadline=None)
