@@ -12,6 +12,8 @@ connection whatever its time-out (contract tensorlake 3.2).
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -41,6 +43,8 @@ from shared.secrets import Secret
 
 if TYPE_CHECKING:
     from tensorlake.sandbox import AsyncSandbox, AsyncSandboxClient
+
+log = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 20.0
 MOST_HANDLES: Final = 256
@@ -135,27 +139,20 @@ class TensorlakeHost:
         return await self._bounded(call, CALL_SECONDS)
 
     async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
-        """The SDK walks the pages itself, and gives nothing at all where it cannot read one row (contract 3.3)."""
-
         async def call() -> Listing[SandboxRecord]:
+            from tensorlake.sandbox.models import SandboxInfo
+
             client = await self._lifecycle()
-            return Listing([self._record(info) for info in await client.list()], complete=True)
+            return await _readable(client, "list", "sandboxes", SandboxInfo.model_validate, self._record)
 
         return _known(await self._bounded(call, self._bind_seconds))
 
     async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
         async def call() -> Listing[SnapshotRecord]:
+            from tensorlake.sandbox.models import SnapshotInfo
+
             client = await self._lifecycle()
-            rows = [
-                SnapshotRecord(
-                    info.snapshot_id,
-                    info.sandbox_id,
-                    info.snapshot_type.value == "filesystem" if info.snapshot_type is not None else None,
-                    info.created_at,
-                )
-                for info in await client.list_snapshots()
-            ]
-            return Listing(rows, complete=True)
+            return await _readable(client, "list_snapshots", "snapshots", SnapshotInfo.from_response, _snapshot_record)
 
         return _known(await self._bounded(call, self._bind_seconds))
 
@@ -403,6 +400,35 @@ def _client_class() -> Any:
 
 def _process_state(name: str, info: Any) -> ProcessState:
     return ProcessState(name=name, running=info.status.value == "running", exit_code=info.exit_code)
+
+
+async def _readable(
+    client: AsyncSandboxClient, method: str, key: str, read: Callable[[Any], Any], record: Callable[[Any], _T]
+) -> Listing[_T]:
+    """The rows that can be read. The SDK gives nothing at all where it cannot read one of them (contract 3.3): a status
+    that is new would end all clean-up. Then they are taken one by one from the answer that the SDK itself reads."""
+    from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxConnectionError
+
+    try:
+        return Listing([record(info) for info in await getattr(client, method)()], complete=True)
+    except (RemoteAPIError, SandboxConnectionError):
+        raise
+    except Exception as error:  # no class of its own: the SDK wraps whatever its reading of a row raised
+        log.warning("tensorlake.list_unreadable list=%s error=%s", key, type(error).__name__)
+    wire = {"list": "list_sandboxes_json_async", "list_snapshots": "list_snapshots_json_async"}[method]
+    _, answer = await getattr(client._rust_client, wire)()
+    rows, unreadable = [], 0
+    for row in json.loads(answer)[key]:
+        try:
+            rows.append(record(read(row)))
+        except (ValueError, TypeError, KeyError, AttributeError):  # pydantic's error is a ValueError
+            unreadable += 1
+    return Listing(rows, complete=False, unreadable=unreadable)
+
+
+def _snapshot_record(info: Any) -> SnapshotRecord:
+    filesystem = info.snapshot_type.value == "filesystem" if info.snapshot_type is not None else None
+    return SnapshotRecord(info.snapshot_id, info.sandbox_id, filesystem, info.created_at)
 
 
 def _known(outcome: _T | Absent | Refused | Doubtful) -> _T | Doubtful:

@@ -71,7 +71,7 @@ def questions(view: View, settings: Settings) -> list[str]:
     """Sessions whose state decides something and is not known: those with a sandbox and surely without an item, and
     those whose last item was stopped lately and whose sandbox is gone. The caller asks as many as it may."""
     asked: dict[str, float] = {}
-    for sandbox in view.sandboxes or ():
+    for sandbox in view.sandboxes:
         session_id = _session_of(view, settings, sandbox.name or "")
         if session_id is None or not (
             view.surely_without_item(sandbox.name or "") or _left_on_the_queue(view, settings, sandbox.name or "")
@@ -80,9 +80,9 @@ def questions(view: View, settings: Settings) -> list[str]:
         if sandbox.status in (SandboxStatus.RUNNING, SandboxStatus.SUSPENDED) and _quiet(view, settings, sandbox):
             sign = view.last_sign(sandbox.name or "", sandbox)
             asked[session_id] = sign.timestamp() if sign is not None else 0.0
-    held = {sandbox.name for sandbox in view.sandboxes or ()}
+    held = {sandbox.name for sandbox in view.sandboxes}
     for name, item in (view.items.latest if view.items is not None else {}).items():
-        if name not in held and _left_lately(view, item, name):
+        if view.listed and name not in held and _left_lately(view, item, name):
             asked.setdefault(item.session_id, item.created_at.timestamp())
     # Rotate what does not fit into one tick's budget: the minute decides where the ring begins.
     minute = int(view.now.timestamp() // 60)
@@ -119,7 +119,7 @@ def snapshots_due(
 
 
 def _items(view: View, settings: Settings) -> Iterator[Repair]:
-    by_name = {sandbox.name: sandbox for sandbox in view.sandboxes or () if sandbox.name}
+    by_name = {sandbox.name: sandbox for sandbox in view.sandboxes if sandbox.name}
     for name, item in (view.items.live if view.items is not None else {}).items():
         sandbox = by_name.get(name)
         asleep = sandbox is not None and sandbox.status is SandboxStatus.SUSPENDED
@@ -148,8 +148,8 @@ def _stopped_by_nobody(view: View, settings: Settings) -> Iterator[Repair]:
 
 def _sandboxes(view: View, lookups: Lookups, settings: Settings, environment_id: str) -> Iterator[Repair]:
     tag = naming.environment_tag(environment_id)
-    held = {sandbox.name for sandbox in view.sandboxes or ()}
-    for sandbox in view.sandboxes or ():
+    held = {sandbox.name for sandbox in view.sandboxes}
+    for sandbox in view.sandboxes:
         name = sandbox.name or ""
         race = parse_race_name(settings.prefix, name) or parse_kept_snapshot_name(settings.prefix, name)
         gone = naming.parse_gone_name(name)

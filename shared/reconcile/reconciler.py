@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
-from typing import Final
+from typing import Final, TypeVar
 
 from shared import naming
 from shared.claims.dispatcher import utc_now
@@ -24,7 +24,6 @@ from shared.ports import (
     Absent,
     Doubtful,
     ItemState,
-    ListedItem,
     Listing,
     OpenCalls,
     Refused,
@@ -42,6 +41,8 @@ from shared.settings import Environment, Settings
 log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 8
+_EARLY: Final = frozenset({Act.RESUME, Act.TOUCH})  # they end nothing and need no session's state
+_Row = TypeVar("_Row")
 _ALL_GONE: Final = 3  # so many look-ups that all answer 404 are taken for a wrong key or environment
 
 
@@ -85,78 +86,84 @@ class _Pass:
             reconciler.now,
             reconciler.clock,
         )
+        self._actions: list[ActionReport] = []
         self._alarms: list[str] = []
         self._lookups = 0
+        self._undone = 0
 
     async def run(self, only: str | None = None) -> ReconcileReport:
         """`only`: leave all sessions but this one alone."""
-        actions: list[ActionReport] = []
-        undone = 0
-        view = View(self._of.now(), None, None)
+        view = View(self._of.now())
         try:
             async with asyncio.timeout(self._deadline.left()):
                 view = await self._look(only)
-                repairs = await self._due(view, only)
-                if self._settings.dry_run:
-                    actions = [_report(repair, "dry run: nothing was done") for repair in repairs]
-                    repairs = []
-                undone = len(repairs)
-                for _, same in groupby(repairs, key=lambda repair: repair.act):
-                    group = list(same)
-                    for start in range(0, len(group), _AT_ONCE):
-                        batch = group[start : start + _AT_ONCE]
-                        done = await asyncio.gather(*(self._do(repair) for repair in batch))
-                        actions += [report for report in done if report is not None]
-                        undone -= len(batch)
+                if only is None:  # what a look alone can tell comes before questions that may take long
+                    early = due(view, Lookups({}), self._settings, self._of.environment.id)
+                    await self._work_off(self._touchable([repair for repair in early if repair.act in _EARLY]))
+                repairs, trusted = await self._due(view, only)
+                await self._work_off(repairs)
+                if trusted and only is None:
+                    await self._work_off(await self._snapshots(view))
         except TimeoutError:
             self._alarms.append("time ran out")
         report = ReconcileReport(
             environment_id=self._of.environment.id,
-            sandboxes=None if view.sandboxes is None else len(view.sandboxes),
+            sandboxes=len(view.sandboxes) if view.listed else None,
             items=None if view.items is None else view.items.count,
             lookups=self._lookups,
-            actions=tuple(actions),
+            actions=tuple(self._actions),
             needs_interrupt=tuple(self._hands.needs_interrupt),
             alarms=tuple(self._alarms),
-            undone=undone,
+            undone=self._undone,
             seconds=round(self._of.clock() - self._began, 3),
         )
         self._log(report)
         return report
 
+    async def _work_off(self, repairs: Sequence[Repair]) -> None:
+        """All of them, side by side where they are of one kind. What a time-out cuts off stays counted as undone."""
+        if self._settings.dry_run:
+            self._actions += [_report(repair, "dry run: nothing was done") for repair in repairs]
+            return
+        self._undone += len(repairs)
+        for _, same in groupby(repairs, key=lambda repair: repair.act):
+            group = list(same)
+            for start in range(0, len(group), _AT_ONCE):
+                await asyncio.gather(*(self._do(repair) for repair in group[start : start + _AT_ONCE]))
+
     async def _look(self, only: str | None) -> View:
         listed, items = await asyncio.gather(self._sandboxes(only), self._items())
-        everything = listed
-        if everything is None:
-            everything = await self._holders(items)
+        everything = listed if listed is not None else await self._holders(items)
         mine = [sandbox for sandbox in everything if self._is_mine(sandbox)]
-        return View(
-            self._of.now(),
-            mine,
-            items,
-            {sandbox.id: sandbox for sandbox in everything},
-        )
+        seen = {sandbox.id: sandbox for sandbox in everything}
+        return View(self._of.now(), mine, items, seen, listed=listed is not None)
 
     async def _sandboxes(self, only: str | None) -> Sequence[SandboxRecord] | None:
         if only is not None:
             name = naming.sandbox_name(self._settings.prefix, self._of.environment.id, only)
             found = await self._of.host.find(name)
             return [found] if isinstance(found, SandboxRecord) else []
-        listing = await self._of.host.list_sandboxes()
-        if isinstance(listing, Doubtful):
-            self._alarms.append(f"the sandboxes could not be listed: {listing.reason}")
-            return None
-        return listing.rows
+        listing = await self._listed(self._of.host.list_sandboxes(), "sandboxes")
+        return None if listing is None else listing.rows
 
-    async def _items(self) -> Items | None:
-        listing: Listing[ListedItem] | Refused | Doubtful = await self._of.queue.list_items(
-            self._settings.reconcile.pages
-        )
+    async def _listed(self, asking: Awaitable[Listing[_Row] | Refused | Doubtful], what: str) -> Listing[_Row] | None:
+        """None, and an alarm, where the list cannot be had within a third of the time that is left."""
+        try:
+            async with asyncio.timeout(self._deadline.left() / 3):
+                listing = await asking
+        except TimeoutError:
+            listing = Doubtful("no answer in time")
         if isinstance(listing, Refused | Doubtful):
-            self._alarms.append(f"the work items could not be listed: {listing.reason}")
+            self._alarms.append(f"the {what} could not be listed: {listing.reason}")
             return None
         if listing.unreadable:
-            self._alarms.append(f"{listing.unreadable} work item(s) could not be read")
+            self._alarms.append(f"{listing.unreadable} of the {what} could not be read")
+        return listing
+
+    async def _items(self) -> Items | None:
+        listing = await self._listed(self._of.queue.list_items(self._settings.reconcile.pages), "work items")
+        if listing is None:
+            return None
         return Items.of(listing, self._settings.prefix, self._of.environment.id, self._of.now())
 
     async def _holders(self, items: Items | None) -> list[SandboxRecord]:
@@ -178,7 +185,8 @@ class _Pass:
             (gone := naming.parse_gone_name(sandbox.name)) is not None and gone.environment_tag == tag
         )
 
-    async def _due(self, view: View, only: str | None) -> list[Repair]:
+    async def _due(self, view: View, only: str | None) -> tuple[Sequence[Repair], bool]:
+        """What is due after the look-ups, and whether they can be trusted."""
         asked = questions(view, self._settings)[: self._settings.reconcile.lookups]
         if only is not None:
             asked = [only]
@@ -190,16 +198,18 @@ class _Pass:
         lookups = Lookups(known.sessions, frozenset(waiting))
         repairs = due(view, lookups, self._settings, self._of.environment.id)
         if only is not None:
-            return [repair for repair in repairs if repair.act is Act.MARK]
-        listing = await self._of.host.list_snapshots()
-        if not isinstance(listing, Doubtful):
-            repairs += snapshots_due(list(listing.rows), view, self._settings, self._of.environment.id)
+            return [repair for repair in repairs if repair.act is Act.MARK], True
         said = lookups.sessions.values()
         gone = len(said) >= _ALL_GONE and all(isinstance(session, Absent) for session in said)
         if gone and not await self._any_other_known(view, lookups):
             self._alarms.append(f"all {len(said)} sessions looked up are unknown: wrong key or environment?")
-            return [repair for repair in repairs if repair.act in (Act.RESUME, Act.TOUCH)]
-        return self._within_bounds(repairs, view)
+            return [], False
+        return self._within_bounds([repair for repair in repairs if repair.act not in _EARLY], view), True
+
+    async def _snapshots(self, view: View) -> list[Repair]:
+        listing = await self._listed(self._of.host.list_snapshots(), "snapshots")
+        rows = [] if listing is None else list(listing.rows)
+        return list(snapshots_due(rows, view, self._settings, self._of.environment.id))
 
     async def _any_other_known(self, view: View, lookups: Lookups) -> bool:
         """Whether a session that nobody asked about is known: then the others are really gone, and key and
@@ -211,39 +221,46 @@ class _Pass:
         self._lookups += len(answers)
         return any(isinstance(said, SessionRecord) for said in answers.values())
 
-    def _within_bounds(self, repairs: list[Repair], view: View) -> list[Repair]:
-        """At most max(3, 20 %) of the sandboxes end in one pass, and so many are touched (design 7)."""
-        ends = max(3, len(view.sandboxes or ()) // 5)
-        touches = self._settings.reconcile.touches
-        kept = []
-        for repair in repairs:
-            if repair.act in ENDS:
-                ends -= 1
-                if ends < 0:
-                    continue
-            if repair.act is Act.TOUCH:
-                touches -= 1
-                if touches < 0:
-                    continue
-            kept.append(repair)
-        if len(kept) < len(repairs):
-            self._alarms.append(f"{len(repairs) - len(kept)} repair(s) wait for later ticks")
-        return kept
+    def _touchable(self, repairs: Sequence[Repair]) -> Sequence[Repair]:
+        """Only so many sandboxes are touched in one pass."""
+        touches = [repair for repair in repairs if repair.act is Act.TOUCH]
+        return self._without(repairs, touches[self._settings.reconcile.touches :])
+
+    def _within_bounds(self, repairs: Sequence[Repair], view: View) -> Sequence[Repair]:
+        """At most max(3, 20 %) of the sandboxes end in one pass (design 7)."""
+        ends = [repair for repair in repairs if repair.act in ENDS]
+        return self._without(repairs, ends[max(3, len(view.sandboxes) // 5) :])
+
+    def _without(self, repairs: Sequence[Repair], waiting: Sequence[Repair]) -> Sequence[Repair]:
+        if waiting:
+            self._undone += len(waiting)
+            self._alarms.append(f"{len(waiting)} repair(s) wait for later ticks")
+        return [repair for repair in repairs if repair not in waiting]
 
     async def _asked(self, ask: Callable[[str], Awaitable[object]], questions: Sequence[str]) -> dict[str, object]:
-        """Every question, eight at a time."""
+        """The answers, eight questions at a time, that come within half of the time that is left."""
         answers: dict[str, object] = {}
-        for start in range(0, len(questions), _AT_ONCE):
-            batch = questions[start : start + _AT_ONCE]
-            answers.update(zip(batch, await asyncio.gather(*(ask(question) for question in batch)), strict=True))
+
+        async def one(question: str) -> None:
+            answers[question] = await ask(question)
+
+        try:
+            async with asyncio.timeout(self._deadline.left() / 2):
+                for start in range(0, len(questions), _AT_ONCE):
+                    await asyncio.gather(*(one(question) for question in questions[start : start + _AT_ONCE]))
+        except TimeoutError:
+            self._alarms.append(f"{len(questions) - len(answers)} look-up(s) had no answer in time")
         return answers
 
-    async def _do(self, repair: Repair) -> ActionReport | None:
+    async def _do(self, repair: Repair) -> None:
         try:
-            return await self._hands.do(repair)
+            report = await self._hands.do(repair)
         except Exception as error:  # the edge: one repair's bug must not stop the others
             log.exception("repair.bug act=%s target=%s", repair.act.value, repair.target)
-            return _report(repair, f"bug: {type(error).__name__}")
+            report = _report(repair, f"bug: {type(error).__name__}")
+        self._undone -= 1
+        if report is not None:
+            self._actions.append(report)
 
     def _log(self, report: ReconcileReport) -> None:
         done = sum(action.done for action in report.actions)

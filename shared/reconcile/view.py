@@ -63,12 +63,14 @@ def _all_live_seen(listing: Listing[ListedItem], now: datetime) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One environment's part of both services. `sandboxes` and `items` are None where the listing failed."""
+    """One environment's part of both services. `items` is None where the listing failed; `listed` is false where that
+    of the sandboxes did, and then only those are here that were looked up one by one."""
 
     now: datetime
-    sandboxes: Sequence[SandboxRecord] | None
-    items: Items | None
+    sandboxes: Sequence[SandboxRecord] = ()
+    items: Items | None = None
     project_sandboxes: Mapping[str, SandboxRecord] = field(default_factory=dict)
+    listed: bool = False
 
     def live_item(self, name: str) -> ListedItem | None:
         return self.items.live.get(name) if self.items is not None else None

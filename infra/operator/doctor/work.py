@@ -123,7 +123,7 @@ async def _check_items(ground: Ground, environment: Environment, stats: BetaSelf
         say(warning("HANDS001", f"{about}the work items could not be listed: {listing.reason}"))
         return
     items = Items.of(listing, settings.prefix, environment.id, now)
-    view = View(now, None, items)
+    view = View(now, (), items)
     repairs = due(view, Lookups({}), settings, environment.id)
     stranded = [repair.target for repair in repairs if repair.act in (Act.RELEASE, Act.STOP_ITEM)]
     if stranded:

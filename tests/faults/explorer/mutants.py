@@ -201,29 +201,31 @@ def _spoken_to_while_marked(seed: str) -> Plan:
     looks = 72.0 + 3 * chance.random()
     says = looks + 0.6 + chance.random()
     wakes = (Wake(60.0, 1), Wake(looks, 0), Wake(says + 1.0 + chance.random(), 1))
-    return _spoken_to(seed, says, wakes, LineFault("c1", "poll", 2, Meets.LOST_ANSWER))
+    slow_list = LineFault("c0", "list_sandboxes", 1, Meets.SLOW_ANSWER)
+    return _spoken_to(seed, says, wakes, slow_list, LineFault("c1", "poll", 2, Meets.LOST_ANSWER))
 
 
 def _spoken_to_while_looked_at(seed: str) -> Plan:
-    """A session that gets a message when its sandbox has slept for long, just after a tick has looked at the queue
-    that is slow to act upon it."""
+    """A session that gets a message when its sandbox has slept for long, just after a tick has looked at it that is
+    slow to act upon it."""
     chance = random.Random(seed)
     looks = 60.0 + 3 * chance.random()
     says = looks + 0.6 + chance.random()
-    return _spoken_to(seed, says, (Wake(looks, 0), Wake(says + 0.5 + chance.random(), 1)))
+    slow_session = [LineFault("c0", "session", number, Meets.SLOW_ANSWER) for number in range(4)]
+    return _spoken_to(seed, says, (Wake(looks, 0), Wake(says + 0.5 + chance.random(), 1)), *slow_session)
 
 
 def _spoken_to(seed: str, says: float, wakes: tuple[Wake, ...], *faults: LineFault) -> Plan:
-    """The session is served at once and its sandbox asleep by second 40. The first copy's second pass takes long
-    between its looks and its repairs. No webhook arrives."""
+    """The session is served at once and its sandbox asleep by second 40. The faults make the first copy's second pass
+    take long between a look and its repairs. No webhook arrives."""
     return Plan(
         seed=seed,
         copies=2,
         sessions=(SessionPlan("sesn_Marked", ((5.0, (1,)), (says, (1,))), 0.2, Habits()),),
-        slow=7.0 + 2 * random.Random(seed).random(),
+        slow=5.4 + random.Random(seed).random(),
         eager=True,
         wakes=(Wake(6.0, 0), Wake(40.0, 1), *wakes),
-        line_faults=(LineFault("c0", "list_snapshots", 1, Meets.SLOW_ANSWER), *faults),
+        line_faults=faults,
         hook_faults=tuple(HookFault(number, ()) for number in range(4)),
     )
 
