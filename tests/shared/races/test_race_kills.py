@@ -13,10 +13,11 @@ from typing import Any, Final
 import pytest
 
 from shared import naming
-from shared.ports import Created, ItemState, SandboxSpec
+from shared.claims.handover import WORKER_NAMES
+from shared.ports import Absent, Created, Doubtful, ItemState, SandboxSpec
 from shared.races.errors import SourceNotReady
 from shared.races.models import RaceRequest
-from shared.races.naming import parse_race_name
+from shared.races.naming import parse_kept_snapshot_name, parse_race_name
 from shared.races.race import run_race
 from shared.reconcile.report import Act
 from tests.faults.test_reconciler import acts, everything, reconcile
@@ -25,6 +26,8 @@ from tests.support.world import IMAGE, ROOT, Place, World, running, until
 SESSION: Final = "sesn_0123456789AbCdEf"
 PATIENT: Final = {"BIND_SECONDS": "20", "RECLAIM_SECONDS": "30", "STRANDED_SECONDS": "40"}  # for a slow machine
 LONG_AFTER: Final = 10_000.0  # seconds
+# What is run with promote: workspace: two branches, clear, two scans, check, pack, apply. With a judge: two branches,
+# then for each clear and its judge.
 POINTS: Final[tuple[tuple[str, str, int, dict[str, Any]], ...]] = (
     ("after", "snapshot", 1, {}),
     ("after", "create", 2, {}),
@@ -32,6 +35,9 @@ POINTS: Final[tuple[tuple[str, str, int, dict[str, Any]], ...]] = (
     ("before", "terminate", 1, {"setup": "true"}),
     ("before", "delete_snapshot", 1, {}),
     ("after", "snapshot", 2, {"promote": "snapshot"}),
+    ("after", "run", 6, {"judge": {"type": "command", "script": "cat file"}}),
+    ("before", "run", 8, {"promote": "workspace"}),
+    ("after", "run", 8, {"promote": "workspace"}),
 )
 
 
@@ -70,6 +76,9 @@ def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: World
             race.kill()
             race.wait()
     for place, point in zip(places, POINTS, strict=True):
+        if point[1:3] == ("run", 8):
+            applied = asyncio.run(file_in_the_source(place)) in (b"0\n", b"1\n")
+            assert applied == (point[0] == "after"), "it was not killed at the apply"
         names, snapshots = of_this_place(place)
         left = set(names) - {place.sandbox(SESSION)}
         assert left or snapshots, point
@@ -81,6 +90,46 @@ def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: World
         names, snapshots = of_this_place(place)
         assert [name for name in names if parse_race_name(place.settings.prefix, name)] == [], point
         assert snapshots == [], point
+
+
+async def file_in_the_source(place: Place) -> object:
+    async with place.dispatcher() as dispatcher:
+        source = running(await dispatcher.host.find(place.sandbox(SESSION)))
+        return await dispatcher.host.read_file(source.id, "/workspace/file", 10)
+
+
+def test_what_was_kept_before_its_race_was_killed_stays_and_nothing_else_does(world: World) -> None:
+    """The two moments in which nobody was told the id of what stays (shared/races/README.md)."""
+    places = [with_a_source(world.place(**PATIENT)) for _ in range(2)]
+    name = f"kill-{naming.environment_tag(places[1].environment_id)}"
+    ways: list[dict[str, Any]] = [{"promote": "snapshot"}, {"promote": "keep", "keep": {"name": name}}]
+    races = [dying(place, "after", "rename", 1, way) for place, way in zip(places, ways, strict=True)]
+    try:
+        assert [race.wait(60) for race in races] == [-signal.SIGKILL] * 2
+    finally:
+        for race in races:
+            race.kill()
+            race.wait()
+    names, snapshots = of_this_place(places[0])
+    assert len([each for each in names if parse_kept_snapshot_name(places[0].settings.prefix, each)]) == 1
+    assert len(snapshots) == 2
+    for place in places:
+        assert not {Act.END_RACE, Act.DELETE_SNAPSHOT} & set(acts(reconcile(place)))
+        reconcile(place, ahead=LONG_AFTER)
+        names, _ = of_this_place(place)
+        prefix = place.settings.prefix
+        assert not [each for each in names if parse_race_name(prefix, each) or parse_kept_snapshot_name(prefix, each)]
+    assert len(of_this_place(places[0])[1]) == 1
+    assert of_this_place(places[1])[1] == []
+
+    async def end() -> None:
+        async with places[1].dispatcher() as dispatcher:
+            kept = running(await dispatcher.host.find(f"keep-{name}"))
+            assert await dispatcher.host.terminate(kept.id) is None
+            (snapshot_id,) = of_this_place(places[0])[1]
+            assert await dispatcher.host.delete_snapshot(snapshot_id) is None
+
+    asyncio.run(end())
 
 
 def test_a_promoted_snapshot_is_not_taken_for_a_leftover(world: World) -> None:
@@ -108,7 +157,9 @@ def test_a_promoted_snapshot_is_not_taken_for_a_leftover(world: World) -> None:
 
 
 def test_a_session_that_works_goes_on_during_a_race_and_is_not_cloned(place: Place) -> None:
-    session = place.session("$ sleep 2; echo done > mine; echo still here")
+    session = place.session(
+        "$ i=0; while [ ! -e go ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done; echo still here"
+    )
 
     async def test() -> None:
         async with place.dispatcher() as dispatcher:
@@ -116,6 +167,16 @@ def test_a_session_that_works_goes_on_during_a_race_and_is_not_cloned(place: Pla
                 await dispatcher.drain()
                 await asyncio.sleep(0.1)
             before = place.item(session)["id"]
+            host = dispatcher.host
+            sandbox = running(await host.find(place.sandbox(session)))
+
+            async def workers() -> list[str]:
+                found = await host.process_names(sandbox.id)
+                assert not isinstance(found, Absent | Doubtful), found
+                return [each.name for each in found if each.name.startswith(WORKER_NAMES) and each.running]
+
+            worker = await workers()
+            assert len(worker) == 1
 
             async def race(**fields: Any) -> Any:
                 asked = {"source": {"session_id": session}, "n": 2, "script": "ls /proc; echo {i}", **fields}
@@ -129,10 +190,15 @@ def test_a_session_that_works_goes_on_during_a_race_and_is_not_cloned(place: Pla
                     await race(checkpoint=kind)
             report = await race()
             assert [branch.status for branch in report.branches] == ["ok", "ok"]
-            assert place.item(session)["id"] == before
-            sandbox = running(await dispatcher.host.find(place.sandbox(session)))
+            beat = place.item(session)["latest_heartbeat_at"]
+            await asyncio.to_thread(
+                until, lambda: place.item(session)["latest_heartbeat_at"] != beat, 30, "the worker's lease got no beat"
+            )
+            assert (place.item(session)["id"], place.item(session)["state"]) == (before, ItemState.ACTIVE)
+            assert running(await host.find(place.sandbox(session))).id == sandbox.id
+            assert await workers() == worker
+            assert await host.write_file(sandbox.id, "/workspace/go", b"") is None
             await asyncio.to_thread(place.wait_done, session)
-            assert await dispatcher.host.find(sandbox.id) is not None
 
     asyncio.run(test())
     assert "still here" in place.answers(session)[0]
