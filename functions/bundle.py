@@ -87,7 +87,10 @@ class Bundle:
         return Reconciler(self.settings, environment, self.queue(environment), self.host)
 
     async def drain(self) -> Sequence[DrainReport]:
-        """Drain every environment, side by side: a webhook does not say which one it is about (contract claude 9.1)."""
+        """Drain every environment, side by side: a webhook does not say which one it is about (contract claude 9.1). A
+        dry run claims nothing."""
+        if self.settings.dry_run:
+            return ()
         deadline = Deadline.after(self.settings.drain.deadline)
         if self.until is not None:  # a tick needs time for its repairs, too
             deadline = deadline.sooner(self.until.at - self.settings.reconcile.deadline)
@@ -99,11 +102,11 @@ class Bundle:
         return [task.result() for task in tasks]
 
     async def tick(self) -> TickReport:
-        """One tick: drain, with whatever drain is due anyway, then repair. A dry run claims nothing."""
+        """One tick: drain, with whatever drain is due anyway, then repair."""
         from shared.models import TickReport, to_json
 
         began = time.monotonic()
-        drains = () if self.settings.dry_run else await asyncio.shield(self.drains.wake())
+        drains = await asyncio.shield(self.drains.wake())
         deadline = Deadline.after(self.settings.reconcile.deadline)
         if self.until is not None:
             deadline = deadline.sooner(self.until.at)

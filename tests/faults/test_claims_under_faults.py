@@ -189,9 +189,7 @@ CRASHES: Final = [
 ]
 
 
-@pytest.mark.parametrize("when, method", CRASHES)
-def test_i1_another_copy_takes_over_from_one_that_was_killed(place: Place, when: str, method: str) -> None:
-    session = place.session(PROMPT)
+def kill_a_copy(place: Place, when: str, method: str) -> None:
     killed = subprocess.run(
         [sys.executable, "-m", "tests.support.crashing", when, method],
         cwd=ROOT,
@@ -201,8 +199,36 @@ def test_i1_another_copy_takes_over_from_one_that_was_killed(place: Place, when:
         timeout=60,
     )
     assert killed.returncode == -9, killed.stderr
+
+
+@pytest.mark.parametrize("when, method", CRASHES)
+def test_i1_another_copy_takes_over_from_one_that_was_killed(place: Place, when: str, method: str) -> None:
+    session = place.session(PROMPT)
+    kill_a_copy(place, when, method)
     heal(place, session)
     assert_served_once(place, session)
+
+
+@pytest.mark.parametrize("when, method", [("after", "find"), ("after", "resume"), ("before", "write_file")])
+def test_i1_another_copy_takes_over_where_a_sleeper_without_its_worker_is_taken_again(
+    place: Place, when: str, method: str
+) -> None:
+    session = place.session(PROMPT)
+    heal(place, session)
+    until(lambda: place.item(session)["state"] == "stopped", 20, "the worker did not leave")
+
+    async def put_to_sleep() -> None:
+        async with place.dispatcher() as dispatcher:
+            host = dispatcher.host
+            sandbox = running(await host.find(place.sandbox(session)))
+            assert await host.delete_file(sandbox.id, worker_path(digest(build_archive()))) is None
+            assert await host.suspend(sandbox.id) is None
+
+    asyncio.run(put_to_sleep())
+    place.say(session, "$ echo again >> /workspace/runs")
+    kill_a_copy(place, when, method)
+    heal(place, session, turns=2)
+    assert runs(place, session) == ["ran", "again"]
 
 
 def test_i3_two_copies_that_race_for_one_session_start_one_worker(place: Place) -> None:

@@ -1,6 +1,6 @@
 """A dispatcher that is killed by SIGKILL at a named point of the claim protocol.
 
-    python -m tests.support.crashing before|after poll|create|start|process_output|ack
+    python -m tests.support.crashing before|after METHOD-OF-A-PORT
 
 Settings come from the environment. It drains once and prints the report, if it lives to see one. `after` means: the
 service has answered, and nothing was made of the answer.
