@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from logging.handlers import MemoryHandler
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from starlette.requests import Request
@@ -284,6 +289,44 @@ def test_a_bug_in_a_handler_is_an_error_of_the_invocation(bench: Bench) -> None:
 
     with pytest.raises(RuntimeError):
         bench(http(), broken)
+
+
+class Written(logging.Handler):
+    """What came out at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.mark.parametrize("event", [{"do": "tick"}, {"do": "no such thing"}])
+def test_what_was_logged_and_traced_is_sent_before_the_process_is_frozen(
+    bench: Bench, event: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With handlers that hold everything back until they are told, whether the invocation fails or not."""
+    written, held, flushed = Written(), [], []
+    for name in ("functions", "shared"):
+        logger = logging.getLogger(name)
+        buffer = MemoryHandler(1000, flushLevel=logging.CRITICAL + 1, target=written, flushOnClose=False)
+        monkeypatch.setattr(logger, "handlers", [buffer])
+        logger.warning("said by %s", name)
+        held += buffer.buffer
+
+    def force_flush(timeout_millis: int) -> bool:
+        flushed.append(timeout_millis)
+        return True
+
+    tracing = SimpleNamespace(get_tracer_provider=lambda: SimpleNamespace(force_flush=force_flush))
+    monkeypatch.setitem(sys.modules, "opentelemetry", cast(ModuleType, SimpleNamespace(trace=tracing)))
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", ModuleType("opentelemetry.sdk.trace"))
+    assert (len(held), written.lines) == (2, [])
+    with contextlib.suppress(BadWake):
+        bench(event)
+    assert written.lines[:2] == ["said by functions", "said by shared"]
+    assert flushed == [2000]
 
 
 def test_settings_may_come_as_one_variable_and_the_plain_ones_win() -> None:

@@ -2,6 +2,8 @@
 
 `Runtime` starts `python -m awslambdaric HANDLER` on an unpacked bundle, as Lambda would: nothing of this checkout is on
 its path, and it sees no variable that it was not given.
+
+`Invoke` is the API by which one function invokes another without waiting for it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import unquote, urlsplit
 
 SITE_PACKAGES: Final = next(path for path in sys.path if path.endswith("site-packages"))
 
@@ -51,6 +54,7 @@ class Runtime:
         environ = {
             "AWS_LAMBDA_RUNTIME_API": f"{host!s}:{port}",
             "AWS_REGION": "eu-west-1",
+            "AWS_DEFAULT_REGION": "eu-west-1",
             "AWS_LAMBDA_FUNCTION_NAME": "under-test",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1024",
             "LAMBDA_TASK_ROOT": str(self._code),
@@ -104,6 +108,36 @@ class Runtime:
         self._answers.put((kind, body))
 
 
+class Invoke:
+    """Takes invocations of type Event, as Lambda does: 202 at once. `next()` is the oldest that nobody took yet."""
+
+    def __init__(self) -> None:
+        self._taken: queue.Queue[tuple[str, Any]] = queue.Queue()
+
+    def __enter__(self) -> Self:
+        self._server = _Server(("127.0.0.1", 0), _invoke_handler(self._taken))
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """What a function needs to call this one as AWS."""
+        host, port = self._server.server_address[:2]
+        credentials = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
+        return {"AWS_ENDPOINT_URL_LAMBDA": f"http://{host!s}:{port}", **credentials}
+
+    def next(self) -> tuple[str, Any]:
+        """Name or ARN of the function, as it was asked for, and the event."""
+        return self._taken.get(timeout=30)
+
+    def none_left(self) -> bool:
+        return self._taken.empty()
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -142,6 +176,26 @@ def _handler(runtime: Runtime) -> type[BaseHTTPRequestHandler]:
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(parts)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    return Handler
+
+
+def _invoke_handler(taken: queue.Queue[tuple[str, Any]]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            *_, name, last = urlsplit(self.path).path.split("/")
+            known = last == "invocations" and self.headers.get("X-Amz-Invocation-Type") == "Event"
+            if known:
+                taken.put((unquote(name), json.loads(body)))
+            self.send_response(202 if known else 400)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:
             pass

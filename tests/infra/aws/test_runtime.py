@@ -15,7 +15,7 @@ import pytest
 
 from infra.aws import package
 from tests.faults.test_claims_under_faults import PROMPT, runs
-from tests.infra.aws.lambda_runtime import InvocationFailed, Runtime
+from tests.infra.aws.lambda_runtime import InvocationFailed, Invoke, Runtime
 from tests.support.lambda_events import eventbridge, http, rest_v1, sqs
 from tests.support.signing import KEY, delivery, signed
 from tests.support.world import Place
@@ -82,6 +82,35 @@ def test_a_session_is_served_by_the_webhook_function_and_the_next_by_a_tick(plac
         assert runs(place, session) == ["ran"]
         assert len(place.items(session)) == 1
     assert sorted(box["name"] for box in place.sandboxes()) == sorted(map(place.sandbox, (first, second)))
+
+
+def test_a_webhook_that_hands_its_work_on_gets_a_session_served_by_the_tick_function(place: Place, code: Path) -> None:
+    """As the template wires them: this one can read no key of either service, the other does the work."""
+    tick_function = "arn:aws:lambda:eu-west-1:111122223333:function:serverless-hands-poll-tick"
+    session = place.session(PROMPT)
+    with Invoke() as invoke:
+        hands_on = {
+            **NOBODY,
+            **place.environ,
+            **invoke.environ,
+            "ANTHROPIC_ENVIRONMENT_KEY": "env:NOT_HERE",
+            "TENSORLAKE_API_KEY": "env:NOT_HERE",
+            "DRAIN_MODE": "enqueue",
+            "ENQUEUE_TO": f"aws-lambda:{tick_function}",
+        }
+        with Runtime(code, "functions.aws_lambda.on_run_started", hands_on) as function:
+            body = delivery()
+            answer = function.invoke(http(body, signed(body)))
+            assert (answer["statusCode"], "error" in json.loads(answer["body"])) == (200, False), function.output()
+        name, event = invoke.next()
+        assert invoke.none_left()
+    assert (name, event["do"]) == (tick_function, "drain")
+    with Runtime(code, "functions.aws_lambda.poll_tick", {**NOBODY, **place.environ}, timeout=120) as function:
+        (drain,) = function.invoke(event)["drains"]
+        assert [item["end"] for item in drain["items"]] == ["handed_over"]
+        place.wait_done(session)
+    assert runs(place, session) == ["ran"]
+    assert len(place.items(session)) == 1
 
 
 def test_a_race_runs_in_the_fork_function(place: Place, code: Path) -> None:
