@@ -119,7 +119,8 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
     ),
     "HANDS303": Entry(
         "somebody else polls this queue",
-        "another worker host, or an old deployment, has this environment's key and takes its sessions",
+        "another worker host, or an old deployment, has this environment's key and takes its sessions; "
+        "one that takes and never beats shows as `HANDS302`",
         "stop it, or revoke its key in the Console",
     ),
     "HANDS304": Entry(

@@ -114,11 +114,16 @@ def checks(ground: Ground, options: Options) -> Iterator[Check]:
         ("the clocks", services.check_clock),
         ("Tensorlake", services.check_tensorlake),
         ("the API key", services.check_person),
-        ("the webhook", webhook.check_webhook),
+        ("the webhook and the schedule", _check_doors),
         ("the sandboxes", remains.check_remains),
-        ("the schedule", schedule.check_schedule),
     ):
         yield Check(name, _CHECK_SECONDS, partial(check, ground))
+
+
+async def _check_doors(ground: Ground, say: Say) -> None:
+    """In this order: a server sandbox that the webhook's probe woke can tell who ticks it."""
+    await webhook.check_webhook(ground, say)
+    await schedule.check_schedule(ground, say)
 
 
 def _not_looked_at(ground: Ground, options: Options) -> Iterator[Finding]:

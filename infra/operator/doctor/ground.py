@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from functions.bundle import Bundle
 from infra.operator.environ import CHECKOUT
+from infra.sandbox.account import Account
 from shared.settings import LOOPBACK, Environment, Settings
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _ENVIRONMENT_ID: Final = re.compile(r"env_[A-Za-z0-9_-]{1,80}")
 
 @dataclass
 class Ground:
-    """`url`: the webhook's, "" where none is known. `offline`: both services are stand-ins on this machine.
+    """`url`: the webhook's, "" where none was given: then a server sandbox's, if there is one. `offline`: both services
+    are stand-ins on this machine.
 
     now: seconds since the epoch.
     """
@@ -50,6 +52,12 @@ class Ground:
     async def aclose(self) -> None:
         if "bundle" in self.__dict__:
             await self.bundle.aclose()
+
+
+def account_of(ground: Ground) -> Account:
+    """Whose sandboxes are looked at, the server's among them."""
+    settings = ground.settings
+    return Account(settings.tensorlake_url, settings.tensorlake_key, settings.prefix)
 
 
 def shown_id(environment_id: str) -> str:

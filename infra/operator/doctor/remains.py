@@ -8,6 +8,7 @@ from typing import Final
 
 from infra.operator.doctor.findings import Say, info, ok, warning
 from infra.operator.doctor.ground import Ground
+from infra.sandbox.account import is_server_name
 from shared import naming
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
 from shared.reconcile.plan import Lookups, due, snapshots_due
@@ -45,14 +46,26 @@ async def check_remains(ground: Ground, say: Say) -> None:
                 f"snapshot {repair.target} ({repair.why})"
                 for repair in snapshots_due(list(snapshots.rows), view, ground.settings, environment.id)
             ]
+    others = _other_servers(rows, ground, late)
+    if others:
+        seen = f"{', '.join(others)}: left by a make webhook-sandbox that was cut off, serves nobody"
+        say(warning("HANDS606", seen, "`make webhook-sandbox` ends it"))
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         say(warning("HANDS606", f"{len(left)} left over: {', '.join(left[:_SHOWN])}{more}"))
         say(warning("HANDS304", "what is left over should have been ended by a tick minutes ago"))
     elif isinstance(snapshots, Doubtful):
         say(info("HANDS606", f"no sandbox is left over; snapshots could not be listed: {snapshots.reason}"))
-    else:
+    elif not others:
         say(ok("HANDS606", "nothing is left over"))
+
+
+def _other_servers(rows: list[SandboxRecord], ground: Ground, late: datetime) -> list[str]:
+    """All but the first of a server's name; a young one may be somebody's who starts at this moment."""
+    servers = [each for each in rows if each.name and is_server_name(ground.settings.prefix, each.name)]
+    first = datetime.min.replace(tzinfo=UTC)
+    servers.sort(key=lambda each: (each.created_at or first, each.name or ""))
+    return [str(each.name) for each in servers[1:] if each.created_at is None or each.created_at < late]
 
 
 def _of(environment: Environment, ground: Ground, rows: list[SandboxRecord]) -> list[SandboxRecord]:

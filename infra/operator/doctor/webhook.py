@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from infra.operator.doctor.findings import Say, error, info, ok, warning
-from infra.operator.doctor.ground import Ground, http_client, is_loopback
+from infra.operator.doctor.ground import Ground, account_of, http_client, is_loopback
 from shared.errors import SecretUnavailable
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _LONGEST_REASON: Final = 120
 
 
 async def check_webhook(ground: Ground, say: Say) -> None:
-    url = ground.url
+    """Where no address was given it is the server sandbox's, which this wakes as a webhook does."""
+    url = ground.url or await _server_url(ground)
     if not url:
         say(info("HANDS002", "the webhook was not looked at: give its address as WEBHOOK_URL (or --url)"))
         return
@@ -58,6 +59,18 @@ async def check_webhook(ground: Ground, say: Say) -> None:
         answer = await _deliver(url, key, say)
         if answer is not None:
             _judge(answer, f"key {place} of {len(keys)}: " if len(keys) > 1 else "", say)
+
+
+async def _server_url(ground: Ground) -> str:
+    """ "" where there is none, or where that cannot be told, which HANDS203 and HANDS304 say."""
+    from tensorlake.sandbox import SandboxError
+
+    account = account_of(ground)
+    try:
+        found = await asyncio.to_thread(account.find)
+    except SandboxError:
+        return ""
+    return account.url(found) if found is not None else ""
 
 
 def _judge(answer: httpx2.Response, which: str, say: Say) -> None:

@@ -18,7 +18,8 @@ from infra.operator.environ import Loaded
 from tests.infra.operator.doctor.bench import bad
 from tests.support.world import Place
 
-_BODY = st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", min_size=16, max_size=40)
+# Without vowels: hypothesis also tries words of the source, which a text of doctor's may well have.
+_BODY = st.text("BCDFGHJKLMNPQRSTVWXZbcdfghjklmnpqrstvwxz0123456789", min_size=16, max_size=40)
 _KEYS = st.builds(
     lambda shape, body: shape + body,
     st.sampled_from(("sk-ant-api03-", "sk-ant-oat01-", "whsec_", "tl_apiKey_1", "sk-ant-new-")),

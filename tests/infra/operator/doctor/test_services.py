@@ -15,9 +15,12 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
+from tensorlake.sandbox import Sandbox
 
 from infra.operator.doctor import images, remains, schedule, services, webhook, work
 from infra.operator.doctor.findings import Finding, Severity
+from infra.operator.doctor.ground import account_of
+from infra.sandbox.account import new_name
 from infra.sandbox.look import Look
 from shared.races.naming import new_race_id, race_sandbox_name
 from tests.infra.operator.doctor.bench import bad, ground_of, said, seen
@@ -151,16 +154,56 @@ def test_what_a_dead_race_left_is_found_and_so_is_that_nobody_ticks(place: Place
     assert bad(said(ground_of(place), remains.check_remains)) == {}
 
 
-def test_a_server_sandbox_without_a_schedule_is_a_warning() -> None:
-    def judged(status: str, ticks: int | None) -> list[Finding]:
-        findings: list[Finding] = []
-        report = {"visits": {"ticks": {"count": ticks}}} if ticks is not None else None
-        schedule.judge(Look("hands-server-1", "id", status, "http://127.0.0.1/", 60, report=report), findings.append)
-        return findings
+def judged(report: dict[str, Any] | None, status: str = "running") -> list[Finding]:
+    findings: list[Finding] = []
+    schedule.judge(Look("hands-server-1", "id", status, "http://127.0.0.1/", 60, report=report), findings.append)
+    return findings
 
-    assert bad(judged("running", 0)) == {"HANDS304": Severity.WARNING}
-    assert [each.severity for each in judged("running", 3)] == [Severity.OK]
-    assert "suspended" in seen(judged("suspended", None), "HANDS304")
+
+def ticked(up: float, count: int, ago: float | None) -> list[Finding]:
+    """Of a server that is up for so long and was called so often, the last time so long ago. All in minutes."""
+    now = 1_800_000_000.0
+    last = now - ago * 60 if ago is not None else None
+    return judged({"now": now, "started_at": now - up * 60, "visits": {"ticks": {"count": count, "last_at": last}}})
+
+
+def test_a_server_sandbox_without_a_schedule_is_a_warning_unless_it_has_just_begun() -> None:
+    assert bad(ticked(up=60, count=0, ago=None)) == {"HANDS304": Severity.WARNING}
+    (young,) = ticked(up=3, count=0, ago=None)
+    assert young.severity is Severity.INFO and "not yet known" in young.seen
+    assert [each.severity for each in ticked(up=60, count=12, ago=4)] == [Severity.OK]
+
+
+def test_a_schedule_that_ended_is_told_from_one_that_is_slow() -> None:
+    assert bad(ticked(up=60, count=1, ago=58)) == {"HANDS304": Severity.WARNING}
+    assert bad(ticked(up=600, count=100, ago=100)) == {"HANDS304": Severity.WARNING}
+    assert bad(ticked(up=600, count=10, ago=50)) == {}  # hourly
+
+
+def test_of_a_sleeper_nobody_can_tell_whether_it_is_ticked_which_is_a_warning() -> None:
+    findings = judged(None, "suspended")
+    assert bad(findings) == {"HANDS304": Severity.WARNING} and "suspended" in seen(findings, "HANDS304")
+
+
+def test_server_sandboxes_give_the_webhooks_address_and_a_second_one_is_left_over(place: Place) -> None:
+    account = account_of(ground_of(place))
+    names = [new_name(place.settings.prefix) for _ in range(2)]
+    mine = {"api_url": account.api_url, "api_key": account.api_key.reveal()}
+    boxes = [
+        Sandbox.create(name=name, image="agent-cli", exposed_ports=[9], allow_unauthenticated_access=True, **mine)
+        for name in names
+    ]
+    try:
+        assert "HANDS606" not in bad(said(ground_of(place), remains.check_remains))  # somebody may be starting it
+        findings = said(ground_of(place, now=lambda: time.time() + 600), remains.check_remains)
+        assert bad(findings) == {"HANDS606": Severity.WARNING}
+        assert names[1] in seen(findings, "HANDS606") and names[0] not in seen(findings, "HANDS606")
+        probed = said(ground_of(place), webhook.check_webhook)
+        assert "HANDS503" in bad(probed)  # nothing listens in it, and the service's proxy says so
+    finally:
+        for box in boxes:
+            box.terminate()
+    assert [each.code for each in said(ground_of(place), webhook.check_webhook)] == ["HANDS002"]
 
 
 def test_the_webhook_is_judged_by_a_signed_and_a_wrongly_signed_event(place: Place) -> None:
