@@ -32,6 +32,7 @@ from shared.ports import (
     StaleEntry,
     WorkItem,
 )
+from shared.retired import Retired
 from shared.secrets import Secret
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class ClaudeQueue:
         self._reclaim_ms = int(reclaim_seconds * 1000)
         self._worker_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         self._client: tuple[str, AsyncAnthropic] | None = None
+        self._retired = Retired()
 
     async def poll(self) -> PollOutcome:
         async def call() -> PollOutcome:
@@ -137,6 +139,7 @@ class ClaudeQueue:
         return await self._bounded(call)
 
     async def aclose(self) -> None:
+        await self._retired.aclose()
         if self._client is not None:
             client, self._client = self._client[1], None
             await client.close()
@@ -148,6 +151,8 @@ class ClaudeQueue:
             client_class = await asyncio.to_thread(_client_class)
             if self._client is None or self._client[0] != key:
                 client = client_class(auth_token=key, base_url=self._base_url, timeout=CALL_SECONDS, max_retries=0)
+                if self._client is not None:
+                    self._retired.add(self._client[1].close)
                 self._client = (key, client)
         return self._client[1]
 

@@ -17,6 +17,7 @@ import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shared.egress import EgressPolicy
@@ -39,6 +40,7 @@ from shared.ports import (
     SnapshotKind,
     SnapshotRecord,
 )
+from shared.retired import Retired
 from shared.secrets import Secret
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class TensorlakeHost:
         self._api_key = api_key
         self._bind_seconds = bind_seconds
         self._client: tuple[str, AsyncSandboxClient] | None = None
+        self._retired = Retired()
         self._routes: OrderedDict[str, tuple[str, str | None]] = OrderedDict()
         self._handles: OrderedDict[str, AsyncSandbox] = OrderedDict()
 
@@ -317,6 +320,7 @@ class TensorlakeHost:
         return await self._bounded(call, CALL_SECONDS, describe=True)
 
     async def aclose(self) -> None:
+        await self._retired.aclose()
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
@@ -329,11 +333,14 @@ class TensorlakeHost:
         key = self._api_key.reveal()
         if self._client is None or self._client[0] != key:
             client_class = await asyncio.to_thread(_client_class)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # "in preview": the only form with a plain GET
-                client = client_class(api_url=self._api_url, api_key=key, request_timeout=self._bind_seconds)
-            self._handles.clear()
-            self._client = (key, client)
+            if self._client is None or self._client[0] != key:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # "in preview": the only form with a plain GET
+                    client = client_class(api_url=self._api_url, api_key=key, request_timeout=self._bind_seconds)
+                if self._client is not None:
+                    self._retired.add(partial(_close_all, self._client[1], list(self._handles.values())))
+                self._handles.clear()
+                self._client = (key, client)
         return self._client[1]
 
     async def _handle(self, sandbox_id: str) -> AsyncSandbox:
@@ -390,6 +397,12 @@ class TensorlakeHost:
                 return await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
             return _outcome(error, describe=describe)
+
+
+async def _close_all(client: AsyncSandboxClient, handles: Sequence[AsyncSandbox]) -> None:
+    for handle in handles:
+        handle.close()
+    await client.close()
 
 
 def _client_class() -> Any:
