@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
@@ -25,13 +25,13 @@ from shared.races.models import (
     Branch,
     BranchReport,
     CommandJudge,
-    Phase,
     PluginJudge,
     PromotionReport,
     RaceReport,
     RaceRequest,
 )
 from shared.races.naming import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
+from shared.races.onlooker import Onlooker
 from shared.races.podium import Podium
 from shared.races.runner import OutputBudget, Runner
 from shared.races.source import Origin, Workshop, look, prepare, stamp
@@ -40,7 +40,6 @@ from shared.settings import Environment, RaceLimits, Settings
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
 _DEAD_MAN_SLACK: Final = 120.0
-_LOOK_SECONDS: Final = 1.0  # between two looks at what a branch writes
 
 
 def environment_for(request: RaceRequest, settings: Settings) -> Environment:
@@ -114,7 +113,6 @@ class _Race:
         self._settings = settings
         self._environment = environment
         self._plugin = plugin
-        self._on_event = on_event
         self._clock = clock
         self._host = host
         self._pace = pace
@@ -122,11 +120,12 @@ class _Race:
         self._deadline = request.deadline or settings.races.deadline
         at_most = self._deadline + pace.promote + 2 * pace.reap + pace.boot
         self._dead_man = math.ceil(now() + at_most + _DEAD_MAN_SLACK)
-        self._timeline = Timeline(clock, self._phase_began)
+        self._shell = Shell(host, settings.sandbox_user, settings.workdir, clock)
+        self._onlooker = Onlooker(on_event, self._shell, self._now)
+        self._timeline = Timeline(clock, self._onlooker.phase_began)
         promoting = pace.promote if request.promote != "none" else 0.0
         ends = Deadline.after(self._deadline + promoting + pace.ends, clock)
         self._children = Children(host, pace, clock, ends)
-        self._shell = Shell(host, settings.sandbox_user, settings.workdir, clock)
         self._shop = Workshop(
             host=host,
             environment=environment,
@@ -148,10 +147,12 @@ class _Race:
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
         self._podium: Podium | None = None
-        self._has_begun = False
         self._accepted: str | None = None
         self._checkpoint: str | None = None
         self._promotion: PromotionReport | None = None
+
+    def _now(self) -> float:
+        return self._timeline.now()
 
     async def run(self) -> RaceReport:
         try:
@@ -160,7 +161,7 @@ class _Race:
             if self._podium is not None:
                 await shielded(self._podium.undo())
             raise
-        self._tell(events.Reported(report=report))
+        self._onlooker.tell(events.Reported(report=report))
         return report
 
     async def _run(self) -> RaceReport:
@@ -183,7 +184,7 @@ class _Race:
             best = ranking.winner(branches, higher_is_better=self._request.higher_is_better)
             if best is not None and self._podium is not None:
                 self._promotion = await self._podium.promote(best)
-                self._tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
+                self._onlooker.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
         return self._report(branches, best, deadline_passed=scope.expired())
 
     async def _check_kept_name(self) -> None:
@@ -199,10 +200,7 @@ class _Race:
                 return
 
     def _begin(self) -> None:
-        if self._on_event is not None and not self._has_begun:
-            self._has_begun = True
-            names = tuple(runner.branch.name for runner in self._runners)
-            self._tell(events.RaceBegan(race_id=self._id, branches=names, at=self._timeline.now()))
+        self._onlooker.began(self._id, [runner.branch.name for runner in self._runners])
 
     async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
         names = [self._name(runner.index) for runner in self._runners]
@@ -229,7 +227,7 @@ class _Race:
                     runner.boot_seconds = round(self._clock() - began, 3)
                     try:
                         await self._try(runner, origin, child)
-                        self._tell_decided(runner)
+                        self._onlooker.decided(runner)
                         if runner.status == "ok" and self._podium is not None:
                             await self._podium.offer(runner.report(), child, stack)
                     finally:
@@ -237,7 +235,7 @@ class _Race:
             except NotMade as error:
                 runner.refused = error.status
                 runner.fail(str(error))
-                self._tell_decided(runner)
+                self._onlooker.decided(runner)
             finally:
                 if ending is not None and not (self._podium is not None and self._podium.had(name)):
                     self._timeline.add("reap", name, ending)
@@ -263,7 +261,7 @@ class _Race:
             return runner.fail(lost)
         mark = new_mark()
         with self._timeline.span("run", branch.name):
-            async with self._watched(branch.name, child.id, mark):
+            async with self._onlooker.watching(branch.name, child.id, mark):
                 ran = await self._shell.run(
                     child.id,
                     branch.argv,
@@ -337,7 +335,7 @@ class _Race:
 
     def _conclude(self, why_not: str) -> tuple[BranchReport, ...]:
         for runner in self._runners:
-            self._tell_decided(runner, why_not)
+            self._onlooker.decided(runner, why_not)
         return tuple(runner.report(why_not) for runner in self._runners)
 
     def _report(
@@ -364,42 +362,6 @@ class _Race:
         boots = [span.start for span in self._timeline.spans() if span.phase == "boot"]
         took = self._timeline.now() - min(boots, default=math.inf)
         return round(worked / took, 2) if worked > 0 and took > 0 else None
-
-    # ----------------------------------------------------------------------------------------- who looks on
-
-    def _tell(self, event: events.Event) -> None:
-        if self._on_event is not None:
-            self._on_event(event)
-
-    def _phase_began(self, phase: Phase, branch: str | None) -> None:
-        self._tell(events.PhaseBegan(branch=branch, phase=phase, at=self._timeline.now()))
-
-    def _tell_decided(self, runner: Runner, why_not: str | None = None) -> None:
-        if not runner.told:
-            runner.told = True
-            self._tell(events.BranchDecided(report=runner.report(why_not), at=self._timeline.now()))
-
-    @asynccontextmanager
-    async def _watched(self, name: str, sandbox_id: str, mark: str) -> AsyncIterator[None]:
-        """Tells the last line of a running branch, once a second, while somebody looks on."""
-        if self._on_event is None:
-            yield
-            return
-        watching = asyncio.create_task(self._watch(name, sandbox_id, mark))
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.wait({watching})
-
-    async def _watch(self, name: str, sandbox_id: str, mark: str) -> None:
-        told = ""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            line = (await self._shell.last_line(sandbox_id, mark))[: events.LINE_CHARACTERS]
-            if line and line != told:
-                told = line
-                self._tell(events.OutputLine(branch=name, line=line, at=self._timeline.now()))
 
     def _name(self, index: int | None) -> str:
         return race_sandbox_name(self._settings.prefix, self._environment.id, self._id, index, self._dead_man)

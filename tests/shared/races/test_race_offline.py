@@ -516,7 +516,8 @@ def test_a_call_that_fails_for_ever_is_told_and_leaves_what_can_be_ended(place: 
             assert (report.winner, made) == (None, [])
             assert {branch.status for branch in report.branches} == {"failed"}
         else:
-            assert (report.winner, len(made)) == ("b0", 2)
+            assert {branch.status for branch in report.branches} == {"ok"}
+            assert len(made) == 2
             for box in made:
                 assert await stage.host.terminate(box["id"]) is None
 
