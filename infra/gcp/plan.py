@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shared.errors import SettingsError
+from shared.noted import NotedEnviron
 from shared.secrets import SCHEMES
 from shared.settings import Settings
 
@@ -204,8 +205,8 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
     plain = {name: value for name, value in environ.items() if name not in ("AUTH", "ENQUEUE_TO", "DRAIN_MODE")}
-    asked = _Asked(plain)
-    settings = Settings.from_environ(asked)  # whatever is wrong is said here, not by a function in the cloud
+    noted = NotedEnviron(plain)
+    settings = Settings.from_environ(noted)  # whatever is wrong is said here, not by a function in the cloud
     project = _checked(environ, "GCP_PROJECT", "", r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
     region = _checked(environ, "GCP_REGION", "", r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
     name = _checked(environ, "GCP_NAME", "hands", r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
@@ -213,7 +214,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     python = _checked(environ, "GCP_PYTHON", "python313", "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
     schedule = environ.get("GCP_SCHEDULE", "").strip() or "* * * * *"
     stored, referred = _secrets(environ)
-    common = {each: plain[each].strip() for each in sorted(asked.names - _NOT_PASSED_ON) if plain.get(each, "").strip()}
+    common = {each: plain[each].strip() for each in sorted(noted.read - _NOT_PASSED_ON) if plain.get(each, "").strip()}
     common |= {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
     if environ.get("LOG_LEVEL", "").strip():
         common["LOG_LEVEL"] = environ["LOG_LEVEL"].strip()
@@ -265,18 +266,6 @@ def _seconds(target: str, settings: Settings) -> int:
 
 # Cloud Run's limit, and Cloud Scheduler's for what it waits for.
 _LONGEST: Final = {"on_run_started": 3600, "poll_tick": 1800, "fork_best_of_n": 3600}
-
-
-class _Asked(dict[str, str]):
-    """Remembers which variables the settings read."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        super().__init__(values)
-        self.names: set[str] = set()
-
-    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # one of dict.get's forms is enough
-        self.names.add(name)
-        return super().get(name, default)
 
 
 def _secrets(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
