@@ -22,7 +22,7 @@ LONGEST_ERROR: Final = 2_000  # bytes; the set-up's last words are a thousand
 _DOCUMENTED: Final = {
     "/": {200, 400, 401, 405, 408, 413, 503},
     "/on_run_started": {200, 400, 401, 405, 408, 413, 503},
-    "/poll_tick": {200, 400, 401, 405, 408, 413, 503},
+    "/poll_tick": {200, 204, 400, 401, 405, 408, 413, 503},
     "/fork_best_of_n": {200, 400, 401, 404, 405, 406, 408, 409, 413, 422, 499, 503},
 }
 _OTHER_PATHS: Final = {200, 404, 405}
@@ -84,15 +84,16 @@ def _where(case: Case) -> str:
 
 
 def _route(case: Case) -> str:
-    """The function that the path leads to: Starlette passes a line feed at the end over, functions.main all slashes."""
-    path = case.path.removesuffix("\n")
-    return path.rstrip("/") or "/" if case.door is Door.FRAMEWORK else path
+    """The function that the path leads to: our app's router passes a line feed at the end over, functions.main all
+    slashes."""
+    return case.path.rstrip("/") or "/" if case.door is Door.FRAMEWORK else case.path.removesuffix("\n")
 
 
 def _frameworks_own(case: Case) -> bool:
     """Answered by functions-framework, before anything of ours is asked."""
     return case.door is Door.FRAMEWORK and (
         not case.path.startswith("/")
+        or "\n" in case.path.removesuffix("\n")
         or case.method not in _FRAMEWORKS_METHODS
         or (case.path in _FRAMEWORKS_OWN and case.method == "GET")
     )
@@ -119,7 +120,7 @@ def _admission(case: Case, answer: Answer) -> list[Finding]:
         shown = [value for name, value in case.headers if name.lower() == b"authorization"]
         welcome = len(shown) == 1 and _is_token(shown[0])
     whole = case.ending in (Ending.COMPLETE, Ending.HUNG_UP) and len(case.body) <= BODY_LIMIT
-    inside = {200, 404, 406, 409, 422, 499} | ({400} if whole else set())
+    inside = {200, 204, 404, 406, 409, 422, 499} | ({400} if whole else set())
     if status in inside and not (welcome and case.profile.serves(route) and case.method == "POST"):
         return [Finding(f"a stranger gets past the door of {route}", f"{status} {_beginning(answer)}")]
     if status == 401 and welcome and route in OPERATORS:
@@ -148,6 +149,8 @@ def _shape(case: Case, answer: Answer) -> list[Finding]:
     if _frameworks_own(case):
         return []
     status = answer.status or 0
+    if status == 204:  # to a CloudEvent: a broker would take a body for another event
+        return [Finding(f"204 at {_where(case)} has a body", _beginning(answer))] if answer.body else []
     if answer.header(b"content-type").split(b";")[0] != b"application/json":
         return [Finding(f"{status} is not JSON", _beginning(answer))]
     if case.method == "HEAD" and not answer.body:
