@@ -95,7 +95,7 @@ def _frameworks_own(case: Case) -> bool:
         not case.path.startswith("/")
         or "\n" in case.path.removesuffix("\n")
         or case.method not in _FRAMEWORKS_METHODS
-        or (case.path in _FRAMEWORKS_OWN and case.method == "GET")
+        or (case.path in _FRAMEWORKS_OWN and case.method in ("GET", "HEAD"))
     )
 
 
