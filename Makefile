@@ -29,7 +29,7 @@ fork: export HANDS_SESSION = $(value SESSION)
 agent: export HANDS_AGENT_NAME = $(value NAME)
 
 PY := .venv/bin/python
-OPERATOR := $(PY) -m infra.operator
+OPERATOR := $(PY) -m infra.cli
 
 help: ## this list
 	@echo "Start here:  make demo   (everything on this machine, no key)"
@@ -44,16 +44,16 @@ setup-dev: ## the same with what tests and checks need
 	@sh requirements/install.sh dev
 
 demo: setup ## a whole session on this machine, start to end, in seconds
-	@$(PY) -m infra.local.demo
+	@$(PY) -m infra.cli.demos.session
 
 up: setup ## the offline platform, until ctrl-C
 	@$(PY) -m infra.local $(UP)
 
 demo-sandbox: setup ## the same with the functions in a sandbox that sleeps, wakes and sleeps again
-	@$(PY) -m infra.sandbox.demo
+	@$(PY) -m infra.cli.demos.sandbox
 
 demo-race: setup ## five fixes of a failing test race in copies of a session's sandbox; the best goes back
-	@$(PY) -m infra.local.demo_race
+	@$(PY) -m infra.cli.demos.race
 
 test: setup-dev ## the tests (TESTS=path for some of them)
 	@$(PY) -m pytest $(TESTS)
@@ -136,4 +136,4 @@ lock: setup-dev ## compile requirements/*.lock anew from pyproject.toml
 	@sh requirements/compile.sh
 
 lock-check: setup-dev ## are the locks in step with pyproject.toml? (offline)
-	@$(PY) -m infra.operator.locks
+	@$(PY) requirements/check.py

@@ -13,7 +13,7 @@ from typing import Final
 
 from starlette.requests import Request
 
-from functions.http import HttpError
+from functions.requests import HttpError
 from shared import capability
 from shared.capability import Capability
 from shared.errors import SettingsError
@@ -36,7 +36,7 @@ def caller_of(request: Request, settings: Settings, function: str = "") -> Capab
     """Who calls: None for the operator, who may do everything, or the capability of an agent, for this function.
 
     Raises like `require_token`, and HttpError 403 for the capability of another function. That the capability's work
-    item still lives is not known yet (functions/agent_calls.py).
+    item still lives is not known yet (functions/agent_auth.py).
     """
     if settings.functions_token is None:
         raise SettingsError("FUNCTIONS_TOKEN is not set, so nobody may call this: set it to a long random text")

@@ -3,8 +3,8 @@
 What may come in, whichever entry point it is:
 - HTTP from a function URL or an HTTP API (payload 2.0): the handler's own rules decide who may call.
 - Anything else was sent by somebody whom IAM lets invoke this function, and needs no token: a wake-up
-  (functions/wakes.py) from EventBridge Scheduler, as a direct invocation or as the `detail` of an EventBridge event; an
-  SQS batch of wake-ups; and for fork_best_of_n a race request.
+  (functions/invocations.py) from EventBridge Scheduler, as a direct invocation or as the `detail` of an EventBridge
+  event; an SQS batch of wake-ups; and for fork_best_of_n a race request.
 
 One event loop and one Bundle live as long as the process, so a warm invocation finds its connections open. Whatever
 an invocation began has ended when it answers: Lambda freezes the process then.
@@ -22,16 +22,16 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from functions import aws_http
-from functions.bundle import Bundle
-from functions.wakes import BadWake, Wake
+from functions import lambda_http
+from functions.invocations import BadInvocation, Invocation
+from functions.state import Bundle
 from shared.deadline import Deadline
 from shared.errors import SettingsError
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
 if TYPE_CHECKING:
-    from shared.models import DrainReport
+    from shared.reports import DrainReport
 
 log = logging.getLogger(__name__)
 
@@ -73,11 +73,11 @@ def fork_best_of_n(event: Any, context: Context) -> Any:
     from functions.fork_best_of_n import fork_best_of_n as handler
 
     process = _process()
-    if isinstance(event, Mapping) and not aws_http.is_http(event):
+    if isinstance(event, Mapping) and not lambda_http.is_http(event):
         token = process.settings().functions_token
         if token is None:
             raise SettingsError("FUNCTIONS_TOKEN is not set")
-        event = aws_http.request_event(json.dumps(event).encode(), {"authorization": f"Bearer {token.reveal()}"})
+        event = lambda_http.request_event(json.dumps(event).encode(), {"authorization": f"Bearer {token.reveal()}"})
     return process.invoke(event, context, handler)
 
 
@@ -111,7 +111,7 @@ class Process:
             self._settings = Settings.from_environ(environ_of(self._environ))
         return self._settings
 
-    def invoke(self, event: Any, context: Context, handler: aws_http.Handler) -> Any:
+    def invoke(self, event: Any, context: Context, handler: lambda_http.Handler) -> Any:
         """One invocation, from event to answer, ended in time. Raises for what Lambda should count as an error."""
         until = Deadline.after(max(0.0, context.get_remaining_time_in_millis() / 1000 - _ANSWER_SECONDS))
         try:
@@ -133,19 +133,19 @@ class Process:
             await self._drop()  # tasks that others shielded may still run in it
             raise
 
-    async def _handle(self, event: Any, until: Deadline, handler: aws_http.Handler) -> Any:
+    async def _handle(self, event: Any, until: Deadline, handler: lambda_http.Handler) -> Any:
         if not isinstance(event, Mapping):
             raise UnknownEvent("the event must be a JSON object")
-        if aws_http.is_http(event):
+        if lambda_http.is_http(event):
             return await self._http(event, until, handler)
         if "Records" in event:
             return {"batchItemFailures": await self._batch(event["Records"], until)}
         if "detail-type" in event:
             detail = event.get("detail")
-            return await self._serve(Wake.read(detail if isinstance(detail, Mapping) else {}), until)
-        return await self._serve(Wake.read(event), until)
+            return await self._serve(Invocation.read(detail if isinstance(detail, Mapping) else {}), until)
+        return await self._serve(Invocation.read(event), until)
 
-    async def _http(self, event: Mapping[str, Any], until: Deadline, handler: aws_http.Handler) -> dict[str, Any]:
+    async def _http(self, event: Mapping[str, Any], until: Deadline, handler: lambda_http.Handler) -> dict[str, Any]:
         try:
             bundle = await self._ready(until)
         except SettingsError as error:
@@ -153,8 +153,8 @@ class Process:
         try:
             # The handler's own work ends before ours does, so that its answer can say so.
             async with asyncio.timeout(until.left() - _ANSWER_SECONDS) as scope:
-                return await aws_http.respond(handler, event, {"bundle": bundle})
-        except aws_http.BadHttpEvent as error:
+                return await lambda_http.respond(handler, event, {"bundle": bundle})
+        except lambda_http.BadHttpEvent as error:
             return _refusal(400, "invalid_request", str(error))
         except TimeoutError:
             if not scope.expired():
@@ -168,36 +168,36 @@ class Process:
         if not isinstance(records, list) or not all(_is_message(record) for record in records):
             raise UnknownEvent("of Records, only those of SQS are understood")
         failed: list[str] = []
-        due: dict[Wake, list[str]] = {}
+        due: dict[Invocation, list[str]] = {}
         for record in records:
             try:
-                wake = Wake.read(json.loads(record["body"]))
-            except (ValueError, BadWake):
+                invocation = Invocation.read(json.loads(record["body"]))
+            except (ValueError, BadInvocation):
                 log.error("message.unreadable message=%s", record["messageId"])
                 failed.append(record["messageId"])
             else:
-                due.setdefault(Wake(wake.do, wake.session_id), []).append(record["messageId"])
-        for wake, messages in due.items():
+                due.setdefault(Invocation(invocation.do, invocation.session_id), []).append(record["messageId"])
+        for invocation, messages in due.items():
             try:
-                await self._serve(wake, until)
+                await self._serve(invocation, until)
             except Exception:  # the edge: the queue offers these messages again
-                log.exception("message.bug do=%s", wake.do)
+                log.exception("message.bug do=%s", invocation.do)
                 failed += messages
         return [{"itemIdentifier": message} for message in failed]
 
-    async def _serve(self, wake: Wake, until: Deadline) -> object:
-        from shared.models import to_json
+    async def _serve(self, invocation: Invocation, until: Deadline) -> object:
+        from shared.reports import to_json
 
         bundle = await self._ready(until)
         began = time.time()
-        match wake.do:
+        match invocation.do:
             case "tick":
                 report = await bundle.tick()
                 self._saw(report.drains, began)
                 return json.loads(to_json(report))
             case "session_over":
-                return json.loads(to_json({"reconciled": await bundle.session_over(wake.session_id)}))
-        if wake.at is not None and wake.at + _CLOCKS_DIFFER < self._seen_empty:
+                return json.loads(to_json({"reconciled": await bundle.session_over(invocation.session_id)}))
+        if invocation.at is not None and invocation.at + _CLOCKS_DIFFER < self._seen_empty:
             return {"skipped": "a later drain found the queue empty"}
         drains = await asyncio.shield(bundle.drains.wake())
         self._saw(drains, began)
@@ -205,7 +205,7 @@ class Process:
 
     def _saw(self, drains: Sequence[DrainReport], began: float) -> None:
         """Remember that drains which began then found every queue empty in the end."""
-        from shared.models import DrainEnd
+        from shared.reports import DrainEnd
 
         if drains and all(drain.end is DrainEnd.EMPTY for drain in drains):
             self._seen_empty = began

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from functions.http import HttpError
+from functions.requests import HttpError
 
 _MODEL = TypeVar("_MODEL", bound=BaseModel)
 _LONGEST_MESSAGE: Final = 300

@@ -1,6 +1,6 @@
 """Best of N: run N candidates from one known-good state, each in a sandbox of its own, and say which is best.
 
-JSON in, one report out; the models are in shared/races/models.py. With `Accept: application/x-ndjson` the answer is a
+JSON in, one report out; the models are in shared/races/request.py. With `Accept: application/x-ndjson` the answer is a
 line for each thing that happens (shared/races/events.py), the report last. Models and core are imported on the first
 call: pydantic would otherwise cost every cold start of the other functions a tenth of a second.
 """
@@ -17,25 +17,25 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from functions import agent_calls
+from functions import agent_auth
 from functions.auth import caller_of
-from functions.bundle import Bundle, bundle_of
-from functions.http import HttpError, configuration_error, not_configured, read_body, require_method
-from functions.ndjson import MEDIA_TYPE, Lines, LineStream
-from functions.platform_identity import is_vouched_for
+from functions.cloud_run_iam import is_vouched_for
+from functions.requests import HttpError, configuration_error, not_configured, read_body, require_method
+from functions.state import Bundle, bundle_of
+from functions.streaming import MEDIA_TYPE, Lines, LineStream
 from shared.capability import FORK, Capability
 from shared.errors import SecretUnavailable, SettingsError
 
 if TYPE_CHECKING:
-    from shared.races.children import Pace
     from shared.races.errors import RaceError
     from shared.races.events import Event, OnEvent
-    from shared.races.models import RaceReport, RaceRequest
+    from shared.races.request import RaceReport, RaceRequest
+    from shared.races.resources import RaceTimeouts
 
 log = logging.getLogger(__name__)
 
 # An agent's race must be over, its promotion and its ends included, while the worker still waits for the answer: 145 s
-# (image/session/worker/forking.py), less what the way takes. Seconds.
+# (image/session/worker/fork_tool.py), less what the way takes. Seconds.
 _AGENT_WAITS: Final = 140.0
 _AGENT_REAPS: Final = 6.0
 _AGENT_ENDS: Final = 12.0
@@ -59,7 +59,7 @@ async def fork_best_of_n(request: Request) -> Response:
         streams = _wants_stream(request)
         body = await read_body(request)
         if caller is not None:
-            body = await agent_calls.admitted(body, caller, bundle)
+            body = await agent_auth.admitted(body, caller, bundle)
         race = _read(body, caller)
         if caller is not None:
             race = in_time(race, time.monotonic() - began)
@@ -74,10 +74,10 @@ async def fork_best_of_n(request: Request) -> Response:
 
 def _read(body: bytes, caller: Capability | None) -> RaceRequest:
     from functions.bodies import read_model
-    from shared.races.models import RaceRequest
+    from shared.races.request import RaceRequest
 
     race = read_model(RaceRequest, body)
-    return race if caller is None else agent_calls.narrowed(race, caller)
+    return race if caller is None else agent_auth.narrowed(race, caller)
 
 
 def in_time(race: RaceRequest, spent: float) -> RaceRequest:
@@ -88,11 +88,11 @@ def in_time(race: RaceRequest, spent: float) -> RaceRequest:
     return race.model_copy(update={"deadline": max(1.0, min(race.deadline or longest, longest))})
 
 
-def agent_pace(boot: float) -> Pace:
+def agent_timeouts(boot: float) -> RaceTimeouts:
     """How patient an agent's race is: what ends late is a leftover in its report, and the reconciler's."""
-    from shared.races.children import Pace
+    from shared.races.resources import RaceTimeouts
 
-    return Pace(boot=boot, promote=_AGENT_PROMOTES, reap=_AGENT_REAPS, ends=_AGENT_ENDS)
+    return RaceTimeouts(boot=boot, promote=_AGENT_PROMOTES, reap=_AGENT_REAPS, ends=_AGENT_ENDS)
 
 
 @contextmanager
@@ -139,17 +139,22 @@ async def _stream(race: RaceRequest, bundle: Bundle, caller: Capability | None, 
 async def _run(
     race: RaceRequest, bundle: Bundle, caller: Capability | None, on_event: OnEvent | None = None
 ) -> RaceReport:
-    from shared.races.children import Pace
     from shared.races.errors import RaceError
     from shared.races.race import environment_for, run_race
+    from shared.races.resources import RaceTimeouts
 
     try:
         environment = environment_for(race, bundle.settings)
         boot = bundle.settings.times.bind
-        pace = Pace(boot=boot) if caller is None else agent_pace(boot)
+        timeouts = RaceTimeouts(boot=boot) if caller is None else agent_timeouts(boot)
         with _one_race(race, bundle, caller):
             report = await run_race(
-                race, host=bundle.host, settings=bundle.settings, environment=environment, on_event=on_event, pace=pace
+                race,
+                host=bundle.host,
+                settings=bundle.settings,
+                environment=environment,
+                on_event=on_event,
+                timeouts=timeouts,
             )
     except RaceError as error:
         raise _refusal(error) from None

@@ -16,11 +16,11 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from functions.bundle import Bundle, bundle_of
-from functions.http import HttpError, not_configured, read_body, require_method
-from functions.wakes import NotEnqueued, Wake, drain_now, enqueue
-from functions.webhooks import is_signed
-from shared import naming
+from functions.invocations import Invocation, NotEnqueued, drain_now, enqueue
+from functions.requests import HttpError, not_configured, read_body, require_method
+from functions.signatures import is_signed
+from functions.state import Bundle, bundle_of
+from shared import names
 from shared.errors import SecretUnavailable, SettingsError
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ async def on_run_started(request: Request) -> Response:
         if enqueues:
             return await _enqueued(bundle, drain_now(), "drains")
         return await _answered(bundle, bundle.drains.wake(), "drains")
-    if kind in OVER and naming.is_session_id(session_id):
+    if kind in OVER and names.is_session_id(session_id):
         if enqueues:
-            return await _enqueued(bundle, Wake("session_over", session_id), "reconciled")
+            return await _enqueued(bundle, Invocation("session_over", session_id), "reconciled")
         return await _answered(bundle, bundle.in_background(bundle.session_over(session_id)), "reconciled")
     return JSONResponse({"ignored": kind})
 
@@ -64,15 +64,15 @@ async def _answered(bundle: Bundle, run: asyncio.Task[Sequence[object]], name: s
     except Exception:  # the edge: the sender must see 200 (see above)
         log.exception("webhook.bug")
         return JSONResponse({name: [], "error": "a bug: the log tells which"})
-    from shared.models import to_json  # not needed to refuse a stranger
+    from shared.reports import to_json  # not needed to refuse a stranger
 
     return Response(to_json({name: reports}), media_type="application/json")
 
 
-async def _enqueued(bundle: Bundle, wake: Wake, name: str) -> Response:
+async def _enqueued(bundle: Bundle, invocation: Invocation, name: str) -> Response:
     """Somebody else's work from here on. What could not be handed on is found by the next tick."""
     try:
-        await enqueue(bundle.settings.enqueue_to, wake)
+        await enqueue(bundle.settings.enqueue_to, invocation)
     except NotEnqueued as error:
         log.error("webhook.not_enqueued error=%s", error)
         return JSONResponse({name: [], "error": "NotEnqueued"})

@@ -11,9 +11,9 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from functions.bundle import bundle_of
-from functions.http import HttpError, not_configured, read_body, require_method
-from functions.platform_identity import require_operator
+from functions.cloud_run_iam import require_operator
+from functions.requests import HttpError, not_configured, read_body, require_method
+from functions.state import bundle_of
 from shared.errors import SecretUnavailable, SettingsError
 
 
@@ -28,7 +28,7 @@ async def poll_tick(request: Request) -> Response:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
-    from shared.models import to_json  # not needed to refuse a stranger
+    from shared.reports import to_json  # not needed to refuse a stranger
 
     report = await bundle.tick()
     return Response(status_code=204) if is_event(request) else Response(to_json(report), media_type="application/json")

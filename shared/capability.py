@@ -4,7 +4,7 @@ A token says what it is good for, in the open, and proves that we said so: `hc1.
 base64 without padding, the mac an HMAC-SHA256 over all that stands before it. The key is derived from the operator's
 FUNCTIONS_TOKEN (HKDF, RFC 5869), so that every copy of the functions has it and nobody learns that token from a
 capability. A token stands for its bearer alone: whoever accepts one looks up the work item that it names, too
-(functions/agent_calls.py). Standard library only, for a cold start that has to refuse a stranger.
+(functions/agent_auth.py). Standard library only, for a cold start that has to refuse a stranger.
 """
 
 from __future__ import annotations

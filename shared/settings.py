@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from shared import naming
+from shared import names
 from shared.egress import EgressPolicy
 from shared.errors import SettingsError
-from shared.secrets import Secret
+from shared.secret import Secret
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 TENSORLAKE_URL: Final = "https://api.tensorlake.ai"
@@ -157,9 +157,9 @@ class Settings:
     self_tick_seconds: float = 0.0
     """How often a long-lived server ticks by itself; 0: never, somebody else's schedule calls it."""
     standstill_seconds: float = 15.0
-    """A long-lived server that is so late has slept (functions/standstill.py)."""
+    """A long-lived server that is so late has slept (functions/server/suspend_detector.py)."""
     auth: Auth = "token"
-    """Who is the operator: `platform` also believes Cloud Run's front end (functions/platform_identity.py)."""
+    """Who is the operator: `platform` also believes Cloud Run's front end (functions/cloud_run_iam.py)."""
     auth_callers: tuple[str, ...] = ()
     auth_own_url: str = ""
 
@@ -447,6 +447,6 @@ def _judges(text: str) -> Mapping[str, str]:
 
 def _prefix(prefix: str) -> str:
     try:
-        return naming.check_prefix(prefix)
-    except naming.BadName as error:
+        return names.check_prefix(prefix)
+    except names.BadName as error:
         raise SettingsError(f"SANDBOX_PREFIX: {error}") from None

@@ -17,7 +17,7 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file knows
 _REGULAR_FILE: Final = 0o100644 << 16
 
 # Python puts the archive itself on the module path, so the modules keep the names they have here.
-_MAIN: Final = b"from image.session.worker.start import main\n\nmain()\n"
+_MAIN: Final = b"from image.session.worker.__main__ import main\n\nmain()\n"
 _PACKAGES: Final = ("image/__init__.py", "image/session/__init__.py", "image/session/claim.py")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infra.aws import package, plan
 from infra.aws.stack import Aws, NotDeployed
-from infra.operator import dotenv, environ
+from infra.cli import dotenv, environ
 from shared.errors import HandsError, SettingsError
 
 _NEXT = """

@@ -27,7 +27,7 @@ from shared.errors import HandsError
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 RUNTIMES: Final = ("3.11", "3.12", "3.13", "3.14")
 ZIP_LIMIT: Final = 250 * 1024 * 1024  # bytes unpacked; a zip from S3 has no limit of its own
-_NOT_ON_LAMBDA: Final = ("functions/main.py", "functions/app.py")
+_NOT_ON_LAMBDA: Final = ("functions/main.py", "functions/asgi.py")
 _DATE: Final = (1980, 1, 1, 0, 0, 0)
 _MODE: Final = 0o100644 << 16
 _INSTALLERS_NOTES: Final = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")

@@ -15,7 +15,7 @@ from typing import Final
 from infra.aws.package import RUNTIMES, Architecture, own_python
 from shared.errors import SettingsError
 from shared.noted import NotedEnviron
-from shared.secrets import SCHEMES
+from shared.secret import SCHEMES
 from shared.settings import Settings
 
 # Variable -> the template's resource, output and (with "Secret" behind it) parameter.

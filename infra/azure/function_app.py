@@ -10,8 +10,8 @@ import os
 
 import azure.functions as func
 
-from functions.app import app as asgi
-from functions.bundle import Bundle
+from functions.asgi import app as asgi
+from functions.state import Bundle
 from shared.settings import Settings
 
 os.environ.setdefault("DRAIN_MODE", "inline")  # an instance may be taken away once the answer is out

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from infra.cli import environ
 from infra.gcp import plan, source
-from infra.operator import environ
 from shared.errors import HandsError, SettingsError
 
 _ABSENT: Final = ("NOT_FOUND", "not found", "Cannot find", "could not be found", "or it may not exist")

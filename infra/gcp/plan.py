@@ -20,7 +20,7 @@ from typing import Final
 
 from shared.errors import SettingsError
 from shared.noted import NotedEnviron
-from shared.secrets import SCHEMES
+from shared.secret import SCHEMES
 from shared.settings import Settings
 
 # Variable -> the secret's name behind the deployment's own.

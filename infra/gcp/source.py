@@ -16,7 +16,7 @@ from image.server.code import source_files
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 FRAMEWORK: Final = "functions-framework"
-_NOT_NEEDED: Final = frozenset({"functions/app.py", "functions/aws_lambda.py", "functions/aws_http.py"})
+_NOT_NEEDED: Final = frozenset({"functions/asgi.py", "functions/aws_lambda.py", "functions/lambda_http.py"})
 _MAIN: Final = '''"""The buildpack and functions-framework look for the targets here."""
 
 from functions.main import bundle, fork_best_of_n, on_run_started, poll_tick

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from infra.local import handshake
+from infra.local import discovery
 from infra.local.platform import CLAUDE_ADMIN, TENSORLAKE_ADMIN, Options, Platform
 from infra.local.process import EXIT_PORT_IN_USE, ServiceStartError
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: ending.set())
     began = time.monotonic()
     try:
-        with Platform(options) as platform, handshake.announced(CHECKOUT, platform.environ) as file:
+        with Platform(options) as platform, discovery.announced(CHECKOUT, platform.environ) as file:
             print(_banner(platform, file, time.monotonic() - began), flush=True)
             while not ending.wait(_LOOK_SECONDS):
                 if not platform.alive():
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     except ServiceStartError as error:
         print(error, file=sys.stderr)
         return EXIT_PORT_IN_USE
-    except handshake.NoRoom as error:
+    except discovery.NoRoom as error:
         print(error, file=sys.stderr)
         return EXIT_PORT_IN_USE
     return 0
@@ -49,7 +49,7 @@ def _banner(platform: Platform, file: Path, seconds: float) -> str:
     claude, tensorlake = platform.urls
     isolation = platform.isolation
     shown = file.relative_to(CHECKOUT)
-    other = "" if file == handshake.default_file(CHECKOUT) else f"HANDS_OFFLINE_ENV={shown} "
+    other = "" if file == discovery.default_file(CHECKOUT) else f"HANDS_OFFLINE_ENV={shown} "
     lines = [
         f"The offline platform runs (started in {seconds:.1f} s). Ctrl-C ends it and everything in it.",
         f"  Claude Managed Agents side   {claude}",

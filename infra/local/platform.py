@@ -196,7 +196,7 @@ class Platform:
     def _build_image(self) -> None:
         from tensorlake.image.sandbox_builder import SandboxImageError
 
-        from infra.operator.build import build_session_image
+        from infra.cli.build import build_session_image
 
         try:
             build_session_image(self.environ, self.keys.sandboxes, timeout=_LONGEST_BUILD)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from infra.sandbox.plan import Plan
 from shared.errors import SettingsError
-from shared.secrets import Secret
+from shared.secret import Secret
 from shared.settings import LOOPBACK, TENSORLAKE_URL, tensorlake_address
 
 if TYPE_CHECKING:

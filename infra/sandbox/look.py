@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from infra.sandbox.account import Account
 from infra.sandbox.plan import Plan
 from infra.sandbox.server import live_servers
-from shared.owner import HEADER, owner_key
+from shared.owner_keys import HEADER, owner_key
 from shared.settings import LOOPBACK
 
 AWAKE: Final = ("running", "snapshotting")
@@ -22,8 +22,8 @@ _ASK_SECONDS: Final = 20.0
 @dataclass(frozen=True, slots=True)
 class Look:
     """`status` is the sandbox's. The rest is known only while it is awake: `process` ("running, healthy"), `restarts`,
-    `current` (whether it runs this checkout's code and settings), `report` (functions/serving.py) or why there is
-    none, in `silence`. `others`: further sandboxes of a server's name, which serve nobody.
+    `current` (whether it runs this checkout's code and settings), `report` (functions/server/lifecycle.py) or why there
+    is none, in `silence`. `others`: further sandboxes of a server's name, which serve nobody.
     """
 
     name: str
@@ -109,17 +109,17 @@ def described(seen: Look) -> Iterator[str]:
     if seen.report is None:
         yield f"          {seen.silence}"
         return
-    report, visits = seen.report, seen.report["visits"]
+    report, request_counts = seen.report, seen.report["visits"]
     now = report["now"]
     yield f"up        {_ago(now - report['started_at'])}, stood still {report['stood_still']} times"
     if not report["webhooks_open"]:
         yield "          webhooks are answered 503: no signing key yet"
-    failed = f", {visits['failures']['count']} met an error" if visits["failures"]["count"] else ""
-    yield f"webhooks  {_counted(visits['webhooks'], now)}{failed}"
+    failed = f", {request_counts['failures']['count']} met an error" if request_counts["failures"]["count"] else ""
+    yield f"webhooks  {_counted(request_counts['webhooks'], now)}{failed}"
     own = report["own_ticks"]
-    outside = _counted(visits["ticks"], now)
+    outside = _counted(request_counts["ticks"], now)
     yield f"ticks     {own['count']} by itself while awake, {own['failed']} failed; from outside {outside}"
-    yield f"strangers {_counted(visits['strangers'], now)}: each wakes it and keeps it awake for its idle time"
+    yield f"strangers {_counted(request_counts['strangers'], now)}: each wakes it and keeps it awake for its idle time"
 
 
 def _counted(row: Mapping[str, Any], now: float) -> str:

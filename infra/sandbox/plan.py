@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from functions.ticker import EVERY_SECONDS
+from functions.server.scheduler import EVERY_SECONDS
 from image.server.code import code_digest, source_files
 from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
 from shared.errors import SettingsError

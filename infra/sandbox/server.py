@@ -19,7 +19,7 @@ from image.server.definition import BAKED, BROUGHT, LOCK_COPY, PYTHON, lock_dige
 from infra.sandbox.account import Account
 from infra.sandbox.plan import PROCESS, Plan
 from shared.errors import HandsError
-from shared.owner import PARAMETER, owner_key
+from shared.owner_keys import PARAMETER, owner_key
 from shared.settings import LOOPBACK
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _what_changed(live: list[ProcessInfo], name: str, plan: Plan) -> str:
 def _bring_code(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> str:
     """The folder that holds the plan's code in the sandbox, brought there where the image has another."""
     for folder in (f"{BAKED}/{plan.folder}", f"{BROUGHT}/{plan.folder}"):
-        if handle.run("test", ["-f", f"{folder}/functions/app.py"]).exit_code == 0:
+        if handle.run("test", ["-f", f"{folder}/functions/asgi.py"]).exit_code == 0:
             return folder
     say("Bringing the code ...")
     archive, partial, folder = (f"{BROUGHT}/{plan.folder}{end}" for end in (".tar.gz", ".partial", ""))
@@ -200,7 +200,7 @@ def _bring_code(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> str:
     script = (
         f"rm -rf {partial} && mkdir {partial} && tar -xzf {archive} -C {partial} && rm -f {archive}"
         f" && {PYTHON} -m compileall -q {partial}/functions {partial}/shared {partial}/image"
-        f" && cd {partial} && {PYTHON} -c 'import functions.app' && cd .. && mv {partial} {folder}"
+        f" && cd {partial} && {PYTHON} -c 'import functions.asgi' && cd .. && mv {partial} {folder}"
     )
     done = handle.run("sh", ["-c", script], timeout=120.0)
     if done.exit_code != 0:
@@ -224,7 +224,7 @@ def _start(handle: Sandbox, plan: Plan, name: str, sandbox: str, port: int, fold
                     "-P",
                     "-m",
                     "uvicorn",
-                    "functions.app:app",
+                    "functions.asgi:app",
                     "--app-dir",
                     folder,
                     "--host",

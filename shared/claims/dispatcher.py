@@ -22,12 +22,11 @@ from typing import Final
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared import capability, naming
+from shared import capability, names
 from shared.claims import handover
 from shared.claims.binding import Unbound, bind
 from shared.deadline import Clock, Deadline
 from shared.errors import SecretUnavailable
-from shared.models import DrainEnd, DrainReport, ItemEnd, ItemReport
 from shared.ports import (
     Absent,
     Doubtful,
@@ -39,6 +38,7 @@ from shared.ports import (
     WorkItem,
     WorkQueue,
 )
+from shared.reports import DrainEnd, DrainReport, ItemEnd, ItemReport
 from shared.settings import Environment, Settings
 
 log = logging.getLogger(__name__)
@@ -103,11 +103,11 @@ class Dispatcher:
             async with asyncio.timeout(deadline.left()):
                 if item.kind != "session":
                     return self._report(item, claimed_at, *await self._dismiss(item))
-                sandbox = naming.sandbox_name(self.settings.prefix, self.environment.id, item.session_id)
+                sandbox = names.sandbox_name(self.settings.prefix, self.environment.id, item.session_id)
                 end, reason = await self._bring(item, sandbox, claimed_at, deadline)
         except TimeoutError:
             end, reason = ItemEnd.UNFINISHED, "time ran out before the ack"
-        except naming.BadName as error:
+        except names.BadName as error:
             end, reason = ItemEnd.FAILED, str(error)
         return self._report(item, claimed_at, end, reason, sandbox)
 

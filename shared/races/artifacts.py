@@ -10,16 +10,16 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from shared.races import artifact_program
-from shared.races.commands import NotRun, Shell
-from shared.races.models import Artifact
+from image.session.programs import pack_artifacts
+from shared.races.request import Artifact
+from shared.races.shell import NotRun, SandboxShell
 
 MOST_FILES: Final = 100  # of one branch
 _SECONDS: Final = 30.0
 
 
 async def collect(
-    globs: Sequence[str], *, shell: Shell, sandbox_id: str, budget: int
+    globs: Sequence[str], *, shell: SandboxShell, sandbox_id: str, budget: int
 ) -> tuple[tuple[Artifact, ...], str | None]:
     """The files that fit the globs, by path, with at most `budget` bytes of content in all; and why there are none,
     or not all."""
@@ -41,4 +41,4 @@ async def collect(
 
 @cache
 def _program() -> str:
-    return Path(artifact_program.__file__).read_text(encoding="utf-8")
+    return Path(pack_artifacts.__file__).read_text(encoding="utf-8")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from shared.races import numbers, patterns
-from shared.races.commands import NotRun, Ran, Shell
-from shared.races.models import CommandJudge, ExitCodeJudge, FileJudge, Judge, PluginJudge, RegexJudge
+from shared.races import numbers, safe_regex
 from shared.races.numbers import NoScore
 from shared.races.plugins import JudgeContext, JudgeFailed, Plugin
+from shared.races.request import CommandJudge, ExitCodeJudge, FileJudge, Judge, PluginJudge, RegexJudge
+from shared.races.shell import NotRun, Ran, SandboxShell
 
 _LARGEST_METRICS: Final = 1_048_576
 _LONGEST_REASON: Final = 200
@@ -35,7 +35,7 @@ class Unjudged:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class JudgeInput:
     """Where a judge works: the branch's sandbox. A judge that reads or runs anything there first ends what the branch
     left running (Shell.clear), and does not judge where that failed.
 
@@ -43,7 +43,7 @@ class Bench:
     `plugin` is the loaded one where the judge is a plug-in.
     """
 
-    shell: Shell
+    shell: SandboxShell
     sandbox_id: str
     branch: str
     env: Mapping[str, str]
@@ -51,10 +51,10 @@ class Bench:
     plugin: Plugin | None = None
 
 
-async def judge(by: Judge, ran: Ran, bench: Bench) -> Score | Unjudged:
+async def judge(by: Judge, ran: Ran, judge_input: JudgeInput) -> Score | Unjudged:
     """Scores a branch whose program has ended (not one whose time was up)."""
     if isinstance(by, PluginJudge):
-        return await _by_plugin(by, ran, bench)
+        return await _by_plugin(by, ran, judge_input)
     if ran.exit_code != 0:
         reason = f"ended with exit code {ran.exit_code}"
         return Unjudged(reason, 0.0 if isinstance(by, ExitCodeJudge) else None)
@@ -62,26 +62,26 @@ async def judge(by: Judge, ran: Ran, bench: Bench) -> Score | Unjudged:
         case ExitCodeJudge():
             return Score(1.0)
         case CommandJudge():
-            return await _by_command(by, bench)
+            return await _by_command(by, judge_input)
         case RegexJudge():
             return await _by_pattern(by, ran)
         case FileJudge():
-            return await _by_file(by, bench)
+            return await _by_file(by, judge_input)
 
 
-async def _by_command(by: CommandJudge, bench: Bench) -> Score | Unjudged:
+async def _by_command(by: CommandJudge, judge_input: JudgeInput) -> Score | Unjudged:
     # Written only now: a candidate that runs on could replace its judge, or what the judge prints.
-    shell, sandbox_id = bench.shell, bench.sandbox_id
+    shell, sandbox_id = judge_input.shell, judge_input.sandbox_id
     running = await shell.clear(sandbox_id)
     if running is not None:
         return Unjudged(f"judge: {running}")
-    aside = await shell.set_aside(sandbox_id, by.files) if bench.restores and by.files else None
+    aside = await shell.set_aside(sandbox_id, by.files) if judge_input.restores and by.files else None
     if isinstance(aside, NotRun):
         return Unjudged(f"judge: {aside.reason}")
     lost = await shell.install(sandbox_id, by.files)
     if lost is not None:
         return Unjudged(f"judge: {lost}")
-    scored = await shell.run(sandbox_id, by.argv, env={**by.env, **bench.env}, timeout=by.timeout)
+    scored = await shell.run(sandbox_id, by.argv, env={**by.env, **judge_input.env}, timeout=by.timeout)
     if aside is not None:
         lost = await shell.put_back(sandbox_id, by.files, aside)
         if lost is not None:
@@ -103,19 +103,19 @@ async def _by_command(by: CommandJudge, bench: Bench) -> Score | Unjudged:
 
 async def _by_pattern(by: RegexJudge, ran: Ran) -> Score | Unjudged:
     try:
-        found = await patterns.search(by.pattern, ran.stdout if by.stream == "stdout" else ran.stderr, by.group)
+        found = await safe_regex.search(by.pattern, ran.stdout if by.stream == "stdout" else ran.stderr, by.group)
         if not found.matched:
             return Unjudged(f"judge: the pattern does not match {by.stream}", 0.0)
         return Score(1.0 if found.text is None else numbers.whole(found.text))
-    except (patterns.NotSearched, NoScore) as error:
+    except (safe_regex.NotSearched, NoScore) as error:
         return Unjudged(f"judge: {error}")
 
 
-async def _by_file(by: FileJudge, bench: Bench) -> Score | Unjudged:
-    running = await bench.shell.clear(bench.sandbox_id)
+async def _by_file(by: FileJudge, judge_input: JudgeInput) -> Score | Unjudged:
+    running = await judge_input.shell.clear(judge_input.sandbox_id)
     if running is not None:
         return Unjudged(f"judge: {running}")
-    read = await bench.shell.read(bench.sandbox_id, by.path, _LARGEST_METRICS)
+    read = await judge_input.shell.read(judge_input.sandbox_id, by.path, _LARGEST_METRICS)
     if isinstance(read, str):
         return Unjudged(f"judge: {read}")
     try:
@@ -124,25 +124,25 @@ async def _by_file(by: FileJudge, bench: Bench) -> Score | Unjudged:
         return Unjudged(f"judge: {error}")
 
 
-async def _by_plugin(by: PluginJudge, ran: Ran, bench: Bench) -> Score | Unjudged:
-    if bench.plugin is None:
+async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput) -> Score | Unjudged:
+    if judge_input.plugin is None:
         raise TypeError("a plug-in judge without its plug-in")
-    running = await bench.shell.clear(bench.sandbox_id)
+    running = await judge_input.shell.clear(judge_input.sandbox_id)
     if running is not None:
         return Unjudged(f"judge: {running}")
     context = JudgeContext(
-        branch=bench.branch,
+        branch=judge_input.branch,
         exit_code=ran.exit_code,
         stdout=ran.stdout,
         stderr=ran.stderr,
         options=by.options,
-        _shell=bench.shell,
-        _sandbox_id=bench.sandbox_id,
-        _env=bench.env,
+        _shell=judge_input.shell,
+        _sandbox_id=judge_input.sandbox_id,
+        _env=judge_input.env,
     )
     try:
         async with asyncio.timeout(by.timeout) as scope:
-            value = await bench.plugin(context)
+            value = await judge_input.plugin(context)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return Unjudged("judge: the plug-in gave no number")
         return Score(numbers.finite(float(value)))

@@ -13,7 +13,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from shared.naming import BadName, check_prefix, environment_tag, to_base36
+from shared.names import BadName, check_prefix, environment_tag, to_base36
 
 RACE_ID_LENGTH: Final = 12  # digits of base 36: 62 bits, so that two races never meet
 PRISTINE: Final = 999  # the index of the child that a workspace promotion compares the winner with

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.errors import SettingsError
-from shared.races.commands import NotRun, Ran, Shell
+from shared.races.shell import NotRun, Ran, SandboxShell
 
 GROUP: Final = "serverless_hands.judges"
 LARGEST_FILE: Final = 1_048_576
@@ -41,7 +41,7 @@ class JudgeContext:
     stdout: str
     stderr: str
     options: Mapping[str, Any]
-    _shell: Shell
+    _shell: SandboxShell
     _sandbox_id: str
     _env: Mapping[str, str]
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -17,11 +17,14 @@ from typing import Final
 from image.session.claim import STATE_DIRECTORY
 from shared.deadline import Clock, Deadline
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
-from shared.races import artifacts, events, judges, plugins, ranking
-from shared.races.children import Children, NotMade, Pace, shielded
-from shared.races.commands import NotRun, Ran, Shell, new_mark
+from shared.races import artifacts, events, judges, plugins, scores
+from shared.races.branch import BranchRunner, OutputBudget
 from shared.races.errors import BadRace, SourceAbsent, SourceUnknown
-from shared.races.models import (
+from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
+from shared.races.leader import Leader
+from shared.races.naming import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
+from shared.races.progress import RaceProgress
+from shared.races.request import (
     Branch,
     BranchReport,
     CommandJudge,
@@ -30,11 +33,8 @@ from shared.races.models import (
     RaceReport,
     RaceRequest,
 )
-from shared.races.naming import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
-from shared.races.onlooker import Onlooker
-from shared.races.podium import Podium
-from shared.races.runner import OutputBudget, Runner
-from shared.races.source import Origin, Workshop, look, prepare, stamp
+from shared.races.resources import NotMade, RaceResources, RaceTimeouts, shielded
+from shared.races.shell import NotRun, Ran, SandboxShell, new_mark
 from shared.races.timeline import Timeline
 from shared.settings import Environment, RaceLimits, Settings
 
@@ -77,12 +77,12 @@ async def run_race(
     settings: Settings,
     environment: Environment,
     on_event: events.OnEvent | None = None,
-    pace: Pace | None = None,
+    timeouts: RaceTimeouts | None = None,
     clock: Clock = time.monotonic,
     now: Clock = time.time,
 ) -> RaceReport:
-    """Runs the race to its report, within its deadline plus the time to promote the winner (`pace.promote`) and to end
-    what it made (`pace.reap`, a few times, and no longer than `pace.ends` in all).
+    """Runs the race to its report, within its deadline plus the time to promote the winner (`timeouts.promote`) and to
+    end what it made (`timeouts.reap`, a few times, and no longer than `timeouts.ends` in all).
 
     Raises BadRace, SourceAbsent, SourceNotReady, SourceUnknown or SetupFailed when no branch could be begun,
     SettingsError for a configured judge that is none, and CancelledError when it was cancelled; everything it made is
@@ -92,8 +92,8 @@ async def run_race(
     check_limits(request, settings.races)
     by = request.judge
     plugin = plugins.load(by.name, settings.races.judges[by.name]) if isinstance(by, PluginJudge) else None
-    pace = pace or Pace(boot=settings.times.bind)
-    return await _Race(request, host, settings, environment, plugin, on_event, pace, clock, now).run()
+    timeouts = timeouts or RaceTimeouts(boot=settings.times.bind)
+    return await _Race(request, host, settings, environment, plugin, on_event, timeouts, clock, now).run()
 
 
 class _Race:
@@ -105,7 +105,7 @@ class _Race:
         environment: Environment,
         plugin: plugins.Plugin | None,
         on_event: events.OnEvent | None,
-        pace: Pace,
+        timeouts: RaceTimeouts,
         clock: Clock,
         now: Clock,
     ) -> None:
@@ -115,24 +115,24 @@ class _Race:
         self._plugin = plugin
         self._clock = clock
         self._host = host
-        self._pace = pace
+        self._pace = timeouts
         self._id = new_race_id()
         self._deadline = request.deadline or settings.races.deadline
-        at_most = self._deadline + pace.promote + 2 * pace.reap + pace.boot
+        at_most = self._deadline + timeouts.promote + 2 * timeouts.reap + timeouts.boot
         self._dead_man = math.ceil(now() + at_most + _DEAD_MAN_SLACK)
-        self._shell = Shell(host, settings.sandbox_user, settings.workdir, clock)
-        self._onlooker = Onlooker(on_event, self._shell, self._now)
-        self._timeline = Timeline(clock, self._onlooker.phase_began)
-        promoting = pace.promote if request.promote != "none" else 0.0
-        ends = Deadline.after(self._deadline + promoting + pace.ends, clock)
-        self._children = Children(host, pace, clock, ends)
-        self._shop = Workshop(
+        self._shell = SandboxShell(host, settings.sandbox_user, settings.workdir, clock)
+        self._progress = RaceProgress(on_event, self._shell, self._now)
+        self._timeline = Timeline(clock, self._progress.phase_began)
+        promoting = timeouts.promote if request.promote != "none" else 0.0
+        ends = Deadline.after(self._deadline + promoting + timeouts.ends, clock)
+        self._resources = RaceResources(host, timeouts, clock, ends)
+        self._shop = RaceContext(
             host=host,
             environment=environment,
             prefix=settings.prefix,
-            children=self._children,
+            resources=self._resources,
             shell=self._shell,
-            pace=pace,
+            timeouts=timeouts,
             timeline=self._timeline,
             clock=clock,
             base_name=self._name(None),
@@ -143,10 +143,10 @@ class _Race:
         candidates = request.candidates()
         budget = OutputBudget(settings.races.output_bytes // len(candidates))
         self._artifact_bytes = settings.races.artifact_bytes // len(candidates)
-        self._runners = [Runner(index, branch, budget) for index, branch in enumerate(candidates)]
+        self._branch_runners = [BranchRunner(index, branch, budget) for index, branch in enumerate(candidates)]
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
-        self._podium: Podium | None = None
+        self._podium: Leader | None = None
         self._accepted: str | None = None
         self._checkpoint: str | None = None
         self._promotion: PromotionReport | None = None
@@ -161,7 +161,7 @@ class _Race:
             if self._podium is not None:
                 await shielded(self._podium.undo())
             raise
-        self._onlooker.tell(events.Reported(report=report))
+        self._progress.tell(events.Reported(report=report))
         return report
 
     async def _run(self) -> RaceReport:
@@ -177,14 +177,16 @@ class _Race:
                 if not scope.expired():
                     raise
                 self._begin()
-            if not self._request.dry_run and all(runner.refused == 404 for runner in self._runners):
+            if not self._request.dry_run and all(
+                branch_runner.refused == 404 for branch_runner in self._branch_runners
+            ):
                 raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
             why_not = "this is a dry run" if self._request.dry_run else "the race's deadline passed"
             branches = self._conclude(f"{self._accepted} was accepted" if self._accepted else why_not)
-            best = ranking.winner(branches, higher_is_better=self._request.higher_is_better)
+            best = scores.winner(branches, higher_is_better=self._request.higher_is_better)
             if best is not None and self._podium is not None:
                 self._promotion = await self._podium.promote(best)
-                self._onlooker.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
+                self._progress.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
         return self._report(branches, best, deadline_passed=scope.expired())
 
     async def _check_kept_name(self) -> None:
@@ -200,68 +202,70 @@ class _Race:
                 return
 
     def _begin(self) -> None:
-        self._onlooker.began(self._id, [runner.branch.name for runner in self._runners])
+        self._progress.began(self._id, [branch_runner.branch.name for branch_runner in self._branch_runners])
 
     async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
-        names = [self._name(runner.index) for runner in self._runners]
-        origin = await prepare(self._request, source, self._shop, stack, names)
-        self._checkpoint = origin.snapshot_id
+        names = [self._name(branch_runner.index) for branch_runner in self._branch_runners]
+        fork_point = await prepare(self._request, source, self._shop, stack, names)
+        self._checkpoint = fork_point.snapshot_id
         if self._request.promote != "none":
             kept_name = kept_snapshot_name(self._settings.prefix, self._environment.id, self._id, self._dead_man)
-            podium = Podium(self._request, self._shop, origin, pristine_name=self._name(PRISTINE), kept_name=kept_name)
-            self._podium = await stack.enter_async_context(podium)
+            leader = Leader(
+                self._request, self._shop, fork_point, pristine_name=self._name(PRISTINE), kept_name=kept_name
+            )
+            self._podium = await stack.enter_async_context(leader)
         async with asyncio.TaskGroup() as group:
-            for runner in self._runners:
-                self._tasks.append(group.create_task(self._run_one(runner, origin)))
+            for branch_runner in self._branch_runners:
+                self._tasks.append(group.create_task(self._run_one(branch_runner, fork_point)))
 
-    async def _run_one(self, runner: Runner, origin: Origin) -> None:
+    async def _run_one(self, branch_runner: BranchRunner, fork_point: ForkPoint) -> None:
         async with self._slots:
-            runner.begun = True
-            name = runner.branch.name
+            branch_runner.begun = True
+            name = branch_runner.branch.name
             ending: float | None = None
             try:
                 async with AsyncExitStack() as stack:
                     began = self._clock()
                     with self._timeline.span("boot", name):
-                        child = await stack.enter_async_context(self._child(runner, origin))
-                    runner.boot_seconds = round(self._clock() - began, 3)
+                        child = await stack.enter_async_context(self._child(branch_runner, fork_point))
+                    branch_runner.boot_seconds = round(self._clock() - began, 3)
                     try:
-                        await self._try(runner, origin, child)
-                        self._onlooker.decided(runner)
-                        if runner.status == "ok" and self._podium is not None:
-                            await self._podium.offer(runner.report(), child, stack)
+                        await self._try(branch_runner, fork_point, child)
+                        self._progress.decided(branch_runner)
+                        if branch_runner.status == "ok" and self._podium is not None:
+                            await self._podium.offer(branch_runner.report(), child, stack)
                     finally:
                         ending = self._timeline.now()
             except NotMade as error:
-                runner.refused = error.status
-                runner.fail(str(error))
-                self._onlooker.decided(runner)
+                branch_runner.refused = error.status
+                branch_runner.fail(str(error))
+                self._progress.decided(branch_runner)
             finally:
                 if ending is not None and not (self._podium is not None and self._podium.had(name)):
                     self._timeline.add("reap", name, ending)
 
-    def _child(self, runner: Runner, origin: Origin) -> AbstractAsyncContextManager[SandboxRecord]:
-        name = self._name(runner.index)
-        if origin.kind == "live":
-            return self._children.copied(name)
-        return self._children.sandbox(origin.spec(name, self._environment, self._longest(runner.branch)))
+    def _child(self, branch_runner: BranchRunner, fork_point: ForkPoint) -> AbstractAsyncContextManager[SandboxRecord]:
+        name = self._name(branch_runner.index)
+        if fork_point.kind == "live":
+            return self._resources.copied(name)
+        return self._resources.sandbox(fork_point.spec(name, self._environment, self._longest(branch_runner.branch)))
 
-    async def _try(self, runner: Runner, origin: Origin, child: SandboxRecord) -> None:
+    async def _try(self, branch_runner: BranchRunner, fork_point: ForkPoint, child: SandboxRecord) -> None:
         """The branch in its own sandbox, up to its verdict."""
-        branch = runner.branch
-        env = {"BRANCH_INDEX": str(runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
+        branch = branch_runner.branch
+        env = {"BRANCH_INDEX": str(branch_runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
         with self._timeline.span("files", branch.name):
-            if origin.holds_identity:
+            if fork_point.holds_identity:
                 try:
                     await stamp(child.id, self._shop)
                 except SourceUnknown as error:
-                    return runner.fail(str(error))
+                    return branch_runner.fail(str(error))
             lost = await self._shell.install(child.id, branch.files)
         if lost is not None:
-            return runner.fail(lost)
+            return branch_runner.fail(lost)
         mark = new_mark()
         with self._timeline.span("run", branch.name):
-            async with self._onlooker.watching(branch.name, child.id, mark):
+            async with self._progress.watching(branch.name, child.id, mark):
                 ran = await self._shell.run(
                     child.id,
                     branch.argv,
@@ -271,72 +275,72 @@ class _Race:
                     mark=mark,
                 )
         if isinstance(ran, NotRun):
-            return runner.fail(ran.reason)
-        runner.ran(ran)
+            return branch_runner.fail(ran.reason)
+        branch_runner.ran(ran)
         if ran.timed_out:
-            await self._collect(runner, child)
-            runner.status, runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
+            await self._collect(branch_runner, child)
+            branch_runner.status, branch_runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
             return None
-        runner.exit_code = ran.exit_code
-        verdict = await self._judge(runner, ran, child, env)
-        await self._collect(runner, child)
-        return self._decide(runner, verdict)
+        branch_runner.exit_code = ran.exit_code
+        verdict = await self._judge(branch_runner, ran, child, env)
+        await self._collect(branch_runner, child)
+        return self._decide(branch_runner, verdict)
 
     async def _judge(
-        self, runner: Runner, ran: Ran, child: SandboxRecord, env: dict[str, str]
+        self, branch_runner: BranchRunner, ran: Ran, child: SandboxRecord, env: dict[str, str]
     ) -> judges.Score | judges.Unjudged:
-        bench = judges.Bench(
+        judge_input = judges.JudgeInput(
             shell=self._shell,
             sandbox_id=child.id,
-            branch=runner.branch.name,
+            branch=branch_runner.branch.name,
             env=env,
             restores=self._podium is not None,
             plugin=self._plugin,
         )
         began = self._clock()
-        with self._timeline.span("judge", runner.branch.name):
-            verdict = await judges.judge(self._request.judge, ran, bench)
-        runner.judge_seconds = round(self._clock() - began, 3)
-        runner.judged = runner.budget.of_judge(verdict.tail)
+        with self._timeline.span("judge", branch_runner.branch.name):
+            verdict = await judges.judge(self._request.judge, ran, judge_input)
+        branch_runner.judge_seconds = round(self._clock() - began, 3)
+        branch_runner.judged = branch_runner.budget.of_judge(verdict.tail)
         return verdict
 
-    async def _collect(self, runner: Runner, child: SandboxRecord) -> None:
+    async def _collect(self, branch_runner: BranchRunner, child: SandboxRecord) -> None:
         if not self._request.artifacts:
             return
-        with self._timeline.span("artifacts", runner.branch.name):
+        with self._timeline.span("artifacts", branch_runner.branch.name):
             running = await self._shell.clear(child.id)
             if running is not None:
-                runner.artifacts_reason = f"artifacts: {running}"
+                branch_runner.artifacts_reason = f"artifacts: {running}"
                 return
-            runner.artifacts, runner.artifacts_reason = await artifacts.collect(
+            branch_runner.artifacts, branch_runner.artifacts_reason = await artifacts.collect(
                 self._request.artifacts, shell=self._shell, sandbox_id=child.id, budget=self._artifact_bytes
             )
 
-    def _decide(self, runner: Runner, verdict: judges.Score | judges.Unjudged) -> None:
+    def _decide(self, branch_runner: BranchRunner, verdict: judges.Score | judges.Unjudged) -> None:
         higher = self._request.higher_is_better
         least, enough = self._request.min_score, self._request.accept
         if isinstance(verdict, judges.Unjudged):
-            runner.score = verdict.score
-            return runner.fail(verdict.reason)
-        runner.score = verdict.value
-        if least is not None and not ranking.reaches(verdict.value, least, higher_is_better=higher):
-            return runner.fail(f"score {verdict.value:g} does not reach min_score {least:g}")
-        runner.status = "ok"
-        if enough is not None and ranking.reaches(verdict.value, enough, higher_is_better=higher):
-            self._accept(runner)
+            branch_runner.score = verdict.score
+            return branch_runner.fail(verdict.reason)
+        branch_runner.score = verdict.value
+        if least is not None and not scores.reaches(verdict.value, least, higher_is_better=higher):
+            return branch_runner.fail(f"score {verdict.value:g} does not reach min_score {least:g}")
+        branch_runner.status = "ok"
+        if enough is not None and scores.reaches(verdict.value, enough, higher_is_better=higher):
+            self._accept(branch_runner)
         return None
 
-    def _accept(self, runner: Runner) -> None:
+    def _accept(self, branch_runner: BranchRunner) -> None:
         """Cancels every other branch; each ends its sandbox, all at once."""
-        self._accepted = self._accepted or runner.branch.name
+        self._accepted = self._accepted or branch_runner.branch.name
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
 
     def _conclude(self, why_not: str) -> tuple[BranchReport, ...]:
-        for runner in self._runners:
-            self._onlooker.decided(runner, why_not)
-        return tuple(runner.report(why_not) for runner in self._runners)
+        for branch_runner in self._branch_runners:
+            self._progress.decided(branch_runner, why_not)
+        return tuple(branch_runner.report(why_not) for branch_runner in self._branch_runners)
 
     def _report(
         self, branches: Sequence[BranchReport], best: BranchReport | None, *, deadline_passed: bool
@@ -347,8 +351,8 @@ class _Race:
             branches=tuple(branches),
             checkpoint=self._checkpoint,
             promotion=self._promotion,
-            reaped=tuple(self._children.reaped),
-            leftovers=tuple(dict.fromkeys(self._children.leftovers)),
+            reaped=tuple(self._resources.reaped),
+            leftovers=tuple(dict.fromkeys(self._resources.leftovers)),
             timeline=self._timeline.spans(),
             speedup=self._speedup(branches),
             seconds=self._timeline.now(),

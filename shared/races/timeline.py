@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from shared.deadline import Clock
-from shared.races.models import Phase, Span
+from shared.races.request import Phase, Span
 
 
 class Timeline:

@@ -17,7 +17,7 @@ from datetime import datetime
 from itertools import groupby
 from typing import Final, TypeVar
 
-from shared import naming
+from shared import names
 from shared.claims.dispatcher import utc_now
 from shared.deadline import Clock, Deadline
 from shared.ports import (
@@ -32,10 +32,10 @@ from shared.ports import (
     SessionRecord,
     WorkQueue,
 )
-from shared.reconcile.acting import Hands
-from shared.reconcile.plan import Lookups, Repair, due, questions, snapshots_due
+from shared.reconcile.executor import RepairExecutor
+from shared.reconcile.plan import Lookups, Repair, due, sessions_to_look_up, snapshots_due
 from shared.reconcile.report import ENDS, Act, ActionReport, ReconcileReport
-from shared.reconcile.view import OVER, Items, View
+from shared.reconcile.world import OVER, Items, World
 from shared.settings import Environment, Settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Reconciler:
         """A webhook says that this session was terminated, archived or deleted: mark its sandbox at once, after the
         same looks as ever. Its end comes on a tick."""
         deadline = Deadline.after(self.settings.reconcile.deadline, self.clock)
-        return await _Pass(self, deadline).run(only=naming.canonical_session_id(session_id))
+        return await _Pass(self, deadline).run(only=names.canonical_session_id(session_id))
 
 
 class _Pass:
@@ -78,7 +78,7 @@ class _Pass:
         self._settings = reconciler.settings
         self._deadline = deadline
         self._began = reconciler.clock()
-        self._hands = Hands(
+        self._executor = RepairExecutor(
             reconciler.settings,
             reconciler.environment.id,
             reconciler.queue,
@@ -93,26 +93,26 @@ class _Pass:
 
     async def run(self, only: str | None = None) -> ReconcileReport:
         """`only`: leave all sessions but this one alone."""
-        view = View(self._of.now())
+        world = World(self._of.now())
         try:
             async with asyncio.timeout(self._deadline.left()):
-                view = await self._look(only)
+                world = await self._look(only)
                 if only is None:  # what a look alone can tell comes before questions that may take long
-                    early = due(view, Lookups({}), self._settings, self._of.environment.id)
+                    early = due(world, Lookups({}), self._settings, self._of.environment.id)
                     await self._work_off(self._touchable([repair for repair in early if repair.act in _EARLY]))
-                repairs, trusted = await self._due(view, only)
+                repairs, trusted = await self._due(world, only)
                 await self._work_off(repairs)
                 if trusted and only is None:
-                    await self._work_off(await self._snapshots(view))
+                    await self._work_off(await self._snapshots(world))
         except TimeoutError:
             self._alarms.append("time ran out")
         report = ReconcileReport(
             environment_id=self._of.environment.id,
-            sandboxes=len(view.sandboxes) if view.listed else None,
-            items=None if view.items is None else view.items.count,
+            sandboxes=len(world.sandboxes) if world.listed else None,
+            items=None if world.items is None else world.items.count,
             lookups=self._lookups,
             actions=tuple(self._actions),
-            needs_interrupt=tuple(self._hands.needs_interrupt),
+            needs_interrupt=tuple(self._executor.needs_interrupt),
             alarms=tuple(self._alarms),
             undone=self._undone,
             seconds=round(self._of.clock() - self._began, 3),
@@ -131,16 +131,16 @@ class _Pass:
             for start in range(0, len(group), _AT_ONCE):
                 await asyncio.gather(*(self._do(repair) for repair in group[start : start + _AT_ONCE]))
 
-    async def _look(self, only: str | None) -> View:
+    async def _look(self, only: str | None) -> World:
         listed, items = await asyncio.gather(self._sandboxes(only), self._items())
         everything = listed if listed is not None else await self._holders(items)
         mine = [sandbox for sandbox in everything if self._is_mine(sandbox)]
         seen = {sandbox.id: sandbox for sandbox in everything}
-        return View(self._of.now(), mine, items, seen, listed=listed is not None)
+        return World(self._of.now(), mine, items, seen, listed=listed is not None)
 
     async def _sandboxes(self, only: str | None) -> Sequence[SandboxRecord] | None:
         if only is not None:
-            name = naming.sandbox_name(self._settings.prefix, self._of.environment.id, only)
+            name = names.sandbox_name(self._settings.prefix, self._of.environment.id, only)
             found = await self._of.host.find(name)
             return [found] if isinstance(found, SandboxRecord) else []
         listing = await self._listed(self._of.host.list_sandboxes(), "sandboxes")
@@ -180,14 +180,14 @@ class _Pass:
         """Of this environment and not over; a kept one has no name of ours."""
         if sandbox.status in OVER or sandbox.name is None:
             return False
-        tag = naming.environment_tag(self._of.environment.id)
+        tag = names.environment_tag(self._of.environment.id)
         return sandbox.name.startswith(f"{self._settings.prefix}-{tag}-") or (
-            (gone := naming.parse_gone_name(sandbox.name)) is not None and gone.environment_tag == tag
+            (gone := names.parse_gone_name(sandbox.name)) is not None and gone.environment_tag == tag
         )
 
-    async def _due(self, view: View, only: str | None) -> tuple[Sequence[Repair], bool]:
+    async def _due(self, world: World, only: str | None) -> tuple[Sequence[Repair], bool]:
         """What is due after the look-ups, and whether they can be trusted."""
-        asked = questions(view, self._settings)[: self._settings.reconcile.lookups]
+        asked = sessions_to_look_up(world, self._settings)[: self._settings.reconcile.lookups]
         if only is not None:
             asked = [only]
         answers = await self._asked(self._of.queue.session, asked)
@@ -196,25 +196,25 @@ class _Pass:
         self._lookups = len(answers) + len(calls)
         waiting = [key for key, said in calls.items() if isinstance(said, OpenCalls) and said.ids]
         lookups = Lookups(known.sessions, frozenset(waiting))
-        repairs = due(view, lookups, self._settings, self._of.environment.id)
+        repairs = due(world, lookups, self._settings, self._of.environment.id)
         if only is not None:
             return [repair for repair in repairs if repair.act is Act.MARK], True
         said = lookups.sessions.values()
         gone = len(said) >= _ALL_GONE and all(isinstance(session, Absent) for session in said)
-        if gone and not await self._any_other_known(view, lookups):
+        if gone and not await self._any_other_known(world, lookups):
             self._alarms.append(f"all {len(said)} sessions looked up are unknown: wrong key or environment?")
             return [], False
-        return self._within_bounds([repair for repair in repairs if repair.act not in _EARLY], view), True
+        return self._within_bounds([repair for repair in repairs if repair.act not in _EARLY], world), True
 
-    async def _snapshots(self, view: View) -> list[Repair]:
+    async def _snapshots(self, world: World) -> list[Repair]:
         listing = await self._listed(self._of.host.list_snapshots(), "snapshots")
         rows = [] if listing is None else list(listing.rows)
-        return list(snapshots_due(rows, view, self._settings, self._of.environment.id))
+        return list(snapshots_due(rows, world, self._settings, self._of.environment.id))
 
-    async def _any_other_known(self, view: View, lookups: Lookups) -> bool:
+    async def _any_other_known(self, world: World, lookups: Lookups) -> bool:
         """Whether a session that nobody asked about is known: then the others are really gone, and key and
         environment are right. The newest sessions of the queue are asked."""
-        latest = view.items.latest.values() if view.items is not None else ()
+        latest = world.items.latest.values() if world.items is not None else ()
         newest = sorted(latest, key=lambda item: item.created_at, reverse=True)
         others = [item.session_id for item in newest if item.session_id not in lookups.sessions][:_AT_ONCE]
         answers = await self._asked(self._of.queue.session, others)
@@ -226,10 +226,10 @@ class _Pass:
         touches = [repair for repair in repairs if repair.act is Act.TOUCH]
         return self._without(repairs, touches[self._settings.reconcile.touches :])
 
-    def _within_bounds(self, repairs: Sequence[Repair], view: View) -> Sequence[Repair]:
+    def _within_bounds(self, repairs: Sequence[Repair], world: World) -> Sequence[Repair]:
         """At most max(3, 20 %) of the sandboxes end in one pass (design 7)."""
         ends = [repair for repair in repairs if repair.act in ENDS]
-        return self._without(repairs, ends[max(3, len(view.sandboxes) // 5) :])
+        return self._without(repairs, ends[max(3, len(world.sandboxes) // 5) :])
 
     def _without(self, repairs: Sequence[Repair], waiting: Sequence[Repair]) -> Sequence[Repair]:
         if waiting:
@@ -254,7 +254,7 @@ class _Pass:
 
     async def _do(self, repair: Repair) -> None:
         try:
-            report = await self._hands.do(repair)
+            report = await self._executor.do(repair)
         except Exception as error:  # the edge: one repair's bug must not stop the others
             log.exception("repair.bug act=%s target=%s", repair.act.value, repair.target)
             report = _report(repair, f"bug: {type(error).__name__}")

@@ -13,11 +13,11 @@ from typing import Final, TypeVar
 
 import httpx
 
-from functions.bundle import Bundle
+from functions.state import Bundle
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from image.session.worker.calls import Calls
-from image.session.worker.tokens import token_of
+from image.session.worker.credentials import token_of
+from image.session.worker.http_client import WorkItemClient
 from shared.ports import Created, ProcessSpec, SandboxHost, SandboxRecord, SandboxSpec, WorkItem, WorkQueue
 from shared.settings import Environment
 from tests.benchmarks.stage import PROMPT, end_sandboxes
@@ -76,7 +76,7 @@ async def _calls_alone(place: Place, server: str) -> Mapping[str, float]:
         await timed(LOOK, lambda: host.process_output(created.sandbox.id, process.name))
         await asyncio.to_thread(end_sandboxes, place)  # the item's first heartbeat is made here, below
         assert await timed(ACK, lambda: queue.ack(item.id)) is None
-        beats = Calls(place.environ["ANTHROPIC_BASE_URL"], item.environment_id, item.id)
+        beats = WorkItemClient(place.environ["ANTHROPIC_BASE_URL"], item.environment_id, item.id)
         token = token_of(item.secret or "")
         await asyncio.to_thread(beats.heartbeat, "not-the-value", token)  # opens the connection, as the gate does
         beat = await timed(BEAT, lambda: asyncio.to_thread(beats.heartbeat, "NO_HEARTBEAT", token))

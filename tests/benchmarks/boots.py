@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from functions.bundle import Bundle
+from functions.state import Bundle
 from image.session.archive import build_archive
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Notice, Word
 from shared.ports import WorkItem

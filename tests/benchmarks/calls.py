@@ -15,7 +15,7 @@ from typing import Final
 
 import httpx
 
-from shared.models import DrainReport, ItemEnd
+from shared.reports import DrainReport, ItemEnd
 from tests.benchmarks.report import Aim, Result, Table, median
 from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage
 from tests.support.world import Place, until

@@ -66,7 +66,7 @@ def _parts(world: World) -> Mapping[str, float]:
             parts[SERVICES] += process.seconds
         elif world.tensorlake.pid in family:
             parts[WORKERS if ".pyz" in process.command else SANDBOXES] += process.seconds
-        elif os.getpid() in family[1:] and "functions.app" in process.command:
+        elif os.getpid() in family[1:] and "functions.asgi" in process.command:
             parts[SERVER] += process.seconds
         elif pid == os.getpid():
             parts[BENCHMARK] += process.seconds

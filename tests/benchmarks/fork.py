@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from functions.bundle import Bundle
+from functions.state import Bundle
 from shared.ports import CommandOutput, SandboxHost, SandboxRecord, SandboxSpec, Snapshot
 from tests.benchmarks.alone import expect, running
 from tests.benchmarks.report import Aim, Result, Table, median, milliseconds

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from functions.bundle import Bundle
+from functions.state import Bundle
 from shared.ports import CommandOutput, SandboxSpec
-from shared.races.models import RaceReport, RaceRequest, Span
 from shared.races.race import run_race
+from shared.races.request import RaceReport, RaceRequest, Span
 from tests.benchmarks.alone import expect, running
 from tests.benchmarks.report import Aim, Result, Table, median, milliseconds, percentile
 from tests.benchmarks.stage import SETTING, delays, production_place, stage

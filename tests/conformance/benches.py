@@ -14,10 +14,10 @@ import anthropic
 import httpx
 
 from infra.local.process import RunningService
-from shared.claude_queue import ClaudeQueue
+from shared.adapters.anthropic_queue import AnthropicQueue
+from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import ProcessSpec, SandboxHost, WorkQueue
-from shared.secrets import Secret
-from shared.tensorlake_host import TensorlakeHost
+from shared.secret import Secret
 from tests.support.admin import Admin
 from tests.support.model.claude import Claude
 from tests.support.model.lines import Line
@@ -72,8 +72,8 @@ class ModelHosts:
 
 
 @contextlib.asynccontextmanager
-async def connected(service: RunningService, bind_seconds: float = 10.0) -> AsyncIterator[TensorlakeHost]:
-    host = TensorlakeHost(api_url=service.url, api_key=Secret("key", "no-key"), bind_seconds=bind_seconds)
+async def connected(service: RunningService, bind_seconds: float = 10.0) -> AsyncIterator[TensorlakeSandboxes]:
+    host = TensorlakeSandboxes(api_url=service.url, api_key=Secret("key", "no-key"), bind_seconds=bind_seconds)
     try:
         yield host
     finally:
@@ -207,7 +207,7 @@ class _OfflineStage:
     queues: list[WorkQueue]
 
     def queue(self, reclaim: float) -> WorkQueue:
-        queue = ClaudeQueue(
+        queue = AnthropicQueue(
             base_url=self.service.url,
             environment_id=self.environment_id,
             key=Secret("key", self.key),

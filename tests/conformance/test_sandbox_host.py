@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from infra.local.process import RunningService, start_service
+from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.egress import EgressPolicy
 from shared.ports import (
     Absent,
@@ -30,7 +31,6 @@ from shared.ports import (
     Snapshot,
     SnapshotKind,
 )
-from shared.tensorlake_host import TensorlakeHost
 from tests.conformance.benches import (
     EXITS,
     HEEDS,
@@ -56,7 +56,7 @@ def bench(request: pytest.FixtureRequest) -> HostBench:
     return ModelHosts() if request.param == "model" else OfflineHosts(request.getfixturevalue("service"))
 
 
-def scenario(service: RunningService, play: Callable[[TensorlakeHost], Awaitable[None]]) -> None:
+def scenario(service: RunningService, play: Callable[[TensorlakeSandboxes], Awaitable[None]]) -> None:
     async def run() -> None:
         async with connected(service) as host:
             await play(host)
@@ -136,7 +136,7 @@ def test_exit_codes_of_named_processes_are_remembered(bench: HostBench) -> None:
 
 
 def test_a_command_gives_its_status_and_both_outputs(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+    async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, "commands")
         script = "echo out; echo err >&2; exit 3"
         done = await host.run(
@@ -251,7 +251,7 @@ def test_a_process_is_asked_to_stop(bench: HostBench) -> None:
 
 
 def test_a_snapshot_can_be_restored_and_deleted(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+    async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, "source")
         await host.write_file(sandbox.id, "/workspace/kept", b"kept")
         snapshot = await host.snapshot(sandbox.id)
@@ -266,7 +266,7 @@ def test_a_snapshot_can_be_restored_and_deleted(service: RunningService) -> None
 
 
 def test_a_memory_snapshot_is_restored_without_naming_what_it_locks(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+    async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, "memory-source")
         await host.write_file(sandbox.id, "/workspace/kept", b"kept")
         snapshot = await host.snapshot(sandbox.id, SnapshotKind.MEMORY)
@@ -284,7 +284,7 @@ def test_a_memory_snapshot_is_restored_without_naming_what_it_locks(service: Run
 
 
 def test_live_copies_get_their_names_in_order_and_a_taken_one_costs_that_copy_only(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+    async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, "copied")
         await created(host, "copy-taken")
         await host.write_file(sandbox.id, "/workspace/kept", b"kept")
@@ -302,7 +302,7 @@ def test_live_copies_get_their_names_in_order_and_a_taken_one_costs_that_copy_on
 
 
 def test_i3_a_running_process_is_not_cloned_offline(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+    async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, "busy-source")
         await host.start(sandbox.id, program("talker", TALKS))
         before = await live(host)
@@ -336,7 +336,7 @@ def test_what_is_done_to_an_ended_sandbox_finds_it_absent(bench: HostBench) -> N
 
 
 def test_an_unknown_image_is_refused_with_the_services_words(service: RunningService) -> None:
-    async def play(host: TensorlakeHost) -> None:
+    async def play(host: TensorlakeSandboxes) -> None:
         outcome = await host.create(SandboxSpec(name="no-image", image="never-registered"))
         assert isinstance(outcome, Refused)
         assert "never-registered" in outcome.reason
@@ -358,7 +358,7 @@ def test_an_unknown_image_is_refused_with_the_services_words(service: RunningSer
 def test_i1_whatever_is_not_understood_is_doubtful_and_never_absent(
     service: RunningService, rule: dict[str, object]
 ) -> None:
-    async def play(host: TensorlakeHost) -> None:
+    async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, f"doubt-{rule['action']}-{rule.get('status', 0)}".replace("_", "-"))
         with Admin(service).fault({"path": f"/sandboxes/{sandbox.name}$", **rule}):
             assert isinstance(await host.find(sandbox.name or ""), Doubtful)

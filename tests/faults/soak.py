@@ -32,7 +32,7 @@ from typing import Any, Final, Literal
 import anthropic
 import httpx
 
-from shared import naming
+from shared import names
 from shared.ports import Absent, SandboxRecord
 from tests.support.footprint import Growth, children, watching
 from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving, webhooks_to
@@ -156,7 +156,7 @@ def ticking(place: Place, report: Report) -> Iterator[int]:
     """A tick loop in a process of its own; its process id. What its ticks did goes into the report."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.ticking", str(TICK_PAUSE)],
+            [sys.executable, "-m", "tests.support.scheduling", str(TICK_PAUSE)],
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], **place.environ},
             stdout=subprocess.PIPE,
@@ -360,7 +360,7 @@ def clean_up(place: Place, played: Sequence[Played], report: Report, seconds: fl
 
 def _left(place: Place) -> list[str]:
     """Every sandbox that is not ended, whatever its name is by now, and the snapshots of this environment."""
-    tag = f"-{naming.environment_tag(place.environment_id)}-"
+    tag = f"-{names.environment_tag(place.environment_id)}-"
     state = place.world.tensorlake_admin.call("GET", "state")
     boxes = [f"{box['name']} {box['status']}" for box in state["sandboxes"] if box["status"] != "terminated"]
     known = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}

@@ -18,8 +18,8 @@ import pytest
 
 from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
-from shared.models import DrainReport, ItemEnd
 from shared.ports import Absent, Created, SandboxSpec
+from shared.reports import DrainReport, ItemEnd
 from tests.support.admin import Admin
 from tests.support.world import IMAGE, ROOT, Place, running, until
 

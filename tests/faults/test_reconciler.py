@@ -11,14 +11,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from infra.operator import repair
-from infra.operator.environ import Loaded
-from shared import naming
-from shared.models import ItemEnd
+from infra.cli import repair
+from infra.cli.environ import Loaded
+from shared import names
 from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec, Snapshot, SnapshotKind, WorkItem
 from shared.races.naming import kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.reconcile.reconciler import Reconciler
 from shared.reconcile.report import Act, ReconcileReport
+from shared.reports import ItemEnd
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
 from tests.support.world import API_KEY, Place, World, running, until
 
@@ -156,7 +156,7 @@ def test_i4_the_sandbox_of_a_session_that_is_over_is_marked_first_and_ended_late
     world.api.beta.sessions.archive(session)
     assert acts(reconcile(place)) == [Act.MARK]
     (box,) = everything(place)
-    assert naming.parse_gone_name(box["name"]) is not None
+    assert names.parse_gone_name(box["name"]) is not None
     assert acts(reconcile(place)) == []
     assert acts(reconcile(place, ahead=100)) == [Act.END_MARKED]
     assert everything(place) == []
@@ -289,7 +289,7 @@ def test_i7_a_healthcheck_that_was_acked_and_never_stopped_is_stopped(world: Wor
 
 def test_at_most_three_of_a_few_sandboxes_end_in_one_pass(world: World) -> None:
     place = world.place(**QUICK)
-    tag = naming.environment_tag(place.environment_id)
+    tag = names.environment_tag(place.environment_id)
 
     async def litter() -> None:
         async with place.dispatcher() as dispatcher:
@@ -370,7 +370,7 @@ def test_a_process_that_is_no_worker_of_ours_does_not_keep_a_sandbox_awake(world
 
 def everything(place: Place) -> list[dict[str, str]]:
     """All sandboxes of this environment, marked ones included."""
-    tag = naming.environment_tag(place.environment_id)
+    tag = names.environment_tag(place.environment_id)
     boxes = place.world.tensorlake_admin.call("GET", "state")["sandboxes"]
     return [box for box in boxes if f"-{tag}-" in (box["name"] or "") and box["status"] != "terminated"]
 

@@ -17,8 +17,8 @@ import httpx
 import pytest
 
 from shared.claims.dispatcher import Dispatcher, utc_now
-from shared.models import DrainReport, ItemEnd
 from shared.ports import Absent, PollOutcome, WorkItem
+from shared.reports import DrainReport, ItemEnd
 from tests.faults.test_claims_under_faults import ACK, BEAT, CREATE, PROMPT, assert_served_once, drain, heal, runs
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import delivery, signed

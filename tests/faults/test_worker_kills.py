@@ -20,14 +20,14 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from functions.bundle import Bundle
+from functions.state import Bundle
 from image.session.claim import STATE_DIRECTORY, WORKER_PYTHON
-from image.session.worker.entry import LOCK_NAME
-from shared import naming
+from image.session.worker.lock import LOCK_NAME
+from shared import names
 from shared.claims.handover import WORKER_NAMES
-from shared.models import TickReport
 from shared.ports import Absent, ProcessSpec, ProcessState, SandboxHost, SandboxRecord, SandboxSpec
 from shared.reconcile.report import Act, ActionReport
+from shared.reports import TickReport
 from tests.faults.test_claims_under_faults import drain
 from tests.faults.test_reconciler import QUICK, everything
 from tests.support.world import IMAGE, Place, World, running, until
@@ -334,7 +334,7 @@ def nothing_is_left(place: Place, sessions: Collection[str]) -> None:
         place.world.api.beta.sessions.archive(session)
     tick_until(place, lambda: everything(place) == [], f"sandboxes are left: {everything(place)}", 40)
     state = place.world.tensorlake_admin.call("GET", "state")
-    tag = f"-{naming.environment_tag(place.environment_id)}-"
+    tag = f"-{names.environment_tag(place.environment_id)}-"
     mine = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}
     assert len(mine) >= len(sessions)
     assert [snapshot for snapshot in state["snapshots"] if snapshot["sandbox_id"] in mine] == []

@@ -12,10 +12,10 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from image.session.worker import fork_tool
+from image.session.worker import fork_tool_schema
 from shared.capability import FORK, Capability, issue, signing_key
-from shared.models import ItemEnd
 from shared.ports import OpenCalls, WorkItem
+from shared.reports import ItemEnd
 from tests.support.serving import TOKEN, UVICORN, serving
 from tests.support.world import Place, World, until
 
@@ -32,7 +32,7 @@ RACE: Final = {
 
 
 def session_of_a_forker(place: Place, prompt: str) -> str:
-    tools: list[Any] = [{"type": "agent_toolset_20260401"}, fork_tool.definition()]
+    tools: list[Any] = [{"type": "agent_toolset_20260401"}, fork_tool_schema.definition()]
     api = place.world.api
     agent = api.beta.agents.create(name="forker", model="claude-opus-5", tools=tools)
     message: Any = {"type": "user.message", "content": [{"type": "text", "text": prompt}]}

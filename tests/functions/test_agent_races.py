@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from shared.ports import CommandOutput, ItemState
-from tests.functions.test_agent_calls import RACE, Listed, client, item, listing, post
+from tests.functions.test_agent_auth import RACE, Listed, client, item, listing, post
 from tests.support.fake_host import Call, FakeHost, Fault, Method
 from tests.support.world import until
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from functions.auth import require_token
-from functions.http import HttpError, not_configured, read_body
+from functions.requests import HttpError, not_configured, read_body
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
 

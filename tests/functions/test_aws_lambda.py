@@ -18,16 +18,16 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from functions import aws_http, aws_lambda
+from functions import aws_lambda, lambda_http
 from functions.aws_lambda import Process, UnknownEvent
-from functions.bundle import Bundle
 from functions.fork_best_of_n import fork_best_of_n
+from functions.invocations import BadInvocation, Invocation, NotEnqueued
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
-from functions.wakes import BadWake, NotEnqueued, Wake
+from functions.state import Bundle
 from shared.errors import SettingsError
-from shared.models import DrainEnd, DrainReport, TickReport
 from shared.reconcile.report import ReconcileReport
+from shared.reports import DrainEnd, DrainReport, TickReport
 from shared.settings import Settings
 from tests.support.fake_host import FakeHost
 from tests.support.lambda_events import Context, eventbridge, http, rest_v1, sqs
@@ -85,7 +85,7 @@ class Bench:
         self.bundles.append(Recorder(settings))
         return self.bundles[-1]
 
-    def __call__(self, event: Any, handler: aws_http.Handler = poll_tick, seconds: float = 60.0) -> Any:
+    def __call__(self, event: Any, handler: lambda_http.Handler = poll_tick, seconds: float = 60.0) -> Any:
         return self.process.invoke(event, Context(seconds), handler)
 
     @property
@@ -145,7 +145,7 @@ def test_an_event_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None
     "event", [{"do": "rm"}, {"do": 7}, {"do": "session_over"}, {"do": "drain", "at": "now"}, {"do": "tick", "at": True}]
 )
 def test_a_wake_up_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None:
-    with pytest.raises(BadWake):
+    with pytest.raises(BadInvocation):
         bench(event)
 
 
@@ -323,7 +323,7 @@ def test_what_was_logged_and_traced_is_sent_before_the_process_is_frozen(
     monkeypatch.setitem(sys.modules, "opentelemetry", cast(ModuleType, SimpleNamespace(trace=tracing)))
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", ModuleType("opentelemetry.sdk.trace"))
     assert (len(held), written.lines) == (2, [])
-    with contextlib.suppress(BadWake):
+    with contextlib.suppress(BadInvocation):
         bench(event)
     assert written.lines[:2] == ["said by functions", "said by shared"]
     assert flushed == [2000]
@@ -374,26 +374,28 @@ def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pyt
     "kind, wake", [("session.status_run_started", "drain"), ("session.deleted", "session_over"), ("agent.updated", "")]
 )
 def test_in_enqueue_mode_the_webhook_hands_a_wake_up_on_and_does_no_work(
-    monkeypatch: pytest.MonkeyPatch, kind: str, wake: str
+    monkeypatch: pytest.MonkeyPatch, kind: str, invocation: str
 ) -> None:
-    sent: list[tuple[str, Wake]] = []
+    sent: list[tuple[str, Invocation]] = []
 
-    async def enqueue(target: str, wake: Wake) -> None:
-        sent.append((target, wake))
+    async def enqueue(target: str, invocation: Invocation) -> None:
+        sent.append((target, invocation))
 
     monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)
     bench = Bench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
     body = delivery(kind)
     assert bench(http(body, signed(body)), on_run_started)["statusCode"] == 200
     assert bench.done == []
-    assert [(target, each.do) for target, each in sent] == ([("aws-lambda:the-drainer", wake)] if wake else [])
+    assert [(target, each.do) for target, each in sent] == (
+        [("aws-lambda:the-drainer", invocation)] if invocation else []
+    )
     for _, each in sent:
-        assert Wake.read(json.loads(each.message())) == each
+        assert Invocation.read(json.loads(each.message())) == each
     bench.process.close()
 
 
 def test_a_wake_up_that_cannot_be_handed_on_is_still_answered_200(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def enqueue(target: str, wake: Wake) -> None:
+    async def enqueue(target: str, invocation: Invocation) -> None:
         raise NotEnqueued("EndpointConnectionError")
 
     monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)

@@ -19,10 +19,10 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from functions.bundle import Bundle
 from functions.fork_best_of_n import fork_best_of_n
-from functions.ndjson import MOST_WAITING, Lines, LineStream
-from shared import naming
+from functions.state import Bundle
+from functions.streaming import MOST_WAITING, Lines, LineStream
+from shared import names
 from shared.ports import CommandOutput, SandboxSpec
 from shared.races import events
 from shared.settings import Settings
@@ -59,7 +59,7 @@ def application(host: FakeHost, environ: Mapping[str, str]) -> Starlette:
 def client(host: FakeHost | None = None, **extra: str) -> Iterator[TestClient]:
     made = host or FakeHost(latency=0.001)
     if host is None:
-        made.add(naming.sandbox_name("hands", "env_1", SESSION))
+        made.add(names.sandbox_name("hands", "env_1", SESSION))
     with TestClient(application(made, {**ENVIRON, **extra})) as http:
         yield http
 
@@ -84,7 +84,7 @@ def test_a_race_that_nobody_won_is_a_report_too() -> None:
         return CommandOutput(1, "", "", timed_out=False)
 
     host = FakeHost(latency=0.001, program=program)
-    host.add(naming.sandbox_name("hands", "env_1", SESSION))
+    host.add(names.sandbox_name("hands", "env_1", SESSION))
     with client(host) as http:
         answer = post(http)
     assert answer.status_code == 200
@@ -156,7 +156,7 @@ def test_with_several_environments_the_request_says_which(tmp_path: Any) -> None
     file = tmp_path / "environments.toml"
     file.write_text('[environments.env_1]\nkey = "no-key"\n[environments.env_2]\nkey = "no-key"\n')
     host = FakeHost(latency=0.001)
-    host.add(naming.sandbox_name("hands", "env_2", SESSION))
+    host.add(names.sandbox_name("hands", "env_2", SESSION))
     with client(host, ENVIRONMENTS_FILE=str(file)) as http:
         assert post(http).json()["error"]["field"] == "environment_id"
         assert post(http, {**GOOD, "environment_id": "env_1"}).status_code == 404
@@ -263,7 +263,7 @@ def test_a_source_that_cannot_be_checkpointed_is_no_report(fault: Fault, status:
         return fault if method == "snapshot" else None
 
     host = FakeHost(latency=0.001, meet=meet)
-    host.add(naming.sandbox_name("hands", "env_1", SESSION))
+    host.add(names.sandbox_name("hands", "env_1", SESSION))
     with client(host) as http:
         answer = post(http)
     assert answer.status_code == status
@@ -305,7 +305,7 @@ async def for_a_minute(call: Call) -> CommandOutput:
 
 
 def test_a_caller_that_hangs_up_ends_the_race() -> None:
-    source = naming.sandbox_name("hands", "env_1", SESSION)
+    source = names.sandbox_name("hands", "env_1", SESSION)
     host = FakeHost(latency=0.001, program=for_a_minute)
     host.add(source)
     with served(host) as url:
@@ -316,7 +316,7 @@ def test_a_caller_that_hangs_up_ends_the_race() -> None:
 
 
 def test_a_caller_that_hangs_up_in_the_middle_of_a_stream_ends_the_race() -> None:
-    source = naming.sandbox_name("hands", "env_1", SESSION)
+    source = names.sandbox_name("hands", "env_1", SESSION)
     host = FakeHost(latency=0.001, program=for_a_minute)
     host.add(source)
     headers = {**AUTHORIZED, "accept": "application/x-ndjson"}

@@ -42,7 +42,7 @@ def test_building_a_bundle_imports_no_sdk() -> None:
         "TENSORLAKE_API_KEY": "no-key",
     }
     statement = (
-        "from functions.bundle import Bundle\nfrom shared.settings import Settings\n"
+        "from functions.state import Bundle\nfrom shared.settings import Settings\n"
         f"Bundle(Settings.from_environ({environ!r}), background=False)"
     )
     assert not modules_after(statement) & set(HEAVY)

@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from functions.bundle import Bundle
 from functions.on_run_started import on_run_started
+from functions.state import Bundle
 from shared.settings import Settings
 from tests.support.signing import KEY, OTHER_KEY, delivery, signed
 

@@ -18,7 +18,7 @@ _LONG: Final = 120  # bytes of a part from which `describe` shows its size and i
 class Door(StrEnum):
     """By which application the request comes in."""
 
-    APP = "functions.app"
+    APP = "functions.asgi"
     FRAMEWORK = "functions.main:bundle under functions-framework"
 
 

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Final
 
-from functions.http import BODY_LIMIT, BODY_SECONDS
+from functions.requests import BODY_LIMIT, BODY_SECONDS
 from tests.fuzz.case import OPERATORS, WEBHOOKS, Answer, Case, Door, Ending
 from tests.fuzz.stage import LOST_FILE, SECRETS, TOKEN
 from tests.support.checkout import ROOT

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from shared.races.models import RaceRequest
+from shared.races.request import RaceRequest
 from tests.fuzz.properties import BODY_CANARY
 from tests.fuzz.stage import ENVIRONMENT, SESSIONS, SNAPSHOT
 from tests.fuzz.wire import ANYTHING, ODD_VALUES, Json, Twice

@@ -49,7 +49,7 @@ REPRODUCTIONS: Final = (
     ),
     Reproduction(
         "half a character in the id of a session that is over",
-        "UnicodeEncodeError in shared/naming.py:_hash is logged as a bug",
+        "UnicodeEncodeError in shared/names.py:_hash is logged as a bug",
         _event('{"type":"session.deleted","id":"sesn_\\ud800"}'),
         open=False,
     ),

@@ -8,7 +8,7 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from functions.http import BODY_LIMIT
+from functions.requests import BODY_LIMIT
 from tests.fuzz.case import OPERATORS, ROUTES, WEBHOOKS, Case, Door, Ending, Part, Profile, Signature
 from tests.fuzz.properties import HEADER_CANARY
 from tests.fuzz.races import races, spoiled_races

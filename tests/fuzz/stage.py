@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp
 
-from functions.app import app as our_app
-from functions.bundle import Bundle
-from functions.serving import Serving
-from shared import naming
+from functions.asgi import app as our_app
+from functions.server.lifecycle import ServerLifecycle
+from functions.state import Bundle
+from shared import names
 from shared.ports import (
     Absent,
     CommandOutput,
@@ -153,7 +153,7 @@ def bundle_for(profile: Profile) -> Bundle:
     bundle = Bundle(settings_of(profile), background=False)
     host = FakeHost(program=_program, latency=0.0)
     for session, status in SESSIONS.items():
-        host.add(naming.sandbox_name(bundle.settings.prefix, ENVIRONMENT, session), status)
+        host.add(names.sandbox_name(bundle.settings.prefix, ENVIRONMENT, session), status)
     host.snapshots[SNAPSHOT] = {}
     host._taken_of[SNAPSHOT] = "gone"
     queue: WorkQueue = NothingQueued()
@@ -204,7 +204,7 @@ def state_of(bundle: Bundle) -> dict[str, Any]:
     """The lifespan state of a server that is ready and does nothing by itself."""
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     ready.set_result(None)
-    return {"bundle": bundle, "serving": Serving(bundle, ready)}
+    return {"bundle": bundle, "lifecycle": ServerLifecycle(bundle, ready)}
 
 
 async def _ask(case: Case, answer: Answer, clock: Callable[[], float]) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from shared.races.models import RaceRequest
+from shared.races.request import RaceRequest
 from tests.fuzz import __main__ as command
 from tests.fuzz.campaign import Campaign, judge, run
 from tests.fuzz.case import OPERATORS, ROUTES, WEBHOOKS, Answer, Case, Door, Ending, Part, Profile, Signature

@@ -11,10 +11,10 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from functions.webhooks import is_signed
+from functions.signatures import is_signed
 from shared import secret_stores
 from shared.errors import SecretUnavailable
-from shared.secrets import CACHE_SECONDS, Secret
+from shared.secret import CACHE_SECONDS, Secret
 from tests.support.signing import KEY, OTHER_KEY, delivery, signed
 
 REGION = "eu-west-1"

@@ -8,7 +8,7 @@ import pytest
 
 from shared.egress import EgressPolicy
 from shared.errors import SecretUnavailable, SettingsError
-from shared.secrets import CACHE_SECONDS, Secret
+from shared.secret import CACHE_SECONDS, Secret
 from shared.settings import Settings
 
 PLAIN = {

@@ -15,9 +15,9 @@ import signal
 import sys
 from typing import Any
 
-from functions.bundle import Bundle
-from shared.models import to_json
+from functions.state import Bundle
 from shared.ports import Empty
+from shared.reports import to_json
 from shared.settings import Settings
 
 

@@ -14,9 +14,9 @@ import signal
 import sys
 from typing import Any
 
-from functions.bundle import Bundle
-from shared.races.models import RaceRequest
+from functions.state import Bundle
 from shared.races.race import environment_for, run_race
+from shared.races.request import RaceRequest
 from shared.settings import Settings
 
 

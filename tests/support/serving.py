@@ -21,7 +21,7 @@ from tests.support.world import ROOT, Place
 
 TOKEN: Final = "an-operators-token-of-nobody"
 
-UVICORN: Final = ("-m", "uvicorn", "functions.app:app", "--host", "127.0.0.1", "--port", "{port}")
+UVICORN: Final = ("-m", "uvicorn", "functions.asgi:app", "--host", "127.0.0.1", "--port", "{port}")
 FRAMEWORK: Final = (
     *("-m", "functions_framework", "--source", str(ROOT / "functions" / "main.py")),
     *("--target", "bundle", "--host", "127.0.0.1", "--port", "{port}"),

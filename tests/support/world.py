@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import anthropic
 
-from functions.bundle import Bundle
+from functions.state import Bundle
 from image.session.definition import Recipe, build
 from infra.local.process import RunningService, start_service
-from shared import naming
+from shared import names
 from shared.claims.dispatcher import Dispatcher
 from shared.ports import SandboxRecord
 from shared.settings import Environment, Settings
@@ -106,7 +106,7 @@ class Place:
         )
 
     def sandbox(self, session_id: str) -> str:
-        return naming.sandbox_name(self.settings.prefix, self.environment_id, session_id)
+        return names.sandbox_name(self.settings.prefix, self.environment_id, session_id)
 
     def answers(self, session_id: str) -> list[str]:
         """What the brain said, a text for each finished turn."""
@@ -133,7 +133,7 @@ class Place:
 
     def sandboxes(self) -> list[Mapping[str, Any]]:
         """The sandboxes of this environment that were not ended."""
-        prefix = f"{self.settings.prefix}-{naming.environment_tag(self.environment_id)}-"
+        prefix = f"{self.settings.prefix}-{names.environment_tag(self.environment_id)}-"
         everything = self.world.tensorlake_admin.call("GET", "state")["sandboxes"]
         return [box for box in everything if (box["name"] or "").startswith(prefix) and box["status"] != "terminated"]
 

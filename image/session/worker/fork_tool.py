@@ -1,186 +1,122 @@
-"""The agent's own tool `fork_best_of_n`: what it is called, what it takes, and what the agent is told afterwards.
+"""Answers the agent's calls of `fork_best_of_n`: one HTTP call to the functions with this session's capability.
 
-The one definition: `make agent` gives it to the agent, and the worker answers to it. Standard library only; the call
-itself is in forking.py. The functions check every value once more, so what is said here is for a model to read.
+Anthropic's runner gives a tool call 150 seconds and interrupts it by nothing else, and the lease is kept meanwhile
+(contract claude 5 and 4.4). Hanging up ends the race on the other side, so what is not answered in time leaves no
+sandbox behind.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
 
-NAME: Final = "fork_best_of_n"
-LONGEST_RACE: Final = 120.0  # seconds; the rest of a tool call's 150 (contract claude 5) is for its ends
-LONGEST_RACE_TO_PROMOTE: Final = 105.0  # bringing the changes back takes time, too
-_LONGEST_TEXT: Final = 12_000  # characters of all output tails together
-_LONGEST_TAIL: Final = 1_500
-_LONGEST_MESSAGE: Final = 1_500
+import httpx2
+from anthropic.lib.tools import BetaAsyncBuiltinFunctionTool, ToolError
 
-DESCRIPTION: Final = f"""\
-Try several candidates side by side, each in its own copy of this sandbox's files, and learn which one is best. Use it \
-where you have two or more ideas (fixes, prompts, parameters) and a way to score them. The copies start from the files \
-as they are now; running processes, shell variables and anything outside the disk are not in them. Nothing that a \
-candidate does reaches your own files, unless you ask for promote: workspace, which brings the winner's changes to \
-the working directory back. A race takes at most {LONGEST_RACE:g} seconds, \
-{LONGEST_RACE_TO_PROMOTE:g} with promote. One race at a time."""
+from image.session.worker import fork_tool_schema
+from image.session.worker.http_client import proxy_for
 
-_TEXT: Final = {"type": "string"}
-_FILES: Final = {
-    "type": "object",
-    "additionalProperties": _TEXT,
-    "description": "Files to write before it runs: path below the working directory -> text.",
-}
-_ENV: Final = {"type": "object", "additionalProperties": _TEXT, "description": "Environment variables."}
-_SECONDS: Final = {"type": "number", "exclusiveMinimum": 0}
-_SCRIPT: Final = {"type": "string", "description": "Shell script, run by sh in the working directory."}
+if TYPE_CHECKING:
+    from anthropic.lib.environments import EnvironmentWorkerTools
+    from anthropic.lib.tools.agent_toolset import AgentToolContext
+    from anthropic.types.beta import BetaToolUnionParam
 
-INPUT_SCHEMA: Final[Mapping[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "branches": {
-            "type": "array",
-            "minItems": 1,
-            "description": "The candidates. Each needs a name of its own and a script (or a command).",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "name": {"type": "string", "description": "Letters, digits, dot, dash and underscore."},
-                    "script": _SCRIPT,
-                    "command": {"type": "array", "items": _TEXT, "description": "Program and arguments, no shell."},
-                    "files": _FILES,
-                    "env": _ENV,
-                    "timeout": {**_SECONDS, "description": "Seconds that this candidate may run."},
-                },
-                "required": ["name"],
-            },
-        },
-        "judge": {
-            "type": "object",
-            "description": (
-                "How a candidate that ended with exit code 0 is scored. exit_code (the default): 1 for it. command: "
-                "script runs in the candidate's copy, the last number that it prints is the score (or what json_path "
-                "names in the JSON that it prints). regex: the pattern's group in the candidate's output. file: the "
-                "number in a file of the candidate, at json_path if given."
-            ),
-            "properties": {
-                "type": {"type": "string", "enum": ["exit_code", "command", "regex", "file"]},
-                "script": _SCRIPT,
-                "files": {**_FILES, "description": "Written when the candidate and all that it started have ended."},
-                "env": _ENV,
-                "timeout": _SECONDS,
-                "pattern": _TEXT,
-                "stream": {"type": "string", "enum": ["stdout", "stderr"]},
-                "group": {"type": ["integer", "string"]},
-                "path": _TEXT,
-                "json_path": _TEXT,
-            },
-            "required": ["type"],
-        },
-        "higher_is_better": {"type": "boolean", "description": "false: the lowest score wins. Default true."},
-        "accept": {"type": "number", "description": "The first candidate that reaches this score ends the race."},
-        "min_score": {"type": "number", "description": "A candidate that does not reach this cannot win."},
-        "setup": {"type": "string", "description": "Shell script that runs once, before the candidates are forked."},
-        "branch_timeout": {**_SECONDS, "description": "Seconds that each candidate may run."},
-        "deadline": {**_SECONDS, "description": f"Seconds for the whole race, at most {LONGEST_RACE:g}."},
-        "promote": {
-            "type": "string",
-            "enum": ["none", "workspace"],
-            "description": "workspace: bring the winner's changes to the working directory into yours. Default none.",
-        },
-        "on_conflict": {
-            "type": "string",
-            "enum": ["refuse", "theirs", "ours"],
-            "description": (
-                "For promote workspace, where you changed the same file meanwhile. refuse (the default): promote "
-                "nothing; theirs: the winner's version; ours: yours."
-            ),
-        },
-    },
-    "required": ["branches"],
-}
+TOOL_SECONDS: Final = 145.0  # of the runner's 150: the answer must be posted as ours
+_CONNECT_SECONDS: Final = 10.0
+_PAUSES: Final = (1.0, 2.0, 4.0)  # seconds before each further attempt, where no race can have begun
+_LONGEST_ANSWER: Final = 8 << 20  # bytes
+
+log = logging.getLogger(__name__)
 
 
-class Unusable(ValueError):
-    """An input that is not sent. The text is for the agent."""
+class ForkTool(BetaAsyncBuiltinFunctionTool):
+    """The tool as the SDK's runner knows one. `token` is the capability; it appears in no text.
 
-
-def definition() -> dict[str, Any]:
-    """The tool as the agents API takes it (contract claude 7)."""
-    return {"type": "custom", "name": NAME, "description": DESCRIPTION, "input_schema": dict(INPUT_SCHEMA)}
-
-
-def request_of(given: object) -> dict[str, Any]:
-    """The body to send for the agent's input. The functions fill in the session, and a deadline where there is none.
-
-    Raises Unusable.
+    Without them the tool answers all the same, with an error: a call that nobody answers holds its session for ever
+    (contract claude 5).
     """
-    if not isinstance(given, dict):
-        raise Unusable("the input must be an object with branches")
-    known = INPUT_SCHEMA["properties"]
-    unknown = sorted(str(name)[:80] for name in given if name not in known)
-    if unknown:
-        raise Unusable(f"unknown field {unknown[0]!r}; there are {', '.join(known)}")
-    if not given.get("branches"):
-        raise Unusable("branches: give at least one candidate, each with a name and a script")
-    deadline = given.get("deadline")
-    if isinstance(deadline, int | float) and deadline > LONGEST_RACE:
-        raise Unusable(
-            f"deadline: a tool call ends after 150 seconds, so a race may take {LONGEST_RACE:g} at most; "
-            f"try fewer or shorter candidates"
-        )
-    return {name: value for name, value in given.items() if value is not None}
+
+    def __init__(self, url: str | None, token: str | None, seconds: float = TOOL_SECONDS) -> None:
+        self._url = url
+        self._token = token
+        self._seconds = seconds
+
+    def to_dict(self) -> BetaToolUnionParam:
+        made = {key: value for key, value in fork_tool_schema.definition().items() if key != "type"}
+        return cast("BetaToolUnionParam", made)
+
+    async def call(self, input: object) -> str:
+        """The report as text. Raises ToolError, which the agent sees as the call's error."""
+        if not self._url or not self._token:
+            raise ToolError("races are not switched on for this session")
+        try:
+            body = json.dumps(fork_tool_schema.request_of(input)).encode()
+        except fork_tool_schema.Unusable as error:
+            raise ToolError(str(error)) from None
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds):
+                status, answer = await _post(self._url, self._token, body, self._seconds)
+        except TimeoutError:
+            raise ToolError(
+                f"no answer within {self._seconds:g} seconds; the race was given up, look before you repeat it"
+            ) from None
+        log.info("fork.answered status=%d seconds=%.1f", status, time.monotonic() - began)
+        if status != 200:
+            raise ToolError(fork_tool_schema.text_of_refusal(status, answer))
+        try:
+            return fork_tool_schema.text_of(json.loads(answer))
+        except (ValueError, KeyError, TypeError):
+            raise ToolError("the race ran, but its report could not be read; look before you repeat it") from None
 
 
-def text_of(report: Mapping[str, Any]) -> str:
-    """What the agent reads of a race's report: the winner first, then every candidate with the end of its output."""
-    branches: Sequence[Mapping[str, Any]] = report["branches"]
-    winner = report["winner"]
-    lines = [f"Winner: {winner}" if winner else "No candidate won."]
-    if report.get("deadline_passed"):
-        lines[0] += " (The race's deadline passed: this is what finished by then.)"
-    if report.get("promotion"):
-        lines.append(_promotion(report["promotion"]))
-    longest = min(_LONGEST_TAIL, _LONGEST_TEXT // max(1, len(branches)) // 2)
-    # The winner before the others, which keep their order.
-    for branch in sorted(branches, key=lambda branch: branch["name"] != winner):
-        lines.append("")
-        lines.append(_headline(branch))
-        for stream in ("stdout", "stderr", "judge"):
-            tail = str(branch.get(f"{stream}_tail") or "").rstrip()
-            if tail:
-                cut = "…" if len(tail) > longest else ""
-                lines.append(f"{stream}: {cut}{tail[-longest:]}")
-    return "\n".join(lines)
+def with_fork(url: str | None, token: str | None) -> EnvironmentWorkerTools:
+    """The SDK's own tools, and this one."""
+
+    def tools(context: AgentToolContext) -> Sequence[Any]:
+        from anthropic.lib.tools.agent_toolset import beta_agent_toolset_20260401
+
+        return [*beta_agent_toolset_20260401(context), ForkTool(url, token)]
+
+    return tools
 
 
-def text_of_refusal(status: int, body: bytes) -> str:
-    """What the agent reads where no race was run. The functions' own messages quote no secret (functions/http.py)."""
-    try:
-        error = json.loads(body)["error"]
-        message = f"{error['message']}"
-    except (ValueError, TypeError, KeyError, RecursionError):
-        message = "no reason given"
-    return f"No race was run (HTTP {status}): {message[:_LONGEST_MESSAGE]}"
+async def _exchange(client: httpx2.AsyncClient, url: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    async with client.stream("POST", url, content=body, headers=headers) as response:
+        answer = bytearray()
+        async for part in response.aiter_bytes():
+            answer += part
+            if len(answer) > _LONGEST_ANSWER:
+                raise ToolError("the report is too long to be read here; the race has run")
+        return response.status_code, bytes(answer)
 
 
-def _headline(branch: Mapping[str, Any]) -> str:
-    facts = [f"[{branch['name']}] {branch['status']}"]
-    if branch.get("score") is not None:
-        facts.append(f"score {branch['score']:g}")
-    if branch.get("exit_code") is not None:
-        facts.append(f"exit code {branch['exit_code']}")
-    if branch.get("run_seconds") is not None:
-        facts.append(f"{branch['run_seconds']:.1f} s")
-    if branch.get("reason"):
-        facts.append(str(branch["reason"])[:_LONGEST_MESSAGE])
-    return ", ".join(facts)
-
-
-def _promotion(promotion: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{promotion.get(kind, 0)} {kind}" for kind in ("added", "changed", "deleted"))
-    conflicts = [str(path) for path in promotion.get("conflicts") or ()]
-    named = f" Conflicts: {', '.join(conflicts[:20])[:_LONGEST_MESSAGE]}" if conflicts else ""
-    if promotion["done"]:
-        return f"The winner's changes are in your working directory now: {counts}.{named}"
-    return f"The winner's changes were NOT brought into your working directory: {promotion.get('reason')}.{named}"
+async def _post(url: str, token: str, body: bytes, seconds: float) -> tuple[int, bytes]:
+    """Status and body of the answer. Repeats what cannot have begun a race: no connection, or a 503 (all of ours
+    come before one). Raises ToolError where the answer got lost."""
+    headers = {
+        "authorization": f"Bearer {token}",
+        "content-type": "application/json",
+        "accept": "application/json",
+    }
+    transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(url))
+    timeout = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
+    async with httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
+        for pause in (*_PAUSES, None):
+            try:
+                status, answer = await _exchange(client, url, body, headers)
+                if status != 503 or pause is None:
+                    return status, answer
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+                if pause is None:
+                    raise ToolError(f"the functions cannot be reached ({type(error).__name__})") from None
+            except httpx2.HTTPError as error:
+                raise ToolError(
+                    f"the answer got lost ({type(error).__name__}); the race may have run: look before you repeat it"
+                ) from None
+            await asyncio.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from image.session.claim import STATE_DIRECTORY, STATE_VARIABLE, Claim, ClaimError, Exit, Word
-from image.session.worker import entry, identity
-from image.session.worker.desk import Desk
+from image.session.worker import identity
+from image.session.worker.claim_registry import ClaimRegistry
+from image.session.worker.claim_socket import ClaimSocket
+from image.session.worker.credentials import token_of
 from image.session.worker.ending import Ended
-from image.session.worker.passing import Counter
-from image.session.worker.stopping import Stop
-from image.session.worker.tokens import token_of
-from image.session.worker.voice import Masks, Voice, configure_logging
+from image.session.worker.lock import Lock, take_lock
+from image.session.worker.output import NoticeWriter, Redactor, configure_logging
+from image.session.worker.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
 
@@ -28,22 +29,22 @@ log = logging.getLogger(__name__)
 def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn:
     """Serves the claim in `text` and ends the process with its `Exit`."""
     os.umask(0o022)
-    masks = Masks()
-    configure_logging(masks)
+    redactor = Redactor()
+    configure_logging(redactor)
     for point in open_points:
         log.warning("hiding.incomplete %s", point)
     try:
         claim = Claim.from_json(text)
     except ClaimError as error:
-        voice = Voice("", archive)
-        _leave(voice, masks, Ended(Exit.BAD_CLAIM, str(error)))
-    voice = Voice(claim.work_id, archive)
-    lock: entry.Lock | None = None
+        notices = NoticeWriter("", archive)
+        _leave(notices, redactor, Ended(Exit.BAD_CLAIM, str(error)))
+    notices = NoticeWriter(claim.work_id, archive)
+    lock: Lock | None = None
     try:
-        masks.add(claim.secret)
+        redactor.add(claim.secret)
         state = _state_directory()
-        lock = entry.Lock(state)
-        ended = _work(claim, state, lock, voice, masks)
+        lock = Lock(state)
+        ended = _work(claim, state, lock, notices, redactor)
     except Ended as end:
         ended = end
     except BaseException as error:  # the process's edge: whatever it was becomes an exit status and one line
@@ -51,54 +52,54 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
         ended = Ended(Exit.FAILED, f"{type(error).__name__}: {error}")
     if lock is not None:
         lock.free()
-    _leave(voice, masks, ended)
+    _leave(notices, redactor, ended)
 
 
-def _work(claim: Claim, state: Path, lock: entry.Lock, voice: Voice, masks: Masks) -> Ended:
-    masks.add(token_of(claim.secret))
-    masks.add(claim.capability_token)
-    if not voice.sdk:
+def _work(claim: Claim, state: Path, lock: Lock, notices: NoticeWriter, redactor: Redactor) -> Ended:
+    redactor.add(token_of(claim.secret))
+    redactor.add(claim.capability_token)
+    if not notices.sdk:
         raise Ended(Exit.FAILED, "the anthropic package is not installed here")
     identity.settle(state, claim.session_id)
-    stop = Stop(last_resort=lambda status, detail: _leave(voice, masks, Ended(status, detail)))
+    stop = Shutdown(last_resort=lambda status, detail: _leave(notices, redactor, Ended(status, detail)))
     stop.listen(claim.lifetime)
     os.chdir(state)
-    entry.enter(claim, lock, voice, stop)
+    take_lock(claim, lock, notices, stop)
 
     def take(newer: Claim) -> None:
-        masks.add(newer.secret)
-        masks.add(token_of(newer.secret))
-        masks.add(newer.capability_token)
+        redactor.add(newer.secret)
+        redactor.add(token_of(newer.secret))
+        redactor.add(newer.capability_token)
         stop.nudge()
 
-    desk = Desk(claim, on_claim=take)
-    counter = Counter(state, desk)
+    registry = ClaimRegistry(claim, on_claim=take)
+    claim_socket = ClaimSocket(state, registry)
     try:
         os.chdir(_workdir(claim))
-        voice.say(Word.READY)
-        desk.announced(claim.gate)
-        return _hold(claim, desk, stop, voice)
+        notices.say(Word.READY)
+        registry.announced(claim.gate)
+        return _hold(claim, registry, stop, notices)
     finally:
-        counter.close()
+        claim_socket.close()
 
 
-def _hold(claim: Claim, desk: Desk, stop: Stop, voice: Voice) -> Ended:
+def _hold(claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: NoticeWriter) -> Ended:
     """From `ready` on. What it imports is too slow to be imported before."""
-    from image.session.worker.calls import Calls
-    from image.session.worker.gate import Keeper, pass_gate
+    from image.session.worker.http_client import WorkItemClient
     from image.session.worker.lease import Lease
+    from image.session.worker.lease_acquisition import LeaseKeeper, acquire_lease
 
     try:
-        calls = Calls(claim.base_url, claim.environment_id, claim.work_id)
+        calls = WorkItemClient(claim.base_url, claim.environment_id, claim.work_id)
     except ValueError as error:
         raise Ended(Exit.BAD_CLAIM, str(error)) from None
     lease = Lease()
-    secret = pass_gate(lease, calls, desk, stop)
-    voice.say(Word.LEASED)
-    keeper = Keeper(lease, calls, secret)
-    from image.session.worker.serving import serve
+    secret = acquire_lease(lease, calls, registry, stop)
+    notices.say(Word.LEASED)
+    lease_keeper = LeaseKeeper(lease, calls, secret)
+    from image.session.worker.sdk_worker import serve
 
-    keeper.hand_over()
+    lease_keeper.hand_over()
     calls.close()
     stop.check()
     return serve(claim, secret, lease, stop)
@@ -128,11 +129,11 @@ def _workdir(claim: Claim) -> Path:
 _leaving = threading.Lock()
 
 
-def _leave(voice: Voice, masks: Masks, ended: Ended) -> NoReturn:
+def _leave(notices: NoticeWriter, redactor: Redactor, ended: Ended) -> NoReturn:
     """Says the last word and is gone: an interpreter's own way out would wait for threads (and for 0.4 s of an SDK's
     clean-up). Whoever comes first decides, so that nothing is said twice."""
     _leaving.acquire()
-    voice.ended(ended.exit_status, masks.apply(ended.detail))
+    notices.ended(ended.exit_status, redactor.apply(ended.detail))
     log.info("worker.ended exit=%s detail=%s", ended.exit_status.name, ended.detail)
     sys.stdout.flush()
     sys.stderr.flush()

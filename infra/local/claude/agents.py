@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from image.session.worker import fork_tool
+from image.session.worker import fork_tool_schema
 from infra.local.claude.clock import Clock, stamp, stamp_or_none
 from infra.local.claude.errors import ApiError, invalid, not_found, not_offline
 from infra.local.claude.ids import new_id
@@ -32,7 +32,7 @@ DEFAULT_AGENT: dict[str, Any] = {
     "name": "coder",
     "model": "offline-scripted-brain",
     "description": "Ready-made agent of the offline platform",
-    "tools": [{"type": TOOLSET}, fork_tool.definition()],
+    "tools": [{"type": TOOLSET}, fork_tool_schema.definition()],
 }
 
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from unittest.mock import patch
 
-from shared import naming
+from shared import names
 from shared.claims import handover
 from shared.claims.binding import Unbound, bind
 from shared.claims.dispatcher import Dispatcher, _Drain
 from shared.deadline import Deadline
-from shared.models import DrainEnd, ItemEnd
 from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, Refused, WorkItem
-from shared.reconcile import view
-from shared.reconcile.acting import Hands
+from shared.reconcile import world
+from shared.reconcile.executor import RepairExecutor
+from shared.reports import DrainEnd, ItemEnd
 from tests.faults.explorer.explore import rare_collections
 from tests.faults.explorer.plan import HookFault, LineFault, Plan, PointFault, SessionPlan, Wake, plan_of, slow_looks
 from tests.faults.explorer.run import prepared, run
@@ -94,34 +94,34 @@ async def _failed_process_list_is_empty(self: ModelHost, sandbox_id: str) -> Any
     return [] if isinstance(outcome, Doubtful) else outcome
 
 
-_sandbox_name = naming.sandbox_name
+_sandbox_name = names.sandbox_name
 
 
 def _lower_cased(prefix: str, environment_id: str, session_id: str) -> str:
     return _sandbox_name(prefix, environment_id, session_id.lower())
 
 
-async def _nothing_seen(self: Hands, *_: object) -> bool:
+async def _nothing_seen(self: RepairExecutor, *_: object) -> bool:
     return True
 
 
-async def _release_blindly(self: Hands, repair: Any) -> str | None:
+async def _release_blindly(self: RepairExecutor, repair: Any) -> str | None:
     await self.queue.force_stop(repair.item.id)
     return await self._unblock(repair.session_id)
 
 
-async def _mark_blindly(self: Hands, repair: Any, sandbox: Any) -> str | None:
-    name = naming.gone_name(repair.name, self.settings.prefix, int(self.now().timestamp()))
+async def _mark_blindly(self: RepairExecutor, repair: Any, sandbox: Any) -> str | None:
+    name = names.gone_name(repair.name, self.settings.prefix, int(self.now().timestamp()))
     await self.host.rename(sandbox.id, name)
     return None
 
 
-async def _end_blindly(self: Hands, repair: Any, sandbox: Any) -> str | None:
+async def _end_blindly(self: RepairExecutor, repair: Any, sandbox: Any) -> str | None:
     await self.host.terminate(sandbox.id)
     return None
 
 
-async def _suspend_blindly(self: Hands, repair: Any, sandbox: Any) -> str | None:
+async def _suspend_blindly(self: RepairExecutor, repair: Any, sandbox: Any) -> str | None:
     await self.host.suspend(sandbox.id)
     return None
 
@@ -252,20 +252,25 @@ MUTANTS: Final = (
         (ModelHost, "process_names", _failed_process_list_is_empty),
         plans=_unheard_while_looks_fail,
     ),
-    _mutant("name lower-cased", "I2", (naming, "sandbox_name", _lower_cased)),
-    _mutant("release without a last look", "I5 I1", (Hands, "_release", _release_blindly)),
+    _mutant("name lower-cased", "I2", (names, "sandbox_name", _lower_cased)),
+    _mutant("release without a last look", "I5 I1", (RepairExecutor, "_release", _release_blindly)),
     _mutant(
         "end of a marked sandbox without a last look",
         "I5",
-        (Hands, "_end_marked", _end_blindly),
+        (RepairExecutor, "_end_marked", _end_blindly),
         plans=_spoken_to_while_marked,
     ),
-    _mutant("mark without a last look", "I5 I1 I4", (Hands, "_mark", _mark_blindly), plans=_spoken_to_while_looked_at),
-    _mutant("suspend without a last look", "I5", (Hands, "_suspend", _suspend_blindly), plans=_outdated_looks),
+    _mutant(
+        "mark without a last look",
+        "I5 I1 I4",
+        (RepairExecutor, "_mark", _mark_blindly),
+        plans=_spoken_to_while_looked_at,
+    ),
+    _mutant("suspend without a last look", "I5", (RepairExecutor, "_suspend", _suspend_blindly), plans=_outdated_looks),
     _mutant(
         "a suspend that ignores queued and starting",
         "I5",
-        (view, "LIVE", frozenset({ItemState.ACTIVE, ItemState.STOPPING})),
+        (world, "LIVE", frozenset({ItemState.ACTIVE, ItemState.STOPPING})),
     ),
     _mutant("a drain that claims past its deadline", "I7", (_Drain, "_may_claim", _claims_for_ever)),
 )

@@ -16,14 +16,14 @@ from unittest.mock import patch
 
 from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
-from shared import naming
+from shared import names
 from shared.claims import dispatcher as dispatcher_module
 from shared.claims.dispatcher import Dispatcher
 from shared.claims.wakeups import SingleFlight
 from shared.deadline import Deadline
-from shared.models import DrainReport, ItemEnd
 from shared.ports import SandboxSpec, SandboxStatus
 from shared.reconcile.reconciler import Reconciler
+from shared.reports import DrainReport, ItemEnd
 from shared.settings import Environment, Settings
 from tests.faults.explorer.plan import CHAOS, Plan, What
 from tests.faults.explorer.watch import Watch, WatchedHost, WatchedQueue
@@ -112,7 +112,7 @@ def prepared() -> Iterator[VirtualLoop]:
 
 @dataclass(slots=True, eq=False)
 class _Copy:
-    """One process of the bundle, as functions/bundle.py makes it; a crash ends it, the next wake-up starts another."""
+    """One process of the bundle, as functions/state.py makes it; a crash ends it, the next wake-up starts another."""
 
     world: _World
     index: int
@@ -224,9 +224,7 @@ class _World:
         self.environment: Environment = self.settings.environments[ENVIRONMENT]
         self.claude = Claude(loop, self.truth, lease=LEASE)
         self.sandboxes = Sandboxes(loop, self.truth, plan.manner, self._program, self._boot)
-        self.sessions = [
-            naming.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions
-        ]
+        self.sessions = [names.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions]
         names = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
         self.watch = Watch(self.settings, self.claude, self.sandboxes, self.truth, names)
         self.serving: dict[str, list[Process]] = {}

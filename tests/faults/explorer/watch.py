@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from shared import naming
+from shared import names
 from shared.claims.handover import attempt_prefix
 from shared.ports import (
     Absent,
@@ -44,7 +44,7 @@ class Watch:
 
     def session_of(self, box: Box) -> tuple[str | None, bool]:
         """The session, and whether the sandbox is marked for its end."""
-        gone = naming.parse_gone_name(box.name)
+        gone = names.parse_gone_name(box.name)
         proper = f"{self.settings.prefix}-{gone.environment_tag}-{gone.code}" if gone is not None else box.name
         return self.sessions.get(proper), gone is not None
 
@@ -82,7 +82,7 @@ class Watch:
         item = self.old_item(session_id)
         self.judge("I5", item is None, f"a sandbox is marked whose item lives: {box.id}, {item and item.state}")
         self.judge("I4", self._over(session_id, box), f"a sandbox is marked without a reason: {box.id}")
-        mark = naming.parse_gone_name(name)  # it tells when it was decided: a rename may take long to arrive
+        mark = names.parse_gone_name(name)  # it tells when it was decided: a rename may take long to arrive
         if mark is not None:
             self.marked[box.id] = mark.marked_at
 

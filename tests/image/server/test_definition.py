@@ -16,9 +16,9 @@ from image.server.definition import PYTHON, SERVER_USER, dockerfile, folder_name
 def test_the_bundle_runs_from_its_files_alone(tmp_path: Path) -> None:
     """Every module that a server imports, and what a hand-over reads, is among them."""
     stage(server_recipe(), tmp_path)
-    code = "import functions.app, shared.claims.dispatcher, shared.reconcile.reconciler, shared.races.race\n"
+    code = "import functions.asgi, shared.claims.dispatcher, shared.reconcile.reconciler, shared.races.race\n"
     code += "from image.session.archive import build_archive; assert build_archive()\n"
-    code += "print(functions.app.__file__)"
+    code += "print(functions.asgi.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "bundle", capture_output=True, text=True, timeout=60, check=True
     )

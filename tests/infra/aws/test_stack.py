@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from functions.aws_lambda import environ_of
-from functions.wakes import NotEnqueued, Wake, enqueue
+from functions.invocations import Invocation, NotEnqueued, enqueue
 from infra.aws import __main__ as command
 from infra.aws import package, plan
 from infra.aws.package import Built
@@ -113,7 +113,7 @@ def test_the_webhook_function_wakes_the_tick_function_and_waits_for_nobody(monke
         return really(self, operation, parameters)
 
     monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", remember)
-    asyncio.run(enqueue(variables("on-run-started")["ENQUEUE_TO"], Wake("drain", at=1.5)))
+    asyncio.run(enqueue(variables("on-run-started")["ENQUEUE_TO"], Invocation("drain", at=1.5)))
     (parameters,) = [parameters for operation, parameters in called if operation == "Invoke"]
     assert parameters["FunctionName"].endswith(":function:serverless-hands-poll-tick")
     assert parameters["InvocationType"] == "Event"
@@ -121,9 +121,11 @@ def test_the_webhook_function_wakes_the_tick_function_and_waits_for_nobody(monke
 
 
 def test_a_wake_up_that_aws_does_not_take_is_an_error_without_the_details(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("functions.wakes._invoke", lambda name, payload: (_ for _ in ()).throw(OSError("details")))
+    monkeypatch.setattr(
+        "functions.invocations._invoke", lambda name, payload: (_ for _ in ()).throw(OSError("details"))
+    )
     with pytest.raises(NotEnqueued) as caught:
-        asyncio.run(enqueue("aws-lambda:nobody", Wake("drain")))
+        asyncio.run(enqueue("aws-lambda:nobody", Invocation("drain")))
     assert str(caught.value) == "OSError"
 
 
@@ -275,7 +277,7 @@ def test_a_deletion_that_fails_or_never_begins_is_said() -> None:
 def test_removing_needs_a_region_and_the_stacks_name_and_no_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("infra.operator.environ.CHECKOUT", tmp_path)
+    monkeypatch.setattr("infra.cli.environ.CHECKOUT", tmp_path)
     (tmp_path / ".env").write_text("AWS_STACK=mine\n", encoding="utf-8")
     assert deploy(AWS_STACK="mine") == 0
     assert command.main(["undeploy"], {"AWS_REGION": REGION, "DRY_RUN": "1"}) == 0

@@ -12,7 +12,7 @@ from cfnlint import api, decode
 from cfnlint.config import ManualArgs
 
 from functions import aws_lambda
-from functions.wakes import Wake
+from functions.invocations import Invocation
 from infra.aws.stack import TEMPLATE
 from shared.settings import Settings
 
@@ -137,7 +137,7 @@ def test_a_tick_and_a_drain_fit_into_the_functions_time(resources: Mapping[str, 
 def test_the_schedule_sends_a_tick_and_keeps_what_it_could_not_deliver(resources: Mapping[str, Any]) -> None:
     schedule = resources["Schedule"]["Properties"]
     target = schedule["Target"]
-    assert Wake.read(json.loads(target["Input"])) == Wake("tick")
+    assert Invocation.read(json.loads(target["Input"])) == Invocation("tick")
     assert target["Arn"] == {"Fn::GetAtt": ["TickFunction", "Arn"]}
     assert target["DeadLetterConfig"]["Arn"] == {"Fn::GetAtt": ["DeadLetters", "Arn"]}
     assert target["RetryPolicy"]["MaximumRetryAttempts"] > 0

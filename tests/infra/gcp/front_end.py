@@ -1,6 +1,6 @@
 """Cloud Run's front end, as far as IAM goes: who shows no valid identity is turned away, what passes is handed on.
 
-The signature is taken off what was checked (functions/platform_identity.py). A stand-in: it was written after what is
+The signature is taken off what was checked (functions/cloud_run_iam.py). A stand-in: it was written after what is
 documented, not measured against Google.
 """
 

@@ -84,7 +84,7 @@ def test_a_first_deployment_makes_everything_and_says_what_comes_next(first: Fir
         assert "--allow-unauthenticated" in services[public]["argv"]
     for name, call in services.items():
         files = call["files"]["--source"]
-        assert {"main.py", "requirements.txt", "functions/main.py", "image/session/worker/entry.py"} <= set(files)
+        assert {"main.py", "requirements.txt", "functions/main.py", "image/session/worker/lock.py"} <= set(files)
         assert flags(call["argv"])["--function"] == name.removeprefix("hands-").replace("-", "_")
     assert "https://hands-on-run-started-123456.europe-west1.run.app" in first.said
     assert "ANTHROPIC_WEBHOOK_SIGNING_KEY" in first.said

@@ -17,7 +17,7 @@ from typing import IO
 import httpx2
 import pytest
 
-from infra.local import handshake
+from infra.local import discovery
 from infra.local.platform import Options, Platform
 from infra.local.process import ServiceStartError
 from shared.settings import Settings
@@ -202,9 +202,9 @@ def children_of(parent: int, *words: str) -> list[int]:
 def test_up_says_where_it_is_and_ctrl_c_ends_everything_with_a_calm_line(checkout: Path) -> None:
     with up(checkout) as command:
         assert command.started()
-        file = handshake.default_file(checkout)
+        file = discovery.default_file(checkout)
         assert file.stat().st_mode & 0o777 == 0o600
-        variables = handshake.read_if_running(file)
+        variables = discovery.read_if_running(file)
         assert variables is not None
         claude, tensorlake = command.url("Claude Managed Agents side"), command.url("Tensorlake sandboxes side")
         assert (variables["ANTHROPIC_BASE_URL"], variables["TENSORLAKE_API_URL"]) == (claude, tensorlake)
@@ -230,15 +230,15 @@ def test_a_killed_up_takes_its_services_with_it_and_its_file_counts_for_nothing(
         assert len(services) == 2
         command.end(signal.SIGKILL)
         assert eventually(lambda: not [pid for pid in services if Path(f"/proc/{pid}").exists()])
-    assert handshake.find_running(checkout) is None
+    assert discovery.find_running(checkout) is None
 
 
 def test_two_copies_run_side_by_side_each_with_its_file(checkout: Path) -> None:
     with up(checkout) as first, up(checkout) as second:
         assert first.started() and second.started()
-        folder = handshake.default_file(checkout).parent
+        folder = discovery.default_file(checkout).parent
         assert sorted(path.name for path in folder.iterdir()) == ["offline-2.env", "offline.env"]
-        both = [handshake.read_if_running(path) for path in folder.iterdir()]
+        both = [discovery.read_if_running(path) for path in folder.iterdir()]
         assert len({(found or {}).get("ANTHROPIC_BASE_URL") for found in both}) == 2
         assert sum("HANDS_OFFLINE_ENV=.hands/offline-2.env" in command.text for command in (first, second)) == 1
         assert first.end()[0] == second.end()[0] == 0
@@ -267,7 +267,7 @@ def test_a_service_that_dies_ends_up_with_an_error(checkout: Path) -> None:
 
 def test_the_demo_shows_a_session_from_start_to_end_and_leaves_nothing(checkout: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "infra.local.demo"],
+        [sys.executable, "-m", "infra.cli.demos.session"],
         cwd=checkout,
         env={**os.environ, "ANTHROPIC_API_KEY": "sk-ant-not-used", "ENVIRONMENTS_FILE": "/nowhere", "NO_COLOR": "1"},
         capture_output=True,

@@ -13,9 +13,10 @@ import pytest
 
 from image.server import definition
 from image.server.code import source_files
+from infra.cli import webhook_sandbox
+from infra.cli.environ import Loaded
 from infra.local.platform import Options, Platform
-from infra.operator.environ import Loaded
-from infra.sandbox import commands, plan, server
+from infra.sandbox import plan, server
 from infra.sandbox.account import Account
 from infra.sandbox.look import Look, look
 from infra.sandbox.plan import PROCESS, plan_from
@@ -35,7 +36,7 @@ class Stage:
     def up(self, **extra: str) -> Look:
         """`make webhook-sandbox`, then a look. A server that an earlier test left there is attached to."""
         loaded = self.loaded(**extra)
-        assert commands.up(loaded) == 0
+        assert webhook_sandbox.up(loaded) == 0
         return self.look(loaded)
 
     def look(self, loaded: Loaded | None = None) -> Look:
@@ -101,9 +102,9 @@ def platform() -> Iterator[Platform]:
         patch.setattr(definition, "source_files", lambda: files)
         patch.setattr(server, "_CHECK", LOOKS)
         stage = Stage(platform)
-        assert commands.build(stage.loaded()) == 0
+        assert webhook_sandbox.build(stage.loaded()) == 0
         yield platform
-        assert commands.remove(stage.loaded()) == 0
+        assert webhook_sandbox.remove(stage.loaded()) == 0
 
 
 @pytest.fixture

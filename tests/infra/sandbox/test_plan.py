@@ -29,7 +29,7 @@ ELSEWHERE = {
 
 @pytest.fixture(autouse=True)
 def one_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "source_files", lambda: {"functions/app.py": b""})
+    monkeypatch.setattr(plan, "source_files", lambda: {"functions/asgi.py": b""})
 
 
 def test_the_server_is_told_what_settings_read_and_nothing_else() -> None:
@@ -92,7 +92,7 @@ def test_every_setting_key_port_and_file_has_its_own_process_name(monkeypatch: p
         {"IDLE_GRACE_SECONDS": "31"},
     ]
     names = [plan_from({**REAL, **change}).process(5051) for change in changes]
-    monkeypatch.setattr(plan, "source_files", lambda: {"functions/app.py": b"pass"})
+    monkeypatch.setattr(plan, "source_files", lambda: {"functions/asgi.py": b"pass"})
     names += [plan_from(REAL).process(port) for port in (5051, 5052)]
     assert len(set(names)) == len(names)
     assert plan_from(REAL).process(1) == plan_from({**REAL, **ELSEWHERE}).process(

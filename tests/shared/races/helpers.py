@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared import naming
+from shared import names
 from shared.races.events import OnEvent
-from shared.races.models import BranchReport, RaceReport, RaceRequest
 from shared.races.race import run_race
+from shared.races.request import BranchReport, RaceReport, RaceRequest
 from shared.settings import Settings
 from tests.support.fake_host import FakeHost
 from tests.support.virtual_time import run_virtual
@@ -24,7 +24,7 @@ ENVIRON: Final = {
 }
 SETTINGS: Final = Settings.from_environ(ENVIRON)
 ENVIRONMENT: Final = SETTINGS.environments["env_1"]
-SOURCE: Final = naming.sandbox_name(SETTINGS.prefix, "env_1", SESSION)
+SOURCE: Final = names.sandbox_name(SETTINGS.prefix, "env_1", SESSION)
 
 
 def asked(**fields: Any) -> RaceRequest:

@@ -12,14 +12,15 @@ from typing import Final
 
 import pytest
 
-from shared.races import artifact_program, artifacts
-from shared.races.artifact_program import matches
-from shared.races.commands import NotRun, Shell
-from shared.races.models import Artifact
+from image.session.programs import pack_artifacts
+from image.session.programs.pack_artifacts import matches
+from shared.races import artifacts
+from shared.races.request import Artifact
+from shared.races.shell import NotRun, SandboxShell
 from tests.support.fake_host import FakeHost
 
 
-class Here(Shell):
+class Here(SandboxShell):
     """A shell whose sandbox is a folder of this machine."""
 
     async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> str | NotRun:
@@ -103,11 +104,11 @@ def test_many_files_are_cut_off_and_it_is_said(tmp_path: Path) -> None:
 def test_long_answers_are_cut_into_lines(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(os.urandom(100_000))
     args = ('["*"]', "200000", "5")
-    program = Path(artifact_program.__file__).read_text(encoding="utf-8")
+    program = Path(pack_artifacts.__file__).read_text(encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program, *args], cwd=tmp_path, capture_output=True, check=True, text=True
     )
-    assert max(map(len, done.stdout.splitlines())) == artifact_program.LINE
+    assert max(map(len, done.stdout.splitlines())) == pack_artifacts.LINE
     assert base64.b64decode(collected(tmp_path, "*", budget=200_000)[0][0].base64 or "")
 
 
@@ -115,7 +116,7 @@ def test_long_answers_are_cut_into_lines(tmp_path: Path) -> None:
     "printed", ["", "[]", '{"files": [[1]], "more": 1}', '{"files": [["a", "b", 1, 2]], "more": 1}']
 )
 def test_an_answer_that_makes_no_sense_costs_the_artifacts_alone(printed: str) -> None:
-    class Odd(Shell):
+    class Odd(SandboxShell):
         async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> str | NotRun:
             return printed
 

@@ -16,12 +16,12 @@ import pytest
 
 from shared.errors import SettingsError
 from shared.ports import CommandOutput
-from shared.races import patterns, plugins
+from shared.races import plugins, safe_regex
 from shared.races.errors import BadRace
-from shared.races.models import RaceReport
 from shared.races.numbers import NoScore, from_json, whole
 from shared.races.plugins import JudgeContext, JudgeFailed
 from shared.races.race import run_race
+from shared.races.request import RaceReport
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run
 from tests.support.fake_host import Call, FakeHost
@@ -63,40 +63,40 @@ def test_a_group_is_one_finite_number_and_nothing_else(text: str) -> None:
         whole(text)
 
 
-def search(pattern: str, text: str, group: int | str | None = None) -> patterns.Found:
-    return asyncio.run(patterns.search(pattern, text, group))
+def search(pattern: str, text: str, group: int | str | None = None) -> safe_regex.Found:
+    return asyncio.run(safe_regex.search(pattern, text, group))
 
 
 def test_the_last_match_counts_and_its_group_is_the_score() -> None:
     text = "epoch 1 loss=0.9\nepoch 2 loss=0.4\nthe end\n"
-    assert search(r"^epoch \d loss=(\S+)$", text) == patterns.Found(matched=True, text="0.4")
-    assert search(r"^epoch (\d) loss=(?P<loss>\S+)$", text, "loss") == patterns.Found(matched=True, text="0.4")
-    assert search("end$", text) == patterns.Found(matched=True)
-    assert search("[0-9.]+", text, 0) == patterns.Found(matched=True, text="0.4")
-    assert search("failed", text) == patterns.Found(matched=False)
+    assert search(r"^epoch \d loss=(\S+)$", text) == safe_regex.Found(matched=True, text="0.4")
+    assert search(r"^epoch (\d) loss=(?P<loss>\S+)$", text, "loss") == safe_regex.Found(matched=True, text="0.4")
+    assert search("end$", text) == safe_regex.Found(matched=True)
+    assert search("[0-9.]+", text, 0) == safe_regex.Found(matched=True, text="0.4")
+    assert search("failed", text) == safe_regex.Found(matched=False)
 
 
 def test_a_pattern_that_would_never_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patterns, "_PROGRAM", patterns._PROGRAM.replace("(2, 2)", "(1, 1)"))
-    with pytest.raises(patterns.NotSearched, match="too long"):
+    monkeypatch.setattr(safe_regex, "_PROGRAM", safe_regex._PROGRAM.replace("(2, 2)", "(1, 1)"))
+    with pytest.raises(safe_regex.NotSearched, match="too long"):
         search(r"(a+)+$", "a" * 60 + "b")
 
 
 def test_a_search_that_is_given_up_leaves_no_process() -> None:
     async def main() -> list[str]:
-        task = asyncio.create_task(patterns.search(r"(a+)+$", "a" * 60 + "b", None))
-        while children() == before:
+        task = asyncio.create_task(safe_regex.search(r"(a+)+$", "a" * 60 + "b", None))
+        while resources() == before:
             await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.wait({task})
         assert task.cancelled()
-        return children()
+        return resources()
 
-    before = children()
+    before = resources()
     assert asyncio.run(main()) == before
 
 
-def children() -> list[str]:
+def resources() -> list[str]:
     """Processes of this one."""
     text = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text(encoding="ascii")
     return text.split()
@@ -225,7 +225,7 @@ def test_a_plug_in_that_fails_is_its_branchs_failure(function: str, reason: str,
     async def read(self: object, sandbox_id: str, path: str, limit: int) -> str:
         return "the file is not there"
 
-    monkeypatch.setattr("shared.races.commands.Shell.read", read)
+    monkeypatch.setattr("shared.races.shell.SandboxShell.read", read)
     report = judged_by(function, timeout=7)
     assert report.winner is None
     assert {(branch.status, branch.reason) for branch in report.branches} == {("failed", reason)}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.naming import LONGEST_NAME, BadName, environment_tag, parse_sandbox_name, sandbox_name
+from shared.names import LONGEST_NAME, BadName, environment_tag, parse_sandbox_name, sandbox_name
 from shared.races.naming import (
     kept_snapshot_name,
     new_race_id,

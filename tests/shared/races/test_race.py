@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from shared.egress import EgressPolicy
 from shared.ports import CommandOutput, SandboxStatus
 from shared.races import errors
-from shared.races.models import BranchReport
 from shared.races.naming import parse_race_name
 from shared.races.race import IDENTITY_FILE
-from shared.races.ranking import winner
+from shared.races.request import BranchReport
+from shared.races.scores import winner
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run
 from tests.support.fake_host import Call, FakeHost
 
@@ -265,9 +265,9 @@ def test_programs_run_as_the_agents_user_in_the_working_directory() -> None:
 def test_a_setup_runs_once_in_a_base_that_is_gone_before_the_branches_begin() -> None:
     host = FakeHost()
     report = run(host, asked(source={"image": "agent-cli"}, setup="pip install .", n=3, command=["try"]))
-    base, *children = host.specs
+    base, *resources = host.specs
     assert (base.image, base.snapshot_id) == ("agent-cli", None)
-    assert {(spec.image, spec.snapshot_id) for spec in children} == {(None, report.checkpoint)}
+    assert {(spec.image, spec.snapshot_id) for spec in resources} == {(None, report.checkpoint)}
     assert [call.argv[:2] for call in host.calls].count(("sh", "-c")) == 1
     assert host.most_alive == 3
     assert host.alive() == []

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from functions.fork_best_of_n import agent_pace, in_time
-from image.session.worker.fork_tool import LONGEST_RACE, LONGEST_RACE_TO_PROMOTE
-from image.session.worker.forking import TOOL_SECONDS
+from functions.fork_best_of_n import agent_timeouts, in_time
+from image.session.worker.fork_tool import TOOL_SECONDS
+from image.session.worker.fork_tool_schema import LONGEST_RACE, LONGEST_RACE_TO_PROMOTE
 from shared.ports import (
     Absent,
     CommandOutput,
@@ -29,9 +29,9 @@ from shared.ports import (
     SandboxStatus,
 )
 from shared.races.errors import RaceError
-from shared.races.models import RaceReport
-from shared.races.promotion import WorkspacePromotion
 from shared.races.race import run_race
+from shared.races.request import RaceReport
+from shared.races.workspace_promotion import WorkspacePromotion
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, race, run
 from tests.support.fake_host import Bug, Call, FakeHost, Fault, Method
 from tests.support.virtual_time import run_virtual
@@ -135,7 +135,7 @@ def check_only_what_was_promoted_is_kept(host: FakeHost, report: RaceReport) -> 
 def test_a_failing_call_costs_no_more_than_the_promotion(
     way: dict[str, Any], method: Method, fault: Fault, n: int, ever: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.races.podium.promote_workspace", quickly)
+    monkeypatch.setattr("shared.races.leader.promote_workspace", quickly)
     host = FakeHost(program=unlike, meet=Once(method, fault, n, ever=ever))
     report = a_race(host, **way)
     if report is None:
@@ -165,7 +165,7 @@ def test_whatever_fails_in_a_race_with_a_promotion_nothing_is_lost(
     cancel_after: float | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("shared.races.podium.promote_workspace", quickly)
+    monkeypatch.setattr("shared.races.leader.promote_workspace", quickly)
     methods: frozenset[Method] = frozenset({"create", "run", "write", "rename"})
     host = FakeHost(program=unlike, meet=Chance(seed, probability, methods), latency=latency, quota=quota)
     report = a_race(host, **way, accept=accept, cancel_after=cancel_after)
@@ -343,7 +343,7 @@ def test_an_agents_race_is_over_before_its_tool_call_is(
         await asyncio.sleep(10_000)
         raise AssertionError("was waited for")
 
-    monkeypatch.setattr("shared.races.podium.promote_workspace", never)
+    monkeypatch.setattr("shared.races.leader.promote_workspace", never)
     host = Hanging((method, "terminate", "delete_snapshot"), 60)
     host.add(SOURCE)
     branches = [{"name": "quick", "command": ["try"]}, {"name": "slow", "command": ["try"], "env": {"SLOW": "1"}}]
@@ -357,7 +357,7 @@ def test_an_agents_race_is_over_before_its_tool_call_is(
 
     async def main(clock: Callable[[], float]) -> RaceReport:
         return await run_race(
-            request, host=host, settings=SETTINGS, environment=ENVIRONMENT, pace=agent_pace(45), clock=clock
+            request, host=host, settings=SETTINGS, environment=ENVIRONMENT, timeouts=agent_timeouts(45), clock=clock
         )
 
     report = run_virtual(main)

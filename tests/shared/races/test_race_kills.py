@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import pytest
 
-from shared import naming
 from shared.claims.handover import WORKER_NAMES
+from shared.names import environment_tag
 from shared.ports import Absent, Created, Doubtful, ItemState, SandboxSpec
 from shared.races.errors import SourceNotReady
-from shared.races.models import RaceRequest
 from shared.races.naming import parse_kept_snapshot_name, parse_race_name
 from shared.races.race import run_race
+from shared.races.request import RaceRequest
 from shared.reconcile.report import Act
 from tests.faults.test_reconciler import acts, everything, reconcile
 from tests.support.world import IMAGE, ROOT, Place, World, running, until
@@ -44,7 +44,7 @@ POINTS: Final[tuple[tuple[str, str, int, dict[str, Any]], ...]] = (
 def of_this_place(place: Place) -> tuple[list[str], list[str]]:
     """Names of the sandboxes and ids of the snapshots that were not ended."""
     state = place.world.tensorlake_admin.call("GET", "state")
-    prefix = f"{place.settings.prefix}-{naming.environment_tag(place.environment_id)}-"
+    prefix = f"{place.settings.prefix}-{environment_tag(place.environment_id)}-"
     ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix)}
     left = [row["id"] for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
     return [box["name"] for box in everything(place)], left
@@ -101,7 +101,7 @@ async def file_in_the_source(place: Place) -> object:
 def test_what_was_kept_before_its_race_was_killed_stays_and_nothing_else_does(world: World) -> None:
     """The two moments in which nobody was told the id of what stays (shared/races/README.md)."""
     places = [with_a_source(world.place(**PATIENT)) for _ in range(2)]
-    name = f"kill-{naming.environment_tag(places[1].environment_id)}"
+    name = f"kill-{environment_tag(places[1].environment_id)}"
     ways: list[dict[str, Any]] = [{"promote": "snapshot"}, {"promote": "keep", "keep": {"name": name}}]
     races = [dying(place, "after", "rename", 1, way) for place, way in zip(places, ways, strict=True)]
     try:

@@ -12,14 +12,14 @@ from typing import Any, Final
 import pytest
 
 from image.session.claim import STATE_DIRECTORY
-from shared import naming
+from shared import names
+from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.egress import EgressPolicy
 from shared.ports import CommandOutput, Created, SandboxHost, SandboxRecord, SandboxSpec
 from shared.races.errors import SourceNotReady, SourceUnknown
 from shared.races.events import BranchDecided, Event, OnEvent, PhaseBegan
-from shared.races.models import BranchReport, RaceReport, RaceRequest
 from shared.races.race import run_race
-from shared.tensorlake_host import TensorlakeHost
+from shared.races.request import BranchReport, RaceReport, RaceRequest
 from tests.support.world import IMAGE, Place
 
 SESSION: Final = "sesn_0123456789AbCdEf"
@@ -57,7 +57,7 @@ class Stage:
         """Of this environment only the session's sandbox, and no snapshot of it or of a race's sandbox."""
         assert [box["id"] for box in self.place.sandboxes()] == [self.source]
         state = self.place.world.tensorlake_admin.call("GET", "state")
-        prefix = f"{self.place.settings.prefix}-{naming.environment_tag(self.place.environment_id)}-"
+        prefix = f"{self.place.settings.prefix}-{names.environment_tag(self.place.environment_id)}-"
         ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix)}
         assert not [row for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
 
@@ -65,9 +65,11 @@ class Stage:
 @asynccontextmanager
 async def staged(place: Place, egress: EgressPolicy | None = None) -> AsyncIterator[Stage]:
     settings = place.settings
-    host = TensorlakeHost(api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=BIND_SECONDS)
+    host = TensorlakeSandboxes(
+        api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=BIND_SECONDS
+    )
     try:
-        name = naming.sandbox_name(settings.prefix, place.environment_id, SESSION)
+        name = names.sandbox_name(settings.prefix, place.environment_id, SESSION)
         made = await host.create(SandboxSpec(name=name, image=IMAGE, egress=egress or place.environment.egress))
         assert isinstance(made, Created), made
         yield Stage(place, host, made.sandbox.id)
@@ -480,7 +482,7 @@ def test_a_sleeping_source_is_woken_with_its_files(place: Place) -> None:
 
 def test_a_sandbox_that_failed_to_start_is_made_again(place: Place) -> None:
     async def test(stage: Stage) -> None:
-        tag = naming.environment_tag(place.environment_id)
+        tag = names.environment_tag(place.environment_id)
         admin = place.world.tensorlake_admin
         admin.call("PATCH", "settings", {"start_faults": [{"outcome": "failed", "name_pattern": f"-{tag}-r"}]})
         try:

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 from image.session import claim as wire
 from image.session.claim import Claim, Exit, Notice, Word
-from image.session.worker.desk import Desk, Reply
+from image.session.worker.claim_registry import ClaimRegistry, Reply
 from image.session.worker.ending import Ended
 from image.session.worker.lease import Lease, Verdict
 from shared.ports import SandboxStatus
@@ -88,7 +88,7 @@ class _Worker:
     nudged: asyncio.Event = field(default_factory=asyncio.Event)
     over: Verdict | None = None  # of the lease, while serving
     line: Line = field(init=False)
-    desk: Desk = field(init=False)
+    desk: ClaimRegistry = field(init=False)
     chance: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class _Worker:
         if self.around.rules.lock:
             await self._enter()
         await self._at("locked")
-        self.desk = Desk(self.claim, on_claim=lambda newer: self.nudged.set(), clock=self.around.loop.time)
+        self.desk = ClaimRegistry(self.claim, on_claim=lambda newer: self.nudged.set(), clock=self.around.loop.time)
         if self.around.rules.lock:
             box.desk = self.desk
         try:
@@ -163,7 +163,7 @@ class _Worker:
             if self.process.stop_asked.is_set():
                 raise Ended(Exit.STOPPED, "asked to")
             await self.process.sleep(0.005)
-            desk: Desk | None = box.desk
+            desk: ClaimRegistry | None = box.desk
             reply = desk.offer(self.claim) if desk is not None else None
             await self.process.sleep(0.005)
             match reply:

@@ -1,0 +1,165 @@
+"""The two requests that a worker makes before its SDK is loaded, on the standard library alone."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import select
+import socket
+import ssl
+import threading
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+LIMIT: Final = 5.0  # seconds for one request and its answer
+_LONGEST_ANSWER: Final = 1 << 20  # bytes
+_HEADERS: Final = {
+    "anthropic-version": "2026-10-21",
+    "anthropic-beta": "managed-agents-2026-04-01",
+    "accept": "application/json",
+    "content-type": "application/json",
+    "user-agent": "serverless-hands-worker",
+    "x-stainless-helper": "environments-worker",
+}
+
+
+class Unanswered(Exception):
+    """No complete answer: the request may or may not have had its effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: bytes
+
+
+def proxy_for(url: str) -> str | None:
+    """The environment's proxy for a URL, None where it is reached directly."""
+    parts = urlsplit(url)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return None
+    proxies = urllib.request.getproxies_environment()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    return proxy
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    host: str
+    port: int | None
+    credentials: str | None  # user and password, in base64
+
+
+def _proxy(url: str) -> _Proxy | None:
+    address = proxy_for(url)
+    if address is None:
+        return None
+    parts = urlsplit(address)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ValueError("the proxy is not an http:// address")
+    if parts.username is None:
+        return _Proxy(parts.hostname, parts.port, None)
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return _Proxy(parts.hostname, parts.port, b64encode(pair.encode()).decode())
+
+
+class WorkItemClient:
+    """Calls on one work item. Used by one thread at a time; keeps its connection between calls."""
+
+    def __init__(self, base_url: str, environment_id: str, work_id: str) -> None:
+        """Raises ValueError for an address or a proxy that cannot be used."""
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the base URL is not an http or https address")
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname
+        self._port = parts.port
+        self._context = ssl.create_default_context() if self._secure else None
+        self._proxy = _proxy(base_url)
+        item = f"/v1/environments/{quote(environment_id, safe='')}/work/{quote(work_id, safe='')}"
+        self._path = parts.path.rstrip("/") + item
+        if self._proxy is not None and not self._secure:
+            self._path = f"http://{parts.netloc}{self._path}"
+        self._connection: http.client.HTTPConnection | None = None
+
+    def heartbeat(self, expected: str, token: str) -> Answer:
+        """Raises Unanswered."""
+        return self._post(f"/heartbeat?{urlencode({'expected_last_heartbeat': expected})}", b"", token)
+
+    def force_stop(self, token: str) -> Answer:
+        """Raises Unanswered."""
+        return self._post("/stop", json.dumps({"force": True}).encode(), token)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _post(self, path: str, body: bytes, token: str) -> Answer:
+        headers = {**_HEADERS, "authorization": f"Bearer {token}", **self._proxy_authorization(plain=True)}
+        try:
+            if self._connection is not None and _hung_up(self._connection):
+                self.close()
+            connection = self._connection = self._connection or self._connect()
+            with _cut_after(LIMIT, connection):
+                connection.request("POST", self._path + path, body=body, headers=headers)
+                response = connection.getresponse()
+                answer = Answer(response.status, response.read(_LONGEST_ANSWER))
+                if response.length:  # the rest of it, which no error tells of
+                    raise http.client.IncompleteRead(answer.body, response.length)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Unanswered(type(error).__name__) from None
+        if response.will_close or not response.isclosed():
+            self.close()
+        return answer
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._host, self._port
+        if self._proxy is not None:
+            host, port = self._proxy.host, self._proxy.port
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=LIMIT, context=self._context)
+            if self._secure
+            else http.client.HTTPConnection(host, port, timeout=LIMIT)
+        )
+        if self._proxy is not None and self._secure:
+            connection.set_tunnel(self._host, self._port, headers=self._proxy_authorization(plain=False))
+        return connection
+
+    def _proxy_authorization(self, *, plain: bool) -> dict[str, str]:
+        """A proxy's user and password: with each request over plain HTTP, with the tunnel's opening else."""
+        if self._proxy is None or self._proxy.credentials is None or plain is self._secure:
+            return {}
+        return {"proxy-authorization": f"Basic {self._proxy.credentials}"}
+
+
+def _hung_up(connection: http.client.HTTPConnection) -> bool:
+    """An idle connection with something to read has been closed by the server. Asked before each use, since a
+    request on it would go out and leave in doubt whether it arrived."""
+    return connection.sock is None or bool(select.select([connection.sock], [], [], 0)[0])
+
+
+@contextlib.contextmanager
+def _cut_after(seconds: float, connection: http.client.HTTPConnection) -> Iterator[None]:
+    """A socket's own time-out starts again with each byte; this one does not."""
+
+    def cut() -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            # The plain socket's method: the one of a TLS socket takes its layers apart under the reader's feet.
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,105 @@
+"""The work item is served by Anthropic's own EnvironmentWorker, unmodified; this module starts it and reads off how
+it ended, which its return does not say (contract claude 4.4)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+import anyio
+import httpx2
+from anthropic import DEFAULT_CONNECTION_LIMITS, AsyncAnthropic, DefaultAsyncHttpxClient
+from anthropic.lib.environments import EnvironmentWorker
+
+from image.session.claim import Claim, Exit
+from image.session.worker.credentials import token_of
+from image.session.worker.ending import Ended
+from image.session.worker.fork_tool import with_fork
+from image.session.worker.http_client import proxy_for
+from image.session.worker.lease import Lease, Verdict
+from image.session.worker.lease_transport import LeaseTransport
+from image.session.worker.memory_stores import set_aside
+from image.session.worker.shutdown import Shutdown
+
+# Seconds. The SDK's own read time-out of ten minutes, three times over, outlives every lease (trap T22).
+_TIMEOUT: Final = httpx2.Timeout(30.0, connect=5.0)
+_RETRIES: Final = 2
+
+log = logging.getLogger(__name__)
+
+
+def serve(claim: Claim, secret: str, lease: Lease, stop: Shutdown) -> Ended:
+    """Serves until the session is idle, the lease is gone, or somebody asks to stop. The event loop is left as it
+    is: the process ends right after, and closing the loop could wait for threads."""
+    return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, stop))
+
+
+async def _serve(claim: Claim, secret: str, lease: Lease, stop: Shutdown) -> Ended:
+    transport = LeaseTransport(
+        httpx2.AsyncHTTPTransport(limits=DEFAULT_CONNECTION_LIMITS, proxy=proxy_for(claim.base_url)),
+        lease,
+        environment_id=claim.environment_id,
+        work_id=claim.work_id,
+        session_id=claim.session_id,
+        on_session=lambda body: _make_room(body, claim.workdir),
+    )
+    client = AsyncAnthropic(
+        auth_token=token_of(secret),
+        base_url=claim.base_url,
+        http_client=DefaultAsyncHttpxClient(transport=transport),
+        timeout=_TIMEOUT,
+        max_retries=_RETRIES,
+    )
+    tools = with_fork(claim.fork_url, claim.capability_token)
+    worker = EnvironmentWorker(client, tools=tools, workdir=claim.workdir, max_idle=claim.max_idle)
+    loop = asyncio.get_running_loop()
+    # A scope, not the task, is cancelled: that respects what the SDK shields, the tool in flight before all.
+    with anyio.CancelScope() as scope:
+        stop.on_request(lambda: loop.call_soon_threadsafe(scope.cancel))
+        try:
+            await worker.handle_item(
+                work_id=claim.work_id,
+                environment_id=claim.environment_id,
+                session_id=claim.session_id,
+                work_secret=secret,
+            )
+        except Exception as error:
+            causes = _causes(error)
+            log.exception("serving.failed")
+            return _end(transport, stop, causes)
+    return _end(transport, stop, None)
+
+
+def _end(transport: LeaseTransport, stop: Shutdown, failure: str | None) -> Ended:
+    """How it ended, by what weighs most: who has the item now, then who asked to stop, then what went wrong."""
+    match transport.verdict:
+        case Verdict.LOST:
+            return Ended(Exit.LEASE_LOST, "a heartbeat met another state of the item")
+        case Verdict.STOPPED if not (stop.reason or failure):
+            return Ended(Exit.STOPPED, "the item was stopped")
+        case Verdict.REFUSED:
+            return Ended(Exit.REFUSED, "the service refuses the work item's credential")
+    if stop.reason is not None:
+        return Ended(*stop.reason)
+    if failure is not None:
+        return Ended(Exit.FAILED, failure)
+    if transport.rejected is not None:
+        return Ended(Exit.FAILED, f"a heartbeat was answered {transport.rejected}")
+    if transport.refused is not None:
+        return Ended(Exit.REFUSED, f"the session's events answered {transport.refused}")
+    if not transport.stop_sent:
+        # The SDK leaves an item alone only if it takes its lease for lost: here, after a whole TTL unanswered.
+        return Ended(Exit.LEASE_LOST, "no heartbeat was answered for a whole lease")
+    return Ended(Exit.SERVED)
+
+
+def _make_room(session: bytes, workdir: str) -> None:
+    set_aside(session, workdir)
+
+
+def _causes(error: BaseException) -> str:
+    """The failures inside an exception group, whose own text says nothing."""
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_causes(inner) for inner in error.exceptions)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,101 @@
+"""`make demo-sandbox`: the functions in a sandbox that sleeps, wakes for a webhook, serves a session and sleeps again.
+
+Everything is on this machine and ends with it. Exit code 0 only when all of that was seen to happen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import io
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from infra.cli import webhook_sandbox
+from infra.cli.demos.session import show
+from infra.cli.environ import Loaded
+from infra.cli.session.follow import FeedBroken, FeedRefused
+from infra.local.admin_client import AdminError
+from infra.local.platform import Isolation, Options, Platform
+from infra.local.process import ServiceStartError
+
+IDLE_SECONDS: Final = 5
+_LONGEST_SLEEPLESS: Final = 60.0
+
+
+class NotShown(Exception):
+    """Something that should have been seen was not. The text says what."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.cli.demos.sandbox")
+    parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
+    isolation: Isolation = parser.parse_args(argv).isolation
+    threading.Thread(target=__import__, args=("anthropic",), daemon=True).start()
+    try:
+        with Platform(Options(isolation=isolation)) as platform:
+            shown = _play(platform)
+    except KeyboardInterrupt:
+        print("\nStopped; nothing is left running.", file=sys.stderr)
+        return 130
+    except (NotShown, ServiceStartError, AdminError, FeedBroken, FeedRefused) as error:
+        print(f"✗ {error}", file=sys.stderr)
+        return 1
+    print(f"{shown} Everything that was started has ended.")
+    return 0
+
+
+def _play(platform: Platform) -> str:
+    server = {"WEBHOOK_SANDBOX_TIMEOUT_SECONDS": str(IDLE_SECONDS)}
+    loaded = Loaded({**platform.environ, **server}, Path("offline.env"))
+    print("Offline, on this machine only. The brain is a script, not a model.", flush=True)
+    for command in (webhook_sandbox.build, webhook_sandbox.up):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):  # notes for who runs a server for longer than a demo
+            code = command(loaded)
+        if code:
+            raise NotShown(f"the server could not be brought up: {said.getvalue().strip()}")
+    name, born = str(_box(platform)["name"]), _server(platform)["pid"]
+    print(f"\nNobody calls. After {IDLE_SECONDS} s without a request it falls asleep ...", flush=True)
+    _until_asleep(platform)
+    print("It sleeps: its processes stand still. A session begins.\n", flush=True)
+    began = time.monotonic()
+    shown = asyncio.run(show(platform))
+    if shown is None:
+        raise NotShown("the session was not served as it should have been")
+    print("\nThe session is done; no request comes any more ...", flush=True)
+    _until_asleep(platform)
+    server_process = _server(platform)
+    if server_process["pid"] != born or server_process["managed"]["restart_count"]:
+        raise NotShown("the server did not live through its sleep: it was started anew")
+    print(f"It sleeps again, {time.monotonic() - began:.1f} s after the session began.")
+    return f"{shown} They were served by {name}, the same process before and after its sleep."
+
+
+def _until_asleep(platform: Platform) -> None:
+    end = time.monotonic() + _LONGEST_SLEEPLESS
+    while _box(platform)["status"] != "suspended":
+        if time.monotonic() > end:
+            raise NotShown(f"the server's sandbox is still awake after {_LONGEST_SLEEPLESS:g} s")
+        time.sleep(0.1)
+
+
+def _box(platform: Platform) -> Mapping[str, Any]:
+    """The server's sandbox as the platform sees it: a look that wakes nothing."""
+    boxes = platform.tensorlake.get("state")["sandboxes"]
+    (box,) = [each for each in boxes if "-server-" in (each["name"] or "")]
+    return dict(box)
+
+
+def _server(platform: Platform) -> Mapping[str, Any]:
+    (process,) = [each for each in _box(platform)["processes"] if each["managed"] and each["status"] == "running"]
+    return dict(process)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

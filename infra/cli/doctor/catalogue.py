@@ -1,0 +1,220 @@
+"""Every code that doctor may print. A code keeps its meaning for ever; one that is given up is never used again.
+
+The README's symptom table has a line for each, word for word (tests/infra/cli/doctor/test_catalogue.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """symptom: what is wrong, where something is. cause: why it is so, or why it matters. fix: what to do."""
+
+    symptom: str
+    cause: str
+    fix: str
+
+
+GROUPS: Final[Mapping[str, str]] = {
+    "0": "Doctor itself",
+    "1": "Settings",
+    "2": "Services",
+    "3": "Work queue",
+    "4": "Image",
+    "5": "Webhook",
+    "6": "Sandboxes",
+    "7": "Inside a sandbox",
+}
+"""By the first digit of a code."""
+
+CATALOGUE: Final[Mapping[str, Entry]] = {
+    "HANDS001": Entry(
+        "a check broke or ran out of time",
+        "a service is slow or down, or doctor has a bug",
+        "run it again; if it stays so, look at the other findings first",
+    ),
+    "HANDS002": Entry(
+        "something was not looked at",
+        "it needs what is missing, or was left out on request",
+        "set what the finding names and run doctor again",
+    ),
+    "HANDS100": Entry(
+        "nothing is configured",
+        "no keys are set and no offline platform runs here",
+        "`make up` in another terminal, or fill in `.env` and `.env.local`",
+    ),
+    "HANDS101": Entry(
+        "a setting is missing or malformed",
+        "no server starts with it",
+        "correct the variable that is named; the settings table says what it should be",
+    ),
+    "HANDS102": Entry(
+        "a key is in the wrong variable",
+        "keys were swapped or pasted twice; the wrong service would be sent a secret",
+        "put each key where it belongs, and replace one that a stranger has seen",
+    ),
+    "HANDS103": Entry(
+        "`TENSORLAKE_API_URL` is a trap",
+        "the SDK sends the key to the real cloud for every host that it does not know",
+        "leave it out, or use `http://127.0.0.1:...` or a host that begins with `api.`",
+    ),
+    "HANDS104": Entry(
+        "a variable leads the SDKs elsewhere",
+        "they read it from the environment behind the settings' back, proxies for this machine included",
+        "unset it, or set `NO_PROXY=127.0.0.1,localhost` beside a proxy",
+    ),
+    "HANDS105": Entry(
+        "no webhook signing key",
+        "webhooks are answered 503; `make poll` needs none",
+        "create the webhook in the Console and set `ANTHROPIC_WEBHOOK_SIGNING_KEY`",
+    ),
+    "HANDS106": Entry(
+        "`FUNCTIONS_TOKEN` is missing or short",
+        "without it `/poll_tick` and `/fork_best_of_n` are answered 503; a short one can be guessed",
+        "set it to a long random text, such as `openssl rand -hex 32` gives",
+    ),
+    "HANDS201": Entry(
+        "the Claude API does not answer, or refuses the environment key",
+        "no network, a revoked key, or a key of another service",
+        "generate a new key on the environment's page in the Console",
+    ),
+    "HANDS202": Entry(
+        "the environment cannot be served",
+        "it is not self-hosted, is archived, does not exist, or the key is another's",
+        "use id and key of one environment with hosting type Self-hosted",
+    ),
+    "HANDS203": Entry(
+        "Tensorlake does not answer, or refuses the key",
+        "no network, or a revoked key",
+        "create a key in the Tensorlake console: `TENSORLAKE_API_KEY`",
+    ),
+    "HANDS204": Entry(
+        "this machine's clock is off",
+        "webhooks older or newer than five minutes are refused, and ages of items are judged wrongly",
+        "switch time synchronisation on (`timedatectl set-ntp true`)",
+    ),
+    "HANDS205": Entry(
+        "the API key is refused",
+        "it is revoked or of another organisation; `make session` and `make agent` need it, servers do not",
+        "create one in the Console: `ANTHROPIC_API_KEY` in `.env.local`",
+    ),
+    "HANDS206": Entry(
+        "the agent of new sessions is not there",
+        "it was archived, or belongs to another workspace than the API key",
+        "`make agent`, and put the id that it prints into `.env.local`",
+    ),
+    "HANDS301": Entry(
+        "work waits and nobody takes it",
+        "no copy of the functions polls this environment",
+        "start `make serve` or `make poll`; behind a webhook look at its deliveries in the Console",
+    ),
+    "HANDS302": Entry(
+        "an item is stranded",
+        "it was acked and its worker never beat; its session waits for ever",
+        "`make tick`; what that reports as `needs_interrupt` is for `make repair`",
+    ),
+    "HANDS303": Entry(
+        "somebody else polls this queue",
+        "another worker host, or an old deployment, has this environment's key and takes its sessions; "
+        "one that takes and never beats shows as `HANDS302`",
+        "stop it, or revoke its key in the Console",
+    ),
+    "HANDS304": Entry(
+        "no schedule seems to tick",
+        "dropped webhooks and re-queued items are found by `poll_tick` alone",
+        "call `POST /poll_tick` once a minute, or run `make serve` or `make poll`",
+    ),
+    "HANDS401": Entry(
+        "the image is not registered",
+        "it was not built, or for another Tensorlake project",
+        "`make build` with the `TENSORLAKE_API_KEY` that the server uses",
+    ),
+    "HANDS402": Entry(
+        "the worker's SDK is not the locked one",
+        "the image was built from another version of this project",
+        "`make build`",
+    ),
+    "HANDS403": Entry(
+        "the image lacks this version's worker",
+        "it was built from another version; the worker is written into each new sandbox, which costs time",
+        "`make build`",
+    ),
+    "HANDS501": Entry(
+        "the webhook's URL is not public https",
+        "Anthropic disables an endpoint whose address is not public, and sends to no plain http",
+        "put a public https address in front of the server and give that as `WEBHOOK_URL`",
+    ),
+    "HANDS502": Entry(
+        "the webhook's URL does not answer, or its certificate is not valid",
+        "the server is down, the address is another's, or the certificate is expired or incomplete",
+        "open the URL's `/healthz` from outside; renew the certificate with its whole chain",
+    ),
+    "HANDS503": Entry(
+        "a signed webhook is not answered 200",
+        "the server has another signing key or none, or the path is not the function's; a redirect disables it",
+        "give the server the key of this endpoint, and use the path `/` or `/on_run_started`",
+    ),
+    "HANDS504": Entry(
+        "a wrongly signed webhook is accepted",
+        "what answers there checks no signature: anybody could wake it",
+        "point the webhook straight at `on_run_started`; stop what answers there now",
+    ),
+    "HANDS601": Entry(
+        "a probe sandbox cannot be made",
+        "the service refuses it or is out of capacity; sessions meet the same",
+        "the finding has the service's words; look at the project in the Tensorlake console",
+    ),
+    "HANDS602": Entry(
+        "the sandbox quota is used up",
+        "so many sandboxes run at once as the plan allows; sessions wait until one sleeps",
+        "end what is not needed, shorten `SANDBOX_TIMEOUT_SECONDS`, or take a larger plan",
+    ),
+    "HANDS603": Entry(
+        "a worker does not come up in the sandbox",
+        "the image lacks Python, the locked packages or the user, or the API is out of its reach",
+        "`make build`; the finding has the worker's own last words",
+    ),
+    "HANDS604": Entry(
+        "sandbox or worker start slowly",
+        "near the bound a claim is given back, and its session waits longer",
+        "a smaller image, or larger `BIND_SECONDS`, `HANDOVER_SECONDS` and `RECLAIM_SECONDS`",
+    ),
+    "HANDS605": Entry(
+        "the probe sandbox could not be ended",
+        "the service did not answer; its name says from when on a tick ends it",
+        "`make tick` in a few minutes",
+    ),
+    "HANDS606": Entry(
+        "sandboxes or snapshots are left over",
+        "their race, session or start is over and no tick has cleaned up after it",
+        "`make tick`; if it stays so, see its report",
+    ),
+    "HANDS701": Entry(
+        "a sandbox cannot reach what it should",
+        "the egress list does not have the host, or the network does not let it through",
+        "add the host to `SANDBOX_ALLOW_OUT`, the Claude API's first of all",
+    ),
+    "HANDS702": Entry(
+        "a sandbox reaches what it should not",
+        "the egress list is not enforced, or is open",
+        "name hosts in `SANDBOX_ALLOW_OUT`; if there are some, report it to the service",
+    ),
+    "HANDS703": Entry(
+        "an agent reaches its sandbox's own daemon",
+        "the daemon answers inside without a token, so the agent may be root in its sandbox",
+        "treat all of a sandbox as the agent's: put nothing in it that the agent may not have",
+    ),
+    "HANDS704": Entry(
+        "an agent's tools run as root",
+        "`SANDBOX_USER` is root in the image, or may become it",
+        "leave `SANDBOX_USER` at `agent` and `make build`",
+    ),
+}
+
+
+def group_of(code: str) -> str:
+    return GROUPS[code.removeprefix("HANDS")[0]]

@@ -1,0 +1,79 @@
+"""The project's sandboxes: how many there are, and what a tick should have ended and has not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from infra.cli.doctor.context import DoctorContext
+from infra.cli.doctor.findings import Say, info, ok, warning
+from infra.sandbox.account import is_server_name
+from shared import names
+from shared.ports import Doubtful, SandboxRecord, SandboxStatus
+from shared.reconcile.plan import Lookups, due, snapshots_due
+from shared.reconcile.report import ENDS
+from shared.reconcile.world import World
+from shared.settings import Environment
+
+_PATIENCE: Final = timedelta(minutes=5)  # a tick comes once a minute; what was due so long ago was forgotten
+_SHOWN: Final = 4
+_AWAKE: Final = (SandboxStatus.PENDING, SandboxStatus.RUNNING, SandboxStatus.SNAPSHOTTING, SandboxStatus.SUSPENDING)
+
+
+async def check_remains(context: DoctorContext, say: Say) -> None:
+    listing = await context.bundle.host.list_sandboxes()
+    if isinstance(listing, Doubtful):
+        return  # HANDS203 says so
+    rows = [sandbox for sandbox in listing.rows if sandbox.status is not SandboxStatus.TERMINATED]
+    counts = Counter("awake" if sandbox.status in _AWAKE else sandbox.status.value for sandbox in rows)
+    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "none"
+    say(
+        info(
+            "HANDS602",
+            f"in the whole project: {told} (doctor's probe counts; plans allow 2, 100 or 1,000 awake at once)",
+        )
+    )
+    snapshots = await context.bundle.host.list_snapshots()
+    late = datetime.fromtimestamp(context.now(), UTC) - _PATIENCE
+    left: list[str] = []
+    for environment in context.settings.environments.values():
+        view = World(late, _of(environment, context, rows), None, {sandbox.id: sandbox for sandbox in listing.rows})
+        repairs = due(view, Lookups({}), context.settings, environment.id)
+        left += [f"{repair.target} ({repair.why})" for repair in repairs if repair.act in ENDS]
+        if not isinstance(snapshots, Doubtful):
+            left += [
+                f"snapshot {repair.target} ({repair.why})"
+                for repair in snapshots_due(list(snapshots.rows), view, context.settings, environment.id)
+            ]
+    others = _other_servers(rows, context, late)
+    if others:
+        seen = f"{', '.join(others)}: left by a make webhook-sandbox that was cut off, serves nobody"
+        say(warning("HANDS606", seen, "`make webhook-sandbox` ends it"))
+    if left:
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        say(warning("HANDS606", f"{len(left)} left over: {', '.join(left[:_SHOWN])}{more}"))
+        say(warning("HANDS304", "what is left over should have been ended by a tick minutes ago"))
+    elif isinstance(snapshots, Doubtful):
+        say(info("HANDS606", f"no sandbox is left over; snapshots could not be listed: {snapshots.reason}"))
+    elif not others:
+        say(ok("HANDS606", "nothing is left over"))
+
+
+def _other_servers(rows: list[SandboxRecord], context: DoctorContext, late: datetime) -> list[str]:
+    """All but the first of a server's name; a young one may be somebody's who starts at this moment."""
+    servers = [each for each in rows if each.name and is_server_name(context.settings.prefix, each.name)]
+    first = datetime.min.replace(tzinfo=UTC)
+    servers.sort(key=lambda each: (each.created_at or first, each.name or ""))
+    return [str(each.name) for each in servers[1:] if each.created_at is None or each.created_at < late]
+
+
+def _of(environment: Environment, context: DoctorContext, rows: list[SandboxRecord]) -> list[SandboxRecord]:
+    """This environment's, whether marked or not, as the reconciler sees them."""
+    tag = names.environment_tag(environment.id)
+    return [
+        sandbox
+        for sandbox in rows
+        if (sandbox.name or "").startswith(f"{context.settings.prefix}-{tag}-")
+        or ((gone := names.parse_gone_name(sandbox.name or "")) is not None and gone.environment_tag == tag)
+    ]

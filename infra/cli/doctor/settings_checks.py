@@ -1,0 +1,211 @@
+"""Settings: present, well-formed, each key in its own variable, and nothing that leads an SDK elsewhere.
+
+These checks ask nobody. They run first, and where they find an error nothing is sent anywhere: a key in the wrong
+variable would reach the wrong service.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+from urllib.parse import urlsplit
+
+from infra.cli.doctor.context import is_environment_id, is_loopback
+from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
+from shared.errors import SecretUnavailable, SettingsError
+from shared.secret import SCHEMES, Secret
+from shared.settings import ANTHROPIC_URL, TENSORLAKE_URL, Settings
+
+_MOST_ERRORS: Final = 40
+_SHORTEST_TOKEN: Final = 16
+_URLS: Final = {"TENSORLAKE_API_URL": TENSORLAKE_URL, "ANTHROPIC_BASE_URL": ANTHROPIC_URL}
+_STAND_INS: Final = {
+    "ANTHROPIC_ENVIRONMENT_ID": "env_missing",
+    "ANTHROPIC_ENVIRONMENT_KEY": "missing",
+    "TENSORLAKE_API_KEY": "missing",
+}
+_LEADING: Final = {
+    "TENSORLAKE_SANDBOX_API_URL": "moves the Tensorlake SDK's lifecycle calls to another address",
+    "TENSORLAKE_SANDBOX_PROXY_URL": "moves the Tensorlake SDK's calls into sandboxes to another address",
+    "ANTHROPIC_CUSTOM_HEADERS": "adds headers to every call of the Anthropic SDK",
+}
+_PROXIES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+class Kind(StrEnum):
+    """What a credential is, by its shape (contract claude 1.2). Tensorlake documents no shape of its keys."""
+
+    API = "a Claude API key"
+    ENVIRONMENT = "an environment key"
+    ANTHROPIC = "an Anthropic key of an unknown kind"
+    SIGNING = "a webhook signing key"
+    TENSORLAKE = "a Tensorlake key"
+    UNKNOWN = "of no known kind"
+
+
+_SHAPES: Final = (
+    ("sk-ant-api", Kind.API),
+    ("sk-ant-oat", Kind.ENVIRONMENT),
+    ("sk-ant-env", Kind.ENVIRONMENT),
+    ("sk-ant-", Kind.ANTHROPIC),
+    ("whsec_", Kind.SIGNING),
+    ("tl_", Kind.TENSORLAKE),
+    ("tl-", Kind.TENSORLAKE),
+)
+_WANTED: Final[Mapping[str, Kind]] = {
+    "ANTHROPIC_API_KEY": Kind.API,
+    "ANTHROPIC_ENVIRONMENT_KEY": Kind.ENVIRONMENT,
+    "ANTHROPIC_WEBHOOK_SIGNING_KEY": Kind.SIGNING,
+    "TENSORLAKE_API_KEY": Kind.TENSORLAKE,
+    "FUNCTIONS_TOKEN": Kind.UNKNOWN,
+}
+_NO_SECRETS: Final = (
+    *("ANTHROPIC_ENVIRONMENT_ID", "ANTHROPIC_AGENT_ID", "ANTHROPIC_WORKSPACE_ID", "ANTHROPIC_BASE_URL"),
+    *(
+        "TENSORLAKE_API_URL",
+        "SANDBOX_IMAGE_NAME",
+        "SANDBOX_PREFIX",
+        "SANDBOX_ALLOW_OUT",
+        "WEBHOOK_URL",
+        "FUNCTIONS_URL",
+    ),
+)
+
+
+def kind_of(value: str) -> Kind:
+    return next((kind for shape, kind in _SHAPES if value.strip().startswith(shape)), Kind.UNKNOWN)
+
+
+def secrets_of(environ: Mapping[str, str], say: Say) -> dict[str, tuple[str, ...]]:
+    """The credentials by variable, read from where a variable says they live. Says which cannot be read.
+
+    Blocks for as long as a secret store takes.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for name in _WANTED:
+        text = environ.get(name, "").strip()
+        try:
+            revealed = Secret(name, text).reveal() if text else ""
+        except SecretUnavailable as problem:
+            say(error("HANDS101", str(problem)))
+            continue
+        several = name == "ANTHROPIC_WEBHOOK_SIGNING_KEY"
+        parts = tuple(revealed.replace(",", " ").split()) if several else (revealed,)
+        if any(parts):
+            found[name] = parts
+    return found
+
+
+def check_settings(environ: Mapping[str, str], say: Say) -> Settings | None:
+    """Every variable that is missing or wrong, not only the first one; None where there is any."""
+    trial = dict(environ)
+    problems: list[Finding] = []
+    settings: Settings | None = None
+    while settings is None and len(problems) < _MOST_ERRORS:
+        try:
+            settings = Settings.from_environ(trial)
+        except SettingsError as problem:
+            found = re.match(r"[A-Z_]+", str(problem))
+            name = found[0] if found is not None else ""
+            problems.append(error("HANDS103" if name == "TENSORLAKE_API_URL" else "HANDS101", str(problem)))
+            if name not in trial and name not in _STAND_INS:
+                break
+            trial.pop(name, None)  # what else is wrong?
+            if name in _STAND_INS:
+                trial[name] = _STAND_INS[name]
+    if not problems and settings is not None:
+        problems += [
+            error("HANDS101", f"{source}: an environment's id begins with env_, and this does not look like one")
+            for environment in settings.environments.values()
+            if not is_environment_id(environment.id)
+            for source in [_id_source(environ)]
+        ]
+    for problem_found in problems:
+        say(problem_found)
+    if problems:
+        return None
+    say(ok("HANDS101", "all that a server needs is set and well-formed"))
+    if settings is not None:
+        say(ok("HANDS103", f"the Tensorlake key goes to {urlsplit(settings.tensorlake_url).hostname} alone"))
+    return settings
+
+
+def check_kinds(secrets: Mapping[str, tuple[str, ...]], environ: Mapping[str, str], say: Say) -> None:
+    """Which variable holds which kind of key; never a character of one."""
+    wrong: list[Finding] = []
+    for name, values in secrets.items():
+        for value in values:
+            wrong += _misplaced(name, value)
+    holders: dict[str, list[str]] = {}
+    for name, values in secrets.items():
+        for value in set(values):
+            holders.setdefault(value, []).append(name)
+    for names in holders.values():
+        if len(names) > 1:
+            wrong.append(error("HANDS102", f"{' and '.join(sorted(names))} hold the same value"))
+    for name in _NO_SECRETS:
+        parts = re.split(r"[\s,/?&=@]+", environ.get(name, ""))
+        if any(kind_of(part) not in (Kind.UNKNOWN, Kind.TENSORLAKE) or part in holders for part in parts if part):
+            wrong.append(error("HANDS102", f"{name} holds a key, where no secret belongs"))
+    for each in wrong:
+        say(each)
+    if secrets and not wrong:
+        say(ok("HANDS102", f"each of {len(secrets)} credentials is of its variable's kind"))
+
+
+def check_redirections(environ: Mapping[str, str], say: Say) -> None:
+    """What the SDKs read by themselves (contract tensorlake 2.5); `check_settings` refuses the hosts that are traps."""
+    settled = True
+    for name, effect in _LEADING.items():
+        if environ.get(name, "").strip():
+            settled = False
+            say(warning("HANDS104", f"{name} is set: it {effect}"))
+    proxies = sorted({name for name in _PROXIES if environ.get(name, "").strip()})
+    urls = [environ.get(name, "").strip() or default for name, default in _URLS.items()]
+    spared = (environ.get("NO_PROXY") or environ.get("no_proxy") or "").replace(",", " ").split()
+    for url in urls:
+        host = urlsplit(url).hostname or ""
+        if proxies and is_loopback(url) and host not in spared and "*" not in spared:
+            settled = False
+            say(error("HANDS104", f"{' and '.join(proxies)} would take calls to {host} away, which NO_PROXY lacks"))
+            break
+    if settled:
+        say(ok("HANDS104", "no variable leads the SDKs elsewhere" + (" (a proxy is set)" if proxies else "")))
+
+
+def check_doors(secrets: Mapping[str, tuple[str, ...]], say: Say) -> None:
+    """The two credentials that a server may do without."""
+    if "ANTHROPIC_WEBHOOK_SIGNING_KEY" in secrets:
+        say(ok("HANDS105", "a webhook signing key is set"))
+    else:
+        say(info("HANDS105", "ANTHROPIC_WEBHOOK_SIGNING_KEY is not set: this machine can poll, and serve no webhook"))
+    token = secrets.get("FUNCTIONS_TOKEN", ("",))[0]
+    if not token:
+        say(info("HANDS106", "FUNCTIONS_TOKEN is not set: /poll_tick and /fork_best_of_n are closed"))
+    elif len(token) < _SHORTEST_TOKEN:
+        say(warning("HANDS106", f"FUNCTIONS_TOKEN has fewer than {_SHORTEST_TOKEN} characters"))
+    else:
+        say(ok("HANDS106", "FUNCTIONS_TOKEN is set and long enough"))
+
+
+def _id_source(environ: Mapping[str, str]) -> str:
+    return "ENVIRONMENTS_FILE" if environ.get("ENVIRONMENTS_FILE", "").strip() else "ANTHROPIC_ENVIRONMENT_ID"
+
+
+def _misplaced(name: str, value: str) -> list[Finding]:
+    wanted, kind = _WANTED[name], kind_of(value)
+    if value != value.strip("\"'") or re.search(r"\s", value):
+        return [error("HANDS102", f"{name} has quotes or white space in its value")]
+    if kind is wanted:
+        return []
+    if kind is Kind.UNKNOWN:
+        if wanted is Kind.TENSORLAKE or value.partition(":")[0] in SCHEMES:
+            return []
+        return [warning("HANDS102", f"{name} does not look like {wanted.value}")]
+    return [error("HANDS102", f"{name} holds {kind.value}" + _instead(wanted))]
+
+
+def _instead(wanted: Kind) -> str:
+    return " where a random text of your own belongs" if wanted is Kind.UNKNOWN else f", not {wanted.value}"

@@ -1,0 +1,232 @@
+"""`fork`: a race from a file or flags, watched as it runs.
+
+Exit codes: 0 a branch won, 1 none did, 2 the request or a setting is wrong, 130 ctrl-C. Ctrl-C cancels the race and
+waits until what it made has ended; a second one leaves at once. A race that was left, or died with its process, is
+ended by the reconciler (design: races), because its sandboxes' names say until when anybody may want them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from infra.cli.environ import Loaded
+from infra.cli.fork import page
+from infra.cli.fork.client import LedgerHost, NotServed, is_askers_fault, race_here, race_there
+from infra.cli.fork.display import RaceDisplay, conclusion, one_line, plain, summary
+from infra.cli.fork.request import BadInput
+from infra.cli.session.render import Line, Look
+from shared.errors import HandsError
+from shared.races import events
+from shared.races.errors import BadRace, RaceError
+from shared.races.request import RaceReport, RaceRequest
+from shared.secret import Secret
+from shared.settings import Settings
+
+EXIT_WON: Final = 0
+EXIT_NOT_WON: Final = 1
+EXIT_BAD_INPUT: Final = 2
+EXIT_INTERRUPTED: Final = 130
+_PIPE_WIDTH: Final = 140
+_LOOKS_A_SECOND: Final = 8
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`url`: of served functions; empty runs the race in this process. `page`: where the report goes as HTML."""
+
+    url: str = ""
+    as_json: bool = False
+    page: Path | None = None
+
+
+@dataclass
+class RaceConsole:
+    """Who looks on: a row a branch on a terminal, a line an event in a pipe."""
+
+    console: Console
+    view: RaceDisplay = field(default_factory=RaceDisplay)
+
+    @property
+    def is_live(self) -> bool:
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def tell(self, event: events.Event) -> None:
+        lines = self.view.tell(event)
+        if not self.is_live:
+            for line in lines:
+                self.say(line)
+
+    def say(self, line: Line) -> None:
+        self.console.print(Text(line.text, style=line.look.value), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Callable[[], None]]:
+        """Shows the race inside the block; what it gives ends that early."""
+        if not self.is_live:
+            yield lambda: None
+            return
+        shown = Live(
+            get_renderable=self.view.live, console=self.console, refresh_per_second=_LOOKS_A_SECOND, transient=True
+        )
+        with shown:
+            yield shown.stop
+
+
+async def run(loaded: Loaded, request: RaceRequest, options: Options, stand: RaceConsole | None = None) -> int:
+    """Runs the race and shows it; the exit code. Raises SettingsError, SecretUnavailable, BadInput."""
+    if options.page is not None:
+        _check_page(options.page)
+    stand = stand or RaceConsole(console_for_people(on_error=options.as_json))
+    ledger: LedgerHost | None = None
+    if options.url:
+        token = Secret("FUNCTIONS_TOKEN", loaded.need("FUNCTIONS_TOKEN", "the token that the served functions know"))
+        course = race_there(request, options.url, token, stand.tell)
+    else:
+        settings = Settings.from_environ(loaded.environ)
+        ledger = LedgerHost(settings)
+        course = race_here(request, settings, ledger, stand.tell)
+    try:
+        finished = await _watch(course, stand)
+    except NotServed as error:
+        return _not_run(str(error), EXIT_BAD_INPUT if error.asked_wrongly else EXIT_NOT_WON)
+    except RaceError as error:
+        return _not_run(str(error), EXIT_BAD_INPUT if isinstance(error, BadRace) else EXIT_NOT_WON)
+    except HandsError as error:
+        return _not_run(str(error), EXIT_BAD_INPUT)
+    if not finished:
+        _account(stand.view, ledger)
+        return EXIT_INTERRUPTED
+    return _conclude(request, options, stand)
+
+
+async def _watch(course: Coroutine[Any, Any, None], stand: RaceConsole) -> bool:
+    """Whether the race was left to its end."""
+    asked, leave = asyncio.Event(), asyncio.Event()
+    race = asyncio.create_task(course)
+
+    def interrupt() -> None:
+        if asked.is_set():
+            leave.set()
+            return
+        asked.set()
+        stand.view.doing = "stopping: ending what the race made (ctrl-C again leaves at once)"
+        race.cancel()
+        if not stand.is_live:
+            _remark("stopping: ending what the race made; ctrl-C again leaves at once")
+
+    with _on_signals(interrupt), stand.open() as hide:
+        leaving = asyncio.create_task(leave.wait())
+        await asyncio.wait({race, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not race.done():
+            hide()
+            _leave(stand.view)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+    if race.cancelled():
+        return False
+    race.result()
+    return True
+
+
+@contextlib.contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, act)
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _leave(view: RaceDisplay) -> None:
+    """Ends this process where it stands: an orderly end would wait for the very reaping that is not waited for."""
+    _remark(
+        f"left race {view.race_id or '(not begun)'} in the middle of its end. The reconciler ends the rest once its "
+        "dead-man time has passed: any tick does it (make tick, make serve)."
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _account(view: RaceDisplay, ledger: LedgerHost | None) -> None:
+    """What became of what a cancelled race had made."""
+    if not view.race_id and (ledger is None or not ledger.ended):
+        _remark("stopped before the race began")
+    elif ledger is None:
+        _remark(f"hung up: the functions cancel race {view.race_id} and end what it made")
+    else:
+        ended = ", ".join(map(one_line, ledger.ended)) or "nothing had been made"
+        _remark(f"race {view.race_id} was cancelled. Ended: {ended}")
+        if ledger.living:
+            left = ", ".join(map(one_line, ledger.living))
+            _remark(f"not known to have ended, and left to the reconciler: {left}", Look.WRONG)
+
+
+def _conclude(request: RaceRequest, options: Options, stand: RaceConsole) -> int:
+    report, failed = stand.view.report, stand.view.failed
+    if failed is not None:
+        return _not_run(failed.message, EXIT_BAD_INPUT if is_askers_fault(failed.type) else EXIT_NOT_WON)
+    if report is None:
+        return _not_run("the race ended without a report", EXIT_NOT_WON)
+    if options.as_json:
+        print(_json(report))
+    else:
+        stand.console.print(summary(report, higher_is_better=request.higher_is_better))
+        for line in conclusion(report):
+            stand.say(line)
+    if options.page is not None:
+        try:
+            options.page.write_text(page.render(report, request), encoding="utf-8", errors="replace")
+        except OSError as error:
+            return _not_run(f"--report: the page could not be written ({error.strerror})", EXIT_NOT_WON)
+        _remark(f"page: {options.page}")
+    return EXIT_WON if report.winner is not None else EXIT_NOT_WON
+
+
+def _json(report: RaceReport) -> str:
+    """Printable ASCII alone, so that a terminal may see it: the model's own JSON leaves DEL and C1 as they are."""
+    return json.dumps(report.model_dump(mode="json"), indent=2)
+
+
+def _check_page(page: Path) -> None:
+    """Before the race: nobody wants to run it twice for a wrong path. Raises BadInput."""
+    if page.is_dir() or not page.parent.is_dir() or not os.access(page if page.exists() else page.parent, os.W_OK):
+        raise BadInput(f"--report: {page} cannot be written")
+
+
+def console_for_people(*, on_error: bool = False) -> Console:
+    """Standard output, or standard error; wide in a pipe, where nobody has said how wide it is."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a star shows a question mark, and the race goes on.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # the suppress covers other streams
+    console = Console(stderr=on_error, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPE_WIDTH)
+    return console
+
+
+def _not_run(text: str, code: int) -> int:
+    _remark(plain(text), Look.WRONG)
+    return code
+
+
+def _remark(text: str, look: Look = Look.QUIET) -> None:
+    Console(stderr=True, highlight=False).print(Text(text, style=look.value), soft_wrap=True)

@@ -1,0 +1,143 @@
+"""`poll`: drain the queue again and again from this machine, and repair once a minute; no address to be reached at.
+
+The same core as `poll_tick`. A drain costs one call where the queue is empty. SIGTERM and ctrl-C let the running drain
+finish: what it claimed is handed over or left to be offered again. The second one does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from infra.cli.environ import Loaded
+from infra.cli.schedule import EVERY_SECONDS, remarks
+from shared.errors import HandsError
+from shared.reports import DrainEnd, DrainReport
+from shared.settings import Settings
+from shared.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from functions.state import Bundle
+
+IDLE_PAUSE: Final = 1.0
+REFUSALS: Final = 3
+"""So many passes in a row must be refused before it is the key: a service in trouble may say 401, too."""
+_LONGEST_PAUSE: Final = 60.0
+EXIT_REFUSED: Final = 3
+EXIT_CUT_SHORT: Final = 130
+
+
+@dataclass
+class Poller:
+    """The loop. `drain` is one pass over all environments; `pause` is the time between two passes in seconds."""
+
+    drain: Callable[[], Awaitable[Sequence[DrainReport]]]
+    say: Callable[[str], None]
+    pause: float = IDLE_PAUSE
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _in_trouble: bool = False
+
+    async def run(self) -> int:
+        """Until `stopping` is set: 0. Until every environment has refused its key REFUSALS times: EXIT_REFUSED."""
+        failures = refusals = 0
+        while not self.stopping.is_set():
+            reports = await self._pass()
+            refused = bool(reports) and all(report.end is DrainEnd.REFUSED for report in reports or ())
+            refusals = refusals + 1 if refused else 0
+            if refusals == REFUSALS:
+                self.say("The queue refuses the environment key. Check ANTHROPIC_ENVIRONMENT_KEY and _ID.")
+                for report in reports or ():
+                    self.say(f"  {report.environment_id}: {report.reason}")
+                return EXIT_REFUSED
+            troubled = reports is None or any(report.end in _TROUBLE for report in reports)
+            failures = failures + 1 if troubled else 0
+            self._tell(troubled, reports)
+            wait = self.pause if not failures else min(self.pause * 2 ** min(failures, 16), _LONGEST_PAUSE)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), wait * random.uniform(0.8, 1.2))
+        return 0
+
+    async def _pass(self) -> Sequence[DrainReport] | None:
+        """One drain; None for a bug in it, which must not end the loop: the queue goes on filling."""
+        try:
+            return await self.drain()
+        except Exception as error:  # the edge of the loop
+            self.say(f"A drain failed ({_in_words(error)}); trying again, ever slower.")
+            return None
+
+    def _tell(self, troubled: bool, reports: Sequence[DrainReport] | None) -> None:
+        for report in reports or ():
+            for item in report.items:
+                reason = f": {item.reason}" if item.reason else ""
+                self.say(f"{item.session_id}  {item.end.value}  {item.sandbox or '-'}  {item.seconds:.1f} s{reason}")
+            if report.end in _TROUBLE and not self._in_trouble:
+                self.say(f"{report.environment_id}: {report.end.value}: {report.reason}; trying again, ever slower")
+        if self._in_trouble and not troubled:
+            self.say("The queue answers again.")
+        self._in_trouble = troubled
+
+
+def _in_words(error: BaseException) -> str:
+    """Our own errors speak for people and hold no secret; of any other only the kind is said."""
+    while isinstance(error, BaseExceptionGroup):  # several environments are drained side by side
+        error = error.exceptions[0]
+    return str(error) if isinstance(error, HandsError) else type(error).__name__
+
+
+_TROUBLE: Final = (DrainEnd.UNAVAILABLE, DrainEnd.REFUSED)
+
+
+async def run(loaded: Loaded) -> int:
+    from functions.state import Bundle
+
+    configure_logging({"LOG_LEVEL": "WARNING", **loaded.environ})
+    bundle = Bundle(Settings.from_environ(loaded.environ), background=False)
+    poller = Poller(_drains_and_ticks(bundle), _say)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, poller, asyncio.current_task())
+    environments = ", ".join(bundle.settings.environments)
+    _say(f"Polling {environments} on {loaded.where}; ctrl-C stops after the running drain. (process {os.getpid()})")
+    try:
+        return await poller.run()
+    except asyncio.CancelledError:
+        return EXIT_CUT_SHORT
+    finally:
+        await bundle.aclose()
+        _say("Stopped. Sandboxes and their workers go on by themselves.")
+
+
+def _stop(poller: Poller, running: asyncio.Task[int] | None) -> None:
+    """The first signal lets the drain finish, the second does not."""
+    if poller.stopping.is_set() and running is not None:
+        running.cancel()
+    poller.stopping.set()
+
+
+def _drains_and_ticks(bundle: Bundle) -> Callable[[], Awaitable[Sequence[DrainReport]]]:
+    """A drain each time, and a whole tick, with its repairs, every `EVERY_SECONDS`."""
+    due = 0.0
+
+    async def one_pass() -> Sequence[DrainReport]:
+        nonlocal due
+        if time.monotonic() < due:
+            return await bundle.drain()
+        due = time.monotonic() + EVERY_SECONDS
+        report = await bundle.tick()
+        for line in remarks(asdict(report)):
+            _say(line)
+        return report.drains
+
+    return one_pass
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,62 @@
+"""`repair`: what the reconciler could not do with the environment key, done with the API key.
+
+A stranded item leaves its session waiting for ever unless its calls are answered or it gets a `user.interrupt`
+(contract claude 3.3), and a service may refuse both from an environment key. Each tick names such sessions in
+`needs_interrupt`; this command makes one repair pass and does for them what the tick would have done.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from infra.cli.environ import Loaded
+from shared.adapters.anthropic_queue import EVENTS_LOOKED_AT, lost_calls, open_calls
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+
+
+async def run(loaded: Loaded) -> int:
+    """0 when no session waits any more, 1 when one could not be helped. Raises SettingsError without an API key."""
+    key = loaded.need("ANTHROPIC_API_KEY", "lost calls are answered with it")
+    waiting = await _waiting(loaded)
+    if not waiting:
+        print("No session waits for a lost worker.")
+        return 0
+    from anthropic import AnthropicError, AsyncAnthropic
+
+    failed = 0
+    base_url = Settings.from_environ(loaded.environ).anthropic_url
+    async with AsyncAnthropic(api_key=key, base_url=base_url, timeout=20.0) as client:
+        for session in waiting:
+            try:
+                print(f"{session}: {await _repair(client, session)}")
+            except AnthropicError as error:
+                failed += 1
+                print(f"{session}: not repaired ({type(error).__name__})", file=sys.stderr)
+    return 1 if failed else 0
+
+
+async def _repair(client: AsyncAnthropic, session: str) -> str:
+    newest_first = await client.beta.sessions.events.list(session, order="desc", limit=EVENTS_LOOKED_AT)
+    calls = open_calls([event.to_dict() for event in newest_first.data])
+    if calls.given_up:
+        await client.beta.sessions.events.send(session, events=[{"type": "user.interrupt"}])
+        return "its turn is interrupted"
+    if calls.ids:
+        await client.beta.sessions.events.send(session, events=lost_calls(calls))
+    return f"{len(calls.ids)} lost call(s) answered with an error"
+
+
+async def _waiting(loaded: Loaded) -> list[str]:
+    from functions.state import Bundle
+
+    settings = Settings.from_environ(loaded.environ)
+    bundle = Bundle(settings, background=False)
+    try:
+        reports = [await bundle.reconciler(environment).reconcile() for environment in settings.environments.values()]
+    finally:
+        await bundle.aclose()
+    return [session for report in reports for session in report.needs_interrupt]

@@ -1,0 +1,72 @@
+"""`serve`: the functions under uvicorn on this machine, as any server would run them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import sys
+from typing import Final
+
+from functions.server.scheduler import EVERY_SECONDS
+from infra.cli.environ import Loaded
+from infra.local.admin_client import AdminClient
+from infra.local.platform import CLAUDE_ADMIN, webhooks_to
+from infra.local.process import PortInUseError, listen
+from shared.settings import Settings
+
+EXIT_PORT_IN_USE: Final = 2
+
+
+def serve(loaded: Loaded, host: str | None, port: int) -> int:
+    """Until SIGTERM or ctrl-C. `loaded` is this process's environment already: the app reads it there.
+
+    `host` None: every address with the real services, this machine alone with the offline platform, which is then
+    told to send its webhooks here.
+    """
+    import uvicorn
+
+    if not loaded.environ.get("FUNCTIONS_TOKEN", "").strip():
+        # Capabilities of agents are derived from it; a random one keeps everybody else out.
+        os.environ["FUNCTIONS_TOKEN"] = secrets.token_urlsafe(32)
+        print("FUNCTIONS_TOKEN is not set: nobody may call the tick and fork of this server", file=sys.stderr)
+    if not loaded.environ.get("SELF_TICK_SECONDS", "").strip():
+        os.environ["SELF_TICK_SECONDS"] = f"{EVERY_SECONDS:g}"
+    settings = Settings.from_environ(os.environ)  # say what is missing before anything starts
+    host = host or ("127.0.0.1" if loaded.offline else "0.0.0.0")
+    try:
+        listener = listen(host, port)
+    except PortInUseError as error:
+        print(error, file=sys.stderr)
+        return EXIT_PORT_IN_USE
+    port = listener.getsockname()[1]
+    print(f"Serving {', '.join(settings.environments)} on {loaded.where}", file=sys.stderr)
+    print(f"  webhook  http://{host}:{port}/   (also /on_run_started)", file=sys.stderr)
+    print(f"  others   /poll_tick  /fork_best_of_n  /healthz  /readyz   (process {os.getpid()})", file=sys.stderr)
+    every = settings.self_tick_seconds
+    print(
+        f"  schedule  {f'it ticks by itself, now and every {every:g} s' if every else 'none of its own'}",
+        file=sys.stderr,
+    )
+    if not settings.signing_keys:
+        print("  ANTHROPIC_WEBHOOK_SIGNING_KEY is not set: webhooks are answered 503", file=sys.stderr)
+    config = uvicorn.Config(
+        "functions.asgi:app", log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=120
+    )
+    own = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    with listener, _webhooks_from_offline(loaded, f"{own}/"):
+        server = uvicorn.Server(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn ends on them, then raises them again: that would end us before the webhooks are taken back.
+            signal.signal(number, lambda *_: None)
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def _webhooks_from_offline(loaded: Loaded, url: str) -> contextlib.AbstractContextManager[None]:
+    """The offline platform's console: it sends webhooks here while we serve. The real one is clicked by hand."""
+    if loaded.offline is None:
+        return contextlib.nullcontext()
+    claude = AdminClient(loaded.environ["ANTHROPIC_BASE_URL"], loaded.environ[CLAUDE_ADMIN])
+    return webhooks_to(claude, url, loaded.environ["ANTHROPIC_WEBHOOK_SIGNING_KEY"])

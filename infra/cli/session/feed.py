@@ -1,0 +1,95 @@
+"""The events of one session through the Anthropic SDK, as `follow.Feed` wants them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.cli.session.follow import FeedBroken, FeedRefused
+from infra.cli.session.render import Event
+
+if TYPE_CHECKING:
+    from anthropic import APIStatusError, AsyncAnthropic
+
+CONNECT_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 30.0
+STREAM_SILENCE_SECONDS: Final = 120.0
+"""A stream that says nothing for so long, not even a ping, is opened again: the SDK's own limit is 600 s."""
+_PAGE: Final = 1000
+_MAY_PASS: Final = (200, 408, 409, 429)  # 200: an `error` event in the stream (contract claude 8.3)
+
+
+class SdkFeed:
+    """`session_id` as the user or the service gave it."""
+
+    def __init__(self, client: AsyncAnthropic, session_id: str) -> None:
+        self._events = client.beta.sessions.events
+        # A message that was sent twice would be served twice: a doubtful answer is the user's to judge.
+        self._send_once = client.with_options(max_retries=0).beta.sessions.events
+        self._id = session_id
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncGenerator[AsyncIterator[Event], None]:
+        import httpx2
+
+        silence = httpx2.Timeout(STREAM_SILENCE_SECONDS, connect=CONNECT_SECONDS)
+        with translated():
+            stream = await self._events.stream(self._id, timeout=silence)
+        async with stream, contextlib.aclosing(_as_json(stream)) as events:
+            yield events
+
+    async def history(self) -> Sequence[Event]:
+        with translated():
+            return [as_json(event) async for event in self._events.list(self._id, limit=_PAGE)]
+
+    async def send(self, text: str) -> str:
+        """Send a message; returns its event id."""
+        with translated():
+            sent = await self._send_once.send(
+                self._id, events=[{"type": "user.message", "content": [{"type": "text", "text": text}]}]
+            )
+        if not sent.data:
+            raise FeedRefused("the service took the message and did not say which event it became")
+        return sent.data[0].id
+
+
+async def _as_json(stream: AsyncIterator[Any]) -> AsyncGenerator[Event, None]:
+    with translated():
+        async for event in stream:
+            yield as_json(event)
+
+
+def as_json(event: Any) -> Event:
+    """As it was on the wire. The class says nothing: unknown types arrive as some other class (contract claude 1.4)."""
+    data: dict[str, Any] = event.to_dict(mode="json")
+    return data
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turns what the SDK raises into FeedBroken and FeedRefused. Their texts hold no request and no credential."""
+    import anthropic
+    import httpx2
+
+    try:
+        yield
+    except anthropic.APIStatusError as error:
+        if error.status_code in _MAY_PASS or error.status_code >= 500:
+            raise FeedBroken(f"the service answered {error.status_code}") from None
+        raise FeedRefused(refusal(error)) from None
+    except (anthropic.APIError, httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
+        raise FeedBroken(f"the connection failed ({type(error).__name__})") from None
+
+
+def refusal(error: APIStatusError) -> str:
+    """What a person needs of a refusal: the status, the service's message, and what to look at."""
+    body = error.body if isinstance(error.body, dict) else {}
+    detail = body.get("error")
+    message = str(detail.get("message", "")) if isinstance(detail, dict) else ""
+    advice = {
+        401: " Check ANTHROPIC_API_KEY (.env.local).",
+        403: " This key may not do that: is it of the right workspace?",
+        404: " It may be gone, or belong to another workspace than the key.",
+    }.get(error.status_code, "")
+    return f"the service answered {error.status_code}: {message}{advice}"

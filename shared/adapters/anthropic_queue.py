@@ -1,0 +1,302 @@
+"""ports.WorkQueue over the anthropic SDK: raw poll, ack and stop.
+
+The SDK's poll helper is not used: it acks before a sandbox exists and sleeps through errors without end (contract
+claude T1, T2). The SDK takes over a second to import, so that happens in a thread, on the first call (contract
+runtimes 0). It never retries here: the dispatcher knows what an error means and how much time is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from shared.adapters.sdk_client import RetiredClients
+from shared.capability import FORK
+from shared.ports import (
+    Absent,
+    AckOutcome,
+    Doubtful,
+    Empty,
+    ItemState,
+    ListedItem,
+    Listing,
+    OpenCalls,
+    PollOutcome,
+    Refused,
+    SessionRecord,
+    SessionStatus,
+    StaleEntry,
+    WorkItem,
+)
+from shared.secret import Secret
+
+if TYPE_CHECKING:
+    from anthropic import AsyncAnthropic
+    from anthropic.types.beta import BetaManagedAgentsSession
+    from anthropic.types.beta.environments import BetaSelfHostedWork
+    from anthropic.types.beta.sessions import BetaManagedAgentsEventParams, BetaManagedAgentsTextBlockParam
+
+CALL_SECONDS: Final = 10.0
+LOST_CALL: Final = (
+    "The worker of this call was lost before it answered. The call may have run or not: look before you repeat it."
+)
+EVENTS_LOOKED_AT: Final = 200
+
+_T = TypeVar("_T")
+
+
+class AnthropicQueue:
+    """The queue of one environment. `reclaim_seconds` is R and goes with every poll (design 5)."""
+
+    def __init__(self, *, base_url: str, environment_id: str, key: Secret, reclaim_seconds: float) -> None:
+        self._base_url = base_url
+        self._environment_id = environment_id
+        self._key = key
+        self._reclaim_ms = int(reclaim_seconds * 1000)
+        self._worker_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._client: tuple[str, AsyncAnthropic] | None = None
+        self._retired = RetiredClients()
+
+    async def poll(self) -> PollOutcome:
+        async def call() -> PollOutcome:
+            client = await self._connected()
+            item = await client.beta.environments.work.poll(
+                self._environment_id, reclaim_older_than_ms=self._reclaim_ms, anthropic_worker_id=self._worker_id
+            )
+            return Empty() if item is None else _work_item(item)
+
+        outcome = await self._bounded(call)
+        return StaleEntry() if isinstance(outcome, Absent) else outcome
+
+    async def ack(self, work_id: str) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.environments.work.ack(work_id, environment_id=self._environment_id)
+
+        return _settled_by_conflict(await self._bounded(call))
+
+    async def force_stop(self, work_id: str) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.environments.work.stop(work_id, environment_id=self._environment_id, force=True)
+
+        return _settled_by_conflict(await self._bounded(call))
+
+    async def list_items(self, pages: int) -> Listing[ListedItem] | Refused | Doubtful:
+        async def call() -> Listing[ListedItem]:
+            client = await self._connected()
+            page = await client.beta.environments.work.list(self._environment_id, limit=100)
+            rows: list[ListedItem] = []
+            unreadable = 0
+            for number in range(1, pages + 1):
+                for item in page.data:
+                    row = _listed_item(item)
+                    if row is None:
+                        unreadable += 1
+                    else:
+                        rows.append(row)
+                if not page.has_next_page():
+                    return Listing(rows, complete=True, unreadable=unreadable)
+                if number < pages:
+                    page = await page.get_next_page()
+            return Listing(rows, complete=False, unreadable=unreadable)
+
+        outcome = await self._bounded(call, seconds=pages * CALL_SECONDS)
+        return Doubtful("HTTP 404") if isinstance(outcome, Absent) else outcome
+
+    async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful:
+        async def call() -> SessionRecord | Doubtful:
+            client = await self._connected()
+            return _session_record(await client.beta.sessions.retrieve(session_id))
+
+        return await self._bounded(call)
+
+    async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful:
+        async def call() -> OpenCalls:
+            client = await self._connected()
+            newest_first = await client.beta.sessions.events.list(session_id, order="desc", limit=EVENTS_LOOKED_AT)
+            return open_calls([event.to_dict() for event in newest_first.data])
+
+        return await self._bounded(call)
+
+    async def give_up_calls(self, session_id: str, calls: OpenCalls) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.sessions.events.send(session_id, events=lost_calls(calls))
+
+        return await self._bounded(call)
+
+    async def interrupt(self, session_id: str) -> AckOutcome:
+        async def call() -> None:
+            client = await self._connected()
+            await client.beta.sessions.events.send(session_id, events=[{"type": "user.interrupt"}])
+
+        return await self._bounded(call)
+
+    async def aclose(self) -> None:
+        await self._retired.aclose()
+        if self._client is not None:
+            client, self._client = self._client[1], None
+            await client.close()
+
+    async def _connected(self) -> AsyncAnthropic:
+        """The client for the key of this moment: a rotated key gets a new one."""
+        key = self._key.reveal()
+        if self._client is None or self._client[0] != key:
+            client_class = await asyncio.to_thread(_client_class)
+            if self._client is None or self._client[0] != key:
+                client = client_class(auth_token=key, base_url=self._base_url, timeout=CALL_SECONDS, max_retries=0)
+                if self._client is not None:
+                    self._retired.add(self._client[1].close)
+                self._client = (key, client)
+        return self._client[1]
+
+    async def _bounded(
+        self, call: Callable[[], Awaitable[_T]], seconds: float = CALL_SECONDS
+    ) -> _T | Absent | Refused | Doubtful:
+        try:
+            async with asyncio.timeout(seconds + 5.0):
+                return await call()
+        except Exception as error:  # the edge: every exception of the SDK becomes an outcome
+            return _outcome(error)
+
+
+def lost_calls(calls: OpenCalls) -> list[BetaManagedAgentsEventParams]:
+    """The answers to calls whose worker is lost. To the SDK's next worker nothing else answers a call: after an
+    interrupt alone it would run the call again and never come to rest (contract claude 5)."""
+    content: list[BetaManagedAgentsTextBlockParam] = [{"type": "text", "text": LOST_CALL}]
+    return [
+        {"type": "user.custom_tool_result", "custom_tool_use_id": call, "is_error": True, "content": content}
+        if call in calls.custom
+        else {"type": "user.tool_result", "tool_use_id": call, "is_error": True, "content": content}
+        for call in calls.ids
+    ]
+
+
+def _client_class() -> type[AsyncAnthropic]:
+    from anthropic import AsyncAnthropic
+
+    return AsyncAnthropic
+
+
+def _work_item(item: BetaSelfHostedWork) -> WorkItem | Doubtful:
+    """The SDK checks nothing, so an answer that is not a work item arrives as one full of None (contract 1.4)."""
+    try:
+        work_id, kind, session_id = item.id, item.data.type, item.data.id
+        created_at = datetime.fromisoformat(item.created_at)
+        if not all((work_id, kind, session_id)) or created_at.tzinfo is None:
+            return Doubtful("the answer to a poll was not a work item")
+    except (AttributeError, TypeError, ValueError):
+        return Doubtful("the answer to a poll was not a work item")
+    return WorkItem(work_id, item.environment_id, kind, session_id, created_at, item.secret or None)
+
+
+def _listed_item(item: BetaSelfHostedWork) -> ListedItem | None:
+    try:
+        state = ItemState(item.state) if item.state in set(ItemState) else ItemState.UNKNOWN
+        created_at = _moment(item.created_at)
+        if created_at is None or not item.id or not item.data.id:
+            return None
+        return ListedItem(
+            item.id,
+            item.data.type,
+            item.data.id,
+            state,
+            created_at,
+            _moment(item.acknowledged_at),
+            _moment(item.latest_heartbeat_at),
+            _moment(item.stopped_at),
+        )
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _session_record(session: BetaManagedAgentsSession) -> SessionRecord | Doubtful:
+    try:
+        status = SessionStatus(session.status) if session.status in set(SessionStatus) else SessionStatus.UNKNOWN
+        if not session.id:
+            return Doubtful("the answer was not a session")
+        return SessionRecord(session.id, status, session.archived_at is not None, _moment(session.updated_at))
+    except (AttributeError, TypeError, ValueError):
+        return Doubtful("the answer was not a session")
+
+
+def _moment(value: object) -> datetime | None:
+    """The SDK types some times as texts and some as datetimes."""
+    if value is None or value == "":
+        return None
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment
+
+
+def open_calls(newest_first: Sequence[Mapping[str, Any]]) -> OpenCalls:
+    """Calls named by the last idle that a worker should have answered (contract claude 5 and 8.1)."""
+    answered: set[str] = set()
+    confirmed: dict[str, str] = {}
+    waited_for: list[str] | None = None
+    permissions: dict[str, str] = {}
+    custom: set[str] = set()
+    given_up = turn_seen = False
+    for event in newest_first:
+        match event.get("type"):
+            case "user.tool_result":
+                answered.add(str(event.get("tool_use_id")))
+                given_up |= not turn_seen and _is_lost_call(event)
+            case "user.custom_tool_result":
+                answered.add(str(event.get("custom_tool_use_id")))
+                given_up |= not turn_seen and _is_lost_call(event)
+            case "user.message" if event.get("processed_at"):
+                turn_seen = True
+            case "user.tool_confirmation":
+                confirmed.setdefault(str(event.get("tool_use_id")), str(event.get("result")))
+            case "agent.tool_use":
+                permissions[str(event.get("id"))] = str(event.get("evaluated_permission") or "allow")
+            case "agent.custom_tool_use" if event.get("name") == FORK:
+                custom.add(str(event.get("id")))
+                permissions[str(event.get("id"))] = "allow"
+            case "session.status_running" if waited_for is None:
+                return OpenCalls()
+            case "session.status_idle" if waited_for is None:
+                reason = event.get("stop_reason") or {}
+                if reason.get("type") != "requires_action":
+                    return OpenCalls()
+                waited_for = [str(call) for call in reason.get("event_ids") or ()]
+    ids = tuple(
+        call
+        for call in waited_for or ()
+        if call not in answered
+        and call in permissions
+        and (permissions[call] == "allow" or confirmed.get(call) == "allow")
+    )
+    return OpenCalls(ids, frozenset(custom & set(ids)), given_up and bool(ids))
+
+
+def _is_lost_call(result: Mapping[str, Any]) -> bool:
+    content = result.get("content")
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, Mapping) and first.get("text") == LOST_CALL
+
+
+def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:
+    """A 409 says that it had happened before (contract claude 3.2)."""
+    return None if isinstance(outcome, Refused) and outcome.status == 409 else outcome
+
+
+def _outcome(error: Exception) -> Absent | Refused | Doubtful:
+    from anthropic import APIStatusError
+
+    if isinstance(error, APIStatusError):
+        status = error.status_code
+        if status == 404:
+            return Absent()
+        if 400 <= status < 500 and status not in (408, 429):
+            return Refused(status, f"HTTP {status}")
+        return Doubtful(f"HTTP {status}")
+    return Doubtful(type(error).__name__)

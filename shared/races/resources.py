@@ -1,0 +1,443 @@
+"""The sandboxes and snapshots of one race, from the call that makes them to the one that ends them.
+
+Both are context managers whose end is the end of what they made, whatever was raised inside, cancellation included.
+What may exist is looked for by name when the answer to its creation was lost, and what could not be confirmed as
+ended is a leftover in the report; its name carries the dead-man time by which the reconciler ends it.
+Proved by tests/shared/races/test_race_faults.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+from shared.deadline import Clock, Deadline
+from shared.ports import (
+    Absent,
+    Created,
+    CreateOutcome,
+    Doubtful,
+    NameTaken,
+    Refused,
+    SandboxHost,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+    Snapshot,
+    SnapshotKind,
+)
+from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceUnknown
+
+# The service does not know what it is asked for, or may not give it: no later moment changes that.
+_FINAL_REFUSALS: Final = (400, 401, 404, 422)
+_LEAST_SECONDS: Final = 1.0  # what an end is given at least, however late it is
+_T = TypeVar("_T")
+_SnapshotCall = asyncio.Task[Snapshot | Absent | Refused | Doubtful]
+
+
+@dataclass(frozen=True, slots=True)
+class RaceTimeouts:
+    """How patient a race is. Seconds; a pause doubles with each attempt.
+
+    `promote` is for the promotion, `reap` for each end of something, and `ends` for all of them together once the
+    deadline and the promotion's time are over.
+    """
+
+    attempts: int = 3
+    pause: float = 0.25
+    boot: float = 45.0
+    reap: float = 60.0
+    promote: float = 60.0
+    ends: float = math.inf
+
+
+class NotMade(RaceError):
+    """A sandbox that could not be made. `status` is the HTTP status of a refusal that no later moment changes."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+async def shielded(work: Coroutine[Any, Any, _T]) -> _T:
+    """Does all of `work`, which bounds itself, although the caller is cancelled meanwhile.
+
+    A cancellation that arrived is raised at the end, so nothing outlives the caller.
+    """
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
+
+
+async def _within(work: Awaitable[_T], seconds: float) -> _T | None:
+    """None when the seconds passed first; the work is cancelled then."""
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            return await work
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        return None
+
+
+class _Room:
+    """Counts who asks for or holds a sandbox, so that a refusal (a quota, most likely) is tried again as soon as
+    another child has ended, and given up when there is nobody left to wait for."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+        self._busy = 0
+        self._changed = asyncio.Event()
+
+    def enter(self) -> None:
+        self._busy += 1
+
+    def leave(self, *, ended: bool) -> None:
+        self._busy -= 1
+        self.ended += ended
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def freed(self) -> None:
+        """One that was no longer counted as busy has ended."""
+        self.enter()
+        self.leave(ended=True)
+
+    async def freed_since(self, seen: int) -> bool:
+        while self.ended == seen and self._busy:
+            await self._changed.wait()
+        return self.ended > seen
+
+
+@dataclass(slots=True)
+class _Tenure:
+    """What is known of one name: the latest call that makes it, whether a call's answer was lost, and the id as soon as
+    there is one. `failed` are those that had the name before and came up as failures: the name may lead to one for a
+    while after its end (contract tensorlake 3)."""
+
+    name: str
+    making: asyncio.Task[CreateOutcome] | None = None
+    id: str | None = None
+    in_room: bool = False
+    doubted: bool = False
+    held: bool = False
+    kept: bool = False
+    lost: str = ""
+    failed: set[str] = field(default_factory=set)
+
+
+class RaceResources:
+    """Everything that one race makes. `reaped` and `leftovers` are what the report says at the end. `give_way` is asked
+    when there is no room and nobody to wait for: whether something that can be made again later has just been ended.
+    `until` is when all ends shall be over."""
+
+    def __init__(self, host: SandboxHost, timeouts: RaceTimeouts, clock: Clock, until: Deadline | None = None) -> None:
+        self._until = until
+        self._clock = clock
+        self._host = host
+        self._pace = timeouts
+        self._room = _Room()
+        self._tenures: dict[str, _Tenure] = {}
+        self._kept_snapshots: set[str] = set()
+        self.give_way: Callable[[], Awaitable[bool]] | None = None
+        self._giving = asyncio.Lock()
+        self.reaped: list[str] = []
+        self.leftovers: list[str] = []
+
+    @asynccontextmanager
+    async def sandbox(self, spec: SandboxSpec) -> AsyncIterator[SandboxRecord]:
+        """A running sandbox. Raises NotMade; ends the sandbox, or what may be one, at the end."""
+        tenure = self._tenures[spec.name] = _Tenure(spec.name)
+        try:
+            yield await self._make(spec, tenure)
+        finally:
+            await shielded(self._reap(tenure))
+
+    def hold(self, name: str) -> None:
+        """This sandbox stays for longer than its branch: whoever waits for room need not wait for it."""
+        tenure = self._tenures[name]
+        tenure.held = True
+        if tenure.in_room:
+            tenure.in_room = False
+            self._room.leave(ended=False)
+
+    def renamed(self, name: str, now: str) -> None:
+        """What this sandbox is called in the report from now on."""
+        self._tenures[name].name = now
+
+    def keep(self, name: str) -> None:
+        """This sandbox is somebody else's from now on and is not ended."""
+        self._tenures[name].kept = True
+
+    @asynccontextmanager
+    async def copies(self, sandbox_id: str, names: Sequence[str], label: str) -> AsyncIterator[None]:
+        """One live copy for each name, all at once, each to be had by `copied` once. What nobody had is ended at the
+        end. Raises SourceAbsent, SourceNotReady or SourceUnknown."""
+        tenures = [_Tenure(name, doubted=True) for name in names]
+        self._tenures.update((tenure.name, tenure) for tenure in tenures)
+        try:
+            await shielded(self._copy(sandbox_id, tenures, label))
+            yield
+        finally:
+            waiting = [self._reap(tenure) for tenure in tenures if self._tenures.get(tenure.name) is tenure]
+            await shielded(_all(waiting))
+
+    @asynccontextmanager
+    async def copied(self, name: str) -> AsyncIterator[SandboxRecord]:
+        """A copy that `copies` has made; the same as `sandbox` otherwise."""
+        tenure = self._tenures[name]
+        self._tenures[name] = tenure = replace(tenure)  # from now on it is this caller's to end
+        try:
+            if tenure.id is None:
+                raise NotMade(f"the copy could not be made: {tenure.lost}")
+            yield SandboxRecord(tenure.id, name, SandboxStatus.RUNNING)
+        finally:
+            await shielded(self._reap(tenure))
+
+    @asynccontextmanager
+    async def checkpoint(
+        self, sandbox_id: str, label: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
+    ) -> AsyncIterator[str]:
+        """The id of a snapshot. Raises SourceAbsent, SourceNotReady or SourceUnknown.
+
+        `label` says in the report whose snapshot was left over where no id is known. A memory snapshot clones what
+        runs in the source: a worker there would make two holders of one lease.
+        """
+        calls: list[_SnapshotCall] = []
+        try:
+            yield await self._snapshot(sandbox_id, label, kind, calls)
+        finally:
+            await shielded(self._forget_snapshots(calls, label))
+
+    def keep_snapshot(self, snapshot_id: str) -> None:
+        """This snapshot is somebody else's from now on and is not deleted."""
+        self._kept_snapshots.add(snapshot_id)
+
+    async def end_kept(self, name: str) -> None:
+        """A sandbox that was to be kept is not wanted after all."""
+        tenure = self._tenures[name]
+        tenure.kept = False
+        await shielded(self._reap(tenure))
+
+    async def end_kept_snapshot(self, snapshot_id: str) -> None:
+        """A snapshot that was to be kept is not wanted after all."""
+        gone = await shielded(_within(self._delete(snapshot_id), self._reap_seconds()))
+        (self.reaped if gone else self.leftovers).append(snapshot_id)
+
+    def _reap_seconds(self) -> float:
+        left = math.inf if self._until is None else self._until.left()
+        return min(self._pace.reap, max(_LEAST_SECONDS, left))
+
+    async def _reap(self, tenure: _Tenure) -> None:
+        if tenure.kept:
+            return
+        gone = await _within(self._end(tenure), self._reap_seconds())
+        await _drop(tenure.making)
+        if not gone:
+            self.leftovers.append(tenure.name)
+        elif tenure.id is not None:
+            self.reaped.append(tenure.name)
+        if tenure.in_room:
+            self._room.leave(ended=bool(gone) and tenure.id is not None)
+        elif tenure.held and gone:
+            self._room.freed()
+
+    async def _make(self, spec: SandboxSpec, tenure: _Tenure) -> SandboxRecord:
+        attempt = 0
+        while True:
+            seen = self._room.ended
+            self._room.enter()
+            tenure.in_room = True
+            tenure.making = asyncio.create_task(self._host.create(spec))
+            await asyncio.wait({tenure.making})  # cancelled here, the call goes on and _end waits for its answer
+            match tenure.making.result():
+                case Created(sandbox=record):
+                    tenure.id = record.id
+                    return record
+                case Refused(status=status, reason=reason) if status in _FINAL_REFUSALS:
+                    raise NotMade(f"the sandbox was refused: {reason}", status)
+                case Refused(reason=reason):
+                    attempt = self._pace.attempts
+                case Doubtful(reason=reason):
+                    tenure.doubted = True
+                case NameTaken():
+                    # A race's id is random: whoever has this name is an earlier call of ours.
+                    tenure.doubted = True
+                    reason = "its name is taken"
+            if tenure.doubted:
+                failures = len(tenure.failed)
+                adopted = await self._adopt(tenure)
+                if adopted is not None:
+                    return adopted
+                if len(tenure.failed) > failures:
+                    reason = "it failed to start"
+            attempt += 1
+            self._room.leave(ended=False)
+            tenure.in_room = False
+            if attempt < self._pace.attempts:
+                await self._pause_before(attempt)
+            elif await self._room.freed_since(seen) or await self._made_room(seen):
+                attempt = 0
+            else:
+                raise NotMade(f"the sandbox could not be made: {reason}")
+
+    async def _made_room(self, seen: int) -> bool:
+        if self.give_way is None:
+            return False
+        async with self._giving:  # many may ask at once, and one answer is for all
+            return self._room.ended > seen or (self.give_way is not None and await self.give_way())
+
+    async def _adopt(self, tenure: _Tenure) -> SandboxRecord | None:
+        """The sandbox that an earlier call made after all, running; None where there is none to be seen, or one that
+        failed to start and was ended."""
+        patience = Deadline.after(self._pace.boot, self._clock)
+        while not patience.passed:
+            match await self._host.find(tenure.name):
+                case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
+                    return None
+                case SandboxRecord(id=found) if found in tenure.failed:
+                    pass  # its name is not free yet
+                case Doubtful():
+                    pass
+                case SandboxRecord(status=SandboxStatus.RUNNING) as record:
+                    tenure.id = record.id
+                    return record
+                case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as record:
+                    tenure.id = record.id
+                    if await self._host.terminate(record.id) in (None, Absent()):
+                        tenure.failed.add(record.id)
+                        tenure.id = None
+                case SandboxRecord() as record:
+                    tenure.id = record.id
+            await asyncio.sleep(self._pace.pause)
+        raise NotMade(f"the sandbox was not running after {self._pace.boot:g} s")
+
+    async def _end(self, tenure: _Tenure) -> bool:
+        """Whether it is known that nothing of this name is left."""
+        if tenure.making is not None:
+            await asyncio.wait({tenure.making})
+            if tenure.making.exception() is not None:
+                tenure.doubted = True  # a bug: it is raised elsewhere, and what it made is ended all the same
+            else:
+                match tenure.making.result():
+                    case Created(sandbox=record):
+                        tenure.id = record.id
+                    case Doubtful() | NameTaken():
+                        tenure.doubted = True
+                    case Refused():
+                        pass
+        if tenure.id is None and not tenure.doubted:
+            return True
+        for attempt in range(self._pace.attempts):
+            await self._pause_before(attempt)
+            if tenure.id is None:
+                match await self._host.find(tenure.name):
+                    case SandboxRecord(id=found):
+                        tenure.id = found
+                    case Absent() if attempt > 0:
+                        return True  # looked for twice: the call whose answer was lost made nothing
+                    case Absent() | Doubtful():
+                        continue
+            if await self._host.terminate(tenure.id) in (None, Absent()):
+                return True
+        return False
+
+    async def _copy(self, sandbox_id: str, tenures: Sequence[_Tenure], label: str) -> None:
+        match await self._host.copy(sandbox_id, [tenure.name for tenure in tenures]):
+            case Absent():
+                self._forget(tenures)
+                raise SourceAbsent(f"{label} is not there any more")
+            case Refused(reason=reason):
+                self._forget(tenures)
+                raise SourceNotReady(f"{label} cannot be copied: {reason}")
+            case Doubtful(reason=reason):
+                self.leftovers.append(f"copies of {label} that have no name")
+                raise SourceUnknown(f"nobody knows whether {label} was copied: {reason}")
+            case rows:
+                for tenure, row in zip(tenures, rows, strict=True):
+                    match row:
+                        case SandboxRecord(id=found):
+                            tenure.id = found
+                        case Refused(reason=reason):
+                            tenure.doubted, tenure.lost = False, reason
+                        case Doubtful(reason=reason):
+                            tenure.lost = reason
+
+    @staticmethod
+    def _forget(tenures: Sequence[_Tenure]) -> None:
+        for tenure in tenures:
+            tenure.doubted = False
+
+    async def _snapshot(self, sandbox_id: str, label: str, kind: SnapshotKind, calls: list[_SnapshotCall]) -> str:
+        patience = Deadline.after(self._pace.boot, self._clock)
+        refusals = doubts = 0
+        while True:
+            call = asyncio.create_task(self._host.snapshot(sandbox_id, kind))
+            calls.append(call)
+            await asyncio.wait({call})
+            match call.result():
+                case Snapshot(id=snapshot_id):
+                    return snapshot_id
+                case Absent():
+                    raise SourceAbsent(f"{label} is not there any more")
+                case Refused(status=status, reason=reason):
+                    # Most likely another race is checkpointing the same sandbox just now.
+                    refusals += 1
+                    if patience.passed or (status != 409 and refusals > self._pace.attempts):
+                        raise SourceNotReady(f"{label} cannot be checkpointed: {reason}")
+                    await self._pause_before(min(refusals, self._pace.attempts))
+                case Doubtful(reason=reason):
+                    doubts += 1
+                    if doubts == 2:  # each may leave a snapshot behind that only the reconciler can find
+                        raise SourceUnknown(f"nobody knows whether {label} was checkpointed: {reason}")
+                    await self._pause_before(doubts)
+
+    async def _forget_snapshots(self, calls: list[_SnapshotCall], label: str) -> None:
+        for call in calls:
+            await asyncio.wait({call}, timeout=self._reap_seconds())
+            await _drop(call)
+            unknown = call.cancelled() or call.exception() is not None
+            match None if unknown else call.result():
+                case Snapshot(id=snapshot_id) if snapshot_id in self._kept_snapshots:
+                    pass
+                case Snapshot(id=snapshot_id):
+                    gone = await _within(self._delete(snapshot_id), self._reap_seconds())
+                    (self.reaped if gone else self.leftovers).append(snapshot_id)
+                case Doubtful() | None:
+                    self.leftovers.append(f"a snapshot of {label} whose id is not known")
+                case Absent() | Refused():
+                    pass
+
+    async def _delete(self, snapshot_id: str) -> bool:
+        for attempt in range(self._pace.attempts):
+            await self._pause_before(attempt)
+            if await self._host.delete_snapshot(snapshot_id) in (None, Absent()):
+                return True
+        return False
+
+    async def _pause_before(self, attempt: int) -> None:
+        if attempt:
+            await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    await asyncio.gather(*works)
+
+
+async def _drop(task: asyncio.Task[Any] | None) -> None:
+    """No task outlives the race, however late its answer."""
+    if task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait({task})

@@ -1,0 +1,230 @@
+"""A claim is served from start to end by real processes over real sockets, with Anthropic's own worker class."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+from image.session.archive import build_archive, digest
+from image.session.claim import Exit, Word
+from tests.image.session.worker.harness import make_claim, sandbox
+from tests.image.session.worker.service import Fault, running
+
+WRITE = ("write", {"file_path": "hello.txt", "content": "hi"})
+READ = ("read", {"file_path": "hello.txt"})
+
+
+def test_a_session_is_served_from_claim_to_end(tmp_path: Path) -> None:
+    calls = [WRITE, READ, ("bash", {"command": "cat hello.txt; pwd"})]
+    with running(tool_calls=calls) as service, sandbox(tmp_path) as box:
+        worker = box.start(make_claim(service.url, box.workdir))
+        ready = worker.wait_for(Word.READY)
+        service.ack()
+        assert worker.exit() is Exit.SERVED, worker.report()
+        assert worker.words() == [Word.READY, Word.LEASED, Word.ENDED]
+        assert worker.ending() == "SERVED"
+        assert (box.workdir / "hello.txt").read_text() == "hi"
+        texts = [result["content"][0]["text"] for result in service.results]
+        assert texts[2] == f"hi{box.workdir}"
+        assert service.stops() == 1
+    assert (ready.worker, ready.on_behalf, ready.pid) == (digest(build_archive()), False, worker.process.pid)
+    assert ready.sdk == "2.12.0"
+    # One chain of beats, from the gate's into the SDK's: each names the one before.
+    accepted = [beat for beat in service.beats if beat.status == 200]
+    assert len(accepted) >= 2
+    assert [beat.expected for beat in accepted[:1]] == ["NO_HEARTBEAT"]
+    assert all(beat.status in (200, 412) for beat in service.beats)
+    assert not [beat for beat in service.beats if beat.status == 412 and beat.expected != "NO_HEARTBEAT"]
+
+
+def test_no_session_call_is_made_before_the_lease_is_held(tmp_path: Path) -> None:
+    with running(tool_calls=[READ]) as service, sandbox(tmp_path) as box:
+        worker = box.start(make_claim(service.url, box.workdir))
+        worker.wait_for(Word.READY)
+        service.wait_for("/heartbeat", 4)
+        assert all(line.endswith("/heartbeat") for line in service.requests)
+        service.ack()
+        assert worker.exit() is Exit.SERVED, worker.report()
+
+
+def test_the_sdks_own_first_beat_continues_from_the_gates(tmp_path: Path) -> None:
+    with running(tool_calls=[READ]) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.SERVED, worker.report()
+        first, second = service.beats[:2]
+        assert (first.expected, first.status, second.status) == ("NO_HEARTBEAT", 200, 200)
+        assert second.expected.startswith("2026-")
+
+
+def test_the_lease_is_kept_while_the_sdk_loads(tmp_path: Path) -> None:
+    """With a lease of 2 s the beats are a second apart, whoever sends them."""
+    with running(tool_calls=[("bash", {"command": "sleep 2.5"})], ttl=2) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.SERVED, worker.report()
+        times = [beat.at for beat in service.beats]
+        assert max(late - early for early, late in itertools.pairwise(times)) < 1.9
+
+
+def test_a_later_beat_whose_answers_are_lost_does_not_end_the_lease(tmp_path: Path) -> None:
+    """The SDK sends the beat again by itself, with the value that its lost success has outdated."""
+    calls = [("bash", {"command": "sleep 3"}), READ]
+    faults = [Fault.NONE, Fault.NONE, Fault.ANSWER_LOST]
+    with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.SERVED, worker.report()
+        assert [beat.status for beat in service.beats[:5]] == [200, 200, None, 412, 200]
+        assert len(service.results) == 2
+
+
+def test_every_kind_of_doubtful_beat_is_survived(tmp_path: Path) -> None:
+    calls = [("bash", {"command": "sleep 5.5"}), READ]
+    faults = [
+        *(Fault.NONE, Fault.NONE, Fault.ERROR_AFTER, Fault.NONE, Fault.NONE),
+        *(Fault.GARBAGE_AFTER, Fault.NONE, Fault.NONE, Fault.ERROR, Fault.NONE, Fault.REQUEST_LOST),
+    ]
+    with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.SERVED, worker.report()
+        assert service.faults == []
+        assert len(service.results) == 2
+
+
+def test_an_answer_that_comes_too_late_is_a_lost_one(tmp_path: Path) -> None:
+    calls = [("bash", {"command": "sleep 4"}), READ]
+    faults = [Fault.NONE, Fault.NONE, Fault.SLOW_AFTER]
+    with running(tool_calls=calls, ttl=3, faults=faults) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.SERVED, worker.report()
+        assert len(service.results) == 2
+
+
+def test_a_lease_that_another_worker_holds_is_lost_without_a_stop(tmp_path: Path) -> None:
+    calls = [("bash", {"command": "sleep 2"})]
+    faults = [Fault.NONE, Fault.NONE, Fault.STOLEN]
+    with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.LEASE_LOST, worker.report()
+        assert service.stops() == 0
+
+
+def test_a_lease_that_has_lapsed_is_lost(tmp_path: Path) -> None:
+    with running(tool_calls=[("bash", {"command": "sleep 2"})], ttl=2) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        service.wait_for("GET /v1/sessions")
+        service.requeue()
+        assert worker.exit() is Exit.LEASE_LOST, worker.report()
+        assert service.stops() == 0
+
+
+def test_a_lease_that_nothing_answers_for_is_taken_for_lost(tmp_path: Path) -> None:
+    with running(tool_calls=[("bash", {"command": "sleep 5"})], ttl=2) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        service.wait_for("/events/stream")  # the SDK has beaten once by now
+        with service.lock:
+            service.fault_for_ever = Fault.REQUEST_LOST
+        assert worker.exit() is Exit.LEASE_LOST, worker.report()
+        assert service.stops() == 0
+
+
+def test_an_item_that_is_stopped_while_served_ends_the_worker(tmp_path: Path) -> None:
+    with running(tool_calls=[("bash", {"command": "sleep 2"})], ttl=2) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir, max_idle=None))
+        service.wait_for("GET /v1/sessions")
+        with service.lock:
+            service.state = "stopping"
+        assert worker.exit() is Exit.STOPPED, worker.report()
+        assert (service.state, service.stops()) == ("stopped", 1)
+
+
+def test_a_credential_that_is_refused_while_serving_says_so(tmp_path: Path) -> None:
+    faults = [Fault.NONE, Fault.NONE, Fault.REFUSED]
+    calls = [("bash", {"command": "sleep 2"})]
+    with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.REFUSED, worker.report()
+
+
+def test_sigterm_lets_the_tool_in_flight_finish_and_post(tmp_path: Path) -> None:
+    command = "touch begun; sleep 1.5; echo finished"
+    with running(tool_calls=[("bash", {"command": command}), READ]) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        _wait_for_file(box.workdir / "begun")
+        worker.process.send_signal(signal.SIGTERM)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.exit() is Exit.STOPPED, worker.report()
+        assert [result["content"][0]["text"] for result in service.results] == ["finished"]
+        assert "SIGTERM" in worker.ending()
+
+
+def test_a_worker_does_not_outlive_its_lifetime(tmp_path: Path) -> None:
+    with running(tool_calls=[READ]) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir, max_idle=None, lifetime=4.0))
+        began = time.monotonic()
+        assert worker.exit() is Exit.LIFETIME, worker.report()
+        assert time.monotonic() - began < 8
+        assert len(service.results) == 1
+
+
+def test_a_memory_directory_that_a_killed_worker_left_is_set_aside(tmp_path: Path) -> None:
+    store = {"type": "memory_store", "memory_store_id": "memstore_1", "access": "read_write", "name": "notes"}
+    mount = tmp_path / "memory" / "notes"
+    mount.mkdir(parents=True)
+    (mount / "kept.md").write_text("never uploaded")
+    resources = [{**store, "mount_path": str(mount)}]
+    with running(tool_calls=[READ], resources=resources) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.SERVED, worker.report()
+    (aside,) = mount.parent.glob("notes.left-*")
+    assert (aside / "kept.md").read_text() == "never uploaded"
+
+
+def test_a_new_worker_starts_where_one_was_killed(tmp_path: Path) -> None:
+    """It leaves a socket, and a shell that still runs in the workspace."""
+    calls = [("bash", {"command": "echo $$ > shell; touch begun; sleep 60"})]
+    with running(tool_calls=calls) as service, sandbox(tmp_path) as box:
+        service.ack()
+        killed = box.start(make_claim(service.url, box.workdir))
+        _wait_for_file(box.workdir / "begun")
+        killed.process.kill()
+        killed.process.wait()
+        shell = int((box.workdir / "shell").read_text())
+        try:
+            os.kill(shell, 0)  # it does live on
+            assert (box.state / "claims.sock").exists()
+            with service.lock:
+                service.events[0] |= {"name": "read", "input": {"file_path": "shell"}}
+            service.requeue()
+            service.ack()
+            worker = box.start(make_claim(service.url, box.workdir))
+            assert worker.exit() is Exit.SERVED, worker.report()
+            os.kill(shell, 0)  # not ours to end
+        finally:
+            for process in (*_children(shell), shell):
+                os.kill(process, signal.SIGKILL)
+
+
+def _children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def _wait_for_file(path: Path, within: float = 20.0) -> None:
+    deadline = time.monotonic() + within
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} did not appear"
+        time.sleep(0.02)

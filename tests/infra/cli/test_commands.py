@@ -1,0 +1,299 @@
+"""The operator's commands as a person runs them, against a running offline platform."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import pytest
+
+from image.session.worker import fork_tool_schema
+from infra.local import discovery
+from infra.local.platform import Options, Platform
+from tests.support.checkout import copy_checkout
+
+QUICKSTART = "create hello.txt with 'hi' then read it back"
+
+
+class Desk:
+    """A checkout in which `make up` runs, so to speak, and a shell without any key."""
+
+    def __init__(self, checkout: Path, platform: Platform) -> None:
+        self.checkout = checkout
+        self.platform = platform
+        foreign = ("ANTHROPIC_", "TENSORLAKE_", "SANDBOX_", "HANDS_", "NO_COLOR", "OFFLINE")
+        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+
+    def start(self, *args: str, **environ: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "infra.cli", *args],
+            cwd=self.checkout,
+            env={**self.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        with self.start(*args, **environ) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+    def api(self) -> anthropic.Anthropic:
+        return anthropic.Anthropic(api_key=self.platform.keys.api, base_url=self.platform.urls[0])
+
+    def sessions(self) -> list[Mapping[str, object]]:
+        """Newest last."""
+        return list(self.platform.claude.get("state")["sessions"])
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    with Platform() as platform, discovery.announced(checkout, platform.environ):
+        platform.serve_functions()
+        yield Desk(checkout, platform)
+
+
+@pytest.fixture(scope="module")
+def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """`make up` alone: nothing serves."""
+    checkout = copy_checkout(tmp_path_factory.mktemp("unserved"))
+    with Platform(Options(claude={"ping_interval": 1.0})) as platform, discovery.announced(checkout, platform.environ):
+        yield Desk(checkout, platform)
+
+
+def until(process: subprocess.Popen[str], word: str) -> str:
+    """Read standard output up to the line with this word; returns that line."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return line
+    pytest.fail(f"ended without {word!r}")
+
+
+def test_a_session_is_shown_plainly_in_a_pipe_and_says_how_to_go_on(desk: Desk) -> None:
+    done = desk.run("session", QUICKSTART)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    wanted = ["· running", "· thinking", "→ write  hello.txt content='hi'", "→ read  hello.txt", "← hi", "· done"]
+    assert [line for line in lines if line in wanted] == wanted
+    assert "\x1b" not in done.stdout + done.stderr
+    identity = str(desk.sessions()[-1]["id"])
+    assert lines[0].startswith(f"session {identity}")
+    assert f"make session SESSION={identity}" in done.stderr
+
+
+def test_a_session_goes_on_in_the_same_sandbox_and_shows_only_the_new_turn(desk: Desk) -> None:
+    first = desk.run("session", "write kept.txt: from the first turn")
+    identity = first.stdout.split()[1]
+    again = desk.run("session", "read kept.txt", "--session", identity.replace("sesn_", "session_"))
+    assert again.returncode == 0, again.stderr
+    assert "← from the first turn" in again.stdout
+    assert "→ write" not in again.stdout
+    watched = desk.run("session", "--session", identity)
+    assert watched.returncode == 0, watched.stderr
+    assert "→ read  kept.txt" in watched.stdout and "→ write" not in watched.stdout
+
+
+def test_streams_that_the_service_ends_lose_nothing(desk: Desk) -> None:
+    with desk.start("session", "$ sleep 1.5; echo survived") as process:
+        until(process, "→ bash")
+        for _ in range(3):
+            desk.platform.claude.post("streams/close")
+            time.sleep(0.3)
+        rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert rest.count("← survived") == 1
+    assert "→ bash" not in rest
+
+
+def test_a_tool_that_fails_is_shown_and_is_no_failure_of_the_session(desk: Desk) -> None:
+    done = desk.run("session", "read not-there.txt")
+    assert done.returncode == 0, done.stderr
+    assert "✗ " in done.stdout
+
+
+def test_colour_where_it_is_wanted(desk: Desk) -> None:
+    forced = desk.run("session", QUICKSTART, FORCE_COLOR="1", TERM="xterm-256color")
+    assert forced.returncode == 0, forced.stderr
+    assert "\x1b[1m→ write" in forced.stdout
+
+
+def test_without_a_worker_it_says_so_and_ctrl_c_leaves_the_session_running(unserved: Desk) -> None:
+    with unserved.start("session", "$ echo never") as process:
+        identity = until(process, "session sesn_").split()[1]
+        until(process, "→ bash")
+        assert process.stderr is not None
+        assert "waits for its tools" in process.stderr.readline()
+        assert "make serve" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"make session SESSION={identity}" in errors and "Traceback" not in errors
+    found = next(session for session in unserved.sessions() if session["id"] == identity)
+    assert found["archived_at"] is None and found["open_calls"] != []
+
+
+def test_a_terminated_session_is_a_failure(unserved: Desk) -> None:
+    with unserved.start("session", "$ echo never") as process:
+        identity = until(process, "session sesn_").split()[1]
+        until(process, "→ bash")
+        with unserved.api() as api:
+            api.beta.sessions.archive(identity)
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "terminated" in rest
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "code", "text"),
+    [
+        (["session", "hi", "--session", "sesn_000000000000000000000000"], {}, 1, "answered 404"),
+        (["session", "hi", "--session", "../etc"], {}, 2, "SESSION must be"),
+        (["session", ""], {}, 2, "needs a prompt"),
+        (
+            ["session", "hi"],
+            {"ANTHROPIC_API_KEY": "wrong", "ANTHROPIC_BASE_URL": "{url}"},
+            2,
+            "ANTHROPIC_AGENT_ID is not set",
+        ),
+        (["agent", "x"], {"ANTHROPIC_API_KEY": "wrong", "ANTHROPIC_BASE_URL": "{url}"}, 1, "Check ANTHROPIC_API_KEY"),
+        (["poll"], {"ANTHROPIC_API_KEY": "k"}, 2, "is not set"),
+        (["build"], {"ANTHROPIC_API_KEY": "k"}, 2, "TENSORLAKE_API_KEY is not set"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_without_a_traceback(
+    desk: Desk, args: list[str], environ: dict[str, str], code: int, text: str
+) -> None:
+    filled = {name: value.format(url=desk.platform.urls[0]) for name, value in environ.items()}
+    done = desk.run(*args, **filled)
+    assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_keys_and_platform_every_command_says_how_to_start(tmp_path: Path, desk: Desk) -> None:
+    empty = Desk(copy_checkout(tmp_path), desk.platform)
+    for command in ("session", "agent", "build", "serve", "poll", "tick"):
+        done = empty.run(command, *(["x"] if command == "session" else []))
+        assert done.returncode == 2, command
+        assert "make up" in done.stderr and ".env.example" in done.stderr
+
+
+def test_an_agent_is_made_once_for_each_name(desk: Desk) -> None:
+    first = desk.run("agent", "My agent")
+    assert first.returncode == 0, first.stderr
+    again = desk.run("agent", HANDS_AGENT_NAME="My agent")
+    assert again.returncode == 1
+    assert first.stdout.split()[-1] == again.stdout.split()[-1]
+    with desk.api() as api:
+        made = next(agent for agent in api.beta.agents.list() if agent.name == "My agent")
+    tools: dict[str, Any] = dict(made.tools[0].to_dict())
+    enabled = {config["name"] for config in tools["configs"] if config["enabled"]}
+    assert {"bash", "read", "write", "edit", "glob", "grep"} <= enabled
+    assert tools["default_config"]["enabled"] is False
+    assert len(made.tools) == 1
+
+
+def test_an_agent_that_may_fork_gets_the_tool_for_it(desk: Desk) -> None:
+    assert desk.run("agent", "My forker", AGENT_FORK="true").returncode == 0
+    with desk.api() as api:
+        made = next(agent for agent in api.beta.agents.list() if agent.name == "My forker")
+    assert [tool.to_dict() for tool in made.tools[1:]] == [fork_tool_schema.definition()]
+
+
+def test_the_image_is_built_by_the_same_command_offline(desk: Desk) -> None:
+    done = desk.run("build")
+    assert done.returncode == 0, done.stderr
+    assert "Registered 'agent-cli'" in done.stdout
+
+
+def test_a_tick_in_process_serves_what_waits_and_reports_it(unserved: Desk) -> None:
+    with unserved.api() as api:
+        created = api.beta.sessions.create(
+            agent=unserved.platform.environ["ANTHROPIC_AGENT_ID"],
+            environment_id=unserved.platform.environ["ANTHROPIC_ENVIRONMENT_ID"],
+        )
+    done = unserved.run("tick")
+    assert done.returncode == 0, done.stderr
+    items = [item for drain in json.loads(done.stdout)["drains"] for item in drain["items"]]
+    assert (created.id, "handed_over") in [(item["session_id"], item["end"]) for item in items]
+
+
+def test_a_tick_over_http_uses_the_token(desk: Desk) -> None:
+    functions = desk.platform.functions_url
+    done = desk.run("tick", "--url", functions)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["drains"][0]["end"] == "empty"
+    unreachable = desk.run("tick", "--url", "http://127.0.0.1:9")
+    assert unreachable.returncode == 2 and "no poll_tick answers" in unreachable.stderr
+
+
+def test_serve_takes_the_offline_webhooks_while_it_runs(desk: Desk) -> None:
+    def endpoints() -> list[str]:
+        return [endpoint["url"] for endpoint in desk.platform.claude.get("webhooks")["data"]]
+
+    before = endpoints()
+    with desk.start("serve", "--port", "0") as process:
+        assert process.stderr is not None
+        assert "the offline platform" in process.stderr.readline()
+        url = process.stderr.readline().split()[1]
+        assert "/poll_tick" in process.stderr.readline()
+        assert "schedule" in process.stderr.readline()
+        end = time.monotonic() + 15
+        while url not in endpoints() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert endpoints() == [*before, url]
+        while time.monotonic() < end:
+            try:
+                if httpx2.get(f"{url}healthz", trust_env=False).json() == {"ok": True}:
+                    break
+            except httpx2.HTTPError:
+                time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert endpoints() == before
+
+
+def test_serve_on_a_taken_port_says_so(desk: Desk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = desk.run("serve", "--port", str(port))
+    assert done.returncode == 2
+    assert f"port {port} is in use" in done.stderr
+
+
+def test_serve_finds_what_was_queued_before_it_began(unserved: Desk) -> None:
+    with unserved.start("session", "$ echo found") as session:
+        until(session, "→ bash")
+        with unserved.start("serve", "--port", "0", FUNCTIONS_TOKEN="") as server:
+            rest, errors = session.communicate(timeout=60)
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+    assert session.returncode == 0, errors
+    assert "← found" in rest
+
+
+def test_poll_serves_sessions_and_sigterm_stops_it_calmly(unserved: Desk) -> None:
+    with unserved.start("poll") as poller:
+        assert poller.stderr is not None
+        assert "Polling" in poller.stderr.readline()
+        done = unserved.run("session", QUICKSTART)
+        poller.send_signal(signal.SIGTERM)
+        _, errors = poller.communicate(timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "handed_over" in errors and "Stopped." in errors
+    assert poller.returncode == 0

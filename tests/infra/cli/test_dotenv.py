@@ -1,0 +1,74 @@
+"""Files of NAME=value lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.cli import dotenv
+
+NAMES = st.from_regex(r"[A-Z_][A-Z0-9_]{0,20}", fullmatch=True)
+VALUES = st.text(
+    st.characters(exclude_characters="\n\r'\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029", exclude_categories=["Cs"])
+)
+
+
+def read(tmp_path: Path, text: str) -> dict[str, str]:
+    path = tmp_path / ".env"
+    path.write_text(text, encoding="utf-8")
+    return dotenv.read(path)
+
+
+def test_common_forms_are_understood(tmp_path: Path) -> None:
+    text = """\
+# a comment
+A=1
+export B = two words   # with a comment
+C='single $X # kept'   # dropped
+D="double \\"quoted\\" \\n line"
+E=
+F=#nothing
+G=a#b
+
+H="whsec_ab+/=="
+"""
+    assert read(tmp_path, text) == {
+        "A": "1",
+        "B": "two words",
+        "C": "single $X # kept",
+        "D": 'double "quoted" \n line',
+        "E": "",
+        "F": "",
+        "G": "a#b",
+        "H": "whsec_ab+/==",
+    }
+
+
+def test_an_absent_file_has_no_variables(tmp_path: Path) -> None:
+    assert dotenv.read(tmp_path / "nothing") == {}
+
+
+@pytest.mark.parametrize("line", ["sk-secret", "A='open sk-secret", 'A="open sk-secret', "1A=sk-secret"])
+def test_a_line_that_cannot_be_read_is_named_by_number_and_never_quoted(tmp_path: Path, line: str) -> None:
+    with pytest.raises(dotenv.DotenvError, match="line 2") as caught:
+        read(tmp_path, f"OK=1\n{line}\n")
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeffA=1\r\nB=2\r\n") == {"A": "1", "B": "2"}
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=5))
+def test_what_is_rendered_is_read_back(tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str]) -> None:
+    path = tmp_path_factory.getbasetemp() / "rendered.env"
+    path.write_text(dotenv.render(variables), encoding="utf-8")
+    assert dotenv.read(path) == variables
+
+
+def test_what_no_line_can_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="A:"):
+        dotenv.render({"A": "x\ny"})

@@ -1,0 +1,126 @@
+"""The README against the program: its settings, its commands, its files, its example."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from functions.bodies import read_model
+from image.session.definition import DEFAULT_BASE
+from infra.cli.agents import DEFAULT_MODEL
+from shared.races.request import RaceRequest
+from shared.settings import Settings
+from tests.support.checkout import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+REQUIRED = {"ANTHROPIC_ENVIRONMENT_ID": "env_1", "ANTHROPIC_ENVIRONMENT_KEY": "k", "TENSORLAKE_API_KEY": "t"}
+
+
+class Recorded(dict[str, str]):
+    """Remembers which variables were asked for."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, name: str, default: str = "") -> str:  # type: ignore[override]  # one of dict.get's forms is enough
+        self.asked.add(name)
+        return super().get(name, default)
+
+
+def tables() -> list[dict[str, str]]:
+    """The settings tables: variable -> default, as written."""
+    section = README.split("## Settings")[1].split("\n## ")[0]
+    rows = [re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", part, re.MULTILINE) for part in section.split("Read by the")]
+    return [dict(found) for found in rows]
+
+
+def settings_table() -> dict[str, str]:
+    return tables()[0]
+
+
+def test_the_settings_table_has_every_variable_that_the_settings_read_and_no_other() -> None:
+    environ = Recorded(REQUIRED)
+    Settings.from_environ(environ)
+    assert set(settings_table()) == environ.asked
+
+
+def literal_defaults() -> list[tuple[str, str]]:
+    return [(name, text.strip("`")) for name, text in settings_table().items() if text.startswith("`")]
+
+
+@pytest.mark.parametrize(("name", "default"), literal_defaults())
+def test_a_default_in_the_table_is_the_one_in_force(name: str, default: str) -> None:
+    plain = Settings.from_environ(REQUIRED)
+    assert repr(Settings.from_environ({**REQUIRED, name: default})) == repr(plain)
+
+
+@pytest.mark.parametrize(("name", "default"), literal_defaults())
+def test_another_value_than_the_default_makes_a_difference(name: str, default: str) -> None:
+    other = {
+        "ANTHROPIC_BASE_URL": "https://api.example.com",
+        "TENSORLAKE_API_URL": "https://api.example.com",
+        "RESUME_SUSPENDED_SESSIONS": "false",
+        "DRY_RUN": "true",
+        "DRAIN_MODE": "inline",
+        "SANDBOX_IMAGE_NAME": "other",
+        "SANDBOX_PREFIX": "other",
+        "SANDBOX_USER": "other",
+        "SANDBOX_WORKDIR": "/other",
+        "HANDOVER_SECONDS": "29",
+        "RACE_AGENT_SECONDS": "60",
+    }
+    value = other.get(name) or (str(int(default) + 1) if default.isdigit() else str(float(default) + 1))
+    assert repr(Settings.from_environ({**REQUIRED, name: value})) != repr(Settings.from_environ(REQUIRED))
+
+
+def test_required_means_required() -> None:
+    assert {name for name, default in settings_table().items() if default == "required"} == set(REQUIRED)
+
+
+def test_the_commands_variables_are_read_somewhere_with_those_defaults() -> None:
+    commands = tables()[1]
+    program = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("infra/cli", "infra/local", "infra/sandbox", "shared", "image", "functions")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    assert [name for name in commands if f'"{name}"' not in program] == []
+    assert commands["ANTHROPIC_AGENT_MODEL"] == f"`{DEFAULT_MODEL}`"
+    assert commands["SANDBOX_IMAGE_BASE"] == f"`{DEFAULT_BASE}`"
+
+
+def test_every_variable_of_the_example_files_is_documented() -> None:
+    documented = {name for table in tables() for name in table}
+    for file in (".env.example", ".env.local.example"):
+        names = re.findall(r"^#?([A-Z][A-Z_]+)=", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert names and set(names) <= documented
+
+
+def test_every_target_that_is_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    code = " ".join(re.findall(r"`[^`]+`|```.*?```", README, re.DOTALL))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]+)\b", code))
+    assert named and named <= targets
+
+
+def test_every_path_that_is_named_exists() -> None:
+    paths = re.findall(r"`((?:functions|shared|image|infra|tests)/[A-Za-z0-9_./-]*)`", README)
+    assert len(paths) > 8
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_example_race_is_a_valid_request() -> None:
+    body = re.search(r"-d '\n(\{.*?\})'", README, re.DOTALL)
+    assert body is not None
+    race = read_model(RaceRequest, body[1].encode())
+    assert [branch.script for branch in race.candidates()] == [f"echo {i} > score.txt" for i in range(3)]
+
+
+def test_nothing_of_a_developers_machine_is_in_it() -> None:
+    assert not re.search(r"/(?:home|Users|root|work)/", README)
+    assert str(Path.home()) not in README

@@ -1,0 +1,599 @@
+"""Promotion between plain folders, by the very program that runs in the sandboxes."""
+
+# Names are bytes here, which pathlib does not know.
+# ruff: noqa: PTH101, PTH102, PTH115, PTH118, PTH123, PTH211
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal, cast, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from image.session.programs import workspace_tree
+from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxStatus
+from shared.races import workspace_promotion
+from shared.races.shell import SandboxShell
+from shared.races.workspace_promotion import (
+    OnConflict,
+    PromotionLimits,
+    PromotionRefused,
+    WorkspacePromotion,
+    promote_workspace,
+)
+
+SITES: Final = ("base", "winner", "source")
+POLICIES: Final = get_args(OnConflict)
+Node = tuple[Literal["d"], int] | tuple[Literal["f"], int, bytes] | tuple[Literal["l"], bytes]
+Model = dict[bytes, Node]
+
+
+class Folders:
+    """What a promotion needs of ports.SandboxHost: each sandbox is a folder. `before(operation)` is called before the
+    program runs in the source; `real` runs it in a process of its own."""
+
+    def __init__(self, root: Path, *, real: bool = False) -> None:
+        self.root = root
+        self.real = real
+        self.before: Callable[[str], None] = lambda operation: None
+        self.lose: Callable[[str], bool] = lambda call: False
+        self.written: set[str] = set()
+        self.scratches: set[str] = set()
+        for site in SITES:
+            (root / site).mkdir()
+
+    async def run(
+        self,
+        sandbox_id: str,
+        command: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        user: str | None,
+        working_dir: str | None,
+        timeout: float,
+    ) -> CommandOutput | Doubtful:
+        operation = args[5]
+        self.scratches.add(args[4])
+        if sandbox_id == "source":
+            self.before(operation)
+        if self.real:
+            done = subprocess.run(
+                [command, *args], cwd=self.root / sandbox_id, capture_output=True, text=True, check=False
+            )
+            output = CommandOutput(done.returncode, done.stdout, done.stderr, timed_out=False)
+        else:
+            try:
+                said = workspace_tree.main(list(args[4:]), str(self.root / sandbox_id))
+                output = CommandOutput(0, said, "", timed_out=False)
+            except RuntimeError:
+                output = CommandOutput(-9, "", "", timed_out=False)
+        return Doubtful("dropped") if self.lose(f"{operation} {sandbox_id}") else output
+
+    async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Doubtful | None:
+        if self.lose(f"write {sandbox_id}"):
+            return Doubtful("dropped")
+        self.written.add(path)
+        Path(path).write_bytes(data)
+        return None
+
+    async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
+        if self.lose(f"read {sandbox_id}"):
+            return Doubtful("dropped")
+        data = Path(path).read_bytes()
+        return data if len(data) <= limit else Refused(413, "too large")
+
+    async def delete_file(self, sandbox_id: str, path: str) -> Absent | Doubtful | None:
+        if self.lose(f"delete {sandbox_id}"):
+            return Doubtful("dropped")
+        self.written.discard(path)
+        if not Path(path).exists():
+            return Absent()
+        Path(path).unlink()
+        return None
+
+    def promote(self, on_conflict: OnConflict = "refuse", **limits: Any) -> WorkspacePromotion:
+        host = cast(SandboxHost, self)
+        base, winner, source = (SandboxRecord(site, site, SandboxStatus.RUNNING) for site in SITES)
+        return asyncio.run(
+            promote_workspace(
+                host=host,
+                shell=SandboxShell(host, "agent", "/workspace"),
+                base=base,
+                winner=winner,
+                source=source,
+                on_conflict=on_conflict,
+                limits=PromotionLimits(**limits),
+            )
+        )
+
+    def check_nothing_is_left(self) -> None:
+        assert not self.written
+        assert not [each for each in self.scratches if Path(each).exists()]
+        assert not [each for each in self.root.rglob("*") if each.name.startswith(workspace_tree.TEMPORARY.decode())]
+
+    def everywhere(self, make: Callable[[Path], object]) -> None:
+        for site in SITES:
+            make(self.root / site)
+
+    def __getitem__(self, site: str) -> Path:
+        return self.root / site
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path)
+
+
+def read(folder: Path) -> Model:
+    """What is in a folder; nothing is followed."""
+    found: Model = {}
+    for here, below, names in os.walk(os.fsencode(folder)):
+        for name in (*below, *names):
+            path = os.path.join(here, name)
+            facts = os.lstat(path)
+            key = os.path.relpath(path, os.fsencode(folder))
+            if stat.S_ISLNK(facts.st_mode):
+                found[key] = ("l", os.readlink(path))
+            elif stat.S_ISDIR(facts.st_mode):
+                found[key] = ("d", stat.S_IMODE(facts.st_mode))
+            elif stat.S_ISREG(facts.st_mode):
+                found[key] = ("f", stat.S_IMODE(facts.st_mode), Path(os.fsdecode(path)).read_bytes())
+    return found
+
+
+def write(folder: Path, model: Model) -> None:
+    for path, node in sorted(model.items()):
+        there = os.path.join(os.fsencode(folder), path)
+        if node[0] == "d":
+            os.mkdir(there)
+        elif node[0] == "l":
+            os.symlink(node[1], there)
+        else:
+            with open(there, "wb") as file:
+                file.write(node[2])
+        if node[0] != "l":
+            os.chmod(there, node[1])
+
+
+# ------------------------------------------------------------------------------------------------- against a model
+
+# Few names, so that edits meet; one that a line and a decoder would stumble over.
+NAMES: Final = st.sampled_from([b"a", b"b\n\xff"])
+CONTENTS: Final = st.sampled_from([b"", b"one", b"two\0", b"three" * 40])
+MODES: Final = st.sampled_from([0o644, 0o755, 0o600])
+FOLDER_MODES: Final = st.sampled_from([0o755, 0o700])
+NODES: Final = st.one_of(
+    st.tuples(st.just("f"), MODES, CONTENTS),
+    st.tuples(st.just("l"), st.sampled_from([b"a", b"../..", b"/etc", b"nowhere"])),
+    st.tuples(st.just("d"), FOLDER_MODES),
+)
+PATHS: Final = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+EDITS: Final = st.lists(st.tuples(PATHS, st.one_of(st.none(), NODES)), max_size=8)
+
+
+def edited(model: Model, edits: Sequence[tuple[bytes, Any]]) -> Model:
+    """Each edit removes what is at a path, and puts something there unless a parent is missing or no folder."""
+    result = dict(model)
+    for path, node in edits:
+        parent = path.rpartition(b"/")[0]
+        if parent and result.get(parent, ("",))[0] != "d":
+            continue
+        old = result.get(path)
+        if not (node is not None and node[0] == "d" and old is not None and old[0] == "d"):
+            result = {key: value for key, value in result.items() if key != path and not key.startswith(path + b"/")}
+        if node is not None:
+            result[path] = node
+    return result
+
+
+def above(path: bytes) -> list[bytes]:
+    parts = path.split(b"/")
+    return [b"/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def kind(model: Model, path: bytes) -> str | None:
+    return model[path][0] if path in model else None
+
+
+class Expected:
+    """What the words say, without how it is done."""
+
+    def __init__(self, base: Model, winner: Model, source: Model) -> None:
+        self.base, self.winner, self.source = base, winner, source
+        self.changed = {path for path in base.keys() | winner.keys() if base.get(path) != winner.get(path)}
+
+    def agree(self, path: bytes) -> bool:
+        return self.source.get(path) == self.winner.get(path)
+
+    def plain_conflict(self, path: bytes) -> bool:
+        return not self.agree(path) and self.source.get(path) != self.base.get(path)
+
+    def conflict(self, path: bytes) -> bool:
+        """Content, kind or mode differ from both, or there is no longer a folder to put it in, or what the source put
+        into a folder since stands in the way of what the folder becomes."""
+        if self.agree(path):
+            return False
+        if self.plain_conflict(path):
+            return True
+        if path not in self.winner:
+            return False
+        for parent in above(path):
+            if parent in self.changed:
+                if not self.agree(parent) and self.conflict(parent):
+                    return True
+            elif kind(self.source, parent) != "d":
+                return True
+        return self.crowded(path)
+
+    def crowded(self, path: bytes) -> bool:
+        if kind(self.source, path) != "d" or kind(self.winner, path) in ("d", None):
+            return False
+        return any(
+            key.startswith(path + b"/")
+            and not (key in self.changed and key not in self.winner and not self.plain_conflict(key))
+            for key in self.source
+        )
+
+    def left_over(self, path: bytes, result: Model) -> bool:
+        """A folder that the winner removed, and that something else still lives in."""
+        return (
+            path not in self.winner
+            and kind(self.source, path) == "d"
+            and any(key.startswith(path + b"/") for key in result)
+        )
+
+
+@given(base=EDITS, winner=EDITS, source=EDITS, on_conflict=st.sampled_from(POLICIES))
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_promotion_does_what_the_model_says(
+    base: list[tuple[bytes, Any]],
+    winner: list[tuple[bytes, Any]],
+    source: list[tuple[bytes, Any]],
+    on_conflict: OnConflict,
+) -> None:
+    start = edited({}, base)
+    models = {"base": start, "winner": edited(start, winner), "source": edited(start, source)}
+    expected = Expected(**models)
+    with new_folders() as folders:
+        for site, model in models.items():
+            write(folders[site], model)
+        conflicts = {path for path in expected.changed if expected.conflict(path)}
+        if conflicts and on_conflict == "refuse":
+            with pytest.raises(PromotionRefused) as refused:
+                folders.promote(on_conflict)
+            assert len(refused.value.conflicts) == len(conflicts)
+            assert read(folders["source"]) == models["source"]
+        else:
+            report = folders.promote(on_conflict)
+            assert report.complete
+            assert len(report.conflicts) == len(conflicts)
+            agreed = sum(expected.agree(path) for path in expected.changed)
+            kept = len(conflicts) if on_conflict == "ours" else 0
+            assert report.already == agreed
+            assert report.added + report.edited + report.deleted == len(expected.changed) - agreed - kept
+            check(expected, conflicts, on_conflict, read(folders["source"]))
+            again = read(folders["source"])
+            if on_conflict == "theirs":
+                folders.promote(on_conflict)
+                assert read(folders["source"]) == again
+        assert read(folders["base"]) == models["base"]
+        assert read(folders["winner"]) == models["winner"]
+        folders.check_nothing_is_left()
+
+
+def check(expected: Expected, conflicts: set[bytes], on_conflict: OnConflict, result: Model) -> None:
+    winner, source = expected.winner, expected.source
+    taken = expected.changed - (conflicts if on_conflict == "ours" else set())
+    for path in taken:
+        assert result.get(path) == winner.get(path) or expected.left_over(path, result), path
+    needed = {parent for path in taken if path in winner for parent in above(path)}
+    for path in source.keys() - taken:
+        if any(parent in taken and kind(winner, parent) not in ("d", None) for parent in above(path)):
+            assert on_conflict == "theirs" and path not in result, path
+        elif on_conflict == "theirs" and path in needed and kind(source, path) != "d":
+            assert kind(result, path) == "d", path
+        else:
+            assert result.get(path) == source[path], path
+    for path in result.keys() - source.keys() - taken:
+        assert on_conflict == "theirs" and path in needed, path
+
+
+@contextmanager
+def new_folders() -> Any:
+    root = tempfile.mkdtemp(prefix="promotion-test-")
+    try:
+        yield Folders(Path(root))
+    finally:
+        shutil.rmtree(root)
+
+
+# ------------------------------------------------------------------------------------------------------- one by one
+
+
+def test_a_program_of_its_own_does_it_too_and_large_contents_travel_in_parts(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, real=True)
+    folders.everywhere(lambda folder: (folder / "kept").write_bytes(b"kept"))
+    large = os.urandom(3 * workspace_promotion.PART_BYTES + 17)
+    for name, data in (("large", large), ("small", b"small"), ("copy", large), ("empty", b"")):
+        (folders["winner"] / name).write_bytes(data)
+    (folders["winner"] / "kept").chmod(0o755)
+    report = folders.promote()
+    assert (report.added, report.edited, report.data) == (4, 1, len(large) + 5)
+    assert read(folders["source"]) == read(folders["winner"])
+    folders.check_nothing_is_left()
+
+
+def test_sockets_and_pipes_are_named_and_left_alone(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folders["winner"])
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        (folders["winner"] / "file").write_bytes(b"1")
+        report = folders.promote()
+    assert report.skipped == ("pipe", "socket")
+    assert read(folders["source"]).keys() == {b"file"}
+
+
+def test_no_link_leads_a_change_out_of_the_workspace(folders: Folders, tmp_path: Path) -> None:
+    folders.everywhere(lambda folder: (folder / "folder").mkdir())
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folders["winner"] / "folder" / "file").write_bytes(b"1")
+    (folders["source"] / "folder").rmdir()
+    (folders["source"] / "folder").symlink_to(outside)
+    with pytest.raises(PromotionRefused) as refused:
+        folders.promote()
+    assert refused.value.conflicts == ("folder/file",)
+    assert folders.promote("ours").conflicts == ("folder/file",)
+    assert (folders["source"] / "folder").is_symlink()
+    assert folders.promote("theirs").complete
+    assert (folders["source"] / "folder" / "file").read_bytes() == b"1"
+    assert not list(outside.iterdir())
+
+
+def test_what_the_worker_changes_in_between_is_left_and_told(folders: Folders) -> None:
+    folders.everywhere(lambda folder: (folder / "edited").write_bytes(b"old"))
+    for name in ("edited", "made", "fine"):
+        (folders["winner"] / name).write_bytes(b"winner")
+    real = workspace_tree.judge
+
+    def judge(tree: workspace_tree.Tree, changes: list[workspace_tree.Change]) -> list[workspace_tree.Judged]:
+        judged = real(tree, changes)
+        if changes[0].path == b"edited" and applying:
+            (folders["source"] / "edited").write_bytes(b"worker")
+            (folders["source"] / "made").write_bytes(b"worker")
+        return judged
+
+    applying: list[str] = []
+    folders.before = lambda operation: applying.append(operation) if operation == "apply" else None
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workspace_tree, "judge", judge)
+        report = folders.promote()
+    assert set(report.overtaken) == {"edited", "made"}
+    assert not report.complete
+    assert (report.added, report.edited) == (1, 0)
+    found = {path: node[-1] for path, node in read(folders["source"]).items()}
+    assert found == {b"edited": b"worker", b"made": b"worker", b"fine": b"winner"}
+    folders.check_nothing_is_left()
+
+
+def test_a_folder_that_becomes_a_link_in_between_is_not_followed(folders: Folders, tmp_path: Path) -> None:
+    folders.everywhere(lambda folder: (folder / "folder").mkdir())
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "old").write_bytes(b"old")
+    folders.everywhere(lambda folder: (folder / "folder" / "old").write_bytes(b"old"))
+    (folders["winner"] / "folder" / "new").write_bytes(b"1")
+    (folders["winner"] / "folder" / "old").write_bytes(b"2")
+    real = workspace_tree.Apply.run
+
+    def run(self: workspace_tree.Apply, judged: list[workspace_tree.Judged]) -> None:
+        shutil.rmtree(folders["source"] / "folder")
+        (folders["source"] / "folder").symlink_to(outside)
+        real(self, judged)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workspace_tree.Apply, "run", run)
+        report = folders.promote()
+    assert set(report.overtaken) == {"folder/new", "folder/old"}
+    assert [(each.name, each.read_bytes()) for each in outside.iterdir()] == [("old", b"old")]
+
+
+def test_what_the_source_put_into_a_folder_is_not_lost_when_the_winner_made_it_a_file(folders: Folders) -> None:
+    folders.everywhere(lambda folder: (folder / "d").mkdir())
+    (folders["winner"] / "d").rmdir()
+    (folders["winner"] / "d").write_bytes(b"file")
+    (folders["source"] / "d" / "new").write_bytes(b"mine")
+    with pytest.raises(PromotionRefused) as refused:
+        folders.promote()
+    assert refused.value.conflicts == ("d",)
+    assert folders.promote("ours").conflicts == ("d",)
+    assert (folders["source"] / "d" / "new").read_bytes() == b"mine"
+    assert folders.promote("theirs").complete
+    assert (folders["source"] / "d").read_bytes() == b"file"
+
+
+def test_folders_get_their_modes_when_all_is_done_in_them(folders: Folders) -> None:
+    folders.everywhere(lambda folder: (folder / "kept").mkdir(mode=0o755))
+    for name in ("kept", "made"):
+        (folders["winner"] / name).mkdir(exist_ok=True)
+        (folders["winner"] / name / "file").write_bytes(b"1")
+        (folders["winner"] / name).chmod(0o555)
+    assert folders.promote().complete
+    assert read(folders["source"]) == read(folders["winner"])
+
+
+def test_what_lies_below_a_conflict_is_one_too(folders: Folders) -> None:
+    folders.everywhere(lambda folder: (folder / "p").write_bytes(b"old"))
+    (folders["source"] / "p").write_bytes(b"mine")
+    (folders["winner"] / "p").unlink()
+    (folders["winner"] / "p").mkdir()
+    (folders["winner"] / "p" / "x").write_bytes(b"theirs")
+    report = folders.promote("ours")
+    assert (report.conflicts, report.added, report.complete) == (("p", "p/x"), 0, True)
+    assert (folders["source"] / "p").read_bytes() == b"mine"
+
+
+def test_contents_that_arrive_damaged_change_nothing(folders: Folders) -> None:
+    (folders["winner"] / "a").write_bytes(b"right")
+
+    async def read_file(sandbox_id: str, path: str, limit: int) -> bytes:
+        data = Path(path).read_bytes()
+        return b"wrong" if data == b"right" else data
+
+    folders.read_file = read_file  # type: ignore[method-assign]  # a line that turns bytes
+    with pytest.raises(PromotionRefused, match="damaged"):
+        folders.promote()
+    assert read(folders["source"]) == {}
+
+
+def test_the_temporary_names_of_an_apply_that_was_killed_are_swept(folders: Folders) -> None:
+    (folders["winner"] / "a").write_bytes(b"winner")
+
+    def killed(tree: workspace_tree.Tree, asked: str, directory: str, out: str) -> None:
+        token = workspace_tree.load(asked)["token"]
+        (folders["source"] / f"{workspace_tree.TEMPORARY.decode()}{token}-1").write_bytes(b"half")
+        raise RuntimeError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(workspace_tree.OPERATIONS, "apply", killed)
+        report = folders.promote()
+    assert not report.complete
+    assert read(folders["source"]) == {}
+    folders.check_nothing_is_left()
+
+
+def test_a_conflict_that_arises_after_the_check_refuses_all(folders: Folders) -> None:
+    for name in ("a", "b"):
+        (folders["winner"] / name).write_bytes(b"winner")
+
+    def before(operation: str) -> None:
+        if operation == "apply":
+            (folders["source"] / "b").write_bytes(b"worker")
+
+    folders.before = before
+    with pytest.raises(PromotionRefused) as refused:
+        folders.promote()
+    assert refused.value.conflicts == ("b",)
+    assert read(folders["source"]).keys() == {b"b"}
+    folders.check_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"data": 10}, "bytes of content"),
+        ({"entries": 1}, "more than 1 entries"),
+        ({"changes": 1}, "more than 1 changes"),
+    ],
+)
+def test_what_is_too_much_is_refused_with_its_bound(folders: Folders, limits: Mapping[str, int], reason: str) -> None:
+    for name in ("a", "b"):
+        (folders["winner"] / name).write_bytes(name.encode() * 20)
+    with pytest.raises(PromotionRefused, match=reason):
+        folders.promote("refuse", **limits)
+    assert read(folders["source"]) == {}
+    folders.check_nothing_is_left()
+
+
+def test_an_apply_whose_answer_is_lost_is_done_again_and_makes_no_difference(folders: Folders) -> None:
+    (folders["winner"] / "a").write_bytes(b"winner")
+    lost: list[str] = []
+
+    def lose(call: str) -> bool:
+        lost.extend([call] if call == "apply source" else [])
+        return call == "apply source" and len(lost) == 1
+
+    folders.lose = lose
+    report = folders.promote()
+    assert (report.already, report.complete) == (1, True)
+    assert read(folders["source"]) == read(folders["winner"])
+
+
+def test_an_apply_that_never_answers_is_told_as_unknown_and_not_as_refused(folders: Folders) -> None:
+    (folders["winner"] / "a").write_bytes(b"winner")
+    folders.lose = lambda call: call == "apply source"
+    report = folders.promote()
+    assert not report.complete
+    assert "nobody knows" in report.failed[0]
+    folders.check_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    "call", ["scan base", "scan winner", "check source", "pack winner", "read winner", "write source"]
+)
+def test_a_step_before_the_first_change_that_fails_refuses_and_cleans_up(folders: Folders, call: str) -> None:
+    (folders["winner"] / "a").write_bytes(b"winner")
+    folders.lose = lambda each: each == call
+    with pytest.raises(PromotionRefused):
+        folders.promote()
+    assert read(folders["source"]) == {}
+    assert not [each for each in folders.written if Path(each).exists()]
+
+
+def test_our_own_temporary_names_are_not_promoted(folders: Folders) -> None:
+    (folders["winner"] / f"{workspace_tree.TEMPORARY.decode()}0-1").write_bytes(b"left over")
+    assert folders.promote() == WorkspacePromotion()
+    assert read(folders["source"]) == {}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [["../out", "f", 420, 1, "0" * 64]],
+        [["/etc/passwd", "f", 420, 1, "0" * 64]],
+        [["a", "f", 0o7777, 1, "0" * 64]],
+        [["a", "f", 420, -1, "0" * 64]],
+        [["a", "f", 420, 1, "zz"]],
+        [["a/b", "f", 420, 1, "0" * 64]],
+        [["a", "l", 0, 0, None]],
+        [["a", "x", 0, 0, None]],
+        {"a": 1},
+        [[1, 2, 3, 4, 5]],
+    ],
+)
+def test_a_listing_that_makes_no_sense_is_refused(folders: Folders, rows: Any) -> None:
+    (folders["winner"] / "a").write_bytes(b"winner")
+
+    def scan(tree: workspace_tree.Tree, most: str, out: str) -> None:
+        workspace_tree.store(out, rows)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(workspace_tree.OPERATIONS, "scan", scan)
+        with pytest.raises(PromotionRefused, match="makes no sense"):
+            folders.promote()
+    folders.check_nothing_is_left()
+
+
+def test_without_python_in_the_sandbox_the_reason_is_clear(folders: Folders) -> None:
+    async def run(*args: Any, **kwargs: Any) -> CommandOutput:
+        return CommandOutput(127, "", "", timed_out=False)
+
+    folders.run = run  # type: ignore[method-assign]  # a sandbox without an interpreter
+    with pytest.raises(PromotionRefused, match="no Python"):
+        folders.promote()
+
+
+def test_the_program_keeps_to_what_an_old_python_reads() -> None:
+    import ast
+
+    source = Path(workspace_tree.__file__).read_text()
+    ast.parse(source, feature_version=(3, 8))
+    assert len(source.encode()) < 100_000
+    imported = {
+        name.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for name in node.names
+    }
+    assert imported <= sys.stdlib_module_names

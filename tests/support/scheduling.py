@@ -1,0 +1,56 @@
+"""A copy of the bundle that does nothing but tick, as a schedule would make it.
+
+    python -m tests.support.scheduling SECONDS
+
+Settings come from the environment; SECONDS is the pause between two ticks. On SIGTERM it finishes its tick and prints
+what all of them did, as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+
+from functions.state import Bundle
+from shared.reports import TickReport
+from shared.settings import Settings
+from shared.telemetry import configure_logging
+
+
+def tally(report: TickReport) -> Counter[str]:
+    """Counts: ticks, how items ended, which repairs were done and which failed, alarms."""
+    counts = Counter(ticks=1)
+    for drain in report.drains:
+        counts.update(f"item {item.end.value}" for item in drain.items)
+    for each in report.reconciled:
+        counts.update(f"{action.act.value} {'done' if action.done else 'failed'}" for action in each.actions)
+        counts["alarms"] += len(each.alarms)
+        counts["needs interrupt"] += len(each.needs_interrupt)
+    return counts
+
+
+async def main() -> None:
+    configure_logging(os.environ)
+    pause = float(sys.argv[1])
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    bundle = Bundle(Settings.from_environ(os.environ), background=False)
+    counts: Counter[str] = Counter()
+    try:
+        while not over.is_set():
+            counts += tally(await bundle.tick())
+            try:
+                await asyncio.wait_for(over.wait(), pause)
+            except TimeoutError:
+                continue
+    finally:
+        await bundle.aclose()
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
