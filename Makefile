@@ -109,16 +109,16 @@ repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC
 	@$(OPERATOR) repair
 
 deploy-aws: setup ## to AWS Lambda; DRY_RUN=1 prints the plan (infra/aws/README.md)
-	@$(PY) -m infra.aws deploy
+	@$(PY) -m infra.cli.deploy.aws deploy
 
 undeploy-aws: setup ## remove what deploy-aws made
-	@$(PY) -m infra.aws undeploy
+	@$(PY) -m infra.cli.deploy.aws undeploy
 
 deploy-gcp: setup ## to Cloud Run functions; DRY_RUN=1 prints every gcloud call (infra/gcp/README.md)
-	@$(PY) -m infra.gcp deploy
+	@$(PY) -m infra.cli.deploy.gcp deploy
 
 undeploy-gcp: setup ## remove what deploy-gcp made
-	@$(PY) -m infra.gcp undeploy
+	@$(PY) -m infra.cli.deploy.gcp undeploy
 
 faults: setup-dev ## random schedules and faults against both services in memory, RUNS=10000
 	@$(PY) -m tests.faults.explorer --runs $(RUNS)

@@ -24,7 +24,8 @@ from functions.fork_best_of_n import fork_best_of_n
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
 from functions.requests import HttpError
-from functions.server.lifecycle import ServerLifecycle, healthz, readyz, status
+from functions.server.health import healthz, readyz, status
+from functions.server.lifecycle import ServerLifecycle
 from functions.server.request_counter import RequestCounterMiddleware
 from functions.state import Bundle
 from shared.settings import Settings

@@ -27,7 +27,7 @@ from starlette.requests import Request
 
 from functions.auth import require_token
 from functions.requests import HttpError
-from functions.state import Bundle
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +39,23 @@ _TURNED_AWAY: Final = (401, 403)
 _UNSIGNED: Final = b"SIGNATURE_REMOVED_BY_GOOGLE"
 
 
-async def require_operator(request: Request, bundle: Bundle) -> None:
+async def require_operator(request: Request, settings: Settings, ingress_probe: IngressProbe) -> None:
     """Returns for the operator: whoever the platform vouches for, where AUTH says so, or shows FUNCTIONS_TOKEN.
 
     Raises like functions.auth.require_token; HttpError 503 where an identity is shown that proves nothing.
     """
-    if await is_vouched_for(request, bundle):
+    if await is_vouched_for(request, settings, ingress_probe):
         return
-    if bundle.settings.auth == "platform" and bundle.settings.functions_token is None:
+    if settings.auth == "platform" and settings.functions_token is None:
         raise HttpError(401, "unauthorized", "no identity that may call this", headers={"www-authenticate": "Bearer"})
-    require_token(request, bundle.settings)
+    require_token(request, settings)
 
 
-async def is_vouched_for(request: Request, bundle: Bundle) -> bool:
+async def is_vouched_for(request: Request, settings: Settings, ingress_probe: IngressProbe) -> bool:
     """Whether the platform says that this is one of AUTH_CALLERS. Raises HttpError 503 where its word is no proof."""
-    settings = bundle.settings
     if settings.auth != "platform" or _caller(request) not in settings.auth_callers:
         return False
-    if not await bundle.ingress_probe.is_closed():
+    if not await ingress_probe.is_closed():
         raise HttpError(
             503,
             "not_configured",

@@ -29,7 +29,8 @@ from shared.errors import SecretUnavailable, SettingsError
 if TYPE_CHECKING:
     from shared.races.errors import RaceError
     from shared.races.events import Event, OnEvent
-    from shared.races.request import RaceReport, RaceRequest
+    from shared.races.report import RaceReport
+    from shared.races.request import RaceRequest
     from shared.races.resources import RaceTimeouts
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,11 @@ async def fork_best_of_n(request: Request) -> Response:
     try:
         require_method(request, "POST")
         bundle = bundle_of(request)
-        caller = None if await is_vouched_for(request, bundle) else caller_of(request, bundle.settings, FORK)
+        caller = (
+            None
+            if await is_vouched_for(request, bundle.settings, bundle.ingress_probe)
+            else caller_of(request, bundle.settings, FORK)
+        )
         streams = _wants_stream(request)
         body = await read_body(request)
         if caller is not None:
@@ -73,7 +78,7 @@ async def fork_best_of_n(request: Request) -> Response:
 
 
 def _read(body: bytes, caller: Capability | None) -> RaceRequest:
-    from functions.bodies import read_model
+    from functions.requests import read_model
     from shared.races.request import RaceRequest
 
     race = read_model(RaceRequest, body)

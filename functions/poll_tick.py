@@ -23,7 +23,7 @@ async def poll_tick(request: Request) -> Response:
         require_method(request, "POST")
         await read_body(request)
         bundle = bundle_of(request)
-        await require_operator(request, bundle)
+        await require_operator(request, bundle.settings, bundle.ingress_probe)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:

@@ -1,4 +1,4 @@
-"""What every handler needs of HTTP: a bounded body and one shape for errors.
+"""What every handler needs of HTTP: a bounded body, a body as a model, and one shape for errors.
 
 An error's body is `{"error": {"type": ..., "message": ..., "field"?: ...}}`. Nothing of the request's values is
 quoted back: a body may hold what must not reach a log.
@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from shared.errors import HandsError, SecretUnavailable, SettingsError
 
+if TYPE_CHECKING:  # pydantic takes a tenth of a second to import, and a webhook has no need of it
+    from pydantic import BaseModel, ValidationError
+
 log = logging.getLogger(__name__)
 
 BODY_LIMIT: Final = 1024 * 1024  # bytes, design section 9
 BODY_SECONDS: Final = 30.0
+
+_MODEL = TypeVar("_MODEL", bound="BaseModel")
+_LONGEST_MESSAGE: Final = 300
+_LONGEST_FIELD: Final = 200
 
 
 class HttpError(HandsError):
@@ -92,3 +99,37 @@ def configuration_error(error: SettingsError | SecretUnavailable) -> HttpError:
 
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, "too_large", f"the body may have at most {limit} bytes")
+
+
+def read_model(model: type[_MODEL], body: bytes) -> _MODEL:
+    """The body as this model. Raises HttpError 400 that names the first field that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> HttpError:
+    # Neither the inputs nor the contexts: the text of a value stays out of answers and logs.
+    details = error.errors(include_url=False, include_context=True, include_input=False)
+    first = details[0]
+    if first["type"] == "json_invalid":
+        return HttpError(400, "invalid_request", "the body is not JSON")
+    field = dotted(first["loc"])
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    text = _text(first["type"], first["msg"], first.get("ctx", {}))
+    message = f"{field}: {text}{more}" if field else f"{text}{more}"
+    return HttpError(400, "invalid_request", message, field=field or None)
+
+
+def _text(kind: str, message: str, context: dict[str, Any]) -> str:
+    if kind == "union_tag_invalid":  # the one message of pydantic's that quotes what was sent
+        message = f"{context['discriminator'].strip(chr(39))} must be one of {context['expected_tags']}"
+    return message.removeprefix("Value error, ")[:_LONGEST_MESSAGE]
+
+
+def dotted(location: Sequence[int | str]) -> str:
+    """A pydantic location as a person would write it: `branches.0.name`."""
+    return ".".join(str(part) for part in location if part != "[key]")[:_LONGEST_FIELD]

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from shared.claims.dispatcher import Dispatcher
     from shared.ports import SandboxHost, WorkQueue
     from shared.reconcile.reconciler import Reconciler
-    from shared.reconcile.report import ReconcileReport
-    from shared.reports import DrainReport, TickReport
+    from shared.reports import DrainReport, ReconcileReport, TickReport
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
 
-from shared.reconcile.report import ReconcileReport
-
 
 class ItemEnd(StrEnum):
     """What became of a claimed work item."""
@@ -74,3 +72,56 @@ def _plain(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"a report holds a {type(value).__name__}")
+
+
+class Act(StrEnum):
+    """The repairs, most urgent first: a pass works them off in this order."""
+
+    RESUME = "resume"  # a sleeping sandbox whose item is starting or active
+    RELEASE = "release"  # a stranded item: force-stop it, then answer its session's lost calls
+    FINISH = "finish"  # a release left half done: answer the lost calls
+    STOP_ITEM = "stop_item"  # a healthcheck that was acked and not stopped
+    UNMARK = "unmark"  # a marked sandbox whose session has work after all
+    TOUCH = "touch"  # keep an active sandbox from its idle time-out
+    STOP_WORKER = "stop_worker"  # a worker past its hard lifetime
+    END_FAILED = "end_failed"  # a sandbox that failed
+    SUSPEND = "suspend"  # the worker is gone and the session idle
+    MARK = "mark"  # first step of an end: rename it
+    END_MARKED = "end_marked"  # second step, on a later tick
+    END_RACE = "end_race"  # what a race left behind
+    DELETE_SNAPSHOT = "delete_snapshot"
+
+
+ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE})
+
+
+@dataclass(frozen=True, slots=True)
+class ActionReport:
+    """`target` is a sandbox's name, a work id, a session id or a snapshot id. `done` false with the reason why."""
+
+    act: Act
+    target: str
+    why: str
+    done: bool
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileReport:
+    """One pass over one environment.
+
+    needs_interrupt: sessions whose lost calls must be answered by hand (`make repair`): the environment key may neither
+        answer them nor interrupt the turn.
+    alarms: what a person should look at; with an alarm about look-ups nothing was ended.
+    undone: repairs that were due and had to wait for the next tick.
+    """
+
+    environment_id: str
+    sandboxes: int | None
+    items: int | None
+    lookups: int
+    actions: Sequence[ActionReport]
+    needs_interrupt: Sequence[str]
+    alarms: Sequence[str]
+    undone: int
+    seconds: float

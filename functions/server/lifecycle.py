@@ -1,30 +1,18 @@
-"""What a long-lived server has besides its handlers: a ticker, an eye on the clock, counters, and the doors to them.
-
-In a sandbox (SERVER_SANDBOX) only the webhook is open without a token: whatever the public address shows to strangers
-is shown to everybody, so `/healthz` and `/readyz` are closed there too. `/status` is closed everywhere.
-"""
+"""One server's life: its scheduler, its suspend detector, its request counters, and the SDKs' preload."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-
-from functions.auth import require_token
-from functions.requests import HttpError, not_configured
 from functions.server.request_counter import RequestCounts
 from functions.server.scheduler import Scheduler
 from functions.server.suspend_detector import SuspendDetector
 from functions.state import Bundle
-from shared.errors import SecretUnavailable, SettingsError
-from shared.owner_keys import HEADER, PARAMETER, owner_key
 
 log = logging.getLogger(__name__)
 
@@ -75,52 +63,3 @@ class ServerLifecycle:
             "own_ticks": {"count": self.scheduler.done, "failed": self.scheduler.failed},
             "visits": self.request_counts.report(),
         }
-
-
-def lifecycle_of(request: Request) -> ServerLifecycle:
-    lifecycle = request.scope["state"]["lifecycle"]
-    if not isinstance(lifecycle, ServerLifecycle):
-        raise TypeError("the lifespan state's serving is not a Serving")
-    return lifecycle
-
-
-async def healthz(request: Request) -> Response:
-    """Alive: answers while the SDKs are still being imported."""
-    return _refusal(request, health=True) or JSONResponse({"ok": True})
-
-
-async def readyz(request: Request) -> Response:
-    """Ready: the SDKs are imported. 503 until then."""
-    refusal = _refusal(request)
-    if refusal is not None:
-        return refusal
-    ready = lifecycle_of(request).preload.done()
-    return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
-
-
-async def status(request: Request) -> Response:
-    """How this server fares, for its owner: counters since its start. 401 without the token or the owner's key."""
-    return _refusal(request, always=True) or JSONResponse(lifecycle_of(request).report())
-
-
-def _refusal(request: Request, *, health: bool = False, always: bool = False) -> Response | None:
-    """None for whoever may look: everybody on a host, the owner and the supervisor in a sandbox."""
-    settings = lifecycle_of(request).bundle.settings
-    if not settings.server_sandbox and not always:
-        return None
-    try:
-        tensorlake_key = settings.tensorlake_key.reveal()
-        if _equal(request.headers.get(HEADER, ""), owner_key(tensorlake_key, "status")):
-            return None
-        if health and _equal(request.query_params.get(PARAMETER, ""), owner_key(tensorlake_key, "health")):
-            return None
-        require_token(request, settings)
-    except HttpError as error:
-        return error.response()
-    except (SettingsError, SecretUnavailable) as error:
-        return not_configured(error)
-    return None
-
-
-def _equal(shown: str, key: str) -> bool:
-    return hmac.compare_digest(shown.encode(errors="surrogateescape"), key.encode())

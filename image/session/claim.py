@@ -158,3 +158,12 @@ class Notice:
             )
         except (ValueError, TypeError, KeyError):
             return None
+
+
+class Ended(Exception):
+    """The run is over. `detail` is shown to the operator, so it holds no secret."""
+
+    def __init__(self, exit_status: Exit, detail: str = "") -> None:
+        super().__init__(detail or exit_status.name)
+        self.exit_status = exit_status
+        self.detail = detail

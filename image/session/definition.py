@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from tensorlake.image import Image
 
 DEFAULT_BASE: Final = "python:3.13-slim-trixie"  # any Debian or Ubuntu with Python 3.11 or newer will do
+DEFAULT_NAME: Final = "agent-cli"
 MEMORY_DIRECTORY: Final = "/mnt/memory"
+
+_BASE_VARIABLE: Final = "SANDBOX_IMAGE_BASE"
+_REPOSITORY_VARIABLE: Final = "SANDBOX_SEED_REPOSITORY"
+_REVISION_VARIABLE: Final = "SANDBOX_SEED_REVISION"
 
 _PACKAGES: Final = ("bash", "ca-certificates", "curl", "git", "procps", "ripgrep", "unzip")
 _LOCK: Final = Path(__file__).resolve().parents[2] / "requirements" / "worker.lock"
@@ -81,6 +86,21 @@ class Recipe:
                 raise BadRecipe("a seed revision without a seed repository")
             if not _REVISION.fullmatch(self.seed_revision) or ".." in self.seed_revision:
                 raise BadRecipe(f"seed revision {self.seed_revision!r} is not a branch or tag name")
+
+
+def recipe_from(environ: Mapping[str, str]) -> Recipe:
+    """What the variables of `make build` ask for; empty ones count as not set. Raises BadRecipe."""
+    try:
+        return Recipe(
+            name=environ.get("SANDBOX_IMAGE_NAME", "").strip() or DEFAULT_NAME,
+            base_image=environ.get(_BASE_VARIABLE, "").strip() or DEFAULT_BASE,
+            seed_repository=environ.get(_REPOSITORY_VARIABLE, "").strip() or None,
+            seed_revision=environ.get(_REVISION_VARIABLE, "").strip() or None,
+        )
+    except BadRecipe as error:
+        raise BadRecipe(
+            f"{error} (SANDBOX_IMAGE_NAME, {_BASE_VARIABLE}, {_REPOSITORY_VARIABLE}, {_REVISION_VARIABLE})"
+        ) from None
 
 
 def session_image(recipe: Recipe) -> Image:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from infra.cli import dotenv
-from infra.local import discovery
+from infra.local import discovery, dotenv
 from infra.local.platform import REDIRECTING
 from shared.errors import SettingsError
 

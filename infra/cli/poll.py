@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from functions.server.scheduler import EVERY_SECONDS, remarks
 from infra.cli.environ import Loaded
-from infra.cli.schedule import EVERY_SECONDS, remarks
 from shared.errors import HandsError
 from shared.reports import DrainEnd, DrainReport
 from shared.settings import Settings

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from infra.cli import dotenv
+from infra.local import dotenv
 
 _FOLDER: Final = ".hands"
 _MOST: Final = 100

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from image.session.definition import BadRecipe, build, recipe_from
 from infra.local.admin_client import AdminClient, AdminError
 from infra.local.process import RunningService, ServiceStartError, start_service
 
@@ -196,11 +197,14 @@ class Platform:
     def _build_image(self) -> None:
         from tensorlake.image.sandbox_builder import SandboxImageError
 
-        from infra.cli.build import build_session_image
-
         try:
-            build_session_image(self.environ, self.keys.sandboxes, timeout=_LONGEST_BUILD)
-        except SandboxImageError as error:
+            build(
+                recipe_from(self.environ),
+                api_key=self.keys.sandboxes,
+                api_url=self.environ["TENSORLAKE_API_URL"],
+                timeout=_LONGEST_BUILD,
+            )
+        except (BadRecipe, SandboxImageError) as error:
             raise ServiceStartError(f"the session image could not be built offline: {error}") from None
 
     def _variables(self, claude: RunningService, tensorlake: RunningService) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from image.session.programs import pack_artifacts
-from shared.races.request import Artifact
+from shared.races.report import Artifact
 from shared.races.shell import NotRun, SandboxShell
 
 MOST_FILES: Final = 100  # of one branch

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared.races.request import (
-    JUDGE_TAIL_CHARACTERS,
-    TAIL_CHARACTERS,
-    Artifact,
-    Branch,
-    BranchReport,
-    BranchStatus,
-)
+from shared.races.report import JUDGE_TAIL_CHARACTERS, TAIL_CHARACTERS, Artifact, BranchReport, BranchStatus
+from shared.races.request import Branch
 from shared.races.shell import Ran
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from shared.races.fields import Model
-from shared.races.request import BranchReport, Phase, PromotionReport, RaceReport
+from shared.races.report import BranchReport, Phase, PromotionReport, RaceReport
 
 LINE_CHARACTERS: Final = 200
 

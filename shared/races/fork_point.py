@@ -18,10 +18,10 @@ from shared.deadline import Clock, Deadline
 from shared.egress import EgressPolicy
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus, SnapshotKind
 from shared.races.errors import BadRace, SetupFailed, SourceAbsent, SourceNotReady, SourceUnknown
+from shared.races.progress import Timeline
 from shared.races.request import Checkpoint, RaceRequest
 from shared.races.resources import NotMade, RaceResources, RaceTimeouts
 from shared.races.shell import NotRun, Ran, SandboxShell
-from shared.races.timeline import Timeline
 from shared.settings import Environment
 
 _SETUP_TAIL: Final = 1_000

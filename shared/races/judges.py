@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from shared.races import numbers, safe_regex
-from shared.races.numbers import NoScore
+from shared.races import safe_regex, scores
 from shared.races.plugins import JudgeContext, JudgeFailed, Plugin
 from shared.races.request import CommandJudge, ExitCodeJudge, FileJudge, Judge, PluginJudge, RegexJudge
+from shared.races.scores import NoScore
 from shared.races.shell import NotRun, Ran, SandboxShell
 
 _LARGEST_METRICS: Final = 1_048_576
@@ -106,7 +106,7 @@ async def _by_pattern(by: RegexJudge, ran: Ran) -> Score | Unjudged:
         found = await safe_regex.search(by.pattern, ran.stdout if by.stream == "stdout" else ran.stderr, by.group)
         if not found.matched:
             return Unjudged(f"judge: the pattern does not match {by.stream}", 0.0)
-        return Score(1.0 if found.text is None else numbers.whole(found.text))
+        return Score(1.0 if found.text is None else scores.whole(found.text))
     except (safe_regex.NotSearched, NoScore) as error:
         return Unjudged(f"judge: {error}")
 
@@ -145,7 +145,7 @@ async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput) -> Scor
             value = await judge_input.plugin(context)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return Unjudged("judge: the plug-in gave no number")
-        return Score(numbers.finite(float(value)))
+        return Score(scores.finite(float(value)))
     except (JudgeFailed, NoScore) as error:
         return Unjudged(f"judge: {str(error)[:_LONGEST_REASON]}")
     except Exception as error:  # the edge to somebody else's code: whatever it raises is this branch's failure
@@ -156,8 +156,8 @@ async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput) -> Scor
 
 def _read(text: str, json_path: str | None, none: str) -> float:
     if json_path is not None:
-        return numbers.from_json(text, json_path)
-    number = numbers.last_number(text)
+        return scores.from_json(text, json_path)
+    number = scores.last_number(text)
     if number is None:
         raise NoScore(none)
-    return numbers.finite(number)
+    return scores.finite(number)

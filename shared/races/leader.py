@@ -18,7 +18,8 @@ from shared.ports import Absent, Doubtful, Refused, SandboxRecord
 from shared.races import scores
 from shared.races.errors import RaceError, SourceAbsent, SourceUnknown
 from shared.races.fork_point import ForkPoint, RaceContext, awake, stamp
-from shared.races.request import BranchReport, Keep, PromotionReport, RaceRequest
+from shared.races.report import BranchReport, PromotionReport
+from shared.races.request import Keep, RaceRequest
 from shared.races.resources import NotMade
 from shared.races.workspace_promotion import PromotionLimits, PromotionRefused, promote_workspace
 

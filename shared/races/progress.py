@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 from shared.deadline import Clock
 from shared.races import events
 from shared.races.branch import BranchRunner
-from shared.races.request import Phase
+from shared.races.report import Phase, Span
 from shared.races.shell import SandboxShell
 
 _LOOK_SECONDS: Final = 1.0  # between two looks at what a branch writes
@@ -65,3 +65,36 @@ class RaceProgress:
             if line and line != told:
                 told = line
                 self.tell(events.OutputLine(branch=name, line=line, at=self._now()))
+
+
+class Timeline:
+    """Spans in the order in which they began; one that was cancelled ends where it was cancelled.
+
+    `began` is told of each phase as it begins.
+    """
+
+    def __init__(self, clock: Clock, began: Callable[[Phase, str | None], None] = lambda phase, branch: None) -> None:
+        self._clock = clock
+        self._tell = began
+        self._began = clock()
+        self._spans: list[Span] = []
+
+    def now(self) -> float:
+        """Seconds since the race began."""
+        return round(self._clock() - self._began, 3)
+
+    @contextmanager
+    def span(self, phase: Phase, branch: str | None = None) -> Iterator[None]:
+        start = self.now()
+        self._tell(phase, branch)
+        try:
+            yield
+        finally:
+            self.add(phase, branch, start)
+
+    def add(self, phase: Phase, branch: str | None, start: float) -> None:
+        """A span from `start` until now."""
+        self._spans.append(Span(phase=phase, branch=branch, start=start, end=self.now()))
+
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(sorted(self._spans, key=lambda span: span.start))

@@ -16,26 +16,18 @@ from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
 from shared.deadline import Clock, Deadline
+from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
 from shared.races import artifacts, events, judges, plugins, scores
 from shared.races.branch import BranchRunner, OutputBudget
 from shared.races.errors import BadRace, SourceAbsent, SourceUnknown
 from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
 from shared.races.leader import Leader
-from shared.races.naming import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
-from shared.races.progress import RaceProgress
-from shared.races.request import (
-    Branch,
-    BranchReport,
-    CommandJudge,
-    PluginJudge,
-    PromotionReport,
-    RaceReport,
-    RaceRequest,
-)
+from shared.races.progress import RaceProgress, Timeline
+from shared.races.report import BranchReport, PromotionReport, RaceReport
+from shared.races.request import Branch, CommandJudge, PluginJudge, RaceRequest
 from shared.races.resources import NotMade, RaceResources, RaceTimeouts, shielded
 from shared.races.shell import NotRun, Ran, SandboxShell, new_mark
-from shared.races.timeline import Timeline
 from shared.settings import Environment, RaceLimits, Settings
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"

@@ -1,4 +1,4 @@
-"""What a race is asked and what it answers (design: fork_best_of_n).
+"""What a race is asked (design: fork_best_of_n).
 
 Sizes and counts are bounded here where they need no setting; `check_limits` in race.py checks those that do. Everything
 is strict: an unknown field, a number in quotes or a value that cannot be served is an error that names the field,
@@ -31,8 +31,6 @@ from shared.races.fields import (
 
 MOST_BRANCHES: Final = 64
 MOST_GLOBS: Final = 20
-TAIL_CHARACTERS: Final = 4_000
-JUDGE_TAIL_CHARACTERS: Final = 1_000
 
 
 class _Program(Model):
@@ -258,91 +256,3 @@ class RaceRequest(Model):
 
 
 # ----------------------------------------------------------------------------------------------------------- report
-
-BranchStatus = Literal["ok", "failed", "timed_out", "cancelled", "not_started"]
-
-
-class Artifact(Model):
-    """A file that a branch left: its path below the working directory and its size in bytes. `base64` is its content;
-    where it is null, `truncated` says why."""
-
-    path: str
-    size: int
-    base64: str | None = Field(default=None, repr=False)
-    truncated: str | None = None
-
-
-class BranchReport(Model):
-    """What became of one branch. `ok` means that it ended, was scored and may win; `score` and `exit_code` are null
-    where there is none. The tails are the last characters of its output, and of what its judge said.
-    `artifacts_reason` says why there are no (or not all) artifacts."""
-
-    name: str
-    index: int
-    status: BranchStatus
-    score: float | None = None
-    exit_code: int | None = None
-    reason: str | None = None
-    boot_seconds: float | None = None
-    run_seconds: float | None = None
-    judge_seconds: float | None = None
-    stdout_tail: str = ""
-    stderr_tail: str = ""
-    judge_tail: str = ""
-    artifacts: tuple[Artifact, ...] = ()
-    artifacts_reason: str | None = None
-
-
-class PromotionReport(Model):
-    """What became of the winner's work. Where `done` is false, `reason` says why, and the winner stands all the same.
-
-    For a workspace: counts of paths, and paths below the working directory: `conflicts` that refused it or that
-    `on_conflict` decided; `overtaken` by the source while the promotion was at work, and left as they are; `failed`
-    with their reasons; `skipped` because their kind is not moved. `sandbox` is a kept sandbox's name.
-    """
-
-    kind: Literal["workspace", "snapshot", "keep"]
-    done: bool
-    reason: str | None = None
-    conflicts: tuple[str, ...] = ()
-    overtaken: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
-    added: int = 0
-    changed: int = 0
-    deleted: int = 0
-    snapshot_id: str | None = None
-    sandbox: str | None = None
-    sandbox_id: str | None = None
-
-
-Phase = Literal["source", "setup", "checkpoint", "boot", "files", "run", "judge", "artifacts", "reap", "promote"]
-
-
-class Span(Model):
-    """One stretch of the race, in seconds since it began. `branch` is null for what the race does as a whole."""
-
-    phase: Phase
-    branch: str | None
-    start: float
-    end: float
-
-
-class RaceReport(Model):
-    """One race. `winner` is a branch's name. `checkpoint` is the snapshot that the branches started from. `reaped`
-    and `leftovers` hold names of sandboxes and ids of snapshots; a leftover is one whose end could not be confirmed.
-    `speedup` is how many times as long the branches' runs and judges would have taken one after the other, null where
-    nothing ran. `promotion` is null where none was asked for, or nobody won."""
-
-    race_id: str
-    winner: str | None
-    branches: tuple[BranchReport, ...]
-    checkpoint: str | None
-    promotion: PromotionReport | None = None
-    reaped: tuple[str, ...]
-    leftovers: tuple[str, ...]
-    timeline: tuple[Span, ...]
-    speedup: float | None = None
-    seconds: float
-    deadline_passed: bool = False
-    dry_run: bool = False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable
+from typing import Any, Final
 
-from shared.races.request import BranchReport
+from shared.races.report import BranchReport
 
 
 def winner(branches: Iterable[BranchReport], *, higher_is_better: bool) -> BranchReport | None:
@@ -24,3 +27,70 @@ def rank(branch: BranchReport, *, higher_is_better: bool) -> tuple[float, float,
     score = branch.score if branch.score is not None else math.nan
     run = branch.run_seconds if branch.run_seconds is not None else math.inf
     return (-score if higher_is_better else score, run, branch.index)
+
+
+# A number that stands by itself: not a part of a word, a version or a longer number. `nan` and `inf` are seen too, so
+# that a command that prints them last does not score by an earlier number.
+_NUMBER: Final = re.compile(
+    r"(?<![\w.])[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\w)(?!\.\d)",
+    re.IGNORECASE | re.ASCII,
+)
+_LONGEST_PART: Final = 60
+
+
+class NoScore(Exception):
+    """There is no number where one should be. The text is fit for a report."""
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text; None where there is none. It may be infinite or not a number."""
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1]) if numbers else None
+
+
+def finite(number: float) -> float:
+    """The number itself. Raises NoScore for what is infinite or not a number."""
+    if not math.isfinite(number):
+        raise NoScore("the score is not a finite number")
+    return number
+
+
+def whole(text: str) -> float:
+    """A text that is one number and nothing else. Raises NoScore."""
+    if _NUMBER.fullmatch(text.strip()) is None:
+        raise NoScore("what was found is not a number")
+    return finite(float(text))
+
+
+def from_json(text: str, path: str) -> float:
+    """What `path` (keys and indices with dots between) names in the document that `text` is, or that its last line
+    is. Raises NoScore."""
+    document = _document(text)
+    for part in path.split("."):
+        document = _step(document, part)
+    if isinstance(document, bool) or not isinstance(document, int | float):
+        raise NoScore(f"the JSON has no number at {path[:_LONGEST_PART]}")
+    try:
+        return finite(float(document))
+    except OverflowError:
+        raise NoScore("the score is not a finite number") from None
+
+
+def _document(text: str) -> Any:
+    lines = text.strip().splitlines()
+    for candidate in (text, lines[-1] if lines else ""):
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    raise NoScore("what was written is not JSON")
+
+
+def _step(document: Any, part: str) -> Any:
+    if isinstance(document, dict) and part in document:
+        return document[part]
+    if isinstance(document, list) and re.fullmatch(r"-?[0-9]{1,9}", part):
+        index = int(part)
+        if -len(document) <= index < len(document):
+            return document[index]
+    raise NoScore(f"the JSON has nothing at {part[:_LONGEST_PART]}")

@@ -29,8 +29,8 @@ from shared.ports import (
     WorkQueue,
 )
 from shared.reconcile.plan import Repair
-from shared.reconcile.report import Act, ActionReport
 from shared.reconcile.world import Items
+from shared.reports import Act, ActionReport
 from shared.settings import Settings
 
 _FRESH: Final = 3.0  # seconds; with the call itself a look is never older than five

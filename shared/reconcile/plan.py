@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Final
 
 from shared import names
+from shared.names import parse_kept_snapshot_name, parse_race_name
 from shared.ports import (
     Absent,
     ItemState,
@@ -23,9 +24,8 @@ from shared.ports import (
     SessionStatus,
     SnapshotRecord,
 )
-from shared.races.naming import parse_kept_snapshot_name, parse_race_name
-from shared.reconcile.report import Act
 from shared.reconcile.world import World
+from shared.reports import Act
 from shared.settings import Settings
 
 

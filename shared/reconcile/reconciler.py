@@ -34,8 +34,8 @@ from shared.ports import (
 )
 from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.plan import Lookups, Repair, due, sessions_to_look_up, snapshots_due
-from shared.reconcile.report import ENDS, Act, ActionReport, ReconcileReport
 from shared.reconcile.world import OVER, Items, World
+from shared.reports import ENDS, Act, ActionReport, ReconcileReport
 from shared.settings import Environment, Settings
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from typing import Any, Final
 from functions.state import Bundle
 from shared.ports import CommandOutput, SandboxSpec
 from shared.races.race import run_race
-from shared.races.request import RaceReport, RaceRequest, Span
+from shared.races.report import RaceReport, Span
+from shared.races.request import RaceRequest
 from tests.benchmarks.alone import expect, running
 from tests.benchmarks.report import Aim, Result, Table, median, milliseconds, percentile
 from tests.benchmarks.stage import SETTING, delays, production_place, stage

@@ -14,11 +14,10 @@ import pytest
 from infra.cli import repair
 from infra.cli.environ import Loaded
 from shared import names
+from shared.names import kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec, Snapshot, SnapshotKind, WorkItem
-from shared.races.naming import kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.reconcile.reconciler import Reconciler
-from shared.reconcile.report import Act, ReconcileReport
-from shared.reports import ItemEnd
+from shared.reports import Act, ItemEnd, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
 from tests.support.world import API_KEY, Place, World, running, until
 

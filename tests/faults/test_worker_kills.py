@@ -26,8 +26,7 @@ from image.session.worker.lock import LOCK_NAME
 from shared import names
 from shared.claims.handover import WORKER_NAMES
 from shared.ports import Absent, ProcessSpec, ProcessState, SandboxHost, SandboxRecord, SandboxSpec
-from shared.reconcile.report import Act, ActionReport
-from shared.reports import TickReport
+from shared.reports import Act, ActionReport, TickReport
 from tests.faults.test_claims_under_faults import drain
 from tests.faults.test_reconciler import QUICK, everything
 from tests.support.world import IMAGE, Place, World, running, until

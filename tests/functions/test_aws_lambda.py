@@ -26,8 +26,7 @@ from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
 from functions.state import Bundle
 from shared.errors import SettingsError
-from shared.reconcile.report import ReconcileReport
-from shared.reports import DrainEnd, DrainReport, TickReport
+from shared.reports import DrainEnd, DrainReport, ReconcileReport, TickReport
 from shared.settings import Settings
 from tests.support.fake_host import FakeHost
 from tests.support.lambda_events import Context, eventbridge, http, rest_v1, sqs

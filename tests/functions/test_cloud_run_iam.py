@@ -70,7 +70,7 @@ def bundle(status: int | OSError, **more: str) -> Bundle:
 
 
 def vouched(made: Bundle, *headers: tuple[str, str]) -> bool:
-    return asyncio.run(is_vouched_for(request(*headers), made))
+    return asyncio.run(is_vouched_for(request(*headers), made.settings, made.ingress_probe))
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -127,10 +127,10 @@ def test_with_auth_token_the_platforms_word_counts_for_nothing() -> None:
 
 def test_the_operators_token_still_counts_and_without_either_it_is_a_401() -> None:
     made = bundle(405, FUNCTIONS_TOKEN=TOKEN)
-    asyncio.run(require_operator(request(("authorization", f"Bearer {TOKEN}")), made))
+    asyncio.run(require_operator(request(("authorization", f"Bearer {TOKEN}")), made.settings, made.ingress_probe))
     for each in (made, bundle(405)):
         with pytest.raises(HttpError) as caught:
-            asyncio.run(require_operator(request(), each))
+            asyncio.run(require_operator(request(), each.settings, each.ingress_probe))
         assert caught.value.status == 401
 
 

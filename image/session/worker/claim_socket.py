@@ -18,10 +18,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from image.session.claim import Claim, ClaimError
+from image.session.claim import Claim, ClaimError, Ended
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from image.session.worker.credentials import token_of
-from image.session.worker.ending import Ended
 from image.session.worker.secret_hiding import LONGEST_CLAIM
 
 SOCKET_NAME: Final = "claims.sock"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
-from image.session.claim import Exit
-from image.session.worker.ending import Ended
+from image.session.claim import Ended, Exit
 
 
 def sessions_token(secret: str) -> str | None:

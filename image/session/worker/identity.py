@@ -10,8 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from image.session.claim import SESSION_FILE, Exit
-from image.session.worker.ending import Ended
+from image.session.claim import SESSION_FILE, Ended, Exit
 
 _PREFIX = re.compile(r"\A(sesn|session)_")
 

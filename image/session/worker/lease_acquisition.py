@@ -13,10 +13,9 @@ import threading
 import time
 from typing import Final
 
-from image.session.claim import Exit
+from image.session.claim import Ended, Exit
 from image.session.worker.claim_registry import ClaimRegistry
 from image.session.worker.credentials import token_of
-from image.session.worker.ending import Ended
 from image.session.worker.http_client import Unanswered, WorkItemClient
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.shutdown import Shutdown

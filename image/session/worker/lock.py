@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from image.session.claim import Claim, Exit, Word
+from image.session.claim import Claim, Ended, Exit, Word
 from image.session.worker.claim_registry import Reply
 from image.session.worker.claim_socket import pass_on
-from image.session.worker.ending import Ended
 from image.session.worker.output import NoticeWriter
 from image.session.worker.shutdown import Shutdown
 

@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from image.session.claim import STATE_DIRECTORY, STATE_VARIABLE, Claim, ClaimError, Exit, Word
+from image.session.claim import STATE_DIRECTORY, STATE_VARIABLE, Claim, ClaimError, Ended, Exit, Word
 from image.session.worker import identity
 from image.session.worker.claim_registry import ClaimRegistry
 from image.session.worker.claim_socket import ClaimSocket
 from image.session.worker.credentials import token_of
-from image.session.worker.ending import Ended
 from image.session.worker.lock import Lock, take_lock
 from image.session.worker.output import NoticeWriter, Redactor, configure_logging
 from image.session.worker.shutdown import Shutdown

@@ -12,9 +12,8 @@ import httpx2
 from anthropic import DEFAULT_CONNECTION_LIMITS, AsyncAnthropic, DefaultAsyncHttpxClient
 from anthropic.lib.environments import EnvironmentWorker
 
-from image.session.claim import Claim, Exit
+from image.session.claim import Claim, Ended, Exit
 from image.session.worker.credentials import token_of
-from image.session.worker.ending import Ended
 from image.session.worker.fork_tool import with_fork
 from image.session.worker.http_client import proxy_for
 from image.session.worker.lease import Lease, Verdict

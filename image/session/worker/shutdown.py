@@ -8,8 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from image.session.claim import Exit
-from image.session.worker.ending import Ended
+from image.session.claim import Ended, Exit
 
 # Seconds from a request to stop until the process is gone, whatever it is doing. A tool in flight is never
 # interrupted and may take 150 s, and its result must still be posted (contract claude 4.4, trap T15).

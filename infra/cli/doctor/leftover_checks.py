@@ -12,8 +12,8 @@ from infra.sandbox.account import is_server_name
 from shared import names
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
 from shared.reconcile.plan import Lookups, due, snapshots_due
-from shared.reconcile.report import ENDS
 from shared.reconcile.world import World
+from shared.reports import ENDS
 from shared.settings import Environment
 
 _PATIENCE: Final = timedelta(minutes=5)  # a tick comes once a minute; what was due so long ago was forgotten

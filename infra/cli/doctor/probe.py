@@ -1,6 +1,6 @@
 """One probe sandbox: made, looked at from inside, given a worker, and ended, each with its time.
 
-It bears the name of a race's sandbox with a dead-man time (shared/races/naming.py), so that a tick ends it should
+It bears the name of a race's sandbox with a dead-man time (shared/names.py), so that a tick ends it should
 doctor die. The worker gets a claim that nobody queued, with a credential that nobody issued: it comes up as for a
 session, says `ready`, asks for the lease, is refused by the API, and ends with the documented status. The queue
 is never touched.
@@ -22,6 +22,7 @@ from image.session.archive import build_archive, digest
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, error, info, ok, warning
 from infra.cli.doctor.isolation import RUN_SECONDS, check_inside
+from shared.names import new_race_id, race_sandbox_name
 from shared.ports import (
     Absent,
     Created,
@@ -34,7 +35,6 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
 )
-from shared.races.naming import new_race_id, race_sandbox_name
 from shared.settings import Environment
 
 _DEAD_MAN: Final = 300.0  # seconds beyond all that a probe may take

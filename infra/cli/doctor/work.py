@@ -14,8 +14,8 @@ from shared import names
 from shared.errors import SecretUnavailable
 from shared.ports import Doubtful, ItemState, ListedItem, Refused, SandboxStatus
 from shared.reconcile.plan import Lookups, due
-from shared.reconcile.report import Act
 from shared.reconcile.world import Items, World
+from shared.reports import Act
 from shared.secret import Secret
 from shared.settings import Environment
 

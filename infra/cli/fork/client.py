@@ -29,7 +29,8 @@ from shared.ports import (
 from shared.races import events
 from shared.races.fields import Model
 from shared.races.race import environment_for, run_race
-from shared.races.request import RaceReport, RaceRequest
+from shared.races.report import RaceReport
+from shared.races.request import RaceRequest
 from shared.secret import Secret
 from shared.settings import Settings
 

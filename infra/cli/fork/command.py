@@ -31,7 +31,8 @@ from infra.cli.session.render import Line, Look
 from shared.errors import HandsError
 from shared.races import events
 from shared.races.errors import BadRace, RaceError
-from shared.races.request import RaceReport, RaceRequest
+from shared.races.report import RaceReport
+from shared.races.request import RaceRequest
 from shared.secret import Secret
 from shared.settings import Settings
 

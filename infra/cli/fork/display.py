@@ -18,7 +18,7 @@ from rich.text import Text
 from infra.cli.session.render import Line, Look, clean
 from shared.deadline import Clock
 from shared.races import events
-from shared.races.request import BranchReport, BranchStatus, Phase, PromotionReport, RaceReport
+from shared.races.report import BranchReport, BranchStatus, Phase, PromotionReport, RaceReport
 from shared.races.scores import rank
 
 _LINE_CHARACTERS: Final = 160

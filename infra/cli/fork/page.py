@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from infra.cli.fork.display import plain, promoted, said, why
-from shared.races.request import Artifact, BranchReport, Phase, RaceReport, RaceRequest, Span
+from shared.races.report import Artifact, BranchReport, Phase, RaceReport, Span
+from shared.races.request import RaceRequest
 from shared.races.scores import rank
 
 STYLE: Final = Path(__file__).with_name("page.css").read_text(encoding="utf-8")

@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import yaml
 
-from functions.bodies import read_model
-from functions.requests import BODY_LIMIT, HttpError
+from functions.requests import BODY_LIMIT, HttpError, read_model
 from shared.errors import HandsError
 from shared.races.request import RaceRequest
 

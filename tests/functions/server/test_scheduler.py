@@ -14,8 +14,7 @@ from functions.server.request_counter import RequestCounts
 from functions.server.scheduler import Scheduler, remarks
 from functions.server.suspend_detector import LONGEST_STALL, SuspendDetector
 from functions.state import Bundle
-from shared.reconcile.report import Act, ActionReport, ReconcileReport
-from shared.reports import TickReport
+from shared.reports import Act, ActionReport, ReconcileReport, TickReport
 from shared.settings import Settings
 
 ENVIRON = {

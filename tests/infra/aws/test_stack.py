@@ -18,10 +18,10 @@ from moto import mock_aws
 
 from functions.aws_lambda import environ_of
 from functions.invocations import Invocation, NotEnqueued, enqueue
-from infra.aws import __main__ as command
 from infra.aws import package, plan
 from infra.aws.package import Built
 from infra.aws.stack import Aws, NotDeployed
+from infra.cli.deploy import aws as command
 from shared.settings import Settings
 from tests.infra.aws import moto_types
 

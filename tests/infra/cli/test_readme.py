@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from functions.bodies import read_model
+from functions.requests import read_model
 from image.session.definition import DEFAULT_BASE
 from infra.cli.agents import DEFAULT_MODEL
 from shared.races.request import RaceRequest

@@ -15,7 +15,7 @@ from infra.sandbox import plan, server
 from infra.sandbox.account import Account, is_server_name, new_name
 from infra.sandbox.look import described
 from shared import names
-from shared.races.naming import parse_race_name
+from shared.names import parse_race_name
 from tests.infra.sandbox.conftest import Stage, until
 
 PROMPT = "create hello.txt with 'hi' then read it back"

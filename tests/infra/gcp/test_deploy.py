@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra.gcp import __main__ as command
+from infra.cli.deploy import gcp as command
 from infra.gcp import plan, source
 from shared.errors import SettingsError
 from shared.settings import Settings

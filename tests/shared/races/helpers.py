@@ -10,7 +10,8 @@ from typing import Any, Final
 from shared import names
 from shared.races.events import OnEvent
 from shared.races.race import run_race
-from shared.races.request import BranchReport, RaceReport, RaceRequest
+from shared.races.report import BranchReport, RaceReport
+from shared.races.request import RaceRequest
 from shared.settings import Settings
 from tests.support.fake_host import FakeHost
 from tests.support.virtual_time import run_virtual

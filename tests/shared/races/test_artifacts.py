@@ -15,7 +15,7 @@ import pytest
 from image.session.programs import pack_artifacts
 from image.session.programs.pack_artifacts import matches
 from shared.races import artifacts
-from shared.races.request import Artifact
+from shared.races.report import Artifact
 from shared.races.shell import NotRun, SandboxShell
 from tests.support.fake_host import FakeHost
 

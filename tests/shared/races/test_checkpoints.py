@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from shared.claims.handover import WORKER_NAMES
+from shared.names import parse_race_name
 from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, SnapshotKind
 from shared.races.errors import BadRace, SourceNotReady, SourceUnknown
-from shared.races.naming import parse_race_name
 from shared.races.race import IDENTITY_FILE
-from shared.races.request import RaceReport
+from shared.races.report import RaceReport
 from tests.shared.races.helpers import SETTINGS, SOURCE, asked, by_name, run
 from tests.support.fake_host import Call, FakeHost, Fault, Method
 

@@ -18,10 +18,10 @@ from shared.errors import SettingsError
 from shared.ports import CommandOutput
 from shared.races import plugins, safe_regex
 from shared.races.errors import BadRace
-from shared.races.numbers import NoScore, from_json, whole
 from shared.races.plugins import JudgeContext, JudgeFailed
 from shared.races.race import run_race
-from shared.races.request import RaceReport
+from shared.races.report import RaceReport
+from shared.races.scores import NoScore, from_json, whole
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run
 from tests.support.fake_host import Call, FakeHost

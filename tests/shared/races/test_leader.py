@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from shared.names import PRISTINE, parse_kept_snapshot_name, parse_race_name
 from shared.ports import CommandOutput, SandboxStatus
 from shared.races import events
 from shared.races.errors import BadRace, SourceUnknown
-from shared.races.naming import PRISTINE, parse_kept_snapshot_name, parse_race_name
-from shared.races.request import RaceReport
+from shared.races.report import RaceReport
 from shared.races.workspace_promotion import PromotionRefused, WorkspacePromotion
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, SETTINGS, SOURCE, asked, run

@@ -8,13 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.names import LONGEST_NAME, BadName, environment_tag, parse_sandbox_name, sandbox_name
-from shared.races.naming import (
+from shared.names import (
+    LONGEST_NAME,
+    BadName,
+    environment_tag,
     kept_snapshot_name,
     new_race_id,
     parse_kept_snapshot_name,
     parse_race_name,
+    parse_sandbox_name,
     race_sandbox_name,
+    sandbox_name,
 )
 
 prefixes = st.from_regex(r"[a-z][a-z0-9]{0,7}", fullmatch=True)

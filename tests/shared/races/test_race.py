@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.egress import EgressPolicy
+from shared.names import parse_race_name
 from shared.ports import CommandOutput, SandboxStatus
 from shared.races import errors
-from shared.races.naming import parse_race_name
 from shared.races.race import IDENTITY_FILE
-from shared.races.request import BranchReport
+from shared.races.report import BranchReport
 from shared.races.scores import winner
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run
 from tests.support.fake_host import Call, FakeHost

@@ -30,7 +30,7 @@ from shared.ports import (
 )
 from shared.races.errors import RaceError
 from shared.races.race import run_race
-from shared.races.request import RaceReport
+from shared.races.report import RaceReport
 from shared.races.workspace_promotion import WorkspacePromotion
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, race, run
 from tests.support.fake_host import Bug, Call, FakeHost, Fault, Method

@@ -13,13 +13,12 @@ from typing import Any, Final
 import pytest
 
 from shared.claims.handover import WORKER_NAMES
-from shared.names import environment_tag
+from shared.names import environment_tag, parse_kept_snapshot_name, parse_race_name
 from shared.ports import Absent, Created, Doubtful, ItemState, SandboxSpec
 from shared.races.errors import SourceNotReady
-from shared.races.naming import parse_kept_snapshot_name, parse_race_name
 from shared.races.race import run_race
 from shared.races.request import RaceRequest
-from shared.reconcile.report import Act
+from shared.reports import Act
 from tests.faults.test_reconciler import acts, everything, reconcile
 from tests.support.world import IMAGE, ROOT, Place, World, running, until
 

@@ -19,7 +19,8 @@ from shared.ports import CommandOutput, Created, SandboxHost, SandboxRecord, San
 from shared.races.errors import SourceNotReady, SourceUnknown
 from shared.races.events import BranchDecided, Event, OnEvent, PhaseBegan
 from shared.races.race import run_race
-from shared.races.request import BranchReport, RaceReport, RaceRequest
+from shared.races.report import BranchReport, RaceReport
+from shared.races.request import RaceRequest
 from tests.support.world import IMAGE, Place
 
 SESSION: Final = "sesn_0123456789AbCdEf"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from shared.races.numbers import last_number
 from shared.races.request import CommandJudge, RaceRequest
+from shared.races.scores import last_number
 
 GOOD: dict[str, Any] = {"source": {"session_id": "sesn_1"}, "n": 2, "command": ["true"]}
 ONE: dict[str, Any] = {"source": {"image": "i"}}

@@ -11,7 +11,8 @@ import pytest
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import ItemState
 from shared.races.race import run_race
-from shared.races.request import PromotionReport, RaceReport, RaceRequest
+from shared.races.report import PromotionReport, RaceReport
+from shared.races.request import RaceRequest
 from shared.races.workspace_promotion import PART_BYTES, WorkspacePromotion, promote_workspace
 from tests.shared.races.test_race_offline import Stage, on_a_session
 from tests.support.world import Place

@@ -23,7 +23,7 @@ from shared.ports import (
     SessionStatus,
 )
 from shared.reconcile.reconciler import Reconciler
-from shared.reconcile.report import Act, ReconcileReport
+from shared.reports import Act, ReconcileReport
 from shared.settings import Settings
 
 NOW = datetime(2026, 10, 20, 9, 0, tzinfo=UTC)

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from image.session import claim as wire
-from image.session.claim import Claim, Exit, Notice, Word
+from image.session.claim import Claim, Ended, Exit, Notice, Word
 from image.session.worker.claim_registry import ClaimRegistry, Reply
-from image.session.worker.ending import Ended
 from image.session.worker.lease import Lease, Verdict
 from shared.ports import SandboxStatus
 from tests.support.model.claude import Claude, Phase, Session

@@ -15,7 +15,8 @@ from anthropic.lib.tools import ToolError
 
 from image.session.worker import fork_tool, fork_tool_schema
 from image.session.worker.fork_tool import ForkTool
-from shared.races.request import Branch, Judge, RaceReport, RaceRequest
+from shared.races.report import RaceReport
+from shared.races.request import Branch, Judge, RaceRequest
 from shared.settings import LONGEST_AGENT_RACE
 
 TOKEN: Final = "hc1.a-capability-of-nobody"

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from image.session.claim import Exit
+from image.session.claim import Ended, Exit
 from image.session.worker.claim_registry import ClaimRegistry, Reply
-from image.session.worker.ending import Ended
 from image.session.worker.http_client import Unanswered, WorkItemClient
 from image.session.worker.lease import Lease
 from image.session.worker.lease_acquisition import LeaseKeeper, acquire_lease

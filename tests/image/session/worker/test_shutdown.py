@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from image.session.claim import Exit, Word
-from image.session.worker.ending import Ended
+from image.session.claim import Ended, Exit, Word
 from image.session.worker.shutdown import GRACE, Shutdown
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running

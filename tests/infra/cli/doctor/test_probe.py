@@ -19,8 +19,8 @@ from infra.cli.doctor import isolation, probe, runner
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Finding, Severity
 from infra.cli.doctor.runner import Check
+from shared.names import parse_race_name
 from shared.ports import CommandOutput
-from shared.races.naming import parse_race_name
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
 from tests.support.world import Place
 

@@ -22,7 +22,7 @@ from infra.cli.doctor.context import account_of
 from infra.cli.doctor.findings import Finding, Severity
 from infra.sandbox.account import new_name
 from infra.sandbox.look import Look
-from shared.races.naming import new_race_id, race_sandbox_name
+from shared.names import new_race_id, race_sandbox_name
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import OTHER_KEY

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from infra.cli.fork.display import RaceDisplay, conclusion, one_line, promoted, summary
 from shared.races import events
-from shared.races.request import Artifact, BranchReport, PromotionReport, RaceReport
+from shared.races.report import Artifact, BranchReport, PromotionReport, RaceReport
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31mred\r\u202eflip\x00\x7f [bold]markup[/bold]"
 

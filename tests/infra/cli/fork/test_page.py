@@ -12,17 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.cli.fork.page import POLICY, STYLE, render
-from shared.races.request import (
-    Artifact,
-    BranchReport,
-    BranchStatus,
-    FileJudge,
-    PromotionReport,
-    RaceReport,
-    RaceRequest,
-    Source,
-    Span,
-)
+from shared.races.report import Artifact, BranchReport, BranchStatus, PromotionReport, RaceReport, Span
+from shared.races.request import FileJudge, RaceRequest, Source
 
 ATTACKS: Final = (
     "<script>alert(1)</script>",

@@ -1,4 +1,4 @@
-"""`python -m infra.gcp deploy|undeploy`: what `make deploy-gcp` and `make undeploy-gcp` call.
+"""`python -m infra.cli.deploy.gcp deploy|undeploy`: what `make deploy-gcp` and `make undeploy-gcp` call.
 
 DRY_RUN=1 prints every gcloud call as a shell would take it, and calls nothing.
 """
@@ -86,7 +86,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> int:
             return deploy(_loaded(variables), dry_run=_flag(variables))
         if arguments == ["undeploy"]:
             return undeploy(_loaded(variables), dry_run=_flag(variables))
-        print("usage: python -m infra.gcp deploy|undeploy", file=sys.stderr)
+        print("usage: python -m infra.cli.deploy.gcp deploy|undeploy", file=sys.stderr)
         return 2
     except NotDeployed as error:
         print(error, file=sys.stderr)

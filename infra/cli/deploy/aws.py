@@ -1,4 +1,5 @@
-"""`python -m infra.aws deploy|undeploy`: what `make deploy-aws` and `make undeploy-aws` call. DRY_RUN=1 only prints."""
+"""What `make deploy-aws` and `make undeploy-aws` call: `python -m infra.cli.deploy.aws deploy|undeploy`. DRY_RUN=1 only
+prints."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from infra.aws import package, plan
 from infra.aws.stack import Aws, NotDeployed
-from infra.cli import dotenv, environ
+from infra.cli import environ
+from infra.local import dotenv
 from shared.errors import HandsError, SettingsError
 
 _NEXT = """
@@ -25,7 +27,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> int:
             return deploy(_loaded(variables), dry_run=_flag(variables))
         if arguments == ["undeploy"]:
             return undeploy(_with_files(variables), dry_run=_flag(variables))
-        print("usage: python -m infra.aws deploy|undeploy", file=sys.stderr)
+        print("usage: python -m infra.cli.deploy.aws deploy|undeploy", file=sys.stderr)
         return 2
     except NotDeployed as error:
         print(error, file=sys.stderr)
