@@ -40,7 +40,7 @@ class Invocation:
 
     @classmethod
     def read(cls, message: object) -> Invocation:
-        """Raises BadWake."""
+        """Raises BadInvocation."""
         if not isinstance(message, Mapping):
             raise BadInvocation("the message must be a JSON object")
         at = message.get("at")

@@ -370,7 +370,8 @@ def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "kind, wake", [("session.status_run_started", "drain"), ("session.deleted", "session_over"), ("agent.updated", "")]
+    "kind, invocation",
+    [("session.status_run_started", "drain"), ("session.deleted", "session_over"), ("agent.updated", "")],
 )
 def test_in_enqueue_mode_the_webhook_hands_a_wake_up_on_and_does_no_work(
     monkeypatch: pytest.MonkeyPatch, kind: str, invocation: str

@@ -21,12 +21,12 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["main", "app", "aws_lambda", "on_run_started", "poll_tick", "fork_best_of_n"])
+@pytest.mark.parametrize("module", ["main", "asgi", "aws_lambda", "on_run_started", "poll_tick", "fork_best_of_n"])
 def test_no_sdk_is_imported_by_importing_a_handler(module: str) -> None:
     assert not modules_after(f"import functions.{module}") & set(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["app", "aws_lambda", "on_run_started", "poll_tick", "fork_best_of_n"])
+@pytest.mark.parametrize("module", ["asgi", "aws_lambda", "on_run_started", "poll_tick", "fork_best_of_n"])
 def test_only_main_imports_functions_framework(module: str) -> None:
     assert "functions_framework" not in modules_after(f"import functions.{module}")
 

@@ -225,8 +225,8 @@ class _World:
         self.claude = Claude(loop, self.truth, lease=LEASE)
         self.sandboxes = Sandboxes(loop, self.truth, plan.manner, self._program, self._boot)
         self.sessions = [names.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions]
-        names = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
-        self.watch = Watch(self.settings, self.claude, self.sandboxes, self.truth, names)
+        session_of = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
+        self.watch = Watch(self.settings, self.claude, self.sandboxes, self.truth, session_of)
         self.serving: dict[str, list[Process]] = {}
         self.tool_runs: dict[str, list[Process]] = {}
         self.reported: set[str] = set()

@@ -55,7 +55,7 @@ def test_a_bad_event_is_an_error_that_lambda_counts_and_the_next_one_is_served(c
     with Runtime(code, "functions.aws_lambda.poll_tick", NOBODY) as function:
         with pytest.raises(InvocationFailed) as failed:
             function.invoke({"do": "rm"})
-        assert failed.value.kind == "BadWake"
+        assert failed.value.kind == "BadInvocation"
         assert function.invoke(http())["statusCode"] == 401
         assert function.invoke(sqs("no json")) == {"batchItemFailures": [{"itemIdentifier": "m0"}]}
 

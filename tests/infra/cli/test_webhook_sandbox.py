@@ -16,7 +16,7 @@ from infra.sandbox.account import Account, is_server_name, new_name
 from infra.sandbox.look import described
 from shared import names
 from shared.names import parse_race_name
-from tests.infra.sandbox.conftest import Stage, until
+from tests.infra.cli.conftest import Stage, until
 
 PROMPT = "create hello.txt with 'hi' then read it back"
 QUIET = {"SELF_TICK_SECONDS": "0"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from infra.cli.doctor.catalogue import CATALOGUE, GROUPS, group_of
 from tests.support.checkout import ROOT
 
-_FOLDER = ROOT / "infra" / "operator" / "doctor"
+_FOLDER = ROOT / "infra" / "cli" / "doctor"
 
 
 def test_the_readme_has_a_line_for_each_code_and_no_other() -> None:
