@@ -20,6 +20,8 @@ from infra.sandbox.look import AWAKE, described, look
 from infra.sandbox.plan import Plan, plan_from
 from infra.sandbox.server import ServerFailed, bring_up, live_servers
 from shared.errors import SecretUnavailable, SettingsError
+from shared.telemetry import LONGEST_MESSAGE
+from shared.texts import printable
 
 if TYPE_CHECKING:
     from tensorlake.sandbox import Sandbox
@@ -125,7 +127,7 @@ def logs(loaded: Loaded, follow: bool, wake: bool) -> int:
         return 1
     handle = account.connect(info.sandbox_id)
     for line in _lines(handle, follow):
-        print(line, flush=True)
+        print(printable(line, LONGEST_MESSAGE), flush=True)
     return 0
 
 

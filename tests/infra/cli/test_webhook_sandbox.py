@@ -127,7 +127,7 @@ def test_who_follows_the_log_reads_on_when_another_server_takes_over(
         ("server-a", 8, ["four", "five", "six", "seven"]),  # restarted
         None,
         None,
-        ("server-b", 9, ["eight", "nine", "ten", "eleven"]),  # other settings
+        ("server-b", 9, ["eight", "nine", "ten", "eleven\x1b[2J\rtwelve"]),  # other settings
     ]
     turn = iter(wrote)
     now: list[str] = []
@@ -151,7 +151,7 @@ def test_who_follows_the_log_reads_on_when_another_server_takes_over(
     capsys.readouterr()
     with pytest.raises(Ended):
         webhook_sandbox.logs(stage.loaded(), True, False)
-    wanted = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
+    wanted = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven\\x1b[2J\\rtwelve"]
     assert capsys.readouterr().out.split() == wanted
     monkeypatch.setattr(webhook_sandbox, "live_servers", lambda _: [])
     assert webhook_sandbox.logs(stage.loaded(), True, False) == webhook_sandbox.logs(stage.loaded(), False, False) == 1
