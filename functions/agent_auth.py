@@ -15,7 +15,7 @@ from functions.requests import HttpError
 from shared.capability import Capability
 
 if TYPE_CHECKING:
-    from functions.state import Bundle
+    from functions.state import FunctionsState
     from shared.ports import WorkQueue
     from shared.races.request import RaceRequest
 
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 15.0
 
 
-async def admitted(body: bytes, caller: Capability, bundle: Bundle) -> bytes:
+async def admitted(body: bytes, caller: Capability, state: FunctionsState) -> bytes:
     """The body of an agent's call that may go on, with what an agent need not say. Raises HttpError 403 or 503."""
-    environment = bundle.settings.environments.get(caller.environment_id)
+    environment = state.settings.environments.get(caller.environment_id)
     if environment is None:
         raise HttpError(403, "forbidden", "this token is for an environment that is not served here")
     try:
         async with asyncio.timeout(_LOOK_SECONDS):
-            await require_live_item(caller, bundle.queue(environment), bundle.settings.reconcile.pages)
+            await require_live_item(caller, state.service.queue(environment), state.settings.reconcile.pages)
     except TimeoutError:
         raise _unclear(caller, "no answer in time") from None
     return with_own_source(body, caller)

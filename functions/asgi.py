@@ -27,7 +27,8 @@ from functions.requests import HttpError
 from functions.server.health import healthz, readyz, status
 from functions.server.lifecycle import ServerLifecycle
 from functions.server.request_counter import RequestCounterMiddleware
-from functions.state import Bundle
+from functions.state import STATE, FunctionsState
+from shared.service import Service
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
@@ -41,15 +42,15 @@ def preload_sdks() -> None:
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
     configure_logging(os.environ)
-    bundle = Bundle(Settings.from_environ(os.environ), background=True)
+    state = FunctionsState(Service(Settings.from_environ(os.environ)), background=True)
     preload = asyncio.create_task(asyncio.to_thread(preload_sdks))
-    lifecycle = ServerLifecycle(bundle, preload)
+    lifecycle = ServerLifecycle(state.service, preload)
     try:
         async with lifecycle.running():
-            yield {"bundle": bundle, "lifecycle": lifecycle}
+            yield {STATE: state, "lifecycle": lifecycle}
     finally:
         await asyncio.gather(preload, return_exceptions=True)
-        await bundle.aclose()
+        await state.service.aclose()
 
 
 async def refused(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ What may come in, whichever entry point it is:
   (functions/invocations.py) from EventBridge Scheduler, as a direct invocation or as the `detail` of an EventBridge
   event; an SQS batch of wake-ups; and for fork_best_of_n a race request.
 
-One event loop and one Bundle live as long as the process, so a warm invocation finds its connections open. Whatever
+One event loop and one Service live as long as the process, so a warm invocation finds its connections open. Whatever
 an invocation began has ended when it answers: Lambda freezes the process then.
 """
 
@@ -19,14 +19,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from functions import lambda_http
 from functions.invocations import BadInvocation, Invocation
-from functions.state import Bundle
+from functions.state import DEADLINE, STATE, FunctionsState
 from shared.deadline import Deadline
 from shared.errors import SettingsError
+from shared.service import Service
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
@@ -39,7 +39,6 @@ SETTINGS: Final = "HANDS_SETTINGS"
 _ANSWER_SECONDS: Final = 3.0  # kept back to end what runs and to answer
 _STALE_SECONDS: Final = 90.0  # connections that slept longer than this are not trusted
 _CLOCKS_DIFFER: Final = 2.0
-_FOR_RACES: Final = 0.85  # of the time that is left; the rest is for ending what a race made
 
 _T = TypeVar("_T")
 
@@ -96,11 +95,11 @@ def environ_of(environ: Mapping[str, str]) -> Mapping[str, str]:
 class Process:
     """What stays from one invocation to the next. Only one runs at a time."""
 
-    def __init__(self, environ: Mapping[str, str], make_bundle: Callable[[Settings], Bundle] | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str], make: Callable[[Settings], Service] = Service) -> None:
         self._environ = environ
-        self._make_bundle = make_bundle or (lambda settings: Bundle(settings, background=False))
+        self._make = make
         self._loop = asyncio.new_event_loop()
-        self._bundle: Bundle | None = None
+        self._state: FunctionsState | None = None
         self._settings: Settings | None = None
         self._ended = time.time()
         self._seen_empty = 0.0
@@ -147,13 +146,13 @@ class Process:
 
     async def _http(self, event: Mapping[str, Any], until: Deadline, handler: lambda_http.Handler) -> dict[str, Any]:
         try:
-            bundle = await self._ready(until)
+            state = await self._ready()
         except SettingsError as error:
             return _refusal(503, "not_configured", str(error))
         try:
             # The handler's own work ends before ours does, so that its answer can say so.
             async with asyncio.timeout(until.left() - _ANSWER_SECONDS) as scope:
-                return await lambda_http.respond(handler, event, {"bundle": bundle})
+                return await lambda_http.respond(handler, event, {STATE: state, DEADLINE: until})
         except lambda_http.BadHttpEvent as error:
             return _refusal(400, "invalid_request", str(error))
         except TimeoutError:
@@ -188,18 +187,18 @@ class Process:
     async def _serve(self, invocation: Invocation, until: Deadline) -> object:
         from shared.reports import to_json
 
-        bundle = await self._ready(until)
+        service = (await self._ready()).service
         began = time.time()
         match invocation.do:
             case "tick":
-                report = await bundle.tick()
+                report = await service.tick(until)
                 self._saw(report.drains, began)
                 return json.loads(to_json(report))
             case "session_over":
-                return json.loads(to_json({"reconciled": await bundle.session_over(invocation.session_id)}))
+                return json.loads(to_json({"reconciled": await service.end_session(invocation.session_id, until)}))
         if invocation.at is not None and invocation.at + _CLOCKS_DIFFER < self._seen_empty:
             return {"skipped": "a later drain found the queue empty"}
-        drains = await asyncio.shield(bundle.drains.wake())
+        drains = await asyncio.shield(service.wake(until))
         self._saw(drains, began)
         return json.loads(to_json({"drains": drains}))
 
@@ -210,31 +209,27 @@ class Process:
         if drains and all(drain.end is DrainEnd.EMPTY for drain in drains):
             self._seen_empty = began
 
-    async def _ready(self, until: Deadline) -> Bundle:
-        """The bundle, for an invocation that ends at `until`. Raises SettingsError."""
-        if self._bundle is not None and time.time() - self._ended > _STALE_SECONDS:
+    async def _ready(self) -> FunctionsState:
+        """Raises SettingsError."""
+        if self._state is not None and time.time() - self._ended > _STALE_SECONDS:
             await self._drop()
-        settings = self.settings()
-        if self._bundle is None:
-            self._bundle = self._make_bundle(settings)
-        longest = min(settings.races.deadline, until.left() * _FOR_RACES)
-        self._bundle.settings = replace(settings, races=replace(settings.races, deadline=longest))
-        self._bundle.until = until
-        return self._bundle
+        if self._state is None:
+            self._state = FunctionsState(self._make(self.settings()), background=False)
+        return self._state
 
     async def _drop(self) -> None:
-        """End the bundle and every task of this loop, at once; the next invocation begins with new clients."""
-        bundle, self._bundle = self._bundle, None
+        """End the service and every task of this loop, at once; the next invocation begins with new clients."""
+        state, self._state = self._state, None
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.wait(others, timeout=_ANSWER_SECONDS / 2) if others else None
-        if bundle is not None:
+        if state is not None:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS / 2):
-                    await bundle.aclose()
+                    await state.service.aclose()
             except Exception:
-                log.exception("bundle.not_closed")
+                log.exception("service.not_closed")
 
 
 def flush() -> None:

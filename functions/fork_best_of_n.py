@@ -21,9 +21,10 @@ from functions import agent_auth
 from functions.auth import caller_of
 from functions.cloud_run_iam import is_vouched_for
 from functions.requests import HttpError, configuration_error, not_configured, read_body, require_method
-from functions.state import Bundle, bundle_of
+from functions.state import FunctionsState, deadline_of, state_of
 from functions.streaming import MEDIA_TYPE, Lines, LineStream
 from shared.capability import FORK, Capability
+from shared.deadline import Deadline
 from shared.errors import SecretUnavailable, SettingsError
 
 if TYPE_CHECKING:
@@ -55,22 +56,23 @@ async def fork_best_of_n(request: Request) -> Response:
     began = time.monotonic()
     try:
         require_method(request, "POST")
-        bundle = bundle_of(request)
+        state = state_of(request)
         caller = (
             None
-            if await is_vouched_for(request, bundle.settings, bundle.ingress_probe)
-            else caller_of(request, bundle.settings, FORK)
+            if await is_vouched_for(request, state.settings, state.ingress_probe)
+            else caller_of(request, state.settings, FORK)
         )
         streams = _wants_stream(request)
+        deadline = deadline_of(request)
         body = await read_body(request)
         if caller is not None:
-            body = await agent_auth.admitted(body, caller, bundle)
+            body = await agent_auth.admitted(body, caller, state)
         race = _read(body, caller)
         if caller is not None:
             race = in_time(race, time.monotonic() - began)
         if streams:
-            return LineStream(lambda lines: _stream(race, bundle, caller, lines))
-        return await _unless_hung_up(request, _answer(race, bundle, caller))
+            return LineStream(lambda lines: _stream(race, state, caller, deadline, lines))
+        return await _unless_hung_up(request, _answer(race, state, caller, deadline))
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
@@ -101,27 +103,31 @@ def agent_timeouts(boot: float) -> RaceTimeouts:
 
 
 @contextmanager
-def _one_race(race: RaceRequest, bundle: Bundle, caller: Capability | None) -> Iterator[None]:
+def _one_race(race: RaceRequest, state: FunctionsState, caller: Capability | None) -> Iterator[None]:
     """Raises HttpError 429 where a race of the same work item runs in this process: an agent that can read its token
     (design: I6) must not start more than its tool would. A dry run makes nothing and does not count."""
     if caller is None or race.dry_run:
         yield
         return
     whose = (caller.session_id, caller.work_id)
-    if whose in bundle.races:
+    if whose in state.races:
         raise HttpError(429, "race_running", "a race of this session is running already: wait for its report")
-    bundle.races.add(whose)
+    state.races.add(whose)
     try:
         yield
     finally:
-        bundle.races.discard(whose)
+        state.races.discard(whose)
 
 
-async def _answer(race: RaceRequest, bundle: Bundle, caller: Capability | None) -> Response:
-    return Response((await _run(race, bundle, caller)).model_dump_json(), media_type="application/json")
+async def _answer(
+    race: RaceRequest, state: FunctionsState, caller: Capability | None, deadline: Deadline | None
+) -> Response:
+    return Response((await _run(race, state, caller, deadline)).model_dump_json(), media_type="application/json")
 
 
-async def _stream(race: RaceRequest, bundle: Bundle, caller: Capability | None, lines: Lines) -> None:
+async def _stream(
+    race: RaceRequest, state: FunctionsState, caller: Capability | None, deadline: Deadline | None, lines: Lines
+) -> None:
     """Says the race's events. Raises HttpError as long as there was none."""
     from shared.races import events
 
@@ -129,7 +135,7 @@ async def _stream(race: RaceRequest, bundle: Bundle, caller: Capability | None, 
         lines.say(events.to_line(event), spare=isinstance(event, events.OutputLine))
 
     try:
-        await _run(race, bundle, caller, tell)
+        await _run(race, state, caller, deadline, tell)
     except HttpError as error:
         if not lines.said:
             raise
@@ -142,25 +148,18 @@ async def _stream(race: RaceRequest, bundle: Bundle, caller: Capability | None, 
 
 
 async def _run(
-    race: RaceRequest, bundle: Bundle, caller: Capability | None, on_event: OnEvent | None = None
+    race: RaceRequest,
+    state: FunctionsState,
+    caller: Capability | None,
+    deadline: Deadline | None,
+    on_event: OnEvent | None = None,
 ) -> RaceReport:
     from shared.races.errors import RaceError
-    from shared.races.race import environment_for, run_race
-    from shared.races.resources import RaceTimeouts
 
     try:
-        environment = environment_for(race, bundle.settings)
-        boot = bundle.settings.times.bind
-        timeouts = RaceTimeouts(boot=boot) if caller is None else agent_timeouts(boot)
-        with _one_race(race, bundle, caller):
-            report = await run_race(
-                race,
-                host=bundle.host,
-                settings=bundle.settings,
-                environment=environment,
-                on_event=on_event,
-                timeouts=timeouts,
-            )
+        timeouts = None if caller is None else agent_timeouts(state.settings.times.bind)
+        with _one_race(race, state, caller):
+            report = await state.service.race(race, deadline, on_event=on_event, timeouts=timeouts)
     except RaceError as error:
         raise _refusal(error) from None
     except (SettingsError, SecretUnavailable) as error:

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from functions.invocations import Invocation, NotEnqueued, drain_now, enqueue
 from functions.requests import HttpError, not_configured, read_body, require_method
 from functions.signatures import is_signed
-from functions.state import Bundle, bundle_of
+from functions.state import FunctionsState, deadline_of, state_of
 from shared import names
 from shared.errors import SecretUnavailable, SettingsError
 
@@ -34,30 +34,32 @@ async def on_run_started(request: Request) -> Response:
     try:
         require_method(request, "POST")
         body = await read_body(request)
-        bundle = bundle_of(request)
-        if not bundle.settings.signing_keys:
+        state = state_of(request)
+        if not state.settings.signing_keys:
             raise SettingsError("ANTHROPIC_WEBHOOK_SIGNING_KEY is not set")
-        if not is_signed(body, request.headers, bundle.settings.signing_keys):
+        if not is_signed(body, request.headers, state.settings.signing_keys):
             raise HttpError(401, "unauthorized", "the signature is missing, stale or wrong")
         kind, session_id = _event(body)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
-    enqueues = bundle.settings.drain_mode == "enqueue"
+    enqueues = state.settings.drain_mode == "enqueue"
+    deadline = deadline_of(request)
     if kind == WAKES:
         if enqueues:
-            return await _enqueued(bundle, drain_now(), "drains")
-        return await _answered(bundle, bundle.drains.wake(), "drains")
+            return await _enqueued(state, drain_now(), "drains")
+        return await _answered(state, state.service.wake(deadline), "drains")
     if kind in OVER and names.is_session_id(session_id):
         if enqueues:
-            return await _enqueued(bundle, Invocation("session_over", session_id), "reconciled")
-        return await _answered(bundle, bundle.in_background(bundle.session_over(session_id)), "reconciled")
+            return await _enqueued(state, Invocation("session_over", session_id), "reconciled")
+        ending = state.service.in_background(state.service.end_session(session_id, deadline))
+        return await _answered(state, ending, "reconciled")
     return JSONResponse({"ignored": kind})
 
 
-async def _answered(bundle: Bundle, run: asyncio.Task[Sequence[object]], name: str) -> Response:
-    if bundle.background:
+async def _answered(state: FunctionsState, run: asyncio.Task[Sequence[object]], name: str) -> Response:
+    if state.background:
         return JSONResponse({name: "begun"})
     try:
         reports = await asyncio.shield(run)
@@ -69,10 +71,10 @@ async def _answered(bundle: Bundle, run: asyncio.Task[Sequence[object]], name: s
     return Response(to_json({name: reports}), media_type="application/json")
 
 
-async def _enqueued(bundle: Bundle, invocation: Invocation, name: str) -> Response:
+async def _enqueued(state: FunctionsState, invocation: Invocation, name: str) -> Response:
     """Somebody else's work from here on. What could not be handed on is found by the next tick."""
     try:
-        await enqueue(bundle.settings.enqueue_to, invocation)
+        await enqueue(state.settings.enqueue_to, invocation)
     except NotEnqueued as error:
         log.error("webhook.not_enqueued error=%s", error)
         return JSONResponse({name: [], "error": "NotEnqueued"})

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from functions.cloud_run_iam import require_operator
 from functions.requests import HttpError, not_configured, read_body, require_method
-from functions.state import bundle_of
+from functions.state import deadline_of, state_of
 from shared.errors import SecretUnavailable, SettingsError
 
 
@@ -22,15 +22,15 @@ async def poll_tick(request: Request) -> Response:
     try:
         require_method(request, "POST")
         await read_body(request)
-        bundle = bundle_of(request)
-        await require_operator(request, bundle.settings, bundle.ingress_probe)
+        state = state_of(request)
+        await require_operator(request, state.settings, state.ingress_probe)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
     from shared.reports import to_json  # not needed to refuse a stranger
 
-    report = await bundle.tick()
+    report = await state.service.tick(deadline_of(request))
     return Response(status_code=204) if is_event(request) else Response(to_json(report), media_type="application/json")
 
 

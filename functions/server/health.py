@@ -46,7 +46,7 @@ async def status(request: Request) -> Response:
 
 def _refusal(request: Request, *, health: bool = False, always: bool = False) -> Response | None:
     """None for whoever may look: everybody on a host, the owner and the supervisor in a sandbox."""
-    settings = lifecycle_of(request).bundle.settings
+    settings = lifecycle_of(request).service.settings
     if not settings.server_sandbox and not always:
         return None
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from functions.server.request_counter import RequestCounts
 from functions.server.scheduler import Scheduler
 from functions.server.suspend_detector import SuspendDetector
-from functions.state import Bundle
+from shared.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -20,24 +20,24 @@ log = logging.getLogger(__name__)
 class ServerLifecycle:
     """One server's life. `preload` imports the SDKs; nothing ticks before it has ended."""
 
-    def __init__(self, bundle: Bundle, preload: asyncio.Future[None]) -> None:
-        self.bundle = bundle
+    def __init__(self, service: Service, preload: asyncio.Future[None]) -> None:
+        self.service = service
         self.preload = preload
         self.request_counts = RequestCounts()
-        self.scheduler = Scheduler(bundle.tick, bundle.settings.self_tick_seconds)
-        self.suspend_detector = SuspendDetector(self._stood_still, longest=bundle.settings.standstill_seconds)
+        self.scheduler = Scheduler(service.tick, service.settings.self_tick_seconds)
+        self.suspend_detector = SuspendDetector(self._stood_still, longest=service.settings.standstill_seconds)
         self.started_at = time.time()
 
     def _stood_still(self, seconds: float) -> None:
         """Connections of before are dead or about to be, and what the queue did meanwhile is not known."""
         log.info("server.stood_still seconds=%.1f", seconds)
-        self.bundle.renew_clients()
+        self.service.renew_clients()
         self.scheduler.soon()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(self.suspend_detector.watch())]
-        if self.bundle.settings.self_tick_seconds:
+        if self.service.settings.self_tick_seconds:
             tasks.append(asyncio.create_task(self._tick()))
         try:
             yield
@@ -51,7 +51,7 @@ class ServerLifecycle:
         await self.scheduler.run()
 
     def report(self) -> dict[str, Any]:
-        settings = self.bundle.settings
+        settings = self.service.settings
         return {
             "sandbox": settings.server_sandbox,
             "started_at": self.started_at,

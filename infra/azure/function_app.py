@@ -11,7 +11,7 @@ import os
 import azure.functions as func
 
 from functions.asgi import app as asgi
-from functions.state import Bundle
+from shared.service import Service
 from shared.settings import Settings
 
 os.environ.setdefault("DRAIN_MODE", "inline")  # an instance may be taken away once the answer is out
@@ -23,8 +23,8 @@ async def scheduled_tick(timer: func.TimerRequest) -> None:
     """Nobody outside can call this, so it needs no token."""
     if timer.past_due:
         logging.getLogger(__name__).info("tick.past_due")
-    bundle = Bundle(Settings.from_environ(os.environ), background=False)
+    service = Service(Settings.from_environ(os.environ))
     try:
-        await bundle.tick()
+        await service.tick()
     finally:
-        await bundle.aclose()
+        await service.aclose()

@@ -25,7 +25,7 @@ from shared.settings import Settings
 from shared.telemetry import configure_logging
 
 if TYPE_CHECKING:
-    from functions.state import Bundle
+    from shared.service import Service
 
 IDLE_PAUSE: Final = 1.0
 REFUSALS: Final = 3
@@ -96,22 +96,22 @@ _TROUBLE: Final = (DrainEnd.UNAVAILABLE, DrainEnd.REFUSED)
 
 
 async def run(loaded: Loaded) -> int:
-    from functions.state import Bundle
+    from shared.service import Service
 
     configure_logging({"LOG_LEVEL": "WARNING", **loaded.environ})
-    bundle = Bundle(Settings.from_environ(loaded.environ), background=False)
-    poller = Poller(_drains_and_ticks(bundle), _say)
+    service = Service(Settings.from_environ(loaded.environ))
+    poller = Poller(_drains_and_ticks(service), _say)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, poller, asyncio.current_task())
-    environments = ", ".join(bundle.settings.environments)
+    environments = ", ".join(service.settings.environments)
     _say(f"Polling {environments} on {loaded.where}; ctrl-C stops after the running drain. (process {os.getpid()})")
     try:
         return await poller.run()
     except asyncio.CancelledError:
         return EXIT_CUT_SHORT
     finally:
-        await bundle.aclose()
+        await service.aclose()
         _say("Stopped. Sandboxes and their workers go on by themselves.")
 
 
@@ -122,16 +122,16 @@ def _stop(poller: Poller, running: asyncio.Task[int] | None) -> None:
     poller.stopping.set()
 
 
-def _drains_and_ticks(bundle: Bundle) -> Callable[[], Awaitable[Sequence[DrainReport]]]:
+def _drains_and_ticks(service: Service) -> Callable[[], Awaitable[Sequence[DrainReport]]]:
     """A drain each time, and a whole tick, with its repairs, every `EVERY_SECONDS`."""
     due = 0.0
 
     async def one_pass() -> Sequence[DrainReport]:
         nonlocal due
         if time.monotonic() < due:
-            return await bundle.drain()
+            return await service.drain()
         due = time.monotonic() + EVERY_SECONDS
-        report = await bundle.tick()
+        report = await service.tick()
         for line in remarks(asdict(report)):
             _say(line)
         return report.drains

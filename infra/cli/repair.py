@@ -51,12 +51,12 @@ async def _repair(client: AsyncAnthropic, session: str) -> str:
 
 
 async def _waiting(loaded: Loaded) -> list[str]:
-    from functions.state import Bundle
+    from shared.service import Service
 
     settings = Settings.from_environ(loaded.environ)
-    bundle = Bundle(settings, background=False)
+    service = Service(settings)
     try:
-        reports = [await bundle.reconciler(environment).reconcile() for environment in settings.environments.values()]
+        reports = [await service.reconciler(environment).reconcile() for environment in settings.environments.values()]
     finally:
-        await bundle.aclose()
+        await service.aclose()
     return [session for report in reports for session in report.needs_interrupt]

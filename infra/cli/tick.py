@@ -29,13 +29,13 @@ async def run(loaded: Loaded, url: str = "") -> int:
 
 
 async def _in_process(loaded: Loaded) -> Mapping[str, Any]:
-    from functions.state import Bundle
+    from shared.service import Service
 
-    bundle = Bundle(Settings.from_environ(loaded.environ), background=False)
+    service = Service(Settings.from_environ(loaded.environ))
     try:
-        return asdict(await bundle.tick())
+        return asdict(await service.tick())
     finally:
-        await bundle.aclose()
+        await service.aclose()
 
 
 async def _over_http(url: str, token: str) -> Mapping[str, Any]:

@@ -63,10 +63,11 @@ class Reconciler:
         deadline = (deadline or Deadline.after(limit, self.clock)).sooner(self.clock() + limit)
         return await _Pass(self, deadline).run()
 
-    async def session_over(self, session_id: str) -> ReconcileReport:
+    async def session_over(self, session_id: str, deadline: Deadline | None = None) -> ReconcileReport:
         """A webhook says that this session was terminated, archived or deleted: mark its sandbox at once, after the
         same looks as ever. Its end comes on a tick."""
-        deadline = Deadline.after(self.settings.reconcile.deadline, self.clock)
+        limit = self.settings.reconcile.deadline
+        deadline = (deadline or Deadline.after(limit, self.clock)).sooner(self.clock() + limit)
         return await _Pass(self, deadline).run(only=names.canonical_session_id(session_id))
 
 

@@ -13,12 +13,12 @@ from typing import Final, TypeVar
 
 import httpx
 
-from functions.state import Bundle
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from image.session.worker.credentials import token_of
 from image.session.worker.http_client import WorkItemClient
 from shared.ports import Created, ProcessSpec, SandboxHost, SandboxRecord, SandboxSpec, WorkItem, WorkQueue
+from shared.service import Service
 from shared.settings import Environment
 from tests.benchmarks.stage import PROMPT, end_sandboxes
 from tests.benchmarks.timeline import boot
@@ -61,8 +61,8 @@ async def _calls_alone(place: Place, server: str) -> Mapping[str, float]:
             answer = await timed(WEBHOOK, lambda: client.post(server, content=body, headers=signed(body)))
             answer.raise_for_status()
     session = await asyncio.to_thread(place.session, PROMPT)
-    bundle = Bundle(place.settings, background=False)
-    queue, host = bundle.dispatcher(place.environment).queue, bundle.host
+    service = Service(place.settings)
+    queue, host = service.dispatcher(place.environment).queue, service.host
     try:
         await _warm(queue, host)
         item = expect(WorkItem, await timed(POLL, queue.poll))
@@ -84,7 +84,7 @@ async def _calls_alone(place: Place, server: str) -> Mapping[str, float]:
         beats.close()
         await queue.force_stop(item.id)
     finally:
-        await bundle.aclose()
+        await service.aclose()
     return seconds
 
 

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from functions.state import Bundle
 from image.session.archive import build_archive
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Notice, Word
 from shared.ports import WorkItem
+from shared.service import Service
 from tests.benchmarks.alone import expect, running, sandbox_spec, worker
 from tests.benchmarks.stage import PROMPT, end_sandboxes
 from tests.benchmarks.timeline import first_beats, wait_beats
@@ -48,10 +48,10 @@ def boots(place: Place, count: int, limit: float) -> Boots:
 
 
 async def _boots(place: Place, count: int, limit: float) -> Boots:
-    bundle = Bundle(place.settings, background=False)
-    host = bundle.host
+    service = Service(place.settings)
+    host = service.host
     try:
-        items = await _acked(bundle, place, count)
+        items = await _acked(service, place, count)
         began = time.perf_counter()
         specs = [sandbox_spec(place.sandbox(item.session_id), place.environment) for item in items]
         boxes = [running(outcome) for outcome in await asyncio.gather(*map(host.create, specs))]
@@ -64,7 +64,7 @@ async def _boots(place: Place, count: int, limit: float) -> Boots:
         await asyncio.to_thread(wait_beats, place, ids, limit)
         return Boots(sandboxes, max(first_beats(place, ids).values()) - started)
     finally:
-        await bundle.aclose()
+        await service.aclose()
 
 
 def boot_cpu(place: Place, runs: int) -> Sequence[float]:
@@ -97,15 +97,15 @@ def _cpu_to_lease(place: Place, item: WorkItem, archive: Path, room: Path) -> fl
 
 
 async def _acked_alone(place: Place, count: int) -> Sequence[WorkItem]:
-    bundle = Bundle(place.settings, background=False)
+    service = Service(place.settings)
     try:
-        return await _acked(bundle, place, count)
+        return await _acked(service, place, count)
     finally:
-        await bundle.aclose()
+        await service.aclose()
 
 
-async def _acked(bundle: Bundle, place: Place, count: int) -> Sequence[WorkItem]:
-    queue = bundle.dispatcher(place.environment).queue
+async def _acked(service: Service, place: Place, count: int) -> Sequence[WorkItem]:
+    queue = service.dispatcher(place.environment).queue
     items = [expect(WorkItem, await queue.poll()) for _ in range(count)]
     for item in items:
         assert await queue.ack(item.id) is None

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from functions.state import Bundle
 from shared.ports import CommandOutput, SandboxHost, SandboxRecord, SandboxSpec, Snapshot
+from shared.service import Service
 from tests.benchmarks.alone import expect, running
 from tests.benchmarks.report import Aim, Result, Table, median, milliseconds
 from tests.benchmarks.stage import SETTING, delays, end_sandboxes, production_place, stage
@@ -50,8 +50,8 @@ def run() -> Result:
 
 async def _forks(place: Place, rounds: int) -> tuple[Sequence[Fork], Sequence[float]]:
     """Forks and copies in turns."""
-    bundle = Bundle(place.settings, background=False)
-    host = bundle.host
+    service = Service(place.settings)
+    host = service.host
     spec = SandboxSpec(name=place.sandbox(f"sesn_fork{rounds}"), image=place.environment.image)
     try:
         source = running(await host.create(spec))
@@ -67,7 +67,7 @@ async def _forks(place: Place, rounds: int) -> tuple[Sequence[Fork], Sequence[fl
             copies.append(await _copy(host, source))
         await host.terminate(source.id)
     finally:
-        await bundle.aclose()
+        await service.aclose()
     return forks, copies
 
 

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from functions.state import Bundle
 from shared.ports import CommandOutput, SandboxSpec
 from shared.races.race import run_race
 from shared.races.report import RaceReport, Span
 from shared.races.request import RaceRequest
+from shared.service import Service
 from tests.benchmarks.alone import expect, running
 from tests.benchmarks.report import Aim, Result, Table, median, milliseconds, percentile
 from tests.benchmarks.stage import SETTING, delays, production_place, stage
@@ -63,8 +63,8 @@ class Measured:
 
 
 async def _measure(place: Place) -> Measured:
-    bundle = Bundle(place.settings, background=False)
-    host = bundle.host
+    service = Service(place.settings)
+    host = service.host
     spec = SandboxSpec(name=place.sandbox(SESSION), image=place.environment.image)
     source = running(await host.create(spec))
 
@@ -93,7 +93,7 @@ async def _measure(place: Place) -> Measured:
         assert not wide.leftovers
     finally:
         await host.terminate(source.id)
-        await bundle.aclose()
+        await service.aclose()
     return Measured(decided, wide, home)
 
 

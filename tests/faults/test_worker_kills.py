@@ -20,13 +20,13 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from functions.state import Bundle
 from image.session.claim import STATE_DIRECTORY, WORKER_PYTHON
 from image.session.worker.lock import LOCK_NAME
 from shared import names
 from shared.claims.handover import WORKER_NAMES
 from shared.ports import Absent, ProcessSpec, ProcessState, SandboxHost, SandboxRecord, SandboxSpec
 from shared.reports import Act, ActionReport, TickReport
+from shared.service import Service
 from tests.faults.test_claims_under_faults import drain
 from tests.faults.test_reconciler import QUICK, everything
 from tests.support.world import IMAGE, Place, World, running, until
@@ -229,17 +229,17 @@ def tick_until(place: Place, condition: Callable[[], bool], failure: str, second
     """Ticks without faults; the repairs that they did."""
 
     async def play() -> list[ActionReport]:
-        bundle = Bundle(place.settings, background=False)
+        service = Service(place.settings)
         reports: list[TickReport] = []
         end = time.monotonic() + seconds
         try:
             while not await asyncio.to_thread(condition):
                 if time.monotonic() > end:
                     raise AssertionError(f"{failure}; the last ticks: {reports[-3:]}")
-                reports.append(await bundle.tick())
+                reports.append(await service.tick())
                 await asyncio.sleep(0.3)
         finally:
-            await bundle.aclose()
+            await service.aclose()
         return [action for report in reports for each in report.reconciled for action in each.actions if action.done]
 
     return asyncio.run(play())

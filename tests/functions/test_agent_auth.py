@@ -18,10 +18,11 @@ from starlette.testclient import TestClient
 
 from functions.fork_best_of_n import fork_best_of_n
 from functions.poll_tick import poll_tick
-from functions.state import Bundle
+from functions.state import STATE, FunctionsState
 from shared import names
 from shared.capability import FORK, Capability, issue, signing_key
 from shared.ports import Doubtful, ItemState, ListedItem, Listing, Refused
+from shared.service import Service
 from shared.settings import Settings
 from tests.fuzz.stage import NothingQueued
 from tests.support.fake_host import FakeHost
@@ -69,10 +70,10 @@ def client(queue: Listed, host: FakeHost | None = None, **extra: str) -> Iterato
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        bundle = Bundle(Settings.from_environ({**ENVIRON, **extra}), background=False)
-        bundle.host = made
-        bundle.queue = lambda environment: queue  # type: ignore[method-assign]  # the one seam for a queue
-        yield {"bundle": bundle}
+        service = Service(Settings.from_environ({**ENVIRON, **extra}))
+        service.host = made
+        service.queue = lambda environment: queue  # type: ignore[method-assign]  # the one seam for a queue
+        yield {STATE: FunctionsState(service, background=False)}
 
     routes = [Route(f"/{function.__name__}", function, methods=["POST"]) for function in (fork_best_of_n, poll_tick)]
     with TestClient(Starlette(routes=routes, lifespan=lifespan)) as http:

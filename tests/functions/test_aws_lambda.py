@@ -24,9 +24,10 @@ from functions.fork_best_of_n import fork_best_of_n
 from functions.invocations import BadInvocation, Invocation, NotEnqueued
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
-from functions.state import Bundle
+from shared.deadline import Deadline
 from shared.errors import SettingsError
 from shared.reports import DrainEnd, DrainReport, ReconcileReport, TickReport
+from shared.service import Service
 from shared.settings import Settings
 from tests.support.fake_host import FakeHost
 from tests.support.lambda_events import Context, eventbridge, http, rest_v1, sqs
@@ -43,26 +44,28 @@ ENVIRON = {
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
 
 
-class Recorder(Bundle):
+class Recorder(Service):
     """Does nothing and remembers what it was asked."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, background=False)
+        super().__init__(settings)
+        self.until: Deadline | None = None
         self.done: list[str] = []
         self.end = DrainEnd.EMPTY
         self.work_seconds = 0.0
         self.closed = False
 
-    async def drain(self) -> Sequence[DrainReport]:
+    async def drain(self, deadline: Deadline | None = None) -> Sequence[DrainReport]:
         self.done.append("drain")
         await asyncio.sleep(self.work_seconds)
         return [DrainReport("env_1", self.end, 0.0, 1)]
 
-    async def tick(self) -> TickReport:
+    async def tick(self, deadline: Deadline | None = None) -> TickReport:
+        self.until = deadline
         self.done.append("tick")
         return TickReport([], [], 0.0)
 
-    async def session_over(self, session_id: str) -> Sequence[ReconcileReport]:
+    async def end_session(self, session_id: str, deadline: Deadline | None = None) -> Sequence[ReconcileReport]:
         if session_id == "sesn_bug":
             raise RuntimeError("a bug")
         self.done.append(session_id)
@@ -74,22 +77,22 @@ class Recorder(Bundle):
 
 
 class Bench:
-    """One Lambda process with recorders for bundles."""
+    """One Lambda process with recorders for services."""
 
     def __init__(self, **extra: str) -> None:
-        self.bundles: list[Recorder] = []
+        self.services: list[Recorder] = []
         self.process = Process({**ENVIRON, **extra}, self._make)
 
-    def _make(self, settings: Settings) -> Bundle:
-        self.bundles.append(Recorder(settings))
-        return self.bundles[-1]
+    def _make(self, settings: Settings) -> Service:
+        self.services.append(Recorder(settings))
+        return self.services[-1]
 
     def __call__(self, event: Any, handler: lambda_http.Handler = poll_tick, seconds: float = 60.0) -> Any:
         return self.process.invoke(event, Context(seconds), handler)
 
     @property
     def done(self) -> list[str]:
-        return [what for bundle in self.bundles for what in bundle.done]
+        return [what for service in self.services for what in service.done]
 
 
 @pytest.fixture
@@ -182,8 +185,8 @@ def test_a_drain_that_was_asked_for_before_the_queue_was_seen_empty_is_not_run_a
 
 
 def test_a_drain_that_ended_early_stands_for_no_other(bench: Bench) -> None:
-    bench({})  # makes the bundle
-    bench.bundles[0].end = DrainEnd.UNAVAILABLE
+    bench({})  # makes the service
+    bench.services[0].end = DrainEnd.UNAVAILABLE
     for _ in range(2):
         bench({"do": "drain", "at": time.time() - 60})
     assert bench.done == ["tick", "drain", "drain"]
@@ -194,35 +197,34 @@ def test_warm_invocations_share_clients_and_stale_ones_are_replaced(
 ) -> None:
     bench({})
     bench({})
-    assert len(bench.bundles) == 1
+    assert len(bench.services) == 1
     hours_later = time.time() + 7200
     monkeypatch.setattr("functions.aws_lambda.time.time", lambda: hours_later)
     bench({})
-    assert [bundle.closed for bundle in bench.bundles] == [True, False]
+    assert [service.closed for service in bench.services] == [True, False]
 
 
 def test_drains_ticks_and_races_are_told_when_the_invocation_ends(bench: Bench) -> None:
     bench({}, seconds=300.0)
-    (bundle,) = bench.bundles
-    assert bundle.until is not None
-    assert 250 < bundle.until.left() <= 297
-    assert 200 < bundle.settings.races.deadline < 260
+    (service,) = bench.services
+    assert service.until is not None
+    assert 250 < service.until.left() <= 297
     bench({}, seconds=3000.0)
-    assert bundle.settings.races.deadline == 900.0
+    assert 2950 < service.until.left() <= 2997
 
 
 def test_an_invocation_that_runs_out_of_time_answers_before_lambda_kills_it(bench: Bench) -> None:
     bench({})
-    bench.bundles[0].work_seconds = 600.0
+    bench.services[0].work_seconds = 600.0
     body = delivery()
     began = time.monotonic()
     assert bench(http(body, signed(body)), on_run_started, seconds=6.5)["statusCode"] == 504
     with pytest.raises(TimeoutError):
-        bench({})  # the new bundle, so quick
-        bench.bundles[1].work_seconds = 600.0
+        bench({})  # the new service, so quick
+        bench.services[1].work_seconds = 600.0
         bench({"do": "drain"}, seconds=3.5)
     assert time.monotonic() - began < 30
-    assert [bundle.closed for bundle in bench.bundles] == [True, True]
+    assert [service.closed for service in bench.services] == [True, True]
     assert asyncio.all_tasks(bench.process._loop) == set()
 
 
@@ -332,9 +334,9 @@ def test_settings_may_come_as_one_variable_and_the_plain_ones_win() -> None:
     environ = {"HANDS_SETTINGS": '{"SANDBOX_CPUS": "4", "SANDBOX_PREFIX": "theirs"}', "SANDBOX_PREFIX": "ours"}
     bench = Bench(**environ)
     bench({})
-    (bundle,) = bench.bundles
-    assert bundle.settings.prefix == "ours"
-    assert bundle.settings.environments["env_1"].cpus == 4.0
+    (service,) = bench.services
+    assert service.settings.prefix == "ours"
+    assert service.settings.environments["env_1"].cpus == 4.0
     bench.process.close()
 
 
@@ -352,10 +354,10 @@ def test_settings_that_cannot_be_read_are_named(more: str) -> None:
 def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     host = FakeHost(latency=0.001)
 
-    def make(settings: Settings) -> Bundle:
-        bundle = Bundle(settings, background=False)
-        bundle.host = host
-        return bundle
+    def make(settings: Settings) -> Service:
+        service = Service(settings)
+        service.host = host
+        return service
 
     process = Process(ENVIRON, make)
     monkeypatch.setattr(aws_lambda, "_of_this_process", process)

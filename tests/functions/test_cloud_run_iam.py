@@ -19,8 +19,9 @@ from functions.cloud_run_iam import TRUSTED_SECONDS, IngressProbe, is_vouched_fo
 from functions.fork_best_of_n import fork_best_of_n
 from functions.poll_tick import poll_tick
 from functions.requests import HttpError
-from functions.state import Bundle
+from functions.state import STATE, FunctionsState
 from shared.errors import SettingsError
+from shared.service import Service
 from shared.settings import Settings
 
 TOKEN = "a-token-of-nobody"
@@ -55,7 +56,7 @@ def request(*headers: tuple[str, str]) -> Request:
     return Request({"type": "http", "method": "POST", "path": "/", "headers": raw, "query_string": b""}, receive)
 
 
-def bundle(status: int | OSError, **more: str) -> Bundle:
+def state(status: int | OSError, **more: str) -> FunctionsState:
     """One whose own address answers a nameless GET so."""
 
     def ask(url: str) -> int:
@@ -64,26 +65,26 @@ def bundle(status: int | OSError, **more: str) -> Bundle:
             raise status
         return status
 
-    made = Bundle(Settings.from_environ({**ENVIRON, **more}), background=False)
+    made = FunctionsState(Service(Settings.from_environ({**ENVIRON, **more})), background=False)
     made.ingress_probe = IngressProbe(URL, ask)
     return made
 
 
-def vouched(made: Bundle, *headers: tuple[str, str]) -> bool:
+def vouched(made: FunctionsState, *headers: tuple[str, str]) -> bool:
     return asyncio.run(is_vouched_for(request(*headers), made.settings, made.ingress_probe))
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("header", ["authorization", "x-serverless-authorization"])
 def test_a_caller_on_the_list_gets_in_where_strangers_are_turned_away(header: str, status: int) -> None:
-    assert vouched(bundle(status), (header, checked()))
-    assert vouched(bundle(status), (header, checked("someone@example.com").replace("Bearer", "bearer")))
+    assert vouched(state(status), (header, checked()))
+    assert vouched(state(status), (header, checked("someone@example.com").replace("Bearer", "bearer")))
 
 
 @pytest.mark.parametrize("status", [200, 301, 302, 404, 405, 500, 503, OSError("down"), TimeoutError()])
 def test_the_same_header_is_worth_nothing_where_strangers_may_come_in_or_nobody_knows(status: int | OSError) -> None:
     with pytest.raises(HttpError) as caught:
-        vouched(bundle(status), ("authorization", checked()))
+        vouched(state(status), ("authorization", checked()))
     assert caught.value.status == 503
 
 
@@ -107,28 +108,28 @@ def test_the_same_header_is_worth_nothing_where_strangers_may_come_in_or_nobody_
     ],
 )
 def test_another_caller_and_what_is_no_checked_token_do_not(header: str) -> None:
-    assert not vouched(bundle(403), ("authorization", header))
+    assert not vouched(state(403), ("authorization", header))
 
 
 def test_only_the_header_that_the_front_end_checked_counts() -> None:
     other = checked("stranger@example.com")
-    assert not vouched(bundle(403), ("authorization", checked()), ("x-serverless-authorization", other))
-    assert not vouched(bundle(403), ("authorization", checked()), ("authorization", checked()))
+    assert not vouched(state(403), ("authorization", checked()), ("x-serverless-authorization", other))
+    assert not vouched(state(403), ("authorization", checked()), ("authorization", checked()))
 
 
 def test_a_stranger_does_not_make_us_ask_anything() -> None:
-    made = bundle(OSError("asked"))
+    made = state(OSError("asked"))
     assert not vouched(made, ("authorization", checked("stranger@example.com")))
 
 
 def test_with_auth_token_the_platforms_word_counts_for_nothing() -> None:
-    assert not vouched(bundle(403, AUTH="token"), ("authorization", checked()))
+    assert not vouched(state(403, AUTH="token"), ("authorization", checked()))
 
 
 def test_the_operators_token_still_counts_and_without_either_it_is_a_401() -> None:
-    made = bundle(405, FUNCTIONS_TOKEN=TOKEN)
+    made = state(405, FUNCTIONS_TOKEN=TOKEN)
     asyncio.run(require_operator(request(("authorization", f"Bearer {TOKEN}")), made.settings, made.ingress_probe))
-    for each in (made, bundle(405)):
+    for each in (made, state(405)):
         with pytest.raises(HttpError) as caught:
             asyncio.run(require_operator(request(), each.settings, each.ingress_probe))
         assert caught.value.status == 401
@@ -139,7 +140,7 @@ def test_both_functions_answer_503_while_the_service_is_public(
     handler: Callable[[Request], Awaitable[Response]],
 ) -> None:
     asked = request(("authorization", checked()))
-    asked.scope["state"] = {"bundle": bundle(405)}
+    asked.scope["state"] = {STATE: state(405)}
 
     async def main() -> Response:
         return await handler(asked)

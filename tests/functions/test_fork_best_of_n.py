@@ -20,11 +20,12 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from functions.fork_best_of_n import fork_best_of_n
-from functions.state import Bundle
+from functions.state import STATE, FunctionsState
 from functions.streaming import MOST_WAITING, Lines, LineStream
 from shared import names
 from shared.ports import CommandOutput, SandboxSpec
 from shared.races import events
+from shared.service import Service
 from shared.settings import Settings
 from tests.support.fake_host import Call, FakeHost, Fault, Method
 from tests.support.serving import TOKEN, UVICORN, serving
@@ -47,9 +48,9 @@ def application(host: FakeHost, environ: Mapping[str, str]) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        bundle = Bundle(Settings.from_environ(environ), background=False)
-        bundle.host = host
-        yield {"bundle": bundle}
+        service = Service(Settings.from_environ(environ))
+        service.host = host
+        yield {STATE: FunctionsState(service, background=False)}
 
     every = ["GET", "POST", "PUT", "DELETE", "PATCH"]
     return Starlette(routes=[Route("/fork_best_of_n", fork_best_of_n, methods=every)], lifespan=lifespan)
@@ -343,12 +344,12 @@ def test_a_race_through_the_served_bundle(place: Place) -> None:
     session = "sesn_0123456789AbCdEf"
 
     async def make() -> None:
-        bundle = Bundle(place.settings, background=False)
+        service = Service(place.settings)
         try:
             name = place.sandbox(session)
-            await bundle.host.create(SandboxSpec(name=name, image=IMAGE))
+            await service.host.create(SandboxSpec(name=name, image=IMAGE))
         finally:
-            await bundle.aclose()
+            await service.aclose()
 
     asyncio.run(make())
     body = {"source": {"session_id": session}, "n": 2, "script": "exit {i}", "env": {"SOME": "thing"}}

@@ -35,15 +35,16 @@ def test_the_webhook_needs_no_pydantic() -> None:
     assert "pydantic" not in modules_after("import functions.on_run_started, functions.poll_tick, functions.aws_lambda")
 
 
-def test_building_a_bundle_imports_no_sdk() -> None:
+def test_building_a_service_imports_no_sdk() -> None:
     environ = {
         "ANTHROPIC_ENVIRONMENT_ID": "env_1",
         "ANTHROPIC_ENVIRONMENT_KEY": "no-key",
         "TENSORLAKE_API_KEY": "no-key",
     }
     statement = (
-        "from functions.state import Bundle\nfrom shared.settings import Settings\n"
-        f"Bundle(Settings.from_environ({environ!r}), background=False)"
+        "from functions.state import FunctionsState\nfrom shared.service import Service\n"
+        "from shared.settings import Settings\n"
+        f"FunctionsState(Service(Settings.from_environ({environ!r})), background=False)"
     )
     assert not modules_after(statement) & set(HEAVY)
 

@@ -13,7 +13,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from functions.on_run_started import on_run_started
-from functions.state import Bundle
+from functions.state import STATE, FunctionsState
+from shared.service import Service
 from shared.settings import Settings
 from tests.support.signing import KEY, OTHER_KEY, delivery, signed
 
@@ -32,9 +33,9 @@ ENVIRON = {
 def serving(environ: Mapping[str, str]) -> Iterator[TestClient]:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        bundle = Bundle(Settings.from_environ(environ), background=False)
-        yield {"bundle": bundle}
-        await bundle.aclose()
+        state = FunctionsState(Service(Settings.from_environ(environ)), background=False)
+        yield {STATE: state}
+        await state.service.aclose()
 
     app = Starlette(routes=[Route("/", on_run_started, methods=["GET", "POST"])], lifespan=lifespan)
     with TestClient(app) as client:

@@ -28,7 +28,7 @@ from functions.requests import BODY_LIMIT, read_body
 from tests.fuzz.case import Answer, Case, Profile
 from tests.fuzz.properties import HEADER_CANARY, check
 from tests.fuzz.reproductions import OPEN
-from tests.fuzz.stage import SECRETS, TOKEN, Records, bundle_for, recorded, state_of
+from tests.fuzz.stage import SECRETS, TOKEN, Records, recorded, service_for, state_of
 from tests.support.signing import delivery, signed
 
 PATIENCE: Final = 10.0  # seconds for the rest of an answer
@@ -64,19 +64,19 @@ class Served:
 def served(http: str) -> Iterator[Served]:
     """`functions.asgi` under uvicorn with this parser, on an empty queue and sandboxes in memory."""
     loops: list[asyncio.AbstractEventLoop] = []
-    bundles: list[Any] = []
+    services: list[Any] = []
     states: list[Any] = []
 
-    async def with_bundle(scope: Scope, receive: Receive, send: Send) -> None:
-        if not bundles:
+    async def with_service(scope: Scope, receive: Receive, send: Send) -> None:
+        if not services:
             loops.append(asyncio.get_running_loop())
-            bundles.append(bundle_for(Profile.WHOLE))
-            states.append(state_of(bundles[0]))
+            services.append(service_for(Profile.WHOLE))
+            states.append(state_of(services[0]))
         scope["state"] = states[0]
         await app_module.app(scope, receive, send)
 
     with recorded() as records:
-        config = uvicorn.Config(with_bundle, lifespan="off", http=http, log_config=None, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(with_service, lifespan="off", http=http, log_config=None, timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         listener = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from functions.asgi import app as our_app
 from functions.server.lifecycle import ServerLifecycle
-from functions.state import Bundle
+from functions.state import STATE, FunctionsState
 from shared import names
 from shared.ports import (
     Absent,
@@ -34,6 +34,7 @@ from shared.ports import (
     SessionRecord,
     WorkQueue,
 )
+from shared.service import Service
 from shared.settings import Settings
 from tests.fuzz.case import Answer, Case, Door, Ending, Profile
 from tests.support.checkout import ROOT
@@ -148,18 +149,18 @@ def settings_of(profile: Profile) -> Settings:
     return Settings.from_environ({**_ENVIRON, **_LACKS[profile]})
 
 
-def bundle_for(profile: Profile) -> Bundle:
-    """A bundle whose queue is empty and whose host has a sandbox in each state that a race may find."""
-    bundle = Bundle(settings_of(profile), background=False)
+def service_for(profile: Profile) -> Service:
+    """A service whose queue is empty and whose host has a sandbox in each state that a race may find."""
+    service = Service(settings_of(profile))
     host = FakeHost(program=_program, latency=0.0)
     for session, status in SESSIONS.items():
-        host.add(names.sandbox_name(bundle.settings.prefix, ENVIRONMENT, session), status)
+        host.add(names.sandbox_name(service.settings.prefix, ENVIRONMENT, session), status)
     host.snapshots[SNAPSHOT] = {}
     host._taken_of[SNAPSHOT] = "gone"
     queue: WorkQueue = NothingQueued()
-    bundle.host = host
-    bundle._queues = {ENVIRONMENT: queue}
-    return bundle
+    service.host = host
+    service._queues = {ENVIRONMENT: queue}
+    return service
 
 
 async def _program(call: Call) -> CommandOutput:
@@ -200,16 +201,16 @@ def ask(case: Case) -> Answer:
     return answer
 
 
-def state_of(bundle: Bundle) -> dict[str, Any]:
+def state_of(service: Service) -> dict[str, Any]:
     """The lifespan state of a server that is ready and does nothing by itself."""
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     ready.set_result(None)
-    return {"bundle": bundle, "lifecycle": ServerLifecycle(bundle, ready)}
+    return {STATE: FunctionsState(service, background=False), "lifecycle": ServerLifecycle(service, ready)}
 
 
 async def _ask(case: Case, answer: Answer, clock: Callable[[], float]) -> None:
-    bundle = bundle_for(case.profile)
-    host = bundle.host
+    service = service_for(case.profile)
+    host = service.host
     assert isinstance(host, FakeHost)
     before = _existing(host)
     scope: MutableMapping[str, Any] = {
@@ -225,14 +226,14 @@ async def _ask(case: Case, answer: Answer, clock: Callable[[], float]) -> None:
         "headers": [(name.lower(), value) for name, value in case.all_headers()],
         "client": ("192.0.2.1", 50_000),
         "server": ("192.0.2.2", 5051),
-        "state": state_of(bundle),
+        "state": state_of(service),
     }
     sender = _Sender(case, answer)
     try:
         await application(case.door)(scope, sender.receive, sender.send)
     finally:
         answer.seconds = clock()
-        await bundle.aclose()
+        await service.aclose()
     answer.left = tuple(sorted(_existing(host) - before))
 
 

@@ -15,9 +15,9 @@ import signal
 import sys
 from typing import Any
 
-from functions.state import Bundle
 from shared.ports import Empty
 from shared.reports import to_json
+from shared.service import Service
 from shared.settings import Settings
 
 
@@ -48,12 +48,12 @@ class Killer:
 async def main() -> None:
     when, method = sys.argv[1:]
     settings = Settings.from_environ(os.environ)
-    bundle = Bundle(settings, background=False)
+    service = Service(settings)
     (environment,) = settings.environments.values()
-    whole = bundle.dispatcher(environment)
+    whole = service.dispatcher(environment)
     deadly = dataclasses.replace(whole, queue=Killer(whole.queue, when, method), host=Killer(whole.host, when, method))
     print(to_json(await deadly.drain()).decode())
-    await bundle.aclose()
+    await service.aclose()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import signal
 import sys
 from typing import Any
 
-from functions.state import Bundle
 from shared.races.race import environment_for, run_race
 from shared.races.request import RaceRequest
+from shared.service import Service
 from shared.settings import Settings
 
 
@@ -50,11 +50,11 @@ class DyingHost:
 async def main() -> None:
     when, method, count, asked = sys.argv[1:]
     settings = Settings.from_environ(os.environ)
-    bundle = Bundle(settings, background=False)
+    service = Service(settings)
     request = RaceRequest.model_validate_json(asked)
-    host: Any = DyingHost(bundle.host, when, method, int(count))
+    host: Any = DyingHost(service.host, when, method, int(count))
     await run_race(request, host=host, settings=settings, environment=environment_for(request, settings))
-    await bundle.aclose()
+    await service.aclose()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import signal
 import sys
 from collections import Counter
 
-from functions.state import Bundle
 from shared.reports import TickReport
+from shared.service import Service
 from shared.settings import Settings
 from shared.telemetry import configure_logging
 
@@ -38,17 +38,17 @@ async def main() -> None:
     pause = float(sys.argv[1])
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    bundle = Bundle(Settings.from_environ(os.environ), background=False)
+    service = Service(Settings.from_environ(os.environ))
     counts: Counter[str] = Counter()
     try:
         while not over.is_set():
-            counts += tally(await bundle.tick())
+            counts += tally(await service.tick())
             try:
                 await asyncio.wait_for(over.wait(), pause)
             except TimeoutError:
                 continue
     finally:
-        await bundle.aclose()
+        await service.aclose()
     print(json.dumps(counts))
 
 

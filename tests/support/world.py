@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import anthropic
 
-from functions.state import Bundle
 from image.session.definition import Recipe, build
 from infra.local.process import RunningService, start_service
 from shared import names
 from shared.claims.dispatcher import Dispatcher
 from shared.ports import SandboxRecord
+from shared.service import Service
 from shared.settings import Environment, Settings
 from tests.support.admin import Admin
 
@@ -85,11 +85,11 @@ class Place:
     @contextlib.asynccontextmanager
     async def dispatcher(self) -> AsyncIterator[Dispatcher]:
         """A copy of the bundle's dispatcher, with clients of its own."""
-        bundle = Bundle(self.settings, background=False)
+        service = Service(self.settings)
         try:
-            yield bundle.dispatcher(self.environment)
+            yield service.dispatcher(self.environment)
         finally:
-            await bundle.aclose()
+            await service.aclose()
 
     def session(self, *prompts: str) -> str:
         """A session that begins to run at once, its id."""

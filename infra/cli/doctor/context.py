@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from functions.state import Bundle
 from infra.cli.environ import CHECKOUT
 from infra.sandbox.account import Account
+from shared.service import Service
 from shared.settings import LOOPBACK, Environment, Settings
 
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ class DoctorContext:
     locks: Path = CHECKOUT / "requirements"
 
     @cached_property
-    def bundle(self) -> Bundle:
-        return Bundle(self.settings, background=False)
+    def service(self) -> Service:
+        return Service(self.settings)
 
     def about(self, environment: Environment) -> str:
         """What a finding begins with where there are several environments."""
         return f"{shown_id(environment.id)}: " if len(self.settings.environments) > 1 else ""
 
     async def aclose(self) -> None:
-        if "bundle" in self.__dict__:
-            await self.bundle.aclose()
+        if "service" in self.__dict__:
+            await self.service.aclose()
 
 
 def account_of(context: DoctorContext) -> Account:

@@ -34,7 +34,7 @@ async def check_inside(context: DoctorContext, environment: Environment, sandbox
         allowed = _allowed(context, environment.egress)
         forbidden = dict(_forbidden(context, environment.egress, stack))
         request = {"reach": {**allowed, **forbidden}, "daemon": context.daemon_port}
-        answer = await context.bundle.host.run(
+        answer = await context.service.host.run(
             sandbox_id,
             wire.WORKER_PYTHON,
             ["-I", "-c", inspect.getsource(inside), json.dumps(request)],

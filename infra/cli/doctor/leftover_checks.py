@@ -22,7 +22,7 @@ _AWAKE: Final = (SandboxStatus.PENDING, SandboxStatus.RUNNING, SandboxStatus.SNA
 
 
 async def check_remains(context: DoctorContext, say: Say) -> None:
-    listing = await context.bundle.host.list_sandboxes()
+    listing = await context.service.host.list_sandboxes()
     if isinstance(listing, Doubtful):
         return  # HANDS203 says so
     rows = [sandbox for sandbox in listing.rows if sandbox.status is not SandboxStatus.TERMINATED]
@@ -34,7 +34,7 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
             f"in the whole project: {told} (doctor's probe counts; plans allow 2, 100 or 1,000 awake at once)",
         )
     )
-    snapshots = await context.bundle.host.list_snapshots()
+    snapshots = await context.service.host.list_snapshots()
     late = datetime.fromtimestamp(context.now(), UTC) - _PATIENCE
     left: list[str] = []
     for environment in context.settings.environments.values():

@@ -53,7 +53,7 @@ def seconds(context: DoctorContext) -> float:
 
 
 async def check_probe(context: DoctorContext, environment: Environment, say: Say) -> None:
-    host, about = context.bundle.host, context.about(environment)
+    host, about = context.service.host, context.about(environment)
     bound = seconds(context) + _END_SECONDS
     dead_man = int(context.now() + bound + _DEAD_MAN)
     name = race_sandbox_name(context.settings.prefix, environment.id, new_race_id(), None, dead_man)
@@ -130,7 +130,7 @@ class _Heard:
 
 async def _check_hand_over(context: DoctorContext, environment: Environment, sandbox_id: str, say: Say) -> float | None:
     """Seconds from the start of the worker to its `ready`; None where there was none."""
-    host, about = context.bundle.host, context.about(environment)
+    host, about = context.service.host, context.about(environment)
     archive = build_archive()
     claim = _claim(context, environment, digest(archive))
     heard = await _start_worker(context, sandbox_id, claim)
@@ -212,7 +212,7 @@ def _claim(context: DoctorContext, environment: Environment, worker_digest: str)
 
 async def _start_worker(context: DoctorContext, sandbox_id: str, claim: wire.Claim) -> _Heard | str:
     """Started as the dispatcher starts one (shared/claims/handover.py) and followed to its end; a text says why not."""
-    host = context.bundle.host
+    host = context.service.host
     process = ProcessSpec(
         name=f"doctor-{secrets.token_hex(6)}",
         command=wire.WORKER_PYTHON,

@@ -47,7 +47,7 @@ async def check_clock(context: DoctorContext, say: Say) -> None:
 
 async def check_tensorlake(context: DoctorContext, say: Say) -> None:
     """A list with the key."""
-    listing = await context.bundle.host.list_sandboxes()
+    listing = await context.service.host.list_sandboxes()
     if isinstance(listing, Doubtful):
         say(error("HANDS203", f"sandboxes cannot be listed: {listing.reason}"))
     else:

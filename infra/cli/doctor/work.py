@@ -120,7 +120,7 @@ async def _check_items(
     settings, about = context.settings, context.about(environment)
     now = datetime.fromtimestamp(context.now(), UTC)
     _say_depth(context, environment, stats, now, say)
-    listing = await context.bundle.queue(environment).list_items(settings.reconcile.pages)
+    listing = await context.service.queue(environment).list_items(settings.reconcile.pages)
     if isinstance(listing, Refused | Doubtful):
         say(warning("HANDS001", f"{about}the work items could not be listed: {listing.reason}"))
         return
@@ -173,7 +173,7 @@ async def _say_strangers(
         and item.latest_heartbeat_at is not None
         and now - item.latest_heartbeat_at < _BEATS
     ]
-    listing = await context.bundle.host.list_sandboxes()  # after the items: whoever beats has had his sandbox before
+    listing = await context.service.host.list_sandboxes()  # after the items: whoever beats has had his sandbox before
     if isinstance(listing, Doubtful) or not listing.complete:
         say(info("HANDS303", f"{seen}; whose workers serve them is not known"))
         return

@@ -10,7 +10,6 @@ from typing import Final
 import httpx2
 from pydantic import ValidationError
 
-from functions.state import Bundle
 from functions.streaming import MEDIA_TYPE
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.errors import HandsError
@@ -28,10 +27,10 @@ from shared.ports import (
 )
 from shared.races import events
 from shared.races.fields import Model
-from shared.races.race import environment_for, run_race
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
 from shared.secret import Secret
+from shared.service import Service
 from shared.settings import Settings
 
 # A served stream says something every few seconds; a runtime that answers all at once is silent until its race ends.
@@ -108,13 +107,12 @@ class LedgerHost(TensorlakeSandboxes):
 
 async def race_here(request: RaceRequest, settings: Settings, ledger: LedgerHost, tell: events.OnEvent) -> None:
     """Raises RaceError, SettingsError, SecretUnavailable. Cancelled, it ends what it made first."""
-    bundle = Bundle(settings, background=False)
-    bundle.host = ledger
+    service = Service(settings)
+    service.host = ledger
     try:
-        environment = environment_for(request, settings)
-        await run_race(request, host=ledger, settings=settings, environment=environment, on_event=tell)
+        await service.race(request, on_event=tell)
     finally:
-        await bundle.aclose()
+        await service.aclose()
 
 
 async def race_there(request: RaceRequest, url: str, token: Secret, tell: events.OnEvent) -> None:

@@ -126,7 +126,7 @@ class _Copy:
 
     def start(self) -> None:
         self.line = self.world.new_line(f"c{self.index}", str(self.born), on_crash=self.crash)
-        self.drains = SingleFlight(self.drain)
+        self.drains = SingleFlight(lambda _: self.drain())
         self.born += 1
 
     def crash(self) -> None:

@@ -13,8 +13,8 @@ from functions.server.lifecycle import ServerLifecycle
 from functions.server.request_counter import RequestCounts
 from functions.server.scheduler import Scheduler, remarks
 from functions.server.suspend_detector import LONGEST_STALL, SuspendDetector
-from functions.state import Bundle
 from shared.reports import Act, ActionReport, ReconcileReport, TickReport
+from shared.service import Service
 from shared.settings import Settings
 
 ENVIRON = {
@@ -105,11 +105,11 @@ def test_a_standstill_is_noticed_by_either_clock(by_wall: float, by_monotonic: f
     assert watch.count == len(noticed)
 
 
-def test_renewed_clients_are_new_ones_and_the_old_are_closed_with_the_bundle() -> None:
+def test_renewed_clients_are_new_ones_and_the_old_are_closed_with_the_service() -> None:
     async def play() -> None:
-        bundle = Bundle(Settings.from_environ(ENVIRON), background=True)
-        environment = bundle.settings.environments["env_1"]
-        host, queue = bundle.host, bundle.queue(environment)
+        service = Service(Settings.from_environ(ENVIRON))
+        environment = service.settings.environments["env_1"]
+        host, queue = service.host, service.queue(environment)
         closed: list[object] = []
 
         def closes(client: object) -> None:
@@ -120,11 +120,11 @@ def test_renewed_clients_are_new_ones_and_the_old_are_closed_with_the_bundle() -
 
         closes(host)
         closes(queue)
-        bundle.renew_clients()
-        bundle.renew_clients()
-        assert bundle.host is not host and bundle.queue(environment) is not queue
+        service.renew_clients()
+        service.renew_clients()
+        assert service.host is not host and service.queue(environment) is not queue
         assert closed == []  # a drain may still use them
-        await bundle.aclose()
+        await service.aclose()
         assert closed == [queue, host]
 
     asyncio.run(play())
@@ -159,18 +159,18 @@ def test_visits_tell_strangers_from_the_sender_and_from_who_has_a_token() -> Non
 def test_a_server_that_stood_still_connects_anew_and_ticks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play() -> None:
         ticks = Ticks()
-        monkeypatch.setattr(Bundle, "tick", lambda _: ticks())
+        monkeypatch.setattr(Service, "tick", lambda _: ticks())
         environ = {**ENVIRON, "SELF_TICK_SECONDS": "3600", "STANDSTILL_SECONDS": "1"}
-        bundle = Bundle(Settings.from_environ(environ), background=True)
-        serving = ServerLifecycle(bundle, asyncio.create_task(asyncio.sleep(0)))
+        service = Service(Settings.from_environ(environ))
+        serving = ServerLifecycle(service, asyncio.create_task(asyncio.sleep(0)))
         async with serving.running():
             await ticks.reach(1)
-            host = bundle.host
+            host = service.host
             time.sleep(1.1)  # with the event loop, as a sleep does
             serving.suspend_detector.look()
-            assert bundle.host is not host
+            assert service.host is not host
             await ticks.reach(2)
         assert serving.report()["stood_still"] >= 1
-        await bundle.aclose()
+        await service.aclose()
 
     asyncio.run(play())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from shared.claims.wakeups import SingleFlight
+from shared.deadline import Deadline
 
 
 class Work:
@@ -14,7 +15,7 @@ class Work:
         self.most_at_once = 0
         self.gate = asyncio.Event()
 
-    async def __call__(self) -> int:
+    async def __call__(self, until: Deadline | None = None) -> int:
         self.begun += 1
         self.running += 1
         self.most_at_once = max(self.most_at_once, self.running)
@@ -56,7 +57,7 @@ def test_a_run_that_raises_does_not_stop_the_next_one() -> None:
     async def scenario() -> None:
         calls = 0
 
-        async def work() -> int:
+        async def work(_: Deadline | None) -> int:
             nonlocal calls
             calls += 1
             await asyncio.sleep(0)

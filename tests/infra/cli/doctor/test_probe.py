@@ -136,7 +136,7 @@ def test_its_name_is_a_races_so_that_a_tick_ends_it_should_doctor_die(
 ) -> None:
     made: list[str] = []
     context = ground_of(place.adjusted(**ROOMY))
-    host_class = type(context.bundle.host)
+    host_class = type(context.service.host)
 
     async def create(self: object, spec: Any) -> Any:
         made.append(spec.name)
@@ -172,7 +172,7 @@ def test_a_real_sandbox_that_reaches_what_is_not_listed_is_an_error_and_tools_as
             }
             return CommandOutput(0, json.dumps(answer), "", False)
 
-        context.bundle.host.run = run  # type: ignore[method-assign,assignment]  # the one call that is made
+        context.service.host.run = run  # type: ignore[method-assign,assignment]  # the one call that is made
         await isolation.check_inside(context, environment, "any", say)
 
     findings = said(context, partial(_with, look, "reached"))

@@ -24,7 +24,6 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from functions.state import Bundle
 from infra.cli.__main__ import app
 from infra.cli.environ import Loaded
 from infra.cli.fork.client import LedgerHost
@@ -34,6 +33,7 @@ from shared import names
 from shared.errors import SettingsError
 from shared.ports import Absent, CommandOutput, Doubtful, SandboxRecord, SandboxSpec
 from shared.races import events
+from shared.service import Service
 from tests.functions.test_fork_best_of_n import SESSION, for_a_minute, served
 from tests.support.checkout import copy_checkout
 from tests.support.fake_host import Call, FakeHost
@@ -167,12 +167,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def bundle_of(place: Place) -> AsyncIterator[Bundle]:
-    bundle = Bundle(place.settings, background=False)
+async def service_of(place: Place) -> AsyncIterator[Service]:
+    service = Service(place.settings)
     try:
-        yield bundle
+        yield service
     finally:
-        await bundle.aclose()
+        await service.aclose()
 
 
 @contextlib.contextmanager
@@ -225,11 +225,11 @@ def test_a_second_ctrl_c_leaves_at_once_and_names_who_ends_the_rest(place: Place
     assert len(left) == 2
 
     async def end() -> None:
-        async with bundle_of(place) as bundle:
+        async with service_of(place) as service:
             for box in left:
-                assert await bundle.host.terminate(str(box["id"])) is None
+                assert await service.host.terminate(str(box["id"])) is None
             for snapshot in snapshots_of(place):
-                assert await bundle.host.delete_snapshot(snapshot) is None
+                assert await service.host.delete_snapshot(snapshot) is None
 
     asyncio.run(end())
     check_nothing_is_left(place)
