@@ -27,6 +27,15 @@ _TAG_LENGTH: Final = 8
 _MOMENT_LENGTH: Final = 7
 _LONGEST_CODE: Final = 34  # so that a mark (gone_name) stays within LONGEST_NAME, whatever the prefix
 _HASH_LENGTH: Final = 25  # digits of base 36 that hold 128 bits
+_SERVER_LENGTH: Final = 16
+RACE_ID_LENGTH: Final = 12  # digits of base 36: 62 bits, so that two races never meet
+PRISTINE: Final = 999  # the index of the child that a workspace promotion compares the winner with
+_BASE: Final = "b"
+_LATEST: Final = 36**8 - 1  # keeps a name within 57 characters
+_RACE_ID: Final = re.compile(rf"[0-9a-z]{{{RACE_ID_LENGTH}}}")
+_RACE: Final = re.compile(rf"r([0-9a-z]{{{RACE_ID_LENGTH}}})-(b|0|[1-9][0-9]{{0,2}})-([0-9a-z]{{1,8}})")
+_KEPT_SNAPSHOT: Final = re.compile(rf"k([0-9a-z]{{{RACE_ID_LENGTH}}})-([0-9a-z]{{1,8}})")
+_GONE: Final = re.compile(rf"gone-([0-9a-z]{{{_MOMENT_LENGTH}}})-([0-9a-z]{{{_TAG_LENGTH}}})-([sx][0-9a-z]+)")
 
 
 class BadName(ValueError):
@@ -34,8 +43,8 @@ class BadName(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class SessionName:
-    """A sandbox name taken apart. `session_id` is None where the name holds only a hash of it."""
+class SessionSandbox:
+    """The one sandbox of a session. `session_id` is None where the name holds only a hash of it."""
 
     prefix: str
     environment_tag: str
@@ -43,12 +52,100 @@ class SessionName:
 
 
 @dataclass(frozen=True, slots=True)
-class GoneName:
+class GoneSandbox:
     """A session's sandbox that was marked for its end. `marked_at` is in whole seconds since the epoch."""
 
+    prefix: str
     environment_tag: str
     code: str
     marked_at: int
+
+    @property
+    def proper(self) -> str:
+        """The name that it had as its session's sandbox."""
+        return f"{self.prefix}-{self.environment_tag}-{self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class RaceSandbox:
+    """A sandbox of a race. `index` is None for the base, where the set-up runs; `dead_man` in epoch seconds."""
+
+    prefix: str
+    environment_tag: str
+    race_id: str
+    index: int | None
+    dead_man: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSnapshotSandbox:
+    """A race's winner whose snapshot is the caller's. The sandbox itself may go after `dead_man` (epoch seconds)."""
+
+    prefix: str
+    environment_tag: str
+    race_id: str
+    dead_man: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSandbox:
+    """A sandbox that a person, or a race for a person, called `keep-...`: never touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSandbox:
+    """A sandbox that serves the bundle."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignName:
+    """No name that this project gave under this prefix."""
+
+
+SandboxName = (
+    SessionSandbox | GoneSandbox | RaceSandbox | KeptSnapshotSandbox | KeptSandbox | ServerSandbox | ForeignName
+)
+
+
+def parse(prefix: str, name: str | None) -> SandboxName:
+    """What a sandbox of this name is to a deployment with this prefix. Total: whatever it does not know is foreign."""
+    tagged = re.fullmatch(rf"{re.escape(prefix)}-([0-9a-z]{{{_TAG_LENGTH}}})-([0-9a-z-]+)", name or "")
+    if tagged is not None:
+        ours = _parse_tagged(prefix, *tagged.groups())
+        if ours is not None:
+            return ours
+    if gone := _GONE.fullmatch(name or ""):
+        moment, tag, code = gone.groups()
+        return GoneSandbox(prefix, tag, code, int(moment, 36))
+    if re.fullmatch(rf"{re.escape(prefix)}-server-[0-9a-z]{{{_SERVER_LENGTH}}}", name or ""):
+        return ServerSandbox(prefix)
+    return KeptSandbox() if (name or "").startswith(KEEP) else ForeignName()
+
+
+def belongs_to(name: SandboxName, environment_id: str) -> bool:
+    """Whether the name was given for this environment."""
+    match name:
+        case SessionSandbox() | GoneSandbox() | RaceSandbox() | KeptSnapshotSandbox():
+            return name.environment_tag == environment_tag(environment_id)
+        case KeptSandbox() | ServerSandbox() | ForeignName():
+            return False
+
+
+def _parse_tagged(prefix: str, tag: str, rest: str) -> SandboxName | None:
+    if session := re.fullmatch(r"([sx])([0-9a-z]+)", rest):
+        kind, code = session.groups()
+        suffix = _decode(code) if kind == "s" else None
+        if kind == "x" or suffix is not None:
+            return SessionSandbox(prefix, tag, None if suffix is None else f"sesn_{suffix}")
+    if race := _RACE.fullmatch(rest):
+        race_id, place, code = race.groups()
+        if to_base36(int(code, 36)) == code:
+            return RaceSandbox(prefix, tag, race_id, None if place == _BASE else int(place), int(code, 36))
+    if kept := _KEPT_SNAPSHOT.fullmatch(rest):
+        return KeptSnapshotSandbox(prefix, tag, kept[1], int(kept[2], 36))
+    return None
 
 
 def gone_name(name: str, prefix: str, marked_at: int) -> str:
@@ -56,18 +153,15 @@ def gone_name(name: str, prefix: str, marked_at: int) -> str:
 
     Raises BadName for a name that is no session's.
     """
-    if parse_sandbox_name(prefix, name) is None:
+    if not isinstance(parse(prefix, name), SessionSandbox):
         raise BadName("only a session's sandbox is marked")
     return f"gone-{to_base36(marked_at).rjust(_MOMENT_LENGTH, '0')}-{name.removeprefix(prefix + '-')}"
 
 
-def parse_gone_name(name: str) -> GoneName | None:
-    """None for a name that no mark gave."""
-    match = re.fullmatch(rf"gone-([0-9a-z]{{{_MOMENT_LENGTH}}})-([0-9a-z]{{{_TAG_LENGTH}}})-([sx][0-9a-z]+)", name)
-    if match is None:
-        return None
-    moment, tag, code = match.groups()
-    return GoneName(tag, code, int(moment, 36))
+def new_server_name(prefix: str) -> str:
+    """Ends in 16 random characters, which nobody can guess: who knows the name knows where the webhook is."""
+    alphabet = string.ascii_lowercase + string.digits
+    return f"{prefix}-server-{''.join(secrets.choice(alphabet) for _ in range(_SERVER_LENGTH))}"
 
 
 def check_prefix(prefix: str) -> str:
@@ -102,18 +196,6 @@ def sandbox_name(prefix: str, environment_id: str, session_id: str) -> str:
     if encoded is not None and len(encoded) <= _LONGEST_CODE:
         return f"{head}s{encoded}"
     return f"{head}x{_hash(suffix, _HASH_LENGTH)}"
-
-
-def parse_sandbox_name(prefix: str, name: str) -> SessionName | None:
-    """None for a name that is not one of ours, the branches of a race included."""
-    match = re.fullmatch(rf"{re.escape(prefix)}-([0-9a-z]{{{_TAG_LENGTH}}})-([sx])([0-9a-z]+)", name)
-    if match is None:
-        return None
-    tag, kind, code = match.groups()
-    if kind == "x":
-        return SessionName(prefix, tag, None)
-    suffix = _decode(code)
-    return None if suffix is None else SessionName(prefix, tag, f"sesn_{suffix}")
 
 
 def to_base36(number: int) -> str:
@@ -153,24 +235,6 @@ def _hash(text: str, digits: int) -> str:
     return to_base36(number).rjust(digits, "0")
 
 
-RACE_ID_LENGTH: Final = 12  # digits of base 36: 62 bits, so that two races never meet
-PRISTINE: Final = 999  # the index of the child that a workspace promotion compares the winner with
-_BASE: Final = "b"
-_LATEST: Final = 36**8 - 1  # keeps a name within 57 characters
-_RACE_ID: Final = re.compile(rf"[0-9a-z]{{{RACE_ID_LENGTH}}}")
-
-
-@dataclass(frozen=True, slots=True)
-class RaceName:
-    """A name taken apart. `index` is None for the base sandbox, where the set-up runs; `dead_man` in epoch seconds."""
-
-    prefix: str
-    environment_tag: str
-    race_id: str
-    index: int | None
-    dead_man: int
-
-
 def new_race_id() -> str:
     """Random, 12 digits of base 36."""
     return to_base36(secrets.randbelow(36**RACE_ID_LENGTH)).rjust(RACE_ID_LENGTH, "0")
@@ -197,26 +261,3 @@ def kept_snapshot_name(prefix: str, environment_id: str, race_id: str, dead_man:
     if not _RACE_ID.fullmatch(race_id):
         raise BadName(f"a race id has {RACE_ID_LENGTH} digits of base 36")
     return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-k{race_id}-{to_base36(dead_man)}"
-
-
-def parse_kept_snapshot_name(prefix: str, name: str) -> RaceName | None:
-    """None for a name that kept_snapshot_name has not made; the index says nothing."""
-    match = re.fullmatch(
-        rf"{re.escape(prefix)}-([0-9a-z]{{8}})-k([0-9a-z]{{{RACE_ID_LENGTH}}})-([0-9a-z]{{1,8}})", name
-    )
-    return None if match is None else RaceName(prefix, match[1], match[2], None, int(match[3], 36))
-
-
-def parse_race_name(prefix: str, name: str) -> RaceName | None:
-    """None for a name that no race of this prefix gave."""
-    match = re.fullmatch(
-        rf"{re.escape(prefix)}-([0-9a-z]{{8}})-r([0-9a-z]{{{RACE_ID_LENGTH}}})-(b|0|[1-9][0-9]{{0,2}})-([0-9a-z]{{1,8}})",
-        name,
-    )
-    if match is None:
-        return None
-    tag, race_id, place, code = match.groups()
-    dead_man = int(code, 36)
-    if to_base36(dead_man) != code:
-        return None
-    return RaceName(prefix, tag, race_id, None if place == _BASE else int(place), dead_man)

@@ -1,21 +1,18 @@
 """A project's server sandboxes: found by name, since a sandbox has no other mark (contract tensorlake 5.1).
 
-The name is `<prefix>-server-` and 16 random characters, which nobody can guess: who knows it knows where the webhook
-is. No name of a session, a mark or a race looks like it, so neither dispatcher nor reconciler ever touches one.
+It is a `ServerSandbox` by its name (shared/names.py), so neither dispatcher nor reconciler ever touches one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-import secrets
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from infra.sandbox.plan import Plan
+from shared import names
 from shared.errors import SettingsError
 from shared.secret import Secret
 from shared.settings import LOOPBACK, TENSORLAKE_URL, tensorlake_address
@@ -25,19 +22,9 @@ if TYPE_CHECKING:
 
 CALL_SECONDS: Final = 60.0
 LONGEST_WAKE: Final = 120.0
-_ALPHABET: Final = string.ascii_lowercase + string.digits
-_RANDOM: Final = 16
 _OVER: Final = ("terminated", "failed")
 CPUS: Final = 1.0
 MEMORY_MB: Final = 1024
-
-
-def new_name(prefix: str) -> str:
-    return f"{prefix}-server-{''.join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))}"
-
-
-def is_server_name(prefix: str, name: str) -> bool:
-    return re.fullmatch(rf"{re.escape(prefix)}-server-[a-z0-9]{{{_RANDOM}}}", name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +60,19 @@ class Account:
         found = [
             info
             for info in Sandbox.list(**self._sdk())
-            if info.status.value not in _OVER and info.name and is_server_name(self.prefix, info.name)
+            if info.status.value not in _OVER
+            if isinstance(names.parse(self.prefix, info.name), names.ServerSandbox)
         ]
-        return sorted(found, key=lambda info: (info.created_at.timestamp() if info.created_at else 0.0, info.name))
+        return sorted(
+            found, key=lambda info: (info.created_at.timestamp() if info.created_at else 0.0, info.name or "")
+        )
 
     def create(self, plan: Plan, port: int) -> Sandbox:
         """A sandbox of a new name, or, where somebody else made one at the same time, that one."""
         from tensorlake.sandbox import Sandbox
 
         made = Sandbox.create(
-            name=new_name(self.prefix),
+            name=names.new_server_name(self.prefix),
             image=plan.image,
             cpus=CPUS,
             memory_mb=MEMORY_MB,

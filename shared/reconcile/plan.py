@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Final
 
 from shared import names
-from shared.names import parse_kept_snapshot_name, parse_race_name
 from shared.ports import (
     Absent,
     ItemState,
@@ -147,20 +146,20 @@ def _stopped_by_nobody(world: World, settings: Settings) -> Iterator[Repair]:
 
 
 def _sandboxes(world: World, lookups: Lookups, settings: Settings, environment_id: str) -> Iterator[Repair]:
-    tag = names.environment_tag(environment_id)
     held = {sandbox.name for sandbox in world.sandboxes}
     for sandbox in world.sandboxes:
         name = sandbox.name or ""
-        race = parse_race_name(settings.prefix, name) or parse_kept_snapshot_name(settings.prefix, name)
-        gone = names.parse_gone_name(name)
-        if race is not None and race.environment_tag == tag:
-            if race.dead_man < world.now.timestamp():
+        parsed = names.parse(settings.prefix, name)
+        if not names.belongs_to(parsed, environment_id):
+            continue
+        if isinstance(parsed, names.RaceSandbox | names.KeptSnapshotSandbox):
+            if parsed.dead_man < world.now.timestamp():
                 yield Repair(Act.END_RACE, name, "its race is long over", name, sandbox)
-        elif gone is not None and gone.environment_tag == tag:
-            proper = f"{settings.prefix}-{gone.environment_tag}-{gone.code}"
+        elif isinstance(parsed, names.GoneSandbox):
+            proper = parsed.proper
             if world.live_item(proper) is not None and proper not in held:
                 yield Repair(Act.UNMARK, name, "its session has work after all", proper, sandbox)
-            elif world.now.timestamp() - gone.marked_at >= settings.reconcile.end_grace:
+            elif world.now.timestamp() - parsed.marked_at >= settings.reconcile.end_grace:
                 yield Repair(Act.END_MARKED, name, "marked on an earlier tick", proper, sandbox)
         elif sandbox.status in _DEAD:
             yield Repair(Act.END_FAILED, name, f"it is {sandbox.status.value}", name, sandbox)
@@ -239,8 +238,8 @@ def _touch_due(world: World, sandbox: SandboxRecord) -> bool:
 
 def _session_of(world: World, settings: Settings, name: str) -> str | None:
     """The session of a sandbox by its name, or by an item where the name holds only a hash."""
-    parsed = names.parse_sandbox_name(settings.prefix, name)
-    if parsed is None:
+    parsed = names.parse(settings.prefix, name)
+    if not isinstance(parsed, names.SessionSandbox):
         return None
     if parsed.session_id is not None:
         return parsed.session_id
@@ -249,10 +248,4 @@ def _session_of(world: World, settings: Settings, name: str) -> str | None:
 
 
 def _ours(name: str, settings: Settings, environment_id: str) -> bool:
-    tag = names.environment_tag(environment_id)
-    parsed = (
-        names.parse_sandbox_name(settings.prefix, name)
-        or parse_race_name(settings.prefix, name)
-        or names.parse_gone_name(name)
-    )
-    return parsed is not None and parsed.environment_tag == tag
+    return names.belongs_to(names.parse(settings.prefix, name), environment_id)

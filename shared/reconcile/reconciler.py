@@ -179,12 +179,8 @@ class _Pass:
 
     def _is_mine(self, sandbox: SandboxRecord) -> bool:
         """Of this environment and not over; a kept one has no name of ours."""
-        if sandbox.status in OVER or sandbox.name is None:
-            return False
-        tag = names.environment_tag(self._of.environment.id)
-        return sandbox.name.startswith(f"{self._settings.prefix}-{tag}-") or (
-            (gone := names.parse_gone_name(sandbox.name)) is not None and gone.environment_tag == tag
-        )
+        name = names.parse(self._settings.prefix, sandbox.name)
+        return sandbox.status not in OVER and names.belongs_to(name, self._of.environment.id)
 
     async def _due(self, world: World, only: str | None) -> tuple[Sequence[Repair], bool]:
         """What is due after the look-ups, and whether they can be trusted."""

@@ -155,7 +155,7 @@ def test_i4_the_sandbox_of_a_session_that_is_over_is_marked_first_and_ended_late
     world.api.beta.sessions.archive(session)
     assert acts(reconcile(place)) == [Act.MARK]
     (box,) = everything(place)
-    assert names.parse_gone_name(box["name"]) is not None
+    assert isinstance(names.parse(place.settings.prefix, box["name"]), names.GoneSandbox)
     assert acts(reconcile(place)) == []
     assert acts(reconcile(place, ahead=100)) == [Act.END_MARKED]
     assert everything(place) == []

@@ -8,7 +8,6 @@ from typing import Final
 
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, info, ok, warning
-from infra.sandbox.account import is_server_name
 from shared import names
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
 from shared.reconcile.plan import Lookups, due, snapshots_due
@@ -62,7 +61,8 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
 
 def _other_servers(rows: list[SandboxRecord], context: DoctorContext, late: datetime) -> list[str]:
     """All but the first of a server's name; a young one may be somebody's who starts at this moment."""
-    servers = [each for each in rows if each.name and is_server_name(context.settings.prefix, each.name)]
+    prefix = context.settings.prefix
+    servers = [each for each in rows if isinstance(names.parse(prefix, each.name), names.ServerSandbox)]
     first = datetime.min.replace(tzinfo=UTC)
     servers.sort(key=lambda each: (each.created_at or first, each.name or ""))
     return [str(each.name) for each in servers[1:] if each.created_at is None or each.created_at < late]
@@ -70,10 +70,5 @@ def _other_servers(rows: list[SandboxRecord], context: DoctorContext, late: date
 
 def _of(environment: Environment, context: DoctorContext, rows: list[SandboxRecord]) -> list[SandboxRecord]:
     """This environment's, whether marked or not, as the reconciler sees them."""
-    tag = names.environment_tag(environment.id)
-    return [
-        sandbox
-        for sandbox in rows
-        if (sandbox.name or "").startswith(f"{context.settings.prefix}-{tag}-")
-        or ((gone := names.parse_gone_name(sandbox.name or "")) is not None and gone.environment_tag == tag)
-    ]
+    prefix = context.settings.prefix
+    return [sandbox for sandbox in rows if names.belongs_to(names.parse(prefix, sandbox.name), environment.id)]

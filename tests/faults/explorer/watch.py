@@ -44,9 +44,10 @@ class Watch:
 
     def session_of(self, box: Box) -> tuple[str | None, bool]:
         """The session, and whether the sandbox is marked for its end."""
-        gone = names.parse_gone_name(box.name)
-        proper = f"{self.settings.prefix}-{gone.environment_tag}-{gone.code}" if gone is not None else box.name
-        return self.sessions.get(proper), gone is not None
+        parsed = names.parse(self.settings.prefix, box.name)
+        if isinstance(parsed, names.GoneSandbox):
+            return self.sessions.get(parsed.proper), True
+        return self.sessions.get(box.name), False
 
     def working(self, session_id: str, box: Box | None = None) -> list[Process]:
         """Workers of a session that live and are not frozen."""
@@ -82,8 +83,8 @@ class Watch:
         item = self.old_item(session_id)
         self.judge("I5", item is None, f"a sandbox is marked whose item lives: {box.id}, {item and item.state}")
         self.judge("I4", self._over(session_id, box), f"a sandbox is marked without a reason: {box.id}")
-        mark = names.parse_gone_name(name)  # it tells when it was decided: a rename may take long to arrive
-        if mark is not None:
+        mark = names.parse(self.settings.prefix, name)  # it tells when it was decided: a rename may take long to arrive
+        if isinstance(mark, names.GoneSandbox):
             self.marked[box.id] = mark.marked_at
 
     def ends(self, box: Box, *, dispatcher: bool) -> None:

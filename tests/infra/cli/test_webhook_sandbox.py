@@ -12,10 +12,9 @@ from tensorlake.sandbox import Sandbox
 
 from infra.cli import webhook_sandbox
 from infra.sandbox import plan, server
-from infra.sandbox.account import Account, is_server_name, new_name
+from infra.sandbox.account import Account
 from infra.sandbox.look import described
 from shared import names
-from shared.names import parse_race_name
 from tests.infra.cli.conftest import Stage, until
 
 PROMPT = "create hello.txt with 'hi' then read it back"
@@ -187,7 +186,7 @@ def test_a_second_server_sandbox_is_shown_and_ended_when_it_is_old_enough_to_be_
 ) -> None:
     first = stage.up(**QUIET)
     account = Account.from_environ(stage.loaded().environ)
-    name = new_name("hands")
+    name = names.new_server_name("hands")
     Sandbox.create(name=name, image="hands-server", api_url=account.api_url, api_key=account.api_key.reveal())
     seen = stage.up(**QUIET)
     assert (seen.name, seen.url, seen.others) == (first.name, first.url, (name,))
@@ -230,8 +229,7 @@ def test_a_status_wakes_nobody_and_after_rm_there_is_none(stage: Stage, capsys: 
     assert webhook_sandbox.status(stage.loaded(), False) == 1
     assert "make webhook-sandbox" in capsys.readouterr().out
     name = stage.up(**QUIET).name
-    assert is_server_name("hands", name) and names.parse_sandbox_name("hands", name) is None
-    assert names.parse_gone_name(name) is None and parse_race_name("hands", name) is None
+    assert isinstance(names.parse("hands", name), names.ServerSandbox)
     stage.put_to_sleep()
     assert webhook_sandbox.status(stage.loaded(), False) == 0
     assert "suspended" in capsys.readouterr().out

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from infra.sandbox import plan
-from infra.sandbox.account import is_server_name, new_name
 from infra.sandbox.plan import plan_from
+from shared import names
 from shared.errors import SettingsError
 from shared.settings import Settings
 
@@ -123,6 +123,7 @@ def test_what_may_surprise_is_noted() -> None:
 
 
 def test_names_are_random_and_recognised() -> None:
-    names = {new_name("hands") for _ in range(50)}
-    assert len(names) == 50 and all(is_server_name("hands", name) and len(name) <= 57 for name in names)
-    assert not is_server_name("other", names.pop())
+    given = {names.new_server_name("hands") for _ in range(50)}
+    assert len(given) == 50 and all(len(name) <= names.LONGEST_NAME for name in given)
+    assert all(names.parse("hands", name) == names.ServerSandbox("hands") for name in given)
+    assert names.parse("other", given.pop()) == names.ForeignName()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.claims.handover import WORKER_NAMES
-from shared.names import parse_race_name
+from shared.names import RaceSandbox, parse
 from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, SnapshotKind
 from shared.races.errors import BadRace, SourceNotReady, SourceUnknown
 from shared.races.race import IDENTITY_FILE
@@ -70,8 +70,8 @@ def test_live_copies_are_made_in_one_call_and_named_like_any_child() -> None:
     assert {branch.status for branch in report.branches} == {"ok"}
     assert report.checkpoint is None
     (names,) = copied
-    parsed = [parse_race_name(SETTINGS.prefix, name) for name in names]
-    assert [name.index for name in parsed if name is not None] == [0, 1, 2, 3]
+    parsed = [parse(SETTINGS.prefix, name) for name in names]
+    assert [name.index for name in parsed if isinstance(name, RaceSandbox)] == [0, 1, 2, 3]
     assert sorted(report.reaped) == sorted(names)
     assert host.specs == []
     check_nothing_is_left(host)

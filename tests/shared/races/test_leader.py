@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shared.names import PRISTINE, parse_kept_snapshot_name, parse_race_name
+from shared.names import PRISTINE, KeptSnapshotSandbox, RaceSandbox, parse
 from shared.ports import CommandOutput, SandboxStatus
 from shared.races import events
 from shared.races.errors import BadRace, SourceUnknown
@@ -72,9 +72,9 @@ def test_a_workspace_is_promoted_from_the_winner_beside_a_pristine_child(
     (call,) = promoted
     assert call["on_conflict"] == "theirs"
     assert call["source"].name == SOURCE
-    base, winner = (parse_race_name(SETTINGS.prefix, call[role].name) for role in ("base", "winner"))
-    assert base is not None
-    assert winner is not None
+    base, winner = (parse(SETTINGS.prefix, call[role].name) for role in ("base", "winner"))
+    assert isinstance(base, RaceSandbox)
+    assert isinstance(winner, RaceSandbox)
     assert (base.index, winner.index) == (PRISTINE, 3)
     assert call["statuses"] == [SandboxStatus.RUNNING] * 3
     assert sorted(call["alive"]) == sorted([SOURCE, call["base"].name, call["winner"].name])
@@ -141,12 +141,11 @@ def test_a_winner_may_be_kept_as_a_snapshot() -> None:
     assert list(host.snapshots) == [report.promotion.snapshot_id]
     assert report.promotion.snapshot_id != report.checkpoint
     box = host.boxes[host._taken_of[report.promotion.snapshot_id or ""]]
-    assert parse_race_name(SETTINGS.prefix, box.spec.name) is not None
+    assert isinstance(parse(SETTINGS.prefix, box.spec.name), RaceSandbox)
     # The reconciler deletes snapshots of what has a race's name.
-    kept = parse_kept_snapshot_name(SETTINGS.prefix, box.record.name or "")
-    assert kept is not None
+    kept = parse(SETTINGS.prefix, box.record.name)
+    assert isinstance(kept, KeptSnapshotSandbox)
     assert kept.race_id == report.race_id
-    assert parse_race_name(SETTINGS.prefix, box.record.name or "") is None
     assert host.alive() == [SOURCE]
     assert report.promotion.snapshot_id not in report.reaped
 

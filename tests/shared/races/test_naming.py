@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from shared.names import (
     LONGEST_NAME,
     BadName,
+    ForeignName,
+    KeptSnapshotSandbox,
+    RaceSandbox,
+    SessionSandbox,
     environment_tag,
     kept_snapshot_name,
     new_race_id,
-    parse_kept_snapshot_name,
-    parse_race_name,
-    parse_sandbox_name,
+    parse,
     race_sandbox_name,
     sandbox_name,
 )
@@ -34,8 +36,8 @@ def test_a_name_is_read_back_and_fits(
     name = race_sandbox_name(prefix, environment, race_id, index, dead_man)
     assert len(name) <= LONGEST_NAME
     assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
-    parsed = parse_race_name(prefix, name)
-    assert parsed is not None
+    parsed = parse(prefix, name)
+    assert isinstance(parsed, RaceSandbox)
     assert (parsed.race_id, parsed.index, parsed.dead_man) == (race_id, index, dead_man)
     assert (parsed.prefix, parsed.environment_tag) == (prefix, environment_tag(environment))
 
@@ -47,27 +49,25 @@ def test_the_name_of_a_kept_snapshots_sandbox_is_neither_a_races_nor_a_sessions(
     name = kept_snapshot_name(prefix, environment, race_id, dead_man)
     assert len(name) <= LONGEST_NAME
     assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
-    parsed = parse_kept_snapshot_name(prefix, name)
-    assert parsed is not None
+    parsed = parse(prefix, name)
+    assert isinstance(parsed, KeptSnapshotSandbox)
     assert (parsed.race_id, parsed.dead_man, parsed.environment_tag) == (
         race_id,
         dead_man,
         environment_tag(environment),
     )
-    assert parse_race_name(prefix, name) is None
-    assert parse_sandbox_name(prefix, name) is None
 
 
 @given(prefixes, race_ids, places, moments, prefixes)
 def test_no_race_name_is_a_sessions(prefix: str, race_id: str, index: int | None, dead_man: int, other: str) -> None:
     name = race_sandbox_name(prefix, "env_1", race_id, index, dead_man)
-    assert parse_sandbox_name(prefix, name) is None
-    assert parse_sandbox_name(other, name) is None
+    assert not isinstance(parse(prefix, name), SessionSandbox)
+    assert not isinstance(parse(other, name), SessionSandbox)
 
 
 @given(prefixes, st.from_regex(r"sesn_[0-9A-Za-z]{1,30}", fullmatch=True) | st.text(min_size=1).map("sesn_{}".format))
 def test_no_sessions_name_is_a_races(prefix: str, session_id: str) -> None:
-    assert parse_race_name(prefix, sandbox_name(prefix, "env_1", session_id)) is None
+    assert isinstance(parse(prefix, sandbox_name(prefix, "env_1", session_id)), SessionSandbox)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_no_sessions_name_is_a_races(prefix: str, session_id: str) -> None:
     ["", "hands", "hands-00000000-r0123456789ab-01-1", "hands-00000000-r0123456789ab-1-01", "hands-00000000-rxyz-1-1"],
 )
 def test_what_no_race_wrote_is_not_read(name: str) -> None:
-    assert parse_race_name("hands", name) is None
+    assert parse("hands", name) == ForeignName()
 
 
 def test_another_prefix_is_not_ours() -> None:
     name = race_sandbox_name("hands", "env_1", "0123456789ab", 1, 99)
-    assert parse_race_name("other", name) is None
+    assert parse("other", name) == ForeignName()
 
 
 @pytest.mark.parametrize(("race_id", "index", "dead_man"), [("short", 1, 1), ("0" * 12, 1000, 1), ("0" * 12, 1, -1)])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.egress import EgressPolicy
-from shared.names import parse_race_name
+from shared.names import RaceSandbox, parse
 from shared.ports import CommandOutput, SandboxStatus
 from shared.races import errors
 from shared.races.race import IDENTITY_FILE
@@ -198,8 +198,8 @@ def test_children_are_made_of_the_checkpoint_with_sizes_and_the_sources_egress()
         assert spec.snapshot_id == report.checkpoint
         assert (spec.cpus, spec.memory_mb, spec.disk_mb) == (ENVIRONMENT.cpus, ENVIRONMENT.memory_mb, 25_600)
         assert spec.egress == policy
-        name = parse_race_name(SETTINGS.prefix, spec.name)
-        assert name is not None
+        name = parse(SETTINGS.prefix, spec.name)
+        assert isinstance(name, RaceSandbox)
         assert (name.index, name.race_id) == (index, report.race_id)
         assert name.dead_man > 1_800_000_000 + 600
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from shared.claims.handover import WORKER_NAMES
-from shared.names import environment_tag, parse_kept_snapshot_name, parse_race_name
+from shared.names import KeptSnapshotSandbox, RaceSandbox, environment_tag, parse
 from shared.ports import Absent, Created, Doubtful, ItemState, SandboxSpec
 from shared.races.errors import SourceNotReady
 from shared.races.race import run_race
@@ -81,13 +81,13 @@ def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: World
         names, snapshots = of_this_place(place)
         left = set(names) - {place.sandbox(SESSION)}
         assert left or snapshots, point
-        assert all(parse_race_name(place.settings.prefix, name) for name in left), point
+        assert all(isinstance(parse(place.settings.prefix, name), RaceSandbox) for name in left), point
         soon = acts(reconcile(place))  # a race may still be at work: nothing of it is touched
         assert Act.END_RACE not in soon, point
         assert Act.DELETE_SNAPSHOT not in soon, point
         reconcile(place, ahead=LONG_AFTER)
         names, snapshots = of_this_place(place)
-        assert [name for name in names if parse_race_name(place.settings.prefix, name)] == [], point
+        assert [name for name in names if isinstance(parse(place.settings.prefix, name), RaceSandbox)] == [], point
         assert snapshots == [], point
 
 
@@ -110,14 +110,15 @@ def test_what_was_kept_before_its_race_was_killed_stays_and_nothing_else_does(wo
             race.kill()
             race.wait()
     names, snapshots = of_this_place(places[0])
-    assert len([each for each in names if parse_kept_snapshot_name(places[0].settings.prefix, each)]) == 1
+    kept = [each for each in names if isinstance(parse(places[0].settings.prefix, each), KeptSnapshotSandbox)]
+    assert len(kept) == 1
     assert len(snapshots) == 2
     for place in places:
         assert not {Act.END_RACE, Act.DELETE_SNAPSHOT} & set(acts(reconcile(place)))
         reconcile(place, ahead=LONG_AFTER)
         names, _ = of_this_place(place)
         prefix = place.settings.prefix
-        assert not [each for each in names if parse_race_name(prefix, each) or parse_kept_snapshot_name(prefix, each)]
+        assert not [each for each in names if isinstance(parse(prefix, each), RaceSandbox | KeptSnapshotSandbox)]
     assert len(of_this_place(places[0])[1]) == 1
     assert of_this_place(places[1])[1] == []
 

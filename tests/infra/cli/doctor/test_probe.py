@@ -19,7 +19,7 @@ from infra.cli.doctor import isolation, probe, runner
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Finding, Severity
 from infra.cli.doctor.runner import Check
-from shared.names import parse_race_name
+from shared.names import RaceSandbox, parse
 from shared.ports import CommandOutput
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
 from tests.support.world import Place
@@ -148,8 +148,8 @@ def test_its_name_is_a_races_so_that_a_tick_ends_it_should_doctor_die(
     environment = next(iter(context.settings.environments.values()))
     findings = said(context, partial(_probe, environment))
     assert bad(findings) == {"HANDS601": Severity.ERROR}
-    name = parse_race_name(place.settings.prefix, made[0])
-    assert name is not None
+    name = parse(place.settings.prefix, made[0])
+    assert isinstance(name, RaceSandbox)
     assert 60 < name.dead_man - time.time() < 900
     assert name.dead_man - time.time() > probe.seconds(context)
 

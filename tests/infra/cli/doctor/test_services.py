@@ -20,9 +20,8 @@ from tensorlake.sandbox import Sandbox
 from infra.cli.doctor import images, leftover_checks, schedule, services, webhook, work
 from infra.cli.doctor.context import account_of
 from infra.cli.doctor.findings import Finding, Severity
-from infra.sandbox.account import new_name
 from infra.sandbox.look import Look
-from shared.names import new_race_id, race_sandbox_name
+from shared.names import new_race_id, new_server_name, race_sandbox_name
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import OTHER_KEY
@@ -187,7 +186,7 @@ def test_of_a_sleeper_nobody_can_tell_whether_it_is_ticked_which_is_a_warning() 
 
 def test_server_sandboxes_give_the_webhooks_address_and_a_second_one_is_left_over(place: Place) -> None:
     account = account_of(ground_of(place))
-    names = [new_name(place.settings.prefix) for _ in range(2)]
+    names = [new_server_name(place.settings.prefix) for _ in range(2)]
     mine = {"api_url": account.api_url, "api_key": account.api_key.reveal()}
     boxes = [
         Sandbox.create(name=name, image="agent-cli", exposed_ports=[9], allow_unauthenticated_access=True, **mine)
