@@ -16,12 +16,13 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _WHOLE: Final = ("functions", "shared", "image/session")
+_KINDS: Final = ("*.py", "*.sh")
 _SINGLE: Final = ("image/__init__.py",)
 
 
 def source_files() -> Mapping[str, bytes]:
     """Path below the project's root -> content, sorted."""
-    found = [path for folder in _WHOLE for path in (ROOT / folder).rglob("*.py")]
+    found = [path for folder in _WHOLE for kind in _KINDS for path in (ROOT / folder).rglob(kind)]
     found += [ROOT / name for name in _SINGLE]
     return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted(found)}
 

@@ -311,7 +311,7 @@ class TensorlakeSandboxes:
         ended = await self.terminate(row.sandbox_id)
         if isinstance(renamed, Refused) and (ended is None or isinstance(ended, Absent)):
             return renamed
-        return Doubtful("nobody knows whether a copy has its name")
+        return Doubtful("it is not known whether a copy has its name")
 
     async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None:
         async def call() -> None:

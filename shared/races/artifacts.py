@@ -28,7 +28,7 @@ async def collect(
     if isinstance(printed, NotRun):
         return (), f"artifacts: {printed.reason}"
     try:
-        answer = json.loads(printed.replace("\n", ""))
+        answer = json.loads(printed.text.replace("\n", ""))
         files = tuple(
             Artifact(path=path, size=size, base64=content, truncated=reason)
             for path, size, content, reason in answer["files"]

@@ -3,9 +3,9 @@
     {"event":"race","race_id":"…","branches":["a","b"],"at":0.0}
     {"event":"phase","branch":"a","phase":"boot","at":1.2}          a phase begins; branch is null for the whole race
     {"event":"output","branch":"a","line":"…","at":2.3}             the last line that a running branch has written
-    {"event":"branch","report":{…},"at":4.5}                        a branch is decided (models.BranchReport)
-    {"event":"promotion","promotion":{…},"at":5.0}                  (models.PromotionReport)
-    {"event":"report","report":{…}}                                 the end (models.RaceReport), or
+    {"event":"branch","report":{…},"at":4.5}                        a branch is decided (report.BranchReport)
+    {"event":"promotion","promotion":{…},"at":5.0}                  (report.PromotionReport)
+    {"event":"report","report":{…}}                                 the end (report.RaceReport), or
     {"event":"error","error":{"type":"…","message":"…","field":"…"}}    no report after all
 
 `at` is in seconds since the race began. `race` comes first, `report` or `error` last and once.

@@ -21,7 +21,7 @@ from shared.races.errors import BadRace, SetupFailed, SourceAbsent, SourceNotRea
 from shared.races.progress import Timeline
 from shared.races.request import Checkpoint, RaceRequest
 from shared.races.resources import NotMade, RaceResources, RaceTimeouts
-from shared.races.shell import NotRun, Ran, SandboxShell
+from shared.races.shell import NotDone, NotRun, Ran, SandboxShell
 from shared.settings import Environment
 
 _SETUP_TAIL: Final = 1_000
@@ -62,7 +62,7 @@ class ForkPoint:
 
 @dataclass(frozen=True, slots=True)
 class RaceContext:
-    """What preparing an origin needs. `base_name` names the sandbox of the set-up; `identity` goes into every child."""
+    """What preparing a fork point needs. `base_name` names the set-up's sandbox; `identity` goes into each child."""
 
     host: SandboxHost
     environment: Environment
@@ -159,7 +159,7 @@ async def _checkpoint(
                     f"a worker lives in {label}: a {kind} checkpoint would clone it with its lease; filesystem does not"
                 )
             case None:
-                raise SourceUnknown(f"nobody knows whether a worker lives in {label}, which {kind} would clone")
+                raise SourceUnknown(f"it is not known whether a worker lives in {label}, which {kind} would clone")
             case False:
                 pass
     if kind == "live":
@@ -190,9 +190,9 @@ async def _set_up(
 
 async def stamp(sandbox_id: str, context: RaceContext) -> None:
     """The first thing in a child: what its files say of whose it is. Raises SourceUnknown where it cannot be said."""
-    lost = await context.shell.stamp(sandbox_id, context.identity_file, context.identity)
-    if lost is not None:
-        raise SourceUnknown(f"the source's identity could not be taken from a copy: {lost}")
+    written = await context.shell.stamp(sandbox_id, context.identity_file, context.identity)
+    if isinstance(written, NotDone):
+        raise SourceUnknown(f"the source's identity could not be taken from a copy: {written.reason}")
 
 
 async def _run_setup(script: str, timeout: float, sandbox_id: str, context: RaceContext) -> None:

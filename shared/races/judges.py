@@ -11,7 +11,7 @@ from shared.races import safe_regex, scores
 from shared.races.plugins import JudgeContext, JudgeFailed, Plugin
 from shared.races.request import CommandJudge, ExitCodeJudge, FileJudge, Judge, PluginJudge, RegexJudge
 from shared.races.scores import NoScore
-from shared.races.shell import NotRun, Ran, SandboxShell
+from shared.races.shell import NotDone, NotRun, Ran, SandboxShell
 
 _LARGEST_METRICS: Final = 1_048_576
 _LONGEST_REASON: Final = 200
@@ -37,7 +37,7 @@ class Unjudged:
 @dataclass(frozen=True, slots=True)
 class JudgeInput:
     """Where a judge works: the branch's sandbox. A judge that reads or runs anything there first ends what the branch
-    left running (Shell.clear), and does not judge where that failed.
+    left running (SandboxShell.clear), and does not judge where that failed.
 
     `restores`: the sandbox's files live on (the winner's are promoted), so a judge's files are taken out again.
     `plugin` is the loaded one where the judge is a plug-in.
@@ -73,19 +73,19 @@ async def _by_command(by: CommandJudge, judge_input: JudgeInput) -> Score | Unju
     # Written only now: a candidate that runs on could replace its judge, or what the judge prints.
     shell, sandbox_id = judge_input.shell, judge_input.sandbox_id
     running = await shell.clear(sandbox_id)
-    if running is not None:
-        return Unjudged(f"judge: {running}")
+    if isinstance(running, NotDone):
+        return Unjudged(f"judge: {running.reason}")
     aside = await shell.set_aside(sandbox_id, by.files) if judge_input.restores and by.files else None
-    if isinstance(aside, NotRun):
+    if isinstance(aside, NotDone):
         return Unjudged(f"judge: {aside.reason}")
-    lost = await shell.install(sandbox_id, by.files)
-    if lost is not None:
-        return Unjudged(f"judge: {lost}")
+    written = await shell.install(sandbox_id, by.files)
+    if isinstance(written, NotDone):
+        return Unjudged(f"judge: {written.reason}")
     scored = await shell.run(sandbox_id, by.argv, env={**by.env, **judge_input.env}, timeout=by.timeout)
     if aside is not None:
-        lost = await shell.put_back(sandbox_id, by.files, aside)
-        if lost is not None:
-            return Unjudged(f"judge: {lost}")
+        restored = await shell.put_back(sandbox_id, by.files, aside)
+        if isinstance(restored, NotDone):
+            return Unjudged(f"judge: {restored.reason}")
     if isinstance(scored, NotRun):
         return Unjudged(f"judge: {scored.reason}")
     tail = "\n".join(filter(None, (scored.stdout.strip(), scored.stderr.strip())))
@@ -113,13 +113,13 @@ async def _by_pattern(by: RegexJudge, ran: Ran) -> Score | Unjudged:
 
 async def _by_file(by: FileJudge, judge_input: JudgeInput) -> Score | Unjudged:
     running = await judge_input.shell.clear(judge_input.sandbox_id)
-    if running is not None:
-        return Unjudged(f"judge: {running}")
+    if isinstance(running, NotDone):
+        return Unjudged(f"judge: {running.reason}")
     read = await judge_input.shell.read(judge_input.sandbox_id, by.path, _LARGEST_METRICS)
-    if isinstance(read, str):
-        return Unjudged(f"judge: {read}")
+    if isinstance(read, NotDone):
+        return Unjudged(f"judge: {read.reason}")
     try:
-        return Score(_read(read.decode(errors="replace"), by.json_path, "the file holds no number"))
+        return Score(_read(read.data.decode(errors="replace"), by.json_path, "the file holds no number"))
     except NoScore as error:
         return Unjudged(f"judge: {error}")
 
@@ -128,8 +128,8 @@ async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput) -> Scor
     if judge_input.plugin is None:
         raise TypeError("a plug-in judge without its plug-in")
     running = await judge_input.shell.clear(judge_input.sandbox_id)
-    if running is not None:
-        return Unjudged(f"judge: {running}")
+    if isinstance(running, NotDone):
+        return Unjudged(f"judge: {running.reason}")
     context = JudgeContext(
         branch=judge_input.branch,
         exit_code=ran.exit_code,

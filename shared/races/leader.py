@@ -1,6 +1,6 @@
 """Where the best branch so far waits for the end of the race, when its work is to be kept, and how it is kept.
 
-A branch that does better takes the place, and the sandbox of the one before is ended at once. What is on the podium
+A branch that does better takes the place, and the sandbox of the one before is ended at once. The leader
 when the race ends is the winner: it is promoted and ended in turn, unless the promotion is that it lives on. A
 promotion that fails is told in its report and costs nothing else.
 """
@@ -21,6 +21,7 @@ from shared.races.fork_point import ForkPoint, RaceContext, awake, stamp
 from shared.races.report import BranchReport, PromotionReport
 from shared.races.request import Keep, RaceRequest
 from shared.races.resources import NotMade
+from shared.races.shell import NotDone
 from shared.races.workspace_promotion import PromotionLimits, PromotionRefused, promote_workspace
 
 log = logging.getLogger(__name__)
@@ -35,14 +36,14 @@ class _Held:
 
 class Leader:
     """`pristine_name` names the child that a workspace promotion compares the winner with; `kept_name` is what the
-    winner's sandbox is called when its snapshot stays (naming.kept_snapshot_name)."""
+    winner's sandbox is called when its snapshot stays (names.kept_snapshot_name)."""
 
     def __init__(
         self, request: RaceRequest, context: RaceContext, fork_point: ForkPoint, *, pristine_name: str, kept_name: str
     ) -> None:
         self._request = request
-        self._shop = context
-        self._origin = fork_point
+        self._context = context
+        self._fork_point = fork_point
         self._pristine_name = pristine_name
         self._kept_name = kept_name
         self._held: _Held | None = None
@@ -53,13 +54,13 @@ class Leader:
         self._done: PromotionReport | None = None
 
     async def __aenter__(self) -> Self:
-        self._shop.resources.give_way = self._give_way
+        self._context.resources.give_way = self._give_way
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._shop.resources.give_way = None
+        self._context.resources.give_way = None
         async with AsyncExitStack() as ends:
             ends.push_async_callback(self._pristine.aclose)
             if self._held is not None:
@@ -78,7 +79,7 @@ class Leader:
         )
 
     async def offer(self, report: BranchReport, child: SandboxRecord, stack: AsyncExitStack) -> None:
-        """A branch that is `ok`. If it is the best so far, what `stack` holds (its sandbox) is the podium's."""
+        """A branch that is `ok`. If it is the best so far, what `stack` holds (its sandbox) belongs to the leader."""
         if self._request.promote == "workspace" and self._booting is None and not self._cramped:
             self._booting = asyncio.create_task(self._boot())
         if not self._is_best(report):
@@ -90,19 +91,19 @@ class Leader:
                 await self._end(before)
         finally:
             # Last: whoever waits for room must not believe that none will come before the one before has ended.
-            self._shop.resources.hold(child.name or "")
+            self._context.resources.hold(child.name or "")
 
     def had(self, name: str) -> bool:
-        """Whether the branch of this name has been on the podium: its sandbox is then ended from here."""
+        """Whether the branch of this name has ever led: its sandbox is then ended from here."""
         return name in self._ever
 
     async def promote(self, winner: BranchReport) -> PromotionReport:
-        """Keeps the winner's work, within the pace's `promote` seconds."""
+        """Keeps the winner's work, within `RaceTimeouts.promote` seconds."""
         held = self._held
         if held is None or held.report.name != winner.name:
-            raise AssertionError("the winner is not on the podium")
-        seconds = self._shop.timeouts.promote
-        with self._shop.timeline.span("promote"):
+            raise AssertionError("the winner does not lead")
+        seconds = self._context.timeouts.promote
+        with self._context.timeline.span("promote"):
             try:
                 async with asyncio.timeout(seconds) as scope:
                     self._done = await self._promote(held)
@@ -119,16 +120,16 @@ class Leader:
         return self._done
 
     async def undo(self) -> None:
-        """Nobody will hear of the promotion: ends the sandbox or snapshot that only its report would have named."""
+        """The promotion will not be reported: ends the sandbox or snapshot that only its report would have named."""
         if self._done is None or not self._done.done or self._held is None:
             return
         if self._done.snapshot_id is not None:
-            await self._shop.resources.end_kept_snapshot(self._done.snapshot_id)
+            await self._context.resources.end_kept_snapshot(self._done.snapshot_id)
         if self._done.sandbox is not None:
-            await self._shop.resources.end_kept(self._held.child.name or "")
+            await self._context.resources.end_kept(self._held.child.name or "")
 
     async def _end(self, held: _Held) -> None:
-        with self._shop.timeline.span("reap", held.report.name):
+        with self._context.timeline.span("reap", held.report.name):
             await held.stack.aclose()
 
     async def _promote(self, held: _Held) -> PromotionReport:
@@ -141,7 +142,7 @@ class Leader:
                 return await self._workspace(held.child)
 
     async def _snapshot(self, held: _Held) -> PromotionReport:
-        resources = self._shop.resources
+        resources = self._context.resources
         snapshot_id = await held.stack.enter_async_context(resources.checkpoint(held.child.id, "the winner"))
         lost = await self._rename(held.child, self._kept_name)
         if lost is not None:
@@ -154,21 +155,21 @@ class Leader:
         lost = await self._rename(child, keep.sandbox_name)
         if lost is not None:
             return self._failed(f"{lost}; it was ended")
-        self._shop.resources.keep(child.name or "")
+        self._context.resources.keep(child.name or "")
         return PromotionReport(kind="keep", done=True, sandbox=keep.sandbox_name, sandbox_id=child.id)
 
     async def _rename(self, child: SandboxRecord, name: str) -> str | None:
         """Why the winner's sandbox has not got this name, or None."""
-        timeouts, doubt = self._shop.timeouts, ""
+        timeouts, doubt = self._context.timeouts, ""
         for attempt in range(timeouts.attempts):
             if attempt:
                 await asyncio.sleep(timeouts.pause * 2 ** (attempt - 1))
-                match await self._shop.host.find(child.id):
+                match await self._context.host.find(child.id):
                     case SandboxRecord(name=now) if now == name:
                         return None
                     case _:
                         pass
-            match await self._shop.host.rename(child.id, name):
+            match await self._context.host.rename(child.id, name):
                 case None:
                     return None
                 case Absent():
@@ -179,21 +180,21 @@ class Leader:
                     return f"the winner's sandbox could not be renamed: {reason}"
                 case Doubtful(reason=reason):
                     doubt = reason
-        return f"nobody knows whether the winner's sandbox was renamed ({doubt})"
+        return f"it is not known whether the winner's sandbox was renamed ({doubt})"
 
     async def _workspace(self, child: SandboxRecord) -> PromotionReport:
         source = await self._source()
-        running = await self._shop.shell.clear(child.id)
-        if running is not None:
-            return self._failed(running)
+        running = await self._context.shell.clear(child.id)
+        if isinstance(running, NotDone):
+            return self._failed(running.reason)
         done = await promote_workspace(
-            host=self._shop.host,
-            shell=self._shop.shell,
+            host=self._context.host,
+            shell=self._context.shell,
             base=await self._base(),
             winner=child,
             source=source,
             on_conflict=self._request.on_conflict,
-            limits=PromotionLimits(seconds=self._shop.timeouts.promote / 2),
+            limits=PromotionLimits(seconds=self._context.timeouts.promote / 2),
         )
         return PromotionReport(
             kind="workspace",
@@ -210,16 +211,16 @@ class Leader:
 
     async def _source(self) -> SandboxRecord:
         """The source's sandbox, running: it may have fallen asleep during the race. Raises RaceError."""
-        if self._origin.sandbox is None:
-            raise TypeError("promote workspace has a sandbox for its source (models.py)")
-        for _ in range(self._shop.timeouts.attempts):
-            match await self._shop.host.find(self._origin.sandbox.id):
+        if self._fork_point.sandbox is None:
+            raise TypeError("promote workspace has a sandbox for its source (request.py)")
+        for _ in range(self._context.timeouts.attempts):
+            match await self._context.host.find(self._fork_point.sandbox.id):
                 case SandboxRecord() as record:
-                    return await awake(record, self._shop)
+                    return await awake(record, self._context)
                 case Absent():
                     raise SourceAbsent("the source's sandbox is not there any more")
                 case Doubtful():
-                    await asyncio.sleep(self._shop.timeouts.pause)
+                    await asyncio.sleep(self._context.timeouts.pause)
         raise SourceUnknown("the source's sandbox could not be looked up")
 
     async def _base(self) -> SandboxRecord:
@@ -244,11 +245,11 @@ class Leader:
         return True
 
     async def _boot(self) -> SandboxRecord:
-        spec = self._origin.spec(self._pristine_name, self._shop.environment, self._shop.timeouts.promote)
-        base = await self._pristine.enter_async_context(self._shop.resources.sandbox(spec))
+        spec = self._fork_point.spec(self._pristine_name, self._context.environment, self._context.timeouts.promote)
+        base = await self._pristine.enter_async_context(self._context.resources.sandbox(spec))
         self._stands = True
-        self._shop.resources.hold(self._pristine_name)
-        await stamp(base.id, self._shop)
+        self._context.resources.hold(self._pristine_name)
+        await stamp(base.id, self._context)
         return base
 
     def _failed(self, reason: str, conflicts: tuple[str, ...] = ()) -> PromotionReport:

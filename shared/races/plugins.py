@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.errors import SettingsError
-from shared.races.shell import NotRun, Ran, SandboxShell
+from shared.races.shell import NotDone, NotRun, Ran, SandboxShell
 
 GROUP: Final = "serverless_hands.judges"
 LARGEST_FILE: Final = 1_048_576
@@ -48,7 +48,7 @@ class JudgeContext:
 
     async def run(self, argv: Sequence[str], *, timeout: float = 30.0, stdin: str | None = None) -> Ran:
         """Runs a program in the branch's sandbox, as the agent's user, in the working directory. Raises JudgeFailed
-        where nobody knows how it ended; a time-out (seconds) is in the result. When it ends, so does whatever else runs
+        where its end is not known; a time-out (seconds) is in the result. When it ends, so does whatever else runs
         there: calls at the same time wait for each other."""
         async with self._turn:
             ran = await self._shell.run(self._sandbox_id, tuple(argv), env=self._env, timeout=timeout, stdin=stdin)
@@ -60,9 +60,9 @@ class JudgeContext:
         """A file below the branch's working directory, of at most `limit` bytes. Raises JudgeFailed."""
         async with self._turn:
             read = await self._shell.read(self._sandbox_id, path, min(limit, LARGEST_FILE))
-        if isinstance(read, str):
-            raise JudgeFailed(read)
-        return read
+        if isinstance(read, NotDone):
+            raise JudgeFailed(read.reason)
+        return read.data
 
 
 Plugin = Callable[[JudgeContext], Awaitable[float]]

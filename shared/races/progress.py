@@ -1,4 +1,4 @@
-"""Whoever looks on at a race: is told each thing as it happens, and the last line of a running branch now and then."""
+"""What a race tells its caller while it runs: each event, and the last line of a running branch now and then."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOOK_SECONDS: Final = 1.0  # between two looks at what a branch writes
 
 
 class RaceProgress:
-    """`on_event` is None where nobody looks on; `now` gives seconds since the race began."""
+    """`on_event` is None where nobody listens; `now` gives seconds since the race began."""
 
     def __init__(self, on_event: events.OnEvent | None, shell: SandboxShell, now: Clock) -> None:
         self._on_event = on_event
@@ -38,15 +38,15 @@ class RaceProgress:
     def phase_began(self, phase: Phase, branch: str | None) -> None:
         self.tell(events.PhaseBegan(branch=branch, phase=phase, at=self._now()))
 
-    def decided(self, branch_runner: BranchRunner, why_not: str | None = None) -> None:
+    def decided(self, runner: BranchRunner, why_not: str | None = None) -> None:
         """Told once for each branch. `why_not` is the reason of one that has no verdict."""
-        if not branch_runner.told:
-            branch_runner.told = True
-            self.tell(events.BranchDecided(report=branch_runner.report(why_not), at=self._now()))
+        if not runner.told:
+            runner.told = True
+            self.tell(events.BranchDecided(report=runner.report(why_not), at=self._now()))
 
     @asynccontextmanager
     async def watching(self, name: str, sandbox_id: str, mark: str) -> AsyncIterator[None]:
-        """Tells the last line of a running branch, once a second, while somebody looks on."""
+        """Tells the last line of a running branch, once a second, while somebody listens."""
         if self._on_event is None:
             yield
             return

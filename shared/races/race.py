@@ -27,7 +27,7 @@ from shared.races.progress import RaceProgress, Timeline
 from shared.races.report import BranchReport, PromotionReport, RaceReport
 from shared.races.request import Branch, CommandJudge, PluginJudge, RaceRequest
 from shared.races.resources import NotMade, RaceResources, RaceTimeouts, shielded
-from shared.races.shell import NotRun, Ran, SandboxShell, new_mark
+from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, new_mark
 from shared.settings import Environment, RaceLimits, Settings
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
@@ -107,7 +107,7 @@ class _Race:
         self._plugin = plugin
         self._clock = clock
         self._host = host
-        self._pace = timeouts
+        self._timeouts = timeouts
         self._id = new_race_id()
         self._deadline = request.deadline or settings.races.deadline
         at_most = self._deadline + timeouts.promote + 2 * timeouts.reap + timeouts.boot
@@ -118,7 +118,7 @@ class _Race:
         promoting = timeouts.promote if request.promote != "none" else 0.0
         ends = Deadline.after(self._deadline + promoting + timeouts.ends, clock)
         self._resources = RaceResources(host, timeouts, clock, ends)
-        self._shop = RaceContext(
+        self._context = RaceContext(
             host=host,
             environment=environment,
             prefix=settings.prefix,
@@ -135,10 +135,10 @@ class _Race:
         candidates = request.candidates()
         budget = OutputBudget(settings.races.output_bytes // len(candidates))
         self._artifact_bytes = settings.races.artifact_bytes // len(candidates)
-        self._branch_runners = [BranchRunner(index, branch, budget) for index, branch in enumerate(candidates)]
+        self._runners = [BranchRunner(index, branch, budget) for index, branch in enumerate(candidates)]
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
-        self._podium: Leader | None = None
+        self._leader: Leader | None = None
         self._accepted: str | None = None
         self._checkpoint: str | None = None
         self._promotion: PromotionReport | None = None
@@ -150,8 +150,8 @@ class _Race:
         try:
             report = await self._run()
         except asyncio.CancelledError:
-            if self._podium is not None:
-                await shielded(self._podium.undo())
+            if self._leader is not None:
+                await shielded(self._leader.undo())
             raise
         self._progress.tell(events.Reported(report=report))
         return report
@@ -160,7 +160,7 @@ class _Race:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(self._deadline) as scope:
-                    source = await look(self._request, self._shop)
+                    source = await look(self._request, self._context)
                     await self._check_kept_name()
                     self._begin()
                     if not self._request.dry_run:
@@ -169,15 +169,13 @@ class _Race:
                 if not scope.expired():
                     raise
                 self._begin()
-            if not self._request.dry_run and all(
-                branch_runner.refused == 404 for branch_runner in self._branch_runners
-            ):
+            if not self._request.dry_run and all(runner.refused == 404 for runner in self._runners):
                 raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
             why_not = "this is a dry run" if self._request.dry_run else "the race's deadline passed"
             branches = self._conclude(f"{self._accepted} was accepted" if self._accepted else why_not)
             best = scores.winner(branches, higher_is_better=self._request.higher_is_better)
-            if best is not None and self._podium is not None:
-                self._promotion = await self._podium.promote(best)
+            if best is not None and self._leader is not None:
+                self._promotion = await self._leader.promote(best)
                 self._progress.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
         return self._report(branches, best, deadline_passed=scope.expired())
 
@@ -189,72 +187,72 @@ class _Race:
             case SandboxRecord():
                 raise BadRace("keep.name", "a sandbox of this name exists")
             case Doubtful(reason=reason):
-                raise SourceUnknown(f"nobody knows whether the name to keep is free: {reason}")
+                raise SourceUnknown(f"it is not known whether the name to keep is free: {reason}")
             case Absent():
                 return
 
     def _begin(self) -> None:
-        self._progress.began(self._id, [branch_runner.branch.name for branch_runner in self._branch_runners])
+        self._progress.began(self._id, [runner.branch.name for runner in self._runners])
 
     async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
-        names = [self._name(branch_runner.index) for branch_runner in self._branch_runners]
-        fork_point = await prepare(self._request, source, self._shop, stack, names)
+        names = [self._name(runner.index) for runner in self._runners]
+        fork_point = await prepare(self._request, source, self._context, stack, names)
         self._checkpoint = fork_point.snapshot_id
         if self._request.promote != "none":
             kept_name = kept_snapshot_name(self._settings.prefix, self._environment.id, self._id, self._dead_man)
             leader = Leader(
-                self._request, self._shop, fork_point, pristine_name=self._name(PRISTINE), kept_name=kept_name
+                self._request, self._context, fork_point, pristine_name=self._name(PRISTINE), kept_name=kept_name
             )
-            self._podium = await stack.enter_async_context(leader)
+            self._leader = await stack.enter_async_context(leader)
         async with asyncio.TaskGroup() as group:
-            for branch_runner in self._branch_runners:
-                self._tasks.append(group.create_task(self._run_one(branch_runner, fork_point)))
+            for runner in self._runners:
+                self._tasks.append(group.create_task(self._run_one(runner, fork_point)))
 
-    async def _run_one(self, branch_runner: BranchRunner, fork_point: ForkPoint) -> None:
+    async def _run_one(self, runner: BranchRunner, fork_point: ForkPoint) -> None:
         async with self._slots:
-            branch_runner.begun = True
-            name = branch_runner.branch.name
+            runner.begun = True
+            name = runner.branch.name
             ending: float | None = None
             try:
                 async with AsyncExitStack() as stack:
                     began = self._clock()
                     with self._timeline.span("boot", name):
-                        child = await stack.enter_async_context(self._child(branch_runner, fork_point))
-                    branch_runner.boot_seconds = round(self._clock() - began, 3)
+                        child = await stack.enter_async_context(self._child(runner, fork_point))
+                    runner.boot_seconds = round(self._clock() - began, 3)
                     try:
-                        await self._try(branch_runner, fork_point, child)
-                        self._progress.decided(branch_runner)
-                        if branch_runner.status == "ok" and self._podium is not None:
-                            await self._podium.offer(branch_runner.report(), child, stack)
+                        await self._try(runner, fork_point, child)
+                        self._progress.decided(runner)
+                        if runner.status == "ok" and self._leader is not None:
+                            await self._leader.offer(runner.report(), child, stack)
                     finally:
                         ending = self._timeline.now()
             except NotMade as error:
-                branch_runner.refused = error.status
-                branch_runner.fail(str(error))
-                self._progress.decided(branch_runner)
+                runner.refused = error.status
+                runner.fail(str(error))
+                self._progress.decided(runner)
             finally:
-                if ending is not None and not (self._podium is not None and self._podium.had(name)):
+                if ending is not None and not (self._leader is not None and self._leader.had(name)):
                     self._timeline.add("reap", name, ending)
 
-    def _child(self, branch_runner: BranchRunner, fork_point: ForkPoint) -> AbstractAsyncContextManager[SandboxRecord]:
-        name = self._name(branch_runner.index)
+    def _child(self, runner: BranchRunner, fork_point: ForkPoint) -> AbstractAsyncContextManager[SandboxRecord]:
+        name = self._name(runner.index)
         if fork_point.kind == "live":
             return self._resources.copied(name)
-        return self._resources.sandbox(fork_point.spec(name, self._environment, self._longest(branch_runner.branch)))
+        return self._resources.sandbox(fork_point.spec(name, self._environment, self._longest(runner.branch)))
 
-    async def _try(self, branch_runner: BranchRunner, fork_point: ForkPoint, child: SandboxRecord) -> None:
+    async def _try(self, runner: BranchRunner, fork_point: ForkPoint, child: SandboxRecord) -> None:
         """The branch in its own sandbox, up to its verdict."""
-        branch = branch_runner.branch
-        env = {"BRANCH_INDEX": str(branch_runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
+        branch = runner.branch
+        env = {"BRANCH_INDEX": str(runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
         with self._timeline.span("files", branch.name):
             if fork_point.holds_identity:
                 try:
-                    await stamp(child.id, self._shop)
+                    await stamp(child.id, self._context)
                 except SourceUnknown as error:
-                    return branch_runner.fail(str(error))
-            lost = await self._shell.install(child.id, branch.files)
-        if lost is not None:
-            return branch_runner.fail(lost)
+                    return runner.fail(str(error))
+            written = await self._shell.install(child.id, branch.files)
+        if isinstance(written, NotDone):
+            return runner.fail(written.reason)
         mark = new_mark()
         with self._timeline.span("run", branch.name):
             async with self._progress.watching(branch.name, child.id, mark):
@@ -267,72 +265,72 @@ class _Race:
                     mark=mark,
                 )
         if isinstance(ran, NotRun):
-            return branch_runner.fail(ran.reason)
-        branch_runner.ran(ran)
+            return runner.fail(ran.reason)
+        runner.ran(ran)
         if ran.timed_out:
-            await self._collect(branch_runner, child)
-            branch_runner.status, branch_runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
+            await self._collect(runner, child)
+            runner.status, runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
             return None
-        branch_runner.exit_code = ran.exit_code
-        verdict = await self._judge(branch_runner, ran, child, env)
-        await self._collect(branch_runner, child)
-        return self._decide(branch_runner, verdict)
+        runner.exit_code = ran.exit_code
+        verdict = await self._judge(runner, ran, child, env)
+        await self._collect(runner, child)
+        return self._decide(runner, verdict)
 
     async def _judge(
-        self, branch_runner: BranchRunner, ran: Ran, child: SandboxRecord, env: dict[str, str]
+        self, runner: BranchRunner, ran: Ran, child: SandboxRecord, env: dict[str, str]
     ) -> judges.Score | judges.Unjudged:
         judge_input = judges.JudgeInput(
             shell=self._shell,
             sandbox_id=child.id,
-            branch=branch_runner.branch.name,
+            branch=runner.branch.name,
             env=env,
-            restores=self._podium is not None,
+            restores=self._leader is not None,
             plugin=self._plugin,
         )
         began = self._clock()
-        with self._timeline.span("judge", branch_runner.branch.name):
+        with self._timeline.span("judge", runner.branch.name):
             verdict = await judges.judge(self._request.judge, ran, judge_input)
-        branch_runner.judge_seconds = round(self._clock() - began, 3)
-        branch_runner.judged = branch_runner.budget.of_judge(verdict.tail)
+        runner.judge_seconds = round(self._clock() - began, 3)
+        runner.judged = runner.budget.of_judge(verdict.tail)
         return verdict
 
-    async def _collect(self, branch_runner: BranchRunner, child: SandboxRecord) -> None:
+    async def _collect(self, runner: BranchRunner, child: SandboxRecord) -> None:
         if not self._request.artifacts:
             return
-        with self._timeline.span("artifacts", branch_runner.branch.name):
+        with self._timeline.span("artifacts", runner.branch.name):
             running = await self._shell.clear(child.id)
-            if running is not None:
-                branch_runner.artifacts_reason = f"artifacts: {running}"
+            if isinstance(running, NotDone):
+                runner.artifacts_reason = f"artifacts: {running.reason}"
                 return
-            branch_runner.artifacts, branch_runner.artifacts_reason = await artifacts.collect(
+            runner.artifacts, runner.artifacts_reason = await artifacts.collect(
                 self._request.artifacts, shell=self._shell, sandbox_id=child.id, budget=self._artifact_bytes
             )
 
-    def _decide(self, branch_runner: BranchRunner, verdict: judges.Score | judges.Unjudged) -> None:
+    def _decide(self, runner: BranchRunner, verdict: judges.Score | judges.Unjudged) -> None:
         higher = self._request.higher_is_better
         least, enough = self._request.min_score, self._request.accept
         if isinstance(verdict, judges.Unjudged):
-            branch_runner.score = verdict.score
-            return branch_runner.fail(verdict.reason)
-        branch_runner.score = verdict.value
+            runner.score = verdict.score
+            return runner.fail(verdict.reason)
+        runner.score = verdict.value
         if least is not None and not scores.reaches(verdict.value, least, higher_is_better=higher):
-            return branch_runner.fail(f"score {verdict.value:g} does not reach min_score {least:g}")
-        branch_runner.status = "ok"
+            return runner.fail(f"score {verdict.value:g} does not reach min_score {least:g}")
+        runner.status = "ok"
         if enough is not None and scores.reaches(verdict.value, enough, higher_is_better=higher):
-            self._accept(branch_runner)
+            self._accept(runner)
         return None
 
-    def _accept(self, branch_runner: BranchRunner) -> None:
+    def _accept(self, runner: BranchRunner) -> None:
         """Cancels every other branch; each ends its sandbox, all at once."""
-        self._accepted = self._accepted or branch_runner.branch.name
+        self._accepted = self._accepted or runner.branch.name
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
 
     def _conclude(self, why_not: str) -> tuple[BranchReport, ...]:
-        for branch_runner in self._branch_runners:
-            self._progress.decided(branch_runner, why_not)
-        return tuple(branch_runner.report(why_not) for branch_runner in self._branch_runners)
+        for runner in self._runners:
+            self._progress.decided(runner, why_not)
+        return tuple(runner.report(why_not) for runner in self._runners)
 
     def _report(
         self, branches: Sequence[BranchReport], best: BranchReport | None, *, deadline_passed: bool
@@ -368,6 +366,6 @@ class _Race:
     def _longest(self, branch: Branch) -> float:
         """For how long a child may go without traffic: one that is to be promoted waits for the race's end."""
         if self._request.promote != "none":
-            return self._deadline + self._pace.promote
+            return self._deadline + self._timeouts.promote
         by = self._request.judge
         return max(self._timeout(branch), by.timeout if isinstance(by, CommandJudge | PluginJudge) else 0.0)

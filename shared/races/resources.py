@@ -147,7 +147,7 @@ class RaceResources:
         self._until = until
         self._clock = clock
         self._host = host
-        self._pace = timeouts
+        self._timeouts = timeouts
         self._room = _Room()
         self._tenures: dict[str, _Tenure] = {}
         self._kept_snapshots: set[str] = set()
@@ -238,7 +238,7 @@ class RaceResources:
 
     def _reap_seconds(self) -> float:
         left = math.inf if self._until is None else self._until.left()
-        return min(self._pace.reap, max(_LEAST_SECONDS, left))
+        return min(self._timeouts.reap, max(_LEAST_SECONDS, left))
 
     async def _reap(self, tenure: _Tenure) -> None:
         if tenure.kept:
@@ -269,7 +269,7 @@ class RaceResources:
                 case Refused(status=status, reason=reason) if status in _FINAL_REFUSALS:
                     raise NotMade(f"the sandbox was refused: {reason}", status)
                 case Refused(reason=reason):
-                    attempt = self._pace.attempts
+                    attempt = self._timeouts.attempts
                 case Doubtful(reason=reason):
                     tenure.doubted = True
                 case NameTaken():
@@ -286,7 +286,7 @@ class RaceResources:
             attempt += 1
             self._room.leave(ended=False)
             tenure.in_room = False
-            if attempt < self._pace.attempts:
+            if attempt < self._timeouts.attempts:
                 await self._pause_before(attempt)
             elif await self._room.freed_since(seen) or await self._made_room(seen):
                 attempt = 0
@@ -302,7 +302,7 @@ class RaceResources:
     async def _adopt(self, tenure: _Tenure) -> SandboxRecord | None:
         """The sandbox that an earlier call made after all, running; None where there is none to be seen, or one that
         failed to start and was ended."""
-        patience = Deadline.after(self._pace.boot, self._clock)
+        patience = Deadline.after(self._timeouts.boot, self._clock)
         while not patience.passed:
             match await self._host.find(tenure.name):
                 case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
@@ -321,8 +321,8 @@ class RaceResources:
                         tenure.id = None
                 case SandboxRecord() as record:
                     tenure.id = record.id
-            await asyncio.sleep(self._pace.pause)
-        raise NotMade(f"the sandbox was not running after {self._pace.boot:g} s")
+            await asyncio.sleep(self._timeouts.pause)
+        raise NotMade(f"the sandbox was not running after {self._timeouts.boot:g} s")
 
     async def _end(self, tenure: _Tenure) -> bool:
         """Whether it is known that nothing of this name is left."""
@@ -340,7 +340,7 @@ class RaceResources:
                         pass
         if tenure.id is None and not tenure.doubted:
             return True
-        for attempt in range(self._pace.attempts):
+        for attempt in range(self._timeouts.attempts):
             await self._pause_before(attempt)
             if tenure.id is None:
                 match await self._host.find(tenure.name):
@@ -364,7 +364,7 @@ class RaceResources:
                 raise SourceNotReady(f"{label} cannot be copied: {reason}")
             case Doubtful(reason=reason):
                 self.leftovers.append(f"copies of {label} that have no name")
-                raise SourceUnknown(f"nobody knows whether {label} was copied: {reason}")
+                raise SourceUnknown(f"it is not known whether {label} was copied: {reason}")
             case rows:
                 for tenure, row in zip(tenures, rows, strict=True):
                     match row:
@@ -381,7 +381,7 @@ class RaceResources:
             tenure.doubted = False
 
     async def _snapshot(self, sandbox_id: str, label: str, kind: SnapshotKind, calls: list[_SnapshotCall]) -> str:
-        patience = Deadline.after(self._pace.boot, self._clock)
+        patience = Deadline.after(self._timeouts.boot, self._clock)
         refusals = doubts = 0
         while True:
             call = asyncio.create_task(self._host.snapshot(sandbox_id, kind))
@@ -395,13 +395,13 @@ class RaceResources:
                 case Refused(status=status, reason=reason):
                     # Most likely another race is checkpointing the same sandbox just now.
                     refusals += 1
-                    if patience.passed or (status != 409 and refusals > self._pace.attempts):
+                    if patience.passed or (status != 409 and refusals > self._timeouts.attempts):
                         raise SourceNotReady(f"{label} cannot be checkpointed: {reason}")
-                    await self._pause_before(min(refusals, self._pace.attempts))
+                    await self._pause_before(min(refusals, self._timeouts.attempts))
                 case Doubtful(reason=reason):
                     doubts += 1
                     if doubts == 2:  # each may leave a snapshot behind that only the reconciler can find
-                        raise SourceUnknown(f"nobody knows whether {label} was checkpointed: {reason}")
+                        raise SourceUnknown(f"it is not known whether {label} was checkpointed: {reason}")
                     await self._pause_before(doubts)
 
     async def _forget_snapshots(self, calls: list[_SnapshotCall], label: str) -> None:
@@ -421,7 +421,7 @@ class RaceResources:
                     pass
 
     async def _delete(self, snapshot_id: str) -> bool:
-        for attempt in range(self._pace.attempts):
+        for attempt in range(self._timeouts.attempts):
             await self._pause_before(attempt)
             if await self._host.delete_snapshot(snapshot_id) in (None, Absent()):
                 return True
@@ -429,7 +429,7 @@ class RaceResources:
 
     async def _pause_before(self, attempt: int) -> None:
         if attempt:
-            await asyncio.sleep(self._pace.pause * 2 ** (attempt - 1))
+            await asyncio.sleep(self._timeouts.pause * 2 ** (attempt - 1))
 
 
 async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:

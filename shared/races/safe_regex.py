@@ -1,8 +1,9 @@
 """A regular expression from a request against a candidate's output, with an end in sight.
 
-Python's `re` cannot be interrupted, and pattern and text together may keep it busy for ever. So it runs in a process of
-its own that is killed: here and not in the branch's sandbox, because no image has to bring a Python for it and no
-candidate can replace it. The process has an empty environment (no secret of this one), a processor and a memory limit.
+Python's `re` cannot be interrupted, and pattern and text together may keep it busy indefinitely. So it runs in a
+process of its own that is killed: here and not in the branch's sandbox, because no image has to bring a Python for it
+and no candidate can replace it. The process has an empty environment (no secret of this one), a processor and a memory
+limit.
 """
 
 from __future__ import annotations

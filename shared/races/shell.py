@@ -1,11 +1,10 @@
 """Running one program in a sandbox of a race: as the agent's user, bounded in time and output, with nothing left over.
 
-Output goes to files in the sandbox and only its last bytes come back, so that no candidate can fill this process's
-memory. What a program leaves running is killed when it ends (sweep.py): it could otherwise change the judge's files, or
-what the judge prints. Where the sandbox's user is root it is found by the variable RACE_RUN in its environment alone,
-so a program that clears its environment and detaches itself stays. And whatever the user, a program shares it with the
-shell that ends it: one that kills that shell first leaves its branch without a score, and only a sandbox of its own
-for the judge would be proof against one that takes it over with a debugger in its first milliseconds.
+Output goes to files in the sandbox and only its last bytes come back. What a program leaves running is killed when it
+ends (image/session/programs/sweep.sh): it could otherwise change the judge's files, or what the judge prints. Where the
+sandbox's user is root it is found by the variable RACE_RUN in its environment alone, so a program that clears its
+environment and detaches itself stays. Whatever the user, a program shares it with the shell that ends it: one that
+kills that shell first leaves its branch without a score.
 """
 
 from __future__ import annotations
@@ -19,96 +18,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from image.session import programs
 from image.session.claim import WORKER_PYTHON
 from shared.deadline import Clock
 from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost
-from shared.races import sweep
 from shared.races.fields import File
 
 OUTPUT_BYTES: Final = 65_536
 _SHORT_SECONDS: Final = 20.0
 _TEMPORARY: Final = "/tmp"
 
-# $1 marks this run, $2 is where the outputs go, $3 its standard input; the program and its arguments follow. The marker
-# is in the program's environment alone, so that neither this shell nor what the service wraps around it is taken for
-# something left over.
-_RUN: Final = f"""
-mark=$1 out=$2/race-$1 input=$3; shift 3
-mkdir -m 700 "$out" || exit 126
-env RACE_RUN="$mark" "$@" <"$input" >"$out/out" 2>"$out/err"
-status=$?
-if alone; then sweep; else
-  for again in 1 2 3; do
-    found=
-    for file in $(grep -lsF "RACE_RUN=$mark" /proc/[0-9]*/environ 2>/dev/null); do
-      process=${{file#/proc/}}
-      kill -KILL "${{process%/environ}}" 2>/dev/null && found=1
-    done
-    [ -n "$found" ] || break
-  done
-fi
-tail -c {OUTPUT_BYTES} "$out/out"
-tail -c {OUTPUT_BYTES} "$out/err" >&2
-rm -rf "$out"
-exit $status
-"""
-# What a program wrote before it was killed for its time.
-_SALVAGE: Final = f"""
-out=$2/race-$1
-if alone; then sweep; fi
-tail -c {OUTPUT_BYTES} "$out/out"
-tail -c {OUTPUT_BYTES} "$out/err" >&2
-rm -rf "$out"
-"""
-
-
-# $1 is a path below the working directory, $2 the most bytes. Not `base64 -w`, which not every base64 knows; a line
-# break now and then, because nobody promises how long a line of output may be.
-_READ: Final = """
-path=$(readlink -f "./$1") && [ -f "$path" ] || exit 2
-here=$(pwd -P)
-case $path in "${here%/}"/*) ;; *) exit 3 ;; esac
-[ "$(wc -c <"$path")" -le "$2" ] || exit 4
-base64 <"$path" | tr -d '\\n' | fold -w 8192
-"""
 _READ_EXITS: Final = {
     2: "the file is not there",
     3: "the file is a link out of the working directory",
     4: "the file is too large",
 }
-# $1 is where to, paths follow. What stands where a judge's file will is moved, and the folders that will be made noted.
-_SET_ASIDE: Final = """
-aside=$1; shift
-mkdir -m 700 "$aside" || exit 1
-number=0
-for path; do
-  number=$((number + 1))
-  if [ -e "./$path" ] || [ -L "./$path" ]; then mv "./$path" "$aside/$number" || exit 1; fi
-  folder=$(dirname "./$path")
-  while [ ! -e "$folder" ]; do echo "$folder" >>"$aside/made"; folder=$(dirname "$folder"); done
-done
-"""
-_PUT_BACK: Final = """
-aside=$1; shift
-number=0
-for path; do
-  number=$((number + 1))
-  rm -rf "./$path" || exit 1
-  if [ -e "$aside/$number" ] || [ -L "$aside/$number" ]; then mv "$aside/$number" "./$path" || exit 1; fi
-done
-if [ -f "$aside/made" ]; then while IFS= read -r folder; do rmdir "$folder" 2>/dev/null; done <"$aside/made"; fi
-rm -rf "$aside"
-"""
-# $1 is the mark of a run, $2 where its outputs are: the end of what it has written so far.
-_LAST: Final = """tail -c 800 "$2/race-$1/out" 2>/dev/null"""
-# $1 is the program's text: the image's own Python, which no candidate can replace, else any.
-_PYTHON: Final = f"""
-text=$1; shift
-for python in {WORKER_PYTHON} python3 python; do
-  command -v "$python" >/dev/null 2>&1 && exec "$python" -I -S -c "$text" "$@"
-done
-exit 127
-"""
+_NOT_ALONE, _STILL_RUNNING = 8, 9  # how end_leftovers.sh ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +50,55 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class NotRun:
-    """A program of which nobody knows how it ended, or which never began."""
+    """A program whose end is not known, or which never began."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """It has its effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotDone:
+    """It has no effect, or none that is known. `reason` is fit for a report."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotApart:
+    """The user's processes cannot be told from others (the user is root, or the sandbox isolates nothing): none was
+    ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """What stood at some paths is in this folder of the sandbox, for `put_back`."""
+
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A file that was read."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What a program of ours has written to its standard output."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxShell:
     """Runs programs in sandboxes as `user` in `workdir`.
 
-    `run` and `clear` end whatever else this user runs in the sandbox (sweep.py), so they are for a race's own
+    `run` and `clear` end whatever else this user runs in the sandbox, so they are for a race's own
     sandboxes, never for a source, and for one caller at a time in each.
     """
 
@@ -161,109 +125,108 @@ class SandboxShell:
         entrance = "/dev/null"
         if stdin is not None:
             entrance = f"{_TEMPORARY}/race-{mark}-input"
-            lost = await self._put(sandbox_id, entrance, stdin.encode(errors="surrogatepass"))
-            if lost is not None:
-                return NotRun(f"its standard input could not be written: {lost}")
+            written = await self._put(sandbox_id, entrance, stdin.encode(errors="surrogatepass"))
+            if isinstance(written, NotDone):
+                return NotRun(f"its standard input could not be written: {written.reason}")
+        most = str(OUTPUT_BYTES)
         began = self.clock()
-        outcome = await self._sh(
-            sandbox_id, self._sweeping(_RUN), (mark, _TEMPORARY, entrance, *argv), env=env, timeout=timeout
+        outcome = await self._sweeping(
+            sandbox_id, "run_program.sh", (mark, _TEMPORARY, entrance, most, *argv), env=env, timeout=timeout
         )
         seconds = self.clock() - began
         match outcome:
             case CommandOutput(exit_code=code) if not outcome.timed_out and (code >= 0 or seconds < timeout):
                 return Ran(code, outcome.stdout, outcome.stderr, timed_out=False, seconds=seconds)
             case CommandOutput(exit_code=code):  # an old daemon says signaled for timed out (contract tensorlake 7.3)
-                salvage = self._sweeping(_SALVAGE)
-                salvaged = await self._sh(sandbox_id, salvage, (mark, _TEMPORARY), env={}, timeout=_SHORT_SECONDS)
+                salvaged = await self._sweeping(sandbox_id, "salvage_output.sh", (mark, _TEMPORARY, most))
                 kept = salvaged if isinstance(salvaged, CommandOutput) else outcome
                 return Ran(code, kept.stdout, kept.stderr, timed_out=True, seconds=seconds)
             case _:
                 return NotRun(why(outcome))
 
-    async def clear(self, sandbox_id: str) -> str | None:
-        """Ends what still runs as this user; returns why nobody knows that nothing does, or None. Does nothing where
-        the user is root (see above)."""
-        if self.user in ("root", "0"):
-            return None
+    async def clear(self, sandbox_id: str) -> Done | NotApart | NotDone:
+        """Ends what still runs as this user. Done says that nothing does any more."""
         outcome: CommandOutput | Absent | Refused | Doubtful = Absent()
         for _ in range(2):  # it may be repeated
-            outcome = await self._sh(sandbox_id, self._sweeping(sweep.CLEAR), (), env={}, timeout=_SHORT_SECONDS)
+            outcome = await self._sweeping(sandbox_id, "end_leftovers.sh", ())
             if isinstance(outcome, CommandOutput):
                 break
         match outcome:
             case CommandOutput(exit_code=0, timed_out=False):
-                return None
+                return Done()
+            case CommandOutput(exit_code=code, timed_out=False) if code == _NOT_ALONE:
+                return NotApart()
             case CommandOutput():
-                return "what the branch left running could not be ended"
+                return NotDone("what the branch left running could not be ended")
             case _:
-                return f"nobody knows whether what the branch left running was ended: {why(outcome)}"
+                return NotDone(f"it is not known whether what the branch left running was ended: {why(outcome)}")
 
-    async def install(self, sandbox_id: str, files: Mapping[str, File]) -> str | None:
-        """Writes the files below `workdir`, as the user; returns why not, or None.
+    async def install(self, sandbox_id: str, files: Mapping[str, File]) -> Done | NotDone:
+        """Writes the files below `workdir`, as the user.
 
         They travel as one archive and are unpacked by the user: that gives them their owner, and lets no link in the
         workspace lead a write of the sandbox's own daemon (root) anywhere.
         """
         if not files:
-            return None
+            return Done()
         path = f"{_TEMPORARY}/race-{secrets.token_hex(12)}.tar"
-        lost = await self._put(sandbox_id, path, _archive(files))
-        if lost is not None:
-            return f"files could not be written: {lost}"
-        unpacked = await self._sh(sandbox_id, 'exec tar -xf "$1"', (path,), env={}, timeout=_SHORT_SECONDS)
-        match unpacked:
-            case CommandOutput(exit_code=0):
-                return None
+        written = await self._put(sandbox_id, path, _archive(files))
+        if isinstance(written, NotDone):
+            return NotDone(f"files could not be written: {written.reason}")
+        match await self._sh(sandbox_id, 'exec tar -xf "$1"', (path,)):
+            case CommandOutput(exit_code=0, timed_out=False):
+                return Done()
             case CommandOutput(stderr=text):
-                return f"files could not be written: {text[-200:].strip()}"
-            case _:
-                return f"files could not be written: {why(unpacked)}"
+                return NotDone(f"files could not be written: {text[-200:].strip()}")
+            case outcome:
+                return NotDone(f"files could not be written: {why(outcome)}")
 
     async def last_line(self, sandbox_id: str, mark: str) -> str:
-        """The last line with something in it that the run of this mark has written; empty where nobody knows."""
-        outcome = await self._sh(sandbox_id, _LAST, (mark, _TEMPORARY), env={}, timeout=_SHORT_SECONDS)
+        """The last line with something in it that the run of this mark has written; empty where it is not known."""
+        outcome = await self._sh(sandbox_id, programs.text("last_output.sh"), (mark, _TEMPORARY))
         lines = outcome.stdout.split("\n") if isinstance(outcome, CommandOutput) else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-    async def read(self, sandbox_id: str, path: str, limit: int) -> bytes | str:
-        """A file below `workdir` of at most `limit` bytes, read as the user; a text says why not."""
-        outcome = await self._sh(sandbox_id, _READ, (path, str(limit)), env={}, timeout=_SHORT_SECONDS)
+    async def read(self, sandbox_id: str, path: str, limit: int) -> Contents | NotDone:
+        """A file below `workdir` of at most `limit` bytes, read as the user."""
+        outcome = await self._sh(sandbox_id, programs.text("read_file.sh"), (path, str(limit)))
         if not isinstance(outcome, CommandOutput):
-            return f"the file could not be read: {why(outcome)}"
+            return NotDone(f"the file could not be read: {why(outcome)}")
         if outcome.exit_code != 0 or outcome.timed_out:
-            return _READ_EXITS.get(outcome.exit_code, "the file could not be read")
+            return NotDone(_READ_EXITS.get(outcome.exit_code, "the file could not be read"))
         try:
-            return base64.b64decode(outcome.stdout)
+            return Contents(base64.b64decode(outcome.stdout))
         except ValueError:
-            return "the file could not be read"
+            return NotDone("the file could not be read")
 
-    async def set_aside(self, sandbox_id: str, paths: Iterable[str]) -> str | NotRun:
-        """Moves what stands at these paths out of the working directory; returns where to, for `put_back`."""
-        aside = f"{_TEMPORARY}/race-{new_mark()}-aside"
-        outcome = await self._sh(sandbox_id, _SET_ASIDE, (aside, *paths), env={}, timeout=_SHORT_SECONDS)
-        match outcome:
-            case CommandOutput(exit_code=0):
-                return aside
+    async def set_aside(self, sandbox_id: str, paths: Iterable[str]) -> SetAside | NotDone:
+        """Moves what stands at these paths out of the working directory."""
+        folder = f"{_TEMPORARY}/race-{new_mark()}-aside"
+        match await self._sh(sandbox_id, programs.text("set_aside.sh"), (folder, *paths)):
+            case CommandOutput(exit_code=0, timed_out=False):
+                return SetAside(folder)
             case CommandOutput():
-                return NotRun("what stands in the place of its files could not be moved")
+                return NotDone("what stands in the place of its files could not be moved")
+            case outcome:
+                return NotDone(why(outcome))
+
+    async def put_back(self, sandbox_id: str, paths: Iterable[str], aside: SetAside) -> Done | NotDone:
+        """Undoes `set_aside` and what was written at the paths since."""
+        match await self._sh(sandbox_id, programs.text("put_back.sh"), (aside.folder, *paths)):
+            case CommandOutput(exit_code=0, timed_out=False):
+                return Done()
             case _:
-                return NotRun(why(outcome))
+                return NotDone("its files could not be taken out of the working directory again")
 
-    async def put_back(self, sandbox_id: str, paths: Iterable[str], aside: str) -> str | None:
-        """Undoes `set_aside` and what was written at the paths since; returns why not, or None."""
-        outcome = await self._sh(sandbox_id, _PUT_BACK, (aside, *paths), env={}, timeout=_SHORT_SECONDS)
-        if outcome == CommandOutput(0, "", "", timed_out=False):
-            return None
-        return "its files could not be taken out of the working directory again"
-
-    async def python(self, sandbox_id: str, program: str, args: Sequence[str], timeout: float) -> str | NotRun:
-        """What a program of ours prints in the sandbox's Python, with `workdir` as its working directory."""
-        outcome = await self._sh(sandbox_id, _PYTHON, (program, *args), env={}, timeout=timeout)
+    async def python(self, sandbox_id: str, program: str, args: Sequence[str], timeout: float) -> Printed | NotRun:
+        """Runs a program of ours in the sandbox's Python, with `workdir` as its working directory."""
+        text = programs.text("run_python.sh")
+        outcome = await self._sh(sandbox_id, text, (WORKER_PYTHON, program, *args), timeout=timeout)
         match outcome:
             case CommandOutput(timed_out=True):
                 return NotRun(f"did not end within {timeout:g} s")
-            case CommandOutput(exit_code=0, stdout=text):
-                return text
+            case CommandOutput(exit_code=0, stdout=said):
+                return Printed(said)
             case CommandOutput(exit_code=127):
                 return NotRun("there is no Python in the sandbox")
             case CommandOutput(exit_code=code):
@@ -271,29 +234,45 @@ class SandboxShell:
             case _:
                 return NotRun(why(outcome))
 
-    async def stamp(self, sandbox_id: str, path: str, text: str) -> str | None:
-        """Overwrites a file of the sandbox's own; returns why not, or None."""
+    async def stamp(self, sandbox_id: str, path: str, text: str) -> Done | NotDone:
+        """Overwrites a file of the sandbox's own."""
         return await self._put(sandbox_id, path, text.encode())
 
-    async def _put(self, sandbox_id: str, path: str, data: bytes) -> str | None:
+    async def _put(self, sandbox_id: str, path: str, data: bytes) -> Done | NotDone:
         outcome: Absent | Refused | Doubtful | None = Absent()
         for _ in range(2):  # a write may be repeated
             outcome = await self.host.write_file(sandbox_id, path, data)
             if not isinstance(outcome, Doubtful):
                 break
-        return None if outcome is None else why(outcome)
+        return Done() if outcome is None else NotDone(why(outcome))
 
-    def _sweeping(self, script: str) -> str:
-        return f"{sweep.functions(self.user, self.workdir)}{script}"
+    async def _sweeping(
+        self,
+        sandbox_id: str,
+        program: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        timeout: float = _SHORT_SECONDS,
+    ) -> CommandOutput | Absent | Refused | Doubtful:
+        """A program that stands on sweep.sh."""
+        text = programs.text("sweep.sh", program)
+        return await self._sh(sandbox_id, text, (self.user, self.workdir, *args), env=env, timeout=timeout)
 
     async def _sh(
-        self, sandbox_id: str, script: str, args: Sequence[str], *, env: Mapping[str, str], timeout: float
+        self,
+        sandbox_id: str,
+        script: str,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        timeout: float = _SHORT_SECONDS,
     ) -> CommandOutput | Absent | Refused | Doubtful:
         return await self.host.run(
             sandbox_id,
             "sh",
             ["-c", script, "sh", *args],
-            env=env,
+            env=env or {},
             user=self.user,
             working_dir=self.workdir,
             timeout=timeout,

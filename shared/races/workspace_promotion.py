@@ -3,10 +3,11 @@
 What the winner changed is what differs between `base`, a pristine child of the checkpoint, and `winner`. A path of
 these that has also changed in the source since the checkpoint is a conflict.
 
-A program (tree_program.py) lists `base` and `winner`, judges the changes beside the source, packs the contents that the
-source needs into parts, and applies them. It runs as the agent's user; its inputs are written by the sandbox's own
-daemon to names in /tmp that nobody can guess and that the user cannot change. What it says is checked before it is
-used: in the winner's sandbox somebody else's programs ran. A file's owner, times and extended attributes do not travel.
+A program (image/session/programs/workspace_tree.py) lists `base` and `winner`, judges the changes beside the source,
+packs the contents that the source needs into parts, and applies them. It runs as the agent's user; its inputs are
+written by the sandbox's own daemon to unguessable names in /tmp that the user cannot change. What it says is checked
+before it is used: in the winner's sandbox somebody else's programs ran. A file's owner, times and extended attributes
+do not travel.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ class _Promotion:
                     raise
                 reason = error.reason
         await self._source.attempt("sweep", path)
-        return WorkspacePromotion(failed=(f"nobody knows how much of it was done: {reason}",))
+        return WorkspacePromotion(failed=(f"it is not known how much of it was done: {reason}",))
 
     def _told(self, answer: Any) -> WorkspacePromotion:
         try:
@@ -273,7 +274,7 @@ class _Site:
         if isinstance(said, NotRun):
             raise PromotionRefused(f"{self._label}: {said.reason}")
         try:
-            stopped = json.loads(said).get("stopped")
+            stopped = json.loads(said.text).get("stopped")
         except (ValueError, AttributeError):
             raise self.nonsense() from None
         if stopped is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, TypeVar
 
+from image.session import programs
 from shared.ports import (
     Absent,
     CommandOutput,
@@ -236,10 +237,10 @@ class FakeHost:
         outcome = await self._call("run", box.record.name or "", lambda: None)
         if outcome is not None:
             return outcome
-        # ["-c", wrapper, "sh", mark, directory, input, *argv]; what has fewer is the race's own housekeeping.
-        if len(args) < 7:
+        # ["-c", text, "sh", user, directory, mark, folder, input, bytes, *argv]; the rest is the race's housekeeping.
+        if args[1] != programs.text("sweep.sh", "run_program.sh"):
             return CommandOutput(0, "", "", timed_out=False)
-        call = Call(box.record.name or "", tuple(args[6:]), dict(env), timeout, user, working_dir)
+        call = Call(box.record.name or "", tuple(args[9:]), dict(env), timeout, user, working_dir)
         self.calls.append(call)
         try:
             async with asyncio.timeout(timeout):

@@ -16,19 +16,19 @@ from image.session.programs import pack_artifacts
 from image.session.programs.pack_artifacts import matches
 from shared.races import artifacts
 from shared.races.report import Artifact
-from shared.races.shell import NotRun, SandboxShell
+from shared.races.shell import NotRun, Printed, SandboxShell
 from tests.support.fake_host import FakeHost
 
 
 class Here(SandboxShell):
     """A shell whose sandbox is a folder of this machine."""
 
-    async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> str | NotRun:
+    async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> Printed | NotRun:
         assert isinstance(args, tuple)
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", program, *args], cwd=self.workdir, capture_output=True, check=True
         )
-        return done.stdout.decode("ascii")
+        return Printed(done.stdout.decode("ascii"))
 
 
 def collected(folder: Path, *globs: str, budget: int = 1_000) -> tuple[tuple[Artifact, ...], str | None]:
@@ -117,8 +117,8 @@ def test_long_answers_are_cut_into_lines(tmp_path: Path) -> None:
 )
 def test_an_answer_that_makes_no_sense_costs_the_artifacts_alone(printed: str) -> None:
     class Odd(SandboxShell):
-        async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> str | NotRun:
-            return printed
+        async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> Printed | NotRun:
+            return Printed(printed)
 
     found = artifacts.collect(["*"], shell=Odd(FakeHost(), "agent", "/"), sandbox_id="any", budget=1)
     assert asyncio.run(found) == ((), "artifacts: the sandbox gave no clear answer")

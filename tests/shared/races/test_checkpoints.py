@@ -106,7 +106,7 @@ def test_a_living_worker_is_not_cloned(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["memory", "live"])
 def test_a_source_of_which_nobody_knows_whether_a_worker_lives_in_it_is_not_cloned(kind: str) -> None:
     host = Host(Doubtful("dropped"))
-    with pytest.raises(SourceUnknown, match="nobody knows whether a worker"):
+    with pytest.raises(SourceUnknown, match="it is not known whether a worker"):
         a_race(host, kind)
     check_nothing_is_left(host)
 

@@ -22,6 +22,7 @@ from shared.races.plugins import JudgeContext, JudgeFailed
 from shared.races.race import run_race
 from shared.races.report import RaceReport
 from shared.races.scores import NoScore, from_json, whole
+from shared.races.shell import NotDone
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run
 from tests.support.fake_host import Call, FakeHost
@@ -222,8 +223,8 @@ def test_a_plug_in_judges_every_branch_that_ended() -> None:
     ],
 )
 def test_a_plug_in_that_fails_is_its_branchs_failure(function: str, reason: str, monkeypatch: Any) -> None:
-    async def read(self: object, sandbox_id: str, path: str, limit: int) -> str:
-        return "the file is not there"
+    async def read(self: object, sandbox_id: str, path: str, limit: int) -> NotDone:
+        return NotDone("the file is not there")
 
     monkeypatch.setattr("shared.races.shell.SandboxShell.read", read)
     report = judged_by(function, timeout=7)

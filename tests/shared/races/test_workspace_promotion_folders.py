@@ -65,8 +65,8 @@ class Folders:
         working_dir: str | None,
         timeout: float,
     ) -> CommandOutput | Doubtful:
-        operation = args[5]
-        self.scratches.add(args[4])
+        operation = args[6]
+        self.scratches.add(args[5])
         if sandbox_id == "source":
             self.before(operation)
         if self.real:
@@ -76,7 +76,7 @@ class Folders:
             output = CommandOutput(done.returncode, done.stdout, done.stderr, timed_out=False)
         else:
             try:
-                said = workspace_tree.main(list(args[4:]), str(self.root / sandbox_id))
+                said = workspace_tree.main(list(args[5:]), str(self.root / sandbox_id))
                 output = CommandOutput(0, said, "", timed_out=False)
             except RuntimeError:
                 output = CommandOutput(-9, "", "", timed_out=False)
@@ -528,7 +528,7 @@ def test_an_apply_that_never_answers_is_told_as_unknown_and_not_as_refused(folde
     folders.lose = lambda call: call == "apply source"
     report = folders.promote()
     assert not report.complete
-    assert "nobody knows" in report.failed[0]
+    assert "it is not known" in report.failed[0]
     folders.check_nothing_is_left()
 
 
