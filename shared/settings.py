@@ -12,36 +12,45 @@ TOML file that describes several instead:
     timeout_seconds = 3600
     allow_out = ["api.anthropic.com", "pypi.org"]
 
-Nothing else in the project reads the process's environment, but for secrets that a setting refers to.
+Nothing else in the project reads the process's environment, but for secrets that a setting refers to. What each
+variable means, and its default, is said once: in settings_table.py.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from shared import names
 from shared.egress import EgressPolicy
 from shared.errors import SettingsError
 from shared.secret import Secret
-
-ANTHROPIC_URL: Final = "https://api.anthropic.com"
-TENSORLAKE_URL: Final = "https://api.tensorlake.ai"
-LONGEST_AGENT_RACE: Final = 120.0  # seconds; a tool call gets 150 (contract claude 5), and the rest is for its ends
-LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: contract tensorlake 2.1
+from shared.settings_table import (
+    LONGEST_AGENT_RACE,
+    LOOPBACK,
+    TABLE,
+    Access,
+    Auth,
+    Claims,
+    Drain,
+    DrainMode,
+    Races,
+    Reconcile,
+    Sandboxes,
+    Server,
+    Services,
+    Workers,
+)
 
 _JUDGE: Final = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<target>entry-point:[\w.-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)", re.ASCII
 )
 
-DrainMode = Literal["auto", "inline", "background", "enqueue"]
-Auth = Literal["token", "platform"]
-_Choice = TypeVar("_Choice", bound=str)
+_FILE_KEYS: Final = {each.file_key: each for each in TABLE if each.file_key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +79,12 @@ class ClaimTimes:
         `poison_attempts` times in its sandbox.
     """
 
-    reclaim: float = 90.0
-    bind: float = 45.0
-    handover: float = 30.0
-    stranded: float = 180.0
-    poison_age: float = 21_600.0
-    poison_attempts: int = 5
+    reclaim: float = Claims.RECLAIM_SECONDS.default
+    bind: float = Claims.BIND_SECONDS.default
+    handover: float = Claims.HANDOVER_SECONDS.default
+    stranded: float = Claims.STRANDED_SECONDS.default
+    poison_age: float = Claims.POISON_AGE_SECONDS.default
+    poison_attempts: int = Claims.POISON_ATTEMPTS.default
 
     @property
     def gate(self) -> float:
@@ -87,10 +96,10 @@ class ClaimTimes:
 class DrainLimits:
     """Bounds of one drain. `deadline` seconds in all; no claim is made later than `deadline - bind - handover`."""
 
-    deadline: float = 110.0
-    max_items: int = 500
-    concurrency: int = 64
-    polls_in_flight: int = 8
+    deadline: float = Drain.DRAIN_DEADLINE_SECONDS.default
+    max_items: int = Drain.DRAIN_MAX_ITEMS.default
+    concurrency: int = Drain.DRAIN_CONCURRENCY.default
+    polls_in_flight: int = Drain.DRAIN_POLLS_IN_FLIGHT.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +112,26 @@ class ReconcileTimes:
     retention: how long a sandbox that sleeps is kept.
     """
 
-    deadline: float = 40.0
-    idle_grace: float = 30.0
-    end_grace: float = 300.0
-    retention: float = 604_800.0
-    pages: int = 20
-    lookups: int = 100
-    touches: int = 100
+    deadline: float = Reconcile.RECONCILE_SECONDS.default
+    idle_grace: float = Reconcile.IDLE_GRACE_SECONDS.default
+    end_grace: float = Reconcile.END_GRACE_SECONDS.default
+    retention: float = Reconcile.RETENTION_SECONDS.default
+    pages: int = Reconcile.RECONCILE_PAGES.default
+    lookups: int = Reconcile.RECONCILE_LOOKUPS.default
+    touches: int = Reconcile.RECONCILE_TOUCHES.default
 
 
 @dataclass(frozen=True, slots=True)
 class RaceLimits:
     """Bounds of best-of-N races, whatever a request asks for; `agent_`: of those that an agent asks for itself."""
 
-    max_branches: int = 64
-    max_parallel: int = 16
-    deadline: float = 900.0
-    agent_branches: int = 8
-    agent_seconds: float = 120.0
-    output_bytes: int = 1_048_576
-    artifact_bytes: int = 2_097_152
+    max_branches: int = Races.RACE_MAX_BRANCHES.default
+    max_parallel: int = Races.RACE_MAX_PARALLEL.default
+    deadline: float = Races.RACE_DEADLINE_SECONDS.default
+    agent_branches: int = Races.RACE_AGENT_MAX_BRANCHES.default
+    agent_seconds: float = Races.RACE_AGENT_SECONDS.default
+    output_bytes: int = Races.RACE_OUTPUT_BYTES.default
+    artifact_bytes: int = Races.RACE_ARTIFACT_BYTES.default
     judges: Mapping[str, str] = field(default_factory=dict)
     """Plug-ins by name: `module:function`, or `entry-point:NAME` of the group serverless_hands.judges."""
 
@@ -166,148 +175,98 @@ class Settings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Raises SettingsError, which names the variable and says what it should be."""
-        read = _Reader(environ)
-        anthropic_url = _service_url("ANTHROPIC_BASE_URL", read.text("ANTHROPIC_BASE_URL", ANTHROPIC_URL))
-        tensorlake_url = tensorlake_address(read.text("TENSORLAKE_API_URL", TENSORLAKE_URL))
+        anthropic_url = Services.ANTHROPIC_BASE_URL.read(environ)
+        tensorlake_url = tensorlake_address(environ)
         times = ClaimTimes(
-            reclaim=read.seconds("RECLAIM_SECONDS", 90.0),
-            bind=read.seconds("BIND_SECONDS", 45.0),
-            handover=read.seconds("HANDOVER_SECONDS", 30.0),
-            stranded=read.seconds("STRANDED_SECONDS", 180.0),
-            poison_age=read.seconds("POISON_AGE_SECONDS", 21_600.0),
-            poison_attempts=read.whole("POISON_ATTEMPTS", 5),
+            reclaim=Claims.RECLAIM_SECONDS.read(environ),
+            bind=Claims.BIND_SECONDS.read(environ),
+            handover=Claims.HANDOVER_SECONDS.read(environ),
+            stranded=Claims.STRANDED_SECONDS.read(environ),
+            poison_age=Claims.POISON_AGE_SECONDS.read(environ),
+            poison_attempts=Claims.POISON_ATTEMPTS.read(environ),
         )
         drain = DrainLimits(
-            deadline=read.seconds("DRAIN_DEADLINE_SECONDS", 110.0),
-            max_items=read.whole("DRAIN_MAX_ITEMS", 500),
-            concurrency=read.whole("DRAIN_CONCURRENCY", 64),
-            polls_in_flight=read.whole("DRAIN_POLLS_IN_FLIGHT", 8),
+            deadline=Drain.DRAIN_DEADLINE_SECONDS.read(environ),
+            max_items=Drain.DRAIN_MAX_ITEMS.read(environ),
+            concurrency=Drain.DRAIN_CONCURRENCY.read(environ),
+            polls_in_flight=Drain.DRAIN_POLLS_IN_FLIGHT.read(environ),
         )
         _check_times(times, drain)
-        drain_mode: DrainMode = read.choice("DRAIN_MODE", "auto", ("auto", "inline", "background", "enqueue"))
-        fork_url = _fork_url(read)
+        drain_mode = Drain.DRAIN_MODE.read(environ)
+        fork_url = _fork_url(environ)
         return cls(
-            environments=_environments(read, anthropic_url, fork_url),
+            environments=_environments(environ, anthropic_url, fork_url),
             anthropic_url=anthropic_url,
             tensorlake_url=tensorlake_url,
-            tensorlake_key=read.secret("TENSORLAKE_API_KEY"),
-            signing_keys=tuple(
-                Secret("ANTHROPIC_WEBHOOK_SIGNING_KEY", key)
-                for key in read.text("ANTHROPIC_WEBHOOK_SIGNING_KEY", "").replace(",", " ").split()
+            tensorlake_key=Services.TENSORLAKE_API_KEY.required(
+                environ, "put it into .env or the environment of this process"
             ),
-            functions_token=read.secret("FUNCTIONS_TOKEN") if read.text("FUNCTIONS_TOKEN", "") else None,
-            prefix=_prefix(read.text("SANDBOX_PREFIX", "hands")),
-            sandbox_user=read.text("SANDBOX_USER", "agent"),
-            workdir=read.text("SANDBOX_WORKDIR", "/workspace"),
-            max_idle_seconds=read.seconds("RUNNER_MAX_IDLE_SECONDS", 60.0) or None,
-            worker_lifetime=read.seconds("WORKER_LIFETIME_SECONDS", 86_400.0),
-            resume_suspended=read.flag("RESUME_SUSPENDED_SESSIONS", True),
+            signing_keys=Access.ANTHROPIC_WEBHOOK_SIGNING_KEY.read(environ),
+            functions_token=Access.FUNCTIONS_TOKEN.read(environ),
+            prefix=_prefix(Sandboxes.SANDBOX_PREFIX.read(environ)),
+            sandbox_user=Sandboxes.SANDBOX_USER.read(environ),
+            workdir=Sandboxes.SANDBOX_WORKDIR.read(environ),
+            max_idle_seconds=Workers.RUNNER_MAX_IDLE_SECONDS.read(environ) or None,
+            worker_lifetime=Workers.WORKER_LIFETIME_SECONDS.read(environ),
+            resume_suspended=Sandboxes.RESUME_SUSPENDED_SESSIONS.read(environ),
             drain_mode=drain_mode,
-            enqueue_to=_enqueue_to(read.text("ENQUEUE_TO", ""), drain_mode),
-            dry_run=read.flag("DRY_RUN", False),
+            enqueue_to=_enqueue_to(Drain.ENQUEUE_TO.read(environ), drain_mode),
+            dry_run=Drain.DRY_RUN.read(environ),
             times=times,
             drain=drain,
             reconcile=ReconcileTimes(
-                deadline=read.seconds("RECONCILE_SECONDS", 40.0),
-                idle_grace=read.seconds("IDLE_GRACE_SECONDS", 30.0),
-                end_grace=read.seconds("END_GRACE_SECONDS", 300.0),
-                retention=read.seconds("RETENTION_SECONDS", 604_800.0),
-                pages=read.whole("RECONCILE_PAGES", 20),
-                lookups=read.whole("RECONCILE_LOOKUPS", 100),
-                touches=read.whole("RECONCILE_TOUCHES", 100),
+                deadline=Reconcile.RECONCILE_SECONDS.read(environ),
+                idle_grace=Reconcile.IDLE_GRACE_SECONDS.read(environ),
+                end_grace=Reconcile.END_GRACE_SECONDS.read(environ),
+                retention=Reconcile.RETENTION_SECONDS.read(environ),
+                pages=Reconcile.RECONCILE_PAGES.read(environ),
+                lookups=Reconcile.RECONCILE_LOOKUPS.read(environ),
+                touches=Reconcile.RECONCILE_TOUCHES.read(environ),
             ),
             races=RaceLimits(
-                max_branches=read.whole("RACE_MAX_BRANCHES", 64),
-                max_parallel=read.whole("RACE_MAX_PARALLEL", 16),
-                deadline=read.seconds("RACE_DEADLINE_SECONDS", 900.0),
-                agent_branches=read.whole("RACE_AGENT_MAX_BRANCHES", 8),
-                agent_seconds=_agent_seconds(read),
-                output_bytes=read.whole("RACE_OUTPUT_BYTES", 1_048_576),
-                artifact_bytes=read.whole("RACE_ARTIFACT_BYTES", 2_097_152),
-                judges=_judges(read.text("RACE_JUDGES", "")),
+                max_branches=Races.RACE_MAX_BRANCHES.read(environ),
+                max_parallel=Races.RACE_MAX_PARALLEL.read(environ),
+                deadline=Races.RACE_DEADLINE_SECONDS.read(environ),
+                agent_branches=Races.RACE_AGENT_MAX_BRANCHES.read(environ),
+                agent_seconds=_agent_seconds(environ),
+                output_bytes=Races.RACE_OUTPUT_BYTES.read(environ),
+                artifact_bytes=Races.RACE_ARTIFACT_BYTES.read(environ),
+                judges=_judges(Races.RACE_JUDGES.read(environ)),
             ),
             fork_url=fork_url,
-            server_sandbox=read.text("SERVER_SANDBOX", ""),
-            self_tick_seconds=read.seconds("SELF_TICK_SECONDS", 0.0),
-            standstill_seconds=_standstill(read),
-            auth=_auth(read),
-            auth_callers=tuple(read.text("AUTH_CALLERS", "").replace(",", " ").split()),
-            auth_own_url=read.text("AUTH_OWN_URL", "").rstrip("/"),
+            server_sandbox=Server.SERVER_SANDBOX.read(environ),
+            self_tick_seconds=Server.SELF_TICK_SECONDS.read(environ),
+            standstill_seconds=_standstill(environ),
+            auth=_auth(environ),
+            auth_callers=Access.AUTH_CALLERS.read(environ),
+            auth_own_url=Access.AUTH_OWN_URL.text(environ).rstrip("/"),
         )
 
 
-class _Reader:
-    """Typed look-ups in a mapping of texts; an empty text counts as not set."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-
-    def text(self, name: str, default: str) -> str:
-        return self._environ.get(name, "").strip() or default
-
-    def required(self, name: str, why: str) -> str:
-        value = self.text(name, "")
-        if not value:
-            raise SettingsError(f"{name} is not set: {why}")
-        return value
-
-    def secret(self, name: str) -> Secret:
-        return Secret(name, self.required(name, "put it into .env or the environment of this process"))
-
-    def whole(self, name: str, default: int) -> int:
-        return int(self._number(name, default, whole=True))
-
-    def seconds(self, name: str, default: float) -> float:
-        return self._number(name, default, whole=False)
-
-    def _number(self, name: str, default: float, *, whole: bool) -> float:
-        text = self.text(name, str(default))
-        try:
-            value = int(text) if whole else float(text)
-        except ValueError:
-            value = -1
-        if not 0 <= value < math.inf:
-            kind = "a whole number" if whole else "a number of seconds"
-            raise SettingsError(f"{name} must be {kind} that is not negative")
-        return value
-
-    def flag(self, name: str, default: bool) -> bool:
-        text = self.text(name, str(default)).lower()
-        if text in ("1", "true", "yes", "on"):
-            return True
-        if text in ("0", "false", "no", "off"):
-            return False
-        raise SettingsError(f"{name} must be true or false")
-
-    def choice(self, name: str, default: _Choice, choices: tuple[_Choice, ...]) -> _Choice:
-        text = self.text(name, default)
-        for choice in choices:
-            if text == choice:
-                return choice
-        raise SettingsError(f"{name} must be one of {', '.join(choices)}")
-
-
-def _fork_url(read: _Reader) -> str | None:
+def _fork_url(environ: Mapping[str, str]) -> str | None:
     """None where AGENT_FORK is off. What agents show is derived from FUNCTIONS_TOKEN, so that must be set."""
-    url = read.text("FUNCTIONS_PUBLIC_URL", "")
-    if not read.flag("AGENT_FORK", False):
+    if not Races.AGENT_FORK.read(environ):
         return None
-    if not url:
+    if not Races.FUNCTIONS_PUBLIC_URL.text(environ):
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_PUBLIC_URL to the functions' address as a sandbox sees it")
-    if not read.text("FUNCTIONS_TOKEN", ""):
+    if not Access.FUNCTIONS_TOKEN.text(environ):
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_TOKEN, from which the agents' tokens are derived")
-    return f"{_service_url('FUNCTIONS_PUBLIC_URL', url)}/fork_best_of_n"
+    return f"{Races.FUNCTIONS_PUBLIC_URL.read(environ)}/fork_best_of_n"
 
 
-def _auth(read: _Reader) -> Auth:
+def _auth(environ: Mapping[str, str]) -> Auth:
     """`platform` only where the runtime may know who calls, and where that it does can be tried."""
-    auth: Auth = read.choice("AUTH", "token", ("token", "platform"))
+    auth = Access.AUTH.read(environ)
     if auth == "token":
         return auth
-    service = read.required("K_SERVICE", "AUTH=platform is for Cloud Run, which sets it; elsewhere use AUTH=token")
-    read.required("AUTH_CALLERS", "AUTH=platform needs the e-mail addresses of the identities that may call")
-    url = read.required("AUTH_OWN_URL", "AUTH=platform needs this service's own run.app address, to ask it namelessly")
-    parts = urlsplit(_service_url("AUTH_OWN_URL", url))
+    service = Access.K_SERVICE.required(
+        environ, "AUTH=platform is for Cloud Run, which sets it; elsewhere use AUTH=token"
+    )
+    Access.AUTH_CALLERS.required(environ, "AUTH=platform needs the e-mail addresses of the identities that may call")
+    url = Access.AUTH_OWN_URL.required(
+        environ, "AUTH=platform needs this service's own run.app address, to ask it namelessly"
+    )
+    parts = urlsplit(url)
     host = parts.hostname or ""
     if parts.path:
         raise SettingsError("AUTH_OWN_URL must be the bare address, without a path")
@@ -316,43 +275,41 @@ def _auth(read: _Reader) -> Auth:
     return auth
 
 
-def _agent_seconds(read: _Reader) -> float:
-    seconds = read.seconds("RACE_AGENT_SECONDS", LONGEST_AGENT_RACE)
+def _agent_seconds(environ: Mapping[str, str]) -> float:
+    seconds = Races.RACE_AGENT_SECONDS.read(environ)
     if not 0 < seconds <= LONGEST_AGENT_RACE:
         raise SettingsError(f"RACE_AGENT_SECONDS must be above 0 and at most {LONGEST_AGENT_RACE:g} seconds")
     return seconds
 
 
-def _standstill(read: _Reader) -> float:
-    seconds = read.seconds("STANDSTILL_SECONDS", 15.0)
+def _standstill(environ: Mapping[str, str]) -> float:
+    seconds = Server.STANDSTILL_SECONDS.read(environ)
     if seconds < 1:  # below it the look itself would be most of what the server does
         raise SettingsError("STANDSTILL_SECONDS must be at least 1")
     return seconds
 
 
-def _environments(read: _Reader, anthropic_url: str, fork_url: str | None) -> Mapping[str, Environment]:
+def _environments(environ: Mapping[str, str], anthropic_url: str, fork_url: str | None) -> Mapping[str, Environment]:
     api_host = urlsplit(anthropic_url).hostname or ""
     fork_host = urlsplit(fork_url).hostname if fork_url else None
-    defaults: dict[str, Any] = {
-        "image": read.text("SANDBOX_IMAGE_NAME", "agent-cli"),
-        "cpus": read.seconds("SANDBOX_CPUS", 2.0),
-        "memory_mb": read.whole("SANDBOX_MEMORY_MB", 4096),
-        "disk_mb": read.whole("SANDBOX_DISK_MB", 25_600),
-        "timeout_seconds": read.whole("SANDBOX_TIMEOUT_SECONDS", 3600),
-        "allow_out": read.text("SANDBOX_ALLOW_OUT", api_host).replace(",", " ").split(),
-    }
-    file = read.text("ENVIRONMENTS_FILE", "")
+    keyed = Services.ANTHROPIC_ENVIRONMENT_KEY
+    defaults: dict[str, Any] = {name: each.read(environ) for name, each in _FILE_KEYS.items() if each is not keyed}
+    defaults["allow_out"] = list(defaults["allow_out"] or (api_host,))
+    file = Services.ENVIRONMENTS_FILE.read(environ)
     if file:
         return {id_: _environment(id_, defaults | table, fork_host) for id_, table in _tables(file).items()}
-    id_ = read.required("ANTHROPIC_ENVIRONMENT_ID", "the id of your self-hosted environment, from the Console")
-    key = read.required("ANTHROPIC_ENVIRONMENT_KEY", "generate one on the environment's page in the Console")
+    id_ = Services.ANTHROPIC_ENVIRONMENT_ID.required(
+        environ, "the id of your self-hosted environment, from the Console"
+    )
+    keyed.required(environ, "generate one on the environment's page in the Console")
+    key = keyed.text(environ)
     return {id_: _environment(id_, defaults | {"key": key}, fork_host)}
 
 
 def _environment(id_: str, table: Mapping[str, Any], fork_host: str | None = None) -> Environment:
     """`fork_host` is let through beside the hosts of an allow-list: there the agent's races are asked for."""
     where = f"environment {id_}"
-    unknown = sorted(set(table) - {"key", "image", "cpus", "memory_mb", "disk_mb", "timeout_seconds", "allow_out"})
+    unknown = sorted(set(table) - _FILE_KEYS.keys())
     if unknown:
         raise SettingsError(f"{where}: unknown setting {unknown[0]}")
     key, hosts = table.get("key"), table["allow_out"]
@@ -392,19 +349,9 @@ def _tables(file: str) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def _service_url(name: str, url: str) -> str:
-    """An address that a key may be sent to: https, or plain http to this machine alone."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise SettingsError(f"{name} must be an address such as https://host, without user or query")
-    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
-        raise SettingsError(f"{name} must use https unless its host is exactly localhost or 127.0.0.1")
-    return url.rstrip("/")
-
-
-def tensorlake_address(url: str) -> str:
+def tensorlake_address(environ: Mapping[str, str]) -> str:
     """The SDK sends the key to the real cloud for any host that it does not know (contract tensorlake 2.1)."""
-    checked = _service_url("TENSORLAKE_API_URL", url)
+    checked = Services.TENSORLAKE_API_URL.read(environ)
     host = urlsplit(checked).hostname or ""
     if host not in LOOPBACK and not host.startswith("api."):
         raise SettingsError("TENSORLAKE_API_URL must have a host that begins with api., or localhost or 127.0.0.1")

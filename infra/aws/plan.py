@@ -14,9 +14,9 @@ from typing import Final
 
 from infra.aws.package import RUNTIMES, Architecture, own_python
 from shared.errors import SettingsError
-from shared.noted import NotedEnviron
 from shared.secret import SCHEMES
 from shared.settings import Settings
+from shared.settings_table import handed_over
 
 # Variable -> the template's resource, output and (with "Secret" behind it) parameter.
 SECRETS: Final[Mapping[str, str]] = {
@@ -26,10 +26,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "FUNCTIONS_TOKEN": "FunctionsToken",
 }
 # The template's own business, or this command's: DRY_RUN=1 is about the deployment here.
-_NOT_PASSED_ON: Final = frozenset(
-    {*SECRETS, "ANTHROPIC_ENVIRONMENT_ID", "DRAIN_MODE", "ENQUEUE_TO", "FUNCTIONS_PUBLIC_URL", "DRY_RUN"}
-    | {"SERVER_SANDBOX", "ENVIRONMENTS_FILE"}
-)
+_NOT_PASSED_ON: Final = frozenset({"ANTHROPIC_ENVIRONMENT_ID", "LOG_LEVEL", "LOG_FORMAT", "DRY_RUN"})
 _STORED: Final = "aws-sm:"
 _LATER: Final = "set-by-the-stack"
 
@@ -113,11 +110,8 @@ _OPTIONS: Final = {
 
 def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     """Every setting that is set and that the functions would read, but for what has its own way there."""
-    noted = NotedEnviron(_as_there(environ))
-    Settings.from_environ(noted)
-    return {
-        name: environ[name].strip() for name in sorted(noted.read - _NOT_PASSED_ON) if environ.get(name, "").strip()
-    }
+    Settings.from_environ(_as_there(environ))
+    return {name: text for name, text in handed_over(environ, "operator").items() if name not in _NOT_PASSED_ON}
 
 
 def _as_there(environ: Mapping[str, str]) -> dict[str, str]:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shared.errors import SettingsError
-from shared.noted import NotedEnviron
 from shared.secret import SCHEMES
 from shared.settings import Settings
+from shared.settings_table import handed_over
 
 # Variable -> the secret's name behind the deployment's own.
 SECRETS: Final[Mapping[str, str]] = {
@@ -34,11 +34,6 @@ APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secre
 NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
 """Stands in a dry run for what only the first call would tell."""
 _REFERENCE: Final = "gcp-sm:"
-# Set here for each service, this command's own business, or of no use in a container that is thrown away.
-_NOT_PASSED_ON: Final = frozenset(
-    {*SECRETS, "AUTH", "AUTH_CALLERS", "AUTH_OWN_URL", "DRAIN_MODE", "ENQUEUE_TO", "FUNCTIONS_PUBLIC_URL", "DRY_RUN"}
-    | {"SERVER_SANDBOX", "SELF_TICK_SECONDS", "ENVIRONMENTS_FILE"}
-)
 _PYTHONS: Final = ("python311", "python312", "python313", "python314")
 
 Argv = tuple[str, ...]
@@ -205,8 +200,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
     plain = {name: value for name, value in environ.items() if name not in ("AUTH", "ENQUEUE_TO", "DRAIN_MODE")}
-    noted = NotedEnviron(plain)
-    settings = Settings.from_environ(noted)  # whatever is wrong is said here, not by a function in the cloud
+    settings = Settings.from_environ(plain)  # whatever is wrong is said here, not by a function in the cloud
     project = _checked(environ, "GCP_PROJECT", "", r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
     region = _checked(environ, "GCP_REGION", "", r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
     name = _checked(environ, "GCP_NAME", "hands", r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
@@ -214,10 +208,8 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     python = _checked(environ, "GCP_PYTHON", "python313", "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
     schedule = environ.get("GCP_SCHEDULE", "").strip() or "* * * * *"
     stored, referred = _secrets(environ)
-    common = {each: plain[each].strip() for each in sorted(noted.read - _NOT_PASSED_ON) if plain.get(each, "").strip()}
-    common |= {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
-    if environ.get("LOG_LEVEL", "").strip():
-        common["LOG_LEVEL"] = environ["LOG_LEVEL"].strip()
+    common = handed_over(environ, "operator") | {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
+    common.pop("DRY_RUN", None)  # is about the deployment here
     agents = environ.get("AGENT_FORK", "").strip().lower() in ("1", "true", "yes", "on")
     if agents:
         common["FUNCTIONS_PUBLIC_URL"] = _url(service_name(name, "fork_best_of_n"), number, region)

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from infra.sandbox.plan import Plan
 from shared import names
-from shared.errors import SettingsError
 from shared.secret import Secret
-from shared.settings import LOOPBACK, TENSORLAKE_URL, tensorlake_address
+from shared.settings import tensorlake_address
+from shared.settings_table import LOOPBACK, Sandboxes, Services
 
 if TYPE_CHECKING:
     from tensorlake.sandbox import Sandbox, SandboxInfo
@@ -42,11 +42,8 @@ class Account:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Account:
         """For looking only: needs no more than the key. Raises SettingsError."""
-        key = environ.get("TENSORLAKE_API_KEY", "").strip()
-        if not key:
-            raise SettingsError("TENSORLAKE_API_KEY is not set: put it into .env")
-        api_url = tensorlake_address(environ.get("TENSORLAKE_API_URL", "").strip() or TENSORLAKE_URL)
-        return cls(api_url, Secret("TENSORLAKE_API_KEY", key), environ.get("SANDBOX_PREFIX", "").strip() or "hands")
+        key = Services.TENSORLAKE_API_KEY.required(environ, "put it into .env")
+        return cls(tensorlake_address(environ), key, Sandboxes.SANDBOX_PREFIX.read(environ))
 
     def find(self) -> SandboxInfo | None:
         """The server, or None; of several the one that came first, whose URL was told. Wakes nothing."""

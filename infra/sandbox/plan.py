@@ -1,7 +1,7 @@
 """What a server sandbox is to be: its size, its doors, its code, and what it is told.
 
-It is told exactly what `Settings` reads, each secret by its value (a reference such as `file:` means nothing there),
-and nothing else of this machine's environment: not the API key, which no server needs.
+It is told what the table of settings lists (shared/settings_table.py), each secret by its value (a reference such as
+`file:` means nothing there), and nothing else of this machine's environment: not the API key, which no server needs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from functions.server.scheduler import EVERY_SECONDS
 from image.server.code import code_digest, source_files
 from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
 from shared.errors import SettingsError
-from shared.noted import NotedEnviron
-from shared.settings import LOOPBACK, Settings
+from shared.settings import Settings
+from shared.settings_table import LOOPBACK, handed_over
 
 DEFAULT_PORT: Final = 5051
 DEFAULT_TIMEOUT: Final = 300
@@ -29,7 +29,7 @@ PORT: Final = "WEBHOOK_SANDBOX_PORT"
 ALLOW_OUT: Final = "WEBHOOK_SANDBOX_ALLOW_OUT"
 PROCESS: Final = "server-"
 """Names of server processes begin so; the digest of code and settings follows."""
-_ALSO: Final = ("LOG_LEVEL", "LOG_FORMAT", "NO_PROXY", "no_proxy")
+_ALSO: Final = ("NO_PROXY", "no_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,11 @@ class Plan:
 
 def plan_from(environ: Mapping[str, str]) -> Plan:
     """Raises SettingsError, and SecretUnavailable for a secret that cannot be read here."""
-    noted = NotedEnviron(environ)
-    settings = Settings.from_environ(noted)
+    settings = Settings.from_environ(environ)
     if settings.drain_mode == "enqueue":
         raise SettingsError("DRAIN_MODE=enqueue is for functions: a server in a sandbox drains by itself")
-    variables = {name: environ[name] for name in (*sorted(noted.read), *_ALSO) if environ.get(name, "").strip()}
+    variables = handed_over(environ, "operator", "deployment")
+    variables |= {name: environ[name] for name in _ALSO if environ.get(name, "").strip()}
     variables |= {"TENSORLAKE_API_KEY": settings.tensorlake_key.reveal()}
     if settings.functions_token is not None:
         variables["FUNCTIONS_TOKEN"] = settings.functions_token.reveal()
@@ -97,6 +97,7 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
         variables["ANTHROPIC_WEBHOOK_SIGNING_KEY"] = ",".join(key.reveal() for key in settings.signing_keys)
     environments_file = ""
     if variables.pop("ENVIRONMENTS_FILE", ""):
+        variables.pop("ANTHROPIC_ENVIRONMENT_ID", None)
         environments_file = _environments_file(settings)
         keys = [each.key.reveal() for each in settings.environments.values()]
         variables |= {f"HANDS_ENVIRONMENT_KEY_{number}": key for number, key in enumerate(keys)}

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from infra.cli.environ import CHECKOUT
 from infra.sandbox.account import Account
 from shared.service import Service
-from shared.settings import LOOPBACK, Environment, Settings
+from shared.settings import Environment, Settings
+from shared.settings_table import LOOPBACK
 
 if TYPE_CHECKING:
     import httpx2

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Final
 from urllib.parse import urlsplit
 
 from infra.cli.doctor.context import is_environment_id, is_loopback
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
+from infra.cli.settings_table import Commands
 from shared.errors import SecretUnavailable, SettingsError
 from shared.secret import SCHEMES, Secret
-from shared.settings import ANTHROPIC_URL, TENSORLAKE_URL, Settings
+from shared.settings import Settings
+from shared.settings_table import SECTIONS, Address, Key, KeyKind, Keys, Services, is_secret, settings_of
 
 _MOST_ERRORS: Final = 40
 _SHORTEST_TOKEN: Final = 16
-_URLS: Final = {"TENSORLAKE_API_URL": TENSORLAKE_URL, "ANTHROPIC_BASE_URL": ANTHROPIC_URL}
+_TABLE: Final = settings_of(*SECTIONS, Commands)
+_SECRETS: Final = {each.name: each for each in _TABLE if isinstance(each, Key | Keys)}
+_SERVICES: Final = tuple(each for each in settings_of(Services) if isinstance(each, Address))
 _STAND_INS: Final = {
-    "ANTHROPIC_ENVIRONMENT_ID": "env_missing",
-    "ANTHROPIC_ENVIRONMENT_KEY": "missing",
-    "TENSORLAKE_API_KEY": "missing",
+    each.name: "missing"
+    for each in (
+        *(Services.ANTHROPIC_ENVIRONMENT_ID, Services.ANTHROPIC_ENVIRONMENT_KEY),
+        Services.TENSORLAKE_API_KEY,
+    )
 }
 _LEADING: Final = {
     "TENSORLAKE_SANDBOX_API_URL": "moves the Tensorlake SDK's lifecycle calls to another address",
@@ -34,48 +39,19 @@ _LEADING: Final = {
 _PROXIES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
-class Kind(StrEnum):
-    """What a credential is, by its shape (contract claude 1.2). Tensorlake documents no shape of its keys."""
-
-    API = "a Claude API key"
-    ENVIRONMENT = "an environment key"
-    ANTHROPIC = "an Anthropic key of an unknown kind"
-    SIGNING = "a webhook signing key"
-    TENSORLAKE = "a Tensorlake key"
-    UNKNOWN = "of no known kind"
-
-
 _SHAPES: Final = (
-    ("sk-ant-api", Kind.API),
-    ("sk-ant-oat", Kind.ENVIRONMENT),
-    ("sk-ant-env", Kind.ENVIRONMENT),
-    ("sk-ant-", Kind.ANTHROPIC),
-    ("whsec_", Kind.SIGNING),
-    ("tl_", Kind.TENSORLAKE),
-    ("tl-", Kind.TENSORLAKE),
-)
-_WANTED: Final[Mapping[str, Kind]] = {
-    "ANTHROPIC_API_KEY": Kind.API,
-    "ANTHROPIC_ENVIRONMENT_KEY": Kind.ENVIRONMENT,
-    "ANTHROPIC_WEBHOOK_SIGNING_KEY": Kind.SIGNING,
-    "TENSORLAKE_API_KEY": Kind.TENSORLAKE,
-    "FUNCTIONS_TOKEN": Kind.UNKNOWN,
-}
-_NO_SECRETS: Final = (
-    *("ANTHROPIC_ENVIRONMENT_ID", "ANTHROPIC_AGENT_ID", "ANTHROPIC_WORKSPACE_ID", "ANTHROPIC_BASE_URL"),
-    *(
-        "TENSORLAKE_API_URL",
-        "SANDBOX_IMAGE_NAME",
-        "SANDBOX_PREFIX",
-        "SANDBOX_ALLOW_OUT",
-        "WEBHOOK_URL",
-        "FUNCTIONS_URL",
-    ),
+    ("sk-ant-api", KeyKind.API),
+    ("sk-ant-oat", KeyKind.ENVIRONMENT),
+    ("sk-ant-env", KeyKind.ENVIRONMENT),
+    ("sk-ant-", KeyKind.ANTHROPIC),
+    ("whsec_", KeyKind.SIGNING),
+    ("tl_", KeyKind.TENSORLAKE),
+    ("tl-", KeyKind.TENSORLAKE),
 )
 
 
-def kind_of(value: str) -> Kind:
-    return next((kind for shape, kind in _SHAPES if value.strip().startswith(shape)), Kind.UNKNOWN)
+def kind_of(value: str) -> KeyKind:
+    return next((kind for shape, kind in _SHAPES if value.strip().startswith(shape)), KeyKind.UNKNOWN)
 
 
 def secrets_of(environ: Mapping[str, str], say: Say) -> dict[str, tuple[str, ...]]:
@@ -84,15 +60,14 @@ def secrets_of(environ: Mapping[str, str], say: Say) -> dict[str, tuple[str, ...
     Blocks for as long as a secret store takes.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for name in _WANTED:
+    for name, setting in _SECRETS.items():
         text = environ.get(name, "").strip()
         try:
             revealed = Secret(name, text).reveal() if text else ""
         except SecretUnavailable as problem:
             say(error("HANDS101", str(problem)))
             continue
-        several = name == "ANTHROPIC_WEBHOOK_SIGNING_KEY"
-        parts = tuple(revealed.replace(",", " ").split()) if several else (revealed,)
+        parts = tuple(revealed.replace(",", " ").split()) if isinstance(setting, Keys) else (revealed,)
         if any(parts):
             found[name] = parts
     return found
@@ -145,9 +120,9 @@ def check_kinds(secrets: Mapping[str, tuple[str, ...]], environ: Mapping[str, st
     for names in holders.values():
         if len(names) > 1:
             wrong.append(error("HANDS102", f"{' and '.join(sorted(names))} hold the same value"))
-    for name in _NO_SECRETS:
+    for name in (each.name for each in _TABLE if not is_secret(each)):
         parts = re.split(r"[\s,/?&=@]+", environ.get(name, ""))
-        if any(kind_of(part) not in (Kind.UNKNOWN, Kind.TENSORLAKE) or part in holders for part in parts if part):
+        if any(kind_of(part) not in (KeyKind.UNKNOWN, KeyKind.TENSORLAKE) or part in holders for part in parts if part):
             wrong.append(error("HANDS102", f"{name} holds a key, where no secret belongs"))
     for each in wrong:
         say(each)
@@ -163,7 +138,7 @@ def check_redirections(environ: Mapping[str, str], say: Say) -> None:
             settled = False
             say(warning("HANDS104", f"{name} is set: it {effect}"))
     proxies = sorted({name for name in _PROXIES if environ.get(name, "").strip()})
-    urls = [environ.get(name, "").strip() or default for name, default in _URLS.items()]
+    urls = [each.text(environ) or each.default for each in _SERVICES]
     spared = (environ.get("NO_PROXY") or environ.get("no_proxy") or "").replace(",", " ").split()
     for url in urls:
         host = urlsplit(url).hostname or ""
@@ -195,17 +170,17 @@ def _id_source(environ: Mapping[str, str]) -> str:
 
 
 def _misplaced(name: str, value: str) -> list[Finding]:
-    wanted, kind = _WANTED[name], kind_of(value)
+    wanted, kind = _SECRETS[name].holds, kind_of(value)
     if value != value.strip("\"'") or re.search(r"\s", value):
         return [error("HANDS102", f"{name} has quotes or white space in its value")]
     if kind is wanted:
         return []
-    if kind is Kind.UNKNOWN:
-        if wanted is Kind.TENSORLAKE or value.partition(":")[0] in SCHEMES:
+    if kind is KeyKind.UNKNOWN:
+        if wanted is KeyKind.TENSORLAKE or value.partition(":")[0] in SCHEMES:
             return []
         return [warning("HANDS102", f"{name} does not look like {wanted.value}")]
     return [error("HANDS102", f"{name} holds {kind.value}" + _instead(wanted))]
 
 
-def _instead(wanted: Kind) -> str:
-    return " where a random text of your own belongs" if wanted is Kind.UNKNOWN else f", not {wanted.value}"
+def _instead(wanted: KeyKind) -> str:
+    return " where a random text of your own belongs" if wanted is KeyKind.UNKNOWN else f", not {wanted.value}"

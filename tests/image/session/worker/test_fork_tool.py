@@ -17,7 +17,7 @@ from image.session.worker import fork_tool, fork_tool_schema
 from image.session.worker.fork_tool import ForkTool
 from shared.races.report import RaceReport
 from shared.races.request import Branch, Judge, RaceRequest
-from shared.settings import LONGEST_AGENT_RACE
+from shared.settings_table import LONGEST_AGENT_RACE
 
 TOKEN: Final = "hc1.a-capability-of-nobody"
 INPUT: Final = {"branches": [{"name": "a", "script": "true"}, {"name": "b", "script": "false"}]}

@@ -1,0 +1,368 @@
+"""The table of settings: each variable is declared here once, with its default, kind and meaning.
+
+`Settings.from_environ` parses by it, `make doctor` checks by it, deployments hand over what it lists, and
+docs/reference/settings.md is generated from it. To add a setting, add one line to a section below and read it in
+settings.py (CONTRIBUTING.md, "A setting"). A cold start imports this module: plain classes, no pydantic.
+
+A setting that only commands read is declared beside them, with the same kinds (infra/cli/settings_table.py and the
+deployments' plans).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from shared.errors import SettingsError
+from shared.secret import Secret
+
+LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: contract tensorlake 2.1
+LONGEST_AGENT_RACE: Final = 120.0  # seconds; a tool call gets 150 (contract claude 5), and the rest is for its ends
+
+DrainMode = Literal["auto", "inline", "background", "enqueue"]
+Auth = Literal["token", "platform"]
+SetBy = Literal["operator", "deployment", "runtime"]
+"""Whose business a value is: a cloud deployment hands over the operator's and chooses its own; a runtime brings its."""
+T = TypeVar("T")
+C = TypeVar("C", bound=str)
+
+
+class KeyKind(StrEnum):
+    """What a credential is. The first part of its text tells it (contract claude 1.2)."""
+
+    API = "a Claude API key"
+    ENVIRONMENT = "an environment key"
+    ANTHROPIC = "an Anthropic key of an unknown kind"
+    SIGNING = "a webhook signing key"
+    TENSORLAKE = "a Tensorlake key"
+    UNKNOWN = "of no known kind"
+
+
+class Setting(Generic[T]):
+    """One variable. It gets its name from the attribute that it is assigned to.
+
+    unit: of its number, for people. file_key: what it is called in a table of ENVIRONMENTS_FILE, if it may be there.
+    An empty text counts as not set.
+    """
+
+    __slots__ = ("default", "file_key", "meaning", "name", "set_by", "unit")
+    kind = "text"
+
+    def __init__(
+        self, default: T, meaning: str, *, unit: str = "", file_key: str = "", set_by: SetBy = "operator"
+    ) -> None:
+        self.default = default
+        self.meaning = meaning
+        self.unit = unit
+        self.file_key = file_key
+        self.set_by: SetBy = set_by
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def text(self, environ: Mapping[str, str]) -> str:
+        return environ.get(self.name, "").strip()
+
+    def read(self, environ: Mapping[str, str]) -> T:
+        """The parsed value or the default. Raises SettingsError, which names the variable."""
+        text = self.text(environ)
+        return self.parse(text) if text else self.default
+
+    def parse(self, text: str) -> T:
+        raise NotImplementedError
+
+    def required(self, environ: Mapping[str, str], why: str) -> T:
+        if not self.text(environ):
+            raise SettingsError(f"{self.name} is not set: {why}")
+        return self.read(environ)
+
+
+class Text(Setting[str]):
+    __slots__ = ()
+
+    def parse(self, text: str) -> str:
+        return text
+
+
+class Texts(Setting[tuple[str, ...]]):
+    __slots__ = ()
+    kind = "texts, with commas or spaces between"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        return tuple(text.replace(",", " ").split())
+
+
+class Address(Setting[str]):
+    """Where a key may be sent to: https, or plain http to this machine alone. No slash at its end."""
+
+    __slots__ = ()
+    kind = "address"
+
+    def parse(self, text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise SettingsError(f"{self.name} must be an address such as https://host, without user or query")
+        if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+            raise SettingsError(f"{self.name} must use https unless its host is exactly localhost or 127.0.0.1")
+        return text.rstrip("/")
+
+
+class Number(Setting[float]):
+    __slots__ = ()
+    kind = "number"
+    wanted = "a number"
+
+    def parse(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1
+        if not 0 <= value < math.inf:
+            raise SettingsError(f"{self.name} must be {self.wanted} that is not negative")
+        return value
+
+
+class Seconds(Number):
+    __slots__ = ()
+    kind = "seconds"
+    wanted = "a number of seconds"
+
+
+class Whole(Setting[int]):
+    __slots__ = ()
+    kind = "whole number"
+
+    def parse(self, text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = -1
+        if value < 0:
+            raise SettingsError(f"{self.name} must be a whole number that is not negative")
+        return value
+
+
+class Flag(Setting[bool]):
+    __slots__ = ()
+    kind = "true or false"
+
+    def parse(self, text: str) -> bool:
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("0", "false", "no", "off"):
+            return False
+        raise SettingsError(f"{self.name} must be true or false")
+
+
+class Choice(Setting[C]):
+    __slots__ = ("choices",)
+    kind = "choice"
+
+    def __init__(self, choices: tuple[C, ...], meaning: str, *, set_by: SetBy = "operator") -> None:
+        """The first choice is the default."""
+        super().__init__(choices[0], meaning, set_by=set_by)
+        self.choices = choices
+
+    def parse(self, text: str) -> C:
+        for choice in self.choices:
+            if text == choice:
+                return choice
+        raise SettingsError(f"{self.name} must be one of {', '.join(self.choices)}")
+
+
+class Key(Setting[Secret | None]):
+    """A secret, or where it lives (secret.py). No default; no printed form shows it."""
+
+    __slots__ = ("holds",)
+    kind = "secret"
+
+    def __init__(self, holds: KeyKind, meaning: str, *, file_key: str = "") -> None:
+        super().__init__(None, meaning, file_key=file_key)
+        self.holds = holds
+
+    def parse(self, text: str) -> Secret:
+        return Secret(self.name, text)
+
+    def required(self, environ: Mapping[str, str], why: str) -> Secret:
+        if not (text := self.text(environ)):
+            raise SettingsError(f"{self.name} is not set: {why}")
+        return self.parse(text)
+
+
+class Keys(Setting[tuple[Secret, ...]]):
+    """Several secrets of one kind, so that one can be rotated."""
+
+    __slots__ = ("holds",)
+    kind = "secrets, with commas or spaces between"
+
+    def __init__(self, holds: KeyKind, meaning: str) -> None:
+        super().__init__((), meaning)
+        self.holds = holds
+
+    def parse(self, text: str) -> tuple[Secret, ...]:
+        return tuple(Secret(self.name, key) for key in text.replace(",", " ").split())
+
+
+class Services:
+    """The environment that is served, and the two services"""
+
+    ANTHROPIC_ENVIRONMENT_ID = Text("", "The id of the self-hosted environment. Required without ENVIRONMENTS_FILE.")
+    ANTHROPIC_ENVIRONMENT_KEY = Key(
+        KeyKind.ENVIRONMENT, "That environment's key. Required without ENVIRONMENTS_FILE.", file_key="key"
+    )
+    TENSORLAKE_API_KEY = Key(KeyKind.TENSORLAKE, "Sandboxes and images land in this key's project. Required.")
+    ENVIRONMENTS_FILE = Text("", "A TOML file with one table for each of several environments.")
+    ANTHROPIC_BASE_URL = Address("https://api.anthropic.com", "Where the Claude API is.")
+    TENSORLAKE_API_URL = Address("https://api.tensorlake.ai", "Where Tensorlake is: a host that begins with api.")
+
+
+class Access:
+    """Who may call the functions"""
+
+    ANTHROPIC_WEBHOOK_SIGNING_KEY = Keys(
+        KeyKind.SIGNING, "Signing secrets of the webhook. Without one on_run_started refuses every call."
+    )
+    FUNCTIONS_TOKEN = Key(
+        KeyKind.UNKNOWN,
+        "The operator's bearer token, a random text. Without it poll_tick and fork_best_of_n are closed.",
+    )
+    AUTH: Choice[Auth] = Choice(
+        ("token", "platform"),
+        "Who is the operator. With platform, Cloud Run's own check of the caller counts too (docs/deploy/gcp.md).",
+        set_by="deployment",
+    )
+    AUTH_CALLERS = Texts((), "With AUTH=platform: the e-mail addresses that may call.", set_by="deployment")
+    AUTH_OWN_URL = Address("", "With AUTH=platform: this service's own run.app address.", set_by="deployment")
+    K_SERVICE = Text("", "Cloud Run's name of the service. AUTH=platform needs it.", set_by="runtime")
+
+
+class Sandboxes:
+    """The sandboxes of sessions"""
+
+    SANDBOX_IMAGE_NAME = Text("agent-cli", "The image that they start from.", file_key="image")
+    SANDBOX_CPUS = Number(2.0, "Processors of each.", file_key="cpus")
+    SANDBOX_MEMORY_MB = Whole(4096, "Memory of each.", unit="MB", file_key="memory_mb")
+    SANDBOX_DISK_MB = Whole(25_600, "Disk of each.", unit="MB", file_key="disk_mb")
+    SANDBOX_TIMEOUT_SECONDS = Whole(
+        3600, "Idle time after which Tensorlake suspends one.", unit="seconds", file_key="timeout_seconds"
+    )
+    SANDBOX_ALLOW_OUT = Texts(
+        (),
+        "Hosts that it may reach; * opens it to all. Default: the host of ANTHROPIC_BASE_URL.",
+        file_key="allow_out",
+    )
+    SANDBOX_PREFIX = Text("hands", "Names of our sandboxes begin so. Nothing without it is ever touched.")
+    SANDBOX_USER = Text("agent", "The user that tools run as.")
+    SANDBOX_WORKDIR = Text("/workspace", "Their working folder, and what a race compares.")
+    RESUME_SUSPENDED_SESSIONS = Flag(True, "false: a session whose sandbox is suspended gets a fresh one.")
+
+
+class Workers:
+    """The worker in a sandbox"""
+
+    RUNNER_MAX_IDLE_SECONDS = Seconds(60.0, "How long it waits for more work of an idle session; 0: without limit.")
+    WORKER_LIFETIME_SECONDS = Seconds(86_400.0, "The longest that one worker lives.")
+
+
+class Claims:
+    """The claim protocol's times (docs/claim-protocol.md)"""
+
+    RECLAIM_SECONDS = Seconds(90.0, "R: an item that was claimed and not acked is offered again after it.")
+    BIND_SECONDS = Seconds(45.0, "The longest that a sandbox may take to be running.")
+    HANDOVER_SECONDS = Seconds(30.0, "The longest from starting the worker to its `ready`.")
+    STRANDED_SECONDS = Seconds(180.0, "T: from this age an acked item without a heartbeat is stranded.")
+    POISON_AGE_SECONDS = Seconds(21_600.0, "An item that fails at this age or later is given up.")
+    POISON_ATTEMPTS = Whole(5, "So is one whose worker has failed this often in its sandbox.", unit="attempts")
+
+
+class Drain:
+    """The bounds of one drain"""
+
+    DRAIN_MODE: Choice[DrainMode] = Choice(
+        ("auto", "inline", "background", "enqueue"),
+        "How a webhook is answered: after the drain, or before it (docs/architecture.md).",
+        set_by="deployment",
+    )
+    ENQUEUE_TO = Text("", "With DRAIN_MODE=enqueue: whom to invoke, aws-lambda:NAME.", set_by="deployment")
+    DRY_RUN = Flag(False, "true: the functions claim, start and delete nothing, and say what they would do.")
+    DRAIN_DEADLINE_SECONDS = Seconds(110.0, "The longest drain.")
+    DRAIN_MAX_ITEMS = Whole(500, "Items that one drain claims at most.", unit="items")
+    DRAIN_CONCURRENCY = Whole(64, "Sandboxes that one drain starts at a time.", unit="sandboxes")
+    DRAIN_POLLS_IN_FLIGHT = Whole(8, "Polls that one drain has under way at a time.", unit="polls")
+
+
+class Reconcile:
+    """When the reconciler acts, and how much one tick does (docs/reconciler.md)"""
+
+    RECONCILE_SECONDS = Seconds(40.0, "The longest pass. It comes on top of the tick's drain.")
+    IDLE_GRACE_SECONDS = Seconds(30.0, "From a session's last sign of work until its sandbox is suspended.")
+    END_GRACE_SECONDS = Seconds(300.0, "From the mark of a sandbox whose session is over until it is deleted.")
+    RETENTION_SECONDS = Seconds(604_800.0, "How long a suspended sandbox is kept.")
+    RECONCILE_PAGES = Whole(20, "Pages of the list of sandboxes that one pass reads.", unit="pages")
+    RECONCILE_LOOKUPS = Whole(100, "Sessions that one pass looks up.", unit="sessions")
+    RECONCILE_TOUCHES = Whole(100, "Sandboxes that one pass changes.", unit="sandboxes")
+
+
+class Races:
+    """The bounds of races, whatever a request asks for (docs/races.md)"""
+
+    RACE_MAX_BRANCHES = Whole(64, "Copies of one race.", unit="branches")
+    RACE_MAX_PARALLEL = Whole(16, "Copies that run at a time.", unit="branches")
+    RACE_DEADLINE_SECONDS = Seconds(900.0, "The longest race.")
+    RACE_AGENT_MAX_BRANCHES = Whole(8, "Copies of a race that an agent asks for.", unit="branches")
+    RACE_AGENT_SECONDS = Seconds(LONGEST_AGENT_RACE, "The longest race that an agent asks for; 120 at most.")
+    RACE_OUTPUT_BYTES = Whole(1_048_576, "What is kept of a branch's output.", unit="bytes")
+    RACE_ARTIFACT_BYTES = Whole(2_097_152, "What a branch may hand over as artifacts.", unit="bytes")
+    RACE_JUDGES = Text("", "Judges of your own: name=module:function or name=entry-point:NAME, with commas between.")
+    AGENT_FORK = Flag(False, "true: agents may ask for races in their own sessions. Needs FUNCTIONS_TOKEN.")
+    FUNCTIONS_PUBLIC_URL = Address("", "The functions' address as a sandbox reaches it.", set_by="deployment")
+
+
+class Server:
+    """A long-lived server"""
+
+    SELF_TICK_SECONDS = Seconds(
+        0.0, "How often it ticks by itself; 0: a schedule from outside calls it.", set_by="deployment"
+    )
+    STANDSTILL_SECONDS = Seconds(15.0, "A server that is so late has been suspended, and catches up. At least 1.")
+    SERVER_SANDBOX = Text(
+        "", "Id or name of the sandbox that this server runs in; no race starts from it.", set_by="deployment"
+    )
+
+
+class Logging:
+    """Logs"""
+
+    LOG_LEVEL = Text("INFO", "The level of our own loggers. The SDKs' loggers stay as they are.")
+    LOG_FORMAT = Choice(("text", "json"), "How a line looks.")
+
+
+SECTIONS: Final = (
+    *(Services, Access, Sandboxes, Workers, Claims, Drain),
+    *(Reconcile, Races, Server, Logging),
+)
+
+
+def settings_of(*sections: type) -> tuple[Setting[Any], ...]:
+    """What these sections declare, in the order of the text."""
+    return tuple(each for section in sections for each in vars(section).values() if isinstance(each, Setting))
+
+
+TABLE: Final[tuple[Setting[Any], ...]] = settings_of(*SECTIONS)
+
+
+def is_secret(setting: Setting[Any]) -> bool:
+    return isinstance(setting, Key | Keys)
+
+
+def handed_over(environ: Mapping[str, str], *set_by: SetBy) -> dict[str, str]:
+    """What a deployment passes on as it is: settings that are set, no secret, and the business of one of `set_by`."""
+    return {
+        each.name: text
+        for each in sorted(TABLE, key=lambda each: each.name)
+        if each.set_by in set_by and not is_secret(each) and (text := each.text(environ))
+    }
