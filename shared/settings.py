@@ -245,13 +245,14 @@ class Settings:
 
 def _fork_url(environ: Mapping[str, str]) -> str | None:
     """None where AGENT_FORK is off. What agents show is derived from FUNCTIONS_TOKEN, so that must be set."""
+    url = Races.FUNCTIONS_PUBLIC_URL.text(environ)
     if not Races.AGENT_FORK.read(environ):
         return None
-    if not Races.FUNCTIONS_PUBLIC_URL.text(environ):
+    if not url:
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_PUBLIC_URL to the functions' address as a sandbox sees it")
     if not Access.FUNCTIONS_TOKEN.text(environ):
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_TOKEN, from which the agents' tokens are derived")
-    return f"{Races.FUNCTIONS_PUBLIC_URL.read(environ)}/fork_best_of_n"
+    return f"{Races.FUNCTIONS_PUBLIC_URL.parse(url)}/fork_best_of_n"
 
 
 def _auth(environ: Mapping[str, str]) -> Auth:
