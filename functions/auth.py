@@ -22,17 +22,17 @@ from shared.settings import Settings
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 
-def require_token(request: Request, settings: Settings) -> None:
+async def require_token(request: Request, settings: Settings) -> None:
     """Returns if the request shows `Authorization: Bearer <FUNCTIONS_TOKEN>`.
 
     Raises HttpError 401 for a missing or wrong token, 403 for an agent's, SettingsError or SecretUnavailable (answered
     with 503) where there is nothing to compare with.
     """
-    if caller_of(request, settings) is not None:
+    if await caller_of(request, settings) is not None:
         raise _forbidden()
 
 
-def caller_of(request: Request, settings: Settings, function: str = "") -> Capability | None:
+async def caller_of(request: Request, settings: Settings, function: str = "") -> Capability | None:
     """Who calls: None for the operator, who may do everything, or the capability of an agent, for this function.
 
     Raises like `require_token`, and HttpError 403 for the capability of another function. That the capability's work
@@ -40,7 +40,7 @@ def caller_of(request: Request, settings: Settings, function: str = "") -> Capab
     """
     if settings.functions_token is None:
         raise SettingsError("FUNCTIONS_TOKEN is not set, so nobody may call this: set it to a long random text")
-    token = settings.functions_token.reveal()
+    token = await settings.functions_token.areveal()
     # Header bytes as they came: decoding them may fail, and a token is compared as bytes anyway.
     values = [value for name, value in request.scope["headers"] if name.lower() == b"authorization"]
     if len(values) != 1:

@@ -48,7 +48,7 @@ async def require_operator(request: Request, settings: Settings, ingress_probe: 
         return
     if settings.auth == "platform" and settings.functions_token is None:
         raise HttpError(401, "unauthorized", "no identity that may call this", headers={"www-authenticate": "Bearer"})
-    require_token(request, settings)
+    await require_token(request, settings)
 
 
 async def is_vouched_for(request: Request, settings: Settings, ingress_probe: IngressProbe) -> bool:

@@ -60,7 +60,7 @@ async def fork_best_of_n(request: Request) -> Response:
         caller = (
             None
             if await is_vouched_for(request, state.settings, state.ingress_probe)
-            else caller_of(request, state.settings, FORK)
+            else await caller_of(request, state.settings, FORK)
         )
         streams = _wants_stream(request)
         deadline = deadline_of(request)

@@ -37,7 +37,7 @@ async def on_run_started(request: Request) -> Response:
         state = state_of(request)
         if not state.settings.signing_keys:
             raise SettingsError("ANTHROPIC_WEBHOOK_SIGNING_KEY is not set")
-        if not is_signed(body, request.headers, state.settings.signing_keys):
+        if not await is_signed(body, request.headers, state.settings.signing_keys):
             raise HttpError(401, "unauthorized", "the signature is missing, stale or wrong")
         kind, session_id = _event(body)
     except HttpError as error:

@@ -27,12 +27,12 @@ def lifecycle_of(request: Request) -> ServerLifecycle:
 
 async def healthz(request: Request) -> Response:
     """Alive: answers while the SDKs are still being imported."""
-    return _refusal(request, health=True) or JSONResponse({"ok": True})
+    return await _refusal(request, health=True) or JSONResponse({"ok": True})
 
 
 async def readyz(request: Request) -> Response:
     """Ready: the SDKs are imported. 503 until then."""
-    refusal = _refusal(request)
+    refusal = await _refusal(request)
     if refusal is not None:
         return refusal
     ready = lifecycle_of(request).preload.done()
@@ -41,21 +41,21 @@ async def readyz(request: Request) -> Response:
 
 async def status(request: Request) -> Response:
     """How this server fares, for its owner: counters since its start. 401 without the token or the owner's key."""
-    return _refusal(request, always=True) or JSONResponse(lifecycle_of(request).report())
+    return await _refusal(request, always=True) or JSONResponse(lifecycle_of(request).report())
 
 
-def _refusal(request: Request, *, health: bool = False, always: bool = False) -> Response | None:
+async def _refusal(request: Request, *, health: bool = False, always: bool = False) -> Response | None:
     """None for whoever may look: everybody on a host, the owner and the supervisor in a sandbox."""
     settings = lifecycle_of(request).service.settings
     if not settings.server_sandbox and not always:
         return None
     try:
-        tensorlake_key = settings.tensorlake_key.reveal()
+        tensorlake_key = await settings.tensorlake_key.areveal()
         if _equal(request.headers.get(HEADER, ""), owner_key(tensorlake_key, "status")):
             return None
         if health and _equal(request.query_params.get(PARAMETER, ""), owner_key(tensorlake_key, "health")):
             return None
-        require_token(request, settings)
+        await require_token(request, settings)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:

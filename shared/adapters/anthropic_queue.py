@@ -146,7 +146,7 @@ class AnthropicQueue:
 
     async def _connected(self) -> AsyncAnthropic:
         """The client for the key of this moment: a rotated key gets a new one."""
-        key = self._key.reveal()
+        key = await self._key.areveal()
         if self._client is None or self._client[0] != key:
             client_class = await asyncio.to_thread(_client_class)
             if self._client is None or self._client[0] != key:
@@ -159,6 +159,14 @@ class AnthropicQueue:
     async def _bounded(
         self, call: Callable[[], Awaitable[_T]], seconds: float = CALL_SECONDS
     ) -> _T | Absent | Refused | Doubtful:
+        used = self._client
+        outcome = await self._tried(call, seconds)
+        used = used or self._client
+        if not (isinstance(outcome, Refused) and outcome.status == 401 and used and await self._key.refused(used[0])):
+            return outcome
+        return await self._tried(call, seconds)  # the key was rotated, and a refused call changed nothing
+
+    async def _tried(self, call: Callable[[], Awaitable[_T]], seconds: float) -> _T | Absent | Refused | Doubtful:
         try:
             async with asyncio.timeout(seconds + 5.0):
                 return await call()

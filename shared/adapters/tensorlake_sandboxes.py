@@ -330,7 +330,7 @@ class TensorlakeSandboxes:
 
     async def _lifecycle(self) -> AsyncSandboxClient:
         """The client for the key of this moment: a rotated key gets a new one."""
-        key = self._api_key.reveal()
+        key = await self._api_key.areveal()
         if self._client is None or self._client[0] != key:
             client_class = await asyncio.to_thread(_client_class)
             if self._client is None or self._client[0] != key:
@@ -392,6 +392,18 @@ class TensorlakeSandboxes:
         self, call: Callable[[], Awaitable[_T]], seconds: float, *, describe: bool = False
     ) -> _T | Absent | Refused | Doubtful:
         """`describe` lets the service's own words into the reason: only for calls that carry no secret."""
+        used = self._client
+        outcome = await self._tried(call, seconds, describe=describe)
+        used = used or self._client
+        refused = isinstance(outcome, Refused) and outcome.status == 401
+        if not (refused and used and await self._api_key.refused(used[0])):
+            return outcome
+        await self._lifecycle()  # drops the handles that hold the old key
+        return await self._tried(call, seconds, describe=describe)  # a refused call changed nothing
+
+    async def _tried(
+        self, call: Callable[[], Awaitable[_T]], seconds: float, *, describe: bool
+    ) -> _T | Absent | Refused | Doubtful:
         try:
             async with asyncio.timeout(seconds + 5.0):
                 return await call()

@@ -130,7 +130,7 @@ class Dispatcher:
                 self.host,
                 bound.sandbox.id,
                 item,
-                self._claim(item, item.secret),
+                await self._claim(item, item.secret),
                 user=self.settings.sandbox_user or None,
                 deadline=deadline.sooner(self.clock() + self.settings.times.handover),
             )
@@ -194,13 +194,13 @@ class Dispatcher:
             egress=self.environment.egress,
         )
 
-    def _capability(self, item: WorkItem) -> str | None:
+    async def _capability(self, item: WorkItem) -> str | None:
         """What the agent may show to fork_best_of_n; None where it may not, or where the token cannot be had now: the
         hand-over does not wait for an extra."""
         if self.settings.fork_url is None or self.settings.functions_token is None:
             return None
         try:
-            key = capability.signing_key(self.settings.functions_token.reveal())
+            key = capability.signing_key(await self.settings.functions_token.areveal())
         except SecretUnavailable as error:
             log.warning("capability.not_issued work=%s reason=%s", item.id, error)
             return None
@@ -216,8 +216,8 @@ class Dispatcher:
         )
         return capability.issue(issued, key)
 
-    def _claim(self, item: WorkItem, secret: str) -> wire.Claim:
-        token = self._capability(item)
+    async def _claim(self, item: WorkItem, secret: str) -> wire.Claim:
+        token = await self._capability(item)
         return wire.Claim(
             work_id=item.id,
             environment_id=item.environment_id,

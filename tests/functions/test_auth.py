@@ -46,7 +46,7 @@ def request(*authorizations: bytes, body: tuple[bytes, ...] = (b"",), length: by
     "shown", [b"Bearer a-token-of-nobody", b"bearer a-token-of-nobody", b"BEARER  a-token-of-nobody "]
 )
 def test_the_operators_token_gets_in(shown: bytes) -> None:
-    require_token(request(shown), settings())
+    asyncio.run(require_token(request(shown), settings()))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_operators_token_gets_in(shown: bytes) -> None:
 )
 def test_a_wrong_token_is_a_401_with_a_challenge(shown: bytes) -> None:
     with pytest.raises(HttpError) as caught:
-        require_token(request(shown), settings())
+        asyncio.run(require_token(request(shown), settings()))
     answer = caught.value.response()
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert b"a-token" not in bytes(answer.body)
@@ -74,21 +74,21 @@ def test_a_wrong_token_is_a_401_with_a_challenge(shown: bytes) -> None:
 def test_no_token_and_two_tokens_are_both_a_401() -> None:
     for shown in ((), (b"Bearer a-token-of-nobody", b"Bearer a-token-of-nobody")):
         with pytest.raises(HttpError) as caught:
-            require_token(request(*shown), settings())
+            asyncio.run(require_token(request(*shown), settings()))
         assert caught.value.status == 401
 
 
 @given(st.binary(max_size=60))
 def test_whatever_the_bytes_it_is_a_401(shown: bytes) -> None:
     with pytest.raises(HttpError) as caught:
-        require_token(request(b"Bearer " + shown), settings())
+        asyncio.run(require_token(request(b"Bearer " + shown), settings()))
     assert caught.value.status == 401
 
 
 def test_without_the_setting_nobody_gets_in_and_the_answer_says_what_is_missing() -> None:
     for shown in (b"Bearer ", b"Bearer None", b"Bearer a-token-of-nobody"):
         with pytest.raises(SettingsError) as caught:
-            require_token(request(shown), settings(None))
+            asyncio.run(require_token(request(shown), settings(None)))
         answer = not_configured(caught.value)
         assert answer.status_code == 503
         assert b"FUNCTIONS_TOKEN" in bytes(answer.body)
@@ -97,14 +97,14 @@ def test_without_the_setting_nobody_gets_in_and_the_answer_says_what_is_missing(
 def test_a_token_may_live_in_a_file(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("a-token-of-nobody\n")
-    require_token(request(b"Bearer a-token-of-nobody"), settings(f"file:{file}"))
+    asyncio.run(require_token(request(b"Bearer a-token-of-nobody"), settings(f"file:{file}")))
     file.unlink()
     with pytest.raises(SecretUnavailable):
-        require_token(request(b"Bearer a-token-of-nobody"), settings(f"file:{file}"))
+        asyncio.run(require_token(request(b"Bearer a-token-of-nobody"), settings(f"file:{file}")))
 
 
 def test_a_token_beyond_ascii_is_compared_as_bytes() -> None:
-    require_token(request("Bearer schlüssel".encode()), settings("schlüssel"))
+    asyncio.run(require_token(request("Bearer schlüssel".encode()), settings("schlüssel")))
 
 
 def read(asked: Request, limit: int = 10, seconds: float = 5.0) -> bytes:
@@ -151,7 +151,7 @@ def test_a_stranger_learns_which_secret_is_missing_and_not_where_it_should_be(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(SecretUnavailable) as caught:
-        require_token(request(b"Bearer x"), settings("file:/nowhere/in/particular"))
+        asyncio.run(require_token(request(b"Bearer x"), settings("file:/nowhere/in/particular")))
     answer = not_configured(caught.value)
     assert answer.status_code == 503
     assert b"FUNCTIONS_TOKEN" in bytes(answer.body) and b"nowhere" not in bytes(answer.body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def test_one_secret_may_hold_both_signing_keys_while_they_are_rotated() -> None:
     keys = [Secret("ANTHROPIC_WEBHOOK_SIGNING_KEY", f"aws-sm:{made('keys', SecretString=f'{OTHER_KEY}, {KEY}')}")]
     body = delivery()
     for key in (KEY, OTHER_KEY):
-        assert is_signed(body, signed(body, key), keys)
+        assert asyncio.run(is_signed(body, signed(body, key), keys))
 
 
 def test_googles_store_is_asked_with_the_machines_own_identity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ async def _ack_first(
     if isinstance(bound, Unbound):
         return ItemEnd.FAILED, bound.reason
     outcome = await handover.hand_over(
-        self.host, bound.sandbox.id, item, self._claim(item, item.secret or ""), user=None, deadline=deadline
+        self.host, bound.sandbox.id, item, await self._claim(item, item.secret or ""), user=None, deadline=deadline
     )
     return (ItemEnd.HANDED_OVER, "") if isinstance(outcome, handover.Ready) else (ItemEnd.FAILED, outcome.reason)
 
