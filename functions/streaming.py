@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from functions.requests import HttpError
+from shared.tasks import to_its_end
 
 MEDIA_TYPE: Final = "application/x-ndjson"
 KEEP_ALIVE_SECONDS: Final = 15.0
@@ -77,7 +78,7 @@ class LineStream(Response):
         finally:
             watcher.cancel()
             task.cancel()
-            await _ended(task)
+            await to_its_end(task)
 
     async def _send_all(self, first: bytes, lines: Lines, send: Send) -> None:
         line: bytes | None = first
@@ -105,15 +106,3 @@ async def _cancel_on_hang_up(receive: Receive, task: asyncio.Task[Any]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     task.cancel()
-
-
-async def _ended(task: asyncio.Task[Any]) -> None:
-    """Waits for the end of a task that was cancelled, although this one is cancelled meanwhile."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled

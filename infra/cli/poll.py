@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from functions.server.scheduler import EVERY_SECONDS, remarks
 from infra.cli.environ import Loaded
+from shared.backoff import pause_before
 from shared.errors import HandsError
 from shared.reports import DrainEnd, DrainReport
 from shared.settings import Settings
@@ -60,9 +60,9 @@ class Poller:
             troubled = reports is None or any(report.end in _TROUBLE for report in reports)
             failures = failures + 1 if troubled else 0
             self._tell(troubled, reports)
-            wait = self.pause if not failures else min(self.pause * 2 ** min(failures, 16), _LONGEST_PAUSE)
+            wait = pause_before(failures + 1, self.pause, _LONGEST_PAUSE)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), wait * random.uniform(0.8, 1.2))
+                await asyncio.wait_for(self.stopping.wait(), wait)
         return 0
 
     async def _pass(self) -> Sequence[DrainReport] | None:

@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from shared.backoff import pauses
 from shared.deadline import Deadline
 from shared.ports import (
     Absent,
@@ -46,7 +47,7 @@ async def bind(host: SandboxHost, spec: SandboxSpec, deadline: Deadline, *, resu
 
     With `resume_suspended` false a sleeping sandbox is ended and a fresh one made in its place.
     """
-    pause = _FIRST_PAUSE
+    waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
     reason = "time ran out"
     while not deadline.passed:
         match await host.create(spec):
@@ -65,8 +66,7 @@ async def bind(host: SandboxHost, spec: SandboxSpec, deadline: Deadline, *, resu
                 return unbound
             case None:
                 pass
-        await asyncio.sleep(min(pause, deadline.left()))
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        await asyncio.sleep(min(next(waits), deadline.left()))
     return Unbound(reason)
 
 
@@ -74,7 +74,7 @@ async def _settle(
     host: SandboxHost, name: str, deadline: Deadline, *, resume_suspended: bool
 ) -> SandboxRecord | Unbound | None:
     """The holder of the name once it runs; None when the name has become free, or nobody knows."""
-    pause = _FIRST_PAUSE
+    waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
     while not deadline.passed:
         asked = deadline.left()
         found = await host.find(name)
@@ -98,6 +98,5 @@ async def _settle(
                 await host.terminate(sandbox.id)  # it never ran and holds the name
             case SandboxRecord():
                 pass  # pending, suspending, terminated but not yet forgotten, or a status of tomorrow: wait
-        await asyncio.sleep(min(pause, deadline.left()))
-        pause = min(pause * 1.6, _LONGEST_PAUSE)
+        await asyncio.sleep(min(next(waits), deadline.left()))
     return None

@@ -23,6 +23,7 @@ from typing import Final
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared import capability, names
+from shared.backoff import pause_before, pauses
 from shared.claims import handover
 from shared.claims.binding import Unbound, bind
 from shared.deadline import Clock, Deadline
@@ -144,7 +145,7 @@ class Dispatcher:
 
     async def _ack(self, item: WorkItem, claimed_at: float) -> tuple[ItemEnd, str]:
         """Only while the claim is younger than R; a doubtful answer is asked again, since a second ack is harmless."""
-        pause = _PAUSE
+        waits = pauses(_PAUSE, 5.0)
         while self.clock() - claimed_at < self.settings.times.reclaim:
             match await self.queue.ack(item.id):
                 case None:
@@ -154,8 +155,7 @@ class Dispatcher:
                 case Refused(reason=reason):
                     return ItemEnd.FAILED, f"ack refused: {reason}"
                 case Doubtful():
-                    await asyncio.sleep(pause)
-                    pause = min(pause * 2, 5.0)
+                    await asyncio.sleep(next(waits))
         return ItemEnd.UNFINISHED, "the claim grew too old for an ack"
 
     async def _failed(self, item: WorkItem, sandbox_id: str | None, reason: str) -> tuple[ItemEnd, str]:
@@ -317,7 +317,7 @@ class _Drain:
                         if doubtful >= _DOUBTFUL_IN_A_ROW:
                             self._stop(DrainEnd.UNAVAILABLE, f"polls keep failing: {reason}")
                             return
-                await asyncio.sleep(min(_PAUSE * 2 ** (stale + doubtful - 1), self._deadline.left()))
+                await asyncio.sleep(min(pause_before(stale + doubtful, _PAUSE), self._deadline.left()))
         finally:
             self._pollers -= 1
 

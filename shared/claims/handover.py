@@ -18,6 +18,7 @@ from typing import Final
 
 from image.session import claim as wire
 from image.session.archive import build_archive
+from shared.backoff import pauses
 from shared.deadline import Deadline
 from shared.ports import Absent, Doubtful, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
 
@@ -117,7 +118,7 @@ class _Outdated:
 
 async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadline: Deadline) -> NotReady | None:
     """None once the process was started, or may have been and is there."""
-    pause = _FIRST_LOOK
+    waits = pauses(_FIRST_LOOK, _LONGEST_PAUSE)
     while True:
         match await host.start(sandbox_id, process):
             case None:
@@ -131,20 +132,18 @@ async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadl
                     return None
                 if deadline.passed:
                     return NotReady(f"start failed: {reason}")
-        await asyncio.sleep(min(pause, deadline.left()))
-        pause = min(pause * 2, _LONGEST_PAUSE)
+        await asyncio.sleep(min(next(waits), deadline.left()))
 
 
 async def _watch(
     host: SandboxHost, sandbox_id: str, name: str, work_id: str, digest: str, deadline: Deadline
 ) -> Ready | NotReady | _Outdated:
-    pause = _FIRST_LOOK
+    waits = pauses(_FIRST_LOOK, _LONGEST_PAUSE)
     looks = 0
     said = "nothing"
     over: ProcessState | None = None
     while True:
-        await asyncio.sleep(min(pause, deadline.left()))
-        pause = min(pause * 1.6, _LONGEST_PAUSE)
+        await asyncio.sleep(min(next(waits), deadline.left()))
         looks += 1
         lines = await host.process_output(sandbox_id, name)
         notices = _notices(lines)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from shared import names
+from shared.backoff import pause_before
 from shared.claims.presence import worker_lives
 from shared.deadline import Clock, Deadline
 from shared.egress import EgressPolicy
@@ -88,7 +89,7 @@ async def look(request: RaceRequest, context: RaceContext) -> SandboxRecord | No
     name, label = _called(request, context)
     for attempt in range(context.timeouts.attempts):
         if attempt:
-            await asyncio.sleep(context.timeouts.pause * 2 ** (attempt - 1))
+            await asyncio.sleep(pause_before(attempt, context.timeouts.pause))
         match await context.host.find(name):
             case Absent() | SandboxRecord(status=SandboxStatus.TERMINATED):
                 raise SourceAbsent(f"{label} is not there")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from shared.backoff import pause_before
 from shared.ports import Absent, Doubtful, Refused, SandboxRecord
 from shared.races import scores
 from shared.races.errors import RaceError, SourceAbsent, SourceUnknown
@@ -163,7 +164,7 @@ class Leader:
         timeouts, doubt = self._context.timeouts, ""
         for attempt in range(timeouts.attempts):
             if attempt:
-                await asyncio.sleep(timeouts.pause * 2 ** (attempt - 1))
+                await asyncio.sleep(pause_before(attempt, timeouts.pause))
                 match await self._context.host.find(child.id):
                     case SandboxRecord(name=now) if now == name:
                         return None

@@ -26,9 +26,10 @@ from shared.races.leader import Leader
 from shared.races.progress import RaceProgress, Timeline
 from shared.races.report import BranchReport, PromotionReport, RaceReport
 from shared.races.request import Branch, CommandJudge, PluginJudge, RaceRequest
-from shared.races.resources import NotMade, RaceResources, RaceTimeouts, shielded
+from shared.races.resources import NotMade, RaceResources, RaceTimeouts
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, new_mark
 from shared.settings import Environment, RaceLimits, Settings
+from shared.tasks import shielded
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
 _DEAD_MAN_SLACK: Final = 120.0

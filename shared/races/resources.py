@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from shared.backoff import pause_before
 from shared.deadline import Clock, Deadline
 from shared.ports import (
     Absent,
@@ -31,6 +32,7 @@ from shared.ports import (
     SnapshotKind,
 )
 from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceUnknown
+from shared.tasks import drop, shielded
 
 # The service does not know what it is asked for, or may not give it: no later moment changes that.
 _FINAL_REFUSALS: Final = (400, 401, 404, 422)
@@ -61,24 +63,6 @@ class NotMade(RaceError):
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
         self.status = status
-
-
-async def shielded(work: Coroutine[Any, Any, _T]) -> _T:
-    """Does all of `work`, which bounds itself, although the caller is cancelled meanwhile.
-
-    A cancellation that arrived is raised at the end, so nothing outlives the caller.
-    """
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result
 
 
 async def _within(work: Awaitable[_T], seconds: float) -> _T | None:
@@ -244,7 +228,7 @@ class RaceResources:
         if tenure.kept:
             return
         gone = await _within(self._end(tenure), self._reap_seconds())
-        await _drop(tenure.making)
+        await drop(tenure.making)
         if not gone:
             self.leftovers.append(tenure.name)
         elif tenure.id is not None:
@@ -407,7 +391,7 @@ class RaceResources:
     async def _forget_snapshots(self, calls: list[_SnapshotCall], label: str) -> None:
         for call in calls:
             await asyncio.wait({call}, timeout=self._reap_seconds())
-            await _drop(call)
+            await drop(call)
             unknown = call.cancelled() or call.exception() is not None
             match None if unknown else call.result():
                 case Snapshot(id=snapshot_id) if snapshot_id in self._kept_snapshots:
@@ -429,15 +413,8 @@ class RaceResources:
 
     async def _pause_before(self, attempt: int) -> None:
         if attempt:
-            await asyncio.sleep(self._timeouts.pause * 2 ** (attempt - 1))
+            await asyncio.sleep(pause_before(attempt, self._timeouts.pause))
 
 
 async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*works)
-
-
-async def _drop(task: asyncio.Task[Any] | None) -> None:
-    """No task outlives the race, however late its answer."""
-    if task is not None and not task.done():
-        task.cancel()
-        await asyncio.wait({task})

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from shared.races.resources import shielded
+from shared.tasks import shielded
 
 LONGEST: Final = 10.0  # seconds, the start of the process on a busy machine included
 _PROCESSOR_SECONDS: Final = 2

@@ -16,7 +16,7 @@ import asyncio
 import json
 import secrets
 import zlib
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,9 +26,9 @@ from image.session.programs import workspace_tree
 from image.session.programs.workspace_tree import APPLY, CONFLICT, SAME, Change, Entry, Stop, from_text
 from shared.errors import HandsError
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord
-from shared.races.resources import shielded
 from shared.races.shell import NotRun, SandboxShell, why
 from shared.races.workspace_diff import Difference, Listing, Nonsense, difference, entry, listing, shown, to_wire
+from shared.tasks import shielded, together
 
 PART_BYTES: Final = 1024 * 1024  # contract tensorlake 8: the largest write that every daemon takes is not known
 _TEMPORARY: Final = "/tmp"
@@ -156,7 +156,7 @@ class _Promotion:
         await asyncio.gather(self._base.clean(), self._winner.clean(), self._source.clean())
 
     async def _compare(self) -> Difference:
-        base, winner = await _together(*(self._list(site) for site in (self._base, self._winner)))
+        base, winner = await together(*(self._list(site) for site in (self._base, self._winner)))
         found = difference(base, winner)
         if len(found.changes) > self._limits.changes:
             raise PromotionRefused(f"the winner made more than {self._limits.changes} changes")
@@ -213,7 +213,7 @@ class _Promotion:
                     raise self._winner.nonsense()
                 return await self._source.put(part)
 
-        return await _together(*(one(number) for number in range(-(-data // PART_BYTES))))
+        return await together(*(one(number) for number in range(-(-data // PART_BYTES))))
 
     async def _apply(self, asked: Mapping[str, Any]) -> WorkspacePromotion:
         path = await self._source.put(_packed(asked))
@@ -370,14 +370,3 @@ def _most(lines: Sequence[str]) -> tuple[str, ...]:
 @cache
 def _program() -> str:
     return Path(workspace_tree.__file__).read_text(encoding="utf-8")
-
-
-async def _together(*works: Coroutine[Any, Any, _T]) -> list[_T]:
-    """All of them at once; the first failure ends the others before it is raised."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -85,6 +85,7 @@ class Result:
 
 def run(plan: Plan, loop: VirtualLoop, *, rules: Rules | None = None, tracing: bool = False) -> Result:
     """Plays the plan. What the product raises counts as a violation."""
+    random.seed(plan.seed)  # the pauses' jitter
     world = _World(plan, loop, rules or Rules(), tracing)
     try:
         loop.run(world.play(), most_steps=MOST_STEPS)

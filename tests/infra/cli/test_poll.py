@@ -87,7 +87,7 @@ def pauses(script: Sequence[DrainEnd], monkeypatch: pytest.MonkeyPatch) -> list[
             poller.stopping.set()
 
     poller = Poller(drain, lambda _: None)
-    monkeypatch.setattr("infra.cli.poll.random.uniform", lambda low, high: 1.0)
+    monkeypatch.setattr("shared.backoff.random.uniform", lambda low, high: 1.0)
     monkeypatch.setattr("infra.cli.poll.asyncio.wait_for", wait_for)
     assert asyncio.run(poller.run()) == 0
     return waits
