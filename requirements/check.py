@@ -52,12 +52,21 @@ def _wanted(declared: Mapping[str, Any]) -> dict[str, list[Requirement]]:
     project, groups = declared["project"], declared["dependency-groups"]
     extras = [line for lines in project.get("optional-dependencies", {}).values() for line in lines]
     lists: dict[str, Sequence[str]] = {
-        "dev": [*project["dependencies"], *extras, *groups["dev"]],
-        "user": [*project["dependencies"], *extras],
+        "dev": [*project["dependencies"], *extras, *_group(groups, "dev")],
+        "user": [*project["dependencies"], *extras, *_group(groups, "build")],
         "runtime": project["dependencies"],
         "worker": groups["worker"],
     }
     return {name: [Requirement(line) for line in lines] for name, lines in lists.items()}
+
+
+def _group(groups: Mapping[str, Sequence[str | Mapping[str, str]]], name: str) -> Iterator[str]:
+    """A group's lines with those of the groups that it includes."""
+    for line in groups.get(name, ()):
+        if isinstance(line, str):
+            yield line
+        else:
+            yield from _group(groups, line["include-group"])
 
 
 def _compare(name: str, wanted: Sequence[Requirement], lock: Mapping[str, Pin]) -> Iterator[str]:

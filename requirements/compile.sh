@@ -13,7 +13,7 @@ compile() {
 }
 
 compile "$@" --all-extras --group dev pyproject.toml -o requirements/dev.lock
-compile "$@" --all-extras -c requirements/dev.lock pyproject.toml -o requirements/user.lock
+compile "$@" --all-extras --group build -c requirements/dev.lock pyproject.toml -o requirements/user.lock
 compile "$@" -c requirements/dev.lock pyproject.toml -o requirements/runtime.lock
 # Without a source file, a group stands for itself alone: the worker needs one library and none of ours.
 compile "$@" -c requirements/dev.lock --group worker -o requirements/worker.lock

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Make the virtual environment `.venv` from a hashed lock. Does nothing when it is there already and was made from
-# this very lock, or from the development lock, which has all that the users' has. Needs Python 3.11 or newer with
-# venv; no root, no Docker, no key.
+# Make the virtual environment `.venv` from a hashed lock, with the project itself in it (editable: the command
+# `.venv/bin/hands`). Does nothing when it is there already and was made in this folder from this very lock, or from
+# the development lock, which has all that the users' has. Needs Python 3.11 or newer with venv; no root, no Docker,
+# no key. The project's own part asks no package index.
 #
 #   sh requirements/install.sh            to run the project
 #   sh requirements/install.sh dev        to test it, too
@@ -12,17 +13,34 @@ cd "$(dirname "$0")/.."
 dev=requirements/dev.lock
 lock=requirements/${1:-user}.lock
 made_from=.venv/made-from.lock
+made_in=.venv/made-in
+here=$(pwd -P)
 
+locked=
 if cmp -s "$dev" "$made_from" || cmp -s "$lock" "$made_from"; then
     if .venv/bin/python -c 'import sys' 2>/dev/null; then
-        exit 0
+        locked=yes
     fi
+fi
+if [ -n "$locked" ] && [ "$(cat "$made_in" 2>/dev/null)" = "$here" ]; then
+    exit 0
 fi
 
 # Settings of the caller's own Python and pip that would put files elsewhere, or leave byte code out
 # (without it every import takes twice as long).
 unset PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PYTHONSTARTUP PIP_TARGET PIP_PREFIX PIP_ROOT PIP_NO_COMPILE
 export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_REQUIRE_VIRTUALENV=0
+
+# What is already there is not fetched, and a copied or moved checkout runs its own code.
+install_project() {
+    .venv/bin/python -m pip install -qq --no-index --no-deps --no-build-isolation --editable . >&2
+    printf '%s\n' "$here" > "$made_in"
+}
+
+if [ -n "$locked" ]; then
+    install_project
+    exit 0
+fi
 
 new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -63,8 +81,9 @@ elif [ -z "$python" ]; then
 fi
 
 echo "Setting up .venv with $("$python" --version) from $lock (once; about a minute on a fresh machine) ..." >&2
-rm -f "$made_from"
+rm -f "$made_from" "$made_in"
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install -qq --require-hashes --requirement "$lock" >&2
 cp "$lock" "$made_from"
+install_project
 echo "Set-up is done." >&2

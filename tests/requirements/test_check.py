@@ -30,8 +30,15 @@ def test_the_committed_locks_are_in_step() -> None:
 
 
 def test_a_new_dependency_shows(copy: Path) -> None:
-    edit(copy / "pyproject.toml", lambda text: text.replace('"httptools>=0.6",', '"httptools>=0.6",\n  "orjson>=3",'))
-    assert [line for line in problems(copy) if "orjson is missing" in line]
+    edit(copy / "pyproject.toml", lambda text: text.replace('"httptools>=0.6",', '"httptools>=0.6",\n  "polars>=1",'))
+    assert [line for line in problems(copy) if "polars is missing" in line]
+
+
+def test_a_package_of_a_group_within_a_group_counts(copy: Path) -> None:
+    edit(copy / "pyproject.toml", lambda text: text.replace('build = ["hatchling>=1.27"]', 'build = ["flit-core>=3"]'))
+    found = list(problems(copy))
+    assert {line.partition(":")[0] for line in found if "flit-core is missing" in line} == {"dev.lock", "user.lock"}
+    assert [line for line in found if "hatchling is not asked for any more" in line]
 
 
 def test_a_new_bound_shows(copy: Path) -> None:
