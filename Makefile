@@ -24,17 +24,18 @@ export PYTHON
 # Texts go through the environment, raw: no quote, space or dollar sign of theirs reaches make or a shell.
 session: export HANDS_PROMPT = $(if $(filter command line environment,$(origin PROMPT)),$(value PROMPT),$(PROMPT))
 session: export HANDS_SESSION = $(value SESSION)
+serve webhook: export HANDS_HOST = $(if $(filter command,$(origin HOST)),$(value HOST))
 fork: export HANDS_RACE_FILE = $(value FILE)
 fork: export HANDS_SESSION = $(value SESSION)
 agent: export HANDS_AGENT_NAME = $(value NAME)
 
 PY := .venv/bin/python
-OPERATOR := $(PY) -m infra.cli
+HANDS := $(PY) -m infra.cli
 
 help: ## this list
 	@echo "Start here:  make demo   (everything on this machine, no key)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
-	@echo "  Options: session PROMPT='...' SESSION=sesn_...; agent NAME='...'; serve PORT=5051; OFFLINE=1 ignores your keys;"
+	@echo "  Options: session PROMPT='...' SESSION=sesn_...; agent NAME='...'; serve PORT=5051 HOST=::1; OFFLINE=1 ignores your keys;"
 	@echo "           up UP='--claude-port 8700 --tensorlake-port 8701' (UP=--help lists more); PYTHON=/path/to/python3"
 
 setup: ## make .venv (every other target does this by itself)
@@ -44,16 +45,16 @@ setup-dev: ## the same with what tests and checks need
 	@sh requirements/install.sh dev
 
 demo: setup ## a whole session on this machine, start to end, in seconds
-	@$(PY) -m infra.cli.demos.session
+	@$(HANDS) demo session
 
 up: setup ## the offline platform, until ctrl-C
-	@$(PY) -m infra.local $(UP)
+	@$(HANDS) up $(UP)
 
 demo-sandbox: setup ## the same with the functions in a sandbox that sleeps, wakes and sleeps again
-	@$(PY) -m infra.cli.demos.sandbox
+	@$(HANDS) demo sandbox
 
 demo-race: setup ## five fixes of a failing test race in copies of a session's sandbox; the best goes back
-	@$(PY) -m infra.cli.demos.race
+	@$(HANDS) demo race
 
 test: setup-dev ## the tests (TESTS=path for some of them)
 	@$(PY) -m pytest $(TESTS)
@@ -65,60 +66,60 @@ lint: setup-dev ## style, types, import rules
 	@$(PY) -c 'from importlinter.cli import lint_imports_command as run; run()'
 
 build: setup ## build and register the image of the session sandboxes
-	@$(OPERATOR) build
+	@$(HANDS) build
 
 agent: setup ## create an agent, NAME="..."; prints its id
-	@$(OPERATOR) agent
+	@$(HANDS) agent
 
 session: setup ## start a session and watch it, PROMPT="..."; SESSION=... goes on with one
-	@$(OPERATOR) session
+	@$(HANDS) session
 
 serve: setup ## the functions on PORT (5051): webhook, tick, fork
-	@$(OPERATOR) serve --port $(PORT)
+	@$(HANDS) serve --port $(PORT)
 
 webhook: serve ## the same as serve
 
 build-webhook: setup ## build and register the image of the server that lives in a sandbox
-	@$(OPERATOR) build-webhook
+	@$(HANDS) build-webhook
 
 webhook-sandbox: setup ## the functions in a sandbox that sleeps at no cost; run it again to apply changes
-	@$(OPERATOR) webhook-sandbox
+	@$(HANDS) webhook-sandbox
 
 webhook-sandbox-status: setup ## how that sandbox fares
-	@$(OPERATOR) webhook-sandbox-status
+	@$(HANDS) webhook-sandbox-status
 
 webhook-sandbox-logs: setup ## its server's log: FOLLOW=1 goes on, WAKE=1 wakes a sleeper
-	@$(OPERATOR) webhook-sandbox-logs $(if $(FOLLOW),--follow) $(if $(WAKE),--wake)
+	@$(HANDS) webhook-sandbox-logs $(if $(FOLLOW),--follow) $(if $(WAKE),--wake)
 
 webhook-sandbox-rm: setup ## end it; sessions go on
-	@$(OPERATOR) webhook-sandbox-rm
+	@$(HANDS) webhook-sandbox-rm
 
 poll: setup ## serve sessions from this machine by polling; needs no public address
-	@$(OPERATOR) poll
+	@$(HANDS) poll
 
 tick: setup ## one pass of poll_tick
-	@$(OPERATOR) tick
+	@$(HANDS) tick
 
 fork: setup ## race candidates, FILE=race.yaml or FORK="--session sesn_... --try 'a=make test'" (FORK=--help)
-	@$(OPERATOR) fork $(value FORK)
+	@$(HANDS) fork $(value FORK)
 
 doctor: setup ## what is wrong and how to mend it, DOCTOR="--json --no-probe --url https://..."
-	@$(OPERATOR) doctor $(DOCTOR)
+	@$(HANDS) doctor $(DOCTOR)
 
 repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY
-	@$(OPERATOR) repair
+	@$(HANDS) repair
 
 deploy-aws: setup ## to AWS Lambda; DRY_RUN=1 prints the plan (infra/aws/README.md)
-	@$(PY) -m infra.cli.deploy.aws deploy
+	@$(HANDS) deploy aws
 
 undeploy-aws: setup ## remove what deploy-aws made
-	@$(PY) -m infra.cli.deploy.aws undeploy
+	@$(HANDS) undeploy aws
 
 deploy-gcp: setup ## to Cloud Run functions; DRY_RUN=1 prints every gcloud call (infra/gcp/README.md)
-	@$(PY) -m infra.cli.deploy.gcp deploy
+	@$(HANDS) deploy gcp
 
 undeploy-gcp: setup ## remove what deploy-gcp made
-	@$(PY) -m infra.cli.deploy.gcp undeploy
+	@$(HANDS) undeploy gcp
 
 faults: setup-dev ## random schedules and faults against both services in memory, RUNS=10000
 	@$(PY) -m tests.faults.explorer --runs $(RUNS)

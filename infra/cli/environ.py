@@ -4,7 +4,8 @@ The rule, in order:
 1. `.env`, then `.env.local`, on top of the process's environment. The files win, as in the reference quickstart: a key
    that an old shell still exports must not send work to another project. The placeholders of the example files
    (they end in `xxx`) count as not set.
-2. Is a key set then (`KEYS`)? Then the real services are meant.
+2. Is a key set then (`KEYS`)? Then the services at its addresses are meant: the real ones, or the offline platform
+   whose variables somebody exported. The addresses say which, not where the variables came from.
 3. Otherwise the offline platform is used, where one runs in this checkout, and its variables replace ours.
 4. Otherwise there is nothing to talk to: `NoServices`, which says how to start.
 
@@ -24,6 +25,7 @@ from shared.errors import SettingsError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 KEYS: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY", "ENVIRONMENTS_FILE")
+ADDRESSES: Final = ("ANTHROPIC_BASE_URL", "TENSORLAKE_API_URL")
 OFFLINE_FLAG: Final = "OFFLINE"
 OFFLINE_FILE: Final = "HANDS_OFFLINE_ENV"
 _PLACEHOLDER: Final = "xxx"
@@ -35,7 +37,7 @@ class NoServices(SettingsError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The variables to use. `offline`: the file of the offline platform in use, or None for the real services."""
+    """The variables to use. `offline`: the file of the offline platform in use, or None for any other services."""
 
     environ: Mapping[str, str]
     offline: Path | None
@@ -43,7 +45,10 @@ class Loaded:
     @property
     def where(self) -> str:
         """For people: what the command talks to."""
-        return f"the offline platform ({self.offline.name})" if self.offline else "the real services"
+        if self.offline:
+            return f"the offline platform ({self.offline.name})"
+        moved = [url for url in _addresses(self.environ) if url]
+        return f"the services at {' and '.join(moved)}" if moved else "the real services"
 
     def need(self, name: str, how: str) -> str:
         """The variable's value. Raises SettingsError that names it and says how to get one."""
@@ -55,17 +60,12 @@ class Loaded:
 
 def load(environ: Mapping[str, str], folder: Path = CHECKOUT) -> Loaded:
     """Apply the rule above. Raises NoServices; SettingsError for a file that cannot be read."""
-    merged = dict(environ)
-    try:
-        for name in (".env", ".env.local"):
-            merged.update(dotenv.read(folder / name))
-    except dotenv.DotenvError as error:
-        raise SettingsError(str(error)) from None
-    _drop_placeholders(merged)
+    merged = with_files(environ, folder)
     forced = merged.get(OFFLINE_FLAG, "").strip().lower() in ("1", "true", "yes", "on")
     keys = [name for name in KEYS if merged.get(name, "").strip()]
     if keys and not forced:
-        return Loaded(merged, None)
+        exported = _platform_at(_addresses(merged), folder)
+        return Loaded(merged, None) if exported is None else Loaded({**exported[1], **merged}, exported[0])
     named = merged.get(OFFLINE_FILE, "").strip()
     file = folder / named if named else discovery.find_running(folder)
     variables = discovery.read_if_running(file) if file is not None else None
@@ -76,11 +76,46 @@ def load(environ: Mapping[str, str], folder: Path = CHECKOUT) -> Loaded:
     return Loaded(merged | variables, file)
 
 
+def with_files(environ: Mapping[str, str], folder: Path | None = None) -> dict[str, str]:
+    """Step 1 of the rule alone, for a command that needs neither keys nor services. Raises SettingsError."""
+    merged = dict(environ)
+    try:
+        for name in (".env", ".env.local"):
+            merged.update(dotenv.read((folder or CHECKOUT) / name))
+    except dotenv.DotenvError as error:
+        raise SettingsError(str(error)) from None
+    _drop_placeholders(merged)
+    return merged
+
+
+def load_for_cloud(environ: Mapping[str, str], cloud: str) -> Mapping[str, str]:
+    """The variables of the real services, for what is deployed to `cloud`. Raises NoServices, SettingsError."""
+    loaded = load(environ)
+    if loaded.offline is not None:
+        raise SettingsError(f"The offline platform cannot be reached from {cloud}: fill in .env with your own keys.")
+    return loaded.environ
+
+
 def apply(loaded: Loaded, environ: MutableMapping[str, str]) -> None:
     """Make `environ` (this process's) equal to what was loaded: the SDKs read it when they are imported."""
     for name in set(environ) - set(loaded.environ):
         del environ[name]
     environ.update(loaded.environ)
+
+
+def _addresses(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """Where each service is; empty for where it always is."""
+    return tuple(variables.get(name, "").strip().rstrip("/") for name in ADDRESSES)
+
+
+def _platform_at(addresses: tuple[str, ...], folder: Path) -> tuple[Path, Mapping[str, str]] | None:
+    """The running offline platform that has both addresses, by its file."""
+    if not all(addresses):
+        return None
+    for file, variables in discovery.running(folder):
+        if _addresses(variables) == addresses:
+            return file, variables
+    return None
 
 
 def _drop_placeholders(variables: MutableMapping[str, str]) -> None:

@@ -13,10 +13,12 @@ from functions.server.scheduler import EVERY_SECONDS
 from infra.cli.environ import Loaded
 from infra.local.admin_client import AdminClient
 from infra.local.platform import CLAUDE_ADMIN, webhooks_to
-from infra.local.process import PortInUseError, listen
+from infra.local.process import CannotListen, listen
 from shared.settings import Settings
 
-EXIT_PORT_IN_USE: Final = 2
+EXIT_CANNOT_LISTEN: Final = 2
+_OWN: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+"""How a server that listens at every address is called from its own machine."""
 
 
 def serve(loaded: Loaded, host: str | None, port: int) -> int:
@@ -37,12 +39,13 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     host = host or ("127.0.0.1" if loaded.offline else "0.0.0.0")
     try:
         listener = listen(host, port)
-    except PortInUseError as error:
+    except CannotListen as error:
         print(error, file=sys.stderr)
-        return EXIT_PORT_IN_USE
+        return EXIT_CANNOT_LISTEN
     port = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
     print(f"Serving {', '.join(settings.environments)} on {loaded.where}", file=sys.stderr)
-    print(f"  webhook  http://{host}:{port}/   (also /on_run_started)", file=sys.stderr)
+    print(f"  webhook  http://{shown}:{port}/   (also /on_run_started)", file=sys.stderr)
     print(f"  others   /poll_tick  /fork_best_of_n  /healthz  /readyz   (process {os.getpid()})", file=sys.stderr)
     every = settings.self_tick_seconds
     print(
@@ -54,7 +57,7 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     config = uvicorn.Config(
         "functions.asgi:app", log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=120
     )
-    own = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+    own = f"http://{_OWN.get(host, shown)}:{port}"
     with listener, _webhooks_from_offline(loaded, f"{own}/"):
         server = uvicorn.Server(config)
         for number in (signal.SIGTERM, signal.SIGINT):

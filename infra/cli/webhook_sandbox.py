@@ -132,7 +132,7 @@ def logs(loaded: Loaded, follow: bool, wake: bool) -> int:
 
 
 def _lines(handle: Sandbox, follow: bool) -> Iterator[str]:
-    """What the server has written, and for ever what it writes, whichever process it is by then. Raises ServerFailed
+    """What the server has written, and, following, what it writes, whichever process it is by then. Raises ServerFailed
     where none runs; for one that follows only after RESTART_LOOKS, since a restart has a moment without any."""
     writer: object = None
     shown = missed = 0

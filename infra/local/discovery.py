@@ -59,8 +59,16 @@ def announced(checkout: Path, variables: Mapping[str, str]) -> Iterator[Path]:
 
 def find_running(checkout: Path) -> Path | None:
     """The file of the first platform that runs here."""
-    files = (_nth(checkout, number) for number in range(1, _MOST + 1))
-    return next((path for path in files if path.exists() and read_if_running(path) is not None), None)
+    return next((path for path, _ in running(checkout)), None)
+
+
+def running(checkout: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Every platform that runs here: its file and its variables."""
+    for number in range(1, _MOST + 1):
+        path = _nth(checkout, number)
+        variables = read_if_running(path) if path.exists() else None
+        if variables is not None:
+            yield path, variables
 
 
 def read_if_running(path: Path) -> dict[str, str] | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Final, Self
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -28,11 +29,12 @@ from infra.local.faults import CONNECTION_EXTENSION
 
 BACKLOG = 4096
 EXIT_PORT_IN_USE = 2
+_HIGHEST_PORT: Final = 65_535
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-class PortInUseError(Exception):
-    """Another program listens there already."""
+class CannotListen(Exception):
+    """The operating system does not let us listen there. The text says why and what to do."""
 
 
 class DroppableProtocol(HttpToolsProtocol):
@@ -102,7 +104,7 @@ def serve(
     """
     try:
         listener = listen(host, port)
-    except PortInUseError as error:
+    except CannotListen as error:
         print(error, file=sys.stderr)
         return EXIT_PORT_IN_USE
     url = f"http://{host}:{listener.getsockname()[1]}"
@@ -131,18 +133,40 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound and listening socket; raises PortInUseError."""
+    """A bound and listening socket for a name or an address of either family. Raises CannotListen, which says why."""
+    if not 0 <= port <= _HIGHEST_PORT:
+        raise CannotListen(f"there is no port {port}: choose one from 1 to {_HIGHEST_PORT}, or 0 for a free one")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as error:
+        raise CannotListen(f"{host!r} is no address and no known host name: {_words(error)}") from None
     # The protocol is named because asyncio switches Nagle off only where it is: else each answer waits 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise PortInUseError(f"port {port} is in use; stop what listens there or choose another: {error}") from error
+        raise CannotListen(_why_not(error, host, port)) from error
     listener.setblocking(False)
     return listener
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"port {port} is in use; stop what listens there or choose another"
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            return f"{host} is no address of this machine; ::1 and 127.0.0.1 are it alone, :: and 0.0.0.0 all of it"
+        case errno.EACCES:
+            return f"port {port} may not be used by you: ports below 1024 are root's; choose a higher one"
+        case _:
+            return f"{host}, port {port}: {_words(error)}"
+
+
+def _words(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 def _end_with_stdin(server: uvicorn.Server) -> None:

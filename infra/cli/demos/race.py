@@ -6,23 +6,19 @@ Everything is on this machine and ends with it. Exit code 0 only when all of tha
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, Final
 
+from infra.cli.demos.play import NotShown, play
 from infra.cli.environ import Loaded
 from infra.cli.session.command import Screen, open_client, watch
-from infra.cli.session.follow import FeedBroken, FeedRefused, Finish
+from infra.cli.session.follow import Finish
 from infra.cli.session.render import Event, Line, Look, text_of
-from infra.local.admin_client import AdminError
-from infra.local.platform import Isolation, Options, Platform
-from infra.local.process import ServiceStartError
-from shared.errors import HandsError
+from infra.local.platform import Isolation, Platform
 
 _LONGEST_TURN: Final = 60.0
 _PASSED: Final = "the test passes"
@@ -77,10 +73,6 @@ def race_on(session_id: str) -> dict[str, Any]:
     }
 
 
-class NotShown(Exception):
-    """Something that should have been seen was not. The text says what."""
-
-
 class Watcher(Screen):
     """The screen, and what the tools answered."""
 
@@ -94,31 +86,22 @@ class Watcher(Screen):
         super().show(event)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra.cli.demos.race")
-    parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
-    parser.add_argument("--report", type=Path, help="write the race's report as a page of HTML")
-    args = parser.parse_args(argv)
-    isolation: Isolation = args.isolation
+def run(isolation: Isolation, page: Path | None = None) -> int:
+    """The exit code. `page`: where the race's report goes as HTML."""
     # Good seconds of imports, while the services start.
     threading.Thread(target=__import__, args=("infra.cli.fork.command",), daemon=True).start()
     began = time.monotonic()
-    try:
-        with Platform(Options(isolation=isolation)) as platform:
-            platform.serve_functions()
-            print("Offline, on this machine only. The brain is a script, not a model.\n", flush=True)
-            asyncio.run(_play(platform, args.report))
-    except KeyboardInterrupt:
-        print("\nStopped; nothing is left running.", file=sys.stderr)
-        return 130
-    except (NotShown, ServiceStartError, AdminError, FeedBroken, FeedRefused, HandsError) as error:
-        print(f"✗ {error}", file=sys.stderr)
-        return 1
-    print(
-        "Shown: five fixes raced from one state of a session's sandbox, the first right one ended the race, and the "
-        f"session went on with it; {time.monotonic() - began:.1f} s. Everything that was started has ended."
-    )
-    return 0
+
+    def act(platform: Platform) -> str:
+        platform.serve_functions()
+        print("Offline, on this machine only. The brain is a script, not a model.\n", flush=True)
+        asyncio.run(_play(platform, page))
+        return (
+            "Shown: five fixes raced from one state of a session's sandbox, the first right one ended the race, and "
+            f"the session went on with it; {time.monotonic() - began:.1f} s."
+        )
+
+    return play(isolation, act)
 
 
 async def _play(platform: Platform, page: Path | None) -> None:
@@ -152,17 +135,18 @@ async def _play(platform: Platform, page: Path | None) -> None:
 
 
 async def _race(loaded: Loaded, asked: dict[str, Any], page: Path | None) -> None:
-    from infra.cli.fork.command import EXIT_INTERRUPTED, Options, RaceConsole, console_for_people, run
+    from infra.cli.fork.command import EXIT_INTERRUPTED, Options, RaceConsole, console_for_people
+    from infra.cli.fork.command import run as race
     from shared.races.request import RaceRequest
 
     screen = Screen()
     screen.say(Line(f"\n> make fork: {', '.join(each['name'] for each in asked['branches'])}", Look.QUIET))
     request = RaceRequest.model_validate_json(json.dumps(asked))
-    stand = RaceConsole(console_for_people())
-    code = await run(loaded, request, Options(page=page), stand)
+    console = RaceConsole(console_for_people())
+    code = await race(loaded, request, Options(page=page), console)
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
-    report = stand.view.report
+    report = console.display.report
     if report is None or report.winner != WINNER:
         raise NotShown("the race was not won by the fast right fix")
     if report.promotion is None or not report.promotion.done or report.leftovers:
@@ -183,7 +167,3 @@ def _boxes(platform: Platform) -> list[tuple[str, str]]:
     boxes = [("sandbox", str(box["id"])) for box in state["sandboxes"] if box["status"] != "terminated"]
     snapshots = [("snapshot", str(row["id"])) for row in state["snapshots"] if row["status"] != "deleted"]
     return sorted(boxes + snapshots)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

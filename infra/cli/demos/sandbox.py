@@ -5,11 +5,9 @@ Everything is on this machine and ends with it. Exit code 0 only when all of tha
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import io
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -17,37 +15,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.cli import webhook_sandbox
+from infra.cli.demos.play import NotShown, play
 from infra.cli.demos.session import show
 from infra.cli.environ import Loaded
-from infra.cli.session.follow import FeedBroken, FeedRefused
-from infra.local.admin_client import AdminError
-from infra.local.platform import Isolation, Options, Platform
-from infra.local.process import ServiceStartError
+from infra.local.platform import Isolation, Platform
 
 IDLE_SECONDS: Final = 5
 _LONGEST_SLEEPLESS: Final = 60.0
 
 
-class NotShown(Exception):
-    """Something that should have been seen was not. The text says what."""
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra.cli.demos.sandbox")
-    parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
-    isolation: Isolation = parser.parse_args(argv).isolation
+def run(isolation: Isolation) -> int:
+    """The exit code."""
     threading.Thread(target=__import__, args=("anthropic",), daemon=True).start()
-    try:
-        with Platform(Options(isolation=isolation)) as platform:
-            shown = _play(platform)
-    except KeyboardInterrupt:
-        print("\nStopped; nothing is left running.", file=sys.stderr)
-        return 130
-    except (NotShown, ServiceStartError, AdminError, FeedBroken, FeedRefused) as error:
-        print(f"✗ {error}", file=sys.stderr)
-        return 1
-    print(f"{shown} Everything that was started has ended.")
-    return 0
+    return play(isolation, _play)
 
 
 def _play(platform: Platform) -> str:
@@ -66,8 +46,6 @@ def _play(platform: Platform) -> str:
     print("It sleeps: its processes stand still. A session begins.\n", flush=True)
     began = time.monotonic()
     shown = asyncio.run(show(platform))
-    if shown is None:
-        raise NotShown("the session was not served as it should have been")
     print("\nThe session is done; no request comes any more ...", flush=True)
     _until_asleep(platform)
     server_process = _server(platform)
@@ -95,7 +73,3 @@ def _box(platform: Platform) -> Mapping[str, Any]:
 def _server(platform: Platform) -> Mapping[str, Any]:
     (process,) = [each for each in _box(platform)["processes"] if each["managed"] and each["status"] == "running"]
     return dict(process)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

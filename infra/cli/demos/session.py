@@ -6,21 +6,19 @@ calls on real files. Exit code 0 only when all of that was seen to happen.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from infra.cli.demos.play import NotShown, play
 from infra.cli.environ import Loaded
-from infra.cli.session.follow import FeedBroken, FeedRefused, Finish
+from infra.cli.session.follow import Finish
 from infra.cli.session.render import Line, Look
-from infra.local.admin_client import AdminError
-from infra.local.platform import Isolation, Options, Platform
-from infra.local.process import ServiceStartError
+from infra.local.platform import Isolation, Platform
+from infra.local.process import RunningService
 from shared import names
 from shared.secret import Secret
 from shared.settings import Settings
@@ -41,30 +39,26 @@ class Evidence:
     missing: tuple[str, ...]
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m infra.cli.demos.session")
-    parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
-    isolation: Isolation = parser.parse_args(argv).isolation
+def run(isolation: Isolation) -> int:
+    """The exit code."""
     # A good second of imports, while the services start.
     threading.Thread(target=__import__, args=("anthropic",), daemon=True).start()
     began = time.monotonic()
-    try:
-        with Platform(Options(isolation=isolation)) as platform:
-            server = platform.serve_functions()
-            print(_opening(platform, server.url, time.monotonic() - began), flush=True)
-            shown = asyncio.run(show(platform))
-            if shown is None and server.stderr_tail():
-                print(f"\nWhat the functions said:\n{server.stderr_tail()}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("\nStopped; nothing is left running.", file=sys.stderr)
-        return 130
-    except (ServiceStartError, AdminError, FeedBroken, FeedRefused) as error:
-        print(f"The demo could not run: {error}", file=sys.stderr)
-        return 1
-    if shown is None:
-        return 1
-    print(f"{shown} Everything that was started has ended.")
-    return 0
+
+    def act(platform: Platform) -> str:
+        server = platform.serve_functions()
+        print(_opening(platform, server.url, time.monotonic() - began), flush=True)
+        try:
+            return asyncio.run(show(platform))
+        except NotShown as error:
+            raise NotShown(f"{error}{_said_by(server)}") from None
+
+    return play(isolation, act)
+
+
+def _said_by(server: RunningService) -> str:
+    tail = server.stderr_tail()
+    return f"\nWhat the functions said:\n{tail}" if tail else ""
 
 
 def _opening(platform: Platform, functions: str, seconds: float) -> str:
@@ -76,8 +70,8 @@ def _opening(platform: Platform, functions: str, seconds: float) -> str:
     )
 
 
-async def show(platform: Platform) -> str | None:
-    """Run a session on the screen. What was shown, in a line, or None when something was off."""
+async def show(platform: Platform) -> str:
+    """Run a session on the screen. What was shown, in a line. Raises NotShown."""
     from infra.cli.session.command import Screen, open_client, watch
 
     screen = Screen()
@@ -97,10 +91,8 @@ async def show(platform: Platform) -> str | None:
             finish = Finish.LOST
     seconds = time.monotonic() - began
     evidence = await _look(platform, session.id)
-    for missing in evidence.missing:
-        screen.remark(f"✗ {missing}", Look.WRONG)
-    if finish is not Finish.DONE or evidence.missing:
-        return None
+    if evidence.missing or finish is not Finish.DONE:
+        raise NotShown("; ".join(evidence.missing) or "the turn did not end well")
     calls = evidence.claude_calls + evidence.tensorlake_calls
     return (
         f"Shown: {evidence.webhooks} webhook(s) woke the functions, which gave the session the sandbox "
@@ -136,7 +128,3 @@ async def _look(platform: Platform, session_id: str) -> Evidence:
 def _total(counts: Mapping[str, Any]) -> int:
     """Calls of the service's own API: not the admin's."""
     return sum(int(count) for route, count in counts.items() if "_admin" not in route)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

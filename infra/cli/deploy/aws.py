@@ -1,40 +1,35 @@
-"""What `make deploy-aws` and `make undeploy-aws` call: `python -m infra.cli.deploy.aws deploy|undeploy`. DRY_RUN=1 only
-prints."""
+"""`deploy aws` and `undeploy aws`."""
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from infra.aws import package, plan
 from infra.aws.stack import Aws, NotDeployed
 from infra.cli import environ
-from infra.local import dotenv
-from shared.errors import HandsError, SettingsError
+from shared.errors import HandsError
 
+Action = Literal["deploy", "undeploy"]
 _NEXT = """
 Next: in the Claude Console, create a webhook to the address above for "Session lifecycle: Run started" (and Terminated,
 Archived, Deleted). {signing}"""
 
 
-def main(arguments: list[str], variables: Mapping[str, str]) -> int:
-    """0 done, 1 AWS did not do it, 2 not configured."""
+def run(action: Action, variables: Mapping[str, str], *, dry_run: bool) -> int:
+    """Do it; 0 done, 1 AWS did not do it. Raises SettingsError."""
     try:
-        if arguments == ["deploy"]:
-            return deploy(_loaded(variables), dry_run=_flag(variables))
-        if arguments == ["undeploy"]:
-            return undeploy(_with_files(variables), dry_run=_flag(variables))
-        print("usage: python -m infra.cli.deploy.aws deploy|undeploy", file=sys.stderr)
-        return 2
+        if action == "deploy":
+            return deploy(_loaded(variables), dry_run=dry_run)
+        return undeploy(environ.with_files(variables), dry_run=dry_run)
     except NotDeployed as error:
         print(error, file=sys.stderr)
         return 1
-    except HandsError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except HandsError:
+        raise
     except Exception as error:
         text = _in_plain_words(error)
         if text is None:
@@ -88,25 +83,7 @@ def undeploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
 
 
 def _loaded(variables: Mapping[str, str]) -> Mapping[str, str]:
-    loaded = environ.load(variables)
-    if loaded.offline is not None:
-        raise SettingsError("The offline platform cannot be reached from AWS: fill in .env with your own keys.")
-    return loaded.environ
-
-
-def _with_files(variables: Mapping[str, str]) -> Mapping[str, str]:
-    """As `environ.load` has them, for a command that needs neither keys nor services."""
-    merged = dict(variables)
-    try:
-        for name in (".env", ".env.local"):
-            merged.update(dotenv.read(environ.CHECKOUT / name))
-    except dotenv.DotenvError as error:
-        raise SettingsError(str(error)) from None
-    return merged
-
-
-def _flag(variables: Mapping[str, str]) -> bool:
-    return variables.get("DRY_RUN", "").strip().lower() in ("1", "true", "yes", "on")
+    return environ.load_for_cloud(variables, "AWS")
 
 
 def _aws(region: str) -> Aws:
@@ -134,7 +111,3 @@ def _in_plain_words(error: Exception) -> str | None:
         case exceptions.BotoCoreError():
             return f"AWS: {error}"
     return None
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))

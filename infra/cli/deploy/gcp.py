@@ -1,11 +1,7 @@
-"""`python -m infra.cli.deploy.gcp deploy|undeploy`: what `make deploy-gcp` and `make undeploy-gcp` call.
-
-DRY_RUN=1 prints every gcloud call as a shell would take it, and calls nothing.
-"""
+"""`deploy gcp` and `undeploy gcp`. A dry run prints every gcloud call as a shell would take it, and calls nothing."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -13,12 +9,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from infra.cli import environ
 from infra.gcp import plan, source
 from shared.errors import HandsError, SettingsError
 
+Action = Literal["deploy", "undeploy"]
 _ABSENT: Final = ("NOT_FOUND", "not found", "Cannot find", "could not be found", "or it may not exist")
 _STAGED: Final = "STAGED_SOURCE"
 _SETTLING: Final = (5.0, 15.0)
@@ -79,21 +76,15 @@ class Gcloud:
         return done.stdout
 
 
-def main(arguments: list[str], variables: Mapping[str, str]) -> int:
-    """0 done, 1 Google did not do it, 2 not configured."""
+def run(action: Action, variables: Mapping[str, str], *, dry_run: bool) -> int:
+    """Do it; 0 done, 1 Google did not do it. Raises SettingsError."""
     try:
-        if arguments == ["deploy"]:
-            return deploy(_loaded(variables), dry_run=_flag(variables))
-        if arguments == ["undeploy"]:
-            return undeploy(_loaded(variables), dry_run=_flag(variables))
-        print("usage: python -m infra.cli.deploy.gcp deploy|undeploy", file=sys.stderr)
-        return 2
+        if action == "deploy":
+            return deploy(_loaded(variables), dry_run=dry_run)
+        return undeploy(_loaded(variables), dry_run=dry_run)
     except NotDeployed as error:
         print(error, file=sys.stderr)
         return 1
-    except HandsError as error:
-        print(error, file=sys.stderr)
-        return 2
 
 
 def deploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
@@ -187,21 +178,8 @@ def _failure(argv: plan.Argv, text: str) -> NotDeployed:
 
 
 def _loaded(variables: Mapping[str, str]) -> Mapping[str, str]:
-    loaded = environ.load(variables)
-    if loaded.offline is not None:
-        raise SettingsError(
-            "The offline platform cannot be reached from Google Cloud: fill in .env with your own keys."
-        )
-    return loaded.environ
-
-
-def _flag(variables: Mapping[str, str]) -> bool:
-    return variables.get("DRY_RUN", "").strip().lower() in ("1", "true", "yes", "on")
+    return environ.load_for_cloud(variables, "Google Cloud")
 
 
 def _print(text: str) -> None:
     print(text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))

@@ -1,4 +1,4 @@
-"""Every code that doctor may print. A code keeps its meaning for ever; one that is given up is never used again.
+"""Every code that doctor may print. A code keeps its meaning indefinitely; one that is given up is never used again.
 
 The README's symptom table has a line for each, word for word (tests/infra/cli/doctor/test_catalogue.py).
 """
@@ -55,7 +55,7 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
     "HANDS102": Entry(
         "a key is in the wrong variable",
         "keys were swapped or pasted twice; the wrong service would be sent a secret",
-        "put each key where it belongs, and replace one that a stranger has seen",
+        "put each key where it belongs, and replace one that somebody else has seen",
     ),
     "HANDS103": Entry(
         "`TENSORLAKE_API_URL` is a trap",
@@ -114,7 +114,7 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
     ),
     "HANDS302": Entry(
         "an item is stranded",
-        "it was acked and its worker never beat; its session waits for ever",
+        "it was acked and its worker never beat; its session waits indefinitely",
         "`make tick`; what that reports as `needs_interrupt` is for `make repair`",
     ),
     "HANDS303": Entry(

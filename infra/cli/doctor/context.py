@@ -1,4 +1,4 @@
-"""What all checks stand on: the settings, the clients, and what kind of place this is."""
+"""What all checks are given: the settings, the clients, and what kind of place this is."""
 
 from __future__ import annotations
 

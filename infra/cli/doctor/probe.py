@@ -165,7 +165,7 @@ def _say_worker(heard: _Heard, context: DoctorContext, about: str, say: Say) -> 
     if status == wire.Exit.REFUSED:
         say(ok("HANDS603", f"{took}, and the API refused its made-up credential as it should"))
     elif status in _AS_DOCUMENTED:
-        say(warning("HANDS603", f"{took}, but the API did not answer it as it answers a stranger{detail}"))
+        say(warning("HANDS603", f"{took}, but the API did not answer it as it answers a caller without a key{detail}"))
     elif status is None:
         say(warning("HANDS603", f"{took}, but it did not end in time"))
     else:

@@ -133,7 +133,7 @@ async def _check_items(
     else:
         part = "" if items.all_live_seen else " among those that were listed"
         say(ok("HANDS302", f"{about}no item is stranded{part}"))
-    await _say_strangers(context, environment, stats, list(items.live.values()), now, say)
+    await _say_other_pollers(context, environment, stats, list(items.live.values()), now, say)
 
 
 def _say_depth(
@@ -152,7 +152,7 @@ def _say_depth(
         say(ok("HANDS301", seen))
 
 
-async def _say_strangers(
+async def _say_other_pollers(
     context: DoctorContext,
     environment: Environment,
     stats: BetaSelfHostedWorkQueueStats,
@@ -160,7 +160,7 @@ async def _say_strangers(
     now: datetime,
     say: Say,
 ) -> None:
-    """The statistics count pollers and name none (contract claude 3.2), so a stranger shows by what he serves: an
+    """The statistics count pollers and name none (contract claude 3.2), so another poller shows by what it serves: an
     item whose worker beats, and whose session has no sandbox of ours in this project."""
     about = context.about(environment)
     polling = stats.workers_polling

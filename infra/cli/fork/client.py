@@ -37,7 +37,7 @@ from shared.settings import Settings
 _LONGEST_SILENCE: Final = 1_200.0
 _CONNECT_SECONDS: Final = 10.0
 _LONGEST_LINE: Final = 64 * 1024 * 1024
-_COURSE_OF_THINGS: Final = (
+_NOT_THE_ASKERS_FAULT: Final = (
     "source_not_found", "source_not_ready", "setup_failed", "service_unclear", "try_again", "internal", "hung_up",
     "timeout",
 )  # fmt: skip
@@ -51,7 +51,7 @@ class NotServed(HandsError):
         self.asked_wrongly = asked_wrongly
 
 
-class LedgerHost(TensorlakeSandboxes):
+class RecordingHost(TensorlakeSandboxes):
     """The sandboxes, with a list of what was made here and what of it has ended: a race that is cancelled reports
     nothing, and its caller wants to know."""
 
@@ -105,10 +105,10 @@ class LedgerHost(TensorlakeSandboxes):
         return outcome
 
 
-async def race_here(request: RaceRequest, settings: Settings, ledger: LedgerHost, tell: events.OnEvent) -> None:
+async def race_here(request: RaceRequest, settings: Settings, host: RecordingHost, tell: events.OnEvent) -> None:
     """Raises RaceError, SettingsError, SecretUnavailable. Cancelled, it ends what it made first."""
     service = Service(settings)
-    service.host = ledger
+    service.host = host
     try:
         await service.race(request, on_event=tell)
     finally:
@@ -178,4 +178,4 @@ def _refusal(status: int, body: bytes) -> NotServed:
 
 def is_askers_fault(kind: str) -> bool:
     """Whether an error of this type is about what was asked or configured, and not about how the race went."""
-    return kind not in _COURSE_OF_THINGS
+    return kind not in _NOT_THE_ASKERS_FAULT

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from infra.cli.environ import Loaded
 from infra.cli.fork import page
-from infra.cli.fork.client import LedgerHost, NotServed, is_askers_fault, race_here, race_there
+from infra.cli.fork.client import NotServed, RecordingHost, is_askers_fault, race_here, race_there
 from infra.cli.fork.display import RaceDisplay, conclusion, one_line, plain, summary
 from infra.cli.fork.request import BadInput
 from infra.cli.session.render import Line, Look
@@ -59,14 +59,14 @@ class RaceConsole:
     """Who looks on: a row a branch on a terminal, a line an event in a pipe."""
 
     console: Console
-    view: RaceDisplay = field(default_factory=RaceDisplay)
+    display: RaceDisplay = field(default_factory=RaceDisplay)
 
     @property
     def is_live(self) -> bool:
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def tell(self, event: events.Event) -> None:
-        lines = self.view.tell(event)
+        lines = self.display.tell(event)
         if not self.is_live:
             for line in lines:
                 self.say(line)
@@ -81,27 +81,27 @@ class RaceConsole:
             yield lambda: None
             return
         shown = Live(
-            get_renderable=self.view.live, console=self.console, refresh_per_second=_LOOKS_A_SECOND, transient=True
+            get_renderable=self.display.live, console=self.console, refresh_per_second=_LOOKS_A_SECOND, transient=True
         )
         with shown:
             yield shown.stop
 
 
-async def run(loaded: Loaded, request: RaceRequest, options: Options, stand: RaceConsole | None = None) -> int:
+async def run(loaded: Loaded, request: RaceRequest, options: Options, console: RaceConsole | None = None) -> int:
     """Runs the race and shows it; the exit code. Raises SettingsError, SecretUnavailable, BadInput."""
     if options.page is not None:
         _check_page(options.page)
-    stand = stand or RaceConsole(console_for_people(on_error=options.as_json))
-    ledger: LedgerHost | None = None
+    console = console or RaceConsole(console_for_people(on_error=options.as_json))
+    host: RecordingHost | None = None
     if options.url:
         token = Secret("FUNCTIONS_TOKEN", loaded.need("FUNCTIONS_TOKEN", "the token that the served functions know"))
-        course = race_there(request, options.url, token, stand.tell)
+        race = race_there(request, options.url, token, console.tell)
     else:
         settings = Settings.from_environ(loaded.environ)
-        ledger = LedgerHost(settings)
-        course = race_here(request, settings, ledger, stand.tell)
+        host = RecordingHost(settings)
+        race = race_here(request, settings, host, console.tell)
     try:
-        finished = await _watch(course, stand)
+        finished = await _watch(race, console)
     except NotServed as error:
         return _not_run(str(error), EXIT_BAD_INPUT if error.asked_wrongly else EXIT_NOT_WON)
     except RaceError as error:
@@ -109,37 +109,37 @@ async def run(loaded: Loaded, request: RaceRequest, options: Options, stand: Rac
     except HandsError as error:
         return _not_run(str(error), EXIT_BAD_INPUT)
     if not finished:
-        _account(stand.view, ledger)
+        _account(console.display, host)
         return EXIT_INTERRUPTED
-    return _conclude(request, options, stand)
+    return _conclude(request, options, console)
 
 
-async def _watch(course: Coroutine[Any, Any, None], stand: RaceConsole) -> bool:
+async def _watch(race: Coroutine[Any, Any, None], console: RaceConsole) -> bool:
     """Whether the race was left to its end."""
     asked, leave = asyncio.Event(), asyncio.Event()
-    race = asyncio.create_task(course)
+    task = asyncio.create_task(race)
 
     def interrupt() -> None:
         if asked.is_set():
             leave.set()
             return
         asked.set()
-        stand.view.doing = "stopping: ending what the race made (ctrl-C again leaves at once)"
-        race.cancel()
-        if not stand.is_live:
+        console.display.doing = "stopping: ending what the race made (ctrl-C again leaves at once)"
+        task.cancel()
+        if not console.is_live:
             _remark("stopping: ending what the race made; ctrl-C again leaves at once")
 
-    with _on_signals(interrupt), stand.open() as hide:
+    with _on_signals(interrupt), console.open() as hide:
         leaving = asyncio.create_task(leave.wait())
-        await asyncio.wait({race, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not race.done():
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             hide()
-            _leave(stand.view)
+            _leave(console.display)
         leaving.cancel()
         await asyncio.wait({leaving})
-    if race.cancelled():
+    if task.cancelled():
         return False
-    race.result()
+    task.result()
     return True
 
 
@@ -155,10 +155,10 @@ def _on_signals(act: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _leave(view: RaceDisplay) -> None:
+def _leave(display: RaceDisplay) -> None:
     """Ends this process where it stands: an orderly end would wait for the very reaping that is not waited for."""
     _remark(
-        f"left race {view.race_id or '(not begun)'} in the middle of its end. The reconciler ends the rest once its "
+        f"left race {display.race_id or '(not begun)'} in the middle of its end. The reconciler ends the rest once its "
         "dead-man time has passed: any tick does it (make tick, make serve)."
     )
     sys.stdout.flush()
@@ -166,22 +166,22 @@ def _leave(view: RaceDisplay) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
-def _account(view: RaceDisplay, ledger: LedgerHost | None) -> None:
+def _account(display: RaceDisplay, host: RecordingHost | None) -> None:
     """What became of what a cancelled race had made."""
-    if not view.race_id and (ledger is None or not ledger.ended):
+    if not display.race_id and (host is None or not host.ended):
         _remark("stopped before the race began")
-    elif ledger is None:
-        _remark(f"hung up: the functions cancel race {view.race_id} and end what it made")
+    elif host is None:
+        _remark(f"hung up: the functions cancel race {display.race_id} and end what it made")
     else:
-        ended = ", ".join(map(one_line, ledger.ended)) or "nothing had been made"
-        _remark(f"race {view.race_id} was cancelled. Ended: {ended}")
-        if ledger.living:
-            left = ", ".join(map(one_line, ledger.living))
+        ended = ", ".join(map(one_line, host.ended)) or "nothing had been made"
+        _remark(f"race {display.race_id} was cancelled. Ended: {ended}")
+        if host.living:
+            left = ", ".join(map(one_line, host.living))
             _remark(f"not known to have ended, and left to the reconciler: {left}", Look.WRONG)
 
 
-def _conclude(request: RaceRequest, options: Options, stand: RaceConsole) -> int:
-    report, failed = stand.view.report, stand.view.failed
+def _conclude(request: RaceRequest, options: Options, console: RaceConsole) -> int:
+    report, failed = console.display.report, console.display.failed
     if failed is not None:
         return _not_run(failed.message, EXIT_BAD_INPUT if is_askers_fault(failed.type) else EXIT_NOT_WON)
     if report is None:
@@ -189,9 +189,9 @@ def _conclude(request: RaceRequest, options: Options, stand: RaceConsole) -> int
     if options.as_json:
         print(_json(report))
     else:
-        stand.console.print(summary(report, higher_is_better=request.higher_is_better))
+        console.console.print(summary(report, higher_is_better=request.higher_is_better))
         for line in conclusion(report):
-            stand.say(line)
+            console.say(line)
     if options.page is not None:
         try:
             options.page.write_text(page.render(report, request), encoding="utf-8", errors="replace")

@@ -22,6 +22,7 @@ from infra.aws import package, plan
 from infra.aws.package import Built
 from infra.aws.stack import Aws, NotDeployed
 from infra.cli.deploy import aws as command
+from shared.errors import SettingsError
 from shared.settings import Settings
 from tests.infra.aws import moto_types
 
@@ -275,17 +276,17 @@ def test_a_deletion_that_fails_or_never_begins_is_said() -> None:
 
 @pytest.mark.usefixtures("aws")
 def test_removing_needs_a_region_and_the_stacks_name_and_no_key(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("infra.cli.environ.CHECKOUT", tmp_path)
     (tmp_path / ".env").write_text("AWS_STACK=mine\n", encoding="utf-8")
     assert deploy(AWS_STACK="mine") == 0
-    assert command.main(["undeploy"], {"AWS_REGION": REGION, "DRY_RUN": "1"}) == 0
+    assert command.run("undeploy", {"AWS_REGION": REGION}, dry_run=True) == 0
     assert len(client("lambda").list_functions()["Functions"]) == 3
-    assert command.main(["undeploy"], {"AWS_REGION": REGION}) == 0
+    assert command.run("undeploy", {"AWS_REGION": REGION}, dry_run=False) == 0
     assert client("lambda").list_functions()["Functions"] == []
-    assert command.main(["undeploy"], {}) == 2
-    assert "AWS_REGION" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="AWS_REGION"):
+        command.run("undeploy", {}, dry_run=False)
 
 
 @pytest.mark.usefixtures("aws")
@@ -333,11 +334,11 @@ def test_a_dry_run_calls_nothing_and_shows_no_secret(
     ],
 )
 def test_what_cannot_be_deployed_is_said_before_anything_is_called(
-    extra: Mapping[str, str], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    extra: Mapping[str, str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "_loaded", lambda variables: variables)
-    assert command.main(["deploy"], {**ENVIRON, **extra, "DRY_RUN": "1"}) == 2
-    assert named in capsys.readouterr().err
+    with pytest.raises(SettingsError, match=named):
+        command.run("deploy", {**ENVIRON, **extra}, dry_run=True)
 
 
 def test_missing_credentials_are_said_in_plain_words(
@@ -349,5 +350,5 @@ def test_missing_credentials_are_said_in_plain_words(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setattr(command, "_loaded", lambda variables: variables)
-    assert command.main(["deploy"], ENVIRON) == 1
+    assert command.run("deploy", ENVIRON, dry_run=False) == 1
     assert "No AWS credentials" in capsys.readouterr().err

@@ -276,6 +276,35 @@ def test_serve_on_a_taken_port_says_so(desk: Desk) -> None:
     assert f"port {port} is in use" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--port", "99999"), "there is no port 99999"),
+        (("--port", "-1"), "there is no port -1"),
+        (("--port", "0", "--host", "192.0.2.1"), "192.0.2.1 is no address of this machine"),
+        (("--port", "0", "--host", "not a host"), "'not a host' is no address and no known host name"),
+    ],
+)
+def test_serve_says_in_one_line_why_it_cannot_listen(desk: Desk, args: tuple[str, ...], says: str) -> None:
+    done = desk.run("serve", *args, FUNCTIONS_TOKEN="a-token-that-is-long-enough")
+    assert done.returncode == 2
+    assert done.stderr.startswith(says) and len(done.stderr.splitlines()) == 1
+
+
+def test_serve_answers_at_an_ipv6_address(desk: Desk) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+        port = probe.getsockname()[1]
+    with desk.start("serve", "--host", "::1", "--port", str(port)) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "webhook" in line)
+        answer = httpx2.get(f"http://[::1]:{port}/healthz", trust_env=False)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert f"http://[::1]:{port}/ " in line
+    assert answer.json() == {"ok": True}
+    assert process.returncode == 0
+
+
 def test_serve_finds_what_was_queued_before_it_began(unserved: Desk) -> None:
     with unserved.start("session", "$ echo found") as session:
         until(session, "→ bash")

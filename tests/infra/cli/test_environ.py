@@ -12,7 +12,12 @@ from infra.cli.environ import NoServices, load
 from infra.local import discovery
 from shared.errors import SettingsError
 
-OFFLINE = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:1", "ANTHROPIC_API_KEY": "offline", "TENSORLAKE_API_KEY": "offline"}
+OFFLINE = {
+    "ANTHROPIC_BASE_URL": "http://127.0.0.1:1",
+    "TENSORLAKE_API_URL": "http://127.0.0.1:2",
+    "ANTHROPIC_API_KEY": "offline",
+    "TENSORLAKE_API_KEY": "offline",
+}
 
 
 @pytest.fixture
@@ -110,3 +115,18 @@ def test_applying_takes_away_what_must_not_stay(tmp_path: Path, offline: Path) -
     process = {"ANTHROPIC_AUTH_TOKEN": "real", "HOME": "/h"}
     environ.apply(load(process, tmp_path), process)
     assert process == {"HOME": "/h", **OFFLINE}
+
+
+def test_exported_variables_of_a_running_platform_mean_that_platform(tmp_path: Path) -> None:
+    with discovery.announced(tmp_path, {**OFFLINE, "TOKEN": "of the console"}) as file:
+        loaded = load({**OFFLINE, "ANTHROPIC_BASE_URL": "http://127.0.0.1:1/", "HOME": "/h"}, tmp_path)
+        assert loaded.offline == file and loaded.where == "the offline platform (offline.env)"
+        assert loaded.environ["TOKEN"] == "of the console" and loaded.environ["HOME"] == "/h"
+        elsewhere = load({**OFFLINE, "ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}, tmp_path)
+        assert elsewhere.offline is None
+        assert elsewhere.where == "the services at http://127.0.0.1:9 and http://127.0.0.1:2"
+    assert load(OFFLINE, tmp_path).offline is None
+
+
+def test_only_keys_without_addresses_are_called_the_real_services(tmp_path: Path, offline: Path) -> None:
+    assert load({"ANTHROPIC_API_KEY": "k", "TENSORLAKE_API_KEY": "k"}, tmp_path).where == "the real services"

@@ -267,7 +267,7 @@ def test_a_service_that_dies_ends_up_with_an_error(checkout: Path) -> None:
 
 def test_the_demo_shows_a_session_from_start_to_end_and_leaves_nothing(checkout: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "infra.cli.demos.session"],
+        [sys.executable, "-m", "infra.cli", "demo", "session"],
         cwd=checkout,
         env={**os.environ, "ANTHROPIC_API_KEY": "sk-ant-not-used", "ENVIRONMENTS_FILE": "/nowhere", "NO_COLOR": "1"},
         capture_output=True,

@@ -20,7 +20,7 @@ SESSION = "sesn_0a1B2c3D"
 def test_the_session_goes_on_with_the_fix_that_won(tmp_path: Path) -> None:
     page = tmp_path / "race.html"
     done = subprocess.run(
-        [sys.executable, "-m", "infra.cli.demos.race", "--report", str(page)],
+        [sys.executable, "-m", "infra.cli", "demo", "race", "--report", str(page)],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
         capture_output=True,

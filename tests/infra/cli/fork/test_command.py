@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from infra.cli.__main__ import app
 from infra.cli.environ import Loaded
-from infra.cli.fork.client import LedgerHost
+from infra.cli.fork.client import RecordingHost
 from infra.cli.fork.command import Options, RaceConsole, run
 from infra.cli.fork.request import BadInput, Flags, read_request
 from shared import names
@@ -241,7 +241,7 @@ def test_the_ledger_knows_what_a_lost_answer_may_have_made(place: Place) -> None
         place.world.tensorlake_admin.call("POST", "faults", rule)
 
     async def scene() -> None:
-        ledger = LedgerHost(place.adjusted(**PATIENT).settings)
+        ledger = RecordingHost(place.adjusted(**PATIENT).settings)
         names = [f"{prefix_of(place)}lost-{number}" for number in range(2)]
         try:
             for name, action in zip(names, ("drop_after", "drop_before"), strict=True):
@@ -314,14 +314,14 @@ def test_ctrl_c_hangs_up_and_the_functions_end_the_race(capsys: pytest.CaptureFi
 
         def tell(self, event: events.Event) -> None:
             super().tell(event)
-            if [row.state for row in self.view.rows.values()] == ["running"] * 2:
+            if [row.state for row in self.display.rows.values()] == ["running"] * 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
     with offered(host) as url:
         stand = Impatient(Console(file=io.StringIO()))
         assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, Options(url=url), stand) == 130
         until(lambda: host.alive() == [source] and not host.snapshots, 20, "the race went on")
-    assert f"hung up: the functions cancel race {stand.view.race_id}" in capsys.readouterr().err
+    assert f"hung up: the functions cancel race {stand.display.race_id}" in capsys.readouterr().err
 
 
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]

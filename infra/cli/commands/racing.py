@@ -1,0 +1,75 @@
+"""The command that races candidates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.cli.edge import edge, finish, load
+from infra.cli.options import SESSIONS, FunctionsUrl, command
+
+app = typer.Typer()
+
+
+@command(
+    app,
+    "fork",
+    SESSIONS,
+    "fork race.yaml --report race.html",
+    "fork --session sesn_01H2... --try 'a=sh a.sh' --try 'b=sh b.sh' --score 'sh bench.sh' --accept 0.9",
+)
+def fork(
+    file: Annotated[str, typer.Argument(envvar="HANDS_RACE_FILE", help="YAML or JSON; - is standard input")] = "",
+    session: Annotated[str | None, typer.Option(envvar="HANDS_SESSION", help="start from a session's files")] = None,
+    sandbox: Annotated[str | None, typer.Option(help="or from a sandbox, by id or name")] = None,
+    snapshot: Annotated[str | None, typer.Option(help="or from a snapshot")] = None,
+    image: Annotated[str | None, typer.Option(help="or from a registered image")] = None,
+    tries: Annotated[list[str] | None, typer.Option("--try", help="a branch, 'name=command'; repeat it")] = None,
+    score: Annotated[str | None, typer.Option(help="the last number that this command prints is a score")] = None,
+    lower: Annotated[bool, typer.Option("--lower", help="the lower score is the better one")] = False,
+    accept: Annotated[float | None, typer.Option(help="a score that ends the race")] = None,
+    min_score: Annotated[float | None, typer.Option(help="a worse score has failed")] = None,
+    setup: Annotated[str | None, typer.Option(help="runs once, before the checkpoint")] = None,
+    timeout: Annotated[float | None, typer.Option(help="of each branch, in seconds")] = None,
+    deadline: Annotated[float | None, typer.Option(help="of the whole race, in seconds")] = None,
+    parallel: Annotated[int | None, typer.Option(help="branches at once")] = None,
+    promote: Annotated[str | None, typer.Option(help="none, workspace, snapshot or keep")] = None,
+    on_conflict: Annotated[str | None, typer.Option(help="refuse, theirs or ours")] = None,
+    keep: Annotated[str | None, typer.Option(help="keep the winner's sandbox, as keep-NAME")] = None,
+    artifact: Annotated[list[str] | None, typer.Option(help="files to report, as a glob; repeat it")] = None,
+    environment: Annotated[str | None, typer.Option(help="which, where several are served")] = None,
+    dry_run: Annotated[bool, typer.Option(help="look at the source and begin nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the report alone on standard output")] = False,
+    report: Annotated[Path | None, typer.Option(help="write the report as a page of HTML")] = None,
+    url: FunctionsUrl = "",
+) -> None:
+    """Race candidates from one state and keep the best. Flags win over the file. Exit code 0 only with a winner."""
+    from infra.cli.fork.command import Options, run
+    from infra.cli.fork.request import Flags, read_request
+
+    flags = Flags(
+        session=session or None,
+        sandbox=sandbox,
+        snapshot=snapshot,
+        image=image,
+        environment=environment,
+        setup=setup,
+        tries=tries or (),
+        score=score,
+        lower=lower,
+        accept=accept,
+        min_score=min_score,
+        timeout=timeout,
+        deadline=deadline,
+        parallel=parallel,
+        promote=promote,
+        on_conflict=on_conflict,
+        keep=keep,
+        artifacts=artifact or (),
+        dry_run=dry_run,
+    )
+    with edge():
+        request = read_request(file, flags)
+        finish(run(load(served_elsewhere=bool(url.strip())), request, Options(url.strip(), as_json, report)))
