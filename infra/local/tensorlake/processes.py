@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from infra.local.tensorlake.errors import bad_request
 from infra.local.tensorlake.layers import AGENT_UID
 from infra.local.tensorlake.names import new_id
-from infra.local.tensorlake.records import Sandbox
+from infra.local.tensorlake.records import Resources, Sandbox
 
 STREAMS = {"stdout": ["stdout"], "stderr": ["stderr"], "output": ["stdout", "stderr"]}
 
@@ -82,7 +83,7 @@ def start_request(sandbox: Sandbox, body: dict[str, Any]) -> dict[str, Any]:
         "args": [box.shown_text(argument) for argument in asked.args],
         "shown_command": asked.command,
         "shown_args": asked.args,
-        "env": box.environment(asked.env),
+        "env": box.environment({**_processors(sandbox.resources), **asked.env}),
         "working_dir": box.shown_path(workdir),
         "stdin_mode": asked.stdin_mode,
         "stdout_mode": asked.stdout_mode,
@@ -97,6 +98,13 @@ def start_request(sandbox: Sandbox, body: dict[str, Any]) -> dict[str, Any]:
         if note not in sandbox.notes:
             sandbox.notes.append(note)
     return request
+
+
+def _processors(resources: Resources) -> dict[str, str]:
+    """How many processors programs are to count on: nproc reads the first (coreutils manual, nproc), Python's
+    os.cpu_count the second. Pinning would tell them the same, and make neighbours share one of several free ones."""
+    count = str(max(1, min(int(resources.cpus), os.cpu_count() or 1)))
+    return {"OMP_NUM_THREADS": count, "PYTHON_CPU_COUNT": count}
 
 
 def _managed(asked: StartRequest) -> dict[str, Any] | None:

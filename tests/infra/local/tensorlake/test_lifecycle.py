@@ -277,4 +277,5 @@ def test_the_sdk_sees_names_of_one_user_and_a_clean_environment(each_level: Stag
     sandbox = each_level.named()
     environment = out(sandbox, "env", env={"MINE": "1"}).splitlines()
     names = {line.partition("=")[0] for line in environment}
-    assert names - {"PWD", "SHLVL", "_", "WORKSPACE", "OLDPWD"} == {"PATH", "HOME", "LANG", "MINE"}
+    processors = {"OMP_NUM_THREADS", "PYTHON_CPU_COUNT"}
+    assert names - {"PWD", "SHLVL", "_", "WORKSPACE", "OLDPWD"} == {"PATH", "HOME", "LANG", "MINE", *processors}

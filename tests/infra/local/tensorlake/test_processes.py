@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import pytest
@@ -26,6 +27,13 @@ def test_a_run_has_its_own_environment_and_directory(each_level: Stage) -> None:
     sandbox.write_file("/workspace/sub/file.txt", b"x")
     assert out(sandbox, "echo $MINE; ls", env={"MINE": "yes"}, working_dir="/workspace/sub") == "yes\nfile.txt"
     assert out(sandbox, "echo ${MINE:-gone}") == "gone"
+
+
+def test_a_sandbox_counts_its_own_processors(stage: Stage) -> None:
+    count = "nproc; python3 -c 'import os; print(os.environ[\"PYTHON_CPU_COUNT\"])'"
+    assert out(stage.create(cpus=1.0), count).split() == ["1", "1"]
+    most = os.cpu_count() or 1
+    assert out(stage.create(cpus=most + 3.0), count).split() == [str(most)] * 2
 
 
 def test_a_run_over_its_time_is_killed_with_its_whole_tree(each_level: Stage) -> None:
