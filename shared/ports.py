@@ -10,11 +10,11 @@ No method raises for anything a service does; a bug raises. All times are second
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from shared.egress import EgressPolicy
 
@@ -256,6 +256,11 @@ class CommandOutput:
     timed_out: bool
 
 
+@dataclass(frozen=True, slots=True)
+class OutputEnded:
+    """The process has closed its output."""
+
+
 class SnapshotKind(StrEnum):
     """Contract tensorlake 6. One of memory goes on with its processes in every sandbox made from it, and keeps its
     image, resources and entrypoint: a spec that restores it names none of these."""
@@ -279,8 +284,12 @@ class SnapshotRecord:
     created_at: datetime | None
 
 
+LARGEST_OUTPUT: Final = 65_536
+
+
 class SandboxHost(Protocol):
-    """The sandboxes of one project (contract tensorlake). `sandbox_id` is always the service's own id."""
+    """The sandboxes of one project (contract tensorlake). `sandbox_id` is always the service's own id. No answer of a
+    sandbox is held beyond its limit in bytes, and of those without one the implementation bounds the size."""
 
     async def create(self, spec: SandboxSpec) -> CreateOutcome: ...
 
@@ -308,8 +317,17 @@ class SandboxHost(Protocol):
         """Every process with a name that the sandbox remembers, without its output."""
         ...
 
-    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
-        """The lines of standard output so far."""
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+    ) -> Sequence[str] | Absent | Doubtful:
+        """The first lines of standard output so far, of at most `limit` bytes on the wire."""
+        ...
+
+    def follow_output(
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+        """The lines of standard output from the first on, as they come. The last item is never a line: OutputEnded, or
+        why there are no more. `silence` is the longest pause in seconds; `limit` the bytes of all lines together."""
         ...
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful: ...
@@ -330,8 +348,10 @@ class SandboxHost(Protocol):
         user: str | None,
         working_dir: str | None,
         timeout: float,
+        limit: int = LARGEST_OUTPUT,
     ) -> CommandOutput | Absent | Refused | Doubtful:
-        """Run to the end. `timeout` kills the whole process tree; the call itself ends a little later."""
+        """Run to the end. `timeout` kills the whole process tree; the call itself ends a little later. Both outputs
+        together have at most `limit` bytes: what writes more is given up, and its end is not known (Doubtful)."""
         ...
 
     async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None: ...

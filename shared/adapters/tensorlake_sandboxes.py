@@ -14,15 +14,30 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
 
+import orjson
+
+from shared.adapters.sandbox_wire import (
+    NotReached,
+    Route,
+    SandboxWire,
+    TooLarge,
+    Unanswered,
+    outcome_of,
+)
 from shared.adapters.sdk_client import RetiredClients
+from shared.byte_budget import ByteBudget
 from shared.egress import EgressPolicy
 from shared.ports import (
+    LARGEST_OUTPUT,
     Absent,
     CommandOutput,
     Created,
@@ -31,6 +46,7 @@ from shared.ports import (
     FindOutcome,
     Listing,
     NameTaken,
+    OutputEnded,
     ProcessSpec,
     ProcessState,
     Refused,
@@ -44,12 +60,17 @@ from shared.ports import (
 from shared.secret import Secret
 
 if TYPE_CHECKING:
-    from tensorlake.sandbox import AsyncSandbox, AsyncSandboxClient
+    from tensorlake.sandbox import AsyncSandboxClient
 
 log = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 20.0
-MOST_HANDLES: Final = 256
+MOST_ROUTES: Final = 256
+BYTES_IN_FLIGHT: Final = 48 * 1024 * 1024
+_LARGEST_STATE: Final = 65_536
+_LARGEST_LIST: Final = 4 * 1024 * 1024
+_NOT_THERE: Final = (404, 502, 503, 504)
+_NEVER: Final = {"policy": "never"}
 _LONGEST_REASON: Final = 200
 _OVER: Final = (SandboxStatus.TERMINATED.value, SandboxStatus.FAILED.value)
 
@@ -65,8 +86,8 @@ class TensorlakeSandboxes:
         self._bind_seconds = bind_seconds
         self._client: tuple[str, AsyncSandboxClient] | None = None
         self._retired = RetiredClients()
-        self._routes: OrderedDict[str, tuple[str, str | None]] = OrderedDict()
-        self._handles: OrderedDict[str, AsyncSandbox] = OrderedDict()
+        self._routes: OrderedDict[str, Route] = OrderedDict()
+        self._wire = SandboxWire(api_key, ByteBudget(BYTES_IN_FLIGHT))
 
     async def create(self, spec: SandboxSpec) -> CreateOutcome:
         async def call() -> SandboxRecord:
@@ -84,7 +105,7 @@ class TensorlakeSandboxes:
                 deny_out=list(spec.egress.deny) or None,
                 request_timeout=self._bind_seconds,
             )
-            self._keep(handle.sandbox_id, handle)
+            handle.close()
             return SandboxRecord(handle.sandbox_id, spec.name, SandboxStatus.RUNNING, egress=spec.egress)
 
         outcome = await self._bounded(call, self._bind_seconds, describe=True)
@@ -136,10 +157,7 @@ class TensorlakeSandboxes:
         return await self._bounded(call, CALL_SECONDS, describe=True)
 
     async def touch(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
-        async def call() -> None:
-            await (await self._handle(sandbox_id)).health()
-
-        return await self._bounded(call, CALL_SECONDS)
+        return _effect(await self._call(sandbox_id, "GET", "/api/v1/health"))
 
     async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
         async def call() -> Listing[SandboxRecord]:
@@ -160,61 +178,55 @@ class TensorlakeSandboxes:
         return _known(await self._bounded(call, self._bind_seconds))
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
-        async def call() -> None:
-            from tensorlake.sandbox import RestartPolicy, RestartPolicyConfig
-
-            handle = await self._handle(sandbox_id)
-            await handle.start_process(
-                process.command,
-                list(process.args),
-                env=dict(process.env),
-                working_dir=process.working_dir,
-                user=process.user,
-                name=process.name,
-                restart=RestartPolicyConfig(policy=RestartPolicy.NEVER),
-            )
-
-        outcome = await self._bounded(call, CALL_SECONDS)
-        if outcome == Refused(409, "HTTP 409"):
-            return None  # the SDK sends a start again after a 502 to 504; names are unique, so this was the first one
-        return outcome
+        asked = _asked(process.command, process.args, process.env, process.working_dir, process.user)
+        asked |= {"name": process.name, "restart": _NEVER}
+        outcome = _effect(await self._call(sandbox_id, "POST", "/api/v1/processes", body=asked))
+        # Names are unique: a second start of one name finds the first.
+        return None if outcome == Refused(409, "HTTP 409") else outcome
 
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
-        async def call() -> list[ProcessState]:
-            handle = await self._handle(sandbox_id)
-            states = []
-            for info in await handle.list_processes():
-                if info.managed is not None and info.managed.name:
-                    states.append(_process_state(info.managed.name, info))
-            return states
+        outcome = await self._call(sandbox_id, "GET", "/api/v1/processes", limit=_LARGEST_LIST)
+        return _read(outcome, lambda answer: [row for each in answer["processes"] for row in _named_state(each)])
 
-        return _without_refusal(await self._bounded(call, CALL_SECONDS))
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+    ) -> Sequence[str] | Absent | Doubtful:
+        path = f"{_process(name)}/stdout"
+        outcome = await self._call(sandbox_id, "GET", path, limit=limit, cut=True)
+        return _first_lines(outcome) if isinstance(outcome, bytes) else _without_refusal(outcome)
 
-    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
-        async def call() -> list[str]:
-            handle = await self._handle(sandbox_id)
-            return list((await handle.get_stdout(name)).lines)
-
-        return _without_refusal(await self._bounded(call, CALL_SECONDS))
+    async def follow_output(
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+        left = limit
+        try:
+            route = await self._route(sandbox_id)
+            if not isinstance(route, Route):
+                yield _without_refusal(route)
+                return
+            path = f"{_process(name)}/stdout/follow"
+            stream = self._wire.events(route, "GET", path, silence=silence, limit=limit)
+            async with aclosing(stream) as frames:
+                async for frame in frames:
+                    if isinstance(line := frame.get("line"), str):
+                        left -= len(line.encode(errors="surrogatepass")) + 1
+                        if left < 0:
+                            raise TooLarge(limit)
+                        yield line
+        except Exception as error:  # the edge: whatever the wire raises is the stream's last word
+            yield _without_refusal(outcome_of(error))
+        else:
+            yield OutputEnded()
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
-        async def call() -> ProcessState:
-            handle = await self._handle(sandbox_id)
-            return _process_state(name, (await handle.get_process(name)).value)
-
-        return _without_refusal(await self._bounded(call, CALL_SECONDS))
+        outcome = await self._call(sandbox_id, "GET", _process(name), limit=_LARGEST_STATE)
+        return _read(outcome, lambda answer: _process_state(name, answer))
 
     async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
-        async def call() -> None:
-            await (await self._handle(sandbox_id)).kill_process(name)
-
-        return await self._bounded(call, CALL_SECONDS)
+        return _effect(await self._call(sandbox_id, "DELETE", _process(name)))
 
     async def signal(self, sandbox_id: str, name: str, number: int) -> Absent | Refused | Doubtful | None:
-        async def call() -> None:
-            await (await self._handle(sandbox_id)).send_signal(name, number)
-
-        return await self._bounded(call, CALL_SECONDS)
+        return _effect(await self._call(sandbox_id, "POST", f"{_process(name)}/signal", body={"signal": number}))
 
     async def run(
         self,
@@ -226,40 +238,30 @@ class TensorlakeSandboxes:
         user: str | None,
         working_dir: str | None,
         timeout: float,
+        limit: int = LARGEST_OUTPUT,
     ) -> CommandOutput | Absent | Refused | Doubtful:
-        async def call() -> CommandOutput:
-            # A handle of its own: the request time-out of a stream is its longest silence (contract tensorlake 3.1).
-            handle = await self._connect(sandbox_id, request_timeout=timeout + CALL_SECONDS)
-            try:
-                result = await handle.run(
-                    command, list(args), env=dict(env), working_dir=working_dir, timeout=timeout, user=user
-                )
-            finally:
-                handle.close()
-            return CommandOutput(result.exit_code, result.stdout, result.stderr, bool(result.timed_out))
-
-        return await self._bounded(call, timeout + CALL_SECONDS)
+        asked = {**_asked(command, args, env, working_dir, user), "timeout": timeout}
+        silence = timeout + CALL_SECONDS  # a program may say nothing until its end
+        return await self._routed(
+            sandbox_id, lambda route: self._wire.run(route, asked, silence=silence, limit=limit), silence
+        )
 
     async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None:
-        async def call() -> None:
-            await (await self._handle(sandbox_id)).write_file(path, data)
-
-        return await self._bounded(call, CALL_SECONDS)
+        return _effect(await self._call(sandbox_id, "PUT", "/api/v1/files", query={"path": path}, body=data))
 
     async def delete_file(self, sandbox_id: str, path: str) -> Absent | Refused | Doubtful | None:
-        async def call() -> None:
-            await (await self._handle(sandbox_id)).delete_file(path)
-
-        return await self._bounded(call, CALL_SECONDS)
+        return _effect(await self._call(sandbox_id, "DELETE", "/api/v1/files", query={"path": path}))
 
     async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
-        async def call() -> bytes:
-            return bytes((await (await self._handle(sandbox_id)).read_file(path)).value)
+        async def call(route: Route) -> bytes | Refused:
+            try:
+                return await self._wire.call(
+                    route, "GET", "/api/v1/files", query={"path": path}, seconds=CALL_SECONDS, limit=limit
+                )
+            except TooLarge:
+                return Refused(413, f"the file is larger than {limit} bytes")
 
-        outcome = await self._bounded(call, CALL_SECONDS)
-        if isinstance(outcome, bytes) and len(outcome) > limit:
-            return Refused(413, f"the file is larger than {limit} bytes")
-        return outcome
+        return await self._routed(sandbox_id, call, CALL_SECONDS)
 
     async def snapshot(
         self, sandbox_id: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
@@ -321,9 +323,7 @@ class TensorlakeSandboxes:
 
     async def aclose(self) -> None:
         await self._retired.aclose()
-        for handle in self._handles.values():
-            handle.close()
-        self._handles.clear()
+        await self._wire.aclose()
         if self._client is not None:
             client, self._client = self._client[1], None
             await client.close()
@@ -338,34 +338,79 @@ class TensorlakeSandboxes:
                     warnings.simplefilter("ignore", FutureWarning)  # "in preview": the only form with a plain GET
                     client = client_class(api_url=self._api_url, api_key=key, request_timeout=self._bind_seconds)
                 if self._client is not None:
-                    self._retired.add(partial(_close_all, self._client[1], list(self._handles.values())))
-                self._handles.clear()
+                    self._retired.add(self._client[1].close)
                 self._client = (key, client)
         return self._client[1]
 
-    async def _handle(self, sandbox_id: str) -> AsyncSandbox:
-        handle = self._handles.get(sandbox_id)
-        if handle is None:
-            handle = await self._connect(sandbox_id, request_timeout=CALL_SECONDS)
-            self._keep(sandbox_id, handle)
-        else:
-            self._handles.move_to_end(sandbox_id)
-        return handle
+    async def _call(
+        self,
+        sandbox_id: str,
+        method: str,
+        path: str,
+        *,
+        body: bytes | Mapping[str, Any] | None = None,
+        query: Mapping[str, str] | None = None,
+        limit: int = _LARGEST_STATE,
+        cut: bool = False,
+    ) -> bytes | Absent | Refused | Doubtful:
+        def call(route: Route) -> Awaitable[bytes]:
+            return self._wire.call(
+                route, method, path, body=body, query=query, seconds=CALL_SECONDS, limit=limit, cut=cut
+            )
 
-    async def _connect(self, sandbox_id: str, *, request_timeout: float) -> AsyncSandbox:
-        client = await self._lifecycle()
-        if sandbox_id not in self._routes:
-            self._record((await client.get(sandbox_id)).value)
+        return await self._routed(sandbox_id, call, CALL_SECONDS)
+
+    async def _routed(
+        self, sandbox_id: str, call: Callable[[Route], Awaitable[_T]], seconds: float
+    ) -> _T | Absent | Refused | Doubtful:
+        """A call to the sandbox itself. One that found nothing where the sandbox was known to be is made again where a
+        fresh look says that it is elsewhere: it cannot have had an effect."""
+        known = sandbox_id in self._routes
+        route = await self._route(sandbox_id)
+        if not isinstance(route, Route):
+            return route
+        outcome, elsewhere = await self._attempted(call, route, seconds)
+        if not (known and elsewhere):
+            return outcome
+        self._routes.pop(sandbox_id, None)
+        now = await self._route(sandbox_id)
+        if not isinstance(now, Route) or now == route:
+            return outcome
+        return (await self._attempted(call, now, seconds))[0]
+
+    @staticmethod
+    async def _attempted(
+        call: Callable[[Route], Awaitable[_T]], route: Route, seconds: float
+    ) -> tuple[_T | Absent | Refused | Doubtful, bool]:
+        """The outcome, and whether the sandbox may be at another address."""
+        try:
+            async with asyncio.timeout(seconds + 5.0):
+                return await call(route), False
+        except Exception as error:  # the edge: every exception of the wire becomes an outcome
+            elsewhere = isinstance(error, NotReached) or (isinstance(error, Unanswered) and error.status in _NOT_THERE)
+            return outcome_of(error), elsewhere
+
+    async def _route(self, sandbox_id: str) -> Route | Absent | Refused | Doubtful:
+        """Where the sandbox answers: what was last seen, else looked up."""
         route = self._routes.get(sandbox_id)
-        if route is None:
-            return await client.connect(sandbox_id, request_timeout=request_timeout)
-        url, hint = route
-        return await client.connect(sandbox_id, proxy_url=url, routing_hint=hint, request_timeout=request_timeout)
+        if route is not None:
+            return route
+        found = await self.find(sandbox_id)
+        match found:
+            case SandboxRecord():
+                route = self._routes.get(sandbox_id) or self._routes.get(found.id)
+                if route is None and (fallback := os.environ.get("TENSORLAKE_SANDBOX_PROXY_URL")):
+                    return Route(found.id, fallback, None)
+                over = found.status.value in _OVER
+                return route or (Absent() if over else Doubtful("the service names no address of the sandbox"))
+            case _:
+                return found
 
     def _record(self, info: Any) -> SandboxRecord:
         if info.sandbox_url:
-            self._routes[info.sandbox_id] = (info.sandbox_url, info.routing_hint)
-            while len(self._routes) > MOST_HANDLES:
+            self._routes[info.sandbox_id] = Route(info.sandbox_id, info.sandbox_url, info.routing_hint)
+            self._routes.move_to_end(info.sandbox_id)
+            while len(self._routes) > MOST_ROUTES:
                 self._routes.popitem(last=False)
         try:
             status = SandboxStatus(info.status.value)
@@ -379,13 +424,7 @@ class TensorlakeSandboxes:
         )
         return SandboxRecord(info.sandbox_id, info.name, status, info.created_at, egress, info.timeout_secs)
 
-    def _keep(self, sandbox_id: str, handle: AsyncSandbox) -> None:
-        self._handles[sandbox_id] = handle
-        while len(self._handles) > MOST_HANDLES:
-            self._handles.popitem(last=False)
-
     def _forget(self, sandbox_id: str) -> None:
-        self._handles.pop(sandbox_id, None)
         self._routes.pop(sandbox_id, None)
 
     async def _bounded(
@@ -398,7 +437,7 @@ class TensorlakeSandboxes:
         refused = isinstance(outcome, Refused) and outcome.status == 401
         if not (refused and used and await self._api_key.refused(used[0])):
             return outcome
-        await self._lifecycle()  # drops the handles that hold the old key
+        await self._lifecycle()  # drops the client that holds the old key
         return await self._tried(call, seconds, describe=describe)  # a refused call changed nothing
 
     async def _tried(
@@ -411,20 +450,71 @@ class TensorlakeSandboxes:
             return _outcome(error, describe=describe)
 
 
-async def _close_all(client: AsyncSandboxClient, handles: Sequence[AsyncSandbox]) -> None:
-    for handle in handles:
-        handle.close()
-    await client.close()
-
-
 def _client_class() -> Any:
     from tensorlake.sandbox import AsyncSandboxClient
 
     return AsyncSandboxClient
 
 
+def _asked(
+    command: str, args: Sequence[str], env: Mapping[str, str], working_dir: str | None, user: str | None
+) -> dict[str, Any]:
+    """Contract tensorlake 7.1: defaults are left out."""
+    asked = {"command": command, "args": list(args), "env": dict(env), "working_dir": working_dir, "user": user}
+    return {key: value for key, value in asked.items() if value}
+
+
+def _process(name: str) -> str:
+    return f"/api/v1/processes/{quote(name, safe='')}"
+
+
 def _process_state(name: str, info: Any) -> ProcessState:
-    return ProcessState(name=name, running=info.status.value == "running", exit_code=info.exit_code)
+    code = info["exit_code"] if isinstance(info.get("exit_code"), int) else None
+    return ProcessState(name=name, running=info["status"] == "running", exit_code=code)
+
+
+def _named_state(info: Any) -> Iterator[ProcessState]:
+    """None for a process without a name: nobody asks for it."""
+    managed = info.get("managed")
+    if isinstance(managed, dict) and isinstance(managed.get("name"), str) and managed["name"]:
+        yield _process_state(managed["name"], info)
+
+
+def _effect(outcome: bytes | Absent | Refused | Doubtful) -> Absent | Refused | Doubtful | None:
+    return None if isinstance(outcome, bytes) else outcome
+
+
+def _read(outcome: bytes | Absent | Refused | Doubtful, read: Callable[[Any], _T]) -> _T | Absent | Doubtful:
+    if not isinstance(outcome, bytes):
+        return _without_refusal(outcome)
+    try:
+        return read(orjson.loads(outcome))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Doubtful(f"the sandbox's answer cannot be read ({type(error).__name__})")
+
+
+_LINES: Final = re.compile(r'"lines"\s*:\s*\[\s*')
+_BETWEEN: Final = re.compile(r"\s*,\s*")
+
+
+def _first_lines(answer: bytes) -> list[str] | Doubtful:
+    """The lines of an answer that may have been cut anywhere."""
+    text = answer.decode(errors="replace")
+    found = _LINES.search(text)
+    if found is None:
+        return Doubtful("the sandbox's answer cannot be read (no lines)")
+    lines, place = [], found.end()
+    while text.startswith('"', place):
+        try:
+            line, place = json.JSONDecoder().raw_decode(text, place)
+        except ValueError:
+            break  # cut here
+        lines.append(line)
+        comma = _BETWEEN.match(text, place)
+        if comma is None:
+            break
+        place = comma.end()
+    return lines
 
 
 async def _readable(

@@ -16,6 +16,7 @@ from shared.races.shell import NotRun, SandboxShell
 
 MOST_FILES: Final = 100  # of one branch
 _SECONDS: Final = 30.0
+_LISTING: Final = 262_144  # bytes: of paths, sizes and reasons
 
 
 async def collect(
@@ -24,7 +25,7 @@ async def collect(
     """The files that fit the globs, by path, with at most `budget` bytes of content in all; and why there are none,
     or not all."""
     args = (json.dumps(list(globs)), str(budget), str(MOST_FILES))
-    printed = await shell.python(sandbox_id, _program(), args, _SECONDS)
+    printed = await shell.python(sandbox_id, _program(), args, _SECONDS, limit=budget * 4 // 3 + _LISTING)
     if isinstance(printed, NotRun):
         return (), f"artifacts: {printed.reason}"
     try:

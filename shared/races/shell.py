@@ -21,10 +21,11 @@ from typing import Final
 from image.session import programs
 from image.session.claim import WORKER_PYTHON
 from shared.deadline import Clock
-from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost
+from shared.ports import LARGEST_OUTPUT, Absent, CommandOutput, Doubtful, Refused, SandboxHost
 from shared.races.fields import File
 
-OUTPUT_BYTES: Final = 65_536
+OUTPUT_BYTES: Final = 65_536  # of each of a program's two outputs
+_BOTH_OUTPUTS: Final = 2 * OUTPUT_BYTES
 _SHORT_SECONDS: Final = 20.0
 _TEMPORARY: Final = "/tmp"
 
@@ -131,14 +132,21 @@ class SandboxShell:
         most = str(OUTPUT_BYTES)
         began = self.clock()
         outcome = await self._sweeping(
-            sandbox_id, "run_program.sh", (mark, _TEMPORARY, entrance, most, *argv), env=env, timeout=timeout
+            sandbox_id,
+            "run_program.sh",
+            (mark, _TEMPORARY, entrance, most, *argv),
+            env=env,
+            timeout=timeout,
+            limit=_BOTH_OUTPUTS,
         )
         seconds = self.clock() - began
         match outcome:
             case CommandOutput(exit_code=code) if not outcome.timed_out and (code >= 0 or seconds < timeout):
                 return Ran(code, outcome.stdout, outcome.stderr, timed_out=False, seconds=seconds)
             case CommandOutput(exit_code=code):  # an old daemon says signaled for timed out (contract tensorlake 7.3)
-                salvaged = await self._sweeping(sandbox_id, "salvage_output.sh", (mark, _TEMPORARY, most))
+                salvaged = await self._sweeping(
+                    sandbox_id, "salvage_output.sh", (mark, _TEMPORARY, most), limit=_BOTH_OUTPUTS
+                )
                 kept = salvaged if isinstance(salvaged, CommandOutput) else outcome
                 return Ran(code, kept.stdout, kept.stderr, timed_out=True, seconds=seconds)
             case _:
@@ -189,7 +197,7 @@ class SandboxShell:
 
     async def read(self, sandbox_id: str, path: str, limit: int) -> Contents | NotDone:
         """A file below `workdir` of at most `limit` bytes, read as the user."""
-        outcome = await self._sh(sandbox_id, programs.text("read_file.sh"), (path, str(limit)))
+        outcome = await self._sh(sandbox_id, programs.text("read_file.sh"), (path, str(limit)), limit=_as_base64(limit))
         if not isinstance(outcome, CommandOutput):
             return NotDone(f"the file could not be read: {why(outcome)}")
         if outcome.exit_code != 0 or outcome.timed_out:
@@ -218,10 +226,13 @@ class SandboxShell:
             case _:
                 return NotDone("its files could not be taken out of the working directory again")
 
-    async def python(self, sandbox_id: str, program: str, args: Sequence[str], timeout: float) -> Printed | NotRun:
-        """Runs a program of ours in the sandbox's Python, with `workdir` as its working directory."""
+    async def python(
+        self, sandbox_id: str, program: str, args: Sequence[str], timeout: float, limit: int = LARGEST_OUTPUT
+    ) -> Printed | NotRun:
+        """Runs a program of ours in the sandbox's Python, with `workdir` as its working directory. What it prints has
+        at most `limit` bytes."""
         text = programs.text("run_python.sh")
-        outcome = await self._sh(sandbox_id, text, (WORKER_PYTHON, program, *args), timeout=timeout)
+        outcome = await self._sh(sandbox_id, text, (WORKER_PYTHON, program, *args), timeout=timeout, limit=limit)
         match outcome:
             case CommandOutput(timed_out=True):
                 return NotRun(f"did not end within {timeout:g} s")
@@ -254,10 +265,11 @@ class SandboxShell:
         *,
         env: Mapping[str, str] | None = None,
         timeout: float = _SHORT_SECONDS,
+        limit: int = LARGEST_OUTPUT,
     ) -> CommandOutput | Absent | Refused | Doubtful:
         """A program that stands on sweep.sh."""
         text = programs.text("sweep.sh", program)
-        return await self._sh(sandbox_id, text, (self.user, self.workdir, *args), env=env, timeout=timeout)
+        return await self._sh(sandbox_id, text, (self.user, self.workdir, *args), env=env, timeout=timeout, limit=limit)
 
     async def _sh(
         self,
@@ -267,6 +279,7 @@ class SandboxShell:
         *,
         env: Mapping[str, str] | None = None,
         timeout: float = _SHORT_SECONDS,
+        limit: int = LARGEST_OUTPUT,
     ) -> CommandOutput | Absent | Refused | Doubtful:
         return await self.host.run(
             sandbox_id,
@@ -276,6 +289,7 @@ class SandboxShell:
             user=self.user,
             working_dir=self.workdir,
             timeout=timeout,
+            limit=limit,
         )
 
 
@@ -293,6 +307,11 @@ def why(outcome: Absent | Refused | Doubtful) -> str:
             return f"refused: {reason}"
         case Doubtful(reason=reason):
             return f"no clear answer: {reason}"
+
+
+def _as_base64(size: int) -> int:
+    """How long the output is that carries so many bytes: four for three, and a line break now and then."""
+    return size * 4 // 3 + size // 1024 + 64
 
 
 def _archive(files: Mapping[str, File]) -> bytes:

@@ -34,7 +34,8 @@ PART_BYTES: Final = 1024 * 1024  # contract tensorlake 8: the largest write that
 _TEMPORARY: Final = "/tmp"
 _AT_ONCE: Final = 4  # parts on their way
 _ATTEMPTS: Final = 3
-_LARGEST_ANSWER: Final = 64 * 1024 * 1024
+_LARGEST_ANSWER: Final = 16 * 1024 * 1024  # packed
+_LARGEST_UNPACKED: Final = 64 * 1024 * 1024
 _MOST_SHOWN: Final = 100
 
 _T = TypeVar("_T")
@@ -335,7 +336,7 @@ class _Site:
     def _unpacked(self, data: bytes) -> Any:
         try:
             whole = zlib.decompressobj()
-            text = whole.decompress(data, _LARGEST_ANSWER)
+            text = whole.decompress(data, _LARGEST_UNPACKED)
             if whole.unconsumed_tail:
                 raise PromotionRefused(f"{self._label}: its answer is too large")
             return json.loads(text)

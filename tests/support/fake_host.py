@@ -7,13 +7,14 @@ takes `latency` seconds, has its effect half-way, and meets the faults that `mee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, TypeVar
 
 from image.session import programs
 from shared.ports import (
+    LARGEST_OUTPUT,
     Absent,
     CommandOutput,
     Created,
@@ -22,6 +23,7 @@ from shared.ports import (
     FindOutcome,
     Listing,
     NameTaken,
+    OutputEnded,
     ProcessSpec,
     ProcessState,
     Refused,
@@ -208,8 +210,15 @@ class FakeHost:
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
         return Absent() if self._live(sandbox_id) is None else []
 
-    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+    ) -> Sequence[str] | Absent | Doubtful:
         return Absent()
+
+    async def follow_output(
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+        yield Absent()
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
         return Absent()
@@ -230,6 +239,7 @@ class FakeHost:
         user: str | None,
         working_dir: str | None,
         timeout: float,
+        limit: int = LARGEST_OUTPUT,
     ) -> CommandOutput | Absent | Refused | Doubtful:
         box = self._live(sandbox_id)
         if box is None:

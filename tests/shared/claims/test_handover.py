@@ -13,7 +13,7 @@ from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared.claims.handover import NotReady, Ready, hand_over
 from shared.deadline import Deadline
-from shared.ports import Doubtful, ProcessState, WorkItem
+from shared.ports import LARGEST_OUTPUT, Doubtful, ProcessState, WorkItem
 from tests.support.fake_host import FakeHost
 
 DIGEST = digest(build_archive())
@@ -37,7 +37,7 @@ class Told(FakeHost):
     async def start(self, sandbox_id: str, process: Any) -> None:
         return None
 
-    async def process_output(self, sandbox_id: str, name: str) -> list[str] | Doubtful:
+    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str] | Doubtful:
         return self._outputs.pop(0) if len(self._outputs) > 1 else self._outputs[0]
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState:

@@ -23,7 +23,9 @@ from tests.support.fake_host import FakeHost
 class Here(SandboxShell):
     """A shell whose sandbox is a folder of this machine."""
 
-    async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> Printed | NotRun:
+    async def python(
+        self, sandbox_id: str, program: str, args: object, timeout: float, limit: int = 0
+    ) -> Printed | NotRun:
         assert isinstance(args, tuple)
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", program, *args], cwd=self.workdir, capture_output=True, check=True
@@ -117,7 +119,9 @@ def test_long_answers_are_cut_into_lines(tmp_path: Path) -> None:
 )
 def test_an_answer_that_makes_no_sense_costs_the_artifacts_alone(printed: str) -> None:
     class Odd(SandboxShell):
-        async def python(self, sandbox_id: str, program: str, args: object, timeout: float) -> Printed | NotRun:
+        async def python(
+            self, sandbox_id: str, program: str, args: object, timeout: float, limit: int = 0
+        ) -> Printed | NotRun:
             return Printed(printed)
 
     found = artifacts.collect(["*"], shell=Odd(FakeHost(), "agent", "/"), sandbox_id="any", budget=1)

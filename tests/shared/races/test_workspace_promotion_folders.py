@@ -23,7 +23,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from image.session.programs import workspace_tree
-from shared.ports import Absent, CommandOutput, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxStatus
+from shared.ports import (
+    LARGEST_OUTPUT,
+    Absent,
+    CommandOutput,
+    Doubtful,
+    Refused,
+    SandboxHost,
+    SandboxRecord,
+    SandboxStatus,
+)
 from shared.races import workspace_promotion
 from shared.races.shell import SandboxShell
 from shared.races.workspace_promotion import (
@@ -64,6 +73,7 @@ class Folders:
         user: str | None,
         working_dir: str | None,
         timeout: float,
+        limit: int = LARGEST_OUTPUT,
     ) -> CommandOutput | Doubtful:
         operation = args[6]
         self.scratches.add(args[5])

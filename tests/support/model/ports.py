@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from shared.ports import (
+    LARGEST_OUTPUT,
     Absent,
     AckOutcome,
     CommandOutput,
@@ -20,6 +21,7 @@ from shared.ports import (
     Listing,
     NameTaken,
     OpenCalls,
+    OutputEnded,
     PollOutcome,
     ProcessSpec,
     ProcessState,
@@ -247,7 +249,9 @@ class ModelHost:
         )
         return outcome
 
-    async def process_output(self, sandbox_id: str, name: str) -> Sequence[str] | Absent | Doubtful:
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+    ) -> Sequence[str] | Absent | Doubtful:
         outcome: Sequence[str] | Absent | Doubtful = _not_refused(
             await self._inside(
                 "process_output",
@@ -256,6 +260,24 @@ class ModelHost:
             )
         )
         return outcome
+
+    async def follow_output(
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+        seen = 0
+        while True:
+            lines = await self.process_output(sandbox_id, name)
+            if isinstance(lines, Absent | Doubtful):
+                yield lines
+                return
+            for line in lines[seen:]:
+                yield line
+            seen = len(lines)
+            state = await self.process_state(sandbox_id, name)
+            if not isinstance(state, ProcessState) or not state.running:
+                yield state if isinstance(state, Absent | Doubtful) else OutputEnded()
+                return
+            await asyncio.sleep(0.05)
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
         outcome: ProcessState | Absent | Doubtful = _not_refused(
@@ -316,6 +338,7 @@ class ModelHost:
         user: str | None,
         working_dir: str | None,
         timeout: float,
+        limit: int = LARGEST_OUTPUT,
     ) -> CommandOutput | Absent | Refused | Doubtful:
         return Refused(501, "the model runs no commands")
 

@@ -1,0 +1,66 @@
+"""How many bytes of other people's answers this process holds at once.
+
+Each call bounds its own answer; together they are bounded here. An answer grows as it is read, and one that finds the
+budget used up is given up: a wait could be one of a hundred readers for each other. What small answers need is set
+aside, so that races which are flooded take nothing from claims.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SMALL: Final = 65_536
+_SHARE_OF_SMALL: Final = 0.25
+
+
+class BudgetUsedUp(Exception):
+    """Too many bytes are held already."""
+
+
+class ByteBudget:
+    """`total` in bytes; a quarter of it is for answers of at most SMALL bytes alone."""
+
+    def __init__(self, total: int) -> None:
+        self._free_for_all = int(total * (1 - _SHARE_OF_SMALL))
+        self._free_for_small = total - self._free_for_all
+
+    def hold(self, limit: int) -> HeldBytes:
+        """For one answer of at most `limit` bytes."""
+        return HeldBytes(self, small=limit <= SMALL)
+
+    def take(self, count: int, *, small: bool) -> None:
+        """Raises BudgetUsedUp."""
+        free = self._free_for_small if small else self._free_for_all
+        if count > free:
+            raise BudgetUsedUp
+        self._add(-count, small=small)
+
+    def give_back(self, count: int, *, small: bool) -> None:
+        self._add(count, small=small)
+
+    def _add(self, count: int, *, small: bool) -> None:
+        if small:
+            self._free_for_small += count
+        else:
+            self._free_for_all += count
+
+
+class HeldBytes:
+    """The bytes of one answer: given back at the end of the block."""
+
+    def __init__(self, budget: ByteBudget, *, small: bool) -> None:
+        self._budget = budget
+        self._small = small
+        self._held = 0
+
+    def __enter__(self) -> HeldBytes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._held, small=self._small)
+        self._held = 0
+
+    def grow(self, count: int) -> None:
+        """Raises BudgetUsedUp."""
+        self._budget.take(count, small=self._small)
+        self._held += count
