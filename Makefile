@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs-reference lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -109,13 +109,13 @@ doctor: setup ## what is wrong and how to mend it, DOCTOR="--json --no-probe --u
 repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY
 	@$(HANDS) repair
 
-deploy-aws: setup ## to AWS Lambda; DRY_RUN=1 prints the plan (infra/aws/README.md)
+deploy-aws: setup ## to AWS Lambda; DRY_RUN=1 prints the plan (docs/deploy/aws.md)
 	@$(HANDS) deploy aws
 
 undeploy-aws: setup ## remove what deploy-aws made
 	@$(HANDS) undeploy aws
 
-deploy-gcp: setup ## to Cloud Run functions; DRY_RUN=1 prints every gcloud call (infra/gcp/README.md)
+deploy-gcp: setup ## to Cloud Run functions; DRY_RUN=1 prints every gcloud call (docs/deploy/gcp.md)
 	@$(HANDS) deploy gcp
 
 undeploy-gcp: setup ## remove what deploy-gcp made
@@ -132,6 +132,9 @@ soak: setup-dev ## four copies, many sessions, 5 % faults, SECONDS=600
 
 bench: setup-dev ## the benchmarks; prints a table
 	@$(PY) -m tests.benchmarks
+
+docs-reference: setup ## generate docs/reference anew from the code
+	@$(PY) -m infra.cli.reference
 
 lock: setup-dev ## compile requirements/*.lock anew from pyproject.toml
 	@sh requirements/compile.sh

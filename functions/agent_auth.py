@@ -1,7 +1,8 @@
 """What an agent may ask of fork_best_of_n: a race in its own session, and only while its work item is served.
 
-The agent can read its capability token (design: I6), so a token must not reach further than its session does by
-itself. Whatever starts elsewhere, stays longer than the race or runs the operator's own code is the operator's alone.
+The agent can read its capability token (docs/architecture.md#i6), so a token must not reach further than its session
+does by itself. Whatever starts elsewhere, stays longer than the race or runs the operator's own code is the operator's
+alone.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ async def require_live_item(caller: Capability, queue: WorkQueue, pages: int) ->
     """Returns while the work item that the capability was issued with is `starting` or `active` for its session.
 
     The item is looked for in the environment's list, newest first, in at most `pages` pages: with the environment key
-    the service answers no look-up of a single item (contract claude 1.2). Raises HttpError: 403 once the item has
-    ended, 503 where nobody knows.
+    the service answers no look-up of a single item (docs/wire/anthropic.md#12-credentials). Raises HttpError: 403 once
+    the item has ended, 503 where nobody knows.
     """
     from shared.ports import ItemState, Listing
 

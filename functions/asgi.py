@@ -3,7 +3,7 @@
     uvicorn functions.asgi:app --host 0.0.0.0 --port 5051
 
 The SDKs are imported in a thread once the server listens, so that it answers at once and a first webhook does not wait
-for them (contract runtimes 1). `POST /` is the webhook path of the reference integration.
+for them (docs/wire/runtimes.md#1-functions-framework). `POST /` is the webhook path of the reference integration.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Who may call poll_tick and fork_best_of_n: whoever shows the operator's token, and fork_best_of_n also an agent that
-shows the capability of its session (design: security; shared/capability.py).
+shows the capability of its session (docs/security.md#capability-tokens).
 
 Without FUNCTIONS_TOKEN nobody may (503, never open). The comparison takes the same time for every wrong token.
 """

@@ -105,7 +105,7 @@ def agent_timeouts(boot: float) -> RaceTimeouts:
 @contextmanager
 def _one_race(race: RaceRequest, state: FunctionsState, caller: Capability | None) -> Iterator[None]:
     """Raises HttpError 429 where a race of the same work item runs in this process: an agent that can read its token
-    (design: I6) must not start more than its tool would. A dry run makes nothing and does not count."""
+    (docs/architecture.md#i6) must not start more than its tool would. A dry run makes nothing and does not count."""
     if caller is None or race.dry_run:
         yield
         return

@@ -3,8 +3,8 @@
     functions-framework --source functions/main.py --target on_run_started   (or poll_tick, fork_best_of_n)
     functions-framework --source functions/main.py --target bundle           (all three, by path, on one port)
 
-The framework loads this file in gunicorn's master and forks afterwards, so no SDK may be imported from here (contract
-runtimes 0; tests/functions/test_imports.py).
+The framework loads this file in gunicorn's master and forks afterwards, so no SDK may be imported from here
+(docs/wire/runtimes.md#0-findings; tests/functions/test_imports.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Anthropic's webhook: something runs, so drain the queue; or a session is over, so clean up after it.
 
-A delivery is a wake-up hint and nothing more: it may come twice, late, out of order or never (contract claude 9.3).
-Once the signature is right the answer is 200, whatever the drain meets: what it could not do is still on the queue,
-the sender's retries would fall inside R and poll nothing, and a run of errors makes the sender disable the endpoint.
+A delivery is a wake-up hint and nothing more: it may come twice, late, out of order or never
+(docs/wire/anthropic.md#93-semantics). Once the signature is right the answer is 200, whatever the drain meets: what it
+could not do is still on the queue, the sender's retries would fall inside R and poll nothing, and a run of errors makes
+the sender disable the endpoint.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ async def _enqueued(state: FunctionsState, invocation: Invocation, name: str) ->
 
 
 def _event(body: bytes) -> tuple[str, str]:
-    """`data.type`, at most 100 characters, and `data.id`, "" where there is none (contract claude 9.1)."""
+    """`data.type`, at most 100 characters, and `data.id`, "" where there is none
+    (docs/wire/anthropic.md#91-delivery)."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,9 +1,9 @@
 """The schedule: once a minute or so, drain the queue whether or not a webhook came.
 
-Webhooks are dropped after three attempts, and what is queued again is announced by none (contract claude T7), so this
-is what makes the claim protocol complete. Called with POST, or by a CloudEvent in either form; what the body says does
-not matter. The sender of a CloudEvent gets an empty answer: Knative's broker takes any other for a failed delivery, and
-delivers again. The report is in the log anyway.
+Webhooks are dropped after three attempts, and what is queued again is announced by none (docs/wire/anthropic.md#t7), so
+this is what makes the claim protocol complete. Called with POST, or by a CloudEvent in either form; what the body says
+does not matter. The sender of a CloudEvent gets an empty answer: Knative's broker takes any other for a failed
+delivery, and delivers again. The report is in the log anyway.
 """
 
 from __future__ import annotations

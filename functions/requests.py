@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second to import, and a webhook
 
 log = logging.getLogger(__name__)
 
-BODY_LIMIT: Final = 1024 * 1024  # bytes, design section 9
+BODY_LIMIT: Final = 1024 * 1024  # bytes, docs/security.md#webhook
 BODY_SECONDS: Final = 30.0
 
 _MODEL = TypeVar("_MODEL", bound="BaseModel")

@@ -1,4 +1,5 @@
-"""Webhook signatures (Standard Webhooks; contract claude 9.2), checked before anything heavy is imported."""
+"""Webhook signatures (Standard Webhooks; docs/wire/anthropic.md#92-signature), checked before anything
+heavy is imported."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ async def is_signed(body: bytes, headers: Mapping[str, str], keys: Sequence[Secr
             webhook = Webhook(_key_bytes(key))
             try:
                 webhook.verify(body, received, json_parse=False)
-            except Exception:  # noqa: S112 - besides its own error it lets ValueErrors out (contract runtimes 0.3)
+            # Besides its own error it lets ValueErrors out (docs/wire/runtimes.md#0-findings).
+            except Exception:  # noqa: S112
                 continue
             return True
     return False

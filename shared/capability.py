@@ -1,4 +1,5 @@
-"""Capability tokens: what an agent shows to fork_best_of_n, good for its own session and for nothing else (I6).
+"""Capability tokens: what an agent shows to fork_best_of_n, good for its own session and for nothing else
+(docs/architecture.md#i6).
 
 A token says what it is good for, in the open, and proves that we said so: `hc1.<claims>.<mac>`, both parts URL-safe
 base64 without padding, the mac an HMAC-SHA256 over all that stands before it. The key is derived from the operator's

@@ -1,8 +1,9 @@
 """Session id <-> sandbox name: the name is the whole record of which sandbox belongs to which session.
 
-A name is unique per Tensorlake project, so creating one is an atomic claim (contract tensorlake 5.2). It is made of
-a prefix, a tag of the environment and the session id in base 36. Session ids are case-significant and come with two
-prefixes, `sesn_` and `session_`, that mean the same (contract claude 2); names know lower case only. The encoding is
+A name is unique per Tensorlake project, so creating one is an atomic claim (docs/wire/tensorlake.md#52-names). It is
+made of a prefix, a tag of the environment and the session id in base 36. Session ids are case-significant and come with
+two prefixes, `sesn_` and `session_`, that mean the same (docs/wire/anthropic.md#2-environments); names know lower case
+only. The encoding is
 injective: two ids never share a name, and the id can be read back from the name (tests/shared/test_names.py).
 """
 

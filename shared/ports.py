@@ -63,11 +63,12 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class StaleEntry:
-    """The queue's head belongs to a deleted session (a 404): poll again to move past it (contract claude 3.3)."""
+    """The queue's head belongs to a deleted session (a 404): poll again to move past it
+    (docs/wire/anthropic.md#33-state-machine)."""
 
 
 class ItemState(StrEnum):
-    """Contract claude 3.3, plus `unknown` for a state this bundle has never heard of."""
+    """docs/wire/anthropic.md#33-state-machine, plus `unknown` for a state this bundle has never heard of."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -101,7 +102,7 @@ class Listing(Generic[_Row]):
 
 
 class SessionStatus(StrEnum):
-    """Contract claude 8, plus `unknown`."""
+    """docs/wire/anthropic.md#8-sessions-api, plus `unknown`."""
 
     IDLE = "idle"
     RUNNING = "running"
@@ -138,7 +139,7 @@ AckOutcome = Absent | Refused | Doubtful | None
 
 
 class WorkQueue(Protocol):
-    """The work queue of one environment (contract claude 3)."""
+    """The work queue of one environment (docs/wire/anthropic.md#3-work-queue)."""
 
     async def poll(self) -> PollOutcome:
         """Claim one item; it stays claimable by others after the reclaim window R."""
@@ -161,7 +162,8 @@ class WorkQueue(Protocol):
         ...
 
     async def interrupt(self, session_id: str) -> AckOutcome:
-        """Send `user.interrupt`: it ends the turn, and the session queues again (contract claude 3.3)."""
+        """Send `user.interrupt`: it ends the turn, and the session queues again
+        (docs/wire/anthropic.md#33-state-machine)."""
         ...
 
     async def aclose(self) -> None: ...
@@ -171,7 +173,7 @@ class WorkQueue(Protocol):
 
 
 class SandboxStatus(StrEnum):
-    """Contract tensorlake 4, plus `unknown` for a status this bundle has never heard of."""
+    """docs/wire/tensorlake.md#4-statuses, plus `unknown` for a status this bundle has never heard of."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -217,7 +219,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class NameTaken:
-    """409: somebody holds the name (contract tensorlake 5.1)."""
+    """409: somebody holds the name (docs/wire/tensorlake.md#51-create)."""
 
 
 CreateOutcome = Created | NameTaken | Refused | Doubtful
@@ -262,8 +264,8 @@ class OutputEnded:
 
 
 class SnapshotKind(StrEnum):
-    """Contract tensorlake 6. One of memory goes on with its processes in every sandbox made from it, and keeps its
-    image, resources and entrypoint: a spec that restores it names none of these."""
+    """docs/wire/tensorlake.md#6-snapshots. One of memory goes on with its processes in every sandbox made from it, and
+    keeps its image, resources and entrypoint: a spec that restores it names none of these."""
 
     FILESYSTEM = "filesystem"
     MEMORY = "memory"
@@ -288,8 +290,8 @@ LARGEST_OUTPUT: Final = 65_536
 
 
 class SandboxHost(Protocol):
-    """The sandboxes of one project (contract tensorlake). `sandbox_id` is always the service's own id. No answer of a
-    sandbox is held beyond its limit in bytes, and of those without one the implementation bounds the size."""
+    """The sandboxes of one project (docs/wire/tensorlake.md). `sandbox_id` is always the service's own id. No answer of
+    a sandbox is held beyond its limit in bytes, and of those without one the implementation bounds the size."""
 
     async def create(self, spec: SandboxSpec) -> CreateOutcome: ...
 
@@ -374,7 +376,7 @@ class SandboxHost(Protocol):
         self, sandbox_id: str, names: Sequence[str]
     ) -> Sequence[SandboxRecord | Refused | Doubtful] | Absent | Refused | Doubtful:
         """Live copies of a running sandbox with its memory, files and processes, in one call: one for each name, in
-        this order (contract tensorlake 5.8).
+        this order (docs/wire/tensorlake.md#58-copy).
 
         The service gives copies no names; each is renamed here, and one that could not be renamed is ended again and
         is that row's failure (Doubtful where nobody knows whether it was). What a copy has of the source's time-out

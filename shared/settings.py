@@ -88,7 +88,8 @@ class ClaimTimes:
 
     @property
     def gate(self) -> float:
-        """How long a worker asks for the lease of an item that is not acked: longer than T (design 5)."""
+        """How long a worker asks for the lease of an item that is not acked: longer than T
+        (docs/claim-protocol.md#times)."""
         return self.stranded + 60.0 if self.stranded >= 60.0 else self.stranded * 2
 
 
@@ -351,7 +352,8 @@ def _tables(file: str) -> dict[str, dict[str, Any]]:
 
 
 def tensorlake_address(environ: Mapping[str, str]) -> str:
-    """The SDK sends the key to the real cloud for any host that it does not know (contract tensorlake 2.1)."""
+    """The SDK sends the key to the real cloud for any host that it does not know
+    (docs/wire/tensorlake.md#21-which-host-goes-where)."""
     checked = Services.TENSORLAKE_API_URL.read(environ)
     host = urlsplit(checked).hostname or ""
     if host not in LOOPBACK and not host.startswith("api."):

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 from shared.errors import SettingsError
 from shared.secret import Secret
 
-LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: contract tensorlake 2.1
-LONGEST_AGENT_RACE: Final = 120.0  # seconds; a tool call gets 150 (contract claude 5), and the rest is for its ends
+LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: docs/wire/tensorlake.md#21-which-host-goes-where
+# seconds; a tool call gets 150 (docs/wire/anthropic.md#5-session-tool-runner), and the rest is for its ends
+LONGEST_AGENT_RACE: Final = 120.0
 
 DrainMode = Literal["auto", "inline", "background", "enqueue"]
 Auth = Literal["token", "platform"]
@@ -31,7 +32,7 @@ C = TypeVar("C", bound=str)
 
 
 class KeyKind(StrEnum):
-    """What a credential is. The first part of its text tells it (contract claude 1.2)."""
+    """What a credential is. The first part of its text tells it (docs/wire/anthropic.md#12-credentials)."""
 
     API = "a Claude API key"
     ENVIRONMENT = "an environment key"
@@ -90,7 +91,7 @@ class Text(Setting[str]):
 
 class Texts(Setting[tuple[str, ...]]):
     __slots__ = ()
-    kind = "texts, with commas or spaces between"
+    kind = "list of texts"
 
     def parse(self, text: str) -> tuple[str, ...]:
         return tuple(text.replace(",", " ").split())
@@ -197,7 +198,7 @@ class Keys(Setting[tuple[Secret, ...]]):
     """Several secrets of one kind, so that one can be rotated."""
 
     __slots__ = ("holds",)
-    kind = "secrets, with commas or spaces between"
+    kind = "list of secrets"
 
     def __init__(self, holds: KeyKind, meaning: str) -> None:
         super().__init__((), meaning)
@@ -210,11 +211,9 @@ class Keys(Setting[tuple[Secret, ...]]):
 class Services:
     """The environment that is served, and the two services"""
 
-    ANTHROPIC_ENVIRONMENT_ID = Text("", "The id of the self-hosted environment. Required without ENVIRONMENTS_FILE.")
-    ANTHROPIC_ENVIRONMENT_KEY = Key(
-        KeyKind.ENVIRONMENT, "That environment's key. Required without ENVIRONMENTS_FILE.", file_key="key"
-    )
-    TENSORLAKE_API_KEY = Key(KeyKind.TENSORLAKE, "Sandboxes and images land in this key's project. Required.")
+    ANTHROPIC_ENVIRONMENT_ID = Text("", "The id of the self-hosted environment.")
+    ANTHROPIC_ENVIRONMENT_KEY = Key(KeyKind.ENVIRONMENT, "That environment's key.", file_key="key")
+    TENSORLAKE_API_KEY = Key(KeyKind.TENSORLAKE, "Sandboxes and images land in this key's project.")
     ENVIRONMENTS_FILE = Text("", "A TOML file with one table for each of several environments.")
     ANTHROPIC_BASE_URL = Address("https://api.anthropic.com", "Where the Claude API is.")
     TENSORLAKE_API_URL = Address("https://api.tensorlake.ai", "Where Tensorlake is: a host that begins with api.")

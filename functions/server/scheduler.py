@@ -1,8 +1,9 @@
 """A schedule for servers that have none: tick inside the process, at its start and then every SELF_TICK_SECONDS.
 
-Webhooks are dropped after three attempts, and work that is queued again is announced by none (contract claude T7), so
-served functions without a schedule would leave a session waiting for ever. It ticks in process: no request to itself
-keeps a sandbox awake that could sleep (contract tensorlake 5.7: traffic through the proxy does).
+Webhooks are dropped after three attempts, and work that is queued again is announced by none
+(docs/wire/anthropic.md#t7), so served functions without a schedule would leave a session waiting for ever. It ticks in
+process: no request to itself keeps a sandbox awake that could sleep (docs/wire/tensorlake.md#57-timeout_secs: traffic
+through the proxy does).
 """
 
 from __future__ import annotations

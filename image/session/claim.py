@@ -1,7 +1,7 @@
 """The hand-over's wire schema: what the dispatcher tells a worker, and what the worker answers.
 
 Both ends read this one module. It imports the standard library only, since in the sandbox it is loaded before
-anything else (design: claim protocol, step 3).
+anything else (docs/claim-protocol.md#step-3-hand-over).
 
 The dispatcher starts `COMMAND` as a named process with one environment variable, `CLAIM_VARIABLE`, that holds a
 `Claim` as JSON. The worker answers on standard output with one JSON object a line (`Notice`), and at the end with

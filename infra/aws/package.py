@@ -3,8 +3,8 @@
 The same input gives the same bytes: sorted names, one date, one mode, nothing that an installer writes about itself.
 So the digest names the content, and an upload of what is there already can be left out.
 
-Byte code halves a cold start (contract runtimes 5). It belongs to one Python version, so it is made only when this
-Python is the version that the function will run on; `Built.byte_code` says whether it was.
+Byte code halves a cold start (docs/wire/runtimes.md#5-packaging). It belongs to one Python version, so it is made only
+when this Python is the version that the function will run on; `Built.byte_code` says whether it was.
 """
 
 from __future__ import annotations

@@ -16,7 +16,23 @@ from infra.aws.package import RUNTIMES, Architecture, own_python
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
 from shared.settings import Settings
-from shared.settings_table import handed_over
+from shared.settings_table import Choice, Text, handed_over
+
+
+class Deployment:
+    """AWS Lambda (docs/deploy/aws.md)"""
+
+    AWS_REGION = Text("", "Where. Required. Without it AWS_DEFAULT_REGION counts.")
+    AWS_STACK = Text("serverless-hands", "One stack serves one environment.")
+    AWS_BUCKET = Text("", "For the zip. Default: serverless-hands-ACCOUNT-REGION.")
+    AWS_PYTHON = Text("", "The functions' Python. Default: this machine's; byte code is made only for that.")
+    AWS_ARCHITECTURE: Choice[Architecture] = Choice(("x86_64", "arm64"), "The functions' processor.")
+    AWS_SCHEDULE = Text("rate(1 minute)", "Of poll_tick.")
+    AWS_LOG_DAYS = Text("30", "How long logs are kept.")
+    AWS_WEBHOOK_CONCURRENCY = Text("10", "Reserved for on_run_started; 0 reserves nothing.")
+    AWS_TICK_CONCURRENCY = Text("5", "Reserved for poll_tick; 0 reserves nothing.")
+    AWS_FORK_CONCURRENCY = Text("3", "Reserved for fork_best_of_n; 0 reserves nothing.")
+
 
 # Variable -> the template's resource, output and (with "Secret" behind it) parameter.
 SECRETS: Final[Mapping[str, str]] = {
@@ -61,10 +77,10 @@ class Plan:
 
 def where(environ: Mapping[str, str]) -> tuple[str, str]:
     """Region and name of the stack: all that it takes to remove it. Raises SettingsError, which names the variable."""
-    region = (environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "").strip()
+    region = Deployment.AWS_REGION.text(environ) or environ.get("AWS_DEFAULT_REGION", "").strip()
     if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", region):
         raise SettingsError("AWS_REGION must be the name of a region, such as eu-west-1")
-    stack = environ.get("AWS_STACK", "").strip() or "serverless-hands"
+    stack = Deployment.AWS_STACK.read(environ)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,40}", stack):
         raise SettingsError("AWS_STACK must be at most 41 letters, digits and hyphens, a letter first")
     return region, stack
@@ -94,7 +110,7 @@ def make(environ: Mapping[str, str]) -> Plan:
             parameters[name] = value
     python, architecture = _runtime(environ)
     parameters |= {"Runtime": f"python{python}", "Architecture": architecture}
-    bucket = environ.get("AWS_BUCKET", "").strip() or None
+    bucket = Deployment.AWS_BUCKET.text(environ) or None
     return Plan(region, stack, bucket, python, architecture, parameters, secrets)
 
 
@@ -124,7 +140,7 @@ def _as_there(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _runtime(environ: Mapping[str, str]) -> tuple[str, Architecture]:
-    python = environ.get("AWS_PYTHON", "").strip() or (own_python() if own_python() in RUNTIMES else "3.13")
+    python = Deployment.AWS_PYTHON.text(environ) or (own_python() if own_python() in RUNTIMES else "3.13")
     if python not in RUNTIMES:
         raise SettingsError(f"AWS_PYTHON must be one of {', '.join(RUNTIMES)}")
     match environ.get("AWS_ARCHITECTURE", "").strip() or "x86_64":

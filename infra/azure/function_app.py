@@ -1,6 +1,6 @@
 """The functions on Azure Functions (Python v2 programming model): all paths over HTTP, and a timer that ticks.
 
-A deployment has this file at its root, beside the packages functions, shared and image (infra/azure/README.md).
+A deployment has this file at its root, beside the packages functions, shared and image (docs/deploy/azure.md).
 """
 
 from __future__ import annotations

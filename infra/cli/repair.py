@@ -1,8 +1,8 @@
 """`repair`: what the reconciler could not do with the environment key, done with the API key.
 
 A stranded item leaves its session waiting indefinitely unless its calls are answered or it gets a `user.interrupt`
-(contract claude 3.3), and a service may refuse both from an environment key. Each tick names such sessions in
-`needs_interrupt`; this command makes one repair pass and does for them what the tick would have done.
+(docs/wire/anthropic.md#33-state-machine), and a service may refuse both from an environment key. Each tick names such
+sessions in `needs_interrupt`; this command makes one repair pass and does for them what the tick would have done.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def _next_step(loaded: Loaded, plan: Plan, url: str) -> str:
     if loaded.offline is not None:
         _add_offline_webhook(loaded, url)
         return "the offline platform sends its webhooks there. Drive a session: make session"
-    return "make webhook-sandbox-status; have a schedule call /poll_tick (infra/sandbox/README.md); make session"
+    return "make webhook-sandbox-status; have a schedule call /poll_tick (docs/deploy/sandbox.md); make session"
 
 
 def _add_offline_webhook(loaded: Loaded, url: str) -> None:

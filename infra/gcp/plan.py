@@ -21,7 +21,19 @@ from typing import Final
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
 from shared.settings import Settings
-from shared.settings_table import handed_over
+from shared.settings_table import Text, handed_over
+
+
+class Deployment:
+    """Google Cloud Run functions (docs/deploy/gcp.md)"""
+
+    GCP_PROJECT = Text("", "Where. Required.")
+    GCP_REGION = Text("", "Where. Required.")
+    GCP_NAME = Text("hands", "First part of every name; one for each environment.")
+    GCP_PROJECT_NUMBER = Text("", "With it a dry run shows the very addresses. Without it gcloud is asked.")
+    GCP_SCHEDULE = Text("* * * * *", "Of poll_tick, in the form of cron.")
+    GCP_PYTHON = Text("python313", "The base image.")
+
 
 # Variable -> the secret's name behind the deployment's own.
 SECRETS: Final[Mapping[str, str]] = {
@@ -201,12 +213,14 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
         raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
     plain = {name: value for name, value in environ.items() if name not in ("AUTH", "ENQUEUE_TO", "DRAIN_MODE")}
     settings = Settings.from_environ(plain)  # whatever is wrong is said here, not by a function in the cloud
-    project = _checked(environ, "GCP_PROJECT", "", r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
-    region = _checked(environ, "GCP_REGION", "", r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
-    name = _checked(environ, "GCP_NAME", "hands", r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
-    number = number or _checked(environ, "GCP_PROJECT_NUMBER", NUMBER_UNKNOWN, r"\d+|PROJECT_NUMBER", "a number")
-    python = _checked(environ, "GCP_PYTHON", "python313", "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
-    schedule = environ.get("GCP_SCHEDULE", "").strip() or "* * * * *"
+    project = _checked(environ, Deployment.GCP_PROJECT, r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
+    region = _checked(environ, Deployment.GCP_REGION, r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
+    name = _checked(environ, Deployment.GCP_NAME, r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
+    if not number:
+        known = Deployment.GCP_PROJECT_NUMBER
+        number = _checked(environ, known, r"\d+", "a number") if known.text(environ) else NUMBER_UNKNOWN
+    python = _checked(environ, Deployment.GCP_PYTHON, "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
+    schedule = Deployment.GCP_SCHEDULE.read(environ)
     stored, referred = _secrets(environ)
     common = handed_over(environ, "operator") | {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
     common.pop("DRY_RUN", None)  # is about the deployment here
@@ -309,8 +323,8 @@ def number_of(project: str) -> Argv:
     return ("gcloud", "projects", "describe", project, "--format=value(projectNumber)", "--quiet")
 
 
-def _checked(environ: Mapping[str, str], name: str, default: str, pattern: str, what: str) -> str:
-    value = environ.get(name, "").strip() or default
+def _checked(environ: Mapping[str, str], setting: Text, pattern: str, what: str) -> str:
+    name, value = setting.name, setting.read(environ)
     if not re.fullmatch(pattern, value):
         raise SettingsError(f"{name} must be {what}" if value else f"{name} is not set: {what}")
     return value

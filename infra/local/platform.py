@@ -220,7 +220,7 @@ class Platform:
             "SANDBOX_IMAGE_NAME": IMAGE_NAME,
             "FUNCTIONS_TOKEN": self.keys.functions,
             **_scaled_times(self.options.reclaim, self.options.stranded),
-            # The SDKs honour a proxy even for this machine (contract tensorlake 2.5).
+            # The SDKs honour a proxy even for this machine (docs/wire/tensorlake.md#25-environment-variables).
             "NO_PROXY": _LOOPBACK,
             "no_proxy": _LOOPBACK,
             CLAUDE_ADMIN: claude.admin_token,

@@ -1,4 +1,4 @@
-"""A project's server sandboxes: found by name, since a sandbox has no other mark (contract tensorlake 5.1).
+"""A project's server sandboxes: found by name, since a sandbox has no other mark (docs/wire/tensorlake.md#51-create).
 
 It is a `ServerSandbox` by its name (shared/names.py), so neither dispatcher nor reconciler ever touches one.
 """

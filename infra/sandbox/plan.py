@@ -19,14 +19,24 @@ from image.server.code import code_digest, source_files
 from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
 from shared.errors import SettingsError
 from shared.settings import Settings
-from shared.settings_table import LOOPBACK, handed_over
+from shared.settings_table import LOOPBACK, Text, Texts, Whole, handed_over
 
-DEFAULT_PORT: Final = 5051
-DEFAULT_TIMEOUT: Final = 300
-TIMEOUT: Final = "WEBHOOK_SANDBOX_TIMEOUT_SECONDS"
-IMAGE: Final = "WEBHOOK_SANDBOX_IMAGE_NAME"
-PORT: Final = "WEBHOOK_SANDBOX_PORT"
-ALLOW_OUT: Final = "WEBHOOK_SANDBOX_ALLOW_OUT"
+
+class ServerSandbox:
+    """The server that lives in a sandbox (docs/deploy/sandbox.md)"""
+
+    WEBHOOK_SANDBOX_IMAGE_NAME = Text(DEFAULT_NAME, "Its image.")
+    WEBHOOK_SANDBOX_TIMEOUT_SECONDS = Whole(
+        300, "Idle time after which it is suspended, from the last request to it.", unit="seconds"
+    )
+    WEBHOOK_SANDBOX_PORT = Whole(5051, "Its port; offline any that is free.", unit="port")
+    WEBHOOK_SANDBOX_ALLOW_OUT = Texts((), "Hosts that it may reach beside both services; * opens it to all.")
+
+
+TIMEOUT: Final = ServerSandbox.WEBHOOK_SANDBOX_TIMEOUT_SECONDS.name
+IMAGE: Final = ServerSandbox.WEBHOOK_SANDBOX_IMAGE_NAME.name
+PORT: Final = ServerSandbox.WEBHOOK_SANDBOX_PORT.name
+ALLOW_OUT: Final = ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.name
 PROCESS: Final = "server-"
 """Names of server processes begin so; the digest of code and settings follows."""
 _ALSO: Final = ("NO_PROXY", "no_proxy")
@@ -108,12 +118,13 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
     variables.setdefault("LOG_FORMAT", "json")
     offline = urlsplit(settings.tensorlake_url).hostname in LOOPBACK
     files = source_files()
+    port = ServerSandbox.WEBHOOK_SANDBOX_PORT
     return Plan(
         settings=settings,
-        image=environ.get(IMAGE, "").strip() or DEFAULT_NAME,
-        timeout_seconds=_whole(environ, TIMEOUT, DEFAULT_TIMEOUT),
-        port=None if offline and not environ.get(PORT, "").strip() else _whole(environ, PORT, DEFAULT_PORT),
-        hosts=_hosts(settings, environ.get(ALLOW_OUT, "").replace(",", " ").split()),
+        image=ServerSandbox.WEBHOOK_SANDBOX_IMAGE_NAME.read(environ),
+        timeout_seconds=_whole(environ, ServerSandbox.WEBHOOK_SANDBOX_TIMEOUT_SECONDS),
+        port=None if offline and not port.text(environ) else _whole(environ, port),
+        hosts=_hosts(settings, ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.read(environ)),
         variables=variables,
         environments_file=environments_file,
         files=files,
@@ -121,13 +132,13 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
     )
 
 
-def _hosts(settings: Settings, more: list[str]) -> tuple[str, ...]:
+def _hosts(settings: Settings, more: tuple[str, ...]) -> tuple[str, ...]:
     """The two API hosts, the host that the SDK talks to in place of the second, and what was asked for."""
     if "*" in more:
         return ("*",)
     tensorlake = urlsplit(settings.tensorlake_url).hostname or ""
     hosts = [urlsplit(settings.anthropic_url).hostname or "", tensorlake, *more]
-    if tensorlake.startswith("api."):  # contract tensorlake 2.1
+    if tensorlake.startswith("api."):  # docs/wire/tensorlake.md#21-which-host-goes-where
         hosts.append(f"sandbox.{tensorlake.removeprefix('api.')}")
     return tuple(dict.fromkeys(hosts))
 
@@ -150,8 +161,8 @@ def _environments_file(settings: Settings) -> str:
     return "\n".join([*lines, ""])
 
 
-def _whole(environ: Mapping[str, str], name: str, default: int) -> int:
-    text = environ.get(name, "").strip() or str(default)
+def _whole(environ: Mapping[str, str], setting: Whole) -> int:
+    name, text = setting.name, setting.text(environ) or str(setting.default)
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 86_400:
         raise SettingsError(f"{name} must be a whole number from 1 to 86400")
     return int(text)

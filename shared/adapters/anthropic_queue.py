@@ -1,8 +1,9 @@
 """ports.WorkQueue over the anthropic SDK: raw poll, ack and stop.
 
-The SDK's poll helper is not used: it acks before a sandbox exists and sleeps through errors without end (contract
-claude T1, T2). The SDK takes over a second to import, so that happens in a thread, on the first call (contract
-runtimes 0). It never retries here: the dispatcher knows what an error means and how much time is left.
+The SDK's poll helper is not used: it acks before a sandbox exists and sleeps through errors without end
+(docs/wire/anthropic.md#t1, docs/wire/anthropic.md#t2). The SDK takes over a second to import, so that happens in a
+thread, on the first call (docs/wire/runtimes.md#0-findings). It never retries here: the dispatcher knows what an error
+means and how much time is left.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _T = TypeVar("_T")
 
 
 class AnthropicQueue:
-    """The queue of one environment. `reclaim_seconds` is R and goes with every poll (design 5)."""
+    """The queue of one environment. `reclaim_seconds` is R and goes with every poll (docs/claim-protocol.md#times)."""
 
     def __init__(self, *, base_url: str, environment_id: str, key: Secret, reclaim_seconds: float) -> None:
         self._base_url = base_url
@@ -176,7 +177,8 @@ class AnthropicQueue:
 
 def lost_calls(calls: OpenCalls) -> list[BetaManagedAgentsEventParams]:
     """The answers to calls whose worker is lost. To the SDK's next worker nothing else answers a call: after an
-    interrupt alone it would run the call again and never come to rest (contract claude 5)."""
+    interrupt alone it would run the call again and never come to rest
+    (docs/wire/anthropic.md#5-session-tool-runner)."""
     content: list[BetaManagedAgentsTextBlockParam] = [{"type": "text", "text": LOST_CALL}]
     return [
         {"type": "user.custom_tool_result", "custom_tool_use_id": call, "is_error": True, "content": content}
@@ -193,7 +195,8 @@ def _client_class() -> type[AsyncAnthropic]:
 
 
 def _work_item(item: BetaSelfHostedWork) -> WorkItem | Doubtful:
-    """The SDK checks nothing, so an answer that is not a work item arrives as one full of None (contract 1.4)."""
+    """The SDK checks nothing, so an answer that is not a work item arrives as one full of None
+    (docs/wire/anthropic.md#14-sdk-transport)."""
     try:
         work_id, kind, session_id = item.id, item.data.type, item.data.id
         created_at = datetime.fromisoformat(item.created_at)
@@ -245,7 +248,8 @@ def _moment(value: object) -> datetime | None:
 
 
 def open_calls(newest_first: Sequence[Mapping[str, Any]]) -> OpenCalls:
-    """Calls named by the last idle that a worker should have answered (contract claude 5 and 8.1)."""
+    """Calls named by the last idle that a worker should have answered (docs/wire/anthropic.md#5-session-tool-runner,
+    docs/wire/anthropic.md#81-a-self-hosted-turn)."""
     answered: set[str] = set()
     confirmed: dict[str, str] = {}
     waited_for: list[str] | None = None
@@ -293,7 +297,7 @@ def _is_lost_call(result: Mapping[str, Any]) -> bool:
 
 
 def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:
-    """A 409 says that it had happened before (contract claude 3.2)."""
+    """A 409 says that it had happened before (docs/wire/anthropic.md#32-endpoints)."""
     return None if isinstance(outcome, Refused) and outcome.status == 409 else outcome
 
 

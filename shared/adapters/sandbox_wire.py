@@ -1,4 +1,5 @@
-"""A sandbox's own daemon over HTTP: processes and files (contract tensorlake 2.2, 2.3, 7 and 8).
+"""A sandbox's own daemon over HTTP: processes and files (docs/wire/tensorlake.md#22-data-plane-base,
+docs/wire/tensorlake.md#23-headers, docs/wire/tensorlake.md#7-processes, docs/wire/tensorlake.md#8-files).
 
 Not by the SDK, which holds each answer whole before anybody can measure it: a program in the sandbox writes into a pipe
 of ours what it likes. Here every answer is cut while it streams: what is held of it is at most its `limit`, and of all
@@ -38,7 +39,7 @@ class Route:
     hint: str | None
 
     def headers(self) -> dict[str, str]:
-        """Contract tensorlake 2.2 and 2.3."""
+        """docs/wire/tensorlake.md#22-data-plane-base, docs/wire/tensorlake.md#23-headers."""
         headers = {}
         host = self.url.partition("://")[2].partition("/")[0].rpartition("@")[2]
         if host.rsplit(":", 1)[0] in ("localhost", "127.0.0.1"):
@@ -124,8 +125,8 @@ class SandboxWire:
             return bytes(found)
 
     async def run(self, route: Route, asked: Mapping[str, Any], *, silence: float, limit: int) -> CommandOutput:
-        """A program from its start to its end (contract tensorlake 7.3): both outputs together have at most `limit`
-        bytes, and more raises TooLarge. `silence` is the longest pause of the stream in seconds."""
+        """A program from its start to its end (docs/wire/tensorlake.md#73-run): both outputs together have at most
+        `limit` bytes, and more raises TooLarge. `silence` is the longest pause of the stream in seconds."""
         outputs = {"stdout": bytearray(), "stderr": bytearray()}
         ended: dict[str, Any] | None = None
         with self._budget.hold(limit) as held:

@@ -1,12 +1,12 @@
 """ports.SandboxHost over the tensorlake SDK.
 
 The SDK is imported when the first call is made and never earlier: importing it starts threads that no fork survives
-(contract runtimes 0). Its address and key are passed explicitly, since it binds its environment at import.
+(docs/wire/runtimes.md#0-findings). Its address and key are passed explicitly, since it binds its environment at import.
 
-What each await can meet is sorted by `_outcome`, the one place that knows the SDK's exceptions (contract tensorlake
-3.3): 404 is Absent, another 4xx but 408 and 429 is Refused, and everything else is Doubtful: dropped connections,
-time-outs, 5xx, answers that cannot be read. Every call is bounded here, because the SDK waits 30 s on a refused
-connection whatever its time-out (contract tensorlake 3.2).
+What each await can meet is sorted by `_outcome`, the one place that knows the SDK's exceptions
+(docs/wire/tensorlake.md#33-exceptions): 404 is Absent, another 4xx but 408 and 429 is Refused, and everything else is
+Doubtful: dropped connections, time-outs, 5xx, answers that cannot be read. Every call is bounded here, because the SDK
+waits 30 s on a refused connection whatever its time-out (docs/wire/tensorlake.md#32-retry-matrix).
 """
 
 from __future__ import annotations
@@ -459,7 +459,7 @@ def _client_class() -> Any:
 def _asked(
     command: str, args: Sequence[str], env: Mapping[str, str], working_dir: str | None, user: str | None
 ) -> dict[str, Any]:
-    """Contract tensorlake 7.1: defaults are left out."""
+    """docs/wire/tensorlake.md#71-start_process: defaults are left out."""
     asked = {"command": command, "args": list(args), "env": dict(env), "working_dir": working_dir, "user": user}
     return {key: value for key, value in asked.items() if value}
 
@@ -520,8 +520,9 @@ def _first_lines(answer: bytes) -> list[str] | Doubtful:
 async def _readable(
     client: AsyncSandboxClient, method: str, key: str, read: Callable[[Any], Any], record: Callable[[Any], _T]
 ) -> Listing[_T]:
-    """The rows that can be read. The SDK gives nothing at all where it cannot read one of them (contract 3.3): a status
-    that is new would end all clean-up. Then they are taken one by one from the answer that the SDK itself reads."""
+    """The rows that can be read. The SDK gives nothing at all where it cannot read one of them
+    (docs/wire/tensorlake.md#33-exceptions): a status that is new would end all clean-up. Then they are taken one by one
+    from the answer that the SDK itself reads."""
     from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxConnectionError
 
     try:

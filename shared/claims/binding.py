@@ -1,8 +1,8 @@
-"""Bind: get the one running sandbox of a session (design: claim protocol, step 2).
+"""Bind: get the one running sandbox of a session (docs/claim-protocol.md#step-2-bind).
 
 Create comes first, always, because a create by name is atomic: of any number of dispatchers racing for one session,
-one creates and the others are told that the name is taken (I2). Whoever holds the name is then looked at and waited
-for. Nothing is concluded from a look-up that failed.
+one creates and the others are told that the name is taken (docs/architecture.md#i2). Whoever holds the name is then
+looked at and waited for. Nothing is concluded from a look-up that failed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shared.ports import (
 
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
-_FRESH: Final = 3.0  # seconds; nothing is ended on a look that took longer (I5)
+_FRESH: Final = 3.0  # seconds; nothing is ended on a look that took longer (docs/architecture.md#i5)
 
 
 @dataclass(frozen=True, slots=True)

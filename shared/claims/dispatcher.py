@@ -1,13 +1,14 @@
 """The claim protocol: claim until the queue is empty, and bring each item to its worker. Hand over first, ack last.
 
-Who calls: `on_run_started` and `poll_tick`, any number of copies at once (I8). The order is the point:
+Who calls: `on_run_started` and `poll_tick`, any number of copies at once (docs/architecture.md#i8). The order is the
+point:
 
     poll -> bind the session's sandbox -> hand over (a worker says ready) -> ack
 
 Until the ack the item is only reserved, and it is offered again after R. So whatever fails, at whatever await, it is
-not lost (I1): the next dispatcher finds the same sandbox by its name, and in it the worker that waits with the lock
-held. After the ack the worker is already there and takes the lease by itself. The dispatcher stops no item but one
-that is not a session's or that is poisoned.
+not lost (docs/architecture.md#i1): the next dispatcher finds the same sandbox by its name, and in it the worker that
+waits with the lock held. After the ack the worker is already there and takes the lease by itself. The dispatcher stops
+no item but one that is not a session's or that is poisoned.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ class Dispatcher:
     async def _bring(self, item: WorkItem, name: str, claimed_at: float, deadline: Deadline) -> tuple[ItemEnd, str]:
         """Steps 2 to 4 of the protocol."""
         if item.secret is None:
-            # The only other credential is the environment key, and that never enters a sandbox (I6).
+            # The only other credential is the environment key, and that never enters a sandbox
+            # (docs/architecture.md#i6).
             return await self._failed(item, None, "the service issued no work secret with the item")
         reason = ""
         for _ in range(_REBINDS):
@@ -170,7 +172,7 @@ class Dispatcher:
         return ItemEnd.POISONED, "; ".join([reason, f"{round(age)} s old", *earlier[-3:]])
 
     async def _dismiss(self, item: WorkItem) -> tuple[ItemEnd, str]:
-        """Not a session (a healthcheck): stop it, so that it does not come again (contract claude T12).
+        """Not a session (a healthcheck): stop it, so that it does not come again (docs/wire/anthropic.md#t12).
 
         Straight from the queue: after an ack a crash before the stop would leave it acked with nobody behind it. Where
         the service wants the ack first, it gets it.

@@ -1,8 +1,9 @@
-"""Hand over: start the worker in the sandbox and wait for its `ready` (design: claim protocol, step 3).
+"""Hand over: start the worker in the sandbox and wait for its `ready` (docs/claim-protocol.md#step-3-hand-over).
 
 The worker is a named process, its name unique per attempt. Its file is found by content: the path holds the digest, so
 an old sandbox or image simply lacks the file, and it is written there before the next start. Its output is polled
-with a back-off, since the SDK's `follow` returns only at the end of a stream (contract tensorlake 7.2).
+with a back-off, since the SDK's `follow` returns only at the end of a stream
+(docs/wire/tensorlake.md#72-other-process-calls).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Whether a worker of ours lives in a sandbox: it may hold a lease, which no copy of its memory may share (design: I3),
-and what it works on is not suspended."""
+"""Whether a worker of ours lives in a sandbox: it may hold a lease, which no copy of its memory may share
+(docs/architecture.md#i3), and what it works on is not suspended."""
 
 from __future__ import annotations
 

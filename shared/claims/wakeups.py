@@ -1,4 +1,4 @@
-"""Coalesce wake-ups: webhooks come in storms, one for each tool round of each session (contract claude T8).
+"""Coalesce wake-ups: webhooks come in storms, one for each tool round of each session (docs/wire/anthropic.md#t8).
 
 One drain runs at a time in a process. A wake-up during it asks for one more afterwards, however many there are: it is
 never dropped, because the running drain may have seen the queue empty already, and never queues more than one.

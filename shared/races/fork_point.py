@@ -48,7 +48,7 @@ class ForkPoint:
 
     def spec(self, name: str, environment: Environment, busy_seconds: float) -> SandboxSpec:
         """`busy_seconds` is the longest that a child may go without traffic: it must not fall asleep at work."""
-        locked = self.kind == "memory"  # sizes are the snapshot's own (contract tensorlake 6)
+        locked = self.kind == "memory"  # sizes are the snapshot's own (docs/wire/tensorlake.md#6-snapshots)
         return SandboxSpec(
             name=name,
             image=self.image,

@@ -1,4 +1,4 @@
-"""One race, from its source to its report (design: fork_best_of_n).
+"""One race, from its source to its report (docs/races.md).
 
 What goes wrong in one branch is that branch's result. What ends the whole race (a deadline, an accepted branch, the
 caller's cancellation) cancels the branches, and each ends its own sandbox before the race returns: no task and, but

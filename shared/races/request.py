@@ -1,4 +1,4 @@
-"""What a race is asked (design: fork_best_of_n).
+"""What a race is asked (docs/races.md).
 
 Sizes and counts are bounded here where they need no setting; `check_limits` in race.py checks those that do. Everything
 is strict: an unknown field, a number in quotes or a value that cannot be served is an error that names the field,

@@ -109,7 +109,7 @@ class _Room:
 class _Tenure:
     """What is known of one name: the latest call that makes it, whether a call's answer was lost, and the id as soon as
     there is one. `failed` are those that had the name before and came up as failures: the name may lead to one for a
-    while after its end (contract tensorlake 3)."""
+    while after its end (docs/wire/tensorlake.md#3-timeouts-and-retries)."""
 
     name: str
     making: asyncio.Task[CreateOutcome] | None = None

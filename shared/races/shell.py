@@ -143,7 +143,8 @@ class SandboxShell:
         match outcome:
             case CommandOutput(exit_code=code) if not outcome.timed_out and (code >= 0 or seconds < timeout):
                 return Ran(code, outcome.stdout, outcome.stderr, timed_out=False, seconds=seconds)
-            case CommandOutput(exit_code=code):  # an old daemon says signaled for timed out (contract tensorlake 7.3)
+            # an old daemon says signaled for timed out (docs/wire/tensorlake.md#73-run)
+            case CommandOutput(exit_code=code):
                 salvaged = await self._sweeping(
                     sandbox_id, "salvage_output.sh", (mark, _TEMPORARY, most), limit=_BOTH_OUTPUTS
                 )

@@ -30,7 +30,8 @@ from shared.races.shell import NotRun, SandboxShell, why
 from shared.races.workspace_diff import Difference, Listing, Nonsense, difference, entry, listing, shown, to_wire
 from shared.tasks import shielded, together
 
-PART_BYTES: Final = 1024 * 1024  # contract tensorlake 8: the largest write that every daemon takes is not known
+# docs/wire/tensorlake.md#8-files: the largest write that every daemon takes is not known
+PART_BYTES: Final = 1024 * 1024
 _TEMPORARY: Final = "/tmp"
 _AT_ONCE: Final = 4  # parts on their way
 _ATTEMPTS: Final = 3

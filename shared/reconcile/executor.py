@@ -1,5 +1,5 @@
 """Doing a repair, after a last look: nothing is ended, suspended or released on what was seen more than five seconds
-ago, or on a look-up that failed (I5)."""
+ago, or on a look-up that failed (docs/architecture.md#i5)."""
 
 from __future__ import annotations
 
@@ -145,8 +145,9 @@ class RepairExecutor:
 
     async def _give_up(self, session_id: str, calls: OpenCalls) -> str | None:
         """Answers the calls that nobody will: the turn goes on with an error, where an interrupt would end it and leave
-        calls that the next worker runs although nobody waits for them (contract claude 5). A turn that comes to this
-        again is interrupted: that queues a session for certain (contract claude 3.3)."""
+        calls that the next worker runs although nobody waits for them (docs/wire/anthropic.md#5-session-tool-runner). A
+        turn that comes to this again is interrupted: that queues a session for certain
+        (docs/wire/anthropic.md#33-state-machine)."""
         if not calls.ids:
             return None
         outcome: AckOutcome = Refused(0, "given up before")
@@ -246,7 +247,8 @@ class RepairExecutor:
                 return False
 
     async def _surely_deleted(self, repair: Repair) -> bool:
-        """An entry that a deleted session left on the queue is nobody's work (contract claude 3.3)."""
+        """An entry that a deleted session left on the queue is nobody's work
+        (docs/wire/anthropic.md#33-state-machine)."""
         if repair.session_id is None or not isinstance(await self.queue.session(repair.session_id), Absent):
             return False
         items = await self._items()

@@ -103,8 +103,9 @@ def due(world: World, lookups: Lookups, settings: Settings, environment_id: str)
 def snapshots_due(
     snapshots: list[SnapshotRecord], world: World, settings: Settings, environment_id: str
 ) -> Iterator[Repair]:
-    """Snapshots of our sandboxes that no race can still be using (design 7). What the service keeps of a sleeping
-    sandbox is a snapshot too, known by its id, and not ours to touch (contract tensorlake 6)."""
+    """Snapshots of our sandboxes that no race can still be using (docs/reconciler.md#snapshots). What the service keeps
+    of a sleeping sandbox is a snapshot too, known by its id, and not ours to touch
+    (docs/wire/tensorlake.md#6-snapshots)."""
     longest = timedelta(seconds=2 * (settings.races.deadline + settings.times.bind) + _AFTER_A_RACE)
     for snapshot in snapshots:
         source = world.project_sandboxes.get(snapshot.sandbox_id)
@@ -214,7 +215,8 @@ def _left_lately(world: World, item: ListedItem, name: str) -> bool:
 
 
 def _left_on_the_queue(world: World, settings: Settings, name: str) -> bool:
-    """Queued for longer than any bind takes: perhaps the entry of a deleted session (contract claude 3.3)."""
+    """Queued for longer than any bind takes: perhaps the entry of a deleted session
+    (docs/wire/anthropic.md#33-state-machine)."""
     item = world.live_item(name)
     if item is None or item.state is not ItemState.QUEUED:
         return False

@@ -1,7 +1,8 @@
 """Level-triggered repair: read both services, compare, mend the difference, remember nothing.
 
-Who calls: `poll_tick` after its drain, `on_run_started` for sessions that ended; any number of copies at once (I8).
-All that it needs is read from the two services each time, so a copy that dies in the middle leaves nothing half
+Who calls: `poll_tick` after its drain, `on_run_started` for sessions that ended; any number of copies at once
+(docs/architecture.md#i8). All that it needs is read from the two services each time, so a copy that dies in the middle
+leaves nothing half
 known: the next tick sees what is there. The order of repairs is their urgency; what does not fit into the pass is
 counted and done by a later one.
 """
@@ -224,7 +225,7 @@ class _Pass:
         return self._without(repairs, touches[self._settings.reconcile.touches :])
 
     def _within_bounds(self, repairs: Sequence[Repair], world: World) -> Sequence[Repair]:
-        """At most max(3, 20 %) of the sandboxes end in one pass (design 7)."""
+        """At most max(3, 20 %) of the sandboxes end in one pass (docs/reconciler.md#limits)."""
         ends = [repair for repair in repairs if repair.act in ENDS]
         return self._without(repairs, ends[max(3, len(world.sandboxes) // 5) :])
 

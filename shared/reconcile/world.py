@@ -1,7 +1,7 @@
 """What one tick has seen of the world, and the questions that may be asked of it.
 
-What was not seen is unknown, never gone (I5). So every question about absence has three answers, and `None` stands
-for "not known": a listing failed, or was too long for its page budget.
+What was not seen is unknown, never gone (docs/architecture.md#i5). So every question about absence has three answers,
+and `None` stands for "not known": a listing failed, or was too long for its page budget.
 """
 
 from __future__ import annotations

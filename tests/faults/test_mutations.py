@@ -1,4 +1,5 @@
-"""Each mistake that the design warns of, made on purpose, is caught by the explorer: the rules are checked indeed."""
+"""Each mistake that the rules warn of (docs/architecture.md#rules), made on purpose, is caught by the explorer: the
+rules are checked indeed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The reconciler over real sockets: what it repairs (I1), what it cleans up (I4), and whom it spares (I5)."""
+"""The reconciler over real sockets: what it repairs (docs/architecture.md#i1), what it cleans up
+(docs/architecture.md#i4), and whom it spares (docs/architecture.md#i5)."""
 
 from __future__ import annotations
 

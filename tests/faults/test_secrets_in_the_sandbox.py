@@ -1,5 +1,5 @@
-"""Rule I6: the agent's user finds no standing credential in its sandbox, and not even its own item's secret or the
-capability that came with it.
+"""Rule I6 (docs/architecture.md#i6): the agent's user finds no standing credential in its
+sandbox, and not even its own item's secret or the capability that came with it.
 
 A program looks for them from a tool call, as the agent could: in every file it can read, and in the environment,
 the arguments, the open files and the memory of every process. It is told what to look for backwards, so that it does

@@ -116,7 +116,7 @@ class TestFollowUps:
         answer = place.answers(session)[-1]
         assert "hello from a package" in answer
         assert "kept" in answer
-        assert "n=." in answer, "the shell is a new one (contract claude T17)"
+        assert "n=." in answer, "the shell is a new one (docs/wire/anthropic.md#t17)"
         assert box(place, session)["id"] == before
         first, second = place.items(session)
         assert (first["state"], first["id"] != second["id"]) == ("stopped", True)
@@ -146,7 +146,8 @@ class TestInterrupts:
         assert idle.stop_reason.type == "end_turn"
         place.say(session, "$ echo next >> /workspace/runs")
         heal(place, session)
-        # The SDK lets the tool in flight end (contract claude 4.4); its result comes too late and changes nothing.
+        # The SDK lets the tool in flight end (docs/wire/anthropic.md#44-when-it-ends); its result comes too late and
+        # changes nothing.
         assert runs(place, session) == ["ran", "next"]
         calls = events(place, session, "agent.tool_use")
         answered = [event.tool_use_id for event in events(place, session, "user.tool_result", "agent.tool_result")]
@@ -437,7 +438,8 @@ class TestLongTools:
     def test_the_call_of_a_worker_that_was_killed_runs_again_since_nobody_knows_how_far_it_got(
         self, place: Place
     ) -> None:
-        # The service's rule, not ours: a call without a result is every next worker's to answer (contract claude 5).
+        # The service's rule, not ours: a call without a result is every next worker's to answer
+        # (docs/wire/anthropic.md#5-session-tool-runner).
         session = place.session(f"{PROMPT}; test -e killed || {{ touch killed; kill -9 $PPID; sleep 1; }}")
         heal(place, session)
         assert runs(place, session) == ["ran", "ran"]

@@ -1,4 +1,4 @@
-"""A worker, or its whole sandbox, ends at each step of the worker's way (I1 to I4).
+"""A worker, or its whole sandbox, ends at each step of the worker's way (docs/architecture.md#rules: I1 to I4).
 
 Nothing in the product stops at a step. A fault rule holds or spoils exactly the request that the step makes, the test
 waits until that has happened, kills, takes the rule away, and lets ticks heal what is left. Each test plays three

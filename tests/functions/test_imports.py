@@ -1,4 +1,5 @@
-"""What a handler's path may import (contract runtimes 0): an SDK at module level crashes or hangs servers that fork."""
+"""What a handler's path may import (docs/wire/runtimes.md#0-findings): an SDK at module level crashes or hangs servers
+that fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold for every answer to every request (design sections 4 and 9), whoever sends it."""
+"""What must hold for every answer to every request (docs/architecture.md#rules, docs/security.md), whoever sends it."""
 
 from __future__ import annotations
 

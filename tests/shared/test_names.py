@@ -1,4 +1,4 @@
-"""Rule I2 begins with names: two sessions never share one."""
+"""Rule I2 (docs/architecture.md#i2) begins with names: two sessions never share one."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ OTHER_KEY = "whsec_" + base64.b64encode(b"1" * 32).decode()
 
 
 def delivery(kind: str = "session.status_run_started", delivery_id: str = "whe_1") -> bytes:
-    """The body of a delivery (contract claude 9.1)."""
+    """The body of a delivery (docs/wire/anthropic.md#91-delivery)."""
     data = {"type": kind, "id": "sesn_1", "organization_id": "o", "workspace_id": "w"}
     return json.dumps({"type": "event", "id": delivery_id, "created_at": "2026-10-20T09:00:02Z", "data": data}).encode()
 

@@ -3,7 +3,7 @@
 Whoever holds the lock and has no lease yet takes every further claim for the same work item, for each hand-over
 brings a new secret and the promise of an ack. Taking a claim is a promise too, since its bringer then says `ready`:
 so giving up and refusing are one step under one mutex, and a claim is either taken and waited for, or refused
-(tests/image/session/test_desk.py).
+(tests/image/session/worker/test_lock.py).
 """
 
 from __future__ import annotations

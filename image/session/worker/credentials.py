@@ -9,8 +9,8 @@ from image.session.claim import Ended, Exit
 
 
 def sessions_token(secret: str) -> str | None:
-    """URL-safe base64, padded or not, of a JSON object with the token in it (contract claude 3.1). None where there
-    is none that fits into a header."""
+    """URL-safe base64, padded or not, of a JSON object with the token in it (docs/wire/anthropic.md#31-work-item). None
+    where there is none that fits into a header."""
     try:
         payload = json.loads(base64.urlsafe_b64decode(secret + "=" * (-len(secret) % 4)))
     except (ValueError, TypeError):

@@ -1,8 +1,8 @@
 """Answers the agent's calls of `fork_best_of_n`: one HTTP call to the functions with this session's capability.
 
 Anthropic's runner gives a tool call 150 seconds and interrupts it by nothing else, and the lease is kept meanwhile
-(contract claude 5 and 4.4). Hanging up ends the race on the other side, so what is not answered in time leaves no
-sandbox behind.
+(docs/wire/anthropic.md#5-session-tool-runner, docs/wire/anthropic.md#44-when-it-ends). Hanging up ends the race on the
+other side, so what is not answered in time leaves no sandbox behind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ForkTool(BetaAsyncBuiltinFunctionTool):
     """The tool as the SDK's runner knows one. `token` is the capability; it appears in no text.
 
     Without them the tool answers all the same, with an error: a call that nobody answers holds its session for ever
-    (contract claude 5).
+    (docs/wire/anthropic.md#5-session-tool-runner).
     """
 
     def __init__(self, url: str | None, token: str | None, seconds: float = TOOL_SECONDS) -> None:

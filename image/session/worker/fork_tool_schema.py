@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 NAME: Final = "fork_best_of_n"
-LONGEST_RACE: Final = 120.0  # seconds; the rest of a tool call's 150 (contract claude 5) is for its ends
+# seconds; the rest of a tool call's 150 (docs/wire/anthropic.md#5-session-tool-runner) is for its ends
+LONGEST_RACE: Final = 120.0
 LONGEST_RACE_TO_PROMOTE: Final = 105.0  # bringing the changes back takes time, too
 _LONGEST_TEXT: Final = 12_000  # characters of all output tails together
 _LONGEST_TAIL: Final = 1_500
@@ -106,7 +107,7 @@ class Unusable(ValueError):
 
 
 def definition() -> dict[str, Any]:
-    """The tool as the agents API takes it (contract claude 7)."""
+    """The tool as the agents API takes it (docs/wire/anthropic.md#7-agents-api)."""
     return {"type": "custom", "name": NAME, "description": DESCRIPTION, "input_schema": dict(INPUT_SCHEMA)}
 
 

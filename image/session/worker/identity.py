@@ -1,4 +1,4 @@
-"""Which session a sandbox belongs to, written down in the sandbox itself (design: mapping).
+"""Which session a sandbox belongs to, written down in the sandbox itself (docs/architecture.md#the-name-is-the-record).
 
 A sandbox made from another one's snapshot has that one's files, this record included: that is how a fork is told
 from the session's own sandbox.
@@ -24,7 +24,8 @@ def settle(state: Path, session_id: str) -> None:
 
 
 def _significant(session_id: str) -> str:
-    """The two prefixes mean the same; what follows is significant, its case too (contract claude 2)."""
+    """The two prefixes mean the same; what follows is significant, its case too
+    (docs/wire/anthropic.md#2-environments)."""
     return _PREFIX.sub("", session_id)
 
 

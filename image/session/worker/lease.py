@@ -1,9 +1,9 @@
 """What a worker knows of its lease on a work item, and what each answer to a heartbeat teaches it.
 
 A heartbeat names the previous one's `last_heartbeat` (the first says NO_HEARTBEAT); the service compares and answers
-412 on a difference (contract claude 3.2). So a worker whose answer was lost names an outdated value next time and
-is told 412 by its own success. The rule here: after a beat whose outcome is not known, a 412 that says `active`
-with a `last_heartbeat` shows our own beat, for the lock keeps every other worker out of this sandbox and the
+412 on a difference (docs/wire/anthropic.md#32-endpoints). So a worker whose answer was lost names an outdated value
+next time and is told 412 by its own success. The rule here: after a beat whose outcome is not known, a 412 that says
+`active` with a `last_heartbeat` shows our own beat, for the lock keeps every other worker out of this sandbox and the
 sandbox is the session's only one; that value is taken over, once. Without such a beat a 412 means what it says.
 
 One object sees every beat of an item, from the gate's first to the SDK's last. It is not thread-safe: beats are

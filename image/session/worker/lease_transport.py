@@ -103,8 +103,9 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         return response, self._lease.judge(response.status_code, response.content)
 
     async def _look_up(self, request: httpx2.Request) -> httpx2.Response:
-        """The SDK gives a session up, and stops its item, after three failed look-ups within two seconds (contract
-        claude 4.4): a short trouble of the service would break off a turn. So this is asked for longer."""
+        """The SDK gives a session up, and stops its item, after three failed look-ups within two seconds
+        (docs/wire/anthropic.md#44-when-it-ends): a short trouble of the service would break off a turn. So this is
+        asked for longer."""
         end = time.monotonic() + LOOK_UP_PATIENCE
         pause = LOOK_UP_PAUSE
         while True:

@@ -1,7 +1,7 @@
 """What a worker that was killed left behind, as far as it would keep the next one from starting.
 
 The SDK refuses a session whose memory store's directory exists, since its first sync would upload whatever lies
-there (contract claude, trap T17). A killed worker leaves just that. Nothing is deleted: the directory may hold
+there (docs/wire/anthropic.md#t17). A killed worker leaves just that. Nothing is deleted: the directory may hold
 notes that were never uploaded.
 """
 

@@ -1,4 +1,4 @@
-"""One run of the worker, in the order of the claim protocol (design, step 3):
+"""One run of the worker, in the order of the claim protocol (docs/claim-protocol.md#step-3-hand-over):
 
 claim -> identity -> lock (or the claim is passed to its holder) -> `ready` -> lease -> SDK -> serve -> end.
 """

@@ -1,5 +1,5 @@
 """The work item is served by Anthropic's own EnvironmentWorker, unmodified; this module starts it and reads off how
-it ended, which its return does not say (contract claude 4.4)."""
+it ended, which its return does not say (docs/wire/anthropic.md#44-when-it-ends)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from image.session.worker.lease_transport import LeaseTransport
 from image.session.worker.memory_stores import set_aside
 from image.session.worker.shutdown import Shutdown
 
-# Seconds. The SDK's own read time-out of ten minutes, three times over, outlives every lease (trap T22).
+# Seconds. The SDK's own read time-out of ten minutes, three times over, outlives every lease
+# (docs/wire/anthropic.md#t22).
 _TIMEOUT: Final = httpx2.Timeout(30.0, connect=5.0)
 _RETRIES: Final = 2
 

@@ -11,7 +11,7 @@ from typing import Final
 from image.session.claim import Ended, Exit
 
 # Seconds from a request to stop until the process is gone, whatever it is doing. A tool in flight is never
-# interrupted and may take 150 s, and its result must still be posted (contract claude 4.4, trap T15).
+# interrupted and may take 150 s, and its result must still be posted (docs/wire/anthropic.md#t15).
 GRACE: Final = 180.0
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

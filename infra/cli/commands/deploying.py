@@ -18,7 +18,7 @@ app.add_typer(_undeploy, name="undeploy", rich_help_panel=DEPLOYING)
 
 @command(_deploy, "aws", DEPLOYING, "deploy aws --dry-run")
 def deploy_aws(dry_run: DryRun = False) -> None:
-    """To AWS Lambda (infra/aws/README.md)."""
+    """To AWS Lambda (docs/deploy/aws.md)."""
     from infra.cli.deploy.aws import run
 
     with edge():
@@ -36,7 +36,7 @@ def undeploy_aws(dry_run: DryRun = False) -> None:
 
 @command(_deploy, "gcp", DEPLOYING, "deploy gcp --dry-run")
 def deploy_gcp(dry_run: DryRun = False) -> None:
-    """To Cloud Run functions (infra/gcp/README.md)."""
+    """To Cloud Run functions (docs/deploy/gcp.md)."""
     from infra.cli.deploy.gcp import run
 
     with edge():

@@ -1,6 +1,6 @@
 """Every code that doctor may print. A code keeps its meaning indefinitely; one that is given up is never used again.
 
-The README's symptom table has a line for each, word for word (tests/infra/cli/doctor/test_catalogue.py).
+docs/reference/doctor.md is generated from it (tests/infra/cli/doctor/test_catalogue.py).
 """
 
 from __future__ import annotations

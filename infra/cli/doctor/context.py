@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx2
     from anthropic import AsyncAnthropic
 
-DAEMON_PORT: Final = 9501  # contract tensorlake 5.10
+DAEMON_PORT: Final = 9501  # docs/wire/tensorlake.md#510-ports
 CALL_SECONDS: Final = 10.0
 _ENVIRONMENT_ID: Final = re.compile(r"env_[A-Za-z0-9_-]{1,80}")
 

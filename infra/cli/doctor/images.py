@@ -8,7 +8,7 @@ from urllib.parse import quote
 from infra.cli.doctor.context import DoctorContext, http_client
 from infra.cli.doctor.findings import Say, error, ok, warning
 
-# Contract tensorlake 10: the registry, and the older one that still answers for old images.
+# docs/wire/tensorlake.md#10-images: the registry, and the older one that still answers for old images.
 _PLACES: Final = ("images/v4/images/name", "platform/v1/sandbox-templates/by-name")
 
 

@@ -13,7 +13,7 @@ from shared.ports import Doubtful
 from shared.secret import Secret
 
 _SKEW_WARNS: Final = 60.0  # seconds
-_SKEW_BREAKS: Final = 240.0  # a webhook's window is 300 s (contract claude 9.2), and it travels, too
+_SKEW_BREAKS: Final = 240.0  # a webhook's window is 300 s (docs/wire/anthropic.md#92-signature), and it travels, too
 
 
 async def check_clock(context: DoctorContext, say: Say) -> None:

@@ -13,16 +13,15 @@ from urllib.parse import urlsplit
 
 from infra.cli.doctor.context import is_environment_id, is_loopback
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
-from infra.cli.settings_table import Commands
+from infra.cli.settings_table import ALL
 from shared.errors import SecretUnavailable, SettingsError
 from shared.secret import SCHEMES, Secret
 from shared.settings import Settings
-from shared.settings_table import SECTIONS, Address, Key, KeyKind, Keys, Services, is_secret, settings_of
+from shared.settings_table import Address, Key, KeyKind, Keys, Services, is_secret, settings_of
 
 _MOST_ERRORS: Final = 40
 _SHORTEST_TOKEN: Final = 16
-_TABLE: Final = settings_of(*SECTIONS, Commands)
-_SECRETS: Final = {each.name: each for each in _TABLE if isinstance(each, Key | Keys)}
+_SECRETS: Final = {each.name: each for each in ALL if isinstance(each, Key | Keys)}
 _SERVICES: Final = tuple(each for each in settings_of(Services) if isinstance(each, Address))
 _STAND_INS: Final = {
     each.name: "missing"
@@ -120,7 +119,7 @@ def check_kinds(secrets: Mapping[str, tuple[str, ...]], environ: Mapping[str, st
     for names in holders.values():
         if len(names) > 1:
             wrong.append(error("HANDS102", f"{' and '.join(sorted(names))} hold the same value"))
-    for name in (each.name for each in _TABLE if not is_secret(each)):
+    for name in (each.name for each in ALL if not is_secret(each)):
         parts = re.split(r"[\s,/?&=@]+", environ.get(name, ""))
         if any(kind_of(part) not in (KeyKind.UNKNOWN, KeyKind.TENSORLAKE) or part in holders for part in parts if part):
             wrong.append(error("HANDS102", f"{name} holds a key, where no secret belongs"))
@@ -131,7 +130,8 @@ def check_kinds(secrets: Mapping[str, tuple[str, ...]], environ: Mapping[str, st
 
 
 def check_redirections(environ: Mapping[str, str], say: Say) -> None:
-    """What the SDKs read by themselves (contract tensorlake 2.5); `check_settings` refuses the hosts that are traps."""
+    """What the SDKs read by themselves (docs/wire/tensorlake.md#25-environment-variables); `check_settings` refuses the
+    hosts that are traps."""
     settled = True
     for name, effect in _LEADING.items():
         if environ.get(name, "").strip():

@@ -143,7 +143,8 @@ async def _deliver(url: str, key: str, say: Say) -> httpx2.Response | None:
 
 
 def delivery(key: str) -> tuple[bytes, dict[str, str]]:
-    """A probe as Anthropic would sign it (contract claude 9.2). Raises ValueError for a key that is none."""
+    """A probe as Anthropic would sign it (docs/wire/anthropic.md#92-signature). Raises ValueError for a key that is
+    none."""
     from standardwebhooks.webhooks import Webhook
 
     now = datetime.now(UTC)

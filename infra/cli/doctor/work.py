@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.beta.environments import BetaSelfHostedWorkQueueStats
 
-_BEATS: Final = timedelta(seconds=90)  # a worker beats every 30 s at most (contract claude 10)
+_BEATS: Final = timedelta(seconds=90)  # a worker beats every 30 s at most (docs/wire/anthropic.md#10-numbers)
 _SHOWN: Final = 5
 _NO_ANSWER: Final = "look at the network, a proxy, and `ANTHROPIC_BASE_URL`"
 
@@ -69,7 +69,7 @@ def _refusal(about: str, status: int) -> Finding:
 
 
 async def _is_self_hosted(client: AsyncAnthropic, environment: Environment, about: str, say: Say) -> bool:
-    """The queue of a cloud environment has statistics and no list (contract claude 1.2)."""
+    """The queue of a cloud environment has statistics and no list (docs/wire/anthropic.md#12-credentials)."""
     from anthropic import APIConnectionError, APIStatusError
 
     try:
@@ -160,8 +160,8 @@ async def _say_other_pollers(
     now: datetime,
     say: Say,
 ) -> None:
-    """The statistics count pollers and name none (contract claude 3.2), so another poller shows by what it serves: an
-    item whose worker beats, and whose session has no sandbox of ours in this project."""
+    """The statistics count pollers and name none (docs/wire/anthropic.md#32-endpoints), so another poller shows by what
+    it serves: an item whose worker beats, and whose session has no sandbox of ours in this project."""
     about = context.about(environment)
     polling = stats.workers_polling
     count = "nobody polled" if not polling else f"{polling} polled"

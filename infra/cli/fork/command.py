@@ -2,7 +2,7 @@
 
 Exit codes: 0 a branch won, 1 none did, 2 the request or a setting is wrong, 130 ctrl-C. Ctrl-C cancels the race and
 waits until what it made has ended; a second one leaves at once. A race that was left, or died with its process, is
-ended by the reconciler (design: races), because its sandboxes' names say until when anybody may want them.
+ended by the reconciler (docs/races.md), because its sandboxes' names say until when anybody may want them.
 """
 
 from __future__ import annotations

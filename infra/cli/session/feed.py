@@ -17,7 +17,7 @@ ANSWER_SECONDS: Final = 30.0
 STREAM_SILENCE_SECONDS: Final = 120.0
 """A stream that says nothing for so long, not even a ping, is opened again: the SDK's own limit is 600 s."""
 _PAGE: Final = 1000
-_MAY_PASS: Final = (200, 408, 409, 429)  # 200: an `error` event in the stream (contract claude 8.3)
+_MAY_PASS: Final = (200, 408, 409, 429)  # 200: an `error` event in the stream (docs/wire/anthropic.md#83-sse-framing)
 
 
 class SdkFeed:
@@ -61,7 +61,8 @@ async def _as_json(stream: AsyncIterator[Any]) -> AsyncGenerator[Event, None]:
 
 
 def as_json(event: Any) -> Event:
-    """As it was on the wire. The class says nothing: unknown types arrive as some other class (contract claude 1.4)."""
+    """As it was on the wire. The class says nothing: unknown types arrive as some other class
+    (docs/wire/anthropic.md#14-sdk-transport)."""
     data: dict[str, Any] = event.to_dict(mode="json")
     return data
 

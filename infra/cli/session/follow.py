@@ -1,7 +1,8 @@
 """Follow a session live, whatever the stream does: it may end, break or repeat itself at any time.
 
-The stream is live only and cannot be resumed (contract claude 8.3), so the way to attach is always: open the stream,
-read the history, then the tail, and drop what was seen by its id. `Feed` is all this needs of a service.
+The stream is live only and cannot be resumed (docs/wire/anthropic.md#83-sse-framing), so the way to attach is always:
+open the stream, read the history, then the tail, and drop what was seen by its id. `Feed` is all this needs of a
+service.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ class Follower:
         return messages[-1] if messages else 0
 
     def _new(self, events: Sequence[Event]) -> list[Event]:
-        """Those that were not here before. Preview events have no id and are not shown (contract claude 8.2)."""
+        """Those that were not here before. Preview events have no id and are not shown
+        (docs/wire/anthropic.md#82-event-json)."""
         new = [event for event in events if event.get("id") and event["id"] not in self._seen]
         self._seen.update(str(event["id"]) for event in new)
         return new

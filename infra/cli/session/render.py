@@ -1,7 +1,7 @@
 """What a session's event looks like to a person: one event in, at most a few short lines out.
 
-Events are the JSON objects of contract claude 8.2. Nothing here knows where they come from. Tool output is the
-agent's, so it may hold anything: control characters are taken out before a terminal sees them.
+Events are the JSON objects of docs/wire/anthropic.md#82-event-json. Nothing here knows where they come from. Tool
+output is the agent's, so it may hold anything: control characters are taken out before a terminal sees them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Renderer:
     def _lines(self, event: Event) -> Iterator[Line]:
         match event.get("type"):
             case "session.status_running":
-                # Each tool round parks and resumes the session (contract claude 8.1): saying so each time is noise.
+                # Each tool round parks and resumes the session (docs/wire/anthropic.md#81-a-self-hosted-turn): saying
+                # so each time is noise.
                 if not self._in_turn:
                     yield Line("· running", Look.QUIET)
                 self._in_turn = True
@@ -89,7 +90,8 @@ class Renderer:
             yield Line("  needs a confirmation, which this command cannot give", Look.WRONG)
 
     def _result(self, event: Event) -> Iterator[Line]:
-        # The service may repeat a client's result as its own (contract claude 8.1): one of them is enough.
+        # The service may repeat a client's result as its own (docs/wire/anthropic.md#81-a-self-hosted-turn): one of
+        # them is enough.
         call = str(_first(event, "tool_use_id", "custom_tool_use_id", "mcp_tool_use_id"))
         if call in self._answered:
             return

@@ -1,4 +1,4 @@
-"""Agents: versions, normalised tools, and what their permission policies say (contract section 7)."""
+"""Agents: versions, normalised tools, and what their permission policies say (docs/wire/anthropic.md#7-agents-api)."""
 
 from __future__ import annotations
 

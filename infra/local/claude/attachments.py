@@ -1,4 +1,5 @@
-"""What a session has attached: memory stores, the only resources of a self-hosted session (contract section 8)."""
+"""What a session has attached: memory stores, the only resources of a self-hosted session
+(docs/wire/anthropic.md#8-sessions-api)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is calling, and what they may call (contract 1.2).
+"""Who is calling, and what they may call (docs/wire/anthropic.md#12-credentials).
 
 Every credential arrives as a bearer token, so kinds are told apart by value. `Keyring` knows the values;
 `authorize` holds the table.

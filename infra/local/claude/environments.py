@@ -1,4 +1,4 @@
-"""Environments (contract section 2)."""
+"""Environments (docs/wire/anthropic.md#2-environments)."""
 
 from __future__ import annotations
 

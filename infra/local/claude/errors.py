@@ -1,4 +1,5 @@
-"""What the service answers when it refuses: one exception type, one envelope (contract 1.3)."""
+"""What the service answers when it refuses: one exception type, one envelope
+(docs/wire/anthropic.md#13-error-envelope)."""
 
 from __future__ import annotations
 

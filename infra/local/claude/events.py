@@ -1,4 +1,5 @@
-"""A session's event log and its live listeners (contract 8.1 to 8.3)."""
+"""A session's event log and its live listeners (docs/wire/anthropic.md#81-a-self-hosted-turn,
+docs/wire/anthropic.md#83-sse-framing)."""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ def error_response(request: Request, error: Exception) -> Response:
 
 
 def caller(request: Request, platform: Platform, *, betas: Sequence[str] = (MANAGED_AGENTS_BETA,)) -> Principal:
-    """Who is calling; raises 401, and 404 if the route wants one of `betas` and none is there (contract 1.2)."""
+    """Who is calling; raises 401, and 404 if the route wants one of `betas` and none is there
+    (docs/wire/anthropic.md#12-credentials)."""
     principal = platform.keyring.classify(request.headers)
     given = request.headers.get("anthropic-beta", "")
     if betas and platform.knobs.require_beta_header and not any(beta in given for beta in betas):

@@ -1,4 +1,5 @@
-"""Identifiers: a prefix that names the kind, and 24 case-significant letters and digits (contract section 2)."""
+"""Identifiers: a prefix that names the kind, and 24 case-significant letters and digits
+(docs/wire/anthropic.md#2-environments)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks what a client sends to a session before any of it takes effect (contract 8.2)."""
+"""Checks what a client sends to a session before any of it takes effect (docs/wire/anthropic.md#82-event-json)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Knobs(BaseModel):
-    """Durations in seconds. The defaults are the live service's values where those are known (contract 10)."""
+    """Durations in seconds. The defaults are the live service's values where those are known
+    (docs/wire/anthropic.md#10-numbers)."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 

@@ -1,4 +1,5 @@
-"""Memory stores and the memories in them (contract 4.3, last paragraphs; sizes and paths as the SDK documents them).
+"""Memory stores and the memories in them (docs/wire/anthropic.md#43-requests-in-order, last paragraphs; sizes and paths
+as the SDK documents them).
 
 A memory is a text at a path. Who changes or deletes one may say which content it must have; a difference is a 409.
 """

@@ -90,7 +90,7 @@ class Platform:
     # Work
 
     def secret_for(self, item: WorkItem) -> str | None:
-        """A fresh secret for one hand-out: URL-safe base64 of a JSON object (contract 3.1)."""
+        """A fresh secret for one hand-out: URL-safe base64 of a JSON object (docs/wire/anthropic.md#31-work-item)."""
         if self.knobs.null_secret or item.kind != "session":
             return None
         principal = SessionsToken(item.environment_id, item.id, item.subject_id)

@@ -1,5 +1,5 @@
-"""Routes of memory stores and memories (contract 4.3). A sessions token reaches the stores attached to its session;
-the environment key reaches none (contract 1.2)."""
+"""Routes of memory stores and memories (docs/wire/anthropic.md#43-requests-in-order). A sessions token reaches the
+stores attached to its session; the environment key reaches none (docs/wire/anthropic.md#12-credentials)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of environments and agents (contract sections 2 and 7)."""
+"""Routes of environments and agents (docs/wire/anthropic.md#2-environments, docs/wire/anthropic.md#7-agents-api)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of sessions, their events and their one thread (contract section 8)."""
+"""Routes of sessions, their events and their one thread (docs/wire/anthropic.md#8-sessions-api)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Routes of skills and their versions (contract 4.3): no beta header, and open for reading to every credential."""
+"""Routes of skills and their versions (docs/wire/anthropic.md#43-requests-in-order): no beta header, and open for
+reading to every credential."""
 
 from __future__ import annotations
 

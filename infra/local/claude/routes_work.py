@@ -1,4 +1,4 @@
-"""Routes of the work queue (contract 3.2)."""
+"""Routes of the work queue (docs/wire/anthropic.md#32-endpoints)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Sessions: their record, and what may be done to it (contract section 8). What happens in a turn is `turns.py`."""
+"""Sessions: their record, and what may be done to it (docs/wire/anthropic.md#8-sessions-api). What happens in a turn is
+`turns.py`."""
 
 from __future__ import annotations
 

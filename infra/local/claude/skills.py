@@ -1,4 +1,4 @@
-"""Skills: folders of files that a worker unpacks for its session (contract 4.3, step 3).
+"""Skills: folders of files that a worker unpacks for its session (docs/wire/anthropic.md#43-requests-in-order, step 3).
 
 A skill has versions; an agent names a skill and a version, or `latest`, which only the version look-up resolves.
 """

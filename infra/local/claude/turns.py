@@ -1,4 +1,5 @@
-"""Drives a session's turns: input in, model requests, tool rounds, idle (contract 8.1 and 3.3).
+"""Drives a session's turns: input in, model requests, tool rounds, idle (docs/wire/anthropic.md#81-a-self-hosted-turn,
+docs/wire/anthropic.md#33-state-machine).
 
     AT_REST --input--> THINKING --reply without calls--> AT_REST (end_turn)
     THINKING --reply with calls for a client--> PARKED (requires_action) --last answer--> THINKING
@@ -86,7 +87,7 @@ class Turns:
     def item_ended(self, session: Session, item: WorkItem) -> None:
         """The session's item has stopped. Work that its worker may never have seen gets a new one.
 
-        A stop that merely leaves calls unanswered queues nothing (contract 3.3).
+        A stop that merely leaves calls unanswered queues nothing (docs/wire/anthropic.md#33-state-machine).
         """
         lost = session.phase is not Phase.AT_REST and session.unserved_input
         if lost and not session.terminated:
@@ -282,7 +283,7 @@ class Turns:
 
     def _after_answer(self, session: Session) -> None:
         if session.open_calls:
-            # Only some are answered: the remainder is announced again (contract 8.1).
+            # Only some are answered: the remainder is announced again (docs/wire/anthropic.md#81-a-self-hosted-turn).
             session.log.add("session.status_idle", stop_reason=self._waiting_for(session), stop_details=None)
             return
         self._close_round(session)

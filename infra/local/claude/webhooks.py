@@ -1,4 +1,5 @@
-"""Sends webhooks the way the live service does: signed, at least once, unordered, three attempts (contract 9)."""
+"""Sends webhooks the way the live service does: signed, at least once, unordered, three attempts
+(docs/wire/anthropic.md#9-webhooks)."""
 
 from __future__ import annotations
 

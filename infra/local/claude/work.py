@@ -1,4 +1,4 @@
-"""The work queue: items, reservations, leases (contract section 3).
+"""The work queue: items, reservations, leases (docs/wire/anthropic.md#3-work-queue).
 
     queued --poll--> queued, reserved --ack--> starting --NO_HEARTBEAT--> active --beat--> active
     a reservation older than the polling request allows: claimable again
@@ -115,7 +115,8 @@ class WorkQueue:
         return item if item is not None and item.id in self._live else None
 
     def forsake(self, session_id: str) -> None:
-        """The session is deleted: the poll that would hand its item out answers 404 once (contract 3.3)."""
+        """The session is deleted: the poll that would hand its item out answers 404 once
+        (docs/wire/anthropic.md#33-state-machine)."""
         item = self.live_item_of(session_id)
         if item is not None:
             item.stale = True

@@ -1,4 +1,4 @@
-"""One port for both planes: which requests go where (contract section 2).
+"""One port for both planes: which requests go where (docs/wire/tensorlake.md#2-routing-and-transport).
 
 In this order: `/_admin/`; user ports by Host (`<port>-<id or name>.`) or by path (`/_ports/`); the data plane
 (`/api/v1/`); everything else is lifecycle and images, with or without `/v1/namespaces/{ns}` in front.

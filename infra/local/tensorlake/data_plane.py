@@ -1,4 +1,5 @@
-"""Routes of the daemon in each sandbox: processes, files, health (contract sections 7, 8, 9)."""
+"""Routes of the daemon in each sandbox: processes, files, health (docs/wire/tensorlake.md#7-processes,
+docs/wire/tensorlake.md#8-files, docs/wire/tensorlake.md#9-health-and-tunnels)."""
 
 from __future__ import annotations
 

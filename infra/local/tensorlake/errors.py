@@ -1,4 +1,5 @@
-"""Answers that are not successes, in the service's envelope `{"error", "code"}` (contract section 3.3).
+"""Answers that are not successes, in the service's envelope `{"error", "code"}`
+(docs/wire/tensorlake.md#33-exceptions).
 
 The four codes that make the SDK retry for 30 s (section 3.2) are never used here: only a fault rule sends them.
 """

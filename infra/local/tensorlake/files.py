@@ -1,4 +1,4 @@
-"""File calls: which side carries them out (contract section 8).
+"""File calls: which side carries them out (docs/wire/tensorlake.md#8-files).
 
 On the service a root daemon does. Here every process has one uid, so root's paths are read-only inside and are
 written from outside, into the sandbox's own directory, where the change is visible at once. The agent's paths

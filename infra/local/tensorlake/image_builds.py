@@ -1,4 +1,4 @@
-"""Builds: admitted, given a context, sealed, carried out (contract section 10)."""
+"""Builds: admitted, given a context, sealed, carried out (docs/wire/tensorlake.md#10-images)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of image building and of the image registry (contract section 10)."""
+"""Routes of image building and of the image registry (docs/wire/tensorlake.md#10-images)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registered images: a local root and how to run in it (contract section 10).
+"""Registered images: a local root and how to run in it (docs/wire/tensorlake.md#10-images).
 
 An image is split once, when it is registered: what belongs to the agent becomes a layer that sandboxes share
 read-only, the rest a template of the root-owned part.

@@ -1,4 +1,5 @@
-"""From create to terminate: what a sandbox may become, and what that does to its processes (contract 4, 5).
+"""From create to terminate: what a sandbox may become, and what that does to its processes
+(docs/wire/tensorlake.md#4-statuses, docs/wire/tensorlake.md#5-lifecycle-endpoints).
 
 Every transition is made under the sandbox's lock, so suspend, resume, snapshot and terminate never overlap.
 Names are taken and quotas judged before the first await of a create: twenty racing creates have one winner.

@@ -1,4 +1,5 @@
-"""Routes of the lifecycle plane: requests in, records out (contract sections 5 and 6)."""
+"""Routes of the lifecycle plane: requests in, records out (docs/wire/tensorlake.md#5-lifecycle-endpoints,
+docs/wire/tensorlake.md#6-snapshots)."""
 
 from __future__ import annotations
 

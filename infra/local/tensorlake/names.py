@@ -1,4 +1,5 @@
-"""Ids and names: how they look, and who holds a name (contract sections 4 and 5.2)."""
+"""Ids and names: how they look, and who holds a name (docs/wire/tensorlake.md#4-statuses,
+docs/wire/tensorlake.md#52-names)."""
 
 from __future__ import annotations
 

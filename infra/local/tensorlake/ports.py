@@ -1,4 +1,4 @@
-"""User ports of sandboxes, reached through the platform (contract section 5.10).
+"""User ports of sandboxes, reached through the platform (docs/wire/tensorlake.md#510-ports).
 
 Two forms: `http://<port>-<id or name>.localhost:<platform port>/...`, which is what the SDK's `url_for_port`
 gives, and `http://127.0.0.1:<platform port>/_ports/<id or name>/<port>/...`, which needs no name resolution.

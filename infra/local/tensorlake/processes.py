@@ -1,4 +1,4 @@
-"""What a start request may ask for, and what is handed to the supervisor (contract section 7)."""
+"""What a start request may ask for, and what is handed to the supervisor (docs/wire/tensorlake.md#7-processes)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STREAMS = {"stdout": ["stdout"], "stderr": ["stderr"], "output": ["stdout", "std
 
 
 class RestartConfig(BaseModel):
-    """The SDK's defaults are the daemon's (contract section 7.1)."""
+    """The SDK's defaults are the daemon's (docs/wire/tensorlake.md#71-start_process)."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -1,4 +1,5 @@
-"""A sandbox as the platform knows it, and how it looks on the wire (contract sections 4 and 5.3)."""
+"""A sandbox as the platform knows it, and how it looks on the wire (docs/wire/tensorlake.md#4-statuses,
+docs/wire/tensorlake.md#53-get-and-list)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of the lifecycle plane, checked (contract sections 5.1 and 5.9)."""
+"""Bodies of the lifecycle plane, checked (docs/wire/tensorlake.md#51-create, docs/wire/tensorlake.md#59-update)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 
 
 class StartFault(BaseModel):
-    """What the next creates meet, in place of a sandbox that runs (contract section 5.1)."""
+    """What the next creates meet, in place of a sandbox that runs (docs/wire/tensorlake.md#51-create)."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Snapshots: capture, list, delete, and what a restore starts from (contract section 6).
+"""Snapshots: capture, list, delete, and what a restore starts from (docs/wire/tensorlake.md#6-snapshots).
 
 What a running process holds in memory cannot be cloned here. Where none runs, a snapshot of memory is its file layer
 and "no processes", and is taken as such; else it is refused, and fails if one starts before the freeze.

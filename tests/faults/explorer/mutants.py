@@ -1,4 +1,5 @@
-"""The mistakes that the design warns of, each as a change of the product or of the worker's model while a test runs.
+"""The mistakes that the rules warn of (docs/architecture.md#rules), each as a change of the product or of the worker's
+model while a test runs.
 
 A mutant that the explorer lets live shows a rule that nothing checks.
 """

@@ -1,4 +1,4 @@
-"""One run of a plan, and the judgement on how it ended (I1, I4, I7)."""
+"""One run of a plan, and the judgement on how it ended (docs/architecture.md#rules: I1, I4, I7)."""
 
 from __future__ import annotations
 
@@ -231,7 +231,8 @@ class _World:
         self.serving: dict[str, list[Process]] = {}
         self.tool_runs: dict[str, list[Process]] = {}
         self.reported: set[str] = set()
-        self.alarmed = False  # the latest report says that every session is unknown: nothing is ended then (design 7)
+        # the latest report says that every session is unknown: nothing is ended then (docs/reconciler.md#limits)
+        self.alarmed = False
         self.ticks = 0
         self._index = {session.id: index for index, session in enumerate(plan.sessions)}
         self._faults = {(f.caller, f.method, f.number): f.meets for f in plan.line_faults}

@@ -1,4 +1,4 @@
-"""What the product asks of the services, judged at the moment when it asks (I2, I5, I7)."""
+"""What the product asks of the services, judged at the moment when it asks (docs/architecture.md#rules: I2, I5, I7)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.model.ports import ModelHost, ModelQueue, moment
 from tests.support.model.sandboxes import Box, Process, Sandboxes
 from tests.support.model.truth import Truth
 
-LOOK: Final = 5.0  # seconds: no look that a suspension or an end rests on is older (I5)
+LOOK: Final = 5.0  # seconds: no look that a suspension or an end rests on is older (docs/architecture.md#i5)
 
 
 @dataclass(slots=True, eq=False)

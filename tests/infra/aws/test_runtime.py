@@ -1,7 +1,7 @@
 """The bundle under Lambda's real runtime client: each kind of event, and a session served on the offline services.
 
 What is unpacked here is our part of the zip with its byte code, from the very functions that build it. The
-dependencies come from this environment's site-packages; the whole build is run by hand (infra/aws/README.md).
+dependencies come from this environment's site-packages; the whole build is run by hand (docs/deploy/aws.md).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 from functions.requests import read_model
 from image.session.definition import DEFAULT_BASE
 from infra.cli.agents import DEFAULT_MODEL
+from infra.cli.settings_table import ALL
 from shared.races.request import RaceRequest
 from shared.settings import Settings
 from tests.support.checkout import ROOT
@@ -88,7 +89,8 @@ def test_the_commands_variables_are_read_somewhere_with_those_defaults() -> None
         for folder in ("infra/cli", "infra/local", "infra/sandbox", "shared", "image", "functions")
         for path in (ROOT / folder).rglob("*.py")
     )
-    assert [name for name in commands if f'"{name}"' not in program] == []
+    assert [name for name in commands if name not in {each.name for each in ALL}] == []
+    assert [name for name in commands if name not in program] == []
     assert commands["ANTHROPIC_AGENT_MODEL"] == f"`{DEFAULT_MODEL}`"
     assert commands["SANDBOX_IMAGE_BASE"] == f"`{DEFAULT_BASE}`"
 

@@ -1,4 +1,5 @@
-"""What a dispatcher makes of a worker's words: an ack must never leave an item with nobody behind it (I1)."""
+"""What a dispatcher makes of a worker's words: an ack must never leave an item with nobody behind it
+(docs/architecture.md#i1)."""
 
 from __future__ import annotations
 

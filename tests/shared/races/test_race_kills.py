@@ -98,7 +98,7 @@ async def file_in_the_source(place: Place) -> object:
 
 
 def test_what_was_kept_before_its_race_was_killed_stays_and_nothing_else_does(world: World) -> None:
-    """The two moments in which nobody was told the id of what stays (shared/races/README.md)."""
+    """The two moments in which nobody was told the id of what stays (docs/races.md)."""
     places = [with_a_source(world.place(**PATIENT)) for _ in range(2)]
     name = f"kill-{environment_tag(places[1].environment_id)}"
     ways: list[dict[str, Any]] = [{"promote": "snapshot"}, {"promote": "keep", "keep": {"name": name}}]

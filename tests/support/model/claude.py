@@ -1,4 +1,5 @@
-"""The work queue and the sessions of one environment (contract claude 3.3 and 8.1).
+"""The work queue and the sessions of one environment (docs/wire/anthropic.md#33-state-machine,
+docs/wire/anthropic.md#81-a-self-hosted-turn).
 
     queued --poll--> queued, reserved --ack--> starting --NO_HEARTBEAT--> active --beat--> active
     a reservation older than the polling request's R: claimable; the start-up lease never lapses; an active lease does
@@ -294,7 +295,7 @@ class Claude:
             self._ensure_item(session)
 
     def heartbeat(self, work_id: str, expected: str, by: str) -> tuple[int, dict[str, object]]:
-        """Status and body of the answer (contract claude 3.2)."""
+        """Status and body of the answer (docs/wire/anthropic.md#32-endpoints)."""
         self._sweep()
         item = self.items.get(work_id)
         if item is None:

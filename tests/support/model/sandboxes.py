@@ -1,4 +1,5 @@
-"""Sandboxes, their names and their processes (contract tensorlake 4, 5 and 7).
+"""Sandboxes, their names and their processes (docs/wire/tensorlake.md#4-statuses,
+docs/wire/tensorlake.md#5-lifecycle-endpoints, docs/wire/tensorlake.md#7-processes).
 
 A create takes its name at once and answers when the sandbox runs; suspend and resume take a while; a request to what
 runs inside wakes a sleeper; nothing asked for a while puts it to sleep; what is ended stays readable by id. A program
@@ -177,7 +178,8 @@ class Sandboxes:
                 self._free(box)
 
     def shown(self, box: Box) -> SandboxStatus:
-        """As a look-up tells it: for about a second an ended one reads as running under its name (contract 4)."""
+        """As a look-up tells it: for about a second an ended one reads as running under its name
+        (docs/wire/tensorlake.md#4-statuses)."""
         ended = box.status is SandboxStatus.TERMINATED and self._names.get(box.name) is box
         return SandboxStatus.RUNNING if ended else box.status
 

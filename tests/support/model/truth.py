@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """`rule` is one of design 4's, `what` tells which part of it and about whom, `at` is in seconds of the run."""
+    """`rule` is one of docs/architecture.md#rules, `what` tells which part of it and about whom, `at` is in seconds of
+    the run."""
 
     rule: str
     what: str

@@ -295,7 +295,8 @@ class _Worker:
                 await self.process.sleep(min(_AGAIN * 2**attempt, 5.0))
             except RefusedError:
                 return None
-        # The SDK gives the item up and stops it, whatever calls wait (contract claude 4.4): a turn may be broken off.
+        # The SDK gives the item up and stops it, whatever calls wait (docs/wire/anthropic.md#44-when-it-ends): a turn
+        # may be broken off.
         self.around.lost.add(self.claim.session_id)
         return None
 
@@ -321,7 +322,7 @@ class _Worker:
 
     async def _run_tools(self, session: Session, habits: Habits, poke: asyncio.Event) -> None:
         """Until the lease is over, the session is, or it has been idle for long. A tool under way is finished and
-        its result posted, whatever happens to the lease meanwhile (contract claude 4.4)."""
+        its result posted, whatever happens to the lease meanwhile (docs/wire/anthropic.md#44-when-it-ends)."""
         handled: set[str] = set()
         idle_since = self.around.loop.time()
         while self.over is None and not session.over and not self.process.stop_asked.is_set():

@@ -1,4 +1,4 @@
-"""Files as the daemon serves them: whole, atomic, regular (contract section 8)."""
+"""Files as the daemon serves them: whole, atomic, regular (docs/wire/tensorlake.md#8-files)."""
 
 # pathlib would be imported anew at every start of a sandbox.
 # ruff: noqa: PTH101, PTH103, PTH105, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH123
@@ -63,7 +63,7 @@ def write_atomically(path: str, chunks: Iterator[bytes]) -> int:
 
 
 def list_entries(path: str) -> list[Json]:
-    """Directories first, then by name (contract section 8)."""
+    """Directories first, then by name (docs/wire/tensorlake.md#8-files)."""
     entries: list[Json] = []
     with os.scandir(path) as found:
         for entry in found:

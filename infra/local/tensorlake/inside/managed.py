@@ -1,4 +1,5 @@
-"""A managed process: what its supervisor was told to do about its ends, and what it has done (contract section 7.1).
+"""A managed process: what its supervisor was told to do about its ends, and what it has done
+(docs/wire/tensorlake.md#71-start_process).
 
 Where the contract is silent: a process that its health check finds unhealthy is ended as `kill` ends it and restarted
 as after a failure, whatever it exits with; the pause doubles with each restart and starts anew after a run that

@@ -1,4 +1,4 @@
-"""The codes, the README's symptom table and the checks: in step, word for word."""
+"""The codes, the reference page and the checks: in step, word for word."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FOLDER = ROOT / "infra" / "cli" / "doctor"
 
 
 def test_the_readme_has_a_line_for_each_code_and_no_other() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "reference" / "doctor.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(HANDS\d+)` \| (.*) \| (.*) \| (.*) \|$", readme, re.MULTILINE)
     assert rows == [(code, entry.symptom, entry.cause, entry.fix) for code, entry in CATALOGUE.items()]
 

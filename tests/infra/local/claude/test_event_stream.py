@@ -1,4 +1,5 @@
-"""Listing and streaming a session's events (contract 8.2, 8.3)."""
+"""Listing and streaming a session's events (docs/wire/anthropic.md#82-event-json,
+docs/wire/anthropic.md#83-sse-framing)."""
 
 from __future__ import annotations
 

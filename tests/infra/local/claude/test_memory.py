@@ -1,4 +1,5 @@
-"""Memory stores: the API through the SDK, and the SDK's own download and sync of an attached store (contract 4.3)."""
+"""Memory stores: the API through the SDK, and the SDK's own download and sync of an attached store
+(docs/wire/anthropic.md#43-requests-in-order)."""
 
 from __future__ import annotations
 

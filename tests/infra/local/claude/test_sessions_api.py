@@ -1,4 +1,5 @@
-"""Agents, environments and sessions over the wire (contract 2, 7, 8)."""
+"""Agents, environments and sessions over the wire (docs/wire/anthropic.md#2-environments,
+docs/wire/anthropic.md#7-agents-api, docs/wire/anthropic.md#8-sessions-api)."""
 
 from __future__ import annotations
 

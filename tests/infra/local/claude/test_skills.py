@@ -1,4 +1,5 @@
-"""Skills: made and versioned through the SDK, and unpacked by the SDK's own worker (contract 4.3)."""
+"""Skills: made and versioned through the SDK, and unpacked by the SDK's own worker
+(docs/wire/anthropic.md#43-requests-in-order)."""
 
 from __future__ import annotations
 

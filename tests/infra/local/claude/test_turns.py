@@ -235,7 +235,7 @@ def test_an_exhausted_failure_leaves_the_session_idle_and_a_terminal_one_ends_it
     assert stage.types(terminal)[-2:] == ["session.error", "session.status_terminated"]
 
 
-# What is queued (contract 3.3)
+# What is queued (docs/wire/anthropic.md#33-state-machine)
 
 
 def test_one_session_has_one_live_item_and_a_message_to_a_dormant_one_queues_a_new_one(stage: Stage) -> None:

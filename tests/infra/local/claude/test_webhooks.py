@@ -1,4 +1,4 @@
-"""The webhook sender against a receiver on a real socket (contract 9)."""
+"""The webhook sender against a receiver on a real socket (docs/wire/anthropic.md#9-webhooks)."""
 
 from __future__ import annotations
 

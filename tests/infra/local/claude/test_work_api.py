@@ -1,4 +1,4 @@
-"""The work queue over the wire, through the SDK (contract 3)."""
+"""The work queue over the wire, through the SDK (docs/wire/anthropic.md#3-work-queue)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ class Stage:
 
     @property
     def sdk(self) -> dict[str, Any]:
-        """Passed to each classmethod: the SDK binds its environment at import (contract section 2.5)."""
+        """Passed to each classmethod: the SDK binds its environment at import
+        (docs/wire/tensorlake.md#25-environment-variables)."""
         return {"api_url": self.service.url, "api_key": KEY, "request_timeout": 20.0}
 
     def name(self, prefix: str = "t") -> str:

@@ -1,4 +1,5 @@
-"""Managed processes: restart policies and health checks, with the real SDK (contract section 7.1)."""
+"""Managed processes: restart policies and health checks, with the real SDK
+(docs/wire/tensorlake.md#71-start_process)."""
 
 from __future__ import annotations
 
