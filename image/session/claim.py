@@ -50,13 +50,15 @@ class Exit(enum.IntEnum):
     REFUSED = 15
     STOPPED = 16
     LIFETIME = 17
+    UNREACHABLE = 18  # the service answered no heartbeat: no way out of the sandbox
+    HUNG = 19  # something that was to be quick did not return
 
 
 class Word(enum.StrEnum):
     """What a notice says."""
 
-    READY = "ready"
-    WAITING = "waiting"  # the lock is held for another item, or its holder has a lease already
+    READY = "ready"  # the lock is held and the service has answered a heartbeat
+    WAITING = "waiting"  # for the lock, or for the service's first answer; the detail says which and why
     LEASED = "leased"
     ENDED = "ended"
 
@@ -73,6 +75,7 @@ class Claim:
     worker_digest: str
     workdir: str = DEFAULT_WORKDIR
     max_idle: float | None = 60.0
+    reach: float = 20.0  # how long the service may leave the first heartbeat without an answer
     gate: float = 240.0  # how long to ask for the lease of an item that nobody has acked yet
     lock_wait: float = 10.0  # how long to wait for a worker that serves another item
     lifetime: float = 86_400.0
@@ -110,7 +113,7 @@ class Claim:
             value = known.get(name, DEFAULT_WORKDIR if name == "workdir" else None)
             if not isinstance(value, str) or not value:
                 raise ClaimError(f"the claim's {name} is missing or not a text")
-        for name in ("gate", "lock_wait", "lifetime", "max_idle"):
+        for name in ("reach", "gate", "lock_wait", "lifetime", "max_idle"):
             value = known.get(name, 0.0)
             if name == "max_idle" and value is None:
                 continue

@@ -49,6 +49,7 @@ _STALE_IN_A_ROW: Final = 5
 _DOUBTFUL_IN_A_ROW: Final = 3
 _PAUSE: Final = 0.2
 _REBINDS: Final = 3
+_REACH_SHARE: Final = 0.6  # of a hand-over's time: a worker that reaches no API says so while somebody still listens
 
 
 def utc_now() -> datetime:
@@ -229,6 +230,7 @@ class Dispatcher:
             worker_digest=digest(build_archive()),
             workdir=self.settings.workdir,
             max_idle=self.settings.max_idle_seconds,
+            reach=self.settings.times.handover * _REACH_SHARE,
             gate=self.settings.times.gate,
             lifetime=self.settings.worker_lifetime,
             capability_token=token,

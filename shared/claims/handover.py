@@ -32,7 +32,7 @@ _STARTS: Final = 3
 
 _NOT_THE_ITEMS_FAULT: Final = frozenset(
     {wire.Exit.SERVED, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED, wire.Exit.LOCKED_OUT, wire.Exit.PASSED_ON}
-    | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE}
+    | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE, wire.Exit.UNREACHABLE}
 )
 
 
@@ -159,7 +159,7 @@ async def _watch(
                 return _Outdated(running=True)
             return Ready(ready.sdk)
         if notices:
-            said = notices[-1].word.value
+            said = " ".join((notices[-1].word.value, notices[-1].detail)).strip()
         if over is not None and not isinstance(lines, Absent | Doubtful):
             # Its whole output has been read after its end, and it said neither ready nor why it ended.
             if over.exit_code == wire.Exit.UNREADABLE:

@@ -148,7 +148,8 @@ def idles(place: Place, session: str) -> bool:
 
 SESSION: Final = {"method": "GET", "path": r"/sessions/{session}$", "action": "delay", "seconds": HOLD}
 RESULTS: Final = {"method": "POST", "path": r"/sessions/{session}/events$"}
-DEAF: Final = {"method": "POST", "path": r"/work/{work}/heartbeat$", "action": "status", "status": 503}
+DEAF: Final = {"method": "POST", "path": r"/work/{work}/heartbeat$", "action": "status", "status": 503, "skip": 1}
+"""Once the first heartbeat, which `ready` waits for, has been answered."""
 
 STEPS: Final[Mapping[str, Step]] = {
     "before its ready": Step(lock_taken=True, reached=lambda place, session: bool(workers(place, session))),

@@ -22,6 +22,7 @@ class Reply(enum.StrEnum):
     TAKEN = "taken"
     LEASED = "leased"
     OTHER = "other"
+    UNPROVEN = "unproven"  # taken, but the service has not answered the holder yet: ask again before saying ready
     REFUSED = "refused"
 
 
@@ -47,6 +48,7 @@ class ClaimRegistry:
         self._clock = clock
         self._mutex = threading.Lock()
         self._phase = _Phase.ASKING
+        self._announced = False
         self._secrets = [claim.secret]
         self._deadline = clock() + claim.gate
 
@@ -64,7 +66,7 @@ class ClaimRegistry:
             self._secrets.append(claim.secret)
             self._deadline = max(self._deadline, self._clock() + claim.gate)
             self._on_claim(claim)
-            return Reply.TAKEN
+            return Reply.TAKEN if self._announced else Reply.UNPROVEN
 
     def secret(self) -> str:
         """The newest secret that has not been refused."""
@@ -74,6 +76,7 @@ class ClaimRegistry:
     def announced(self, gate: float) -> None:
         """The dispatcher has just been told `ready`: it has `gate` seconds from now to ack."""
         with self._mutex:
+            self._announced = True
             self._deadline = max(self._deadline, self._clock() + gate)
 
     def leased(self) -> None:
@@ -82,7 +85,7 @@ class ClaimRegistry:
                 self._phase = _Phase.LEASED
 
     def discard(self, secret: str) -> bool:
-        """The service refused this secret. True where another one is left to try; False closes the desk."""
+        """The service refused this secret. True where another one is left to try; False closes the registry."""
         with self._mutex:
             if len(self._secrets) > 1:
                 self._secrets.remove(secret)
@@ -91,7 +94,7 @@ class ClaimRegistry:
             return False
 
     def give_up(self) -> bool:
-        """Closes the desk if the last promise of an ack has lapsed; False says how it is: keep asking."""
+        """Closes the registry if the last promise of an ack has lapsed; False says how it is: keep asking."""
         with self._mutex:
             if self._clock() < self._deadline:
                 return False

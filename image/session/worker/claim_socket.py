@@ -22,6 +22,7 @@ from image.session.claim import Claim, ClaimError, Ended
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from image.session.worker.credentials import token_of
 from image.session.worker.secret_hiding import LONGEST_CLAIM
+from image.session.worker.state_directory import StateDirectory
 
 SOCKET_NAME: Final = "claims.sock"
 PATIENCE: Final = 2.0  # seconds for one exchange, each end on its own clock
@@ -51,14 +52,14 @@ class ClaimSocket:
     """Takes claims at the socket while the lock is held. Made and closed under the lock, so whatever lies at the
     socket's name belongs to nobody alive."""
 
-    def __init__(self, state: Path, registry: ClaimRegistry) -> None:
-        self._path = state / SOCKET_NAME
+    def __init__(self, state: StateDirectory, registry: ClaimRegistry) -> None:
+        """The working directory is the state directory."""
+        self._state = state
         self._registry = registry
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+        self._state.set_aside(SOCKET_NAME)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(SOCKET_NAME)
-        self._path.chmod(0o600)
+        Path(SOCKET_NAME).chmod(0o600)
         self._socket.listen(16)
         self._thread = threading.Thread(target=self._serve, name="claims", daemon=True)
         self._thread.start()
@@ -66,8 +67,8 @@ class ClaimSocket:
     def close(self) -> None:
         """Refuses first, then goes: a bringer that meets no socket tries the lock, which is about to be free."""
         self._registry.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        with contextlib.suppress(Ended):
+            self._state.set_aside(SOCKET_NAME)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class ForkTool(BetaAsyncBuiltinFunctionTool):
     """The tool as the SDK's runner knows one. `token` is the capability; it appears in no text.
 
-    Without them the tool answers all the same, with an error: a call that nobody answers holds its session for ever
+    Without them the tool answers all the same, with an error: a call without an answer holds its session
     (docs/wire/anthropic.md#5-session-tool-runner).
     """
 

@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 LIMIT: Final = 5.0  # seconds for one request and its answer
 _LONGEST_ANSWER: Final = 1 << 20  # bytes
+_LONGEST_REASON: Final = 160  # characters
 _HEADERS: Final = {
     "anthropic-version": "2026-10-21",
     "anthropic-beta": "managed-agents-2026-04-01",
@@ -29,7 +30,7 @@ _HEADERS: Final = {
 
 
 class Unanswered(Exception):
-    """No complete answer: the request may or may not have had its effect."""
+    """No complete answer: the request may or may not have had its effect. The text names the host and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class WorkItemClient:
                     raise http.client.IncompleteRead(answer.body, response.length)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Unanswered(type(error).__name__) from None
+            raise Unanswered(f"{self._host}: {_reason(error)}") from None
         if response.will_close or not response.isclosed():
             self.close()
         return answer
@@ -139,6 +140,13 @@ class WorkItemClient:
         if self._proxy is None or self._proxy.credentials is None or plain is self._secure:
             return {}
         return {"proxy-authorization": f"Basic {self._proxy.credentials}"}
+
+
+def _reason(error: OSError | http.client.HTTPException) -> str:
+    """Of one printable line; what the other end sent may be part of it."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    text = "".join(letter if letter.isprintable() else " " for letter in said)[:_LONGEST_REASON].strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _hung_up(connection: http.client.HTTPConnection) -> bool:

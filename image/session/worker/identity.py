@@ -6,19 +6,26 @@ from the session's own sandbox.
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
+from typing import Final
 
 from image.session.claim import SESSION_FILE, Ended, Exit
+from image.session.worker.state_directory import StateDirectory
 
 _PREFIX = re.compile(r"\A(sesn|session)_")
+_ID: Final = re.compile(r"[!-~]{1,512}")  # anything else is no id that a worker wrote
 
 
-def settle(state: Path, session_id: str) -> None:
+_LONGEST_ID: Final = 1024  # bytes
+
+
+def settle(state: StateDirectory, session_id: str) -> None:
     """Records the session at first use; raises Ended(BAD_CLAIM) where another one is recorded."""
-    record = state / SESSION_FILE
-    recorded = _read(record) or _write(record, session_id)
+    recorded = _read(state)
+    if not _ID.fullmatch(recorded):
+        state.set_aside(SESSION_FILE)
+        state.write_once(SESSION_FILE, f"{session_id}\n".encode())
+        recorded = _read(state)
     if _significant(recorded) != _significant(session_id):
         raise Ended(Exit.BAD_CLAIM, "this sandbox belongs to another session")
 
@@ -29,22 +36,5 @@ def _significant(session_id: str) -> str:
     return _PREFIX.sub("", session_id)
 
 
-def _read(record: Path) -> str:
-    try:
-        return record.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return ""
-
-
-def _write(record: Path, session_id: str) -> str:
-    """Returns what is recorded afterwards: linking a finished file lets exactly one of two first claims win, and
-    nobody ever reads half of an id."""
-    draft = record.with_name(f"{record.name}.{os.getpid()}")
-    draft.write_text(session_id + "\n", encoding="utf-8")
-    try:
-        record.hardlink_to(draft)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
-    return _read(record)
+def _read(state: StateDirectory) -> str:
+    return state.read(SESSION_FILE, _LONGEST_ID).decode("utf-8", "replace").strip()

@@ -6,8 +6,8 @@ next time and is told 412 by its own success. The rule here: after a beat whose 
 `active` with a `last_heartbeat` shows our own beat, for the lock keeps every other worker out of this sandbox and the
 sandbox is the session's only one; that value is taken over, once. Without such a beat a 412 means what it says.
 
-One object sees every beat of an item, from the gate's first to the SDK's last. It is not thread-safe: beats are
-sent one after another.
+One object sees every beat of an item, from the first one before the lease to the SDK's last. It is not thread-safe:
+beats are sent one after another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The lease gate: no session call and no tool before the item's lease is ours.
+"""No session call and no tool before the item's lease is ours.
 
 The worker is ready before the dispatcher acks (hand over first, ack last), so at first the item answers "not acked
-yet" and is asked again. Everything but a clear no is asked again, until the last promise of an ack has lapsed.
+yet" and is asked again. That first answer is what `ready` waits for: a worker that cannot reach the service must not
+get an item. Everything but a clear no is asked again, until the last promise of an ack has lapsed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import logging
 import random
 import threading
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from image.session.claim import Ended, Exit
 from image.session.worker.claim_registry import ClaimRegistry
@@ -20,24 +22,55 @@ from image.session.worker.http_client import Unanswered, WorkItemClient
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.shutdown import Shutdown
 
-_FIRST_PAUSE: Final = 0.1  # seconds
-_LONGEST_PAUSE: Final = 2.0
+# Seconds between heartbeats before the lease. An ack follows `ready` within two round trips, and the beat after the
+# first pause finds it; every further one is a call that the organisation pays for, so they thin out quickly.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+_GROWTH: Final = 3.0
+_UNREACHED_PAUSE: Final = 1.0  # at most, while the service has answered nothing yet: a dispatcher waits
 _AGAIN: Final = 0.5
+
+_PROOFS: Final = frozenset({Verdict.HELD, Verdict.OURS, Verdict.NOT_ACKED})  # only the service itself answers so
 
 log = logging.getLogger(__name__)
 
 
-def acquire_lease(lease: Lease, calls: WorkItemClient, registry: ClaimRegistry, stop: Shutdown) -> str:
+class Announcer(Protocol):
+    """Who is told how the first heartbeats fare. Each is called from the caller's thread."""
+
+    def ready(self) -> None:
+        """The service has answered. Called once at most, before anything is done with the answer."""
+
+    def waiting(self, reason: str) -> None:
+        """The service has not answered; called once for each reason that differs from the last one."""
+
+
+def acquire_lease(
+    lease: Lease,
+    calls: WorkItemClient,
+    registry: ClaimRegistry,
+    stop: Shutdown,
+    announcer: Announcer,
+    *,
+    reach: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> str:
     """Returns the secret that holds the lease.
 
-    Raises Ended: NEVER_ACKED, LEASE_LOST, STOPPED, REFUSED, or the reason to stop. The desk is closed then, so a
+    `reach` is how many seconds the service may leave every heartbeat without an answer from the start. Raises Ended:
+    UNREACHABLE, NEVER_ACKED, LEASE_LOST, STOPPED, REFUSED, or the reason to stop. The registry is closed then, so a
     claim that comes too late is refused instead of taken.
     """
+    first_contact = _FirstContact(announcer, clock() + reach)
     pause = _FIRST_PAUSE
     while True:
         stop.check()
         secret = registry.secret()
-        match _beat(lease, calls, secret):
+        verdict, trouble = _beat(lease, calls, secret)
+        if not first_contact.made and verdict in _PROOFS:
+            first_contact.made = True
+            announcer.ready()
+        match verdict:
             case Verdict.HELD:
                 registry.leased()
                 return secret
@@ -55,14 +88,40 @@ def acquire_lease(lease: Lease, calls: WorkItemClient, registry: ClaimRegistry, 
                 if not registry.discard(secret):
                     raise Ended(Exit.REFUSED, "the service refuses the work item's credential")
                 continue
-            case Verdict.NOT_ACKED | Verdict.DOUBTFUL as verdict:
+            case Verdict.NOT_ACKED:
                 if registry.give_up():
-                    raise Ended(Exit.NEVER_ACKED, f"asked in vain, last answer: {verdict.name.lower()}")
+                    raise Ended(Exit.NEVER_ACKED, "asked in vain, last answer: not acked")
+            case Verdict.DOUBTFUL:
+                if first_contact.failed(trouble, clock()):
+                    registry.close()
+                    raise Ended(Exit.UNREACHABLE, f"no heartbeat was answered within {reach:g} s; {trouble}")
+                if first_contact.made and registry.give_up():
+                    raise Ended(Exit.NEVER_ACKED, f"asked in vain, last answer: {trouble}")
+        longest = _LONGEST_PAUSE if first_contact.made else _UNREACHED_PAUSE
         before = time.monotonic()
         stop.wait(random.uniform(0.75 * pause, pause))  # noqa: S311 - spreads retries
         woken_early = time.monotonic() - before < 0.7 * pause
         # A claim that has just arrived promises an ack at once.
-        pause = _FIRST_PAUSE if woken_early else min(pause * 1.3, _LONGEST_PAUSE)
+        pause = _FIRST_PAUSE if woken_early else min(pause * _GROWTH, longest)
+
+
+class _FirstContact:
+    """Whether the service has been heard at all."""
+
+    def __init__(self, announcer: Announcer, deadline: float) -> None:
+        self._announcer = announcer
+        self._deadline = deadline
+        self._told = ""
+        self.made = False
+
+    def failed(self, trouble: str, now: float) -> bool:
+        """A heartbeat got no answer. True where it was the last one to be tried."""
+        if self.made:
+            return False
+        if trouble != self._told:
+            self._told = trouble
+            self._announcer.waiting(trouble)
+        return now >= self._deadline
 
 
 def finish_stop(lease: Lease, calls: WorkItemClient, secret: str) -> None:
@@ -104,7 +163,7 @@ class LeaseKeeper:
     def _run(self) -> None:
         pause = self._lease.interval
         while not self._done.wait(pause):
-            verdict = _beat(self._lease, self._calls, self._secret)
+            verdict, _ = _beat(self._lease, self._calls, self._secret)
             # Whatever is not a plain yes is asked again soon: the lease may have little time left.
             pause = self._lease.interval if verdict is Verdict.HELD else _AGAIN
             if verdict in (Verdict.LOST, Verdict.STOPPED, Verdict.REFUSED):
@@ -112,13 +171,15 @@ class LeaseKeeper:
                 return
 
 
-def _beat(lease: Lease, calls: WorkItemClient, secret: str) -> Verdict:
+def _beat(lease: Lease, calls: WorkItemClient, secret: str) -> tuple[Verdict, str]:
+    """The verdict, and for a doubtful one why."""
     try:
         answer = calls.heartbeat(lease.sending(), token_of(secret))
     except Unanswered as error:
         log.info("beat.unanswered error=%s", error)
-        return Verdict.DOUBTFUL
+        return Verdict.DOUBTFUL, str(error)
     verdict = lease.judge(answer.status, answer.body)
-    if verdict is Verdict.DOUBTFUL:
-        log.info("beat.doubtful status=%d", answer.status)
-    return verdict
+    if verdict is not Verdict.DOUBTFUL:
+        return verdict, ""
+    log.info("beat.doubtful status=%d", answer.status)
+    return verdict, f"the heartbeat was answered {answer.status}"

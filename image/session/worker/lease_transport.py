@@ -1,6 +1,6 @@
 """The transport under the SDK's client: it knows the lease's true value, the SDK does not need to.
 
-The SDK begins with NO_HEARTBEAT although the gate has a lease already, sends an outdated value after a lost answer,
+The SDK begins with NO_HEARTBEAT although the worker has a lease already, sends an outdated value after a lost answer,
 and retries by itself below its own book-keeping. So every heartbeat of our item gets the value that the lease
 object holds, and a 412 that shows a beat of our own is answered by beating once more. All else passes untouched.
 """

@@ -6,7 +6,6 @@ import fcntl
 import os
 import random
 import time
-from pathlib import Path
 from typing import Final
 
 from image.session.claim import Claim, Ended, Exit, Word
@@ -14,6 +13,7 @@ from image.session.worker.claim_registry import Reply
 from image.session.worker.claim_socket import pass_on
 from image.session.worker.output import NoticeWriter
 from image.session.worker.shutdown import Shutdown
+from image.session.worker.state_directory import StateDirectory
 
 LOCK_NAME: Final = "lock"
 
@@ -25,17 +25,17 @@ class Lock:
     """An exclusive lock on a file. The kernel frees it with the process, however that ends; no child inherits it,
     since Python's descriptors close at `exec`."""
 
-    def __init__(self, state: Path) -> None:
-        self._path = state / LOCK_NAME
+    def __init__(self, state: StateDirectory) -> None:
+        self._state = state
         self._descriptor: int | None = None
 
     def take(self) -> bool:
         """Does not wait. False where another process has it."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = self._state.open(LOCK_NAME, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A lock on a file that has been replaced since holds nobody off.
-            if not os.path.samestat(os.fstat(descriptor), self._path.stat()):
+            if not os.path.samestat(os.fstat(descriptor), self._state.stat(LOCK_NAME)):
                 raise BlockingIOError
         except (BlockingIOError, FileNotFoundError):
             os.close(descriptor)
@@ -65,7 +65,7 @@ def take_lock(claim: Claim, lock: Lock, notices: NoticeWriter, stop: Shutdown) -
             case Reply.TAKEN:
                 notices.say(Word.READY, on_behalf=True)
                 raise Ended(Exit.PASSED_ON, "the lock's holder has the claim now")
-            case Reply.LEASED | Reply.OTHER:
+            case Reply.LEASED | Reply.OTHER | Reply.UNPROVEN:
                 if not waiting:
                     waiting = True
                     notices.say(Word.WAITING, f"the lock's holder answers: {reply}")

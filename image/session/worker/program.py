@@ -1,6 +1,7 @@
 """One run of the worker, in the order of the claim protocol (docs/claim-protocol.md#step-3-hand-over):
 
-claim -> identity -> lock (or the claim is passed to its holder) -> `ready` -> lease -> SDK -> serve -> end.
+claim -> stop listener -> identity -> lock (or the claim is passed to its holder) -> first answered heartbeat ->
+`ready` -> lease -> SDK -> serve -> end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from image.session.claim import STATE_DIRECTORY, STATE_VARIABLE, Claim, ClaimError, Ended, Exit, Word
 from image.session.worker import identity
@@ -21,6 +22,9 @@ from image.session.worker.credentials import token_of
 from image.session.worker.lock import Lock, take_lock
 from image.session.worker.output import NoticeWriter, Redactor, configure_logging
 from image.session.worker.shutdown import Shutdown
+from image.session.worker.state_directory import StateDirectory
+
+_START_GRACE: Final = 30.0  # seconds for the steps that wait for nobody, on the busiest machine
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +45,12 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
     lock: Lock | None = None
     try:
         redactor.add(claim.secret)
-        state = _state_directory()
+        # Before anything that can block: whoever wants this worker gone must be heard from here on.
+        stop = Shutdown(last_resort=lambda status, detail: _leave(notices, redactor, Ended(status, detail)))
+        stop.listen(claim.lifetime, claim.lock_wait + claim.reach + _START_GRACE)
+        state = StateDirectory(Path(os.environ.pop(STATE_VARIABLE, STATE_DIRECTORY)).absolute())
         lock = Lock(state)
-        ended = _work(claim, state, lock, notices, redactor)
+        ended = _work(claim, state, lock, notices, redactor, stop)
     except Ended as end:
         ended = end
     except BaseException as error:  # the process's edge: whatever it was becomes an exit status and one line
@@ -54,15 +61,15 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
     _leave(notices, redactor, ended)
 
 
-def _work(claim: Claim, state: Path, lock: Lock, notices: NoticeWriter, redactor: Redactor) -> Ended:
+def _work(
+    claim: Claim, state: StateDirectory, lock: Lock, notices: NoticeWriter, redactor: Redactor, stop: Shutdown
+) -> Ended:
     redactor.add(token_of(claim.secret))
     redactor.add(claim.capability_token)
     if not notices.sdk:
         raise Ended(Exit.FAILED, "the anthropic package is not installed here")
     identity.settle(state, claim.session_id)
-    stop = Shutdown(last_resort=lambda status, detail: _leave(notices, redactor, Ended(status, detail)))
-    stop.listen(claim.lifetime)
-    os.chdir(state)
+    state.enter()
     take_lock(claim, lock, notices, stop)
 
     def take(newer: Claim) -> None:
@@ -75,15 +82,13 @@ def _work(claim: Claim, state: Path, lock: Lock, notices: NoticeWriter, redactor
     claim_socket = ClaimSocket(state, registry)
     try:
         os.chdir(_workdir(claim))
-        notices.say(Word.READY)
-        registry.announced(claim.gate)
         return _hold(claim, registry, stop, notices)
     finally:
         claim_socket.close()
 
 
 def _hold(claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: NoticeWriter) -> Ended:
-    """From `ready` on. What it imports is too slow to be imported before."""
+    """With the lock held. What it imports is too slow to be imported before the lock is."""
     from image.session.worker.http_client import WorkItemClient
     from image.session.worker.lease import Lease
     from image.session.worker.lease_acquisition import LeaseKeeper, acquire_lease
@@ -93,7 +98,8 @@ def _hold(claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: Notice
     except ValueError as error:
         raise Ended(Exit.BAD_CLAIM, str(error)) from None
     lease = Lease()
-    secret = acquire_lease(lease, calls, registry, stop)
+    announcer = _Announcer(claim, registry, stop, notices)
+    secret = acquire_lease(lease, calls, registry, stop, announcer, reach=claim.reach)
     notices.say(Word.LEASED)
     lease_keeper = LeaseKeeper(lease, calls, secret)
     from image.session.worker.sdk_worker import serve
@@ -104,16 +110,23 @@ def _hold(claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: Notice
     return serve(claim, secret, lease, stop)
 
 
-def _state_directory() -> Path:
-    """Where lock, socket and identity live. The tools need not know."""
-    state = Path(os.environ.pop(STATE_VARIABLE, STATE_DIRECTORY)).absolute()
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Ended(Exit.FAILED, f"no state directory at {state}: {error.strerror}") from None
-    if not os.access(state, os.W_OK | os.X_OK):
-        raise Ended(Exit.FAILED, f"the state directory {state} belongs to another user")
-    return state
+class _Announcer:
+    """Tells the dispatcher, and the processes that pass their claims on, how the first heartbeats fare."""
+
+    def __init__(self, claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: NoticeWriter) -> None:
+        self._claim = claim
+        self._registry = registry
+        self._stop = stop
+        self._notices = notices
+
+    def ready(self) -> None:
+        self._stop.started()
+        # The dispatcher acks once it has read this, so the time for that ack begins here.
+        self._registry.announced(self._claim.gate)
+        self._notices.say(Word.READY)
+
+    def waiting(self, reason: str) -> None:
+        self._notices.say(Word.WAITING, f"the service does not answer: {reason}")
 
 
 def _workdir(claim: Claim) -> Path:

@@ -60,7 +60,7 @@ def stash(text: str) -> int:
         os.write(descriptor, data)
         os.lseek(descriptor, 0, os.SEEK_SET)
     else:
-        # Without anonymous files the text must fit into a pipe's buffer: a blocked write would wait for ever.
+        # Without anonymous files the text must fit into a pipe's buffer: a blocked write would never return.
         descriptor, write_end = os.pipe()
         os.set_blocking(write_end, False)
         os.write(write_end, data)

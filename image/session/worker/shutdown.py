@@ -29,14 +29,15 @@ class Shutdown:
         self._wake = threading.Event()
         self._reason: tuple[Exit, str] | None = None
         self._callback: Callable[[], object] | None = None
-        self._timers: list[threading.Timer] = []
+        self._start: threading.Timer | None = None
 
     @property
     def reason(self) -> tuple[Exit, str] | None:
         return self._reason
 
-    def listen(self, lifetime: float) -> None:
-        """Main thread only: from here on signals and the lifetime (seconds) ask to stop."""
+    def listen(self, lifetime: float, start_limit: float) -> None:
+        """Main thread only: from here on signals and the lifetime (seconds) ask to stop, and a worker that has not
+        said `started` within `start_limit` seconds ends, wherever it hangs."""
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -44,6 +45,13 @@ class Shutdown:
             signal.signal(number, lambda _number, _frame: None)
         threading.Thread(target=self._hear, args=(read_end,), name="signals", daemon=True).start()
         self._after(lifetime, lambda: self.request(Exit.LIFETIME, f"lifetime of {lifetime:g} s is over"))
+        self._start = self._after(
+            start_limit, lambda: self._last_resort(Exit.HUNG, f"it did not start within {start_limit:g} s")
+        )
+
+    def started(self) -> None:
+        if self._start is not None:
+            self._start.cancel()
 
     def request(self, exit_status: Exit, detail: str) -> None:
         with self._mutex:
@@ -86,8 +94,8 @@ class Shutdown:
                 if number in _SIGNALS:
                     self.request(Exit.STOPPED, signal.Signals(number).name)
 
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+    def _after(self, seconds: float, action: Callable[[], None]) -> threading.Timer:
         timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), action)
         timer.daemon = True
         timer.start()
-        self._timers.append(timer)
+        return timer

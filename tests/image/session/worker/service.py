@@ -216,6 +216,10 @@ class _Handler(BaseHTTPRequestHandler):
         token = (self.headers.get("authorization") or "").removeprefix("Bearer ")
         if parts.path.endswith("/heartbeat"):
             expected = parse_qs(parts.query)["expected_last_heartbeat"][0]
+            if f"/{WORK}/" not in parts.path:  # another item, which nobody ever acks
+                self._answer(*_unacked())
+                self._record()
+                return
             status, answer, delay = self.service.beat(expected, token)
             time.sleep(delay)
             self._answer(status, answer)
@@ -294,6 +298,13 @@ def running(**settings: Any) -> Iterator[Service]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _unacked() -> tuple[int, Any]:
+    body = _error("invalid_request_error")
+    state = {"state": "queued", "last_heartbeat": None, "lease_extended": False, "ttl_seconds": 300}
+    body["error"]["details"] = {"error_code": "heartbeat_precondition_failed", "current_state": state}
+    return 412, body
 
 
 def _error(kind: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from image.session.claim import Exit, Word
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from tests.image.session.worker.harness import make_claim, sandbox
-from tests.image.session.worker.service import running
+from tests.image.session.worker.service import Fault, running
 
 READ = ("glob", {"pattern": "*"})
 LONG = ("bash", {"command": "sleep 3"})
@@ -99,6 +99,7 @@ def test_a_claim_is_either_taken_and_waited_for_or_refused() -> None:
     now = [0.0]
     claim = make_claim("http://service.invalid", Path("/w"), gate=10.0)
     registry = ClaimRegistry(claim, on_claim=lambda _: None, clock=lambda: now[0])
+    registry.announced(10.0)
     now[0] = 9.9
     assert registry.offer(claim) is Reply.TAKEN
     now[0] = 10.1
@@ -109,7 +110,22 @@ def test_a_claim_is_either_taken_and_waited_for_or_refused() -> None:
     assert registry.secret() == claim.secret
 
 
-def test_a_desk_with_a_lease_takes_no_claim() -> None:
+def test_nobody_says_ready_on_behalf_of_a_holder_that_the_service_has_not_answered_yet(tmp_path: Path) -> None:
+    with running(fault_for_ever=Fault.REQUEST_LOST) as service, sandbox(tmp_path) as box:
+        holder = box.start(make_claim(service.url, box.workdir, reach=20.0))
+        assert "does not answer" in holder.wait_for(Word.WAITING).detail
+        passer = box.start(make_claim(service.url, box.workdir, token="second", lock_wait=20.0))
+        assert "unproven" in passer.wait_for(Word.WAITING).detail
+        assert Word.READY not in (*holder.words(), *passer.words())
+        service.fault_for_ever = None
+        holder.wait_for(Word.READY)
+        assert passer.wait_for(Word.READY).on_behalf
+        service.ack()
+        holder.wait_for(Word.LEASED)
+        assert service.beats[-1].token == "second"
+
+
+def test_a_registry_with_a_lease_takes_no_claim() -> None:
     claim = make_claim("http://service.invalid", Path("/w"))
     registry = ClaimRegistry(claim, on_claim=lambda _: None)
     assert registry.offer(make_claim("http://service.invalid", Path("/w"), work_id="work_other")) is Reply.OTHER

@@ -51,6 +51,22 @@ def test_a_worker_that_does_not_end_in_its_grace_is_ended() -> None:
     assert ended == [(Exit.STOPPED, "SIGTERM; the grace is over too")]
 
 
+def test_a_worker_that_does_not_start_in_time_is_ended_and_one_that_does_is_not() -> None:
+    ended: list[tuple[Exit, str]] = []
+    gone = threading.Event()
+
+    def last_resort(status: Exit, detail: str) -> None:
+        ended.append((status, detail))
+        gone.set()
+
+    quick = Shutdown(last_resort=last_resort)
+    quick.listen(100.0, 0.4)
+    quick.started()
+    Shutdown(last_resort=last_resort).listen(100.0, 0.8)
+    assert gone.wait(20)
+    assert ended == [(Exit.HUNG, "it did not start within 0.8 s")]
+
+
 def test_the_grace_covers_the_longest_tool_and_its_result() -> None:
     from anthropic.lib.tools._beta_session_runner import TOOL_TIMEOUT
 
