@@ -1,4 +1,4 @@
-"""Rules I1 (docs/architecture.md#i1) to I3 (docs/architecture.md#rules) under faults: each session's tool call runs
+"""Rules I1 to I3 (docs/architecture.md#rules) under faults: each session's tool call runs
 exactly once, whatever goes wrong on the way.
 
 Every test starts a session whose one tool call appends a line to a file, spoils something, lets copies of the
