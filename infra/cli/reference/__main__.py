@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from infra.cli.environ import CHECKOUT
-from infra.cli.reference import doctor, settings
+from infra.cli.reference import commands, doctor, http_api, settings
 
 FOLDER: Final = CHECKOUT / "docs" / "reference"
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "settings.md": settings.page,
     "doctor.md": doctor.page,
+    "cli.md": commands.page,
+    "http-api.md": http_api.page,
+    "openapi.json": http_api.openapi,
 }
 
 
