@@ -90,6 +90,7 @@ class ListedItem:
     acknowledged_at: datetime | None = None
     latest_heartbeat_at: datetime | None = None
     stopped_at: datetime | None = None
+    stop_requested_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +150,9 @@ class WorkQueue(Protocol):
 
     async def force_stop(self, work_id: str) -> AckOutcome: ...
 
-    async def list_items(self, pages: int) -> Listing[ListedItem] | Refused | Doubtful:
-        """Up to `pages` pages of 100, newest first where the service says so."""
+    async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem] | Refused | Doubtful:
+        """Up to `pages` pages of 100. Where they come newest first, none is read after one that reaches further back
+        than `back_to`."""
         ...
 
     async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful: ...
@@ -240,12 +242,14 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """What a process has said and how it ended. `exit_code` is None while it runs or after a signal."""
+    """What a process has said and how it ended. `exit_code` is None while it runs or after a signal; `pid` where the
+    sandbox tells."""
 
     name: str
     running: bool
     exit_code: int | None = None
     lines: Sequence[str] = ()
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

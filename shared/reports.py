@@ -93,6 +93,7 @@ class Act(StrEnum):
 
 
 ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE})
+CAPPED = ENDS - {Act.END_RACE}  # a race's dead-man time leaves no mistake to be bounded
 
 
 @dataclass(frozen=True, slots=True)

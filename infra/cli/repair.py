@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from infra.cli.environ import Loaded
-from shared.adapters.anthropic_queue import EVENTS_LOOKED_AT, lost_calls, open_calls
+from shared.adapters.open_calls import lost_calls, read_open_calls
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ async def run(loaded: Loaded) -> int:
 
 
 async def _repair(client: AsyncAnthropic, session: str) -> str:
-    newest_first = await client.beta.sessions.events.list(session, order="desc", limit=EVENTS_LOOKED_AT)
-    calls = open_calls([event.to_dict() for event in newest_first.data])
+    calls = await read_open_calls(client, session)
     if calls.given_up:
         await client.beta.sessions.events.send(session, events=[{"type": "user.interrupt"}])
         return "its turn is interrupted"

@@ -12,12 +12,13 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from shared.adapters.open_calls import lost_calls, read_open_calls
 from shared.adapters.sdk_client import RetiredClients
-from shared.capability import FORK
 from shared.ports import (
     Absent,
     AckOutcome,
@@ -40,14 +41,8 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.beta import BetaManagedAgentsSession
     from anthropic.types.beta.environments import BetaSelfHostedWork
-    from anthropic.types.beta.sessions import BetaManagedAgentsEventParams, BetaManagedAgentsTextBlockParam
 
 CALL_SECONDS: Final = 10.0
-LOST_CALL: Final = (
-    "The worker of this call was lost before it answered. The call may have run or not: look before you repeat it."
-)
-EVENTS_LOOKED_AT: Final = 200
-
 _T = TypeVar("_T")
 
 
@@ -88,7 +83,7 @@ class AnthropicQueue:
 
         return _settled_by_conflict(await self._bounded(call))
 
-    async def list_items(self, pages: int) -> Listing[ListedItem] | Refused | Doubtful:
+    async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem] | Refused | Doubtful:
         async def call() -> Listing[ListedItem]:
             client = await self._connected()
             page = await client.beta.environments.work.list(self._environment_id, limit=100)
@@ -103,6 +98,8 @@ class AnthropicQueue:
                         rows.append(row)
                 if not page.has_next_page():
                     return Listing(rows, complete=True, unreadable=unreadable)
+                if back_to is not None and _reach_back(rows, back_to):
+                    break
                 if number < pages:
                     page = await page.get_next_page()
             return Listing(rows, complete=False, unreadable=unreadable)
@@ -119,9 +116,7 @@ class AnthropicQueue:
 
     async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful:
         async def call() -> OpenCalls:
-            client = await self._connected()
-            newest_first = await client.beta.sessions.events.list(session_id, order="desc", limit=EVENTS_LOOKED_AT)
-            return open_calls([event.to_dict() for event in newest_first.data])
+            return await read_open_calls(await self._connected(), session_id)
 
         return await self._bounded(call)
 
@@ -175,19 +170,6 @@ class AnthropicQueue:
             return _outcome(error)
 
 
-def lost_calls(calls: OpenCalls) -> list[BetaManagedAgentsEventParams]:
-    """The answers to calls whose worker is lost. To the SDK's next worker nothing else answers a call: after an
-    interrupt alone it would run the call again and never come to rest
-    (docs/wire/anthropic.md#5-session-tool-runner)."""
-    content: list[BetaManagedAgentsTextBlockParam] = [{"type": "text", "text": LOST_CALL}]
-    return [
-        {"type": "user.custom_tool_result", "custom_tool_use_id": call, "is_error": True, "content": content}
-        if call in calls.custom
-        else {"type": "user.tool_result", "tool_use_id": call, "is_error": True, "content": content}
-        for call in calls.ids
-    ]
-
-
 def _client_class() -> type[AsyncAnthropic]:
     from anthropic import AsyncAnthropic
 
@@ -222,9 +204,15 @@ def _listed_item(item: BetaSelfHostedWork) -> ListedItem | None:
             _moment(item.acknowledged_at),
             _moment(item.latest_heartbeat_at),
             _moment(item.stopped_at),
+            _moment(item.stop_requested_at),
         )
     except (AttributeError, TypeError, ValueError):
         return None
+
+
+def _reach_back(rows: Sequence[ListedItem], moment: datetime) -> bool:
+    times = [row.created_at for row in rows]
+    return bool(times) and times[-1] < moment and all(later >= earlier for later, earlier in pairwise(times))
 
 
 def _session_record(session: BetaManagedAgentsSession) -> SessionRecord | Doubtful:
@@ -245,55 +233,6 @@ def _moment(value: object) -> datetime | None:
     if moment.tzinfo is None:
         raise ValueError("a time without a zone")
     return moment
-
-
-def open_calls(newest_first: Sequence[Mapping[str, Any]]) -> OpenCalls:
-    """Calls named by the last idle that a worker should have answered (docs/wire/anthropic.md#5-session-tool-runner,
-    docs/wire/anthropic.md#81-a-self-hosted-turn)."""
-    answered: set[str] = set()
-    confirmed: dict[str, str] = {}
-    waited_for: list[str] | None = None
-    permissions: dict[str, str] = {}
-    custom: set[str] = set()
-    given_up = turn_seen = False
-    for event in newest_first:
-        match event.get("type"):
-            case "user.tool_result":
-                answered.add(str(event.get("tool_use_id")))
-                given_up |= not turn_seen and _is_lost_call(event)
-            case "user.custom_tool_result":
-                answered.add(str(event.get("custom_tool_use_id")))
-                given_up |= not turn_seen and _is_lost_call(event)
-            case "user.message" if event.get("processed_at"):
-                turn_seen = True
-            case "user.tool_confirmation":
-                confirmed.setdefault(str(event.get("tool_use_id")), str(event.get("result")))
-            case "agent.tool_use":
-                permissions[str(event.get("id"))] = str(event.get("evaluated_permission") or "allow")
-            case "agent.custom_tool_use" if event.get("name") == FORK:
-                custom.add(str(event.get("id")))
-                permissions[str(event.get("id"))] = "allow"
-            case "session.status_running" if waited_for is None:
-                return OpenCalls()
-            case "session.status_idle" if waited_for is None:
-                reason = event.get("stop_reason") or {}
-                if reason.get("type") != "requires_action":
-                    return OpenCalls()
-                waited_for = [str(call) for call in reason.get("event_ids") or ()]
-    ids = tuple(
-        call
-        for call in waited_for or ()
-        if call not in answered
-        and call in permissions
-        and (permissions[call] == "allow" or confirmed.get(call) == "allow")
-    )
-    return OpenCalls(ids, frozenset(custom & set(ids)), given_up and bool(ids))
-
-
-def _is_lost_call(result: Mapping[str, Any]) -> bool:
-    content = result.get("content")
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, Mapping) and first.get("text") == LOST_CALL
 
 
 def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:

@@ -470,7 +470,8 @@ def _process(name: str) -> str:
 
 def _process_state(name: str, info: Any) -> ProcessState:
     code = info["exit_code"] if isinstance(info.get("exit_code"), int) else None
-    return ProcessState(name=name, running=info["status"] == "running", exit_code=code)
+    pid = info["pid"] if isinstance(info.get("pid"), int) else None
+    return ProcessState(name=name, running=info["status"] == "running", exit_code=code, pid=pid)
 
 
 def _named_state(info: Any) -> Iterator[ProcessState]:

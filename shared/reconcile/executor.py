@@ -1,25 +1,32 @@
 """Doing a repair, after a last look: nothing is ended, suspended or released on what was seen more than five seconds
-ago, or on a look-up that failed (docs/architecture.md#i5)."""
+ago, or on a look-up that failed (docs/architecture.md#i5).
+
+A last look asks about the one session and item that it is for. Of the queue it reads only what is newer than the
+tick's own list, since an item that was not there can have come only at the top.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, assert_never
 
 from shared import names
 from shared.claims.handover import WORKER_NAMES
-from shared.claims.presence import worker_lives
 from shared.deadline import Clock
 from shared.ports import (
     Absent,
     AckOutcome,
+    CommandOutput,
     Doubtful,
     ItemState,
+    ListedItem,
     OpenCalls,
+    ProcessState,
     Refused,
     SandboxHost,
     SandboxRecord,
@@ -28,128 +35,222 @@ from shared.ports import (
     SessionStatus,
     WorkQueue,
 )
-from shared.reconcile.plan import Repair
-from shared.reconcile.world import Items
-from shared.reports import Act, ActionReport
+from shared.reconcile.repairs import (
+    AnswerCalls,
+    DeleteSnapshot,
+    Done,
+    EndFailed,
+    EndLifetime,
+    EndMarked,
+    EndRace,
+    Failed,
+    Mark,
+    Outcome,
+    Release,
+    Repair,
+    Resume,
+    Skipped,
+    StopItem,
+    Suspend,
+    Touch,
+    Unmark,
+)
+from shared.reconcile.world import Items, World
 from shared.settings import Settings
 
-_FRESH: Final = 3.0  # seconds; with the call itself a look is never older than five
-_SLOW: Final = "the looks at it took too long to act on"
+_FRESH: Final = 4.5  # seconds; with the call itself a look is never older than five
+_SHARED: Final = 1.5  # seconds that one look at the top of the queue serves several repairs
+_SPARED: Final = 240.0  # seconds past the lifetime in which a worker is only asked: its tool may finish
+_KILLED: Final = 60.0  # seconds more until the item is taken away, whatever still runs
+_SLOW: Final = Failed("the looks at it took too long to act on")
+_UNSEEN: Final = Failed("the items could not be looked at again")
+_OVER: Final = (SandboxStatus.FAILED, SandboxStatus.TERMINATED, SandboxStatus.TIMEOUT)
 
 
 @dataclass(slots=True)
 class RepairExecutor:
-    """Carries out repairs for one pass over one environment."""
+    """Carries out repairs of one `World`, for one pass over one environment."""
 
     settings: Settings
     environment_id: str
     queue: WorkQueue
     host: SandboxHost
     now: Callable[[], datetime]
+    world: World
     clock: Clock = time.monotonic
     needs_interrupt: list[str] = field(default_factory=list)
-    _looked: tuple[float, Items] | None = None
+    alarms: list[str] = field(default_factory=list)
+    _looked: tuple[float, datetime | None, Items] | None = None
 
-    async def do(self, repair: Repair) -> ActionReport | None:
-        """The report, or None where the last look showed that there is nothing to do."""
-        problem = await self._act(repair)
-        if problem is _NOTHING:
-            return None
-        return ActionReport(repair.act, repair.target, repair.why, done=problem is None, problem=problem or "")
-
-    async def _act(self, repair: Repair) -> str | None:
-        sandbox = repair.sandbox
-        match repair.act:
-            case Act.RELEASE:
+    async def do(self, repair: Repair) -> Outcome:
+        match repair:
+            case Resume():
+                return _outcome(await self.host.resume(repair.sandbox.id))
+            case Touch():
+                return _outcome(await self.host.touch(repair.sandbox.id))
+            case Unmark():
+                return _outcome(await self.host.rename(repair.sandbox.id, repair.proper))
+            case Release():
                 return await self._release(repair)
-            case Act.FINISH:
-                return await self._finish(repair)
-            case Act.STOP_ITEM:
-                return _problem(await self.queue.force_stop(repair.target))
-            case Act.DELETE_SNAPSHOT:
-                return _problem(await self.host.delete_snapshot(repair.target))
-        if sandbox is None:
-            return _NOTHING
-        match repair.act:
-            case Act.RESUME:
-                return _problem(await self.host.resume(sandbox.id))
-            case Act.TOUCH:
-                return _problem(await self.host.touch(sandbox.id))
-            case Act.STOP_WORKER:
-                return await self._stop_worker(sandbox)
-            case Act.UNMARK:
-                return _problem(await self.host.rename(sandbox.id, repair.name))
-            case Act.END_RACE:
-                return _problem(await self.host.terminate(sandbox.id))
-            case Act.END_FAILED:
-                return await self._end_failed(sandbox)
-            case Act.SUSPEND:
-                return await self._suspend(repair, sandbox)
-            case Act.MARK:
-                return await self._mark(repair, sandbox)
-            case Act.END_MARKED:
-                return await self._end_marked(repair, sandbox)
+            case AnswerCalls():
+                return await self._answer_calls(repair)
+            case StopItem():
+                return _outcome(await self.queue.force_stop(repair.item.id))
+            case EndLifetime():
+                return await self._end_lifetime(repair)
+            case EndFailed():
+                return await self._end_failed(repair)
+            case Suspend():
+                return await self._suspend(repair)
+            case Mark():
+                return await self._mark(repair)
+            case EndMarked():
+                return await self._end_marked(repair)
+            case EndRace():
+                return await self._end_race(repair)
+            case DeleteSnapshot():
+                return _outcome(await self.host.delete_snapshot(repair.snapshot.id))
+            case _:
+                assert_never(repair)
 
-    async def _release(self, repair: Repair) -> str | None:
-        """A stranded item: nobody is behind it, and its session's calls wait for ever unless they are answered."""
-        item = repair.item
-        if item is None or repair.session_id is None:
-            return _NOTHING
-        match await self.host.find(repair.name):
-            case Doubtful():
-                return "its sandbox could not be looked at"
-            case SandboxRecord(status=SandboxStatus.RUNNING) as sandbox:
-                working = await worker_lives(self.host, sandbox.id)
-                if working is None:
-                    return "its worker could not be looked at"
-                if working:
-                    return _NOTHING
-            case SandboxRecord(status=status) if status not in (
-                SandboxStatus.FAILED,
-                SandboxStatus.TERMINATED,
-                SandboxStatus.TIMEOUT,
-            ):
-                return _NOTHING  # it may wake up, or is being made: its worker is not known to be gone
-        items = await self._items()
+    # Items
+
+    async def _release(self, repair: Release) -> Outcome:
+        """Nobody is behind the item, and its session's calls wait until they are answered."""
+        if not repair.whatever_it_says:
+            # What may still come to life is left alone.
+            match await self.host.find(repair.name):
+                case Doubtful() if not repair.silence_tells:
+                    return Failed("its sandbox could not be looked at")
+                case SandboxRecord(status=SandboxStatus.RUNNING) as sandbox:
+                    match await self._workers(sandbox.id):
+                        case None if not repair.silence_tells:
+                            return Failed("its worker could not be looked at")
+                        case [_, *_]:
+                            return Skipped("its worker lives")
+                case SandboxRecord(status=SandboxStatus.SUSPENDED) if repair.silence_tells:
+                    pass
+                case SandboxRecord(status=status) if status not in _OVER:
+                    return Skipped("its sandbox may wake up, or is being made")
+
+        def unchanged(now: ListedItem) -> bool:
+            return (now.state, now.latest_heartbeat_at) == (repair.item.state, repair.item.latest_heartbeat_at)
+
+        taken = await self._take_away(repair.item, repair.name, unchanged)
+        if isinstance(taken, Done) and repair.silence_tells:
+            self._alarm(repair.item, f"{repair.why}: its work item is taken away, whatever its sandbox is or says")
+        return taken
+
+    async def _end_lifetime(self, repair: EndLifetime) -> Outcome:
+        """One step a tick: asked, then killed, then stopped. What nobody in the sandbox holds is stopped at once."""
+        if repair.overdue <= _SPARED + _KILLED:
+            match await self.host.find(repair.name):
+                case SandboxRecord(status=SandboxStatus.RUNNING) as sandbox:
+                    workers = await self._workers(sandbox.id)
+                    if workers is None:
+                        self._alarm(repair.item, "past its lifetime, and its sandbox does not answer")
+                        return Failed("its processes could not be looked at")
+                    if workers:
+                        return await self._end_workers(repair, sandbox.id, workers)
+                case Doubtful():
+                    return Failed("its sandbox could not be looked at")
+                case SandboxRecord(status=status) if status not in _OVER and repair.overdue <= _SPARED:
+                    return Skipped("its sandbox does not run")
+        taken = await self._take_away(repair.item, repair.name, lambda now: now.state is not ItemState.QUEUED)
+        if isinstance(taken, Done):
+            self._alarm(repair.item, "its work item was held past WORKER_LIFETIME_SECONDS and is taken away")
+            return Done("its item is taken away")
+        return taken
+
+    async def _end_workers(self, repair: EndLifetime, sandbox_id: str, workers: Sequence[ProcessState]) -> Outcome:
+        spared = repair.overdue <= _SPARED
+        step = self._ask if spared else self._kill
+        problems = [problem for worker in workers if (problem := await step(sandbox_id, worker)) is not None]
+        if problems:
+            self._alarm(repair.item, f"past its lifetime, and its worker cannot be {'asked' if spared else 'killed'}")
+            return Failed("; ".join(problems))
+        return Done("asked to end" if spared else "killed")
+
+    async def _ask(self, sandbox_id: str, worker: ProcessState) -> str | None:
+        """SIGTERM for the worker alone: the service's own signal goes to its group, in which the agent's shell and the
+        tool in flight are (docs/wire/tensorlake.md#72-other-process-calls)."""
+        if worker.pid is None:
+            return _reason(await self.host.signal(sandbox_id, worker.name, signal.SIGTERM))
+        asked = await self.host.run(
+            sandbox_id,
+            "sh",
+            ("-c", 'kill -s TERM "$1"', "ask", str(worker.pid)),
+            env={},
+            user=self.settings.sandbox_user or None,
+            working_dir=None,
+            timeout=5.0,
+        )
+        if isinstance(asked, CommandOutput):
+            return None if asked.exit_code == 0 else "its worker could not be signalled"
+        return _reason(asked)
+
+    async def _kill(self, sandbox_id: str, worker: ProcessState) -> str | None:
+        return _reason(await self.host.kill(sandbox_id, worker.name))
+
+    async def _take_away(self, item: ListedItem, name: str, unchanged: Callable[[ListedItem], bool]) -> Outcome:
+        """Stop the item that was seen, and answer the calls that wait for it: only those that waited before the stop,
+        since the stop may be late and another copy's answer may have let the session go on."""
+        waiting = await self.queue.open_calls(item.session_id)
+        began = self.clock()
+        items = await self._recent(item.created_at)
         if items is None:
-            return "the items could not be looked at again"
-        now = items.live.get(repair.name)
-        if now is None or now.id != item.id or now.state is not ItemState.STARTING or now.latest_heartbeat_at:
-            return _NOTHING
+            return _UNSEEN
+        now = items.live.get(name)
+        if now is None or now.id != item.id or now.acknowledged_at != item.acknowledged_at or not unchanged(now):
+            return Skipped("the item has changed")
+        if self._too_late(began):
+            return _SLOW
         stopped = await self.queue.force_stop(item.id)
         if isinstance(stopped, Refused | Doubtful):
-            return f"stopping it failed: {stopped.reason}"
-        return await self._unblock(repair.session_id)
-
-    async def _finish(self, repair: Repair) -> str | None:
-        if repair.session_id is None:
-            return _NOTHING
-        calls = await self.queue.open_calls(repair.session_id)
-        if isinstance(calls, Absent) or (isinstance(calls, OpenCalls) and not calls.ids):
-            return _NOTHING
-        if isinstance(calls, Refused | Doubtful):
-            return f"its calls could not be looked at: {calls.reason}"
-        if not await self._surely_without_item(self._name(repair.session_id)):
-            return _NOTHING
-        return await self._give_up(repair.session_id, calls)
-
-    async def _unblock(self, session_id: str) -> str | None:
-        calls = await self.queue.open_calls(session_id)
-        match calls:
+            return Failed(f"stopping it failed: {stopped.reason}")
+        match waiting:
             case Refused() | Doubtful():
-                return f"its calls could not be looked at: {calls.reason}"
+                return Failed(f"its calls could not be looked at: {waiting.reason}")
             case Absent():
-                return None
-            case _:
-                return await self._give_up(session_id, calls)
+                return Done()
+            case OpenCalls():
+                return await self._answer(item.session_id, name, waiting, stopped=item.id)
 
-    async def _give_up(self, session_id: str, calls: OpenCalls) -> str | None:
+    async def _answer_calls(self, repair: AnswerCalls) -> Outcome:
+        return await self._answer(repair.session_id, self._name(repair.session_id), repair.calls, stopped=None)
+
+    async def _answer(self, session_id: str, name: str, seen: OpenCalls, stopped: str | None) -> Outcome:
         """Answers the calls that nobody will: the turn goes on with an error, where an interrupt would end it and leave
         calls that the next worker runs although nobody waits for them (docs/wire/anthropic.md#5-session-tool-runner). A
-        turn that comes to this again is interrupted: that queues a session for certain
-        (docs/wire/anthropic.md#33-state-machine)."""
-        if not calls.ids:
-            return None
+        turn that comes to this again is interrupted: that queues a session for certain.
+
+        Looks first whether the session has gone on: only calls in `seen` are answered, and none where it has an item
+        other than the one that was just `stopped`.
+        """
+        if not seen.ids:
+            return Done()
+        began = self.clock()
+        calls, items = await asyncio.gather(self.queue.open_calls(session_id), self._recent(shared=stopped is None))
+        match calls:
+            case Refused() | Doubtful():
+                return Failed(f"its calls could not be looked at: {calls.reason}")
+            case Absent():
+                return Done()
+        if items is None:
+            return _UNSEEN
+        live = items.live.get(name)
+        if live is not None and live.id != stopped:
+            return Skipped("the session has a work item")
+        if stopped is None and not self._without_item(items, name):
+            return Failed("it is not proven that it has no work item")
+        left = tuple(call for call in calls.ids if call in seen.ids)
+        if not left:
+            return Done() if stopped is not None else Skipped("its calls are answered")
+        if self._too_late(began):
+            return _SLOW
+        return await self._give_up(session_id, OpenCalls(left, calls.custom & set(left), calls.given_up))
+
+    async def _give_up(self, session_id: str, calls: OpenCalls) -> Outcome:
         outcome: AckOutcome = Refused(0, "given up before")
         if not calls.given_up:
             outcome = await self.queue.give_up_calls(session_id, calls)
@@ -157,127 +258,151 @@ class RepairExecutor:
             outcome = await self.queue.interrupt(session_id)
         if isinstance(outcome, Refused):
             self.needs_interrupt.append(session_id)
-            return f"this key may neither answer the session's lost calls nor interrupt it: {outcome.reason}"
-        return _problem(outcome)
+            return Failed(f"this key may neither answer the session's lost calls nor interrupt it: {outcome.reason}")
+        return _outcome(outcome)
 
-    async def _suspend(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
-        began = self.clock()
-        if not await self._surely_idle(repair):
-            return _NOTHING
-        working = await worker_lives(self.host, sandbox.id)
-        if working is None:
-            return "its processes could not be looked at"
-        found = await self.host.find(sandbox.id)
-        if isinstance(found, Doubtful):
-            return "it could not be looked at again"
-        still = isinstance(found, SandboxRecord) and found.status is SandboxStatus.RUNNING
-        # The look at the queue comes last: it must not grow old over slow answers to the others.
-        if working or not still or not await self._surely_without_item(repair.name):
-            return _NOTHING
-        return _SLOW if self._too_late(began) else _problem(await self.host.suspend(sandbox.id))
+    # Sandboxes
 
-    async def _mark(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
+    async def _suspend(self, repair: Suspend) -> Outcome:
+        sandbox = repair.sandbox
+        if repair.ask:
+            match await self._workers(sandbox.id):
+                case None:
+                    return Failed("its processes could not be looked at")
+                case [_, *_]:
+                    return Skipped("its worker lives")
         began = self.clock()
-        if sandbox.status is SandboxStatus.RUNNING and await worker_lives(self.host, sandbox.id) is not False:
-            return _NOTHING
-        if not await self._still_unwanted(repair):
-            return _NOTHING
-        if not await self._surely_without_item(repair.name) and not await self._surely_deleted(repair):
-            return _NOTHING
+        session, found, items = await asyncio.gather(
+            self.queue.session(repair.session_id), self.host.find(sandbox.id), self._recent()
+        )
+        if isinstance(found, Doubtful) or isinstance(session, Doubtful | Refused):
+            return Failed("it could not be looked at again")
+        if not isinstance(session, SessionRecord) or session.status is not SessionStatus.IDLE:
+            return Skipped("its session is not idle")
+        if not isinstance(found, SandboxRecord) or found.status is not SandboxStatus.RUNNING:
+            return Skipped("it does not run")
+        if items is None:
+            return _UNSEEN
+        if sandbox.name in items.live or (repair.proven and not self._without_item(items, sandbox.name)):
+            return Skipped("its session has a work item")
+        return _SLOW if self._too_late(began) else _outcome(await self.host.suspend(sandbox.id))
+
+    async def _mark(self, repair: Mark) -> Outcome:
+        """No process is asked: a session that is over, or long unused, and has no item has nobody who lives."""
+        began = self.clock()
+        session, items = await asyncio.gather(self.queue.session(repair.session_id), self._recent())
+        if isinstance(session, Doubtful | Refused):
+            return Failed("its session could not be looked at again")
+        if items is None:
+            return _UNSEEN
+        if not self._unwanted(session):
+            return Skipped("its session is in use")
+        live = items.live.get(repair.sandbox.name)
+        if live is not None and not (isinstance(session, Absent) and live.state is ItemState.QUEUED):
+            return Skipped("its session has a work item")
         if self._too_late(began):
             return _SLOW
-        name = names.gone_name(repair.name, self.settings.prefix, int(self.now().timestamp()))
-        return _problem(await self.host.rename(sandbox.id, name))
+        name = names.gone_name(repair.sandbox.name, self.settings.prefix, int(self.now().timestamp()))
+        return _outcome(await self.host.rename(repair.sandbox.id, name))
 
-    async def _end_marked(self, repair: Repair, sandbox: SandboxRecord) -> str | None:
+    async def _end_marked(self, repair: EndMarked) -> Outcome:
         """A session that got work between the mark and now has it in another sandbox, unless its worker came into
         this one just before the mark."""
         began = self.clock()
-        found = await self.host.find(sandbox.id)
-        if not isinstance(found, SandboxRecord) or found.name != sandbox.name:
-            return _NOTHING
-        if found.status is SandboxStatus.RUNNING and await worker_lives(self.host, found.id) is not False:
-            return _NOTHING
-        items = await self._items()
+        found, holder, items = await asyncio.gather(
+            self.host.find(repair.sandbox.id), self.host.find(repair.proper), self._recent()
+        )
+        if isinstance(found, Doubtful):
+            return Failed("it could not be looked at again")
+        if not isinstance(found, SandboxRecord) or found.name != repair.sandbox.name:
+            return Skipped("it is not marked any more")
         if items is None:
-            return "the items could not be looked at again"
-        holder = await self.host.find(repair.name) if repair.name in items.live else None
-        if isinstance(holder, Absent | Doubtful):
-            return _NOTHING
-        return _SLOW if self._too_late(began) else _problem(await self.host.terminate(sandbox.id))
+            return _UNSEEN
+        if repair.proper in items.live and isinstance(holder, Absent | Doubtful):
+            return Skipped("its session has a work item")
+        if self.world.items is None:
+            return Failed("it is not proven that its session has no work item")
+        return _SLOW if self._too_late(began) else _outcome(await self.host.terminate(repair.sandbox.id))
 
-    async def _stop_worker(self, sandbox: SandboxRecord) -> str | None:
-        listed = await self.host.process_names(sandbox.id)
-        if isinstance(listed, Absent | Doubtful):
-            return "its processes could not be looked at"
-        problems = [
-            problem
-            for process in listed
-            if process.running and process.name.startswith(WORKER_NAMES)
-            if (problem := _problem(await self.host.signal(sandbox.id, process.name, signal.SIGTERM))) is not None
-        ]
-        return "; ".join(problems) or None
-
-    async def _end_failed(self, sandbox: SandboxRecord) -> str | None:
+    async def _end_failed(self, repair: EndFailed) -> Outcome:
+        sandbox = repair.sandbox
         found = await self.host.find(sandbox.id)
         if isinstance(found, Doubtful):
-            return "it could not be looked at again"
+            return Failed("it could not be looked at again")
         if isinstance(found, Absent) or found.status is not sandbox.status or found.name != sandbox.name:
-            return _NOTHING
-        return _problem(await self.host.terminate(sandbox.id))
+            return Skipped("it is not what it was")
+        return _outcome(await self.host.terminate(sandbox.id))
+
+    async def _end_race(self, repair: EndRace) -> Outcome:
+        """A race that lives on renames its sandboxes with a later time."""
+        found = await self.host.find(repair.sandbox.id)
+        if isinstance(found, Doubtful):
+            return Failed("it could not be looked at again")
+        if isinstance(found, Absent) or found.name != repair.sandbox.name:
+            return Skipped("it is not what it was")
+        return _outcome(await self.host.terminate(repair.sandbox.id))
+
+    # Looks
+
+    async def _workers(self, sandbox_id: str) -> Sequence[ProcessState] | None:
+        """Those of our names that run; None where the sandbox does not say."""
+        listed = await self.host.process_names(sandbox_id)
+        if isinstance(listed, Absent):
+            return ()
+        if isinstance(listed, Doubtful):
+            return None
+        return [process for process in listed if process.running and process.name.startswith(WORKER_NAMES)]
+
+    def _unwanted(self, session: SessionRecord | Absent) -> bool:
+        """Whether the session is over, or has not been used for as long as a sandbox is kept."""
+        match session:
+            case Absent() | SessionRecord(status=SessionStatus.TERMINATED) | SessionRecord(archived=True):
+                return True
+            case SessionRecord(updated_at=used):
+                return used is not None and (self.now() - used).total_seconds() > self.settings.reconcile.retention
+
+    def _without_item(self, recent: Items, name: str) -> bool:
+        """Whether a session without an item in the tick's list has none now either."""
+        return recent.prove_absence(name, self.now()) or (
+            name not in recent.live and self.world.surely_without_item(name)
+        )
+
+    async def _recent(self, back_to: datetime | None = None, *, shared: bool = True) -> Items | None:
+        """The queue from its top down to `back_to`, or to what the tick's own list has shown. None where it cannot be
+        had, or does not tell what is new."""
+        known = self.world.items
+        if back_to is None:
+            back_to = known.newest if known is not None and known.newest_first else None
+        began = self.clock()
+        if shared and self._looked is not None:
+            at, reached, seen = self._looked
+            if began - at <= _SHARED and (reached is None or (back_to is not None and reached <= back_to)):
+                return seen
+        listing = await self.queue.list_items(self.settings.reconcile.pages, back_to)
+        if isinstance(listing, Refused | Doubtful) or listing.unreadable:
+            return None
+        items = Items.of(listing, self.settings.prefix, self.environment_id)
+        if not items.complete and not items.newest_first:
+            return None
+        self._looked = (began, back_to, items)
+        return items
 
     def _too_late(self, began: float) -> bool:
         """Whether the looks since then have grown too old to act on."""
         return self.clock() - began > _FRESH
 
-    async def _surely_idle(self, repair: Repair) -> bool:
-        if repair.session_id is None:
-            return False
-        session = await self.queue.session(repair.session_id)
-        return isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE
-
-    async def _still_unwanted(self, repair: Repair) -> bool:
-        """Whether the session is over, or has not been used for as long as a sandbox is kept."""
-        match await self.queue.session(repair.session_id or ""):
-            case SessionRecord(status=SessionStatus.TERMINATED) | SessionRecord(archived=True) | Absent():
-                return True
-            case SessionRecord(updated_at=used) if used is not None:
-                return (self.now() - used).total_seconds() > self.settings.reconcile.retention
-            case _:
-                return False
-
-    async def _surely_deleted(self, repair: Repair) -> bool:
-        """An entry that a deleted session left on the queue is nobody's work
-        (docs/wire/anthropic.md#33-state-machine)."""
-        if repair.session_id is None or not isinstance(await self.queue.session(repair.session_id), Absent):
-            return False
-        items = await self._items()
-        item = items.live.get(repair.name) if items is not None else None
-        return item is not None and item.state is ItemState.QUEUED
-
-    async def _surely_without_item(self, name: str) -> bool:
-        items = await self._items()
-        return items is not None and items.all_live_seen and name not in items.live
-
-    async def _items(self) -> Items | None:
-        """A look at the queue that is fresh; shared by the repairs of the same three seconds."""
-        now = self.clock()
-        if self._looked is None or now - self._looked[0] > _FRESH:
-            listing = await self.queue.list_items(self.settings.reconcile.pages)
-            if isinstance(listing, Refused | Doubtful) or self.clock() - now > _FRESH:
-                return None
-            self._looked = (now, Items.of(listing, self.settings.prefix, self.environment_id, self.now()))
-        return self._looked[1]
+    def _alarm(self, item: ListedItem, what: str) -> None:
+        self.alarms.append(f"{item.session_id}: {what}")
 
     def _name(self, session_id: str) -> str:
         return names.sandbox_name(self.settings.prefix, self.environment_id, session_id)
 
 
-_NOTHING: Final = "nothing to do"
-
-
-def _problem(outcome: object) -> str | None:
+def _reason(outcome: object) -> str | None:
     """None for done, and for what had gone by itself."""
-    if isinstance(outcome, Refused | Doubtful):
-        return outcome.reason
-    return None
+    return outcome.reason if isinstance(outcome, Refused | Doubtful) else None
+
+
+def _outcome(outcome: Absent | Refused | Doubtful | None) -> Outcome:
+    reason = _reason(outcome)
+    return Done() if reason is None else Failed(reason)

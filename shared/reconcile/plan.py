@@ -1,253 +1,256 @@
 """What is due: a pure function from what was seen to the repairs, so that every rule can be tested by itself.
 
 Nothing here acts. A repair that would end, suspend or release something is looked at once more before it is done
-(acting.py), and whatever the view does not know for sure leads to no repair.
+(executor.py), and whatever the world does not know for sure leads to no repair.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Final
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Final, assert_never
 
 from shared import names
 from shared.ports import (
     Absent,
     ItemState,
     ListedItem,
-    SandboxRecord,
     SandboxStatus,
     SessionRecord,
     SessionStatus,
     SnapshotRecord,
 )
-from shared.reconcile.world import World
+from shared.reconcile.lookups import Lookups, in_turn, left_on_the_queue, quiet
+from shared.reconcile.repairs import (
+    AnswerCalls,
+    DeleteSnapshot,
+    EndFailed,
+    EndLifetime,
+    EndMarked,
+    EndRace,
+    Mark,
+    Release,
+    Repair,
+    Resume,
+    StopItem,
+    Suspend,
+    Touch,
+    Unmark,
+)
+from shared.reconcile.world import LONGEST_LIFE, OurSandbox, World
 from shared.reports import Act
 from shared.settings import Settings
 
-
-@dataclass(frozen=True, slots=True)
-class Lookups:
-    """What look-ups that succeeded have said, by session id; one that failed is in neither.
-
-    waiting: the idle sessions that wait for a worker to answer a call.
-    """
-
-    sessions: Mapping[str, SessionRecord | Absent]
-    waiting: frozenset[str] = frozenset()
-
-    @property
-    def idle(self) -> list[str]:
-        return [
-            session_id
-            for session_id, session in self.sessions.items()
-            if isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived
-        ]
-
-
 _DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
-_SLEEPERS: Final = "suspend-"
+_ASLEEP: Final = "suspend-"
 _AFTER_A_RACE: Final = 300.0  # seconds that promotion and reaping may take once a race's deadline has passed
-_TOUCH_SLACK: Final = 120.0  # seconds that two ticks may be apart
+_TICK_GAP: Final = 330.0  # seconds: ticks come every five minutes at least
+_LEASE: Final = (
+    300.0  # seconds from a beat until the service takes the lease away (docs/wire/anthropic.md#32-endpoints)
+)
+_WIND_DOWN: Final = 240.0  # seconds: a tool may run for 150 and its result must be posted
+_NOBODY_LEFT: Final = 3600.0  # seconds without a beat after which no process counts as a worker
+_LEAVING: Final = 300.0  # seconds after a session's last sign of work in which its worker may be on its way out
+_URGENCY: Final = {act: place for place, act in enumerate(Act)}
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """One due repair. `name` is the sandbox's proper name, as its session has it."""
-
-    act: Act
-    target: str
-    why: str
-    name: str = ""
-    sandbox: SandboxRecord | None = None
-    item: ListedItem | None = None
-    session_id: str | None = None
-
-
-def sessions_to_look_up(world: World, settings: Settings) -> list[str]:
-    """Sessions whose state decides something and is not known: those with a sandbox and surely without an item, and
-    those whose last item was stopped lately and whose sandbox is gone. The caller asks as many as it may."""
-    asked: dict[str, float] = {}
-    for sandbox in world.sandboxes:
-        session_id = _session_of(world, settings, sandbox.name or "")
-        if session_id is None or not (
-            world.surely_without_item(sandbox.name or "") or _left_on_the_queue(world, settings, sandbox.name or "")
-        ):
-            continue
-        if sandbox.status in (SandboxStatus.RUNNING, SandboxStatus.SUSPENDED) and _quiet(world, settings, sandbox):
-            sign = world.last_sign(sandbox.name or "", sandbox)
-            asked[session_id] = sign.timestamp() if sign is not None else 0.0
-    held = {sandbox.name for sandbox in world.sandboxes}
-    for name, item in (world.items.latest if world.items is not None else {}).items():
-        if world.listed and name not in held and _left_lately(world, item, name):
-            asked.setdefault(item.session_id, item.created_at.timestamp())
-    # Rotate what does not fit into one tick's budget: the minute decides where the ring begins.
-    minute = int(world.now.timestamp() // 60)
-    return sorted(asked, key=lambda session: (zlib.crc32(f"{session}{minute}".encode()), session))
-
-
-def due(world: World, lookups: Lookups, settings: Settings, environment_id: str) -> list[Repair]:
+def due(world: World, lookups: Lookups, settings: Settings) -> list[Repair]:
     """Every repair that is due by this view, most urgent first."""
-    repairs = [
-        *_items(world, settings),
+    repairs: list[Repair] = [
+        *_of_items(world, settings),
         *_stopped_by_nobody(world, settings),
-        *_sandboxes(world, lookups, settings, environment_id),
-        *_unfinished(world, lookups, settings),
+        *_of_sandboxes(world, lookups, settings),
+        *_unanswered(world, lookups, settings),
     ]
-    order = {act: place for place, act in enumerate(Act)}
-    return sorted(repairs, key=lambda repair: order[repair.act])
+    return sorted(repairs, key=lambda repair: (_URGENCY[repair.act], in_turn(repair.target, world.now), repair.target))
 
 
 def snapshots_due(
-    snapshots: list[SnapshotRecord], world: World, settings: Settings, environment_id: str
-) -> Iterator[Repair]:
-    """Snapshots of our sandboxes that no race can still be using (docs/reconciler.md#snapshots). What the service keeps
-    of a sleeping sandbox is a snapshot too, known by its id, and not ours to touch
-    (docs/wire/tensorlake.md#6-snapshots)."""
+    snapshots: Iterable[SnapshotRecord], world: World, settings: Settings, environment_id: str
+) -> Iterator[DeleteSnapshot]:
+    """Snapshots that no race can still be using. A race's are known for certain by the race's name of the sandbox that
+    they were taken of; one of a session's own sandbox may be a person's and is left alone (`unclaimed`)."""
     longest = timedelta(seconds=2 * (settings.races.deadline + settings.times.bind) + _AFTER_A_RACE)
     for snapshot in snapshots:
-        source = world.project_sandboxes.get(snapshot.sandbox_id)
-        if source is None or snapshot.created_at is None or snapshot.filesystem is None:
+        kind = _source(snapshot, world, settings, environment_id)
+        if not isinstance(kind, names.RaceSandbox) or kind.dead_man > world.now.timestamp():
             continue
-        if snapshot.id.startswith(_SLEEPERS):
-            continue
-        if not _ours(source.name or "", settings, environment_id) or snapshot.created_at > world.now - longest:
-            continue
-        yield Repair(Act.DELETE_SNAPSHOT, snapshot.id, "left by a race")
+        if snapshot.filesystem is not None and snapshot.created_at is not None:
+            age = world.now - snapshot.created_at
+            if age >= longest:
+                yield DeleteSnapshot(snapshot, "left by a race")
 
 
-def _items(world: World, settings: Settings) -> Iterator[Repair]:
-    by_name = {sandbox.name: sandbox for sandbox in world.sandboxes if sandbox.name}
+def unclaimed(
+    snapshots: Iterable[SnapshotRecord], world: World, settings: Settings, environment_id: str
+) -> Iterator[SnapshotRecord]:
+    """Snapshots of session sandboxes: taken by a person, or by a race that was killed. Nothing tells which, so nothing
+    deletes them; the doctor names them."""
+    for snapshot in snapshots:
+        if isinstance(_source(snapshot, world, settings, environment_id), names.SessionSandbox | names.GoneSandbox):
+            yield snapshot
+
+
+def _source(
+    snapshot: SnapshotRecord, world: World, settings: Settings, environment_id: str
+) -> names.SandboxName | None:
+    """What the snapshot was taken of. What the service keeps of a sleeping sandbox is a snapshot too, known by its id,
+    and not ours to touch (docs/wire/tensorlake.md#6-snapshots)."""
+    record = world.project.get(snapshot.sandbox_id)
+    if record is None or snapshot.id.startswith(_ASLEEP):
+        return None
+    kind = names.parse(settings.prefix, record.name)
+    return kind if names.belongs_to(kind, environment_id) else None
+
+
+def _of_items(world: World, settings: Settings) -> Iterator[Repair]:
+    by_name = {sandbox.name: sandbox for sandbox in world.sandboxes}
     for name, item in (world.items.live if world.items is not None else {}).items():
         sandbox = by_name.get(name)
-        asleep = sandbox is not None and sandbox.status is SandboxStatus.SUSPENDED
-        if sandbox is not None and asleep and item.state in (ItemState.STARTING, ItemState.ACTIVE):
-            yield Repair(Act.RESUME, name, f"its item is {item.state.value}", name, sandbox, item)
-        elif item.state is ItemState.STARTING and item.latest_heartbeat_at is None:
-            since = item.acknowledged_at or item.created_at
-            if world.now - since > timedelta(seconds=settings.times.stranded):
-                yield Repair(Act.RELEASE, item.id, "acked and never beaten", name, sandbox, item, item.session_id)
-        elif item.state is ItemState.ACTIVE and sandbox is not None and sandbox.status is SandboxStatus.RUNNING:
-            began = item.acknowledged_at or item.created_at
-            if world.now - began > timedelta(seconds=settings.worker_lifetime):
-                yield Repair(Act.STOP_WORKER, name, "past its lifetime", name, sandbox, item)
-            elif _touch_due(world, sandbox):
-                yield Repair(Act.TOUCH, name, "its idle time-out must not come", name, sandbox, item)
+        held = (world.now - (item.acknowledged_at or item.created_at)).total_seconds()
+        match item.state:
+            case ItemState.QUEUED | ItemState.STOPPED | ItemState.UNKNOWN:
+                continue
+            case ItemState.ACTIVE | ItemState.STOPPING if held > settings.worker_lifetime:
+                yield EndLifetime(item, name, "past its lifetime", held - settings.worker_lifetime)
+            case ItemState.STARTING:
+                yield from _starting(world, settings, item, name, sandbox, held)
+            case ItemState.ACTIVE:
+                yield from _active(world, settings, item, name, sandbox)
+            case ItemState.STOPPING:
+                yield from _stopping(world, settings, item, name, held)
+            case _:
+                assert_never(item.state)
+
+
+def _starting(
+    world: World, settings: Settings, item: ListedItem, name: str, sandbox: OurSandbox | None, held: float
+) -> Iterator[Repair]:
+    """Nobody has beaten since the ack, whatever `latest_heartbeat_at` still says of a lease before it was queued
+    again. When a worker's own patience is over too, no silent or sleeping sandbox can have one that still serves."""
+    given_up = held > settings.times.stranded + settings.times.gate + 60.0
+    hung = held > settings.times.poison_age
+    if sandbox is not None and sandbox.status is SandboxStatus.SUSPENDED and not given_up:
+        yield Resume(sandbox, "its item is starting")
+    elif held > settings.times.stranded:
+        yield Release(item, name, "acked and never beaten", silence_tells=given_up, whatever_it_says=hung)
+
+
+def _active(
+    world: World, settings: Settings, item: ListedItem, name: str, sandbox: OurSandbox | None
+) -> Iterator[Repair]:
+    silent = (world.now - (item.latest_heartbeat_at or item.acknowledged_at or item.created_at)).total_seconds()
+    if silent > max(_NOBODY_LEFT, settings.times.stranded):
+        yield Release(item, name, "its lease was not renewed", silence_tells=True, whatever_it_says=True)
+    elif sandbox is not None and sandbox.status is SandboxStatus.SUSPENDED:
+        yield Resume(sandbox, "its item is active")
+    elif silent > _LEASE + settings.times.stranded:
+        yield Release(item, name, "its lease was not renewed")
+    elif sandbox is not None and sandbox.status is SandboxStatus.RUNNING and _touch_due(world.now, sandbox):
+        yield Touch(sandbox, "its idle time-out must not come")
+
+
+def _stopping(world: World, settings: Settings, item: ListedItem, name: str, held: float) -> Iterator[Repair]:
+    """A worker learns of it on its next beat, lets its tool finish, posts the result and stops the item."""
+    asked = item.stop_requested_at or item.latest_heartbeat_at
+    waited = held if asked is None else (world.now - asked).total_seconds()
+    patience = max(_WIND_DOWN, settings.times.stranded)
+    if waited > patience:
+        yield Release(
+            item,
+            name,
+            "asked to stop, and nobody stops it",
+            silence_tells=waited > 2 * patience,
+            whatever_it_says=waited > 4 * patience,
+        )
 
 
 def _stopped_by_nobody(world: World, settings: Settings) -> Iterator[Repair]:
     """A healthcheck whose stop failed after it was acked stays `starting`: no worker will ever beat it."""
     for item in world.items.others if world.items is not None else ():
-        since = item.acknowledged_at or item.created_at
-        never = item.state is ItemState.STARTING and item.latest_heartbeat_at is None
-        if never and world.now - since > timedelta(seconds=settings.times.stranded):
-            yield Repair(Act.STOP_ITEM, item.id, f"a {item.kind} that was acked and not stopped", item=item)
+        held = world.now - (item.acknowledged_at or item.created_at)
+        left = item.state in (ItemState.STARTING, ItemState.STOPPING)
+        if left and held > timedelta(seconds=settings.times.stranded):
+            yield StopItem(item, f"a {item.kind} that was acked and not stopped")
 
 
-def _sandboxes(world: World, lookups: Lookups, settings: Settings, environment_id: str) -> Iterator[Repair]:
+def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterator[Repair]:
     held = {sandbox.name for sandbox in world.sandboxes}
     for sandbox in world.sandboxes:
-        name = sandbox.name or ""
-        parsed = names.parse(settings.prefix, name)
-        if not names.belongs_to(parsed, environment_id):
-            continue
-        if isinstance(parsed, names.RaceSandbox | names.KeptSnapshotSandbox):
-            if parsed.dead_man < world.now.timestamp():
-                yield Repair(Act.END_RACE, name, "its race is long over", name, sandbox)
-        elif isinstance(parsed, names.GoneSandbox):
-            proper = parsed.proper
-            if world.live_item(proper) is not None and proper not in held:
-                yield Repair(Act.UNMARK, name, "its session has work after all", proper, sandbox)
-            elif world.now.timestamp() - parsed.marked_at >= settings.reconcile.end_grace:
-                yield Repair(Act.END_MARKED, name, "marked on an earlier tick", proper, sandbox)
-        elif sandbox.status in _DEAD:
-            yield Repair(Act.END_FAILED, name, f"it is {sandbox.status.value}", name, sandbox)
-        elif world.surely_without_item(name):
-            yield from _without_item(world, lookups, settings, sandbox)
-        elif _left_on_the_queue(world, settings, name):
-            session_id = _session_of(world, settings, name)
-            if session_id is not None and isinstance(lookups.sessions.get(session_id), Absent):
-                yield Repair(Act.MARK, name, "its session is deleted", name, sandbox, None, session_id)
+        match sandbox.kind:
+            case names.RaceSandbox(dead_man=dead_man) | names.KeptSnapshotSandbox(dead_man=dead_man):
+                if dead_man < world.now.timestamp():
+                    yield EndRace(sandbox, "its race is long over")
+            case names.GoneSandbox(proper=proper, marked_at=marked_at):
+                if world.live_item(proper) is not None and proper not in held:
+                    yield Unmark(sandbox, "its session has work after all", proper)
+                elif world.now.timestamp() - marked_at >= settings.reconcile.end_grace:
+                    yield EndMarked(sandbox, "marked on an earlier tick", proper)
+            case names.SessionSandbox():
+                if sandbox.status in _DEAD:
+                    yield EndFailed(sandbox, f"it is {sandbox.status.value}")
+                else:
+                    yield from _of_session(world, lookups, settings, sandbox)
+            case names.KeptSandbox() | names.ServerSandbox() | names.ForeignName():
+                continue
+            case _:
+                assert_never(sandbox.kind)
 
 
-def _without_item(world: World, lookups: Lookups, settings: Settings, sandbox: SandboxRecord) -> Iterator[Repair]:
-    name = sandbox.name or ""
-    session_id = _session_of(world, settings, name)
+def _of_session(world: World, lookups: Lookups, settings: Settings, sandbox: OurSandbox) -> Iterator[Repair]:
+    session_id = world.session_of(sandbox)
     session = lookups.sessions.get(session_id) if session_id is not None else None
+    live = world.live_item(sandbox.name)
+    if session_id is None or session is None or world.items is None:
+        return
     match session:
-        case None:
+        case Absent() if live is None or left_on_the_queue(world, settings, sandbox.name):
+            yield Mark(sandbox, "its session is deleted", session_id)
+        case SessionRecord() if live is not None:
             return
-        case Absent():
-            yield Repair(Act.MARK, name, "its session is deleted", name, sandbox, None, session_id)
         case SessionRecord(status=SessionStatus.TERMINATED) | SessionRecord(archived=True):
-            yield Repair(Act.MARK, name, "its session is over", name, sandbox, None, session_id)
+            yield Mark(sandbox, "its session is over", session_id)
         case SessionRecord(status=SessionStatus.IDLE) if sandbox.status is SandboxStatus.RUNNING:
-            if not _quiet(world, settings, sandbox) or session_id in lookups.waiting:
-                return
-            yield Repair(Act.SUSPEND, name, "no item, no worker, idle session", name, sandbox, None, session_id)
+            if quiet(world, settings, sandbox) and not lookups.waits(session_id):
+                sign = max(filter(None, (world.last_sign(sandbox.name, sandbox), session.updated_at)), default=None)
+                leaving = sign is not None and world.now - sign < timedelta(seconds=_LEAVING)
+                proven = world.surely_without_item(sandbox.name)
+                why = "no item, no worker, idle session"
+                yield Suspend(sandbox, why, session_id, ask=leaving or not proven, proven=proven)
         case SessionRecord() if sandbox.status is SandboxStatus.SUSPENDED:
-            signs = [world.last_sign(name, sandbox), session.updated_at]
-            last = max((sign for sign in signs if sign is not None), default=world.now)
-            if world.now - last > timedelta(seconds=settings.reconcile.retention):
-                yield Repair(Act.MARK, name, "it has slept longer than the retention", name, sandbox, None, session_id)
+            if _unused(world, settings, sandbox, session):
+                yield Mark(sandbox, "it has slept longer than the retention", session_id)
 
 
-def _unfinished(world: World, lookups: Lookups, settings: Settings) -> Iterator[Repair]:
+def _unused(world: World, settings: Settings, sandbox: OurSandbox, session: SessionRecord) -> bool:
+    signs = [world.last_sign(sandbox.name, sandbox), session.updated_at]
+    last = max((sign for sign in signs if sign is not None), default=world.now)
+    proven = world.surely_without_item(sandbox.name) or (
+        session.status is SessionStatus.IDLE and world.now - last > LONGEST_LIFE
+    )
+    return proven and world.now - last > timedelta(seconds=settings.reconcile.retention)
+
+
+def _unanswered(world: World, lookups: Lookups, settings: Settings) -> Iterator[Repair]:
     """Idle sessions that wait for a worker which nobody will send. Calls may be seen before their item is queued, so
     a session that has just come to wait is left alone."""
-    settled = timedelta(seconds=settings.times.handover)
-    for session_id in sorted(lookups.waiting):
-        session = lookups.sessions[session_id]
+    if world.items is None:
+        return
+    for session_id in sorted(lookups.calls):
+        calls, session = lookups.calls[session_id], lookups.sessions.get(session_id)
         since = session.updated_at if isinstance(session, SessionRecord) else None
-        if since is not None and world.now - since < settled:
+        if not calls.ids or (since is not None and world.now - since < timedelta(seconds=settings.times.handover)):
             continue
-        yield Repair(Act.FINISH, session_id, "unanswered calls and no item", session_id=session_id)
+        yield AnswerCalls(session_id, calls, "unanswered calls and no item")
 
 
-def _left_lately(world: World, item: ListedItem, name: str) -> bool:
-    """Stopped within the last hour: perhaps by a release that did not come to its interrupt, or by a worker that gave
-    up before it served, in a sandbox that is gone since."""
-    if item.state is not ItemState.STOPPED or item.stopped_at is None:
+def _touch_due(now: datetime, sandbox: OurSandbox) -> bool:
+    """By the next tick: in each half of an idle time-out there is a window as long as two ticks may be apart, so that
+    one of them falls into it. Each sandbox has a phase of its own, so that one tick touches few of them."""
+    timeout = sandbox.record.timeout_seconds
+    if not timeout:
         return False
-    return world.surely_without_item(name) and world.now - item.stopped_at < timedelta(hours=1)
-
-
-def _left_on_the_queue(world: World, settings: Settings, name: str) -> bool:
-    """Queued for longer than any bind takes: perhaps the entry of a deleted session
-    (docs/wire/anthropic.md#33-state-machine)."""
-    item = world.live_item(name)
-    if item is None or item.state is not ItemState.QUEUED:
-        return False
-    return world.now - item.created_at > timedelta(seconds=2 * settings.times.reclaim)
-
-
-def _quiet(world: World, settings: Settings, sandbox: SandboxRecord) -> bool:
-    """No sign of work for a while. A sandbox that nothing is known of counts as quiet; it is looked at again."""
-    sign = world.last_sign(sandbox.name or "", sandbox)
-    return sign is None or world.now - sign > timedelta(seconds=settings.reconcile.idle_grace)
-
-
-def _touch_due(world: World, sandbox: SandboxRecord) -> bool:
-    """Three times in each idle time-out, each sandbox at a phase of its own, so that one tick touches few of them."""
-    if not sandbox.timeout_seconds:
-        return False
-    period = sandbox.timeout_seconds / 3
-    phase = zlib.crc32(sandbox.id.encode()) % max(1, int(period))
-    return (world.now.timestamp() - phase) % period < min(period, _TOUCH_SLACK)
-
-
-def _session_of(world: World, settings: Settings, name: str) -> str | None:
-    """The session of a sandbox by its name, or by an item where the name holds only a hash."""
-    parsed = names.parse(settings.prefix, name)
-    if not isinstance(parsed, names.SessionSandbox):
-        return None
-    if parsed.session_id is not None:
-        return parsed.session_id
-    item = world.items.latest.get(name) if world.items is not None else None
-    return item.session_id if item is not None else None
-
-
-def _ours(name: str, settings: Settings, environment_id: str) -> bool:
-    return names.belongs_to(names.parse(settings.prefix, name), environment_id)
+    period = max(1, timeout // 2)
+    phase = zlib.crc32(sandbox.id.encode()) % period
+    return (now.timestamp() - phase) % period < _TICK_GAP

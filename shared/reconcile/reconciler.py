@@ -1,21 +1,20 @@
 """Level-triggered repair: read both services, compare, mend the difference, remember nothing.
 
-Who calls: `poll_tick` after its drain, `on_run_started` for sessions that ended; any number of copies at once
+Who calls: `poll_tick`, and `on_run_started` for sessions that ended; any number of copies at once
 (docs/architecture.md#i8). All that it needs is read from the two services each time, so a copy that dies in the middle
-leaves nothing half
-known: the next tick sees what is there. The order of repairs is their urgency; what does not fit into the pass is
-counted and done by a later one.
+leaves nothing half known: the next tick sees what is there. What a look alone can tell is repaired while the questions
+about sessions are asked; what does not fit into the pass is named in an alarm and done by a later one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import groupby
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from shared import names
@@ -30,26 +29,34 @@ from shared.ports import (
     Refused,
     SandboxHost,
     SandboxRecord,
+    SandboxStatus,
     SessionRecord,
+    SessionStatus,
     WorkQueue,
 )
 from shared.reconcile.executor import RepairExecutor
-from shared.reconcile.plan import Lookups, Repair, due, sessions_to_look_up, snapshots_due
-from shared.reconcile.world import OVER, Items, World
-from shared.reports import ENDS, Act, ActionReport, ReconcileReport
+from shared.reconcile.lanes import AT_ONCE, Lanes
+from shared.reconcile.lookups import Lookups, questions, ring_share
+from shared.reconcile.plan import due, snapshots_due
+from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Skipped, Touch
+from shared.reconcile.world import Items, World
+from shared.reports import Act, ActionReport, ReconcileReport
 from shared.settings import Environment, Settings
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 8
-_EARLY: Final = frozenset({Act.RESUME, Act.TOUCH})  # they end nothing and need no session's state
+_EARLY: Final = frozenset({Act.RESUME, Act.TOUCH, Act.RELEASE, Act.STOP_ITEM, Act.STOP_WORKER, Act.END_RACE})
 _Row = TypeVar("_Row")
-_ALL_GONE: Final = 3  # so many look-ups that all answer 404 are taken for a wrong key or environment
+_ALL_GONE: Final = 3  # so many sandboxes whose sessions are all unknown are taken for a wrong key or environment
+_SHALLOW: Final = timedelta(hours=6)  # what is older is read only where it decides something
+_LONGEST_REPAIR: Final = 10.0  # seconds
+_NAMED: Final = 5  # in an alarm
+_RING: Final = secrets.randbelow(1 << 20) / (1 << 20)  # each process walks the ring of sleepers from a place of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciler:
-    """Repairs one environment."""
+    """Repairs one environment. `place` (0 to 1) is where its ring of sleepers begins."""
 
     settings: Settings
     environment: Environment
@@ -57,19 +64,20 @@ class Reconciler:
     host: SandboxHost
     clock: Clock = time.monotonic
     now: Callable[[], datetime] = utc_now
+    place: float = _RING
 
     async def reconcile(self, deadline: Deadline | None = None) -> ReconcileReport:
         """One pass. `deadline` defaults to the settings' own. Never raises for what a service does."""
-        limit = self.settings.reconcile.deadline
-        deadline = (deadline or Deadline.after(limit, self.clock)).sooner(self.clock() + limit)
-        return await _Pass(self, deadline).run()
+        return await _Pass(self, self._sooner(deadline)).run()
 
     async def session_over(self, session_id: str, deadline: Deadline | None = None) -> ReconcileReport:
         """A webhook says that this session was terminated, archived or deleted: mark its sandbox at once, after the
-        same looks as ever. Its end comes on a tick."""
+        same looks as ever. Its end comes on a tick. One call where it has no sandbox."""
+        return await _Pass(self, self._sooner(deadline)).run(only=names.canonical_session_id(session_id))
+
+    def _sooner(self, deadline: Deadline | None) -> Deadline:
         limit = self.settings.reconcile.deadline
-        deadline = (deadline or Deadline.after(limit, self.clock)).sooner(self.clock() + limit)
-        return await _Pass(self, deadline).run(only=names.canonical_session_id(session_id))
+        return (deadline or Deadline.after(limit, self.clock)).sooner(self.clock() + limit)
 
 
 class _Pass:
@@ -80,16 +88,9 @@ class _Pass:
         self._settings = reconciler.settings
         self._deadline = deadline
         self._began = reconciler.clock()
-        self._executor = RepairExecutor(
-            reconciler.settings,
-            reconciler.environment.id,
-            reconciler.queue,
-            reconciler.host,
-            reconciler.now,
-            reconciler.clock,
-        )
         self._actions: list[ActionReport] = []
         self._alarms: list[str] = []
+        self._needs_interrupt: list[str] = []
         self._lookups = 0
         self._undone = 0
 
@@ -98,14 +99,8 @@ class _Pass:
         world = World(self._of.now())
         try:
             async with asyncio.timeout(self._deadline.left()):
-                world = await self._look(only)
-                if only is None:  # what a look alone can tell comes before questions that may take long
-                    early = due(world, Lookups({}), self._settings, self._of.environment.id)
-                    await self._work_off(self._touchable([repair for repair in early if repair.act in _EARLY]))
-                repairs, trusted = await self._due(world, only)
-                await self._work_off(repairs)
-                if trusted and only is None:
-                    await self._work_off(await self._snapshots(world))
+                world = await (self._look() if only is None else self._look_at(only))
+                await (self._repair(world) if only is None else self._end(world, only))
         except TimeoutError:
             self._alarms.append("time ran out")
         report = ReconcileReport(
@@ -113,8 +108,8 @@ class _Pass:
             sandboxes=len(world.sandboxes) if world.listed else None,
             items=None if world.items is None else world.items.count,
             lookups=self._lookups,
-            actions=tuple(self._actions),
-            needs_interrupt=tuple(self._executor.needs_interrupt),
+            actions=tuple(sorted(self._actions, key=lambda action: list(Act).index(action.act))),
+            needs_interrupt=tuple(self._needs_interrupt),
             alarms=tuple(self._alarms),
             undone=self._undone,
             seconds=round(self._of.clock() - self._began, 3),
@@ -122,31 +117,32 @@ class _Pass:
         self._log(report)
         return report
 
-    async def _work_off(self, repairs: Sequence[Repair]) -> None:
-        """All of them, side by side where they are of one kind. What a time-out cuts off stays counted as undone."""
-        if self._settings.dry_run:
-            self._actions += [_report(repair, "dry run: nothing was done") for repair in repairs]
-            return
-        self._undone += len(repairs)
-        for _, same in groupby(repairs, key=lambda repair: repair.act):
-            group = list(same)
-            for start in range(0, len(group), _AT_ONCE):
-                await asyncio.gather(*(self._do(repair) for repair in group[start : start + _AT_ONCE]))
+    # Looks
 
-    async def _look(self, only: str | None) -> World:
-        listed, items = await asyncio.gather(self._sandboxes(only), self._items())
-        everything = listed if listed is not None else await self._holders(items)
-        mine = [sandbox for sandbox in everything if self._is_mine(sandbox)]
-        seen = {sandbox.id: sandbox for sandbox in everything}
-        return World(self._of.now(), mine, items, seen, listed=listed is not None)
+    async def _look(self) -> World:
+        shallow = self._of.now() - _SHALLOW
+        listed, items = await asyncio.gather(
+            self._listed(self._of.host.list_sandboxes(), "sandboxes"), self._items(shallow)
+        )
+        rows = listed.rows if listed is not None else await self._holders(items)
+        world = self._world(rows, items, listed=listed is not None)
+        if self._doubts(world):
+            world = replace(world, items=await self._items(None))
+            self._tell_short_list(world)
+        await self._tell_unknown(world)
+        return world
 
-    async def _sandboxes(self, only: str | None) -> Sequence[SandboxRecord] | None:
-        if only is not None:
-            name = names.sandbox_name(self._settings.prefix, self._of.environment.id, only)
-            found = await self._of.host.find(name)
-            return [found] if isinstance(found, SandboxRecord) else []
-        listing = await self._listed(self._of.host.list_sandboxes(), "sandboxes")
-        return None if listing is None else listing.rows
+    def _world(self, rows: Sequence[SandboxRecord], items: Items | None, *, listed: bool) -> World:
+        return World.of(self._of.now(), self._settings.prefix, self._of.environment.id, rows, items, listed=listed)
+
+    async def _look_at(self, session_id: str) -> World:
+        name = names.sandbox_name(self._settings.prefix, self._of.environment.id, session_id)
+        found = await self._of.host.find(name)
+        if isinstance(found, Doubtful):
+            self._alarms.append(f"{session_id}: its sandbox could not be looked up: {found.reason}")
+        if not isinstance(found, SandboxRecord):
+            return World(self._of.now(), listed=True)
+        return self._world([found], await self._items(self._of.now() - _SHALLOW), listed=True)
 
     async def _listed(self, asking: Awaitable[Listing[_Row] | Refused | Doubtful], what: str) -> Listing[_Row] | None:
         """None, and an alarm, where the list cannot be had within a third of the time that is left."""
@@ -162,11 +158,43 @@ class _Pass:
             self._alarms.append(f"{listing.unreadable} of the {what} could not be read")
         return listing
 
-    async def _items(self) -> Items | None:
-        listing = await self._listed(self._of.queue.list_items(self._settings.reconcile.pages), "work items")
-        if listing is None:
-            return None
-        return Items.of(listing, self._settings.prefix, self._of.environment.id, self._of.now())
+    async def _items(self, back_to: datetime | None) -> Items | None:
+        pages = self._settings.reconcile.pages
+        listing = await self._listed(self._of.queue.list_items(pages, back_to), "work items")
+        return None if listing is None else Items.of(listing, self._settings.prefix, self._of.environment.id)
+
+    def _doubts(self, world: World) -> Sequence[str]:
+        """Awake sandboxes of which the newest items do not tell whether their session has one."""
+        if world.items is None:
+            return ()
+        return [
+            sandbox.name
+            for sandbox in world.sandboxes
+            if sandbox.status is SandboxStatus.RUNNING and isinstance(sandbox.kind, names.SessionSandbox)
+            if world.live_item(sandbox.name) is None and not world.surely_without_item(sandbox.name)
+        ]
+
+    def _tell_short_list(self, world: World) -> None:
+        if (doubts := self._doubts(world)) and world.items is not None:
+            reaches = "" if world.items.reaches is None else f" back to {world.items.reaches:%Y-%m-%d %H:%M} UTC"
+            self._alarms.append(
+                f"the work items were read{reaches} only (RECONCILE_PAGES): it is not proven that these have none, "
+                f"and only their sessions decide: {_some(doubts)}"
+            )
+
+    async def _tell_unknown(self, world: World) -> None:
+        """A status that this bundle has never heard of keeps every rule away, so one that stays is named."""
+        twice = []
+        for sandbox in [each for each in world.sandboxes if each.status is SandboxStatus.UNKNOWN][:AT_ONCE]:
+            found = await self._of.host.find(sandbox.id)
+            if isinstance(found, SandboxRecord) and found.status is SandboxStatus.UNKNOWN:
+                twice.append(sandbox.name)
+        long_ago = world.now - timedelta(seconds=self._settings.times.stranded)
+        for item in world.items.live.values() if world.items is not None else ():
+            if item.state is ItemState.UNKNOWN and item.created_at < long_ago:
+                twice.append(item.id)
+        if twice:
+            self._alarms.append(f"unknown status, seen twice: {_some(twice)}")
 
     async def _holders(self, items: Items | None) -> list[SandboxRecord]:
         """Without a list: the sandboxes that urgent repairs are about, one look-up each."""
@@ -178,87 +206,165 @@ class _Pass:
         found = await self._asked(self._of.host.find, urgent)
         return [sandbox for sandbox in found.values() if isinstance(sandbox, SandboxRecord)]
 
-    def _is_mine(self, sandbox: SandboxRecord) -> bool:
-        """Of this environment and not over; a kept one has no name of ours."""
-        name = names.parse(self._settings.prefix, sandbox.name)
-        return sandbox.status not in OVER and names.belongs_to(name, self._of.environment.id)
+    # Repairs
 
-    async def _due(self, world: World, only: str | None) -> tuple[Sequence[Repair], bool]:
-        """What is due after the look-ups, and whether they can be trusted."""
-        asked = sessions_to_look_up(world, self._settings)[: self._settings.reconcile.lookups]
-        if only is not None:
-            asked = [only]
-        answers = await self._asked(self._of.queue.session, asked)
-        known = Lookups({key: said for key, said in answers.items() if isinstance(said, SessionRecord | Absent)})
-        calls = await self._asked(self._of.queue.open_calls, known.idle)
-        self._lookups = len(answers) + len(calls)
-        waiting = [key for key, said in calls.items() if isinstance(said, OpenCalls) and said.ids]
-        lookups = Lookups(known.sessions, frozenset(waiting))
-        repairs = due(world, lookups, self._settings, self._of.environment.id)
-        if only is not None:
-            return [repair for repair in repairs if repair.act is Act.MARK], True
+    async def _repair(self, world: World) -> None:
+        executor, lanes = self._hands(world)
+        try:
+            async with asyncio.TaskGroup() as group:
+                early = [each for each in due(world, Lookups(), self._settings) if each.act in _EARLY]
+                group.create_task(self._work_off(lanes, self._touchable(early)))
+                lookups, trusted = await self._ask(world)
+                if trusted:
+                    later = [each for each in due(world, lookups, self._settings) if each.act not in _EARLY]
+                    group.create_task(self._work_off(lanes, later))
+                    await self._work_off(lanes, await self._snapshots(world))
+        finally:
+            self._tell_work(executor, lanes)
+
+    async def _end(self, world: World, session_id: str) -> None:
+        """What a webhook about the end of a session leads to."""
+        if not world.sandboxes:
+            return
+        executor, lanes = self._hands(world)
+        try:
+            session = await self._of.queue.session(session_id)
+            self._lookups = 1
+            known = {session_id: session} if isinstance(session, SessionRecord | Absent) else {}
+            repairs = due(world, Lookups(known), self._settings)
+            await self._work_off(lanes, [repair for repair in repairs if isinstance(repair, Mark)])
+        finally:
+            self._tell_work(executor, lanes)
+
+    def _hands(self, world: World) -> tuple[RepairExecutor, Lanes]:
+        of = self._of
+        executor = RepairExecutor(of.settings, of.environment.id, of.queue, of.host, of.now, world, of.clock)
+
+        async def do(repair: Repair) -> Outcome:
+            try:
+                return await executor.do(repair)
+            except Exception as error:  # the edge: one repair's bug must not stop the others
+                log.exception("repair.bug act=%s target=%s", repair.act.value, repair.target)
+                return Failed(f"bug: {type(error).__name__}")
+
+        seconds = min(_LONGEST_REPAIR, self._settings.reconcile.deadline / 4)
+        return executor, Lanes(do, self._reported, seconds=seconds, ends=max(3, len(world.sandboxes) // 5))
+
+    async def _work_off(self, lanes: Lanes, repairs: Sequence[Repair]) -> None:
+        if self._settings.dry_run:
+            for repair in repairs:
+                self._reported(repair, Failed("dry run: nothing was done"))
+            return
+        await lanes.run(repairs)
+
+    def _reported(self, repair: Repair, outcome: Outcome) -> None:
+        match outcome:
+            case Done(note=note):
+                why = f"{repair.why}: {note}" if note else repair.why
+                self._actions.append(ActionReport(repair.act, repair.target, why, done=True))
+            case Failed(why=problem):
+                self._actions.append(ActionReport(repair.act, repair.target, repair.why, done=False, problem=problem))
+            case Skipped():
+                pass
+
+    def _tell_work(self, executor: RepairExecutor, lanes: Lanes) -> None:
+        self._needs_interrupt += executor.needs_interrupt
+        self._alarms += executor.alarms
+        if lanes.capped:
+            self._tell_capped(lanes.capped)
+        self._undone += len([each for each in lanes.waiting if each not in lanes.capped])
+
+    def _tell_capped(self, repairs: Sequence[Repair]) -> None:
+        self._undone += len(repairs)
+        self._alarms.append(
+            f"{len(repairs)} repair(s) wait for later ticks: {_some([repair.target for repair in repairs])}"
+        )
+
+    def _touchable(self, repairs: Sequence[Repair]) -> Sequence[Repair]:
+        """Only so many sandboxes are touched in one pass."""
+        touches = [repair for repair in repairs if isinstance(repair, Touch)]
+        if waiting := touches[self._settings.reconcile.touches :]:
+            self._tell_capped(waiting)
+        return [repair for repair in repairs if repair not in waiting]
+
+    # Questions about sessions
+
+    async def _ask(self, world: World) -> tuple[Lookups, bool]:
+        """What look-ups say, and whether they can be trusted."""
+        asked = questions(world, self._settings, self._of.place)
+        most = self._settings.reconcile.lookups
+        if len(asked.urgent) > most:
+            self._alarms.append(
+                f"{len(asked.urgent) - most} session(s) wait for later ticks to be looked up (RECONCILE_LOOKUPS): "
+                f"{_some(asked.urgent[most:])}"
+            )
+        lookups = await self._told(asked.urgent[:most])
+        share = ring_share(world)
+        for session_id in asked.sleepers:
+            if share <= 0:
+                break
+            further = await self._told([session_id])
+            share -= 1 + len(further.calls)
+            lookups = Lookups({**lookups.sessions, **further.sessions}, {**lookups.calls, **further.calls})
+        return lookups, await self._trusted(world, lookups)
+
+    async def _told(self, session_ids: Sequence[str]) -> Lookups:
+        answers = await self._asked(self._of.queue.session, session_ids)
+        unknown = [key for key, said in answers.items() if _unknown(said)]
+        if unknown:
+            again = await self._asked(self._of.queue.session, unknown)
+            twice = [key for key, said in again.items() if _unknown(said)]
+            if twice:
+                self._alarms.append(f"look-ups of sessions failed twice: {_some(twice)}")
+            answers |= again
+        lookups = Lookups({key: said for key, said in answers.items() if isinstance(said, SessionRecord | Absent)})
+        calls = await self._asked(self._of.queue.open_calls, [key for key in lookups.sessions if lookups.idle(key)])
+        self._lookups += len(answers) + len(calls)
+        return replace(lookups, calls={key: said for key, said in calls.items() if isinstance(said, OpenCalls)})
+
+    async def _trusted(self, world: World, lookups: Lookups) -> bool:
         said = lookups.sessions.values()
-        gone = len(said) >= _ALL_GONE and all(isinstance(session, Absent) for session in said)
-        if gone and not await self._any_other_known(world, lookups):
-            self._alarms.append(f"all {len(said)} sessions looked up are unknown: wrong key or environment?")
-            return [], False
-        return self._within_bounds([repair for repair in repairs if repair.act not in _EARLY], world), True
+        if not said or not all(isinstance(session, Absent) for session in said):
+            return True
+        held = [name for sandbox in world.sandboxes if (name := world.session_of(sandbox)) is not None]
+        if len(held) < _ALL_GONE or await self._any_other_known(world, lookups, held):
+            return True
+        self._alarms.append(f"all {len(said)} sessions looked up are unknown: wrong key or environment?")
+        return False
 
-    async def _snapshots(self, world: World) -> list[Repair]:
-        listing = await self._listed(self._of.host.list_snapshots(), "snapshots")
-        rows = [] if listing is None else list(listing.rows)
-        return list(snapshots_due(rows, world, self._settings, self._of.environment.id))
-
-    async def _any_other_known(self, world: World, lookups: Lookups) -> bool:
+    async def _any_other_known(self, world: World, lookups: Lookups, held: Sequence[str]) -> bool:
         """Whether a session that nobody asked about is known: then the others are really gone, and key and
-        environment are right. The newest sessions of the queue are asked."""
+        environment are right. The newest sessions of the queue are asked, and some that have a sandbox."""
         latest = world.items.latest.values() if world.items is not None else ()
         newest = sorted(latest, key=lambda item: item.created_at, reverse=True)
-        others = [item.session_id for item in newest if item.session_id not in lookups.sessions][:_AT_ONCE]
+        others = [item.session_id for item in newest if item.session_id not in lookups.sessions][:AT_ONCE]
+        others += [name for name in held if name not in lookups.sessions and name not in others][: AT_ONCE // 2]
         answers = await self._asked(self._of.queue.session, others)
         self._lookups += len(answers)
         return any(isinstance(said, SessionRecord) for said in answers.values())
 
-    def _touchable(self, repairs: Sequence[Repair]) -> Sequence[Repair]:
-        """Only so many sandboxes are touched in one pass."""
-        touches = [repair for repair in repairs if repair.act is Act.TOUCH]
-        return self._without(repairs, touches[self._settings.reconcile.touches :])
-
-    def _within_bounds(self, repairs: Sequence[Repair], world: World) -> Sequence[Repair]:
-        """At most max(3, 20 %) of the sandboxes end in one pass (docs/reconciler.md#limits)."""
-        ends = [repair for repair in repairs if repair.act in ENDS]
-        return self._without(repairs, ends[max(3, len(world.sandboxes) // 5) :])
-
-    def _without(self, repairs: Sequence[Repair], waiting: Sequence[Repair]) -> Sequence[Repair]:
-        if waiting:
-            self._undone += len(waiting)
-            self._alarms.append(f"{len(waiting)} repair(s) wait for later ticks")
-        return [repair for repair in repairs if repair not in waiting]
-
-    async def _asked(self, ask: Callable[[str], Awaitable[object]], questions: Sequence[str]) -> dict[str, object]:
+    async def _asked(self, ask: Callable[[str], Awaitable[object]], asked: Sequence[str]) -> dict[str, object]:
         """The answers, eight questions at a time, that come within half of the time that is left."""
         answers: dict[str, object] = {}
+        places = asyncio.Semaphore(AT_ONCE)
 
         async def one(question: str) -> None:
-            answers[question] = await ask(question)
+            async with places:
+                answers[question] = await ask(question)
 
         try:
-            async with asyncio.timeout(self._deadline.left() / 2):
-                for start in range(0, len(questions), _AT_ONCE):
-                    await asyncio.gather(*(one(question) for question in questions[start : start + _AT_ONCE]))
+            async with asyncio.timeout(self._deadline.left() / 2), asyncio.TaskGroup() as group:
+                for question in asked:
+                    group.create_task(one(question))
         except TimeoutError:
-            self._alarms.append(f"{len(questions) - len(answers)} look-up(s) had no answer in time")
+            missing = [question for question in asked if question not in answers]
+            self._alarms.append(f"{len(missing)} look-up(s) had no answer in time: {_some(missing)}")
         return answers
 
-    async def _do(self, repair: Repair) -> None:
-        try:
-            report = await self._executor.do(repair)
-        except Exception as error:  # the edge: one repair's bug must not stop the others
-            log.exception("repair.bug act=%s target=%s", repair.act.value, repair.target)
-            report = _report(repair, f"bug: {type(error).__name__}")
-        self._undone -= 1
-        if report is not None:
-            self._actions.append(report)
+    async def _snapshots(self, world: World) -> Sequence[Repair]:
+        listing = await self._listed(self._of.host.list_snapshots(), "snapshots")
+        rows = [] if listing is None else listing.rows
+        return list(snapshots_due(rows, world, self._settings, self._of.environment.id))
 
     def _log(self, report: ReconcileReport) -> None:
         done = sum(action.done for action in report.actions)
@@ -276,5 +382,10 @@ class _Pass:
         )
 
 
-def _report(repair: Repair, problem: str) -> ActionReport:
-    return ActionReport(repair.act, repair.target, repair.why, done=False, problem=problem)
+def _unknown(said: object) -> bool:
+    return isinstance(said, Doubtful) or (isinstance(said, SessionRecord) and said.status is SessionStatus.UNKNOWN)
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return ", ".join(texts[:_NAMED]) + more

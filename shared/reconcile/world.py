@@ -1,13 +1,15 @@
 """What one tick has seen of the world, and the questions that may be asked of it.
 
-What was not seen is unknown, never gone (docs/architecture.md#i5). So every question about absence has three answers,
-and `None` stands for "not known": a listing failed, or was too long for its page budget.
+What was not seen is unknown, never gone (docs/architecture.md#i5). Whether a session has no work item can be proven in
+three ways, and none of them needs the whole history of the queue: every item was listed; or the list came newest first
+and shows the session's own newest item, which has ended (a session has one live item at most:
+docs/wire/anthropic.md#33-state-machine); or it reaches back further than any item lives.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -17,21 +19,27 @@ from shared.ports import ItemState, ListedItem, Listing, SandboxRecord, SandboxS
 
 LIVE: Final = frozenset({ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING, ItemState.UNKNOWN})
 OVER: Final = frozenset({SandboxStatus.TERMINATED})
-_HORIZON: Final = timedelta(days=3)  # no live item is older: lifetimes and poison ages are hours
+LONGEST_LIFE: Final = timedelta(days=3)  # no live item is older: lifetimes and poison ages are hours
 
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The work items of an environment by the sandbox name of their session; `others` are of no session."""
+    """The work items of an environment by the sandbox name of their session; `others` are of no session.
+
+    complete: every item was listed. newest_first: the service lists them so. reaches: creation of the oldest one seen.
+    """
 
     live: Mapping[str, ListedItem]
     latest: Mapping[str, ListedItem]
-    all_live_seen: bool
+    complete: bool
+    newest_first: bool
     count: int
+    newest: datetime | None = None
+    reaches: datetime | None = None
     others: Sequence[ListedItem] = ()
 
     @classmethod
-    def of(cls, listing: Listing[ListedItem], prefix: str, environment_id: str, now: datetime) -> Items:
+    def of(cls, listing: Listing[ListedItem], prefix: str, environment_id: str) -> Items:
         live: dict[str, ListedItem] = {}
         latest: dict[str, ListedItem] = {}
         others: list[ListedItem] = []
@@ -47,41 +55,101 @@ class Items:
                 live[name] = item
             if name not in latest or item.created_at >= latest[name].created_at:
                 latest[name] = item
-        return cls(live, latest, _all_live_seen(listing, now), len(listing.rows), others)
+        times = [item.created_at for item in listing.rows]
+        readable = not listing.unreadable
+        return cls(
+            live,
+            latest,
+            complete=listing.complete and readable,
+            newest_first=readable and all(later >= earlier for later, earlier in itertools.pairwise(times)),
+            count=len(listing.rows),
+            newest=max(times, default=None),
+            reaches=min(times, default=None),
+            others=others,
+        )
+
+    def prove_absence(self, name: str, now: datetime) -> bool:
+        """Whether the session of this sandbox name certainly has no live item."""
+        if name in self.live:
+            return False
+        if self.complete:
+            return True
+        if not self.newest_first or self.reaches is None:
+            return False
+        return name in self.latest or self.reaches < now - LONGEST_LIFE
 
 
-def _all_live_seen(listing: Listing[ListedItem], now: datetime) -> bool:
-    """A listing that was cut off still shows every live item if it came newest first and reached far enough back."""
-    if listing.unreadable:
-        return False
-    if listing.complete:
-        return True
-    times = [item.created_at for item in listing.rows]
-    newest_first = all(earlier >= later for earlier, later in itertools.pairwise(times))
-    return bool(times) and newest_first and times[-1] < now - _HORIZON
+@dataclass(frozen=True, slots=True)
+class OurSandbox:
+    """A sandbox of one environment, its name parsed."""
+
+    record: SandboxRecord
+    name: str
+    kind: names.SandboxName
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def status(self) -> SandboxStatus:
+        return self.record.status
+
+    @property
+    def session_id(self) -> str | None:
+        """None where its name does not tell."""
+        return self.kind.session_id if isinstance(self.kind, names.SessionSandbox) else None
 
 
 @dataclass(frozen=True, slots=True)
 class World:
     """One environment's part of both services. `items` is None where the listing failed; `listed` is false where that
-    of the sandboxes did, and then only those are here that were looked up one by one."""
+    of the sandboxes did, and then only those are here that were looked up one by one. `project`: all rows by id."""
 
     now: datetime
-    sandboxes: Sequence[SandboxRecord] = ()
+    sandboxes: Sequence[OurSandbox] = ()
     items: Items | None = None
-    project_sandboxes: Mapping[str, SandboxRecord] = field(default_factory=dict)
+    project: Mapping[str, SandboxRecord] = field(default_factory=dict)
     listed: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        now: datetime,
+        prefix: str,
+        environment_id: str,
+        rows: Iterable[SandboxRecord] = (),
+        items: Items | None = None,
+        *,
+        listed: bool = True,
+    ) -> World:
+        project = {record.id: record for record in rows}
+        ours = [
+            OurSandbox(record, record.name or "", kind)
+            for record in project.values()
+            if record.status not in OVER
+            if names.belongs_to(kind := names.parse(prefix, record.name), environment_id)
+        ]
+        return cls(now, ours, items, project, listed)
 
     def live_item(self, name: str) -> ListedItem | None:
         return self.items.live.get(name) if self.items is not None else None
 
     def surely_without_item(self, name: str) -> bool:
-        """True only where every live item was seen and none is this session's."""
-        return self.items is not None and self.items.all_live_seen and name not in self.items.live
+        return self.items is not None and self.items.prove_absence(name, self.now)
 
-    def last_sign(self, name: str, sandbox: SandboxRecord | None) -> datetime | None:
+    def session_of(self, sandbox: OurSandbox) -> str | None:
+        """The session of a sandbox by its name, or by an item where the name holds only a hash."""
+        if not isinstance(sandbox.kind, names.SessionSandbox):
+            return None
+        if sandbox.session_id is not None:
+            return sandbox.session_id
+        item = self.items.latest.get(sandbox.name) if self.items is not None else None
+        return item.session_id if item is not None else None
+
+    def last_sign(self, name: str, sandbox: OurSandbox | None) -> datetime | None:
         """The latest moment at which this session is known to have had work; None where nothing is known."""
-        moments = [sandbox.created_at if sandbox is not None else None]
+        moments = [sandbox.record.created_at if sandbox is not None else None]
         item = self.items.latest.get(name) if self.items is not None else None
         if item is not None:
             moments += [item.created_at, item.latest_heartbeat_at, item.stopped_at]

@@ -54,7 +54,7 @@ class Listed(NothingQueued):
         self.answers = list(answers)
         self.pages: list[int] = []
 
-    async def list_items(self, pages: int) -> Any:
+    async def list_items(self, pages: int, back_to: datetime | None = None) -> Any:
         self.pages.append(pages)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 

@@ -13,6 +13,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
@@ -95,7 +96,7 @@ class NothingQueued:
     async def force_stop(self, work_id: str) -> Absent:
         return Absent()
 
-    async def list_items(self, pages: int) -> Listing[ListedItem]:
+    async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem]:
         return Listing((), complete=True)
 
     async def session(self, session_id: str) -> SessionRecord | Absent:

@@ -10,7 +10,8 @@ from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, info, ok, warning
 from shared import names
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
-from shared.reconcile.plan import Lookups, due, snapshots_due
+from shared.reconcile.lookups import Lookups
+from shared.reconcile.plan import due, snapshots_due
 from shared.reconcile.world import World
 from shared.reports import ENDS
 from shared.settings import Environment
@@ -37,8 +38,8 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
     late = datetime.fromtimestamp(context.now(), UTC) - _PATIENCE
     left: list[str] = []
     for environment in context.settings.environments.values():
-        view = World(late, _of(environment, context, rows), None, {sandbox.id: sandbox for sandbox in listing.rows})
-        repairs = due(view, Lookups({}), context.settings, environment.id)
+        view = World.of(late, context.settings.prefix, environment.id, listing.rows)
+        repairs = due(view, Lookups(), context.settings)
         left += [f"{repair.target} ({repair.why})" for repair in repairs if repair.act in ENDS]
         if not isinstance(snapshots, Doubtful):
             left += [

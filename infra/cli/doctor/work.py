@@ -13,7 +13,8 @@ from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
 from shared import names
 from shared.errors import SecretUnavailable
 from shared.ports import Doubtful, ItemState, ListedItem, Refused, SandboxStatus
-from shared.reconcile.plan import Lookups, due
+from shared.reconcile.lookups import Lookups
+from shared.reconcile.plan import due
 from shared.reconcile.world import Items, World
 from shared.reports import Act
 from shared.secret import Secret
@@ -124,14 +125,13 @@ async def _check_items(
     if isinstance(listing, Refused | Doubtful):
         say(warning("HANDS001", f"{about}the work items could not be listed: {listing.reason}"))
         return
-    items = Items.of(listing, settings.prefix, environment.id, now)
-    view = World(now, (), items)
-    repairs = due(view, Lookups({}), settings, environment.id)
+    items = Items.of(listing, settings.prefix, environment.id)
+    repairs = due(World(now, items=items), Lookups(), settings)
     stranded = [repair.target for repair in repairs if repair.act in (Act.RELEASE, Act.STOP_ITEM)]
     if stranded:
         say(error("HANDS302", f"{about}{len(stranded)} stranded: {_some(stranded)}"))
     else:
-        part = "" if items.all_live_seen else " among those that were listed"
+        part = "" if items.complete else " among those that were listed"
         say(ok("HANDS302", f"{about}no item is stranded{part}"))
     await _say_other_pollers(context, environment, stats, list(items.live.values()), now, say)
 

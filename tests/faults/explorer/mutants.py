@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -18,9 +19,10 @@ from shared.claims import handover
 from shared.claims.binding import Unbound, bind
 from shared.claims.dispatcher import Dispatcher, _Drain
 from shared.deadline import Deadline
-from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, Refused, WorkItem
+from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, OpenCalls, Refused, WorkItem
 from shared.reconcile import world
 from shared.reconcile.executor import RepairExecutor
+from shared.reconcile.repairs import Done, EndMarked, Mark, Outcome, Release, Suspend
 from shared.reports import DrainEnd, ItemEnd
 from tests.faults.explorer.explore import rare_collections
 from tests.faults.explorer.plan import HookFault, LineFault, Plan, PointFault, SessionPlan, Wake, plan_of, slow_looks
@@ -84,8 +86,8 @@ async def _failed_session_is_absent(self: ModelQueue, session_id: str) -> Any:
     return Absent() if isinstance(outcome, Doubtful) else outcome
 
 
-async def _failed_listing_is_empty(self: ModelQueue, pages: int) -> Any:
-    outcome = await _list_items(self, pages)
+async def _failed_listing_is_empty(self: ModelQueue, pages: int, back_to: datetime | None = None) -> Any:
+    outcome = await _list_items(self, pages, back_to)
     nothing: list[ListedItem] = []
     return Listing(nothing, complete=True) if isinstance(outcome, Refused | Doubtful) else outcome
 
@@ -102,29 +104,26 @@ def _lower_cased(prefix: str, environment_id: str, session_id: str) -> str:
     return _sandbox_name(prefix, environment_id, session_id.lower())
 
 
-async def _nothing_seen(self: RepairExecutor, *_: object) -> bool:
-    return True
-
-
-async def _release_blindly(self: RepairExecutor, repair: Any) -> str | None:
+async def _release_blindly(self: RepairExecutor, repair: Release) -> Outcome:
     await self.queue.force_stop(repair.item.id)
-    return await self._unblock(repair.session_id)
+    calls = await self.queue.open_calls(repair.item.session_id)
+    return await self._give_up(repair.item.session_id, calls) if isinstance(calls, OpenCalls) else Done()
 
 
-async def _mark_blindly(self: RepairExecutor, repair: Any, sandbox: Any) -> str | None:
-    name = names.gone_name(repair.name, self.settings.prefix, int(self.now().timestamp()))
-    await self.host.rename(sandbox.id, name)
-    return None
+async def _mark_blindly(self: RepairExecutor, repair: Mark) -> Outcome:
+    name = names.gone_name(repair.sandbox.name, self.settings.prefix, int(self.now().timestamp()))
+    await self.host.rename(repair.sandbox.id, name)
+    return Done()
 
 
-async def _end_blindly(self: RepairExecutor, repair: Any, sandbox: Any) -> str | None:
-    await self.host.terminate(sandbox.id)
-    return None
+async def _end_blindly(self: RepairExecutor, repair: EndMarked) -> Outcome:
+    await self.host.terminate(repair.sandbox.id)
+    return Done()
 
 
-async def _suspend_blindly(self: RepairExecutor, repair: Any, sandbox: Any) -> str | None:
-    await self.host.suspend(sandbox.id)
-    return None
+async def _suspend_blindly(self: RepairExecutor, repair: Suspend) -> Outcome:
+    await self.host.suspend(repair.sandbox.id)
+    return Done()
 
 
 async def _claims_for_ever(self: _Drain) -> bool:

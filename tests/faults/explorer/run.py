@@ -200,7 +200,9 @@ class _Copy:
         began, calls = loop.time(), line.calls
         queue = WatchedQueue(world.watch, line, dispatcher=False, environment_id=ENVIRONMENT)
         host = WatchedHost(world.watch, line, dispatcher=False)
-        report = await what(Reconciler(world.settings, world.environment, queue, host, loop.time, world.now))
+        report = await what(
+            Reconciler(world.settings, world.environment, queue, host, loop.time, world.now, self.index / 5)
+        )
         world.alarmed = any("are unknown" in alarm for alarm in report.alarms)
         took, made = loop.time() - began, line.calls - calls
         limit = world.settings.reconcile.deadline

@@ -100,7 +100,8 @@ class Watch:
             return
         self.judge("I5", gone, f"a sandbox is ended without a mark: {box.id}")
         working = [process.serial for process in self.working(session_id, box)]
-        self.judge("I5", not working, f"a sandbox is ended with a worker in it: {box.id}, {working}")
+        idle = not working or self.claude.sessions[session_id].over or self.claude.live_item(session_id) is None
+        self.judge("I5", bool(idle), f"a sandbox is ended with a worker in it: {box.id}, {working}")
         holder = any(
             other is not box
             and (other.exists or other.since > self.now() - LOOK)

@@ -59,7 +59,7 @@ class Services:
         await self._reach("list_snapshots")
         return Doubtful("HTTP 500") if "list_snapshots fails" in self._hangs else Listing((), complete=True)
 
-    async def list_items(self, pages: int) -> Listing[ListedItem]:
+    async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem]:
         return Listing(self._items, complete=True)
 
     async def session(self, session_id: str) -> SessionRecord:
@@ -127,12 +127,13 @@ def test_a_snapshot_list_that_fails_is_told() -> None:
     assert any("snapshots could not be listed: HTTP 500" in alarm for alarm in report.alarms)
 
 
-def test_repairs_that_time_cut_off_are_counted_and_those_that_were_done_are_told() -> None:
+def test_a_repair_that_hangs_is_named_and_keeps_no_other_one_waiting() -> None:
     services = Services([marked(1), marked(2), marked(3)], hangs=["terminate box2"])
     report = reconciled(services)
     assert sorted(target for _, target in acts(report)) == sorted(str(each.name) for each in (marked(1), marked(3)))
-    assert report.undone == 1
-    assert "time ran out" in report.alarms
+    (failed,) = [action for action in report.actions if not action.done]
+    assert (failed.target, failed.problem) == (marked(2).name, "no answer within 0.15 s")
+    assert report.undone == 0 and report.seconds < 0.6, "each repair has a few seconds of its own"
 
 
 @pytest.mark.parametrize(("sandboxes", "ended"), [(5, 3), (14, 3), (15, 3), (40, 8)])

@@ -99,10 +99,14 @@ class ModelQueue:
         )
         return outcome
 
-    async def list_items(self, pages: int) -> Listing[ListedItem] | Refused | Doubtful:
+    async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem] | Refused | Doubtful:
         def effect() -> Listing[ListedItem]:
             rows = [_listed(item) for item in self._claude.listed()]
-            return Listing(rows[: pages * 100], complete=len(rows) <= pages * 100)
+            most = pages * 100
+            if back_to is not None:
+                newer = sum(row.created_at >= back_to for row in rows)
+                most = min(most, (newer // 100 + 1) * 100)
+            return Listing(rows[:most], complete=len(rows) <= most)
 
         outcome: Listing[ListedItem] | Refused | Doubtful = await self._call("list_items", effect)
         return outcome

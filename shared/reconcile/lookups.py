@@ -1,0 +1,133 @@
+"""Which sessions a tick asks about, and in which order: cost follows what changes, not what exists.
+
+Awake sandboxes cost money and stuck sessions keep somebody waiting, so both are asked about first, within
+RECONCILE_LOOKUPS. Sleepers come last, a few each tick, on a ring that all copies walk from places of their own: what
+`ring_share` leaves of a tick's calls is spent on them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from shared.ports import (
+    Absent,
+    ItemState,
+    ListedItem,
+    OpenCalls,
+    SandboxStatus,
+    SessionRecord,
+    SessionStatus,
+)
+from shared.reconcile.world import OurSandbox, World
+from shared.settings import Settings
+
+IDLE_TICK_CALLS: Final = 18  # of the 20 that an idle tick may cost; two are the drain's
+_PAGE: Final = 100  # rows a page of both lists
+_GOLDEN: Final = 0.6180339887498949  # strides by it visit a ring evenly, whatever the period of the ticks
+_LATELY: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """What look-ups that succeeded have said, by session id; one that failed is in neither.
+
+    calls: of sessions that are idle, the calls that wait for a worker.
+    """
+
+    sessions: Mapping[str, SessionRecord | Absent] = field(default_factory=dict)
+    calls: Mapping[str, OpenCalls] = field(default_factory=dict)
+
+    def idle(self, session_id: str) -> bool:
+        session = self.sessions.get(session_id)
+        return isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived
+
+    def waits(self, session_id: str) -> bool:
+        """Also where its calls could not be looked at: nothing is known then."""
+        calls = self.calls.get(session_id)
+        return calls is None or bool(calls.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Session ids, most urgent first. `sleepers` is this tick's part of the ring, in the ring's order."""
+
+    urgent: Sequence[str]
+    sleepers: Sequence[str]
+
+
+def questions(world: World, settings: Settings, place: float) -> Questions:
+    """What decides something and is not known. `place` (0 to 1) is where this copy's ring begins."""
+    asleep: list[str] = []
+    awake: list[str] = []
+    waiting: list[str] = []
+    for sandbox in world.sandboxes:
+        session_id = world.session_of(sandbox)
+        if session_id is None or world.items is None:
+            continue
+        if left_on_the_queue(world, settings, sandbox.name):
+            waiting.append(session_id)
+        elif world.live_item(sandbox.name) is None and sandbox.status is SandboxStatus.RUNNING:
+            if quiet(world, settings, sandbox):
+                awake.append(session_id)
+        elif world.live_item(sandbox.name) is None and sandbox.status is SandboxStatus.SUSPENDED:
+            asleep.append(session_id)
+    urgent = [*_in_turn(awake, world.now), *_in_turn(list(_left_lately(world)), world.now)]
+    return Questions([*urgent, *_in_turn(waiting, world.now)], _ring(asleep, world, place))
+
+
+def ring_share(world: World) -> int:
+    """Calls that are left for sleepers when both lists are read."""
+    items = world.items.count if world.items is not None else 0
+    pages = -(-len(world.project) // _PAGE) + -(-items // _PAGE)
+    return max(2, IDLE_TICK_CALLS - max(2, pages) - 1)
+
+
+def in_turn(target: str, now: datetime) -> int:
+    """A place in the order of equals that changes with the minute, so that what failed once is not always first."""
+    return zlib.crc32(f"{target}{int(now.timestamp() // 60)}".encode())
+
+
+def quiet(world: World, settings: Settings, sandbox: OurSandbox) -> bool:
+    """No sign of work for a while. A sandbox that nothing is known of counts as quiet; it is looked at again."""
+    sign = world.last_sign(sandbox.name, sandbox)
+    return sign is None or world.now - sign > timedelta(seconds=settings.reconcile.idle_grace)
+
+
+def left_on_the_queue(world: World, settings: Settings, name: str) -> bool:
+    """Queued for longer than any bind takes: perhaps the entry of a deleted session
+    (docs/wire/anthropic.md#33-state-machine)."""
+    item = world.live_item(name)
+    if item is None or item.state is not ItemState.QUEUED:
+        return False
+    return world.now - item.created_at > timedelta(seconds=2 * settings.times.reclaim)
+
+
+def _in_turn(sessions: Sequence[str], now: datetime) -> list[str]:
+    return sorted(sessions, key=lambda session: (in_turn(session, now), session))
+
+
+def _ring(asleep: list[str], world: World, place: float) -> list[str]:
+    if not asleep:
+        return []
+    asleep.sort(key=lambda session: zlib.crc32(session.encode()))
+    begin = int(len(asleep) * ((place + _GOLDEN * (world.now.timestamp() // 60)) % 1.0))
+    return (asleep[begin:] + asleep[:begin])[: ring_share(world)]
+
+
+def _left_lately(world: World) -> Iterator[str]:
+    """Sessions whose sandbox is gone and whose last item was stopped within the last hour: perhaps by a release that
+    did not come to its answer, or by a worker that gave up before it served."""
+    if not world.listed or world.items is None:
+        return
+    held = {sandbox.name for sandbox in world.sandboxes}
+    for name, item in world.items.latest.items():
+        if name not in held and _stopped_lately(item, world.now) and world.surely_without_item(name):
+            yield item.session_id
+
+
+def _stopped_lately(item: ListedItem, now: datetime) -> bool:
+    return item.state is ItemState.STOPPED and item.stopped_at is not None and now - item.stopped_at < _LATELY
