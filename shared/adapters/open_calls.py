@@ -55,7 +55,8 @@ async def read_open_calls(client: AsyncAnthropic, session_id: str) -> OpenCalls:
 
 def lost_calls(calls: OpenCalls) -> list[BetaManagedAgentsEventParams]:
     """The answers to calls whose worker is lost. To the SDK's next worker nothing else answers a call: after an
-    interrupt alone it would run the call again and never come to rest (contract claude 5)."""
+    interrupt alone it would run the call again and never come to rest
+    (docs/wire/anthropic.md#5-session-tool-runner)."""
     content: list[BetaManagedAgentsTextBlockParam] = [{"type": "text", "text": LOST_CALL}]
     return [
         {"type": "user.custom_tool_result", "custom_tool_use_id": call, "is_error": True, "content": content}
