@@ -20,4 +20,4 @@ WORKDIR /opt/hands
 USER 10001
 EXPOSE 8080
 # exec: uvicorn itself gets SIGTERM, and lets a running drain finish.
-CMD ["/bin/sh", "-c", "exec /opt/hands/venv/bin/python -m uvicorn functions.asgi:app --host 0.0.0.0 --port \"$PORT\" --no-access-log --timeout-graceful-shutdown 120"]
+CMD ["/bin/sh", "-c", "exec /opt/hands/venv/bin/python -m uvicorn functions.asgi:app --host 0.0.0.0 --port \"$PORT\" --http functions.server.http_protocol:BoundedHttpProtocol --ws none --backlog 128 --no-access-log --timeout-graceful-shutdown 120"]

@@ -1,6 +1,7 @@
 """All functions on one ASGI app: for uvicorn in a sandbox, on a host or in a container.
 
-    uvicorn functions.asgi:app --host 0.0.0.0 --port 5051
+    uvicorn functions.asgi:app --host 0.0.0.0 --port 5051 --ws none --backlog 128 \
+        --http functions.server.http_protocol:BoundedHttpProtocol
 
 The SDKs are imported in a thread once the server listens, so that it answers at once and a first webhook does not wait
 for them (docs/wire/runtimes.md#1-functions-framework). `POST /` is the webhook path of the reference integration.
@@ -24,6 +25,7 @@ from functions.fork_best_of_n import fork_best_of_n
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
 from functions.requests import HttpError
+from functions.server.descriptors import check_descriptor_limit
 from functions.server.health import healthz, readyz, status
 from functions.server.lifecycle import ServerLifecycle
 from functions.server.request_counter import RequestCounterMiddleware
@@ -42,6 +44,7 @@ def preload_sdks() -> None:
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
     configure_logging(os.environ)
+    check_descriptor_limit()
     state = FunctionsState(Service(Settings.from_environ(os.environ)), background=True)
     preload = asyncio.create_task(asyncio.to_thread(preload_sdks))
     lifecycle = ServerLifecycle(state.service, preload)

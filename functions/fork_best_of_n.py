@@ -20,7 +20,7 @@ from starlette.responses import Response
 from functions import agent_auth
 from functions.auth import caller_of
 from functions.cloud_run_iam import is_vouched_for
-from functions.requests import HttpError, configuration_error, not_configured, read_body, require_method
+from functions.requests import HttpError, configuration_error, not_configured, require_method
 from functions.state import FunctionsState, deadline_of, state_of
 from functions.streaming import MEDIA_TYPE, Lines, LineStream
 from shared.capability import FORK, Capability
@@ -64,7 +64,7 @@ async def fork_best_of_n(request: Request) -> Response:
         )
         streams = _wants_stream(request)
         deadline = deadline_of(request)
-        body = await read_body(request)
+        body = await state.bodies.read(request, proven=True)
         if caller is not None:
             body = await agent_auth.admitted(body, caller, state)
         race = _read(body, caller)

@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import functions_framework.aio
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from functions import fork_best_of_n as fork_module
 from functions import on_run_started as webhook_module
 from functions import poll_tick as tick_module
+from functions.requests import json_response
 from shared.telemetry import configure_logging
 
 configure_logging(os.environ)
@@ -54,6 +55,6 @@ async def bundle(request: Request) -> Response:
         case "/fork_best_of_n":
             return await fork_module.fork_best_of_n(request)
         case "/healthz" | "/readyz":
-            return JSONResponse({"ok": True})
+            return json_response({"ok": True})
         case _:
-            return JSONResponse({"error": {"type": "not_found", "message": "no such function"}}, status_code=404)
+            return json_response({"error": {"type": "not_found", "message": "no such function"}}, status=404)

@@ -9,17 +9,18 @@ the sender disable the endpoint.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import time
 from collections.abc import Sequence
 from typing import Final
 
+import orjson
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from functions.invocations import Invocation, NotEnqueued, drain_now, enqueue
-from functions.requests import HttpError, not_configured, read_body, require_method
-from functions.signatures import is_signed
+from functions.requests import HttpError, json_response, not_configured, require_method
+from functions.signatures import is_signed, require_headers, wrong_signature
 from functions.state import FunctionsState, deadline_of, state_of
 from shared import names
 from shared.errors import SecretUnavailable, SettingsError
@@ -31,68 +32,73 @@ OVER: Final = frozenset({"session.status_terminated", "session.archived", "sessi
 
 
 async def on_run_started(request: Request) -> Response:
-    """POST, Standard Webhooks. 200 report; 400 not an event; 401 bad signature; 405; 413; 503 no signing key."""
+    """POST, Standard Webhooks. 200 report; 400 not an event; 401 bad signature; 405; 408; 413; 503 no signing key, or
+    overloaded. A delivery that came before is answered 200 and does nothing."""
     try:
         require_method(request, "POST")
-        body = await read_body(request)
         state = state_of(request)
         if not state.settings.signing_keys:
             raise SettingsError("ANTHROPIC_WEBHOOK_SIGNING_KEY is not set")
+        require_headers(request.headers, time.time(), state.stale_webhooks)
+        body = await state.bodies.read(request, proven=False)
         if not await is_signed(body, request.headers, state.settings.signing_keys):
-            raise HttpError(401, "unauthorized", "the signature is missing, stale or wrong")
+            raise wrong_signature()
         kind, session_id = _event(body)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
+    webhook_id = request.headers["webhook-id"]
+    if not state.seen_webhooks.is_new(webhook_id):
+        return json_response({"ignored": "repeated"})
     enqueues = state.settings.drain_mode == "enqueue"
     deadline = deadline_of(request)
     if kind == WAKES:
         if enqueues:
-            return await _enqueued(state, drain_now(), "drains")
+            return await _enqueued(state, webhook_id, drain_now(), "drains")
         return await _answered(state, state.service.wake(deadline), "drains")
     if kind in OVER and names.is_session_id(session_id):
         if enqueues:
-            return await _enqueued(state, Invocation("session_over", session_id), "reconciled")
+            return await _enqueued(state, webhook_id, Invocation("session_over", session_id), "reconciled")
         ending = state.service.in_background(state.service.end_session(session_id, deadline))
         return await _answered(state, ending, "reconciled")
-    return JSONResponse({"ignored": kind})
+    return json_response({"ignored": kind})
 
 
 async def _answered(state: FunctionsState, run: asyncio.Task[Sequence[object]], name: str) -> Response:
     if state.background:
-        return JSONResponse({name: "begun"})
+        return json_response({name: "begun"})
     try:
         reports = await asyncio.shield(run)
     except Exception:  # the edge: the sender must see 200 (see above)
         log.exception("webhook.bug")
-        return JSONResponse({name: [], "error": "a bug: the log tells which"})
-    from shared.reports import to_json  # not needed to refuse a stranger
+        return json_response({name: [], "error": "a bug: the log tells which"})
+    from shared.reports import to_json  # not needed to refuse a caller
 
     return Response(to_json({name: reports}), media_type="application/json")
 
 
-async def _enqueued(state: FunctionsState, invocation: Invocation, name: str) -> Response:
+async def _enqueued(state: FunctionsState, webhook_id: str, invocation: Invocation, name: str) -> Response:
     """Somebody else's work from here on. What could not be handed on is found by the next tick."""
     try:
         await enqueue(state.settings.enqueue_to, invocation)
     except NotEnqueued as error:
         log.error("webhook.not_enqueued error=%s", error)
-        return JSONResponse({name: [], "error": "NotEnqueued"})
-    return JSONResponse({name: "enqueued"})
+        state.seen_webhooks.forget(webhook_id)
+        return json_response({name: [], "error": "NotEnqueued"})
+    return json_response({name: "enqueued"})
 
 
 def _event(body: bytes) -> tuple[str, str]:
     """`data.type`, at most 100 characters, and `data.id`, "" where there is none
     (docs/wire/anthropic.md#91-delivery)."""
     try:
-        event = json.loads(body)
-    except (ValueError, RecursionError):
+        event = orjson.loads(body)
+    except ValueError:
         raise HttpError(400, "invalid_request", "the body is not JSON") from None
     data = event.get("data") if isinstance(event, dict) else None
     kind = data.get("type") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(kind, str):
         raise HttpError(400, "invalid_request", "data.type: a text is needed", field="data.type")
     session_id = data.get("id")
-    # Half a character can be written in JSON, and in no answer.
-    return kind[:100].encode(errors="replace").decode(), session_id if isinstance(session_id, str) else ""
+    return kind[:100], session_id if isinstance(session_id, str) else ""

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.cloud_run_iam import require_operator
-from functions.requests import HttpError, not_configured, read_body, require_method
+from functions.requests import HttpError, not_configured, require_method
 from functions.state import deadline_of, state_of
 from shared.errors import SecretUnavailable, SettingsError
 
@@ -21,14 +21,14 @@ async def poll_tick(request: Request) -> Response:
     """POST by the operator. 200 report, or 204 to a CloudEvent; 401; 405; 413; 503 not configured."""
     try:
         require_method(request, "POST")
-        await read_body(request)
         state = state_of(request)
         await require_operator(request, state.settings, state.ingress_probe)
+        await state.bodies.read(request, proven=True)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
-    from shared.reports import to_json  # not needed to refuse a stranger
+    from shared.reports import to_json  # not needed to refuse a caller
 
     report = await state.service.tick(deadline_of(request))
     return Response(status_code=204) if is_event(request) else Response(to_json(report), media_type="application/json")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import orjson
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from shared.errors import HandsError, SecretUnavailable, SettingsError
 
@@ -21,8 +23,12 @@ if TYPE_CHECKING:  # pydantic takes a tenth of a second to import, and a webhook
 
 log = logging.getLogger(__name__)
 
-BODY_LIMIT: Final = 1024 * 1024  # bytes, docs/security.md#webhook
+BODY_LIMIT: Final = 1024 * 1024  # bytes
 BODY_SECONDS: Final = 30.0
+UNPROVEN_LIMIT: Final = 64 * 1024  # bytes; a webhook's body has some hundred, and who signed it shows only at its end
+UNPROVEN_SECONDS: Final = 10.0
+MOST_UNPROVEN: Final = 128  # bodies at once; the sender of webhooks needs a place for milliseconds
+MOST_BYTES: Final = 32 * 1024 * 1024  # of all bodies that are being read, a sixteenth of a small container
 
 _MODEL = TypeVar("_MODEL", bound="BaseModel")
 _LONGEST_MESSAGE: Final = 300
@@ -48,11 +54,15 @@ class HttpError(HandsError):
         self.field = field
         self.headers = dict(headers or {})
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         error = {"type": self.kind, "message": self.message}
         if self.field is not None:
             error["field"] = self.field
-        return JSONResponse({"error": error}, status_code=self.status, headers=self.headers)
+        return json_response({"error": error}, self.status, self.headers)
+
+
+def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status, headers, "application/json")
 
 
 def require_method(request: Request, *allowed: str) -> None:
@@ -62,35 +72,99 @@ def require_method(request: Request, *allowed: str) -> None:
         raise HttpError(405, "method_not_allowed", f"this function answers {names} only", headers={"allow": names})
 
 
-async def read_body(request: Request, limit: int = BODY_LIMIT, seconds: float = BODY_SECONDS) -> bytes:
-    """The raw body, at most `limit` bytes, arrived within `seconds`.
+class _Reading:
+    """One body on its way. `scope` ends its reading; `size` in bytes."""
 
-    Raises HttpError: 413 for a larger body (announced or actual), 408 for a slow one, 400 for one cut short.
+    def __init__(self, scope: asyncio.Timeout) -> None:
+        self.scope = scope
+        self.size = 0
+        self.evicted = False
+
+
+class BodiesInFlight:
+    """Reads the bodies of one process: at most MOST_BYTES of them at once, whoever sends them.
+
+    `proven` says that the headers have shown who calls. Of unproven callers at most MOST_UNPROVEN bodies are read at
+    once; one more, or bytes that do not fit, take the place of the one that is being read longest. So whoever sends
+    slowly makes room for whoever sends at once, and no number of slow senders keeps a webhook out.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isascii() and announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
-        raise _too_large(limit)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for part in request.stream():
-                body += part
-                if len(body) > limit:
-                    raise _too_large(limit)
-    except TimeoutError:
-        raise HttpError(408, "timeout", f"the body did not arrive within {seconds:g} seconds") from None
-    except ClientDisconnect:
-        raise HttpError(400, "invalid_request", "the connection ended before the body did") from None
-    return bytes(body)
+
+    def __init__(self) -> None:
+        self._unproven: OrderedDict[_Reading, None] = OrderedDict()
+        self._bytes = 0
+
+    async def read(self, request: Request, *, proven: bool) -> bytes:
+        """The raw body.
+
+        Raises HttpError: 413 for one that is larger than BODY_LIMIT (UNPROVEN_LIMIT), announced or actual; 408 for one
+        that is not there within BODY_SECONDS (UNPROVEN_SECONDS); 400 for one cut short; 503 for one that made room.
+        """
+        limit, seconds = (BODY_LIMIT, BODY_SECONDS) if proven else (UNPROVEN_LIMIT, UNPROVEN_SECONDS)
+        announced = request.headers.get("content-length", "")
+        if announced.isascii() and announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
+            raise _too_large(limit)
+        body = bytearray()
+        reading: _Reading | None = None
+        try:
+            async with asyncio.timeout(seconds) as scope:
+                reading = self._begun(scope, proven)
+                async for part in request.stream():
+                    body += part
+                    if len(body) > limit:
+                        raise _too_large(limit)
+                    self._grown(reading, len(part))
+        except TimeoutError:
+            if reading is not None and reading.evicted:
+                raise _overloaded() from None
+            raise HttpError(408, "timeout", f"the body did not arrive within {seconds:g} seconds") from None
+        except ClientDisconnect:
+            raise HttpError(400, "invalid_request", "the connection ended before the body did") from None
+        finally:
+            if reading is not None:
+                self._released(reading)
+        return bytes(body)
+
+    def _begun(self, scope: asyncio.Timeout, proven: bool) -> _Reading:
+        reading = _Reading(scope)
+        if not proven:
+            self._unproven[reading] = None
+            if len(self._unproven) > MOST_UNPROVEN:
+                self._evict()
+        return reading
+
+    def _grown(self, reading: _Reading, count: int) -> None:
+        if reading.evicted:
+            return
+        reading.size += count
+        self._bytes += count
+        while self._bytes > MOST_BYTES:
+            if not self._unproven:
+                raise _overloaded()
+            self._evict()
+
+    def _evict(self) -> None:
+        reading, _ = self._unproven.popitem(last=False)
+        reading.evicted = True
+        self._released(reading)
+        reading.scope.reschedule(asyncio.get_running_loop().time())
+
+    def _released(self, reading: _Reading) -> None:
+        self._unproven.pop(reading, None)
+        self._bytes -= reading.size
+        reading.size = 0
 
 
-def not_configured(error: SettingsError | SecretUnavailable) -> JSONResponse:
+def _overloaded() -> HttpError:
+    return HttpError(503, "overloaded", "too many bodies are being read: send it again", headers={"retry-after": "1"})
+
+
+def not_configured(error: SettingsError | SecretUnavailable) -> Response:
     """503 that says which setting is missing."""
     return configuration_error(error).response()
 
 
 def configuration_error(error: SettingsError | SecretUnavailable) -> HttpError:
-    """The same as an error to raise. Where a secret lives is for the log, not for a stranger."""
+    """The same as an error to raise. Where a secret lives is for the log, not for the caller."""
     if isinstance(error, SecretUnavailable):
         log.error("secret.unavailable %s", error)
         return HttpError(503, "not_configured", f"the secret of {error.setting} cannot be read now")

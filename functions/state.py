@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
+from functions.requests import BodiesInFlight
+from functions.signatures import SeenWebhooks, StaleWebhooks
 from shared.deadline import Deadline
 from shared.service import Service
 from shared.settings import Settings
@@ -38,6 +40,9 @@ class FunctionsState:
         mode = service.settings.drain_mode
         self.background = background if mode == "auto" else mode == "background"
         self.races: set[tuple[str, str]] = set()
+        self.bodies = BodiesInFlight()
+        self.seen_webhooks = SeenWebhooks()
+        self.stale_webhooks = StaleWebhooks()
 
     @property
     def settings(self) -> Settings:

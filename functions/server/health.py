@@ -9,10 +9,10 @@ from __future__ import annotations
 import hmac
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from functions.auth import require_token
-from functions.requests import HttpError, not_configured
+from functions.requests import HttpError, json_response, not_configured
 from functions.server.lifecycle import ServerLifecycle
 from shared.errors import SecretUnavailable, SettingsError
 from shared.owner_keys import HEADER, PARAMETER, owner_key
@@ -27,7 +27,7 @@ def lifecycle_of(request: Request) -> ServerLifecycle:
 
 async def healthz(request: Request) -> Response:
     """Alive: answers while the SDKs are still being imported."""
-    return await _refusal(request, health=True) or JSONResponse({"ok": True})
+    return await _refusal(request, health=True) or json_response({"ok": True})
 
 
 async def readyz(request: Request) -> Response:
@@ -36,12 +36,12 @@ async def readyz(request: Request) -> Response:
     if refusal is not None:
         return refusal
     ready = lifecycle_of(request).preload.done()
-    return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
+    return json_response({"ready": ready}, status=200 if ready else 503)
 
 
 async def status(request: Request) -> Response:
     """How this server fares, for its owner: counters since its start. 401 without the token or the owner's key."""
-    return await _refusal(request, always=True) or JSONResponse(lifecycle_of(request).report())
+    return await _refusal(request, always=True) or json_response(lifecycle_of(request).report())
 
 
 async def _refusal(request: Request, *, health: bool = False, always: bool = False) -> Response | None:

@@ -9,6 +9,7 @@ import signal
 import sys
 from typing import Final
 
+from functions.server import BACKLOG, HTTP_PROTOCOL
 from functions.server.scheduler import EVERY_SECONDS
 from infra.cli.environ import Loaded
 from infra.local.admin_client import AdminClient
@@ -55,7 +56,13 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     if not settings.signing_keys:
         print("  ANTHROPIC_WEBHOOK_SIGNING_KEY is not set: webhooks are answered 503", file=sys.stderr)
     config = uvicorn.Config(
-        "functions.asgi:app", log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=120
+        "functions.asgi:app",
+        http=HTTP_PROTOCOL,
+        backlog=BACKLOG,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=120,
     )
     own = f"http://{_OWN.get(host, shown)}:{port}"
     with listener, _webhooks_from_offline(loaded, f"{own}/"):

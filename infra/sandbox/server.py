@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from functions.server import UVICORN_OPTIONS
 from image.server.code import packed
 from image.server.definition import BAKED, BROUGHT, LOCK_COPY, PYTHON, lock_digest
 from infra.sandbox.account import Account
@@ -232,6 +233,7 @@ def _start(handle: Sandbox, plan: Plan, name: str, sandbox: str, port: int, fold
                     "--port",
                     str(port),
                 ),
+                *UVICORN_OPTIONS,
                 *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "8"),
             ],
             env=variables,

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
 
+from functions import requests
 from functions.auth import require_token
-from functions.requests import HttpError, not_configured, read_body
+from functions.requests import BodiesInFlight, HttpError, not_configured
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
 
@@ -107,8 +108,15 @@ def test_a_token_beyond_ascii_is_compared_as_bytes() -> None:
     asyncio.run(require_token(request("Bearer schlüssel".encode()), settings("schlüssel")))
 
 
-def read(asked: Request, limit: int = 10, seconds: float = 5.0) -> bytes:
-    return asyncio.run(read_body(asked, limit, seconds))
+@pytest.fixture(autouse=True)
+def bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "BODY_LIMIT", 10)
+    monkeypatch.setattr(requests, "UNPROVEN_LIMIT", 5)
+    monkeypatch.setattr(requests, "BODY_SECONDS", 5.0)
+
+
+def read(asked: Request, *, proven: bool = True) -> bytes:
+    return asyncio.run(BodiesInFlight().read(asked, proven=proven))
 
 
 def test_a_body_up_to_the_limit_is_read() -> None:
@@ -130,14 +138,23 @@ def test_an_announcement_that_makes_no_sense_is_not_believed(length: bytes) -> N
     assert read(request(body=(b"ok",), length=length)) == b"ok"
 
 
-def test_a_body_that_never_comes_is_given_up() -> None:
+def test_a_caller_who_has_shown_nothing_yet_may_send_less() -> None:
+    assert read(request(body=(b"12345",)), proven=False) == b"12345"
+    with pytest.raises(HttpError) as caught:
+        read(request(body=(b"123", b"456")), proven=False)
+    assert caught.value.status == 413
+
+
+def test_a_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.01)
+
     async def receive() -> dict[str, object]:
         await asyncio.sleep(60)
         raise AssertionError
 
     slow = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
     with pytest.raises(HttpError) as caught:
-        read(slow, seconds=0.01)
+        read(slow)
     assert caught.value.status == 408
 
 

@@ -1,8 +1,9 @@
-"""The webhook's answers: who may wake us, and what a stranger sees."""
+"""The webhook's answers: who may wake us, and what an unauthenticated caller sees."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 import pytest
@@ -107,15 +108,59 @@ def test_nothing_that_a_stranger_sends_makes_an_error_of_ours(
     assert client.post("/", content=body, headers=headers).status_code == 401
 
 
-@pytest.mark.parametrize("body", [b"not json", b"[]", b"{}", b'{"data": 1}', b'{"data": {"type": 7}}', b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"not json", b"[]", b"{}", b'{"data": 1}', b'{"data": {"type": 7}}', b"[" * 60_000])
 def test_a_signed_body_that_is_no_event_is_answered_400(client: TestClient, body: bytes) -> None:
     answer = client.post("/", content=body, headers=signed(body))
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request"
 
 
-def test_a_body_over_one_mebibyte_is_answered_413(client: TestClient) -> None:
-    assert client.post("/", content=b"x" * (1024 * 1024 + 1)).status_code == 413
+def test_a_body_of_more_than_64_kib_is_answered_413_however_it_is_signed(client: TestClient) -> None:
+    body = b"x" * (64 * 1024 + 1)
+    assert client.post("/", content=body, headers=signed(body)).status_code == 413
+
+
+def test_what_cannot_be_signed_is_refused_whatever_its_body_is(client: TestClient) -> None:
+    whole = signed(b"")
+    for headers in (
+        {},
+        whole | {"webhook-id": ""},
+        whole | {"webhook-signature": "v2,x"},
+        whole | {"webhook-timestamp": "soon"},
+        signed(b"", age=301),
+        signed(b"", age=-302),
+    ):
+        answer = client.post("/", content=b"x" * (2 * 1024 * 1024), headers=headers)
+        assert answer.status_code == 401
+
+
+def test_a_delivery_that_comes_again_does_nothing(client: TestClient) -> None:
+    body = delivery("session.updated")
+    headers = signed(body, delivery_id="whe_again")
+    assert client.post("/", content=body, headers=headers).json() == {"ignored": "session.updated"}
+    assert client.post("/", content=body, headers=headers).json() == {"ignored": "repeated"}
+    assert client.post("/", content=body, headers=signed(body)).json() == {"ignored": "session.updated"}
+
+
+def test_an_id_that_nobody_signed_keeps_no_delivery_out(client: TestClient) -> None:
+    body = delivery("session.updated")
+    forged = signed(body, OTHER_KEY, delivery_id="whe_guessed")
+    assert client.post("/", content=body, headers=forged).status_code == 401
+    assert client.post("/", content=body, headers=signed(body, delivery_id="whe_guessed")).status_code == 200
+
+
+@pytest.mark.parametrize("age, word", [(720, "seconds_old=720"), (-725, "seconds_ahead=725")])
+def test_a_stale_delivery_is_told_in_the_log_once_a_minute_since_the_clock_may_be_off(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, age: int, word: str
+) -> None:
+    monkeypatch.setattr(logging.getLogger("functions"), "propagate", True)
+    body = delivery()
+    with serving(ENVIRON) as client:
+        for _ in range(50):
+            assert client.post("/", content=body, headers=signed(body, age=age)).status_code == 401
+    said = [each.getMessage() for each in caplog.records if each.getMessage().startswith("webhook.stale")]
+    assert len(said) == 1 and "clock" in said[0]
+    assert word[:-1] in said[0]
 
 
 def test_another_method_is_answered_405(client: TestClient) -> None:

@@ -24,7 +24,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from functions import asgi as app_module
-from functions.requests import BODY_LIMIT, read_body
+from functions import requests
+from functions.server import HTTP_PROTOCOL
 from tests.fuzz.case import Answer, Case, Profile
 from tests.fuzz.properties import HEADER_CANARY, check
 from tests.fuzz.reproductions import OPEN
@@ -35,6 +36,7 @@ PATIENCE: Final = 10.0  # seconds for the rest of an answer
 SILENT: Final = 0.4  # seconds without an answer after which none is expected
 BODY_SECONDS: Final = 0.4  # instead of thirty
 BEARER: Final = f"Authorization: Bearer {TOKEN}\r\n".encode()
+UNPROVEN: Final = b"webhook-id: w\r\nwebhook-signature: v1,eA==\r\nwebhook-timestamp: %d"
 _HEAD: Final = re.compile(rb"HTTP/1\.1 .*?\r\n\r\n", re.DOTALL)
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 CANARY: Final = HEADER_CANARY.encode()
@@ -92,15 +94,13 @@ def served(http: str) -> Iterator[Served]:
             assert not thread.is_alive(), "the server did not end"
 
 
-@pytest.fixture(scope="module", params=["httptools", "h11"])
+@pytest.fixture(scope="module", params=["httptools", "h11", HTTP_PROTOCOL])
 def server(request: pytest.FixtureRequest) -> Iterator[Served]:
-    whole = read_body.__defaults__
-    read_body.__defaults__ = (BODY_LIMIT, BODY_SECONDS)
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(requests, "BODY_SECONDS", BODY_SECONDS)
+        patched.setattr(requests, "UNPROVEN_SECONDS", BODY_SECONDS)
         with served(request.param) as running:
             yield running
-    finally:
-        read_body.__defaults__ = whole
 
 
 def talk(port: int, *sent: bytes, pause: float = 0.0, until: float = 10.0, answers: int = 1) -> bytes:
@@ -170,6 +170,11 @@ def _servers_own(got: Answer) -> bool:
     refused = got.status == 400 and got.header(b"connection") == b"close"
     refused = refused and got.header(b"content-type").startswith(b"text/plain")
     return refused or (got.status == 403 and not got.body)
+
+
+def stamped() -> bytes:
+    """The header lines of a delivery that may be signed."""
+    return UNPROVEN % int(time.time())
 
 
 def post(path: bytes = b"/poll_tick", *lines: bytes, body: bytes = b"", length: bool = True) -> bytes:
@@ -271,7 +276,7 @@ def test_chunks_are_a_body_like_any_other(server: Served) -> None:
 
 def test_a_body_that_never_comes_is_given_up_with_a_408(server: Served) -> None:
     began = time.monotonic()
-    answer = talk(server.port, post(b"/on_run_started", b"Content-Length: 10", length=False), until=10.0)
+    answer = talk(server.port, post(b"/on_run_started", stamped(), b"Content-Length: 10", length=False), until=10.0)
     assert status(answer) == 408
     assert json.loads(parsed(answer).body)["error"]["type"] == "timeout"
     assert time.monotonic() - began < 10.0
@@ -284,11 +289,20 @@ def test_a_body_that_drips_is_given_up_as_well(server: Served) -> None:
 
 @pytest.mark.parametrize("path", [b"/on_run_started", b"/poll_tick", b"/fork_best_of_n"])
 def test_more_than_a_mebibyte_is_refused_before_it_has_come(server: Served, path: bytes) -> None:
-    announced = post(path, BEARER.strip(), b"Content-Length: 1048577", length=False)
+    announced = post(path, BEARER.strip(), stamped(), b"Content-Length: 1048577", length=False)
     assert status(talk(server.port, announced)) == 413
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
-    chunked = post(path, BEARER.strip(), b"Transfer-Encoding: chunked", length=False)
+    chunked = post(path, BEARER.strip(), stamped(), b"Transfer-Encoding: chunked", length=False)
     assert status(talk(server.port, chunked, *[chunk] * 17)) == 413
+
+
+@pytest.mark.parametrize("path", [b"/", b"/on_run_started", b"/poll_tick", b"/fork_best_of_n"])
+@pytest.mark.parametrize("length", [b"Content-Length: 10", b"Content-Length: 1048577", b"Transfer-Encoding: chunked"])
+def test_who_shows_nothing_is_refused_although_the_body_never_comes(server: Served, path: bytes, length: bytes) -> None:
+    assert status(talk(server.port, post(path, length, length=False), until=PATIENCE)) == 401
+    if path in (b"/", b"/on_run_started"):
+        stale = UNPROVEN % int(time.time() - 301)
+        assert status(talk(server.port, post(path, stale, length, length=False), until=PATIENCE)) == 401
 
 
 def test_callers_who_go_away_leave_nothing_running(server: Served) -> None:

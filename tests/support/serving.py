@@ -16,12 +16,16 @@ from typing import Final
 
 import httpx
 
+from functions.server import UVICORN_OPTIONS
 from tests.support.signing import KEY
 from tests.support.world import ROOT, Place
 
 TOKEN: Final = "an-operators-token-of-nobody"
 
-UVICORN: Final = ("-m", "uvicorn", "functions.asgi:app", "--host", "127.0.0.1", "--port", "{port}")
+UVICORN: Final = (
+    *("-m", "uvicorn", "functions.asgi:app", "--host", "127.0.0.1", "--port", "{port}"),
+    *UVICORN_OPTIONS,
+)
 FRAMEWORK: Final = (
     *("-m", "functions_framework", "--source", str(ROOT / "functions" / "main.py")),
     *("--target", "bundle", "--host", "127.0.0.1", "--port", "{port}"),

@@ -36,7 +36,7 @@ ERRORS: Final[Mapping[int, str]] = {
     406: "Neither form of the answer is accepted.",
     408: "The body did not come in time.",
     409: "The source cannot be checkpointed so.",
-    413: "The body is larger than 1 MiB.",
+    413: "The body is larger than 1 MiB (a webhook's: 64 KiB).",
     422: "The set-up script failed. The message has the end of its output.",
     429: "A race of the same work item runs already.",
     502: "A service answered in a way that is no answer.",

@@ -87,7 +87,8 @@ def test_wrong_requests_get_the_right_answers(place: Place, server: str) -> None
         assert client.post("/poll_tick").status_code == 401
         assert client.post("/poll_tick", headers={"authorization": "Bearer wrong"}).status_code == 401
         assert client.post("/on_run_started", content=b"{}").status_code == 401
-        assert client.post("/on_run_started", content=b"x" * (1024 * 1024 + 1)).status_code == 413
+        assert client.post("/on_run_started", content=b"x" * (1024 * 1024 + 1)).status_code == 401
+        assert client.post("/poll_tick", headers=AUTHORIZED, content=b"x" * (1024 * 1024 + 1)).status_code == 413
         assert client.post("/nothing/here").status_code == 404
         bad = client.post("/fork_best_of_n", headers=AUTHORIZED, content=b'{"branches": 7}')
         assert bad.status_code == 400
