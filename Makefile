@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -132,6 +132,11 @@ soak: setup-dev ## four copies, many sessions, 5 % faults, SECONDS=600
 
 bench: setup-dev ## the benchmarks; prints a table
 	@$(PY) -m tests.benchmarks
+
+docs: setup-dev ## the site of docs/, in dist/docs; every warning and every link that leads nowhere is an error
+	@$(PY) -m infra.cli.reference --check
+	@$(PY) -m sphinx -q -W --keep-going -n -b html docs dist/docs
+	@echo "dist/docs/index.html"
 
 docs-reference: setup-dev ## generate docs/reference anew from the code
 	@$(PY) -m infra.cli.reference
