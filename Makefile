@@ -15,7 +15,7 @@ RUNS ?= 10000
 CASES ?= 100000
 SECONDS ?= 600
 # Without a prompt a new session gets this one, and SESSION=... is only watched.
-PROMPT ?= $(if $(SESSION),,create hello.txt with 'hi from the sandbox', then read it back)
+PROMPT ?= $(if $(SESSION)$(PROMPT_FILE),,create hello.txt with 'hi from the sandbox', then read it back)
 
 # Settings of the caller's own Python must not reach ours; byte code is wanted.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME
@@ -23,7 +23,10 @@ export PYTHON
 
 # Texts go through the environment, raw: no quote, space or dollar sign of theirs reaches make or a shell.
 session: export HANDS_PROMPT = $(if $(filter command line environment,$(origin PROMPT)),$(value PROMPT),$(PROMPT))
+session: export HANDS_PROMPT_FILE = $(value PROMPT_FILE)
 session: export HANDS_SESSION = $(value SESSION)
+session: export HANDS_TITLE = $(value TITLE)
+session: export HANDS_META = $(value META)
 serve webhook: export HANDS_HOST = $(if $(filter command,$(origin HOST)),$(value HOST))
 fork: export HANDS_RACE_FILE = $(value FILE)
 fork: export HANDS_SESSION = $(value SESSION)
@@ -35,7 +38,7 @@ HANDS := $(PY) -m infra.cli
 help: ## this list
 	@echo "Start here:  make demo   (everything on this machine, no key)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
-	@echo "  Options: session PROMPT='...' SESSION=sesn_...; agent NAME='...'; serve PORT=5051 HOST=::1; OFFLINE=1 ignores your keys;"
+	@echo "  Options: session PROMPT='...' PROMPT_FILE=path SESSION=sesn_... TITLE='...' META='a=1 b=2' JSON=1; agent NAME='...'; serve PORT=5051 HOST=::1; OFFLINE=1 ignores your keys;"
 	@echo "           up UP='--claude-port 8700 --tensorlake-port 8701' (UP=--help lists more); PYTHON=/path/to/python3"
 
 setup: ## make .venv (every other target does this by itself)
@@ -72,7 +75,7 @@ agent: setup ## create an agent, NAME="..."; prints its id
 	@$(HANDS) agent
 
 session: setup ## start a session and watch it, PROMPT="..."; SESSION=... goes on with one
-	@$(HANDS) session
+	@$(HANDS) session $(if $(JSON),--json)
 
 serve: setup ## the functions on PORT (5051): webhook, tick, fork
 	@$(HANDS) serve --port $(PORT)

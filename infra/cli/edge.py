@@ -35,7 +35,7 @@ def load(*, served_elsewhere: bool = False) -> Loaded:
     except environ.NoServices:
         if not served_elsewhere:
             raise
-        return environ.Loaded(dict(os.environ), None)
+        loaded = environ.elsewhere(os.environ)
     environ.apply(loaded, os.environ)
     return loaded
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from infra.cli import network
 from infra.local import discovery, dotenv
 from infra.local.platform import REDIRECTING
 from shared.errors import SettingsError
@@ -26,6 +27,8 @@ from shared.errors import SettingsError
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 KEYS: Final = ("ANTHROPIC_API_KEY", "ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY", "ENVIRONMENTS_FILE")
 ADDRESSES: Final = ("ANTHROPIC_BASE_URL", "TENSORLAKE_API_URL")
+_OTHERS: Final = ("FUNCTIONS_URL", "WEBHOOK_URL")
+_ELSEWHERE: Final = "https://elsewhere.invalid"
 OFFLINE_FLAG: Final = "OFFLINE"
 OFFLINE_FILE: Final = "HANDS_OFFLINE_ENV"
 _PLACEHOLDER: Final = "xxx"
@@ -59,7 +62,24 @@ class Loaded:
 
 
 def load(environ: Mapping[str, str], folder: Path = CHECKOUT) -> Loaded:
-    """Apply the rule above. Raises NoServices; SettingsError for a file that cannot be read."""
+    """Apply the rule above. Raises NoServices; SettingsError for a file that cannot be read, and for a proxy or a
+    certificate file that cannot work."""
+    return _on_the_network(_load(environ, folder))
+
+
+def elsewhere(environ: Mapping[str, str]) -> Loaded:
+    """The process's own variables, for a command that talks to served functions alone. Raises SettingsError."""
+    return _on_the_network(Loaded(environ, None))
+
+
+def _on_the_network(loaded: Loaded) -> Loaded:
+    variables = dict(loaded.environ)
+    served = [url for name in _OTHERS if (url := variables.get(name, "").strip())]
+    network.prepare(variables, [each or _ELSEWHERE for each in _addresses(variables)] + served)
+    return Loaded(variables, loaded.offline)
+
+
+def _load(environ: Mapping[str, str], folder: Path) -> Loaded:
     merged = with_files(environ, folder)
     forced = merged.get(OFFLINE_FLAG, "").strip().lower() in ("1", "true", "yes", "on")
     keys = [name for name in KEYS if merged.get(name, "").strip()]

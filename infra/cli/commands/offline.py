@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,9 @@ def demo_race(
 )
 def up(context: typer.Context) -> None:
     """The offline platform, until ctrl-C."""
+    from infra.cli import network
     from infra.local.__main__ import main
 
     with edge():
+        network.prepare(os.environ, ())  # all of it is on this machine
         raise typer.Exit(main(context.args))

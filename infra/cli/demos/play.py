@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
+from infra.cli import network
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from infra.local.admin_client import AdminError
 from infra.local.platform import Isolation, Options, Platform
@@ -19,6 +21,7 @@ class NotShown(Exception):
 def play(isolation: Isolation, act: Callable[[Platform], str]) -> int:
     """Run `act` on an offline platform of its own; what it returns is printed. 0 where it was shown, 1 where not, 130
     for ctrl-C. Nothing that was started outlives the call."""
+    network.prepare(os.environ, ())  # all of it is on this machine
     try:
         with Platform(Options(isolation=isolation)) as platform:
             shown = act(platform)

@@ -15,9 +15,10 @@ from typing import Any, Final
 
 from infra.cli.demos.play import NotShown, play
 from infra.cli.environ import Loaded
-from infra.cli.session.command import Screen, open_client, watch
+from infra.cli.session.command import open_client, watch
 from infra.cli.session.follow import Finish
 from infra.cli.session.render import Event, Line, Look, text_of
+from infra.cli.session.screen import Screen
 from infra.local.platform import Isolation, Platform
 
 _LONGEST_TURN: Final = 60.0

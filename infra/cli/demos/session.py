@@ -72,7 +72,8 @@ def _opening(platform: Platform, functions: str, seconds: float) -> str:
 
 async def show(platform: Platform) -> str:
     """Run a session on the screen. What was shown, in a line. Raises NotShown."""
-    from infra.cli.session.command import Screen, open_client, watch
+    from infra.cli.session.command import open_client, watch
+    from infra.cli.session.screen import Screen
 
     screen = Screen()
     environ = platform.environ

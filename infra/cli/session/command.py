@@ -8,93 +8,118 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-from rich.text import Text
-
 from infra.cli.environ import Loaded
+from infra.cli.session import confirmations
+from infra.cli.session.behind import Behind, behind
+from infra.cli.session.behind import Look as BehindLook
 from infra.cli.session.feed import ANSWER_SECONDS, CONNECT_SECONDS, SdkFeed, translated
-from infra.cli.session.follow import Finish, Follower, Quiet
-from infra.cli.session.render import Event, Line, Look, Renderer
+from infra.cli.session.follow import Call, Finish, Follower, Message, Quiet
+from infra.cli.session.render import Line, Look, clean, shorten, summarise
+from infra.cli.session.screen import Shown
 from shared.errors import SettingsError
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
+    from anthropic.types.beta import BetaManagedAgentsSession
 
 INTERRUPTED: Final = 130
-_SESSION_ID: Final = re.compile(r"(?:sesn|session)_[A-Za-z0-9]+")
+SESSION_ID: Final = re.compile(r"(?:sesn|session)_[A-Za-z0-9]+")
+_LOOK_SECONDS: Final = {"offline": 3.0, "real": 10.0}
 _QUIET_SECONDS: Final = {"offline": 8.0, "real": 30.0}
+_SHOWN_PROMPT: Final = (2_000, 40)
 _CONSOLE_PAGE: Final = "https://platform.claude.com/workspaces/{}/managed-agents/sessions/{}"
 _AGENT_ADVICE: Final = 'create one with make agent NAME="..." and put its id into .env.local'
 
 
-class Screen:
-    """Two consoles: the stream on standard output, remarks on standard error. Plain in a pipe and with NO_COLOR."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user wants. `prompt` empty: only watch. `session_id` empty: a new session, with title and metadata."""
 
-    def __init__(self, out: Console | None = None, err: Console | None = None) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            # A terminal that cannot show an arrow shows a question mark, and the command goes on.
-            with contextlib.suppress(AttributeError, ValueError):
-                stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # the suppress covers other streams
-        self._out = out or Console(highlight=False, soft_wrap=True)
-        self._err = err or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._renderer = Renderer()
-
-    def show(self, event: Event) -> None:
-        for line in self._renderer.lines(event):
-            self.say(line)
-
-    def say(self, line: Line) -> None:
-        self._out.print(Text(line.text, style=line.look.value))
-
-    def remark(self, text: str, look: Look = Look.QUIET) -> None:
-        self._err.print(Text(text, style=look.value))
+    prompt: str = ""
+    session_id: str = ""
+    title: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-async def run(loaded: Loaded, prompt: str, session_id: str, screen: Screen) -> int:
-    """Send `prompt` (empty: only watch) to `session_id` (empty: a new session). Raises SettingsError, FeedRefused."""
-    if session_id and not _SESSION_ID.fullmatch(session_id):
-        raise SettingsError("SESSION must be a session's id, such as sesn_01H2...")
-    if not prompt and not session_id:
+async def run(loaded: Loaded, request: Request, screen: Shown) -> int:
+    """Do it, and watch to the end of the turn. Raises SettingsError, FeedRefused, FeedBroken."""
+    session_id = request.session_id
+    if session_id:
+        check_session_id(session_id)
+        if request.title or request.metadata:
+            raise SettingsError("TITLE and META are for a new session; this one has its own")
+    elif not request.prompt:
         raise SettingsError('a new session needs a prompt: make session PROMPT="list /workspace"')
     async with open_client(loaded) as client:
-        if not session_id:
-            session_id = await _create(client, loaded)
-            screen.say(Line(f"session {session_id}  ({loaded.where})", Look.STRONG))
-        else:
-            screen.say(Line(f"session {session_id}, again  ({loaded.where})", Look.STRONG))
-        workspace = loaded.environ.get("ANTHROPIC_WORKSPACE_ID", "")
-        if workspace:
-            screen.say(Line(_CONSOLE_PAGE.format(workspace, session_id), Look.QUIET))
-        if prompt:
-            screen.say(Line(f"> {prompt}", Look.QUIET))
+        with translated():
+            if not session_id:
+                session = await _create(client, loaded, request)
+            else:
+                session = await client.beta.sessions.retrieve(session_id)
+        session_id = session_id or session.id
+        _begin(loaded, session_id, request, screen)
         try:
-            finish = await watch(client, session_id, prompt, screen, offline=loaded.offline is not None)
+            async with behind(loaded, session_id, session.environment_id) as back:
+                finish = await watch(
+                    client, session_id, request.prompt, screen, offline=loaded.offline is not None, back=back
+                )
         except asyncio.CancelledError:
             screen.remark(f"\nThe session goes on without you. Watch it:  make session SESSION={session_id}")
             raise
+    screen.show({"type": "hands.finish", "session": session_id, "finish": finish.value})
     return _conclude(finish, session_id, screen)
 
 
-async def watch(client: AsyncAnthropic, session_id: str, prompt: str, screen: Screen, *, offline: bool) -> Finish:
-    """Show one turn to its end."""
+def check_session_id(session_id: str) -> None:
+    """Raises SettingsError."""
+    if not SESSION_ID.fullmatch(session_id):
+        raise SettingsError("SESSION must be a session's id, such as sesn_01H2...")
+
+
+def _begin(loaded: Loaded, session_id: str, request: Request, screen: Shown) -> None:
+    again = ", again" if request.session_id else ""
+    screen.show({"type": "hands.session", "session": session_id, "where": loaded.where})
+    screen.say(Line(f"session {session_id}{again}  ({loaded.where})", Look.STRONG))
+    workspace = loaded.environ.get("ANTHROPIC_WORKSPACE_ID", "")
+    if workspace:
+        screen.say(Line(_CONSOLE_PAGE.format(workspace, session_id), Look.QUIET))
+    if request.prompt:
+        shown = shorten(clean(request.prompt).strip(), *_SHOWN_PROMPT).replace("\n", "\n> ")
+        screen.say(Line(f"> {shown}", Look.QUIET))
+
+
+async def watch(
+    client: AsyncAnthropic,
+    session_id: str,
+    prompt: str,
+    screen: Shown,
+    *,
+    offline: bool,
+    back: Behind | None = None,
+) -> Finish:
+    """Show one turn to its end. `back`: for looks behind the stream while it is silent. Raises FeedRefused."""
+    where = "offline" if offline else "real"
     feed = SdkFeed(client, session_id)
-    follower = Follower(
-        feed,
-        prompt=(lambda: feed.send(prompt)) if prompt else None,
-        quiet_after=_QUIET_SECONDS["offline" if offline else "real"],
-    )
-    told = False
-    async with contextlib.aclosing(follower.events()) as events:
+    message = Message(prompt, lambda: feed.send(prompt)) if prompt else None
+    follower = Follower(feed, prompt=message, quiet_after=_LOOK_SECONDS[where])
+    remarks = _Remarks(screen, _QUIET_SECONDS[where], session_id)
+    if back is not None:
+        await back.begin()
+    async with _asking(feed, screen) as ask, contextlib.aclosing(follower.events()) as events:
         async for event in events:
-            if not isinstance(event, Quiet):
-                told = False
+            if isinstance(event, Quiet):
+                remarks.quiet(event, await back.look() if back is not None and event.waiting else BehindLook())
+            else:
                 screen.show(event)
-            elif not told:
-                told = True
-                screen.remark(_quiet_remark(event))
+                if remarks.was_silent_over_a_call and back is not None:
+                    remarks.news(await back.look())
+                remarks.heard()
+            ask(follower)
     return follower.finish or Finish.LOST
 
 
@@ -109,26 +134,108 @@ def open_client(loaded: Loaded) -> AsyncAnthropic:
     )
 
 
-async def _create(client: AsyncAnthropic, loaded: Loaded) -> str:
+async def _create(client: AsyncAnthropic, loaded: Loaded, request: Request) -> BetaManagedAgentsSession:
     agent = loaded.need("ANTHROPIC_AGENT_ID", _AGENT_ADVICE)
     environment = loaded.need("ANTHROPIC_ENVIRONMENT_ID", "the id of your self-hosted environment, from the Console")
-    with translated():
-        session = await client.beta.sessions.create(agent=agent, environment_id=environment)
-    return session.id
+    from anthropic import omit
+
+    return await client.beta.sessions.create(
+        agent=agent,
+        environment_id=environment,
+        title=request.title or omit,
+        metadata=dict(request.metadata) or omit,
+    )
 
 
-def _quiet_remark(quiet: Quiet) -> str:
-    if quiet.waiting:
-        return (
-            f"  nothing for {quiet.seconds:g} s: the session waits for its tools, and it seems that no worker serves "
-            "it.\n  Start one in another terminal:  make serve   (or: make poll)"
-        )
-    return f"  nothing for {quiet.seconds:g} s; still watching"
+@contextlib.asynccontextmanager
+async def _asking(feed: SdkFeed, screen: Shown) -> AsyncIterator[Callable[[Follower], None]]:
+    """Gives what is called after each event; at a terminal it asks for the calls that wait for a person."""
+    if not confirmations.is_asked_at_a_terminal():
+        yield lambda follower: None
+        return
+    asker = confirmations.Asker(feed, screen, confirmations.read_terminal_line)
+    try:
+        async with asker.running():
+            yield lambda follower: asker.update(follower.calls)
+    except* Exception as group:
+        raise group.exceptions[0] from None
 
 
-def _conclude(finish: Finish, session_id: str, screen: Screen) -> int:
-    if finish is Finish.LOST:
-        screen.remark("✗ the connection is lost and does not come back; the session goes on", Look.WRONG)
+@dataclass
+class _Remarks:
+    """What is said about silence: which command runs and for how long, and that nobody serves only where that is sure.
+
+    The first remark comes after `patience` seconds, each further one after twice the time.
+    """
+
+    screen: Shown
+    patience: float
+    session_id: str
+    _next: float = 0.0
+    was_silent_over_a_call: bool = False
+
+    def heard(self) -> None:
+        self._next = 0.0
+        self.was_silent_over_a_call = False
+
+    def quiet(self, quiet: Quiet, look: BehindLook) -> None:
+        self.news(look)
+        self.was_silent_over_a_call = bool(quiet.calls)
+        due = self._next or self.patience
+        if quiet.seconds >= due:
+            self._next = due * 2
+            self.screen.remark(f"  {self._in_words(quiet, look)}")
+
+    def news(self, look: BehindLook) -> None:
+        for line in look.news:
+            self.screen.remark(f"· {line}", Look.WRONG)
+
+    def _in_words(self, quiet: Quiet, look: BehindLook) -> str:
+        if not quiet.waiting:
+            return f"nothing for {quiet.seconds:g} s; still watching"
+        asking = next((call for call in quiet.calls if call.asks), None)
+        if asking is not None:
+            return f"it waits for a person to allow {_named(asking)}: hands confirm {self.session_id}"
+        running = [call for call in quiet.calls if not call.custom]
+        if not running and quiet.calls:
+            return (
+                f"it waits for the result of {_named(quiet.calls[0])}, a custom tool: your own program must send it "
+                "(user.custom_tool_result)"
+            )
+        what = _named(running[0]) if running else "its tools"
+        since = _seconds(quiet, running[0]) if running else quiet.seconds
+        if look.nobody_serves:
+            return (
+                f"nothing for {quiet.seconds:g} s: {what} waits, and no worker serves the session.\n"
+                "  Start one in another terminal:  make serve   (or: make poll)"
+            )
+        if look.worker_starts:
+            return f"a worker is starting for {what}, {since:.0f} s so far"
+        return f"{what} runs, {since:.0f} s so far" if look.known else f"waiting for {what}, {since:.0f} s so far"
+
+
+def _named(call: Call) -> str:
+    summary = summarise(call.input)
+    return f"{clean(call.name)}  {summary}" if summary else clean(call.name)
+
+
+def _seconds(quiet: Quiet, call: Call) -> float:
+    """By the service's clock where it agrees with ours, and never less than what was seen here."""
+    return max(quiet.seconds, time.time() - call.began) if call.began is not None else quiet.seconds
+
+
+def _conclude(finish: Finish, session_id: str, screen: Shown) -> int:
     again = f"make session SESSION={session_id}"
+    match finish:
+        case Finish.LOST:
+            screen.remark("✗ the connection is lost and does not come back; the session goes on", Look.WRONG)
+        case Finish.UNKNOWN_SEND:
+            screen.remark(
+                "✗ the answer to the message was lost, and the session does not show it. It was not sent again. "
+                f"Look first:  {again}",
+                Look.WRONG,
+            )
+        case Finish.DONE | Finish.FAILED:
+            pass
     screen.remark(f'\ngo on:  {again} PROMPT="..."     watch:  {again}')
     return 0 if finish is Finish.DONE else 1

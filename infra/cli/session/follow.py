@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import Enum
 from typing import Final, Protocol
 
@@ -18,10 +19,17 @@ from infra.cli.session.render import Event, stop_reason
 
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 10.0
+_LOOKS: Final = 8
+"""With the pauses between connections about half a minute: a message that is not in the history by then did not
+arrive, or the service is in trouble."""
 
 
 class FeedBroken(Exception):
-    """The feed failed in a way that may pass: a lost connection, a 5xx, a 429."""
+    """The feed failed in a way that may pass: a lost connection, a 5xx, a 429. What was sent may have arrived."""
+
+
+class NotSent(FeedBroken):
+    """The same, and it is certain that nothing arrived: the connection was never made, or the service said 429."""
 
 
 class FeedRefused(Exception):
@@ -44,33 +52,60 @@ class Finish(Enum):
     DONE = "done"
     FAILED = "failed"
     LOST = "lost"
+    UNKNOWN_SEND = "unknown_send"
+    """The answer to the message was lost, and the history does not show it: it is not sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call without a result. `began`: Unix time by the service's clock, None where it said none.
+
+    asks: it waits for a person to allow it. custom: somebody's own program must answer it, no worker does.
+    """
+
+    id: str
+    name: str
+    input: object
+    began: float | None
+    asks: bool = False
+    custom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """Nothing has happened for `seconds`. `waiting`: the session waits for tool results."""
+    """Nothing has happened for `seconds`. `waiting`: the session waits for tool results; `calls`: for these."""
 
     seconds: float
     waiting: bool
+    calls: tuple[Call, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is said to the session. `send` answers the event's id; it raises NotSent, FeedBroken or FeedRefused."""
+
+    text: str
+    send: Callable[[], Awaitable[str]]
 
 
 @dataclass
 class Follower:
     """Yields each new event once, until the turn in question has ended; `finish` says how.
 
-    prompt: what sends the message whose turn is followed, once the stream is open, and answers its event id. None:
-        the session's latest turn is followed, and the history is shown from its beginning.
+    prompt: the message whose turn is followed; it is sent once, when the stream is open. None: the session's latest
+        turn is followed, and the history is shown from its beginning.
     quiet_after: seconds without an event after which `Quiet` is yielded, and again after each such time.
     patience: seconds for which a feed may stay broken; longer is LOST.
     """
 
     feed: Feed
-    prompt: Callable[[], Awaitable[str]] | None = None
+    prompt: Message | None = None
     quiet_after: float = 15.0
     patience: float = 120.0
     finish: Finish | None = None
     _seen: set[str] = field(default_factory=set)
     _prompt_id: str | None = None
+    _looks_for_prompt: int = 0
     _turn: _Turn = field(default_factory=lambda: _Turn(None))
 
     async def events(self) -> AsyncGenerator[Event | Quiet, None]:
@@ -94,8 +129,9 @@ class Follower:
     async def _session(self, stream: AsyncIterator[Event]) -> AsyncGenerator[Event | Quiet, None]:
         """One connection, from open to its end."""
         if self.prompt is not None and self._prompt_id is None:
-            self._new(await self.feed.history())
-            self._prompt_id = await self.prompt()
+            self._prompt_id = await self._say(self.prompt)
+            if self._prompt_id is None:
+                return
         for event in await self._catch_up():
             yield event
         if self.finish is not None:
@@ -116,7 +152,32 @@ class Follower:
                     return
                 quiet = quiet + self.quiet_after if found is None and not new else 0.0
                 if quiet:
-                    yield Quiet(quiet, self._turn.waiting)
+                    yield Quiet(quiet, self._turn.waiting, self._turn.calls)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of the turn that have no result yet."""
+        return self._turn.calls
+
+    async def _say(self, message: Message) -> str | None:
+        """Send the message, or find it in the history where it was sent and its answer was lost: a message that is
+        sent twice is served twice. None: not found yet; after _LOOKS the turn is given up as UNKNOWN_SEND."""
+        history = await self.feed.history()
+        if not self._looks_for_prompt:
+            self._new(history)
+            self._looks_for_prompt = 1
+            try:
+                return await message.send()
+            except NotSent:
+                self._looks_for_prompt = 0
+                raise
+        arrived = [event for event in history if event.get("id") not in self._seen and _is_message(event, message.text)]
+        if arrived:
+            return str(arrived[0]["id"])
+        self._looks_for_prompt += 1
+        if self._looks_for_prompt > _LOOKS:
+            self.finish = Finish.UNKNOWN_SEND
+        return None
 
     async def _catch_up(self) -> Sequence[Event]:
         """Read the history, take the turn's state from it, and return what was not shown yet."""
@@ -154,8 +215,14 @@ class _Turn:
     waiting: bool = False
     undecided: bool = False
     finish: Finish | None = None
+    _calls: dict[str, Call] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        return tuple(self._calls.values())
 
     def advance(self, event: Event) -> None:
+        self._keep_calls(event)
         if self.prompt_id is None or (event.get("id") == self.prompt_id and event.get("processed_at")):
             self.served = True
         match event.get("type"):
@@ -173,6 +240,49 @@ class _Turn:
                 self.waiting = False
                 if self.prompt_id is None:
                     self.finish = None
+
+    def _keep_calls(self, event: Event) -> None:
+        match event.get("type"):
+            case "agent.tool_use" | "agent.mcp_tool_use" | "agent.custom_tool_use" as kind:
+                identity = str(event.get("id", ""))
+                self._calls[identity] = Call(
+                    identity,
+                    str(event.get("name", "?")),
+                    event.get("input"),
+                    unix_time(event.get("processed_at")),
+                    asks=event.get("evaluated_permission") == "ask",
+                    custom=kind == "agent.custom_tool_use",
+                )
+            case "user.tool_confirmation":
+                call = self._calls.get(str(event.get("tool_use_id")))
+                if call is not None:
+                    self._calls[call.id] = replace(call, asks=False)
+            case "user.message" | "session.status_terminated" | "session.deleted":
+                self._calls.clear()
+            case _:
+                for name in RESULT_OF:
+                    self._calls.pop(str(event.get(name, "")), None)
+
+
+RESULT_OF: Final = ("tool_use_id", "custom_tool_use_id", "mcp_tool_use_id")
+"""Which field of a result names its call, by the kind of call (contract claude 8.2)."""
+
+
+def unix_time(stamp: object) -> float | None:
+    """Of the service's time stamps; None for what is none."""
+    try:
+        return datetime.fromisoformat(str(stamp)).timestamp()
+    except ValueError:
+        return None
+
+
+def _is_message(event: Event, text: str) -> bool:
+    """Is this the user's message with this text?"""
+    if event.get("type") != "user.message":
+        return False
+    content = event.get("content")
+    parts = content if isinstance(content, list) else []
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict)) == text
 
 
 async def _with_pauses(stream: AsyncIterator[Event], seconds: float) -> AsyncGenerator[Event | None, None]:

@@ -1,7 +1,7 @@
 """What a session's event looks like to a person: one event in, at most a few short lines out.
 
-Events are the JSON objects of docs/wire/anthropic.md#82-event-json. Nothing here knows where they come from. Tool
-output is the agent's, so it may hold anything: control characters are taken out before a terminal sees them.
+Events are the JSON objects of docs/wire/anthropic.md#82-event-json. Nothing here knows where they come from. Each text
+in them may hold anything; `clean` is what a terminal sees of it, and `Screen` (screen.py) lets nothing else through.
 """
 
 from __future__ import annotations
@@ -12,13 +12,31 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from shared.texts import printable
+
 Event = Mapping[str, Any]
 
 _INPUT_LIMIT: Final = 160
 _RESULT_LIMIT: Final = 500
 _RESULT_LINES: Final = 8
+LONGEST_TEXT: Final = 20_000
+"""Characters of one text that are looked at; less of it is shown."""
 _MAIN_INPUTS: Final = ("command", "file_path", "path", "pattern", "query", "url")
-_CONTROLS: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b.|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SEQUENCES: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+_MARKS: Final = ("·", "→", "←", "✗", ">", "?", "session ", "go on:", "watch:")
+"""How lines of our own begin: a line of the agent's that begins so is set in."""
+_LONGEST_MESSAGE: Final = 200_000
+_LONGEST_WORD: Final = 60
+_STOPS: Final = {
+    "retries_exhausted": "the model could not be reached, and no more tries are made; send the message again later",
+    "budget_reached": "the session's budget is used up: give it a larger one, or start a new session",
+    "refusal": "the model refused to go on",
+}
+_RETRIES: Final = {
+    "retrying": "the service tries again by itself",
+    "exhausted": "the service tries no more; you may send the message again",
+    "terminal": "the session ends with it; start a new one",
+}
 
 
 class Look(StrEnum):
@@ -63,9 +81,9 @@ class Renderer:
                 if not self._thinking:
                     yield Line("· thinking", Look.QUIET)
             case "agent.message":
-                text = clean(text_of(event.get("content"))).strip()
+                text = clean(text_of(event.get("content")), _LONGEST_MESSAGE).strip()
                 if text:
-                    yield Line(f"\n{text}\n")
+                    yield Line(f"\n{_set_in(text)}\n")
             case "agent.tool_use" | "agent.custom_tool_use" | "agent.mcp_tool_use":
                 yield from self._call(event)
             case "user.tool_result" | "agent.tool_result" | "user.custom_tool_result" | "agent.mcp_tool_result":
@@ -73,7 +91,7 @@ class Renderer:
             case "session.status_idle":
                 yield from self._idle(event)
             case "session.status_rescheduled":
-                yield Line("· waiting to try again", Look.QUIET)
+                yield Line("· waiting to try again: the service does it by itself", Look.QUIET)
             case "session.status_terminated":
                 yield Line("· the session has ended (terminated)", Look.WRONG)
             case "session.deleted":
@@ -82,12 +100,21 @@ class Renderer:
                 yield Line(f"✗ session error: {_error(event)}", Look.WRONG)
             case "user.interrupt":
                 yield Line("· interrupted", Look.QUIET)
+            case "user.tool_confirmation":
+                yield from self._confirmation(event)
 
     def _call(self, event: Event) -> Iterator[Line]:
         summary = summarise(event.get("input"))
-        yield Line(f"→ {clean(str(event.get('name', '?')))}" + (f"  {summary}" if summary else ""), Look.STRONG)
+        yield Line(f"→ {_word(event.get('name', '?'))}" + (f"  {summary}" if summary else ""), Look.STRONG)
         if event.get("evaluated_permission") == "ask":
-            yield Line("  needs a confirmation, which this command cannot give", Look.WRONG)
+            yield Line("  it waits for a person to allow it", Look.WRONG)
+
+    def _confirmation(self, event: Event) -> Iterator[Line]:
+        if event.get("result") == "deny":
+            reason = clean(str(event.get("deny_message") or "")).replace("\n", " ")
+            yield Line(f"· denied{f': {shorten(reason, _INPUT_LIMIT, 1)}' if reason else ''}", Look.QUIET)
+        else:
+            yield Line("· allowed", Look.QUIET)
 
     def _result(self, event: Event) -> Iterator[Line]:
         # The service may repeat a client's result as its own (docs/wire/anthropic.md#81-a-self-hosted-turn): one of
@@ -106,7 +133,11 @@ class Renderer:
         if reason == "requires_action":
             return
         self._in_turn = False
-        yield Line("· done" if reason == "end_turn" else f"· done ({reason})", Look.QUIET)
+        if reason == "end_turn":
+            yield Line("· done", Look.QUIET)
+        else:
+            words = _STOPS.get(reason)
+            yield Line(f"· done ({_word(reason)})" + (f": {words}" if words else ""), Look.WRONG)
 
 
 def stop_reason(event: Event) -> str:
@@ -116,12 +147,12 @@ def stop_reason(event: Event) -> str:
 
 
 def text_of(content: Any) -> str:
-    """The text in an event's content: blocks of other kinds appear as `[image]`, `[redacted]`, ..."""
+    """The text in an event's content: blocks of other kinds appear as `[image/png, 12 kB]`, `[redacted]`, ..."""
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):
         text = content.get("text")
-        return text if isinstance(text, str) else f"[{content.get('type', 'block')}]"
+        return text if isinstance(text, str) else f"[{_named(content)}]"
     if isinstance(content, list | tuple):
         return "".join(text_of(block) for block in content)
     return ""
@@ -144,13 +175,45 @@ def shorten(text: str, characters: int, lines: int) -> str:
     return f"{kept.rstrip()} … (+{left_out} characters)" if left_out else text
 
 
-def clean(text: str) -> str:
-    """Without control characters and terminal sequences, but for line breaks and tabs."""
-    return _CONTROLS.sub("", text.replace("\r\n", "\n"))
+def clean(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Printable lines and tabs: terminal sequences are dropped, whatever else cannot be shown is escaped."""
+    return printable(_SEQUENCES.sub("", text.replace("\r\n", "\n")), longest, keep="\n\t")
 
 
 def _one_line(text: str) -> str:
     return clean(text.strip().replace("\n", "⏎"))
+
+
+def _word(value: object) -> str:
+    """A name that the service or the agent chose: one short line."""
+    return printable(str(value), _LONGEST_WORD)
+
+
+def _set_in(text: str) -> str:
+    return "\n".join(f"  {line}" if line.startswith(_MARKS) else line for line in text.split("\n"))
+
+
+def _named(block: Mapping[str, Any]) -> str:
+    """A block that is no text, with what is known of its size."""
+    source = block.get("source")
+    if not isinstance(source, Mapping):
+        return _word(block.get("type", "block"))
+    kind = _word(source.get("media_type") or block.get("type", "block"))
+    data = source.get("data")
+    if isinstance(data, str):
+        encoded = source.get("type") == "base64"
+        return f"{kind}, {size_in_words(len(data) * 3 // 4 - data[-2:].count('=') if encoded else len(data.encode()))}"
+    where = source.get("url") or source.get("file_id")
+    return f"{kind} at {shorten(_one_line(str(where)), _INPUT_LIMIT, 1)}" if where else kind
+
+
+def size_in_words(size: float) -> str:
+    """Bytes for people, in powers of 1,000."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
 
 
 def _error(event: Event) -> str:
@@ -158,8 +221,12 @@ def _error(event: Event) -> str:
     if not isinstance(error, Mapping):
         return "no details"
     retry = error.get("retry_status")
-    status = f" ({retry.get('type')})" if isinstance(retry, Mapping) else ""
-    return shorten(clean(f"{error.get('type', 'unknown')}: {error.get('message', '')}"), _RESULT_LIMIT, 3) + status
+    status = ""
+    if isinstance(retry, Mapping):
+        words = _RETRIES.get(str(retry.get("type")))
+        status = f" ({_word(retry.get('type'))}{f': {words}' if words else ''})"
+    text = shorten(clean(f"{_word(error.get('type', 'unknown'))}: {error.get('message', '')}"), _RESULT_LIMIT, 3)
+    return text.replace("\n", "\n  ") + status
 
 
 def _first(event: Event, *names: str) -> Any:

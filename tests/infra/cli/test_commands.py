@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import httpx2
 import pytest
 
@@ -21,58 +18,25 @@ from image.session.worker import fork_tool_schema
 from infra.local import discovery
 from infra.local.platform import Options, Platform
 from tests.support.checkout import copy_checkout
+from tests.support.command_line import CommandLine
 
 QUICKSTART = "create hello.txt with 'hi' then read it back"
 
 
-class Desk:
-    """A checkout in which `make up` runs, so to speak, and a shell without any key."""
-
-    def __init__(self, checkout: Path, platform: Platform) -> None:
-        self.checkout = checkout
-        self.platform = platform
-        foreign = ("ANTHROPIC_", "TENSORLAKE_", "SANDBOX_", "HANDS_", "NO_COLOR", "OFFLINE")
-        self.environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-
-    def start(self, *args: str, **environ: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", *args],
-            cwd=self.checkout,
-            env={**self.environ, **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def run(self, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        with self.start(*args, **environ) as process:
-            out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess(args, process.returncode, out, err)
-
-    def api(self) -> anthropic.Anthropic:
-        return anthropic.Anthropic(api_key=self.platform.keys.api, base_url=self.platform.urls[0])
-
-    def sessions(self) -> list[Mapping[str, object]]:
-        """Newest last."""
-        return list(self.platform.claude.get("state")["sessions"])
-
-
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
     with Platform() as platform, discovery.announced(checkout, platform.environ):
         platform.serve_functions()
-        yield Desk(checkout, platform)
+        yield CommandLine(checkout, platform)
 
 
 @pytest.fixture(scope="module")
-def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """`make up` alone: nothing serves."""
     checkout = copy_checkout(tmp_path_factory.mktemp("unserved"))
     with Platform(Options(claude={"ping_interval": 1.0})) as platform, discovery.announced(checkout, platform.environ):
-        yield Desk(checkout, platform)
+        yield CommandLine(checkout, platform)
 
 
 def until(process: subprocess.Popen[str], word: str) -> str:
@@ -84,35 +48,35 @@ def until(process: subprocess.Popen[str], word: str) -> str:
     pytest.fail(f"ended without {word!r}")
 
 
-def test_a_session_is_shown_plainly_in_a_pipe_and_says_how_to_go_on(desk: Desk) -> None:
-    done = desk.run("session", QUICKSTART)
+def test_a_session_is_shown_plainly_in_a_pipe_and_says_how_to_go_on(served: CommandLine) -> None:
+    done = served.run("session", QUICKSTART)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     wanted = ["· running", "· thinking", "→ write  hello.txt content='hi'", "→ read  hello.txt", "← hi", "· done"]
     assert [line for line in lines if line in wanted] == wanted
     assert "\x1b" not in done.stdout + done.stderr
-    identity = str(desk.sessions()[-1]["id"])
+    identity = str(served.sessions()[-1]["id"])
     assert lines[0].startswith(f"session {identity}")
     assert f"make session SESSION={identity}" in done.stderr
 
 
-def test_a_session_goes_on_in_the_same_sandbox_and_shows_only_the_new_turn(desk: Desk) -> None:
-    first = desk.run("session", "write kept.txt: from the first turn")
+def test_a_session_goes_on_in_the_same_sandbox_and_shows_only_the_new_turn(served: CommandLine) -> None:
+    first = served.run("session", "write kept.txt: from the first turn")
     identity = first.stdout.split()[1]
-    again = desk.run("session", "read kept.txt", "--session", identity.replace("sesn_", "session_"))
+    again = served.run("session", "read kept.txt", "--session", identity.replace("sesn_", "session_"))
     assert again.returncode == 0, again.stderr
     assert "← from the first turn" in again.stdout
     assert "→ write" not in again.stdout
-    watched = desk.run("session", "--session", identity)
+    watched = served.run("session", "--session", identity)
     assert watched.returncode == 0, watched.stderr
     assert "→ read  kept.txt" in watched.stdout and "→ write" not in watched.stdout
 
 
-def test_streams_that_the_service_ends_lose_nothing(desk: Desk) -> None:
-    with desk.start("session", "$ sleep 1.5; echo survived") as process:
+def test_streams_that_the_service_ends_lose_nothing(served: CommandLine) -> None:
+    with served.start("session", "$ sleep 1.5; echo survived") as process:
         until(process, "→ bash")
         for _ in range(3):
-            desk.platform.claude.post("streams/close")
+            served.platform.claude.post("streams/close")
             time.sleep(0.3)
         rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -120,24 +84,24 @@ def test_streams_that_the_service_ends_lose_nothing(desk: Desk) -> None:
     assert "→ bash" not in rest
 
 
-def test_a_tool_that_fails_is_shown_and_is_no_failure_of_the_session(desk: Desk) -> None:
-    done = desk.run("session", "read not-there.txt")
+def test_a_tool_that_fails_is_shown_and_is_no_failure_of_the_session(served: CommandLine) -> None:
+    done = served.run("session", "read not-there.txt")
     assert done.returncode == 0, done.stderr
     assert "✗ " in done.stdout
 
 
-def test_colour_where_it_is_wanted(desk: Desk) -> None:
-    forced = desk.run("session", QUICKSTART, FORCE_COLOR="1", TERM="xterm-256color")
+def test_colour_where_it_is_wanted(served: CommandLine) -> None:
+    forced = served.run("session", QUICKSTART, FORCE_COLOR="1", TERM="xterm-256color")
     assert forced.returncode == 0, forced.stderr
     assert "\x1b[1m→ write" in forced.stdout
 
 
-def test_without_a_worker_it_says_so_and_ctrl_c_leaves_the_session_running(unserved: Desk) -> None:
+def test_without_a_worker_it_says_so_and_ctrl_c_leaves_the_session_running(unserved: CommandLine) -> None:
     with unserved.start("session", "$ echo never") as process:
         identity = until(process, "session sesn_").split()[1]
         until(process, "→ bash")
         assert process.stderr is not None
-        assert "waits for its tools" in process.stderr.readline()
+        assert "bash  echo never waits, and no worker serves the session" in process.stderr.readline()
         assert "make serve" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
@@ -147,7 +111,7 @@ def test_without_a_worker_it_says_so_and_ctrl_c_leaves_the_session_running(unser
     assert found["archived_at"] is None and found["open_calls"] != []
 
 
-def test_a_terminated_session_is_a_failure(unserved: Desk) -> None:
+def test_a_terminated_session_is_a_failure(unserved: CommandLine) -> None:
     with unserved.start("session", "$ echo never") as process:
         identity = until(process, "session sesn_").split()[1]
         until(process, "→ bash")
@@ -176,29 +140,29 @@ def test_a_terminated_session_is_a_failure(unserved: Desk) -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_a_line_without_a_traceback(
-    desk: Desk, args: list[str], environ: dict[str, str], code: int, text: str
+    served: CommandLine, args: list[str], environ: dict[str, str], code: int, text: str
 ) -> None:
-    filled = {name: value.format(url=desk.platform.urls[0]) for name, value in environ.items()}
-    done = desk.run(*args, **filled)
+    filled = {name: value.format(url=served.platform.urls[0]) for name, value in environ.items()}
+    done = served.run(*args, **filled)
     assert (done.returncode, text in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_without_keys_and_platform_every_command_says_how_to_start(tmp_path: Path, desk: Desk) -> None:
-    empty = Desk(copy_checkout(tmp_path), desk.platform)
+def test_without_keys_and_platform_every_command_says_how_to_start(tmp_path: Path, served: CommandLine) -> None:
+    empty = CommandLine(copy_checkout(tmp_path), served.platform)
     for command in ("session", "agent", "build", "serve", "poll", "tick"):
         done = empty.run(command, *(["x"] if command == "session" else []))
         assert done.returncode == 2, command
         assert "make up" in done.stderr and ".env.example" in done.stderr
 
 
-def test_an_agent_is_made_once_for_each_name(desk: Desk) -> None:
-    first = desk.run("agent", "My agent")
+def test_an_agent_is_made_once_for_each_name(served: CommandLine) -> None:
+    first = served.run("agent", "My agent")
     assert first.returncode == 0, first.stderr
-    again = desk.run("agent", HANDS_AGENT_NAME="My agent")
+    again = served.run("agent", HANDS_AGENT_NAME="My agent")
     assert again.returncode == 1
     assert first.stdout.split()[-1] == again.stdout.split()[-1]
-    with desk.api() as api:
+    with served.api() as api:
         made = next(agent for agent in api.beta.agents.list() if agent.name == "My agent")
     tools: dict[str, Any] = dict(made.tools[0].to_dict())
     enabled = {config["name"] for config in tools["configs"] if config["enabled"]}
@@ -207,20 +171,20 @@ def test_an_agent_is_made_once_for_each_name(desk: Desk) -> None:
     assert len(made.tools) == 1
 
 
-def test_an_agent_that_may_fork_gets_the_tool_for_it(desk: Desk) -> None:
-    assert desk.run("agent", "My forker", AGENT_FORK="true").returncode == 0
-    with desk.api() as api:
+def test_an_agent_that_may_fork_gets_the_tool_for_it(served: CommandLine) -> None:
+    assert served.run("agent", "My forker", AGENT_FORK="true").returncode == 0
+    with served.api() as api:
         made = next(agent for agent in api.beta.agents.list() if agent.name == "My forker")
     assert [tool.to_dict() for tool in made.tools[1:]] == [fork_tool_schema.definition()]
 
 
-def test_the_image_is_built_by_the_same_command_offline(desk: Desk) -> None:
-    done = desk.run("build")
+def test_the_image_is_built_by_the_same_command_offline(served: CommandLine) -> None:
+    done = served.run("build")
     assert done.returncode == 0, done.stderr
     assert "Registered 'agent-cli'" in done.stdout
 
 
-def test_a_tick_in_process_serves_what_waits_and_reports_it(unserved: Desk) -> None:
+def test_a_tick_in_process_serves_what_waits_and_reports_it(unserved: CommandLine) -> None:
     with unserved.api() as api:
         created = api.beta.sessions.create(
             agent=unserved.platform.environ["ANTHROPIC_AGENT_ID"],
@@ -232,21 +196,21 @@ def test_a_tick_in_process_serves_what_waits_and_reports_it(unserved: Desk) -> N
     assert (created.id, "handed_over") in [(item["session_id"], item["end"]) for item in items]
 
 
-def test_a_tick_over_http_uses_the_token(desk: Desk) -> None:
-    functions = desk.platform.functions_url
-    done = desk.run("tick", "--url", functions)
+def test_a_tick_over_http_uses_the_token(served: CommandLine) -> None:
+    functions = served.platform.functions_url
+    done = served.run("tick", "--url", functions)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["drains"][0]["end"] == "empty"
-    unreachable = desk.run("tick", "--url", "http://127.0.0.1:9")
+    unreachable = served.run("tick", "--url", "http://127.0.0.1:9")
     assert unreachable.returncode == 2 and "no poll_tick answers" in unreachable.stderr
 
 
-def test_serve_takes_the_offline_webhooks_while_it_runs(desk: Desk) -> None:
+def test_serve_takes_the_offline_webhooks_while_it_runs(served: CommandLine) -> None:
     def endpoints() -> list[str]:
-        return [endpoint["url"] for endpoint in desk.platform.claude.get("webhooks")["data"]]
+        return [endpoint["url"] for endpoint in served.platform.claude.get("webhooks")["data"]]
 
     before = endpoints()
-    with desk.start("serve", "--port", "0") as process:
+    with served.start("serve", "--port", "0") as process:
         assert process.stderr is not None
         assert "the offline platform" in process.stderr.readline()
         url = process.stderr.readline().split()[1]
@@ -268,10 +232,10 @@ def test_serve_takes_the_offline_webhooks_while_it_runs(desk: Desk) -> None:
     assert endpoints() == before
 
 
-def test_serve_on_a_taken_port_says_so(desk: Desk) -> None:
+def test_serve_on_a_taken_port_says_so(served: CommandLine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = desk.run("serve", "--port", str(port))
+        done = served.run("serve", "--port", str(port))
     assert done.returncode == 2
     assert f"port {port} is in use" in done.stderr
 
@@ -285,16 +249,16 @@ def test_serve_on_a_taken_port_says_so(desk: Desk) -> None:
         (("--port", "0", "--host", "not a host"), "'not a host' is no address and no known host name"),
     ],
 )
-def test_serve_says_in_one_line_why_it_cannot_listen(desk: Desk, args: tuple[str, ...], says: str) -> None:
-    done = desk.run("serve", *args, FUNCTIONS_TOKEN="a-token-that-is-long-enough")
+def test_serve_says_in_one_line_why_it_cannot_listen(served: CommandLine, args: tuple[str, ...], says: str) -> None:
+    done = served.run("serve", *args, FUNCTIONS_TOKEN="a-token-that-is-long-enough")
     assert done.returncode == 2
     assert done.stderr.startswith(says) and len(done.stderr.splitlines()) == 1
 
 
-def test_serve_answers_at_an_ipv6_address(desk: Desk) -> None:
+def test_serve_answers_at_an_ipv6_address(served: CommandLine) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
         port = probe.getsockname()[1]
-    with desk.start("serve", "--host", "::1", "--port", str(port)) as process:
+    with served.start("serve", "--host", "::1", "--port", str(port)) as process:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "webhook" in line)
         answer = httpx2.get(f"http://[::1]:{port}/healthz", trust_env=False)
@@ -305,7 +269,7 @@ def test_serve_answers_at_an_ipv6_address(desk: Desk) -> None:
     assert process.returncode == 0
 
 
-def test_serve_finds_what_was_queued_before_it_began(unserved: Desk) -> None:
+def test_serve_finds_what_was_queued_before_it_began(unserved: CommandLine) -> None:
     with unserved.start("session", "$ echo found") as session:
         until(session, "→ bash")
         with unserved.start("serve", "--port", "0", FUNCTIONS_TOKEN="") as server:
@@ -316,7 +280,7 @@ def test_serve_finds_what_was_queued_before_it_began(unserved: Desk) -> None:
     assert "← found" in rest
 
 
-def test_poll_serves_sessions_and_sigterm_stops_it_calmly(unserved: Desk) -> None:
+def test_poll_serves_sessions_and_sigterm_stops_it_calmly(unserved: CommandLine) -> None:
     with unserved.start("poll") as poller:
         assert poller.stderr is not None
         assert "Polling" in poller.stderr.readline()

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from infra.cli.session import follow
-from infra.cli.session.follow import FeedBroken, FeedRefused, Finish, Follower, Quiet
+from infra.cli.session.follow import Call, FeedBroken, FeedRefused, Finish, Follower, Message, NotSent, Quiet
 from infra.cli.session.render import Event
 
 PROMPT = "sevt_prompt"
+TEXT = "do it"
 SILENCE = "silence"
 BREAK = "break"
 
@@ -28,7 +29,9 @@ def idle(identity: str, reason: str) -> dict[str, Any]:
 
 
 def prompt(processed: bool = True) -> dict[str, Any]:
-    return event(PROMPT, "user.message") | ({} if processed else {"processed_at": None})
+    return event(PROMPT, "user.message", content=[{"type": "text", "text": TEXT}]) | (
+        {} if processed else {"processed_at": None}
+    )
 
 
 RUNNING = event("sevt_r", "session.status_running")
@@ -49,6 +52,9 @@ class ScriptedFeed:
     order: list[str] = field(default_factory=list)
     opened: int = 0
     refuse_after: int = 1000
+    send_fails: list[FeedBroken] = field(default_factory=list)
+    arrives_late: int | None = None
+    """Where a send fails: the message is in the history from this look on; None: it never arrived."""
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncGenerator[AsyncIterator[Event], None]:
@@ -74,10 +80,15 @@ class ScriptedFeed:
 
     async def history(self) -> Sequence[Event]:
         self.order.append("history")
+        if self.arrives_late is not None and self.order.count("history") >= self.arrives_late:
+            self.past.append(prompt())
+            self.arrives_late = None
         return list(self.past)
 
     async def send(self) -> str:
         self.order.append("send")
+        if self.send_fails:
+            raise self.send_fails.pop(0)
         self.past.append(prompt(processed=False))
         return PROMPT
 
@@ -89,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def collect(feed: ScriptedFeed, *, send: bool = True, **options: Any) -> tuple[list[str], Finish | None, list[Quiet]]:
-    follower = Follower(feed, prompt=feed.send if send else None, **options)
+    follower = Follower(feed, prompt=Message(TEXT, feed.send) if send else None, **options)
 
     async def run() -> tuple[list[str], list[Quiet]]:
         ids: list[str] = []
@@ -140,7 +151,7 @@ def test_what_happened_between_two_streams_comes_from_the_history() -> None:
 
 def test_an_event_that_the_stream_lost_is_found_when_it_falls_silent() -> None:
     feed = ScriptedFeed([[prompt(), RUNNING, SILENCE]])
-    follower = Follower(feed, prompt=feed.send, quiet_after=0.05)
+    follower = Follower(feed, prompt=Message(TEXT, feed.send), quiet_after=0.05)
 
     async def run() -> list[str]:
         ids = []
@@ -214,7 +225,7 @@ def test_a_refusal_is_raised_and_not_retried() -> None:
 
 def test_a_session_without_a_worker_is_reported_as_quiet_and_waiting() -> None:
     feed = ScriptedFeed([[prompt(), RUNNING, CALL, PARKED, SILENCE]])
-    follower = Follower(feed, prompt=feed.send, quiet_after=0.02)
+    follower = Follower(feed, prompt=Message(TEXT, feed.send), quiet_after=0.02)
 
     async def first_quiet() -> Quiet | None:
         async with asyncio.timeout(5), contextlib.aclosing(follower.events()) as events:
@@ -223,7 +234,8 @@ def test_a_session_without_a_worker_is_reported_as_quiet_and_waiting() -> None:
                     return item
         return None
 
-    assert asyncio.run(first_quiet()) == Quiet(0.02, waiting=True)
+    call = Call("sevt_c", "bash", {}, follow.unix_time(CALL["processed_at"]))
+    assert asyncio.run(first_quiet()) == Quiet(0.02, waiting=True, calls=(call,))
 
 
 def test_watching_without_a_prompt_shows_the_last_turn_alone() -> None:
@@ -252,3 +264,69 @@ def test_preview_events_without_an_id_are_not_shown() -> None:
     feed = ScriptedFeed([[prompt(), END]])
     feed.past.append({"type": "event_delta", "event_id": "sevt_9"})
     assert collect(feed)[0] == [PROMPT, "sevt_e"]
+
+
+@pytest.mark.parametrize("look", [2, 3, 5])
+def test_a_message_whose_answer_was_lost_is_found_in_the_history_and_not_sent_again(look: int) -> None:
+    earlier = event("sevt_old", "user.message", content=[{"type": "text", "text": TEXT}])
+    connections: list[list[Event | str]] = [[SILENCE] for _ in range(look - 1)]
+    connections.append([RUNNING, END])
+    feed = ScriptedFeed(connections, past=[earlier], send_fails=[FeedBroken("lost")], arrives_late=look)
+    ids, finish, _ = collect(feed)
+    assert feed.order.count("send") == 1
+    assert finish is Finish.DONE and "sevt_old" not in ids and PROMPT in ids
+
+
+def test_a_message_that_never_shows_up_is_not_sent_again_and_that_is_how_it_ends() -> None:
+    feed = ScriptedFeed([[SILENCE]] * 50, send_fails=[FeedBroken("lost")])
+    ids, finish, _ = collect(feed)
+    assert (ids, finish, feed.order.count("send")) == ([], Finish.UNKNOWN_SEND, 1)
+
+
+def test_a_message_that_certainly_did_not_leave_is_sent_again() -> None:
+    feed = ScriptedFeed([[SILENCE], [prompt(), RUNNING, END]], send_fails=[NotSent("refused")])
+    _, finish, _ = collect(feed)
+    assert (finish, feed.order.count("send")) == (Finish.DONE, 2)
+
+
+def open_calls(*events: dict[str, Any]) -> tuple[Call, ...]:
+    follower = Follower(ScriptedFeed([[prompt(), RUNNING, *events, SILENCE]]), quiet_after=0.02)
+
+    async def first_quiet() -> Quiet:
+        async with asyncio.timeout(5), contextlib.aclosing(follower.events()) as found:
+            async for item in found:
+                if isinstance(item, Quiet):
+                    return item
+        raise AssertionError
+
+    quiet = asyncio.run(first_quiet())
+    assert quiet.calls == follower.calls
+    return quiet.calls
+
+
+def test_what_the_session_waits_for_is_told_with_its_time() -> None:
+    (call,) = open_calls(CALL, PARKED)
+    assert (call.id, call.name, call.asks, call.custom) == ("sevt_c", "bash", False, False)
+    assert call.began == follow.unix_time("2026-10-20T09:00:02Z")
+    assert open_calls(CALL, PARKED, RESULT, RUNNING) == ()
+
+
+def test_a_call_asks_until_it_is_confirmed() -> None:
+    asking = {**CALL, "evaluated_permission": "ask"}
+    (call,) = open_calls(asking, PARKED)
+    assert call.asks
+    (call,) = open_calls(
+        asking, PARKED, event("sevt_y", "user.tool_confirmation", tool_use_id="sevt_c", result="allow")
+    )
+    assert not call.asks
+
+
+def test_a_custom_tool_waits_for_somebody_elses_program() -> None:
+    use = event("sevt_u", "agent.custom_tool_use", name="get_order", input={})
+    (call,) = open_calls(use, PARKED)
+    assert call.custom
+    assert open_calls(use, PARKED, event("sevt_v", "user.custom_tool_result", custom_tool_use_id="sevt_u")) == ()
+
+
+def test_a_time_stamp_that_is_none_is_unknown() -> None:
+    assert follow.unix_time(None) is follow.unix_time("soon") is None

@@ -71,9 +71,19 @@ def test_a_second_turn_says_running_again_and_thinking_twice_in_a_row_is_said_on
     assert shown([RUNNING, THINKING, THINKING, IDLE_END, RUNNING]) == ["· running", "· thinking", "· done", "· running"]
 
 
-@pytest.mark.parametrize("reason", ["retries_exhausted", "budget_reached", "refusal", "something_new"])
-def test_an_end_that_is_not_the_usual_one_says_which(reason: str) -> None:
-    assert shown([{"type": "session.status_idle", "stop_reason": {"type": reason}}]) == [f"· done ({reason})"]
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("retries_exhausted", ": the model could not be reached, and no more tries are made; "),
+        ("budget_reached", ": the session's budget is used up: "),
+        ("refusal", ": the model refused"),
+        ("something_new", ""),
+    ],
+)
+def test_an_end_that_is_not_the_usual_one_says_which_and_what_it_means(reason: str, words: str) -> None:
+    (line,) = shown([{"type": "session.status_idle", "stop_reason": {"type": reason}}])
+    assert line.startswith(f"· done ({reason}){words}")
+    assert words or line == f"· done ({reason})"
 
 
 def test_an_idle_without_a_reason_is_shown_as_unknown() -> None:
@@ -90,10 +100,16 @@ def test_unknown_events_and_redacted_content_break_nothing() -> None:
 
 
 def test_an_error_is_shown_with_its_type_message_and_retry() -> None:
-    error = {"type": "model_overloaded_error", "message": "busy", "retry_status": {"type": "retrying"}}
-    lines = list(Renderer().lines({"type": "session.error", "error": error}))
-    assert [line.text for line in lines] == ["✗ session error: model_overloaded_error: busy (retrying)"]
-    assert lines[0].look is Look.WRONG
+    for retry, words in (
+        ("retrying", "retrying: the service tries again by itself"),
+        ("exhausted", "exhausted: the service tries no more; you may send the message again"),
+        ("terminal", "terminal: the session ends with it; start a new one"),
+        ("new_kind", "new_kind"),
+    ):
+        error = {"type": "model_overloaded_error", "message": "busy", "retry_status": {"type": retry}}
+        lines = list(Renderer().lines({"type": "session.error", "error": error}))
+        assert [line.text for line in lines] == [f"✗ session error: model_overloaded_error: busy ({words})"]
+        assert lines[0].look is Look.WRONG
 
 
 def test_long_results_and_inputs_are_shortened_and_say_so() -> None:
@@ -128,3 +144,50 @@ def test_terminal_sequences_of_the_agent_never_reach_the_terminal() -> None:
     )
     assert len(lines) == 4
     assert not [line for line in lines if set(line) & set("\x1b\x07\x9b\r\x00")]
+
+
+HOSTILE = "odd\x1b[2J\x9b31m\u202egnp\u2066\u2028\nFORGED"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "session.status_idle", "stop_reason": {"type": HOSTILE}},
+        {"type": "session.error", "error": {"type": HOSTILE, "message": HOSTILE, "retry_status": {"type": HOSTILE}}},
+        call("sevt_1", HOSTILE, {HOSTILE: HOSTILE}),
+        {"type": "user.tool_confirmation", "tool_use_id": "sevt_1", "result": "deny", "deny_message": HOSTILE},
+        {"type": "user.tool_result", "tool_use_id": "s", "content": [{"type": HOSTILE}]},
+        {"type": "user.tool_result", "tool_use_id": "s", "content": [{"type": "image", "source": {"url": HOSTILE}}]},
+        {"type": "user.tool_result", "tool_use_id": "s", "content": [{"source": {"media_type": HOSTILE, "data": "x"}}]},
+    ],
+)
+def test_no_text_of_the_service_or_the_agent_turns_the_line_or_makes_one(event: Mapping[str, Any]) -> None:
+    for text in shown([event]):
+        assert all(each.isprintable() or each == "\n" for each in text)
+        assert not [line for line in text.split("\n") if line.startswith("FORGED")]
+
+
+def test_a_message_of_the_agent_cannot_pass_for_a_line_of_the_program() -> None:
+    said = "good\n· done\n✗ all is lost\n> rm -rf /\nsession sesn_1\n  · set in"
+    (text,) = shown([{"type": "agent.message", "content": [{"type": "text", "text": said}]}])
+    assert text.split("\n") == [
+        "", "good", "  · done", "  ✗ all is lost", "  > rm -rf /", "  session sesn_1", "  · set in", ""
+    ]  # fmt: skip
+
+
+def test_images_and_documents_are_named_with_their_size() -> None:
+    png = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJDRA=="}}
+    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "A" * 2_000_000}}
+    link = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
+    text = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "12345"}}
+    content = [{"type": "text", "text": "see "}, png, pdf, link, text, {"type": "image"}]
+    (line,) = shown([{"type": "user.tool_result", "tool_use_id": "s", "content": content}])
+    assert line == (
+        "← see [image/png, 4 B][application/pdf, 1.5 MB][image at https://example.com/a.png][text/plain, 5 B][image]"
+    )
+
+
+def test_a_confirmation_is_told() -> None:
+    allow = {"type": "user.tool_confirmation", "tool_use_id": "s", "result": "allow"}
+    deny = {"type": "user.tool_confirmation", "tool_use_id": "s", "result": "deny", "deny_message": "not on prod"}
+    assert shown([allow, deny, {**deny, "deny_message": None}]) == ["· allowed", "· denied: not on prod", "· denied"]
