@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENDS_BEFORE_A_FREEZE: Final = 3.0  # seconds that a race's report waits for ends where the runtime freezes after it
 _FOR_RACES: Final = 0.85  # of the time that a runtime leaves; the rest is for ending what a race made
 
 _R = TypeVar("_R")
@@ -138,6 +139,11 @@ class Service:
         from shared.races.race import environment_for, run_race
         from shared.races.resources import RaceTimeouts
 
+        # Where the runtime freezes after the answer, ends that have not come by then come with the dead-man time.
+        freezes = deadline is not None or self.settings.drain_mode == "inline"
+        timeouts = timeouts or RaceTimeouts(boot=self.settings.times.bind)
+        if freezes:
+            timeouts = replace(timeouts, linger=_ENDS_BEFORE_A_FREEZE)
         settings = self.settings
         if deadline is not None:
             longest = min(settings.races.deadline, deadline.left() * _FOR_RACES)
@@ -148,7 +154,8 @@ class Service:
             settings=settings,
             environment=environment_for(request, settings),
             on_event=on_event,
-            timeouts=timeouts or RaceTimeouts(boot=settings.times.bind),
+            timeouts=timeouts,
+            in_background=self.in_background,
         )
 
     def in_background(self, work: Coroutine[None, None, _R]) -> asyncio.Task[_R]:

@@ -7,7 +7,7 @@ and that one is checkpointed in turn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Final
@@ -73,7 +73,7 @@ class RaceContext:
     timeouts: RaceTimeouts
     timeline: Timeline
     clock: Clock
-    base_name: str
+    base_name: Callable[[], str]
     identity_file: str
     identity: str
     server_sandbox: str = ""
@@ -173,7 +173,8 @@ async def _checkpoint(
 async def _set_up(
     request: RaceRequest, script: str, fork_point: ForkPoint, context: RaceContext, stack: AsyncExitStack
 ) -> ForkPoint:
-    spec = fork_point.spec(context.base_name, context.environment, request.setup_timeout)
+    name = context.base_name()
+    spec = fork_point.spec(name, context.environment, request.setup_timeout)
     try:
         async with context.resources.sandbox(spec) as base:
             with context.timeline.span("setup"):
@@ -181,7 +182,7 @@ async def _set_up(
                     await stamp(base.id, context)
                 await _run_setup(script, request.setup_timeout, base.id, context)
             with context.timeline.span("checkpoint"):
-                snapshot_id = await stack.enter_async_context(context.resources.checkpoint(base.id, context.base_name))
+                snapshot_id = await stack.enter_async_context(context.resources.checkpoint(base.id, name))
     except NotMade as error:
         if error.status == 404:
             raise SourceAbsent(f"the source is not there: {error}") from None

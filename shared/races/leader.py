@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -36,11 +37,17 @@ class _Held:
 
 
 class Leader:
-    """`pristine_name` names the child that a workspace promotion compares the winner with; `kept_name` is what the
-    winner's sandbox is called when its snapshot stays (names.kept_snapshot_name)."""
+    """`pristine_name` gives a name to the child that a workspace promotion compares the winner with; `kept_name` what
+    the winner's sandbox is called when its snapshot stays (names.kept_snapshot_name)."""
 
     def __init__(
-        self, request: RaceRequest, context: RaceContext, fork_point: ForkPoint, *, pristine_name: str, kept_name: str
+        self,
+        request: RaceRequest,
+        context: RaceContext,
+        fork_point: ForkPoint,
+        *,
+        pristine_name: Callable[[], str],
+        kept_name: Callable[[], str],
     ) -> None:
         self._request = request
         self._context = context
@@ -120,14 +127,14 @@ class Leader:
                     self._done = self._failed(f"failed ({type(error).__name__})")
         return self._done
 
-    async def undo(self) -> None:
+    def undo(self) -> None:
         """The promotion will not be reported: ends the sandbox or snapshot that only its report would have named."""
         if self._done is None or not self._done.done or self._held is None:
             return
         if self._done.snapshot_id is not None:
-            await self._context.resources.end_kept_snapshot(self._done.snapshot_id)
+            self._context.resources.end_kept_snapshot(self._done.snapshot_id)
         if self._done.sandbox is not None:
-            await self._context.resources.end_kept(self._held.child.name or "")
+            self._context.resources.end_kept(self._held.child.name or "")
 
     async def _end(self, held: _Held) -> None:
         with self._context.timeline.span("reap", held.report.name):
@@ -145,15 +152,18 @@ class Leader:
     async def _snapshot(self, held: _Held) -> PromotionReport:
         resources = self._context.resources
         snapshot_id = await held.stack.enter_async_context(resources.checkpoint(held.child.id, "the winner"))
-        lost = await self._rename(held.child, self._kept_name)
+        kept_name = self._kept_name()
+        async with resources.naming(held.child.name or ""):
+            lost = await self._rename(held.child, kept_name)
         if lost is not None:
             return self._failed(f"{lost}; the snapshot was deleted again")
-        resources.renamed(held.child.name or "", self._kept_name)
+        resources.renamed(held.child.name or "", kept_name)
         resources.keep_snapshot(snapshot_id)
         return PromotionReport(kind="snapshot", done=True, snapshot_id=snapshot_id)
 
     async def _keep(self, child: SandboxRecord, keep: Keep) -> PromotionReport:
-        lost = await self._rename(child, keep.sandbox_name)
+        async with self._context.resources.naming(child.name or ""):
+            lost = await self._rename(child, keep.sandbox_name)
         if lost is not None:
             return self._failed(f"{lost}; it was ended")
         self._context.resources.keep(child.name or "")
@@ -246,10 +256,11 @@ class Leader:
         return True
 
     async def _boot(self) -> SandboxRecord:
-        spec = self._fork_point.spec(self._pristine_name, self._context.environment, self._context.timeouts.promote)
+        name = self._pristine_name()
+        spec = self._fork_point.spec(name, self._context.environment, self._context.timeouts.promote)
         base = await self._pristine.enter_async_context(self._context.resources.sandbox(spec))
         self._stands = True
-        self._context.resources.hold(self._pristine_name)
+        self._context.resources.hold(name)
         await stamp(base.id, self._context)
         return base
 

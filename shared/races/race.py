@@ -1,8 +1,9 @@
 """One race, from its source to its report (docs/races.md).
 
 What goes wrong in one branch is that branch's result. What ends the whole race (a deadline, an accepted branch, the
-caller's cancellation) cancels the branches, and each ends its own sandbox before the race returns: no task and, but
-for the report's leftovers, no sandbox and no snapshot outlives `run_race` (tests/shared/races/test_race_faults.py).
+caller's cancellation) cancels the branches at once. Their sandboxes end behind the race, in tasks that whoever runs the
+race sees to their end; the report names them, and the dead-man time in their names is renewed while the race lives
+(tests/shared/races/test_race_faults.py, test_race_ends.py).
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from shared.races.leader import Leader
 from shared.races.progress import RaceProgress, Timeline
 from shared.races.report import BranchReport, PromotionReport, RaceReport
 from shared.races.request import Branch, CommandJudge, PluginJudge, RaceRequest
-from shared.races.resources import NotMade, RaceResources, RaceTimeouts
+from shared.races.resources import InBackground, NotMade, RaceResources, RaceTimeouts
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, new_mark
 from shared.settings import Environment, RaceLimits, Settings
-from shared.tasks import shielded
+from shared.tasks import drop, shielded
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
-_DEAD_MAN_SLACK: Final = 120.0
+# A killed race's sandboxes are paid for until then; a race that lives renews it well before.
+DEAD_MAN_SECONDS: Final = 180.0
+RENEW_SECONDS: Final = 45.0
 
 
 def environment_for(request: RaceRequest, settings: Settings) -> Environment:
@@ -73,20 +76,26 @@ async def run_race(
     timeouts: RaceTimeouts | None = None,
     clock: Clock = time.monotonic,
     now: Clock = time.time,
+    in_background: InBackground | None = None,
 ) -> RaceReport:
-    """Runs the race to its report, within its deadline plus the time to promote the winner (`timeouts.promote`) and to
-    end what it made (`timeouts.reap`, a few times, and no longer than `timeouts.ends` in all).
+    """Runs the race to its report, within its deadline plus the time to promote the winner (`timeouts.promote`).
+
+    What it made is ended by tasks of `in_background`: the report waits `timeouts.linger` for them and says what is
+    still ending. Without `in_background` all ends are over first (`timeouts.reap` each, a few times, and no longer than
+    `timeouts.ends` in all).
 
     Raises BadRace, SourceAbsent, SourceNotReady, SourceUnknown or SetupFailed when no branch could be begun,
-    SettingsError for a configured judge that is none, and CancelledError when it was cancelled; everything it made is
-    ended then too. `on_event` is told what happens as it happens, and must not raise; it is told nothing of a race that
-    is refused before anything was begun.
+    SettingsError for a configured judge that is none, and CancelledError when it was cancelled; what it made is ended
+    then in the same way. `on_event` is told what happens as it happens, and must not raise; it is told nothing of a
+    race that is refused before anything was begun.
     """
     check_limits(request, settings.races)
     by = request.judge
     plugin = plugins.load(by.name, settings.races.judges[by.name]) if isinstance(by, PluginJudge) else None
     timeouts = timeouts or RaceTimeouts(boot=settings.times.bind)
-    return await _Race(request, host, settings, environment, plugin, on_event, timeouts, clock, now).run()
+    return await _Race(
+        request, host, settings, environment, plugin, on_event, timeouts, clock, now, in_background
+    ).run()
 
 
 class _Race:
@@ -101,6 +110,7 @@ class _Race:
         timeouts: RaceTimeouts,
         clock: Clock,
         now: Clock,
+        in_background: InBackground | None,
     ) -> None:
         self._request = request
         self._settings = settings
@@ -111,14 +121,15 @@ class _Race:
         self._timeouts = timeouts
         self._id = new_race_id()
         self._deadline = request.deadline or settings.races.deadline
-        at_most = self._deadline + timeouts.promote + 2 * timeouts.reap + timeouts.boot
-        self._dead_man = math.ceil(now() + at_most + _DEAD_MAN_SLACK)
+        self._wall = now
+        self._places: dict[str, int | None] = {}
+        self._linger = math.inf if in_background is None else timeouts.linger
         self._shell = SandboxShell(host, settings.sandbox_user, settings.workdir, clock)
         self._progress = RaceProgress(on_event, self._shell, self._now)
         self._timeline = Timeline(clock, self._progress.phase_began)
         promoting = timeouts.promote if request.promote != "none" else 0.0
         ends = Deadline.after(self._deadline + promoting + timeouts.ends, clock)
-        self._resources = RaceResources(host, timeouts, clock, ends)
+        self._resources = RaceResources(host, timeouts, clock, in_background or asyncio.create_task, ends)
         self._context = RaceContext(
             host=host,
             environment=environment,
@@ -128,7 +139,7 @@ class _Race:
             timeouts=timeouts,
             timeline=self._timeline,
             clock=clock,
-            base_name=self._name(None),
+            base_name=lambda: self._name(None),
             identity_file=IDENTITY_FILE,
             identity=f"race {self._id}\n",
             server_sandbox=settings.server_sandbox,
@@ -139,6 +150,7 @@ class _Race:
         self._runners = [BranchRunner(index, branch, budget) for index, branch in enumerate(candidates)]
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
+        self._copies: list[str] = []
         self._leader: Leader | None = None
         self._accepted: str | None = None
         self._checkpoint: str | None = None
@@ -148,37 +160,55 @@ class _Race:
         return self._timeline.now()
 
     async def run(self) -> RaceReport:
+        renewing = asyncio.create_task(self._renew())
         try:
-            report = await self._run()
+            branches, best, deadline_passed = await self._run()
+            await self._resources.settle(self._linger)
         except asyncio.CancelledError:
             if self._leader is not None:
-                await shielded(self._leader.undo())
+                self._leader.undo()
+            await shielded(self._resources.settle(self._linger if math.isinf(self._linger) else 0.0))
             raise
+        except Exception:
+            await self._resources.settle(self._linger)
+            raise
+        finally:
+            await drop(renewing)
+        report = self._report(branches, best, deadline_passed=deadline_passed)
         self._progress.tell(events.Reported(report=report))
         return report
 
-    async def _run(self) -> RaceReport:
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            await self._resources.renew(lambda name: self._name(self._places[name]))
+
+    async def _run(self) -> tuple[tuple[BranchReport, ...], BranchReport | None, bool]:
+        """The branches, the winner, and whether the deadline passed."""
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(self._deadline) as scope:
-                    source = await look(self._request, self._context)
-                    await self._check_kept_name()
+                try:
+                    async with asyncio.timeout(self._deadline) as scope:
+                        source = await look(self._request, self._context)
+                        await self._check_kept_name()
+                        self._begin()
+                        if not self._request.dry_run:
+                            await self._race(source, stack)
+                except TimeoutError:
+                    if not scope.expired():
+                        raise
                     self._begin()
-                    if not self._request.dry_run:
-                        await self._race(source, stack)
-            except TimeoutError:
-                if not scope.expired():
-                    raise
-                self._begin()
-            if not self._request.dry_run and all(runner.refused == 404 for runner in self._runners):
-                raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
-            why_not = "this is a dry run" if self._request.dry_run else "the race's deadline passed"
-            branches = self._conclude(f"{self._accepted} was accepted" if self._accepted else why_not)
-            best = scores.winner(branches, higher_is_better=self._request.higher_is_better)
-            if best is not None and self._leader is not None:
-                self._promotion = await self._leader.promote(best)
-                self._progress.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
-        return self._report(branches, best, deadline_passed=scope.expired())
+                if not self._request.dry_run and all(runner.refused == 404 for runner in self._runners):
+                    raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
+                why_not = "this is a dry run" if self._request.dry_run else "the race's deadline passed"
+                branches = self._conclude(f"{self._accepted} was accepted" if self._accepted else why_not)
+                best = scores.winner(branches, higher_is_better=self._request.higher_is_better)
+                if best is not None and self._leader is not None:
+                    self._promotion = await self._leader.promote(best)
+                    self._progress.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
+            finally:
+                self._resources.hurry()  # before the stack ends anything
+        return branches, best, scope.expired()
 
     async def _check_kept_name(self) -> None:
         """Raises BadRace for a name that somebody has, SourceUnknown where that cannot be said."""
@@ -196,13 +226,16 @@ class _Race:
         self._progress.began(self._id, [runner.branch.name for runner in self._runners])
 
     async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
-        names = [self._name(runner.index) for runner in self._runners]
-        fork_point = await prepare(self._request, source, self._context, stack, names)
+        self._copies = [self._name(runner.index) for runner in self._runners]
+        fork_point = await prepare(self._request, source, self._context, stack, self._copies)
         self._checkpoint = fork_point.snapshot_id
         if self._request.promote != "none":
-            kept_name = kept_snapshot_name(self._settings.prefix, self._environment.id, self._id, self._dead_man)
             leader = Leader(
-                self._request, self._context, fork_point, pristine_name=self._name(PRISTINE), kept_name=kept_name
+                self._request,
+                self._context,
+                fork_point,
+                pristine_name=lambda: self._name(PRISTINE),
+                kept_name=self._kept_name,
             )
             self._leader = await stack.enter_async_context(leader)
         async with asyncio.TaskGroup() as group:
@@ -236,9 +269,9 @@ class _Race:
                     self._timeline.add("reap", name, ending)
 
     def _child(self, runner: BranchRunner, fork_point: ForkPoint) -> AbstractAsyncContextManager[SandboxRecord]:
-        name = self._name(runner.index)
         if fork_point.kind == "live":
-            return self._resources.copied(name)
+            return self._resources.copied(self._copies[runner.index])
+        name = self._name(runner.index)
         return self._resources.sandbox(fork_point.spec(name, self._environment, self._longest(runner.branch)))
 
     async def _try(self, runner: BranchRunner, fork_point: ForkPoint, child: SandboxRecord) -> None:
@@ -322,7 +355,8 @@ class _Race:
         return None
 
     def _accept(self, runner: BranchRunner) -> None:
-        """Cancels every other branch; each ends its sandbox, all at once."""
+        """Cancels every other branch. Their sandboxes end behind the race."""
+        self._resources.hurry()
         self._accepted = self._accepted or runner.branch.name
         for task in self._tasks:
             if task is not asyncio.current_task():
@@ -343,6 +377,7 @@ class _Race:
             checkpoint=self._checkpoint,
             promotion=self._promotion,
             reaped=tuple(self._resources.reaped),
+            ending=self._resources.ending,
             leftovers=tuple(dict.fromkeys(self._resources.leftovers)),
             timeline=self._timeline.spans(),
             speedup=self._speedup(branches),
@@ -358,8 +393,18 @@ class _Race:
         took = self._timeline.now() - min(boots, default=math.inf)
         return round(worked / took, 2) if worked > 0 and took > 0 else None
 
+    @property
+    def _dead_man(self) -> int:
+        return math.ceil(self._wall() + DEAD_MAN_SECONDS)
+
     def _name(self, index: int | None) -> str:
-        return race_sandbox_name(self._settings.prefix, self._environment.id, self._id, index, self._dead_man)
+        """The name to give a sandbox now."""
+        name = race_sandbox_name(self._settings.prefix, self._environment.id, self._id, index, self._dead_man)
+        self._places[name] = index
+        return name
+
+    def _kept_name(self) -> str:
+        return kept_snapshot_name(self._settings.prefix, self._environment.id, self._id, self._dead_man)
 
     def _timeout(self, branch: Branch) -> float:
         return branch.timeout or self._request.branch_timeout

@@ -84,10 +84,11 @@ class Span(Model):
 
 
 class RaceReport(Model):
-    """One race. `winner` is a branch's name. `checkpoint` is the snapshot that the branches started from. `reaped`
-    and `leftovers` hold names of sandboxes and ids of snapshots; a leftover is one whose end could not be confirmed.
-    `speedup` is how many times as long the branches' runs and judges would have taken one after the other, null where
-    nothing ran. `promotion` is null where none was asked for, or nobody won."""
+    """One race. `winner` is a branch's name. `checkpoint` is the snapshot that the branches started from. `reaped`,
+    `ending` and `leftovers` hold names of sandboxes and ids of snapshots: those that have ended, those whose end goes
+    on behind the report, and those whose end could not be confirmed. `speedup` is how many times as long the branches'
+    runs and judges would have taken one after the other, null where nothing ran. `promotion` is null where none was
+    asked for, or nobody won."""
 
     race_id: str
     winner: str | None
@@ -95,6 +96,7 @@ class RaceReport(Model):
     checkpoint: str | None
     promotion: PromotionReport | None = None
     reaped: tuple[str, ...]
+    ending: tuple[str, ...] = ()
     leftovers: tuple[str, ...]
     timeline: tuple[Span, ...]
     speedup: float | None = None

@@ -32,13 +32,14 @@ from shared.ports import (
     SnapshotKind,
 )
 from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceUnknown
-from shared.tasks import drop, shielded
+from shared.tasks import drop
 
 # The service does not know what it is asked for, or may not give it: no later moment changes that.
 _FINAL_REFUSALS: Final = (400, 401, 404, 422)
 _LEAST_SECONDS: Final = 1.0  # what an end is given at least, however late it is
 _T = TypeVar("_T")
 _SnapshotCall = asyncio.Task[Snapshot | Absent | Refused | Doubtful]
+InBackground = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class RaceTimeouts:
     """How patient a race is. Seconds; a pause doubles with each attempt.
 
     `promote` is for the promotion, `reap` for each end of something, and `ends` for all of them together once the
-    deadline and the promotion's time are over.
+    deadline and the promotion's time are over. `linger` is how long a report waits for ends that can go on behind it.
     """
 
     attempts: int = 3
@@ -55,6 +56,7 @@ class RaceTimeouts:
     reap: float = 60.0
     promote: float = 60.0
     ends: float = math.inf
+    linger: float = 0.15
 
 
 class NotMade(RaceError):
@@ -94,11 +96,6 @@ class _Room:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def freed(self) -> None:
-        """One that was no longer counted as busy has ended."""
-        self.enter()
-        self.leave(ended=True)
-
     async def freed_since(self, seen: int) -> bool:
         while self.ended == seen and self._busy:
             await self._changed.wait()
@@ -116,18 +113,34 @@ class _Tenure:
     id: str | None = None
     in_room: bool = False
     doubted: bool = False
-    held: bool = False
     kept: bool = False
+    ending: bool = False
+    settled: bool = False
     lost: str = ""
     failed: set[str] = field(default_factory=set)
+    naming: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RaceResources:
-    """Everything that one race makes. `reaped` and `leftovers` are what the report says at the end. `give_way` is asked
-    when there is no room and nobody to wait for: whether something that can be made again later has just been ended.
-    `until` is when all ends shall be over."""
+    """Everything that one race makes. `reaped`, `leftovers` and `ending` are for the report. `give_way` is asked when
+    there is no room and nobody to wait for: whether something that can be made again later has just been ended. `until`
+    is when all ends shall be over.
 
-    def __init__(self, host: SandboxHost, timeouts: RaceTimeouts, clock: Clock, until: Deadline | None = None) -> None:
+    Ends are tasks of `in_background`, which sees them to their end: whoever leaves a block waits for its end as long as
+    there is time, and not when he is cancelled or after `hurry`.
+    """
+
+    def __init__(
+        self,
+        host: SandboxHost,
+        timeouts: RaceTimeouts,
+        clock: Clock,
+        in_background: InBackground,
+        until: Deadline | None = None,
+    ) -> None:
+        self._in_background = in_background
+        self._ends: dict[asyncio.Task[None], Callable[[], str]] = {}
+        self._hurries = False
         self._until = until
         self._clock = clock
         self._host = host
@@ -144,22 +157,86 @@ class RaceResources:
     async def sandbox(self, spec: SandboxSpec) -> AsyncIterator[SandboxRecord]:
         """A running sandbox. Raises NotMade; ends the sandbox, or what may be one, at the end."""
         tenure = self._tenures[spec.name] = _Tenure(spec.name)
-        try:
+        async with self._ended_behind(lambda: self._begin_end(tenure)):
             yield await self._make(spec, tenure)
+
+    def hurry(self) -> None:
+        """The race's result is known: nothing waits for an end any more."""
+        self._hurries = True
+
+    @property
+    def ending(self) -> tuple[str, ...]:
+        """What is being ended just now: names of sandboxes and ids of snapshots."""
+        return tuple(sorted({label() for task, label in self._ends.items() if not task.done()}))
+
+    async def settle(self, seconds: float) -> None:
+        """Waits for the ends, for so many seconds at most."""
+        until = Deadline.after(seconds, self._clock)
+        while (pending := [task for task in self._ends if not task.done()]) and not until.passed:
+            await asyncio.wait(pending, timeout=None if math.isinf(seconds) else until.left())
+        for task in self._ends:
+            if task.done() and not task.cancelled():
+                task.result()  # a bug is raised, wherever it was met
+
+    @asynccontextmanager
+    async def _ended_behind(self, begin: Callable[[], asyncio.Task[None] | None]) -> AsyncIterator[None]:
+        """A block after which something is ended. It is waited for unless there is no time for that."""
+        cancelled = False
+        try:
+            yield
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
         finally:
-            await shielded(self._reap(tenure))
+            end = begin()
+            if end is not None and not cancelled and not self._hurries:
+                await asyncio.wait({end})
+
+    def _begin(self, work: Coroutine[Any, Any, None], label: Callable[[], str]) -> asyncio.Task[None]:
+        task = self._in_background(work)
+        self._ends[task] = label
+        return task
+
+    def _begin_end(self, tenure: _Tenure, after: asyncio.Task[Any] | None = None) -> asyncio.Task[None] | None:
+        """Ends a sandbox, once `after` is over. Whoever waits for room may wait for this end."""
+        if tenure.kept:
+            return None
+        tenure.ending = True
+        if not tenure.in_room:
+            tenure.in_room = True
+            self._room.enter()
+        return self._begin(self._reap(tenure, after), lambda: tenure.name)
 
     def hold(self, name: str) -> None:
         """This sandbox stays for longer than its branch: whoever waits for room need not wait for it."""
         tenure = self._tenures[name]
-        tenure.held = True
         if tenure.in_room:
             tenure.in_room = False
             self._room.leave(ended=False)
 
+    @asynccontextmanager
+    async def naming(self, name: str) -> AsyncIterator[None]:
+        """While somebody gives this sandbox a name of another kind, which no renewal then takes away again."""
+        tenure = self._tenures[name]
+        async with tenure.naming:
+            tenure.settled = True
+            yield
+
     def renamed(self, name: str, now: str) -> None:
         """What this sandbox is called in the report from now on."""
         self._tenures[name].name = now
+
+    async def renew(self, renamed: Callable[[str], str]) -> None:
+        """Gives everything that lives a name with a later dead-man time: `renamed` of the name that it was made with.
+        What cannot be renamed now is tried again by the next renewal."""
+        await asyncio.gather(*(self._renew(tenure, renamed(name)) for name, tenure in self._tenures.items()))
+
+    async def _renew(self, tenure: _Tenure, name: str) -> None:
+        async with tenure.naming:
+            if tenure.id is None or tenure.kept or tenure.ending or tenure.settled:
+                return
+            if await self._host.rename(tenure.id, name) is None:
+                tenure.name = name
 
     def keep(self, name: str) -> None:
         """This sandbox is somebody else's from now on and is not ended."""
@@ -171,24 +248,25 @@ class RaceResources:
         end. Raises SourceAbsent, SourceNotReady or SourceUnknown."""
         tenures = [_Tenure(name, doubted=True) for name in names]
         self._tenures.update((tenure.name, tenure) for tenure in tenures)
+        copying = asyncio.create_task(self._copy(sandbox_id, tenures, label))
         try:
-            await shielded(self._copy(sandbox_id, tenures, label))
+            await asyncio.wait({copying})
+            copying.result()
             yield
         finally:
-            waiting = [self._reap(tenure) for tenure in tenures if self._tenures.get(tenure.name) is tenure]
-            await shielded(_all(waiting))
+            for tenure in tenures:
+                if self._tenures.get(tenure.name) is tenure:
+                    self._begin_end(tenure, after=copying)
 
     @asynccontextmanager
     async def copied(self, name: str) -> AsyncIterator[SandboxRecord]:
         """A copy that `copies` has made; the same as `sandbox` otherwise."""
         tenure = self._tenures[name]
         self._tenures[name] = tenure = replace(tenure)  # from now on it is this caller's to end
-        try:
+        async with self._ended_behind(lambda: self._begin_end(tenure)):
             if tenure.id is None:
                 raise NotMade(f"the copy could not be made: {tenure.lost}")
             yield SandboxRecord(tenure.id, name, SandboxStatus.RUNNING)
-        finally:
-            await shielded(self._reap(tenure))
 
     @asynccontextmanager
     async def checkpoint(
@@ -200,43 +278,50 @@ class RaceResources:
         runs in the source: a worker there would make two holders of one lease.
         """
         calls: list[_SnapshotCall] = []
-        try:
+
+        def begin() -> asyncio.Task[None] | None:
+            if not calls:
+                return None
+            # What is still being made from the snapshot is ended first.
+            before = [task for task in self._ends if not task.done()]
+            return self._begin(self._forget_snapshots(calls, label, before), lambda: _called(calls, label))
+
+        async with self._ended_behind(begin):
             yield await self._snapshot(sandbox_id, label, kind, calls)
-        finally:
-            await shielded(self._forget_snapshots(calls, label))
 
     def keep_snapshot(self, snapshot_id: str) -> None:
         """This snapshot is somebody else's from now on and is not deleted."""
         self._kept_snapshots.add(snapshot_id)
 
-    async def end_kept(self, name: str) -> None:
+    def end_kept(self, name: str) -> None:
         """A sandbox that was to be kept is not wanted after all."""
         tenure = self._tenures[name]
         tenure.kept = False
-        await shielded(self._reap(tenure))
+        self._begin_end(tenure)
 
-    async def end_kept_snapshot(self, snapshot_id: str) -> None:
+    def end_kept_snapshot(self, snapshot_id: str) -> None:
         """A snapshot that was to be kept is not wanted after all."""
-        gone = await shielded(_within(self._delete(snapshot_id), self._reap_seconds()))
+        self._begin(self._forget_snapshot(snapshot_id), lambda: snapshot_id)
+
+    async def _forget_snapshot(self, snapshot_id: str) -> None:
+        gone = await _within(self._delete(snapshot_id), self._reap_seconds())
         (self.reaped if gone else self.leftovers).append(snapshot_id)
 
     def _reap_seconds(self) -> float:
         left = math.inf if self._until is None else self._until.left()
         return min(self._timeouts.reap, max(_LEAST_SECONDS, left))
 
-    async def _reap(self, tenure: _Tenure) -> None:
-        if tenure.kept:
-            return
+    async def _reap(self, tenure: _Tenure, after: asyncio.Task[Any] | None) -> None:
+        if after is not None:
+            await asyncio.wait({after}, timeout=self._reap_seconds())
+            await drop(after)
         gone = await _within(self._end(tenure), self._reap_seconds())
         await drop(tenure.making)
         if not gone:
             self.leftovers.append(tenure.name)
         elif tenure.id is not None:
             self.reaped.append(tenure.name)
-        if tenure.in_room:
-            self._room.leave(ended=bool(gone) and tenure.id is not None)
-        elif tenure.held and gone:
-            self._room.freed()
+        self._room.leave(ended=bool(gone) and tenure.id is not None)
 
     async def _make(self, spec: SandboxSpec, tenure: _Tenure) -> SandboxRecord:
         attempt = 0
@@ -388,7 +473,11 @@ class RaceResources:
                         raise SourceUnknown(f"it is not known whether {label} was checkpointed: {reason}")
                     await self._pause_before(doubts)
 
-    async def _forget_snapshots(self, calls: list[_SnapshotCall], label: str) -> None:
+    async def _forget_snapshots(
+        self, calls: list[_SnapshotCall], label: str, before: Sequence[asyncio.Task[None]]
+    ) -> None:
+        if before:
+            await asyncio.wait(before)
         for call in calls:
             await asyncio.wait({call}, timeout=self._reap_seconds())
             await drop(call)
@@ -397,8 +486,7 @@ class RaceResources:
                 case Snapshot(id=snapshot_id) if snapshot_id in self._kept_snapshots:
                     pass
                 case Snapshot(id=snapshot_id):
-                    gone = await _within(self._delete(snapshot_id), self._reap_seconds())
-                    (self.reaped if gone else self.leftovers).append(snapshot_id)
+                    await self._forget_snapshot(snapshot_id)
                 case Doubtful() | None:
                     self.leftovers.append(f"a snapshot of {label} whose id is not known")
                 case Absent() | Refused():
@@ -416,5 +504,13 @@ class RaceResources:
             await asyncio.sleep(pause_before(attempt, self._timeouts.pause))
 
 
-async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
-    await asyncio.gather(*works)
+def _called(calls: Sequence[_SnapshotCall], label: str) -> str:
+    """A snapshot for a report: its id, where there is one by now."""
+    for call in calls:
+        if call.done() and not call.cancelled() and call.exception() is None:
+            match call.result():
+                case Snapshot(id=snapshot_id):
+                    return snapshot_id
+                case _:
+                    continue
+    return f"a snapshot of {label}"

@@ -29,12 +29,14 @@ from shared.races import events
 from shared.races.fields import Model
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
+from shared.races.resources import RaceTimeouts
 from shared.secret import Secret
 from shared.service import Service
 from shared.settings import Settings
 
 # A served stream says something every few seconds; a runtime that answers all at once is silent until its race ends.
 _LONGEST_SILENCE: Final = 1_200.0
+_LINGER: Final = 2.0  # seconds that a report waits for ends: this process sees them through anyway
 _CONNECT_SECONDS: Final = 10.0
 _LONGEST_LINE: Final = 64 * 1024 * 1024
 _NOT_THE_ASKERS_FAULT: Final = (
@@ -110,7 +112,8 @@ async def race_here(request: RaceRequest, settings: Settings, host: RecordingHos
     service = Service(settings)
     service.host = host
     try:
-        await service.race(request, on_event=tell)
+        timeouts = RaceTimeouts(boot=settings.times.bind, linger=_LINGER)
+        await service.race(request, on_event=tell, timeouts=timeouts)
     finally:
         await service.aclose()
 

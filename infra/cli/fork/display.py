@@ -185,6 +185,8 @@ def conclusion(report: RaceReport) -> Iterator[Line]:
     if report.leftovers:
         left = ", ".join(one_line(name) for name in report.leftovers)
         yield Line(f"{ended}; whether these are gone is not known, and the reconciler ends them: {left}", Look.WRONG)
+    elif report.ending:
+        yield Line(f"{ended}; {len(report.ending)} more are ending behind the report.", Look.QUIET)
     elif report.reaped:
         yield Line(f"{ended}; nothing is left.", Look.QUIET)
 
