@@ -134,6 +134,15 @@ def belongs_to(name: SandboxName, environment_id: str) -> bool:
             return False
 
 
+def given_under(name: str | None, environment_id: str) -> str | None:
+    """The prefix under which a sandbox of this environment got its name, whatever this deployment's own is; None for a
+    name that has none."""
+    tagged = re.match(rf"({_PREFIX.pattern})-{environment_tag(environment_id)}-", name or "")
+    if tagged is None or isinstance(parse(tagged[1], name), ForeignName):
+        return None
+    return tagged[1]
+
+
 def _parse_tagged(prefix: str, tag: str, rest: str) -> SandboxName | None:
     if session := re.fullmatch(r"([sx])([0-9a-z]+)", rest):
         kind, code = session.groups()

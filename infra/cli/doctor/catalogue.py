@@ -193,6 +193,17 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "their race, session or start is over and no tick has cleaned up after it",
         "`make tick`; if it stays so, see its report",
     ),
+    "HANDS607": Entry(
+        "snapshots of a session's own sandbox",
+        "a person took them, or a race that was killed; nothing tells which, so no tick deletes them",
+        "delete those that nobody needs, in the service's console or with its command line",
+    ),
+    "HANDS608": Entry(
+        "sandboxes of these environments have another prefix",
+        "SANDBOX_PREFIX was changed, or two deployments serve one environment under two prefixes: a session gets a "
+        "second sandbox, and no tick cleans the first one up",
+        "set SANDBOX_PREFIX back until they have ended, or end them yourself",
+    ),
     "HANDS701": Entry(
         "a sandbox cannot reach what it should",
         "the egress list does not have the host, or the network does not let it through",

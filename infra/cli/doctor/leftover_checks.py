@@ -11,10 +11,9 @@ from infra.cli.doctor.findings import Say, info, ok, warning
 from shared import names
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
 from shared.reconcile.lookups import Lookups
-from shared.reconcile.plan import due, snapshots_due
+from shared.reconcile.plan import due, snapshots_due, unclaimed
 from shared.reconcile.world import World
 from shared.reports import ENDS
-from shared.settings import Environment
 
 _PATIENCE: Final = timedelta(minutes=5)  # a tick comes once a minute; what was due so long ago was forgotten
 _SHOWN: Final = 4
@@ -37,6 +36,7 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
     snapshots = await context.service.host.list_snapshots()
     late = datetime.fromtimestamp(context.now(), UTC) - _PATIENCE
     left: list[str] = []
+    unsure: list[str] = []
     for environment in context.settings.environments.values():
         view = World.of(late, context.settings.prefix, environment.id, listing.rows)
         repairs = due(view, Lookups(), context.settings)
@@ -44,15 +44,20 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
         if not isinstance(snapshots, Doubtful):
             left += [
                 f"snapshot {repair.target} ({repair.why})"
-                for repair in snapshots_due(list(snapshots.rows), view, context.settings, environment.id)
+                for repair in snapshots_due(snapshots.rows, view, context.settings, environment.id)
             ]
+            unsure += [each.id for each in unclaimed(snapshots.rows, view, context.settings, environment.id)]
+    if unsure:
+        say(info("HANDS607", f"{len(unsure)} of a session's own sandbox, by a person or a race: {_some(unsure)}"))
+    if renamed := _other_prefixes(rows, context):
+        seen = f"{len(renamed)} have another prefix than SANDBOX_PREFIX={context.settings.prefix}: {_some(renamed)}"
+        say(warning("HANDS608", seen))
     others = _other_servers(rows, context, late)
     if others:
         seen = f"{', '.join(others)}: left by a make webhook-sandbox that was cut off, serves nobody"
         say(warning("HANDS606", seen, "`make webhook-sandbox` ends it"))
     if left:
-        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
-        say(warning("HANDS606", f"{len(left)} left over: {', '.join(left[:_SHOWN])}{more}"))
+        say(warning("HANDS606", f"{len(left)} left over: {_some(left)}"))
         say(warning("HANDS304", "what is left over should have been ended by a tick minutes ago"))
     elif isinstance(snapshots, Doubtful):
         say(info("HANDS606", f"no sandbox is left over; snapshots could not be listed: {snapshots.reason}"))
@@ -69,7 +74,17 @@ def _other_servers(rows: list[SandboxRecord], context: DoctorContext, late: date
     return [str(each.name) for each in servers[1:] if each.created_at is None or each.created_at < late]
 
 
-def _of(environment: Environment, context: DoctorContext, rows: list[SandboxRecord]) -> list[SandboxRecord]:
-    """This environment's, whether marked or not, as the reconciler sees them."""
-    prefix = context.settings.prefix
-    return [sandbox for sandbox in rows if names.belongs_to(names.parse(prefix, sandbox.name), environment.id)]
+def _other_prefixes(rows: list[SandboxRecord], context: DoctorContext) -> list[str]:
+    """Sandboxes of our environments that no tick of this deployment finds: their prefix is another one."""
+    environments = list(context.settings.environments.values())
+    return [
+        str(each.name)
+        for each in rows
+        if isinstance(names.parse(context.settings.prefix, each.name), names.ForeignName)
+        if any(names.given_under(each.name, environment.id) for environment in environments)
+    ]
+
+
+def _some(texts: list[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return f"{', '.join(texts[:_SHOWN])}{more}"

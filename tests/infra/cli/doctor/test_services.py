@@ -21,7 +21,7 @@ from infra.cli.doctor import images, leftover_checks, schedule, services, webhoo
 from infra.cli.doctor.context import account_of
 from infra.cli.doctor.findings import Finding, Severity
 from infra.sandbox.look import Look
-from shared.names import new_race_id, new_server_name, race_sandbox_name
+from shared.names import new_race_id, new_server_name, race_sandbox_name, sandbox_name
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import OTHER_KEY
@@ -151,6 +151,26 @@ def test_what_a_dead_race_left_is_found_and_so_is_that_nobody_ticks(place: Place
     assert bad(findings) == {"HANDS304": Severity.WARNING, "HANDS606": Severity.WARNING}
     assert name in seen(findings, "HANDS606")
     assert bad(said(ground_of(place), leftover_checks.check_remains)) == {}
+
+
+def test_what_nothing_cleans_up_is_named_a_renamed_prefix_and_a_snapshot_that_may_be_a_persons(place: Place) -> None:
+    account = account_of(ground_of(place))
+    mine = {"api_url": account.api_url, "api_key": account.api_key.reveal()}
+    session = "sesn_01Doctor"
+    name = sandbox_name("before", place.environment_id, session)
+    boxes = [Sandbox.create(name=each, image="agent-cli", **mine) for each in (name, place.sandbox(session))]
+    try:
+        taken = boxes[1].checkpoint()
+        findings = said(ground_of(place), leftover_checks.check_remains)
+        assert bad(findings) == {"HANDS608": Severity.WARNING}
+        assert name in seen(findings, "HANDS608") and place.sandbox(session) not in seen(findings, "HANDS608")
+        assert taken is not None and taken.snapshot_id in seen(findings, "HANDS607")
+        Sandbox.delete_snapshot(taken.snapshot_id, **mine)
+    finally:
+        for box in boxes:
+            box.terminate()
+    codes = {each.code for each in said(ground_of(place), leftover_checks.check_remains)}
+    assert not codes & {"HANDS607", "HANDS608"}
 
 
 def judged(report: dict[str, Any] | None, status: str = "running") -> list[Finding]:
