@@ -1,0 +1,153 @@
+"""Each file of examples/ does what it says, as a reader would use it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from infra.cli.environ import Loaded
+from infra.cli.fork.command import Options, run
+from infra.cli.fork.request import Flags, read_request
+from shared.settings import Settings
+from tests.infra.cli.fork.test_command import environ_of
+from tests.support.checkout import ROOT
+from tests.support.serving import TOKEN, UVICORN, serving
+from tests.support.world import Place, World
+
+EXAMPLES: Final = ROOT / "examples"
+PATH: Final = os.environ["PATH"]
+
+
+@pytest.fixture(scope="module")
+def server(world: World) -> Iterator[str]:
+    """The functions on a real socket."""
+    with serving(world.place(), UVICORN, RUNNER_MAX_IDLE_SECONDS="1") as url:
+        yield url
+
+
+def raced(place: Place, file: Path, capsys: pytest.CaptureFixture[str], **environ: str) -> dict[str, Any]:
+    code = asyncio.run(
+        run(Loaded({**environ_of(place), **environ}, None), read_request(str(file), Flags()), Options(as_json=True))
+    )
+    report: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    assert code == (0 if report["winner"] else 1)
+    return report
+
+
+def test_the_race_file_has_a_right_winner_and_refuses_the_wrong_branch(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = raced(place, EXAMPLES / "race.yaml", capsys)
+    assert report["winner"] in ("coreutils", "python")
+    assert {branch["name"]: branch["status"] for branch in report["branches"]} == {
+        "coreutils": "ok",
+        "python": "ok",
+        "as-text": "failed",
+    }
+
+
+def test_the_environments_file_is_one_that_settings_take() -> None:
+    settings = Settings.from_environ(
+        {
+            "TENSORLAKE_API_KEY": "a-key",
+            "ENVIRONMENTS_FILE": str(EXAMPLES / "environments.toml"),
+            "SANDBOX_IMAGE_NAME": "common",
+            "BACKEND_ENVIRONMENT_KEY": "another-key",
+        }
+    )
+    backend, docs = settings.environments.values()
+    assert (backend.image, backend.cpus, backend.timeout_seconds) == ("backend", 4.0, 3600)
+    assert (docs.image, docs.cpus, docs.timeout_seconds) == ("common", 2.0, 900)
+
+
+def test_the_judge_of_ones_own_prefers_the_shorter_program_that_is_python(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    race = tmp_path / "race.yaml"
+    race.write_text(
+        """
+source: {image: agent-cli}
+branches:
+  - {name: long, script: "echo 'print(1 + 1)' > answer.py"}
+  - {name: short, script: "echo 'print(2)' > answer.py"}
+  - {name: broken, script: "echo 'pr(' > answer.py"}
+judge: {type: plugin, name: shortest, options: {file: answer.py}}
+higher_is_better: false
+"""
+    )
+    report = raced(place, race, capsys, RACE_JUDGES="shortest=custom_judge:shortest")
+    assert report["winner"] == "short"
+    assert "answer.py is not Python" in str(report["branches"])
+
+
+def test_fork_is_called_from_python(server: str) -> None:
+    environ = {"PATH": PATH, "FUNCTIONS_URL": server, "FUNCTIONS_TOKEN": TOKEN}
+    called = [sys.executable, "-I", str(EXAMPLES / "call_fork.py")]
+    done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith("race") and done.stdout.splitlines()[-1] == "winner: b2"
+    environ["FUNCTIONS_TOKEN"] = "another"
+    done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "token" in done.stderr and "Traceback" not in done.stderr
+
+
+def shell(command: str, **environ: str) -> int:
+    return subprocess.run(
+        ["sh", "-c", command], env={"PATH": PATH, **environ}, capture_output=True, timeout=100
+    ).returncode
+
+
+def test_the_crontabs_line_ticks(server: str, tmp_path: Path) -> None:
+    (entry,) = [line for line in (EXAMPLES / "cron" / "crontab").read_text().splitlines() if not line.startswith("#")]
+    *when, command = entry.split(maxsplit=5)
+    assert len(when) == 5 and "%" not in command  # which cron takes for the end of a line
+    settings = tmp_path / ".config" / "serverless-hands.env"
+    settings.parent.mkdir()
+    settings.write_text(f"FUNCTIONS_URL={server}\nFUNCTIONS_TOKEN={TOKEN}\n")
+    assert shell(command, HOME=str(tmp_path)) == 0
+    settings.write_text(f"FUNCTIONS_URL={server}\nFUNCTIONS_TOKEN=another\n")
+    assert shell(command, HOME=str(tmp_path)) != 0
+
+
+def test_the_workflow_ticks(server: str) -> None:
+    workflow = yaml.safe_load((EXAMPLES / "cron" / "github-actions.yaml").read_text())
+    (step,) = workflow["jobs"]["tick"]["steps"]
+    assert set(step["env"]) == {"FUNCTIONS_TOKEN", "FUNCTIONS_URL"}
+    assert workflow[True]["schedule"] == [{"cron": "*/5 * * * *"}]  # YAML reads `on` as a truth value
+    assert shell(step["run"], FUNCTIONS_URL=server, FUNCTIONS_TOKEN=TOKEN) == 0
+    assert shell(step["run"], FUNCTIONS_URL=server, FUNCTIONS_TOKEN="another") != 0
+
+
+def test_the_scheduler_job_is_one_call_of_gcloud(tmp_path: Path) -> None:
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$HOME/told"\n')
+    gcloud.chmod(stat.S_IRWXU)
+    script = EXAMPLES / "cron" / "cloud-scheduler.sh"
+    environ = {"GCP_REGION": "europe-west1", "FUNCTIONS_URL": "https://f.example", "FUNCTIONS_TOKEN": "a token"}
+    assert (
+        shell(f"sh {shlex.quote(str(script))}", **{**environ, "PATH": f"{tmp_path}:{PATH}", "HOME": str(tmp_path)}) == 0
+    )
+    told = (tmp_path / "told").read_text().splitlines()
+    assert "--uri=https://f.example/poll_tick" in told and "--headers=Authorization=Bearer a token" in told
+    checked = subprocess.run([Path(sys.executable).with_name("shellcheck"), script], capture_output=True, timeout=60)
+    assert (checked.returncode, checked.stdout) == (0, b"")
+
+
+def test_every_example_is_named_in_the_readme_and_run_here() -> None:
+    readme = (EXAMPLES / "README.md").read_text()
+    here = Path(__file__).read_text()
+    for path in EXAMPLES.rglob("*"):
+        if path.is_file() and path.name != "README.md" and "__pycache__" not in path.parts:
+            assert path.name in here or path.stem in here, path
+            assert f"({path.relative_to(EXAMPLES)})" in readme or f"({path.parent.name}/)" in readme, path
