@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox demo-race test lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -61,6 +61,9 @@ demo-race: setup ## five fixes of a failing test race in copies of a session's s
 
 test: setup-dev ## the tests (TESTS=path for some of them)
 	@$(PY) -m pytest $(TESTS)
+
+test-busy: setup-dev ## the tests beside four processes that only compute: none may depend on the machine's speed
+	@$(PY) -m tests.support.busy $(TESTS)
 
 lint: setup-dev ## style, types, import rules
 	@$(PY) -m ruff check .

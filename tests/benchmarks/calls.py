@@ -18,7 +18,8 @@ import httpx
 from shared.reports import DrainReport, ItemEnd
 from tests.benchmarks.report import Aim, Result, Table, median
 from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage
-from tests.support.world import Place, until
+from tests.support.waiting import until
+from tests.support.world import Place
 
 OTHERS: Final = (1, 1000)
 RUNS: Final = 3
@@ -62,14 +63,14 @@ def _session(place: Place) -> Mapping[str, Calls]:
     for turn, state in enumerate(STATES, 1):
         if turn > 1:
             # The last worker must be gone, or it would take the message without any dispatcher.
-            until(lambda: place.item(session)["state"] == "stopped", 30, "the worker did not end")
+            until(lambda: place.item(session)["state"] == "stopped", "the worker did not end")
             if state == "suspended":
                 place.world.tensorlake_admin.call("POST", f"sandboxes/{place.sandbox(session)}/suspend")
             place.say(session, PROMPT)
-            until(_queued(place, session, turn), 30, "the message queued no item")
+            until(_queued(place, session, turn), "the message queued no item")
         found[state] = _drain(place)
-        place.wait_done(session, turn, 60)
-    until(lambda: place.item(session)["state"] == "stopped", 30, "the worker did not end")
+        place.wait_done(session, turn)
+    until(lambda: place.item(session)["state"] == "stopped", "the worker did not end")
     end_sandboxes(place)
     return found
 

@@ -47,7 +47,7 @@ def run() -> Result:
 def session_way(place: Place) -> Way:
     """One session, served to its end, and its way. Its sandbox is ended."""
     session = place.session(PROMPT)
-    place.wait_done(session, seconds=60)
+    place.wait_done(session)
     found = way(place, session)
     end_sandboxes(place)
     return found

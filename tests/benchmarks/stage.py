@@ -12,7 +12,8 @@ from typing import Final
 
 import httpx
 
-from tests.support.world import SCALED, Place, World, offline_world, until
+from tests.support.waiting import until
+from tests.support.world import SCALED, Place, World, offline_world
 
 ROUND_TRIP: Final = 0.05  # seconds, of each API call on either service
 CREATE: Final = 0.3
@@ -49,7 +50,7 @@ def production_place(world: World, **extra: str) -> Place:
 
 def wait_ready(url: str) -> None:
     """The server has its SDKs imported."""
-    until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, 30, "the server did not become ready")
+    until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")
 
 
 def end_sandboxes(place: Place) -> None:

@@ -29,12 +29,6 @@ from tests.support.model.truth import Truth
 API_KEY = "sk-ant-api-of-no-real-account"
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
-
-
 # ---------------------------------------------------------------------------------------------------- the sandboxes
 
 TALKS = "echo hello; sleep 60"

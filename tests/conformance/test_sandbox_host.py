@@ -31,18 +31,9 @@ from shared.ports import (
     Snapshot,
     SnapshotKind,
 )
-from tests.conformance.benches import (
-    EXITS,
-    HEEDS,
-    TALKS,
-    HostBench,
-    ModelHosts,
-    OfflineHosts,
-    connected,
-    program,
-    until,
-)
+from tests.conformance.benches import EXITS, HEEDS, TALKS, HostBench, ModelHosts, OfflineHosts, connected, program
 from tests.support.admin import Admin
+from tests.support.waiting import until_async
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +91,11 @@ def test_a_process_is_started_by_name_watched_and_killed(bench: HostBench) -> No
     async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "processes")
         assert await host.start(sandbox.id, program("talker", TALKS)) is None
-        await until(lambda: said(host, sandbox.id, "talker", "hello"))
+        await until_async(lambda: said(host, sandbox.id, "talker", "hello"))
         state = await host.process_state(sandbox.id, "talker")
         assert isinstance(state, ProcessState) and state.running
         assert await host.kill(sandbox.id, "talker") is None
-        await until(lambda: over(host, sandbox.id, "talker"))
+        await until_async(lambda: over(host, sandbox.id, "talker"))
         assert isinstance(await host.process_state(sandbox.id, "nobody"), Absent)
         assert isinstance(await host.process_output(sandbox.id, "nobody"), Absent)
 
@@ -127,7 +118,7 @@ def test_exit_codes_of_named_processes_are_remembered(bench: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "exits")
         assert await host.start(sandbox.id, program("seven", EXITS)) is None
-        await until(lambda: over(host, sandbox.id, "seven"))
+        await until_async(lambda: over(host, sandbox.id, "seven"))
         listed = await host.process_names(sandbox.id)
         assert not isinstance(listed, Absent | Doubtful)
         assert [(process.name, process.exit_code) for process in listed] == [("seven", 7)]
@@ -241,9 +232,9 @@ def test_a_process_is_asked_to_stop(bench: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "asked")
         assert await host.start(sandbox.id, program("heeds", HEEDS)) is None
-        await until(lambda: said(host, sandbox.id, "heeds", "hello"))
+        await until_async(lambda: said(host, sandbox.id, "heeds", "hello"))
         assert await host.signal(sandbox.id, "heeds", signal.SIGTERM) is None
-        await until(lambda: over(host, sandbox.id, "heeds"))
+        await until_async(lambda: over(host, sandbox.id, "heeds"))
         state = await host.process_state(sandbox.id, "heeds")
         assert isinstance(state, ProcessState) and state.exit_code == 5
 

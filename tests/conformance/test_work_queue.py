@@ -21,7 +21,8 @@ from shared.ports import (
     WorkItem,
     WorkQueue,
 )
-from tests.conformance.benches import ModelQueues, OfflineQueues, QueueBench, QueueStage, until
+from tests.conformance.benches import ModelQueues, OfflineQueues, QueueBench, QueueStage
+from tests.support.waiting import until_async
 
 R = 60.0
 NO_HEARTBEAT = "NO_HEARTBEAT"
@@ -63,7 +64,7 @@ async def waiting(queue: WorkQueue, session_id: str, calls: int) -> tuple[str, .
         found = outcome.ids
         return len(found) == calls
 
-    await until(as_many)
+    await until_async(as_many)
     return found
 
 
@@ -73,7 +74,7 @@ async def idle(queue: WorkQueue, session_id: str) -> None:
         assert isinstance(outcome, SessionRecord), outcome
         return outcome.status is SessionStatus.IDLE
 
-    await until(is_idle)
+    await until_async(is_idle)
 
 
 def test_an_item_is_handed_out_once_within_the_window_and_again_after_it(bench: QueueBench) -> None:

@@ -20,7 +20,8 @@ from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec, Snapshot, S
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import Act, ItemEnd, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
-from tests.support.world import API_KEY, Place, World, running, until
+from tests.support.waiting import until
+from tests.support.world import API_KEY, Place, World, running
 
 QUICK = {"IDLE_GRACE_SECONDS": "0", "END_GRACE_SECONDS": "60"}
 
@@ -54,8 +55,8 @@ def served(place: Place, prompt: str = PROMPT) -> str:
     """A session after its first turn, its worker gone."""
     session = place.session(prompt)
     heal(place, session)
-    until(lambda: place.item(session)["state"] == "stopped", 15, "the worker did not stop its item")
-    until(lambda: not asyncio.run(working(place, session)), 15, "the worker did not leave")
+    until(lambda: place.item(session)["state"] == "stopped", "the worker did not stop its item")
+    until(lambda: not asyncio.run(working(place, session)), "the worker did not leave")
     return session
 
 
@@ -77,7 +78,7 @@ def test_i1_a_sleeping_sandbox_whose_item_is_active_is_resumed_at_once(world: Wo
     place = world.place(**QUICK)
     session = place.session("$ sleep 3; echo ran >> /workspace/runs")
     drain(place)
-    until(lambda: place.item(session)["state"] == "active", 15, "no worker")
+    until(lambda: place.item(session)["state"] == "active", "no worker")
 
     async def suspend() -> None:
         async with place.dispatcher() as dispatcher:
@@ -109,7 +110,7 @@ def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: World) ->
     assert acts(report) == [Act.RELEASE]
     assert report.needs_interrupt == ()
     place.say(session, "$ echo again >> /workspace/runs")
-    until(lambda: drain(place) is not None and runs(place, session)[-1:] == ["again"], 30, "the session is stuck")
+    until(lambda: drain(place) is not None and runs(place, session)[-1:] == ["again"], "the session is stuck")
     assert runs(place, session).count("again") == 1
 
 
@@ -317,7 +318,7 @@ def test_a_worker_past_its_lifetime_is_asked_to_stop(world: World) -> None:
     heal(place, session)
     old = dataclasses.replace(place, settings=dataclasses.replace(place.settings, worker_lifetime=1.0))
     assert acts(reconcile(old, ahead=5)) == [Act.STOP_WORKER]
-    until(lambda: place.item(session)["state"] == "stopped", 15, "the worker did not stop")
+    until(lambda: place.item(session)["state"] == "stopped", "the worker did not stop")
 
 
 def test_i4_leftovers_of_a_race_are_ended_after_their_dead_man_time(world: World) -> None:
@@ -403,4 +404,4 @@ def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_doe
         world.claude_admin.call("PATCH", "settings", {"no_events_from_environment_keys": False})
     assert reconcile(place, ahead=later).needs_interrupt == ()
     place.say(session, "$ echo again >> /workspace/runs")
-    until(lambda: drain(place) is not None and runs(place, session)[-1:] == ["again"], 30, "the session is stuck")
+    until(lambda: drain(place) is not None and runs(place, session)[-1:] == ["again"], "the session is stuck")

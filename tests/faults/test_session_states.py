@@ -1,7 +1,7 @@
 """States of a session that real users hit, from the first message to the last, over real sockets.
 
-The platform's sessions, the dispatcher's drains and the worker in its sandbox; times are scaled as in
-`tests/support/world.py` (a lease of 6 s, R of 7 s).
+The platform's sessions, the dispatcher's drains and the worker in its sandbox; times are those of
+`tests/support/world.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from shared.reports import DrainReport, ItemEnd
 from tests.faults.test_claims_under_faults import ACK, BEAT, CREATE, PROMPT, assert_served_once, drain, heal, runs
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import delivery, signed
-from tests.support.world import Place, running, until
-
-LEASE: Final = 6.0
-"""Seconds, as `offline_world` starts the platform."""
+from tests.support.waiting import until
+from tests.support.world import LEASE, Place, running
 
 
 def session_with(place: Place, prompt: str | None, **fields: Any) -> str:
@@ -61,8 +59,8 @@ def box_do(place: Place, session: str, action: str) -> None:
     place.world.tensorlake_admin.call("POST", f"sandboxes/{place.sandbox(session)}/{action}")
 
 
-def wait_for_item(place: Place, session: str, state: str, seconds: float = 20.0) -> None:
-    until(lambda: place.item(session)["state"] == state, seconds, f"the item did not get {state}")
+def wait_for_item(place: Place, session: str, state: str) -> None:
+    until(lambda: place.item(session)["state"] == state, f"the item did not get {state}")
 
 
 def read(place: Place, session: str, path: str) -> str | None:
@@ -139,7 +137,7 @@ class TestInterrupts:
     def test_an_interrupt_during_a_long_tool_ends_the_turn_and_the_next_message_is_served(self, place: Place) -> None:
         session = place.session("$ touch /workspace/began; sleep 5; echo ran >> /workspace/runs")
         drain(place)
-        until(lambda: read(place, session, "/workspace/began") is not None, 20, "the tool did not begin")
+        until(lambda: read(place, session, "/workspace/began") is not None, "the tool did not begin")
         place.world.api.beta.sessions.events.send(session, events=[{"type": "user.interrupt"}])
         assert status(place, session) == "idle"
         (idle,) = events(place, session, "session.status_idle")[-1:]
@@ -161,7 +159,7 @@ class TestArchiveAndDelete:
         try:
             session = place.session(PROMPT)
             drain(place)
-            until(lambda: status(place, session) == "running", 5, "the session does not run")
+            until(lambda: status(place, session) == "running", "the session does not run")
             with pytest.raises(anthropic.BadRequestError):
                 place.world.api.beta.sessions.archive(session)
             with pytest.raises(anthropic.BadRequestError):
@@ -179,7 +177,7 @@ class TestArchiveAndDelete:
         session = place.session(PROMPT)
         heal(place, session)
         getattr(place.world.api.beta.sessions, verb)(session)
-        wait_for_item(place, session, "stopped", 15)
+        wait_for_item(place, session, "stopped")
         if verb == "archive":
             assert status(place, session) == "terminated"
             with pytest.raises(anthropic.BadRequestError):
@@ -233,7 +231,7 @@ class TestArchiveAndDelete:
         if ack == "as always":
             wait_for_item(place, victim, "stopped")  # its worker finds no session, and stops the item
         else:
-            asyncio.run(asyncio.sleep(place.settings.times.reclaim))  # offered once more, as a stale entry
+            place.age(victim)  # offered once more, as a stale entry
         assert drain(place).items == ()
         assert drain(place).items == ()
 
@@ -342,7 +340,7 @@ class TestConfirmations:
     def test_a_sandbox_put_to_sleep_by_its_own_idle_timer_comes_back_as_well(self, place: Place) -> None:
         place = place.world.place(SANDBOX_TIMEOUT_SECONDS="5")
         session, call = self.waiting(place)
-        until(lambda: box(place, session)["status"] == "suspended", 15, "the idle timer did not suspend it")
+        until(lambda: box(place, session)["status"] == "suspended", "the idle timer did not suspend it")
         self.confirm(place, session, call)
         heal(place, session)
         assert_served_once(place, session)
@@ -351,8 +349,9 @@ class TestConfirmations:
         """A session whose one call waits, and the call's id; a worker waits with it."""
         session = session_with(place, PROMPT, agent=agent(place, "always_ask"))
         drain(place)
-        wait_for_item(place, session, "active")
-        until(lambda: status(place, session) == "idle", 10, "the session does not wait")
+        # The look into the sandbox keeps it awake for as long as the worker takes to start.
+        until(lambda: runs(place, session) == [] and place.item(session)["state"] == "active", "no worker")
+        until(lambda: status(place, session) == "idle", "the session does not wait")
         (call,) = events(place, session, "agent.tool_use")
         assert call.evaluated_permission == "ask"
         return session, call.id
@@ -386,7 +385,7 @@ class TestConfirmations:
         box_do(place, session, "expire")
         assert box(place, session)["status"] == "suspended"
         if lapsed:
-            wait_for_item(place, session, "queued", LEASE + 5)
+            wait_for_item(place, session, "queued")
         self.confirm(place, session, call)
         assert box(place, session)["status"] == "suspended"
         heal(place, session)
@@ -397,8 +396,8 @@ class TestConfirmations:
     def test_a_tick_wakes_the_sandbox_of_a_call_that_still_waits_and_runs_nothing(self, place: Place) -> None:
         session, call = self.waiting(place)
         box_do(place, session, "expire")
-        wait_for_item(place, session, "queued", LEASE + 5)
-        until(lambda: drain(place).counts.get("handed_over", 0) == 1, 20, "the item was not handed over again")
+        wait_for_item(place, session, "queued")
+        until(lambda: drain(place).counts.get("handed_over", 0) == 1, "the item was not handed over again")
         wait_for_item(place, session, "active")
         assert runs(place, session) == []
         self.confirm(place, session, call)
@@ -413,7 +412,7 @@ class TestLongTools:
         """A session whose tool call is running."""
         session = place.session(self.LONG)
         drain(place)
-        until(lambda: read(place, session, "/workspace/began") is not None, 20, "the tool did not begin")
+        until(lambda: read(place, session, "/workspace/began") is not None, "the tool did not begin")
         return session
 
     def test_a_tool_call_that_takes_longer_than_the_lease_keeps_it_by_heartbeats(self, place: Place) -> None:
@@ -427,7 +426,7 @@ class TestLongTools:
     ) -> None:
         session = self.begun(place)
         with place.world.claude_admin.fault(BEAT | {"action": "status", "status": 503}):
-            wait_for_item(place, session, "queued", LEASE + 5)
+            wait_for_item(place, session, "queued")
         heal(place, session)
         assert runs(place, session) == ["ran"]
         (call,) = events(place, session, "agent.tool_use")

@@ -17,7 +17,8 @@ from shared.capability import FORK, Capability, issue, signing_key
 from shared.ports import OpenCalls, WorkItem
 from shared.reports import ItemEnd
 from tests.support.serving import TOKEN, UVICORN, serving
-from tests.support.world import Place, World, until
+from tests.support.waiting import until
+from tests.support.world import Place, World
 
 RACE: Final = {
     "branches": [
@@ -87,7 +88,7 @@ def forked(world: World) -> Iterator[Forked]:
         prompt = f"$ echo mine > notes.txt\nfork {json.dumps(RACE)}\n$ cat notes.txt answer.txt"
         session_id = session_of_a_forker(place, prompt)
         asyncio.run(hand_over(place))
-        place.wait_done(session_id, seconds=60.0)
+        place.wait_done(session_id)
         yield Forked(place, session_id, url)
 
 
@@ -156,4 +157,4 @@ def test_i1_a_fork_whose_worker_is_lost_is_answered_and_the_turn_goes_on(world: 
             assert await queue.open_calls(session) == OpenCalls()
 
     asyncio.run(play())
-    until(lambda: "lost before it answered" in "".join(place.answers(session)), 20, "the turn does not go on")
+    until(lambda: "lost before it answered" in "".join(place.answers(session)), "the turn does not go on")

@@ -10,7 +10,7 @@ from typing import Final
 from shared.ports import CommandOutput, ItemState
 from tests.functions.test_agent_auth import RACE, Listed, client, item, listing, post
 from tests.support.fake_host import Call, FakeHost, Fault, Method
-from tests.support.world import until
+from tests.support.waiting import until
 
 OTHER: Final = "work_2"
 
@@ -32,7 +32,7 @@ def test_a_work_item_has_one_race_at_a_time() -> None:
             dry = post(http, {**RACE, "dry_run": True})
             begun.clear()
             other = pool.submit(post, http, work_id=OTHER)
-            until(begun.is_set, 30, "another work item's race did not begin")
+            until(begun.is_set, "another work item's race did not begin")
         finally:
             go_on.set()
         assert (first.result(30).status_code, other.result(30).status_code) == (200, 200)

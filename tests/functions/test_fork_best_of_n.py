@@ -29,7 +29,8 @@ from shared.service import Service
 from shared.settings import Settings
 from tests.support.fake_host import Call, FakeHost, Fault, Method
 from tests.support.serving import TOKEN, UVICORN, serving
-from tests.support.world import IMAGE, Place, until
+from tests.support.waiting import until
+from tests.support.world import IMAGE, Place
 
 SESSION: Final = "sesn_0a1B2c3D"
 ENVIRON: Final = {
@@ -292,7 +293,7 @@ def served(host: FakeHost) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        until(lambda: server.started, 20, "the server did not start")
+        until(lambda: server.started, "the server did not start")
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/fork_best_of_n"
     finally:
         server.should_exit = True
@@ -313,7 +314,7 @@ def test_a_caller_that_hangs_up_ends_the_race() -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url, json=GOOD, headers=AUTHORIZED, timeout=1.0, trust_env=False)
         assert len(host.calls) == 2
-        until(lambda: host.alive() == [source] and not host.snapshots, 20, "the race went on")
+        until(lambda: host.alive() == [source] and not host.snapshots, "the race went on")
 
 
 def test_a_caller_that_hangs_up_in_the_middle_of_a_stream_ends_the_race() -> None:
@@ -329,7 +330,7 @@ def test_a_caller_that_hangs_up_in_the_middle_of_a_stream_ends_the_race() -> Non
             for line in answer.iter_lines():
                 if json.loads(line).get("phase") == "run":
                     break
-        until(lambda: host.alive() == [source] and not host.snapshots, 20, "the race went on")
+        until(lambda: host.alive() == [source] and not host.snapshots, "the race went on")
 
 
 def _until_output(answer: httpx.Response) -> Iterator[str]:
@@ -361,7 +362,7 @@ def test_a_race_through_the_served_bundle(place: Place) -> None:
         endless = {**body, "script": "echo begun; sleep 60"}
         with http.stream("POST", "/fork_best_of_n", json=endless, headers=headers) as streamed:
             said = [json.loads(line) for line in _until_output(streamed) if line]
-        until(lambda: len(place.sandboxes()) == 1, 20, "the race went on when its reader was gone")
+        until(lambda: len(place.sandboxes()) == 1, "the race went on when its reader was gone")
     assert said[-1]["line"] == "begun"
     assert answer.status_code == 200
     assert [branch["status"] for branch in answer.json()["branches"]] == ["ok", "failed"]

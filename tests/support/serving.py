@@ -18,6 +18,7 @@ import httpx
 
 from functions.server import UVICORN_OPTIONS
 from tests.support.signing import KEY
+from tests.support.waiting import PATIENCE
 from tests.support.world import ROOT, Place
 
 TOKEN: Final = "an-operators-token-of-nobody"
@@ -81,7 +82,7 @@ def serving(
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(40)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -89,7 +90,7 @@ def serving(
 
 
 def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"{url}/healthz", timeout=5, trust_env=False).status_code < 500

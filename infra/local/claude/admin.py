@@ -13,6 +13,7 @@ All routes are under `/_admin/` and want the header `X-Admin-Token` with the tok
 | DELETE `webhooks/{id}`, POST `webhooks/{id}/enable` | one endpoint |
 | POST `healthchecks` | a healthcheck item: `{"environment_id": "..."}` |
 | POST `work/{id}/lapse` | the item's lease ends now |
+| POST `work/{id}/age` | so much time passes for the item alone: `{"seconds": 60}` |
 | POST `streams/close` | every event stream ends: `{"session_id"?: "..."}` |
 | GET, PUT `script` | the scripted brain's YAML |
 | GET, DELETE `requests` | counts by route and the last requests |
@@ -39,6 +40,9 @@ from infra.local.claude.platform import Platform
 from infra.local.claude.scripted import ScriptedBrain
 from infra.local.claude.scripts import load_script, problems
 from infra.local.faults import ADMIN_PREFIX, fault_routes
+
+_LONGEST_AGE = 31_536_000
+"""Seconds: a year."""
 
 
 class AdminGate:
@@ -115,6 +119,14 @@ def admin_routes(platform: Platform, log: RequestLog) -> list[Route]:
         platform.queue.lapse(item)
         return JSONResponse(item.as_json())
 
+    async def age(request: Request) -> Response:
+        seconds = (await json_body(request)).get("seconds")
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _LONGEST_AGE:
+            raise invalid(f"seconds: expected a number from 0 to {_LONGEST_AGE}")
+        item = platform.queue.find(request.path_params["work_id"])
+        platform.queue.age(item, float(seconds))
+        return JSONResponse(item.as_json())
+
     async def close_streams(request: Request) -> Response:
         session_id = (await json_body(request)).get("session_id")
         if session_id is None:
@@ -152,6 +164,7 @@ def admin_routes(platform: Platform, log: RequestLog) -> list[Route]:
         route("webhooks/{endpoint_id}/enable", enable, "POST"),
         route("healthchecks", healthcheck, "POST"),
         route("work/{work_id}/lapse", lapse, "POST"),
+        route("work/{work_id}/age", age, "POST"),
         route("streams/close", close_streams, "POST"),
         route("script", script, "GET", "PUT"),
         route("requests", requests, "GET", "DELETE"),

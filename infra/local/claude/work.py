@@ -26,6 +26,10 @@ NO_HEARTBEAT = "NO_HEARTBEAT"
 DEFAULT_RECLAIM_MS = 5000
 WORKERS_WINDOW = timedelta(seconds=30)
 _HISTORY_LIMIT = 500
+_MOMENTS = (
+    *("created_at", "queued_at", "reserved_at", "acknowledged_at", "started_at"),
+    *("latest_heartbeat_at", "stop_requested_at", "stopped_at"),
+)
 
 
 class State(enum.StrEnum):
@@ -249,6 +253,18 @@ class WorkQueue:
         """Let the item's lease end now, whatever its time."""
         if item.state in (State.STARTING, State.ACTIVE):
             self._requeue(item, "lease lapsed on request")
+
+    def age(self, item: WorkItem, seconds: float) -> None:
+        """Let so much time pass for this item alone: all that happened to it happened so much earlier. Leases and
+        reservations that this makes too old lapse as if the time had been waited for."""
+        earlier = timedelta(seconds=seconds)
+        for name in _MOMENTS:
+            moment = getattr(item, name)
+            if moment is not None:
+                setattr(item, name, moment - earlier)
+        self._note(item, "aged", seconds=seconds)
+        self._sweep()
+        self.on_queued()
 
     # Lapses
 

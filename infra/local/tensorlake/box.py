@@ -120,8 +120,11 @@ class Box:
     def environment(self, env: Mapping[str, str]) -> dict[str, str]:
         """A clean environment: the image's, PATH, HOME, LANG, and the process's own. Nothing of the platform's."""
         runtime = self.base.runtime
-        whole = {"HOME": runtime.home, "LANG": "C.UTF-8", **runtime.env, "PATH": runtime.path, **env}
-        return self._mapping.env(whole, runtime.workdir) if self._mapping else whole
+        whole = {"PATH": DEFAULT_PATH, "HOME": runtime.home, "LANG": "C.UTF-8", **runtime.env}
+        if self._mapping:
+            # The project's environment is writable at this level: an agent's `pip install` must not get into it.
+            return self._mapping.env({**whole, **env}, runtime.workdir)
+        return {**whole, "PATH": runtime.path, **env}
 
     async def freeze(self) -> None:
         await self.link.call({"op": "freeze"})

@@ -22,6 +22,7 @@ _ETC_FILES = (
     "services", "shells", "timezone",
 )  # fmt: skip
 _ETC_DIRS = ("alternatives", "ca-certificates", "fonts", "ld.so.conf.d", "pki", "profile.d", "ssl", "terminfo")
+_PYVENV = "pyvenv.cfg"
 _LOGIN_PATH = "\n# PATH of this sandbox\n"
 _MOUNT_POINTS = ("usr", "proc", "dev", "etc")
 
@@ -47,12 +48,13 @@ class Host:
         python = Path(os.path.realpath(sys.executable))
         prefixes = dict.fromkeys([sys.base_prefix, os.path.realpath(sys.base_prefix), str(python.parents[1])])
         shown = [path for path in prefixes if not _below(path, "/usr")]
+        config = _open_environment(data_dir)
         return cls(
             python=python,
             prefix=Path(sys.prefix),
             program=program,
             system_binds=("/usr", *(f"/{name}" for name in SYSTEM_DIRS if _is_real_dir(Path("/", name)))),
-            python_binds=(*((path, path) for path in shown), (sys.prefix, VENV)),
+            python_binds=(*((path, path) for path in shown), (sys.prefix, VENV), *config),
         )
 
     def supervise(self, program: str) -> list[str]:
@@ -90,7 +92,7 @@ class Host:
         (etc / "passwd").write_text(root_line + user_line + nobody)
         group = f"{runtime.user}:x:{AGENT_UID}:\nnogroup:x:65534:\n"
         (etc / "group").write_text(group if runtime.user == "root" else f"root:x:0:\n{group}")
-        for path in (*runtime.agent_paths, *(there for _, there in self.python_binds)):
+        for path in (*runtime.agent_paths, *(there for _, there in self.python_binds if not there.endswith(_PYVENV))):
             (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
         (root / DAEMON.lstrip("/")).mkdir(exist_ok=True)
 
@@ -99,6 +101,19 @@ class Host:
         wanted = (Path("/etc", name) for name in _ETC_DIRS)
         there = [path for path in wanted if path.is_dir() and (system / "etc" / path.name).is_dir()]
         return [str(path) for path in there if not any((system / "etc" / path.name).iterdir())]
+
+
+def _open_environment(data_dir: Path) -> list[tuple[str, str]]:
+    """The bind of a pyvenv.cfg that lets the environment see packages of the user's own: the environment itself is
+    read-only in a sandbox, so `pip install` has to put them into the home directory."""
+    here = Path(sys.prefix, _PYVENV)
+    if not here.is_file():
+        return []
+    lines = [line for line in here.read_text().splitlines() if not line.startswith("include-system-site-packages")]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    ours = data_dir / _PYVENV
+    ours.write_text("\n".join([*lines, "include-system-site-packages = true", ""]))
+    return [(str(ours), f"{VENV}/{_PYVENV}")]
 
 
 def _set_login_path(profile: Path, path: str) -> None:

@@ -38,7 +38,8 @@ class Runtime:
 
     @property
     def path(self) -> str:
-        """PATH: the image's, behind the environment that stands in for the one that its RUN steps would have made."""
+        """PATH of an isolated sandbox: the image's, behind the environment that stands in for the one that its RUN
+        steps would have made."""
         return f"{VENV}/bin:{self.env.get('PATH', DEFAULT_PATH)}"
 
     @property

@@ -10,7 +10,8 @@ import pytest
 from tests.faults.test_claims_under_faults import PROMPT, assert_served_once
 from tests.support.serving import FRAMEWORK, SERVERS, TOKEN, UVICORN, serving, webhooks_to
 from tests.support.signing import delivery, signed
-from tests.support.world import Place, until
+from tests.support.waiting import until
+from tests.support.world import Place
 
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
 
@@ -46,7 +47,7 @@ def test_a_tick_serves_what_no_webhook_announced(place: Place, server: str) -> N
 def test_each_function_is_a_target_of_its_own(place: Place, target: str) -> None:
     command = [target if part == "bundle" else part for part in FRAMEWORK]
     with serving(place, [*command, "--debug"]) as url:
-        answer = httpx.post(url, content=b"{}", timeout=20, trust_env=False)
+        answer = httpx.post(url, content=b"{}", timeout=60, trust_env=False)
         assert answer.status_code == 401
 
 
@@ -74,7 +75,7 @@ def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(plac
     ):
         sessions = [place.session(PROMPT) for _ in range(5)]
         for session in sessions:
-            place.wait_done(session, seconds=60)
+            place.wait_done(session)
     for session in sessions:
         assert len(place.items(session)) == 1
     assert len(place.sandboxes()) == 5
@@ -82,7 +83,7 @@ def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(plac
 
 @pytest.mark.parametrize("server", ["uvicorn", "functions-framework under gunicorn"])
 def test_wrong_requests_get_the_right_answers(place: Place, server: str) -> None:
-    with serving(place, SERVERS[server]) as url, httpx.Client(base_url=url, timeout=20, trust_env=False) as client:
+    with serving(place, SERVERS[server]) as url, httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
         assert client.get("/poll_tick", headers=AUTHORIZED).status_code == 405
         assert client.post("/poll_tick").status_code == 401
         assert client.post("/poll_tick", headers={"authorization": "Bearer wrong"}).status_code == 401
@@ -105,8 +106,4 @@ def test_without_their_keys_the_endpoints_fail_closed(place: Place) -> None:
 
 def test_a_server_says_when_it_is_ready(place: Place) -> None:
     with serving(place, UVICORN) as url:
-        until(
-            lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200,
-            20,
-            "the server did not become ready",
-        )
+        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")

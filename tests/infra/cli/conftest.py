@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from infra.sandbox import plan, server
 from infra.sandbox.account import Account
 from infra.sandbox.look import Look, look
 from infra.sandbox.plan import PROCESS, plan_from
+from tests.support.waiting import until
 
 LOOKS = {"initial_delay_ms": 100, "interval_ms": 200, "timeout_ms": 2_000, "failure_threshold": 300}
 """The supervisor's health check: an early look at a start, and patience with a slow machine."""
@@ -84,13 +84,6 @@ class Stage:
         environ = self.platform.environ
         with anthropic.Anthropic(api_key=environ["ANTHROPIC_API_KEY"], base_url=environ["ANTHROPIC_BASE_URL"]) as api:
             return sum(1 for _ in api.beta.sessions.events.list(session_id, types=["agent.message"]))
-
-
-def until(condition: Callable[[], bool], failure: str, seconds: float = 40.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, failure
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

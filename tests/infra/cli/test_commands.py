@@ -39,7 +39,7 @@ def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
         yield CommandLine(checkout, platform)
 
 
-def until(process: subprocess.Popen[str], word: str) -> str:
+def read_until(process: subprocess.Popen[str], word: str) -> str:
     """Read standard output up to the line with this word; returns that line."""
     assert process.stdout is not None
     for line in process.stdout:
@@ -74,7 +74,7 @@ def test_a_session_goes_on_in_the_same_sandbox_and_shows_only_the_new_turn(serve
 
 def test_streams_that_the_service_ends_lose_nothing(served: CommandLine) -> None:
     with served.start("session", "$ sleep 1.5; echo survived") as process:
-        until(process, "→ bash")
+        read_until(process, "→ bash")
         for _ in range(3):
             served.platform.claude.post("streams/close")
             time.sleep(0.3)
@@ -98,8 +98,8 @@ def test_colour_where_it_is_wanted(served: CommandLine) -> None:
 
 def test_without_a_worker_it_says_so_and_ctrl_c_leaves_the_session_running(unserved: CommandLine) -> None:
     with unserved.start("session", "$ echo never") as process:
-        identity = until(process, "session sesn_").split()[1]
-        until(process, "→ bash")
+        identity = read_until(process, "session sesn_").split()[1]
+        read_until(process, "→ bash")
         assert process.stderr is not None
         assert "bash  echo never waits, and no worker serves the session" in process.stderr.readline()
         assert "make serve" in process.stderr.readline()
@@ -113,8 +113,8 @@ def test_without_a_worker_it_says_so_and_ctrl_c_leaves_the_session_running(unser
 
 def test_a_terminated_session_is_a_failure(unserved: CommandLine) -> None:
     with unserved.start("session", "$ echo never") as process:
-        identity = until(process, "session sesn_").split()[1]
-        until(process, "→ bash")
+        identity = read_until(process, "session sesn_").split()[1]
+        read_until(process, "→ bash")
         with unserved.api() as api:
             api.beta.sessions.archive(identity)
         rest, _ = process.communicate(timeout=30)
@@ -271,7 +271,7 @@ def test_serve_answers_at_an_ipv6_address(served: CommandLine) -> None:
 
 def test_serve_finds_what_was_queued_before_it_began(unserved: CommandLine) -> None:
     with unserved.start("session", "$ echo found") as session:
-        until(session, "→ bash")
+        read_until(session, "→ bash")
         with unserved.start("serve", "--port", "0", FUNCTIONS_TOKEN="") as server:
             rest, errors = session.communicate(timeout=60)
             server.send_signal(signal.SIGTERM)

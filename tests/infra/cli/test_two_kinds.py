@@ -51,7 +51,7 @@ def test_i3_i8_a_poller_and_a_server_serve_each_session_once(place: Place, tmp_p
         with webhooks_to(place, address[0]):
             sessions = [place.session(PROMPT) for _ in range(4)]
             for session in sessions:
-                place.wait_done(session, seconds=90)
+                place.wait_done(session)
     for session in sessions:
         assert runs(place, session) == ["ran"]
         assert len(place.items(session)) == 1

@@ -15,7 +15,8 @@ from infra.sandbox import plan, server
 from infra.sandbox.account import Account
 from infra.sandbox.look import described
 from shared import names
-from tests.infra.cli.conftest import Stage, until
+from tests.infra.cli.conftest import Stage
+from tests.support.waiting import until
 
 PROMPT = "create hello.txt with 'hi' then read it back"
 QUIET = {"SELF_TICK_SECONDS": "0"}

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -22,15 +21,7 @@ from infra.local.platform import Options, Platform
 from infra.local.process import ServiceStartError
 from shared.settings import Settings
 from tests.support.checkout import copy_checkout
-
-
-def eventually(happened: Callable[[], bool], seconds: float = 15.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if happened():
-            return True
-        time.sleep(0.05)
-    return False
+from tests.support.waiting import until
 
 
 def answers(url: str) -> bool:
@@ -161,7 +152,7 @@ class Up:
         return "".join(self.said)
 
     def started(self) -> bool:
-        return eventually(lambda: "make session PROMPT" in self.text or self.process.poll() is not None)
+        return until(lambda: "make session PROMPT" in self.text or self.process.poll() is not None)
 
     def url(self, side: str) -> str:
         return next(line.split()[-1] for line in self.said if side in line)
@@ -229,7 +220,7 @@ def test_a_killed_up_takes_its_services_with_it_and_its_file_counts_for_nothing(
         services = children_of(command.process.pid, "infra.local")
         assert len(services) == 2
         command.end(signal.SIGKILL)
-        assert eventually(lambda: not [pid for pid in services if Path(f"/proc/{pid}").exists()])
+        until(lambda: not [pid for pid in services if Path(f"/proc/{pid}").exists()])
     assert discovery.find_running(checkout) is None
 
 
@@ -259,7 +250,7 @@ def test_a_service_that_dies_ends_up_with_an_error(checkout: Path) -> None:
         assert command.started()
         (claude,) = children_of(command.process.pid, "infra.local.claude")
         os.kill(claude, signal.SIGKILL)
-        assert eventually(lambda: command.process.poll() is not None)
+        until(lambda: command.process.poll() is not None)
         code, errors = command.end()
     assert code == 1
     assert "ended by itself" in errors

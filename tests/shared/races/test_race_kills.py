@@ -20,7 +20,8 @@ from shared.races.race import run_race
 from shared.races.request import RaceRequest
 from shared.reports import Act
 from tests.faults.test_reconciler import acts, everything, reconcile
-from tests.support.world import IMAGE, ROOT, Place, World, running, until
+from tests.support.waiting import until
+from tests.support.world import IMAGE, ROOT, Place, World, running
 
 SESSION: Final = "sesn_0123456789AbCdEf"
 PATIENT: Final = {"BIND_SECONDS": "20", "RECLAIM_SECONDS": "30", "STRANDED_SECONDS": "40"}  # for a slow machine
@@ -200,7 +201,7 @@ def test_a_session_that_works_goes_on_during_a_race_and_is_not_cloned(place: Pla
             assert [branch.status for branch in report.branches] == ["ok", "ok"]
             beat = place.item(session)["latest_heartbeat_at"]
             await asyncio.to_thread(
-                until, lambda: place.item(session)["latest_heartbeat_at"] != beat, 30, "the worker's lease got no beat"
+                until, lambda: place.item(session)["latest_heartbeat_at"] != beat, "the worker's lease got no beat"
             )
             assert (place.item(session)["id"], place.item(session)["state"]) == (before, ItemState.ACTIVE)
             assert running(await host.find(place.sandbox(session))).id == sandbox.id
@@ -211,5 +212,5 @@ def test_a_session_that_works_goes_on_during_a_race_and_is_not_cloned(place: Pla
     asyncio.run(test())
     assert "still here" in place.answers(session)[0]
     assert len(place.items(session)) == 1
-    until(lambda: place.item(session)["state"] == "stopped", 20, "the worker did not stop its item")
+    until(lambda: place.item(session)["state"] == "stopped", "the worker did not stop its item")
     assert [box["name"] for box in place.sandboxes()] == [place.sandbox(session)]

@@ -19,7 +19,7 @@ from image.session.archive import build_archive, digest
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Claim, Exit, Notice, Word
 from tests.image.session.worker.service import ENVIRONMENT, SESSION, WORK
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 def secret_for(token: str) -> str:

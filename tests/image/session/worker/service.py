@@ -84,7 +84,7 @@ class Service:
                 self.events.append({**use, "processed_at": _now(), "evaluated_permission": "allow"})
             self._idle_if_answered()
 
-    def wait_for(self, what: str, count: int = 1, within: float = 20.0) -> None:
+    def wait_for(self, what: str, count: int = 1, within: float = 90.0) -> None:
         """Waits until `count` requests whose line contains `what` have been answered."""
         deadline = time.monotonic() + within
         with self.lock:

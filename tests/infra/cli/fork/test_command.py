@@ -38,7 +38,8 @@ from tests.functions.test_fork_best_of_n import SESSION, for_a_minute, served
 from tests.support.checkout import copy_checkout
 from tests.support.fake_host import Call, FakeHost
 from tests.support.serving import TOKEN
-from tests.support.world import IMAGE, Place, until
+from tests.support.waiting import until
+from tests.support.world import IMAGE, Place
 
 PATIENT: Final = {
     "RECLAIM_SECONDS": "90",
@@ -320,7 +321,7 @@ def test_ctrl_c_hangs_up_and_the_functions_end_the_race(capsys: pytest.CaptureFi
     with offered(host) as url:
         stand = Impatient(Console(file=io.StringIO()))
         assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, Options(url=url), stand) == 130
-        until(lambda: host.alive() == [source] and not host.snapshots, 20, "the race went on")
+        until(lambda: host.alive() == [source] and not host.snapshots, "the race went on")
     assert f"hung up: the functions cancel race {stand.display.race_id}" in capsys.readouterr().err
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from infra.local.claude.knobs import Knobs
 from infra.local.process import RunningService, start_service
+from tests.support.waiting import until
 
 API_KEY = "sk-ant-api03-fake-for-tests"
 BETA = {"anthropic-beta": "managed-agents-2026-04-01"}
@@ -82,7 +82,7 @@ class Stage:
             last = self.events(session_id)[-1]
             return last if last.type == "session.status_idle" and last.stop_reason.type == reason else None
 
-        return eventually(ended, f"{session_id} idle with {reason}")
+        return until(ended, f"{session_id} idle with {reason}")
 
     def answer(self, call_id: str, text: str = "ok", **more: Any) -> dict[str, Any]:
         content = [{"type": "text", "text": text}]
@@ -107,17 +107,6 @@ class Stage:
 
 def message(text: str) -> Any:
     return {"type": "user.message", "content": [{"type": "text", "text": text}]}
-
-
-def eventually(look: Callable[[], Any], what: str, timeout: float = 5.0) -> Any:
-    """The first truthy look; fails after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"did not happen: {what}"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

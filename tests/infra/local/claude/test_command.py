@@ -12,7 +12,8 @@ import httpx2
 import pytest
 
 from infra.local.process import start_service
-from tests.infra.local.claude.conftest import Stage, eventually, message
+from tests.infra.local.claude.conftest import Stage, message
+from tests.support.waiting import until
 
 KEYS = {
     "LOCAL_CLAUDE_API_KEY": "sk-ant-api03-fake",
@@ -44,7 +45,7 @@ def test_one_command_makes_everything_a_demo_needs(tmp_path: Path) -> None:
             agent="agent_demo", environment_id="env_demo", initial_events=[message("hello")]
         )
         events = client.beta.sessions.events
-        eventually(lambda: list(events.list(session.id, types=["agent.message"])), "the brain has spoken")
+        until(lambda: list(events.list(session.id, types=["agent.message"])), "the brain has spoken")
         [said] = events.list(session.id, types=["agent.message"])
         assert said.to_dict()["content"] == [{"type": "text", "text": "from the file"}]
         worker = client.copy(auth_token=KEYS["LOCAL_CLAUDE_ENVIRONMENT_KEY"], api_key=None)

@@ -11,7 +11,8 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.infra.local.claude.conftest import API_KEY, BETA, Stage, eventually, message
+from tests.infra.local.claude.conftest import API_KEY, BETA, Stage, message
+from tests.support.waiting import until
 
 
 def streamed(stage: Stage, session_id: str, act: Callable[[], object], until: str) -> list[Any]:
@@ -99,7 +100,7 @@ def test_a_client_that_goes_away_is_forgotten(stage: Stage) -> None:
     session_id = stage.session()
     with stage.api.beta.sessions.events.stream(session_id):
         assert _listeners(stage, session_id) == 1
-    eventually(lambda: _listeners(stage, session_id) == 0, "the listener is gone")
+    until(lambda: _listeners(stage, session_id) == 0, "the listener is gone")
 
 
 def _listeners(stage: Stage, session_id: str) -> int:

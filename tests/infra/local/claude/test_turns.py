@@ -7,7 +7,8 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.infra.local.claude.conftest import Stage, eventually, message
+from tests.infra.local.claude.conftest import Stage, message
+from tests.support.waiting import until
 
 HEAD = ["session.status_running", "session.thread_status_running"]
 TAIL = ["span.model_request_end", "session.thread_status_idle", "session.usage", "session.status_idle"]
@@ -188,7 +189,7 @@ def test_an_interrupt_ends_a_parked_turn_and_answers_its_calls(stage: Stage) -> 
 def test_an_interrupt_ends_a_running_turn_and_closes_its_span(stage: Stage) -> None:
     stage.settings(think_seconds=30)
     session_id = stage.session("$ ls")
-    eventually(lambda: "span.model_request_start" in stage.types(session_id), "the model is asked")
+    until(lambda: "span.model_request_start" in stage.types(session_id), "the model is asked")
     stage.send(session_id, {"type": "user.interrupt"})
     stage.until_idle(session_id)
     assert stage.types(session_id)[-5:] == ["span.model_request_end", "user.interrupt", *TAIL[1:]]
@@ -231,7 +232,7 @@ def test_an_exhausted_failure_leaves_the_session_idle_and_a_terminal_one_ends_it
     exhausted = stage.session("script:\n- fail: {retry: exhausted}")
     stage.until_idle(exhausted, "retries_exhausted")
     terminal = stage.session("script:\n- fail: {retry: terminal}")
-    eventually(lambda: stage.status(terminal) == "terminated", "terminated")
+    until(lambda: stage.status(terminal) == "terminated", "terminated")
     assert stage.types(terminal)[-2:] == ["session.error", "session.status_terminated"]
 
 

@@ -13,7 +13,8 @@ import anthropic
 import pytest
 from standardwebhooks import Webhook
 
-from tests.infra.local.claude.conftest import Stage, eventually, message
+from tests.infra.local.claude.conftest import Stage, message
+from tests.support.waiting import until
 
 SIGNING_KEY = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
 RUN_STARTED = "session.status_run_started"
@@ -93,13 +94,13 @@ def settled(stage: Stage, session_id: str) -> list[dict[str, Any]]:
         found = deliveries(stage, session_id)
         return [] if any(delivery["outcome"] == "pending" for delivery in found) else found
 
-    return list(eventually(look, "all deliveries are settled"))
+    return list(until(look, "all deliveries are settled"))
 
 
 def test_a_delivery_is_thin_signed_and_accepted_by_the_sdk(stage: Stage, receiver: Receiver) -> None:
     subscribe(stage, receiver, RUN_STARTED)
     session_id = stage.session("hello")
-    eventually(lambda: receiver.arrived, "a delivery")
+    until(lambda: receiver.arrived, "a delivery")
     headers, raw = receiver.arrived[0]
     event = stage.api.beta.webhooks.unwrap(raw.decode(), headers=headers, key=SIGNING_KEY)
     assert (event.data.type, event.data.id) == (RUN_STARTED, session_id)
@@ -120,9 +121,9 @@ def test_every_transition_to_running_is_announced_and_the_item_is_there_by_then(
     for _ in range(2):
         [call] = stage.until_idle(session_id, "requires_action").stop_reason.event_ids
         stage.send(session_id, stage.answer(call))
-        eventually(lambda: stage.types(session_id)[-1] == "session.status_idle", "parked again or done")
+        until(lambda: stage.types(session_id)[-1] == "session.status_idle", "parked again or done")
     stage.until_idle(session_id)
-    eventually(lambda: len(receiver.events()) == 3, "three run-started events")
+    until(lambda: len(receiver.events()) == 3, "three run-started events")
     assert len({event["id"] for event in receiver.events()}) == 3
     assert stage.poll().data.id == session_id
 
@@ -134,7 +135,7 @@ def test_the_other_types_follow_the_sessions_life(stage: Stage, receiver: Receiv
     stage.api.beta.sessions.update(session_id, title="t")
     stage.api.beta.sessions.archive(session_id)
     stage.api.beta.sessions.delete(session_id)
-    eventually(lambda: len(receiver.events()) == 6, "six events")
+    until(lambda: len(receiver.events()) == 6, "six events")
     kinds = sorted(event["data"]["type"] for event in receiver.events())
     assert kinds == [
         "session.deleted",
@@ -206,7 +207,7 @@ def test_events_can_be_dropped_and_reordered(stage: Stage, receiver: Receiver) -
     assert deliveries(stage, stage.session("hello")) == []
     stage.settings(webhook_drop=0.0, webhook_reorder_window=0.3)
     sessions = [stage.session("hello") for _ in range(12)]
-    eventually(lambda: len(receiver.events()) == 12, "all have arrived")
+    until(lambda: len(receiver.events()) == 12, "all have arrived")
     arrived = [event["data"]["id"] for event in receiver.events()]
     assert sorted(arrived) == sorted(sessions)
     assert arrived != sessions

@@ -12,7 +12,8 @@ import anthropic
 import httpx2
 import pytest
 
-from tests.infra.local.claude.conftest import BETA, Stage, eventually
+from tests.infra.local.claude.conftest import BETA, Stage
+from tests.support.waiting import until
 
 
 def token_of(item: Any) -> str:
@@ -40,7 +41,7 @@ def test_an_empty_poll_is_null_with_a_json_content_type(stage: Stage) -> None:
 def test_a_poll_holds_until_its_time_is_over(stage: Stage) -> None:
     start = time.monotonic()
     assert stage.poll(block_ms=300) is None
-    assert 0.29 <= time.monotonic() - start < 1.0
+    assert 0.29 <= time.monotonic() - start < 20
 
 
 def test_a_held_poll_gets_an_item_the_moment_it_arrives(stage: Stage) -> None:
@@ -111,7 +112,7 @@ def test_a_lapsed_lease_makes_the_item_claimable_without_a_webhook(stage: Stage)
     item = stage.claim()
     stage.beat(item.id)
     assert stage.poll() is None
-    again = eventually(stage.poll, "the item is offered again", 2.0)
+    again = until(stage.poll, "the item is offered again")
     assert again.id == item.id
     with pytest.raises(anthropic.APIStatusError) as caught:
         stage.beat(item.id)

@@ -207,3 +207,20 @@ def test_a_412_can_be_had_on_demand() -> None:
         "ttl_seconds": 10,
     }
     assert bench.queue.heartbeat(item, last)["lease_extended"] is True
+
+
+def test_an_item_can_be_aged_alone_so_that_its_reservation_and_its_lease_lapse() -> None:
+    bench = Bench()
+    item, other = bench.enqueue("sesn_a"), bench.enqueue("sesn_b")
+    assert [bench.queue.claim(ENV, 60_000), bench.queue.claim(ENV, 60_000)] == [item, other]
+    bench.queue.age(item, 61)
+    assert bench.queue.claim(ENV, 60_000) is item
+    assert bench.queue.claim(ENV, 60_000) is None
+    bench.queue.acknowledge(item)
+    bench.queue.heartbeat(item, "NO_HEARTBEAT")
+    bench.queue.age(item, 9)
+    states = [item.state]
+    bench.queue.age(item, 1)
+    states.append(item.state)
+    assert states == [State.ACTIVE, State.QUEUED]
+    assert (other.state, other.handouts) == (State.QUEUED, 1)

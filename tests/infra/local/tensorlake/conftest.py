@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -69,15 +68,6 @@ def out(sandbox: Sandbox, script: str, **more: Any) -> str:
     assert result.exit_code == 0, (result.stdout, result.stderr)
     printed: str = result.stdout
     return printed
-
-
-def eventually(check: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if check():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 Services = Callable[[str], RunningService]

@@ -15,7 +15,8 @@ import pytest
 from tensorlake.sandbox import Sandbox
 
 from infra.local.process import RunningService, ServiceStartError, start_service
-from tests.infra.local.tensorlake.conftest import KEY, Services, eventually
+from tests.infra.local.tensorlake.conftest import KEY, Services
+from tests.support.waiting import until
 
 LEVELS = ["overlay", "copy", "plain"]
 
@@ -41,7 +42,7 @@ def busy(service: RunningService, marker: str) -> None:
         sandbox = Sandbox.create(name=f"busy-{number}", **sdk)
         script = f"trap '' TERM HUP INT; (setsid sleep {marker} &); sleep {marker}; sleep {marker}"
         sandbox.start_process("sh", ["-c", script])
-        assert eventually(lambda: len(processes_with(f"sleep {marker}")) >= 3)
+        until(lambda: len(processes_with(f"sleep {marker}")) >= 3)
     sandbox.suspend()
 
 
@@ -57,7 +58,7 @@ def test_nothing_outlives_the_platform(services: Services, level: str, how: str,
         busy(service, marker)
     finally:
         code = service.stop() if how == "stop" else service.kill()
-    assert eventually(lambda: processes_with(marker) == []), processes_with(marker)
+    until(lambda: processes_with(marker) == [], "its processes live on")
     if how == "stop":
         assert code == 0 and list(tmp_path.iterdir()) == []
         return

@@ -17,7 +17,8 @@ from tensorlake.sandbox.exceptions import (
     SandboxPending,
 )
 
-from tests.infra.local.tensorlake.conftest import Stage, eventually, out
+from tests.infra.local.tensorlake.conftest import Stage, out
+from tests.support.waiting import until
 
 
 def test_a_sandbox_is_created_found_by_id_and_name_and_ended(stage: Stage) -> None:
@@ -164,7 +165,7 @@ def test_a_dying_name_reads_running_for_the_delay_that_is_set(stage: Stage) -> N
     assert stage.raw.get(f"/sandboxes/{name}").json()["status"] == "running"
     assert stage.raw.get(f"/sandboxes/{sandbox.sandbox_id}").json()["status"] == "terminated"
     assert stage.post("/sandboxes", {"name": name}).status_code == 409
-    assert eventually(lambda: stage.raw.get(f"/sandboxes/{name}").status_code == 404)
+    until(lambda: stage.raw.get(f"/sandboxes/{name}").status_code == 404)
 
 
 def test_a_pending_sandbox_can_be_cancelled(stage: Stage) -> None:

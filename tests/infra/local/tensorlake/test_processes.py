@@ -10,7 +10,8 @@ import pytest
 from tensorlake.sandbox import AsyncSandbox, ProcessStatus, StdinMode
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
-from tests.infra.local.tensorlake.conftest import Stage, eventually, out
+from tests.infra.local.tensorlake.conftest import Stage, out
+from tests.support.waiting import until
 
 NEVER = {"policy": "never"}
 
@@ -44,7 +45,7 @@ def test_a_run_over_its_time_is_killed_with_its_whole_tree(each_level: Stage) ->
     assert time.monotonic() - begin < 3
     assert (result.timed_out, result.exit_code, result.stdout) == (True, -9, "begun")
     # Whoever left the session on purpose is out of reach of a process group, and dies with the sandbox.
-    assert eventually(lambda: sandbox.run("pgrep", ["-f", "sleep 33[45]"]).exit_code == 1)
+    until(lambda: sandbox.run("pgrep", ["-f", "sleep 33[45]"]).exit_code == 1)
 
 
 def test_a_run_ends_promptly_though_a_child_holds_its_pipes(each_level: Stage) -> None:
@@ -87,9 +88,9 @@ def test_input_is_piped_until_it_is_closed(each_level: Stage) -> None:
     assert process.stdin_writable
     sandbox.write_stdin(process.pid, b"one\ntw")
     sandbox.write_stdin(process.pid, b"o\n")
-    assert eventually(lambda: sandbox.get_stdout(process.pid).value.lines == ["one", "two"])
+    until(lambda: sandbox.get_stdout(process.pid).value.lines == ["one", "two"])
     sandbox.close_stdin(process.pid)
-    assert eventually(lambda: sandbox.get_process(process.pid).value.status is ProcessStatus.EXITED)
+    until(lambda: sandbox.get_process(process.pid).value.status is ProcessStatus.EXITED)
     with pytest.raises(RemoteAPIError, match="STDIN_NOT_WRITABLE"):
         sandbox.write_stdin(process.pid, b"more")
 
@@ -117,7 +118,7 @@ def test_discarded_output_is_not_kept(stage: Stage) -> None:
     sandbox = stage.named()
     body = {"command": "echo", "args": ["x"], "stdout_mode": "discard"}
     pid = stage.inside(sandbox, "POST", "/api/v1/processes", json=body).json()["pid"]
-    assert eventually(lambda: sandbox.get_process(pid).value.status is ProcessStatus.EXITED)
+    until(lambda: sandbox.get_process(pid).value.status is ProcessStatus.EXITED)
     assert sandbox.get_output(pid).value.lines == []
 
 
@@ -143,7 +144,7 @@ def test_signals_go_to_the_group_and_kill_is_final(stage: Stage) -> None:
     process = sandbox.start_process("sh", ["-c", script]).value
     time.sleep(0.1)
     sandbox.send_signal(process.pid, 15)
-    assert eventually(lambda: sandbox.get_process(process.pid).value.exit_code == 7)
+    until(lambda: sandbox.get_process(process.pid).value.exit_code == 7)
     assert sandbox.get_output(process.pid).value.lines == ["caught"]
     stubborn = sandbox.start_process("sh", ["-c", "trap '' TERM; sleep 60"]).value
     sandbox.kill_process(stubborn.pid)
@@ -231,7 +232,7 @@ def test_a_client_that_hangs_up_leaves_its_run_running(stage: Stage) -> None:
             await asyncio.wait_for(handle.run("sh", ["-c", "sleep 0.6; touch /workspace/done"]), 0.2)
 
     asyncio.run(play())
-    assert eventually(lambda: sandbox.run("test", ["-e", "/workspace/done"]).exit_code == 0)
+    until(lambda: sandbox.run("test", ["-e", "/workspace/done"]).exit_code == 0)
 
 
 def test_pty_and_tunnels_say_that_they_are_not_supported(stage: Stage) -> None:

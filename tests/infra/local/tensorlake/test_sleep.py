@@ -9,7 +9,8 @@ import pytest
 from tensorlake.sandbox import Sandbox, SandboxStatus
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
-from tests.infra.local.tensorlake.conftest import Stage, eventually
+from tests.infra.local.tensorlake.conftest import Stage
+from tests.support.waiting import until
 
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done"
 NEVER = {"policy": "never"}
@@ -25,7 +26,7 @@ def count(stage: Stage, sandbox: Sandbox) -> int:
 def test_a_suspended_sandbox_stands_still_and_goes_on_where_it_was(each_level: Stage) -> None:
     sandbox = each_level.named()
     sandbox.start_process("sh", ["-c", COUNTER], name="count", restart=NEVER)
-    assert eventually(lambda: count(each_level, sandbox) > 3)
+    until(lambda: count(each_level, sandbox) > 3)
     sandbox.suspend()
     assert sandbox.status is SandboxStatus.SUSPENDED
     before = count(each_level, sandbox)
@@ -33,14 +34,14 @@ def test_a_suspended_sandbox_stands_still_and_goes_on_where_it_was(each_level: S
     assert count(each_level, sandbox) - before <= 1
     sandbox.resume()
     assert sandbox.status is SandboxStatus.RUNNING
-    assert eventually(lambda: count(each_level, sandbox) > before + 3)
+    until(lambda: count(each_level, sandbox) > before + 3)
 
 
 def test_grandchildren_in_other_groups_are_frozen_too(each_level: Stage) -> None:
     sandbox = each_level.named()
     script = f"(setsid sh -c '{COUNTER}' &) ; sleep 600"
     sandbox.start_process("sh", ["-c", script], name="count", restart=NEVER)
-    assert eventually(lambda: count(each_level, sandbox) > 3)
+    until(lambda: count(each_level, sandbox) > 3)
     sandbox.suspend()
     before = count(each_level, sandbox)
     time.sleep(0.3)
@@ -50,7 +51,7 @@ def test_grandchildren_in_other_groups_are_frozen_too(each_level: Stage) -> None
 def test_a_process_its_user_stopped_stays_stopped_after_the_thaw(stage: Stage) -> None:
     sandbox = stage.named()
     process = sandbox.start_process("sh", ["-c", COUNTER]).value
-    assert eventually(lambda: count(stage, sandbox) > 3)
+    until(lambda: count(stage, sandbox) > 3)
     sandbox.send_signal(process.pid, 19)
     time.sleep(0.1)
     before = count(stage, sandbox)
@@ -123,8 +124,8 @@ def test_an_ephemeral_sandbox_cannot_sleep_until_it_is_named(stage: Stage) -> No
 def test_the_idle_timer_suspends_the_named_and_ends_the_ephemeral(stage: Stage) -> None:
     named, ephemeral = stage.named(timeout_secs=1), stage.create(timeout_secs=1)
     begin = time.monotonic()
-    assert eventually(lambda: named.status is SandboxStatus.SUSPENDED)
-    assert eventually(lambda: ephemeral.status is SandboxStatus.TERMINATED)
+    until(lambda: named.status is SandboxStatus.SUSPENDED)
+    until(lambda: ephemeral.status is SandboxStatus.TERMINATED)
     assert time.monotonic() - begin > 0.5
 
 

@@ -8,7 +8,8 @@ import pytest
 from tensorlake.sandbox import CheckpointType, Sandbox, SandboxStatus
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
-from tests.infra.local.tensorlake.conftest import Stage, eventually, out
+from tests.infra.local.tensorlake.conftest import Stage, out
+from tests.support.waiting import until
 
 
 def checkpoint(sandbox: Sandbox, **options: object) -> str:
@@ -87,7 +88,7 @@ def test_layers_live_as_long_as_somebody_stands_on_them(each_level: Stage) -> No
     root = Path(each_level.admin.call("GET", "state")["sandboxes"][-1]["box"]["directory"]).parents[1]
     before = len(list((root / "l").iterdir()))
     child.terminate()
-    assert eventually(lambda: len(list((root / "l").iterdir())) < before or each_level.level != "overlay")
+    until(lambda: len(list((root / "l").iterdir())) < before or each_level.level != "overlay")
     assert list((root / "s").iterdir()) == []
 
 
@@ -105,7 +106,7 @@ def test_a_snapshot_passes_through_its_stages(stage: Stage) -> None:
             seen.append(status)
         return "completed" in seen
 
-    assert eventually(completed)
+    until(completed)
     assert seen == ["in_progress", "local_ready", "completed"]
 
 
@@ -115,7 +116,7 @@ def test_an_unfinished_failed_or_unknown_snapshot_is_not_restored(stage: Stage) 
     unfinished = stage.post(f"/sandboxes/{source.sandbox_id}/snapshot").json()["snapshot_id"]
     assert stage.post("/sandboxes", {"snapshot_id": unfinished}).status_code == 400
     stage.settings(snapshot_local_seconds=0.0, snapshot_failures=1)
-    assert eventually(lambda: source.status is SandboxStatus.RUNNING)
+    until(lambda: source.status is SandboxStatus.RUNNING)
     with pytest.raises(SandboxError):
         checkpoint(source)
     assert source.status is SandboxStatus.RUNNING

@@ -11,7 +11,8 @@ import pytest
 from tensorlake.sandbox import ProcessInfo, Sandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
-from tests.infra.local.tensorlake.conftest import Stage, eventually
+from tests.infra.local.tensorlake.conftest import Stage
+from tests.support.waiting import until
 
 QUICK = {"initial_backoff_ms": 20, "max_backoff_ms": 100}
 ON_FAILURE = {"policy": "on_failure", **QUICK}
@@ -21,9 +22,9 @@ import http.server, os, signal, sys
 if len(sys.argv) > 2: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        sick = self.path != "/healthz?x=1" or os.path.exists("/workspace/sick")
-        self.send_response(503 if sick else 200); self.end_headers()
-        if os.path.exists("/workspace/sick"): os.unlink("/workspace/sick")
+        sick = os.path.exists("/workspace/sick")
+        if sick: os.unlink("/workspace/sick")  # before the answer, which may bring the signal to end
+        self.send_response(503 if sick or self.path != "/healthz?x=1" else 200); self.end_headers()
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 """
@@ -55,20 +56,20 @@ def test_a_failure_is_restarted_under_the_same_name_and_another_pid(each_level: 
     sandbox = each_level.named()
     first = sandbox.start_process("sh", ["-c", "echo up; sleep 60"], name="web", restart=ON_FAILURE).value
     sandbox.send_signal("web", 9)
-    assert eventually(lambda: managed(sandbox).restart_count == 1 and status(sandbox) == "running")
+    until(lambda: managed(sandbox).restart_count == 1 and status(sandbox) == "running")
     again = sandbox.get_process("web").value
     assert again.pid != first.pid and again.managed is not None
     assert again.managed.last_exit is not None and again.managed.last_exit.signal == 9
-    assert eventually(lambda: sandbox.get_stdout("web").value.lines == ["up", "up"])
+    until(lambda: sandbox.get_stdout("web").value.lines == ["up", "up"])
 
 
 def test_on_failure_leaves_a_good_end_alone_and_always_does_not(stage: Stage) -> None:
     sandbox = stage.named()
     sandbox.start_process("true", name="once", restart=ON_FAILURE)
     sandbox.start_process("true", name="on and on", restart={**ALWAYS, "max_restarts": 3})
-    assert eventually(lambda: status(sandbox, "once") == "stopped")
+    until(lambda: status(sandbox, "once") == "stopped")
     assert managed(sandbox, "once").restart_count == 0
-    assert eventually(lambda: status(sandbox, "on and on") == "stopped")
+    until(lambda: status(sandbox, "on and on") == "stopped")
     assert managed(sandbox, "on and on").restart_count == 3
 
 
@@ -81,7 +82,7 @@ def test_a_name_alone_opts_into_restarts_on_failure(stage: Stage) -> None:
         seen[:] = [managed(sandbox)]
         return str(seen[0].status.value) == "backing_off"
 
-    assert eventually(backing_off)
+    until(backing_off)
     (facts,) = seen
     assert (facts.restart.policy.value, facts.restart.initial_backoff_ms) == ("on_failure", 500)
     assert facts.next_restart_at is not None and facts.last_exit.exit_code == 1
@@ -96,7 +97,7 @@ def test_pauses_double_up_to_the_longest(stage: Stage) -> None:
     restart = {"policy": "on_failure", "max_restarts": 4, "initial_backoff_ms": 40, "max_backoff_ms": 160}
     began = time.monotonic()
     sandbox.start_process("false", name="web", restart=restart)
-    assert eventually(lambda: status(sandbox) == "stopped")
+    until(lambda: status(sandbox) == "stopped")
     assert time.monotonic() - began >= (40 + 80 + 160 + 160) / 1000
 
 
@@ -110,7 +111,7 @@ def test_a_kill_is_for_good_and_a_restart_brings_it_back(stage: Stage) -> None:
     back = sandbox.restart_process("web").value
     assert back.pid != first.pid and status(sandbox) == "running"
     sandbox.send_signal("web", 9)
-    assert eventually(lambda: managed(sandbox).restart_count == 2 and status(sandbox) == "running")
+    until(lambda: managed(sandbox).restart_count == 2 and status(sandbox) == "running")
 
 
 def test_only_a_managed_process_can_be_restarted(stage: Stage) -> None:
@@ -126,7 +127,7 @@ def test_a_restart_policy_without_a_name_is_managed_by_pid(stage: Stage) -> None
     first = sandbox.start_process("sleep", ["60"], restart=ON_FAILURE).value
     assert first.managed is not None and first.managed.name is None and first.managed.id
     sandbox.send_signal(first.pid, 9)
-    assert eventually(lambda: [each.pid for each in sandbox.list_processes()] != [first.pid])
+    until(lambda: [each.pid for each in sandbox.list_processes()] != [first.pid])
     (second,) = sandbox.list_processes()
     assert second.managed is not None and second.managed.id == first.managed.id
 
@@ -143,9 +144,9 @@ def test_an_unhealthy_server_is_restarted_though_it_ends_well_when_asked(stage: 
     sandbox = stage.named()
     serve(sandbox, "exit 0 on SIGTERM", timeout_ms=5000, failure_threshold=1, initial_delay_ms=2000)
     assert health(sandbox) == "starting"
-    assert eventually(lambda: health(sandbox) == "healthy", 20)
+    until(lambda: health(sandbox) == "healthy")
     sandbox.write_file("/workspace/sick", b"")
-    assert eventually(lambda: managed(sandbox).restart_count == 1 and health(sandbox) == "healthy", 30)
+    until(lambda: managed(sandbox).restart_count == 1 and health(sandbox) == "healthy")
     assert "503" in str(managed(sandbox).last_error)
 
 
@@ -153,7 +154,7 @@ def test_with_the_policy_never_an_unhealthy_process_is_only_reported(stage: Stag
     sandbox = stage.named()
     check = {"type": "tcp", "port": free_port(), "initial_delay_ms": 0, "interval_ms": 10, "failure_threshold": 2}
     started = sandbox.start_process("sleep", ["60"], name="web", restart={"policy": "never"}, health_check=check).value
-    assert eventually(lambda: health(sandbox) == "unhealthy")
+    until(lambda: health(sandbox) == "unhealthy")
     facts = managed(sandbox)
     assert facts.consecutive_health_failures >= 2 and facts.last_error
     assert sandbox.get_process("web").value.pid == started.pid and status(sandbox) == "running"
@@ -163,7 +164,7 @@ def test_sleep_neither_fails_a_health_check_nor_restarts_anything(stage: Stage) 
     sandbox = stage.named()
     serve(sandbox, timeout_ms=3000, failure_threshold=2, initial_delay_ms=1500)
     sandbox.start_process("false", name="failing", restart={"policy": "on_failure", "initial_backoff_ms": 400})
-    assert eventually(lambda: health(sandbox) == "healthy", 20)
+    until(lambda: health(sandbox) == "healthy")
     sandbox.suspend()
     time.sleep(0.3)  # both would act meanwhile, were they not asleep
 
@@ -177,7 +178,7 @@ def test_sleep_neither_fails_a_health_check_nor_restarts_anything(stage: Stage) 
     assert row("failing")["restart_count"] == before
     assert (row("web")["restart_count"], row("web")["health_status"]) == (0, "healthy")
     sandbox.resume()
-    assert eventually(lambda: managed(sandbox, "failing").restart_count > before)
+    until(lambda: managed(sandbox, "failing").restart_count > before)
     assert managed(sandbox).restart_count == 0
 
 
@@ -185,7 +186,7 @@ def test_the_end_of_a_sandbox_is_the_end_of_what_it_restarts(stage: Stage) -> No
     sandbox = stage.named()
     restart = {"policy": "always", "initial_backoff_ms": 0, "max_backoff_ms": 0}
     sandbox.start_process("sh", ["-c", "sleep 0.01"], name="web", restart=restart)
-    assert eventually(lambda: managed(sandbox).restart_count > 2)
+    until(lambda: managed(sandbox).restart_count > 2)
     began = time.monotonic()
     sandbox.terminate()
     assert time.monotonic() - began < 10
