@@ -35,18 +35,12 @@ from shared.settings import Settings
 from shared.telemetry import configure_logging
 
 
-def preload_sdks() -> None:
-    """Import what the first drain needs."""
-    import anthropic  # noqa: F401
-    import tensorlake.sandbox  # noqa: F401
-
-
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
     configure_logging(os.environ)
     check_descriptor_limit()
     state = FunctionsState(Service(Settings.from_environ(os.environ)), background=True)
-    preload = asyncio.create_task(asyncio.to_thread(preload_sdks))
+    preload = asyncio.create_task(state.service.preload())
     lifecycle = ServerLifecycle(state.service, preload)
     try:
         async with lifecycle.running():

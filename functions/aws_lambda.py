@@ -198,7 +198,7 @@ class Process:
                 return json.loads(to_json({"reconciled": await service.end_session(invocation.session_id, until)}))
         if invocation.at is not None and invocation.at + _CLOCKS_DIFFER < self._seen_empty:
             return {"skipped": "a later drain found the queue empty"}
-        drains = await asyncio.shield(service.wake(until))
+        drains = await service.drain(until)
         self._saw(drains, began)
         return json.loads(to_json({"drains": drains}))
 

@@ -8,10 +8,9 @@ the sender disable the endpoint.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 import orjson
@@ -23,6 +22,7 @@ from functions.requests import HttpError, json_response, not_configured, require
 from functions.signatures import is_signed, require_headers, wrong_signature
 from functions.state import FunctionsState, deadline_of, state_of
 from shared import names
+from shared.deadline import Deadline
 from shared.errors import SecretUnavailable, SettingsError
 
 log = logging.getLogger(__name__)
@@ -52,24 +52,42 @@ async def on_run_started(request: Request) -> Response:
     if not state.seen_webhooks.is_new(webhook_id):
         return json_response({"ignored": "repeated"})
     enqueues = state.settings.drain_mode == "enqueue"
-    deadline = deadline_of(request)
+    enqueues = state.settings.drain_mode == "enqueue"
     if kind == WAKES:
         if enqueues:
             return await _enqueued(state, webhook_id, drain_now(), "drains")
-        return await _answered(state, state.service.wake(deadline), "drains")
+        return await _drained(state, deadline_of(request))
     if kind in OVER and names.is_session_id(session_id):
         if enqueues:
             return await _enqueued(state, webhook_id, Invocation("session_over", session_id), "reconciled")
-        ending = state.service.in_background(state.service.end_session(session_id, deadline))
-        return await _answered(state, ending, "reconciled")
+        return await _cleaned_up(state, session_id, deadline_of(request))
     return json_response({"ignored": kind})
 
 
-async def _answered(state: FunctionsState, run: asyncio.Task[Sequence[object]], name: str) -> Response:
+async def _drained(state: FunctionsState, deadline: Deadline | None) -> Response:
     if state.background:
-        return json_response({name: "begun"})
+        state.service.wake(deadline)
+        return json_response({"drains": "begun"})
+    return await _answered(state.service.drain(deadline, patience=_patience(state, deadline)), "drains")
+
+
+async def _cleaned_up(state: FunctionsState, session_id: str, deadline: Deadline | None) -> Response:
+    patience = 0.0 if state.background else _patience(state, deadline)
+    if not patience:
+        state.service.end_session_later(session_id)
+        return json_response({"reconciled": "begun"})
+    return await _answered(state.service.end_session(session_id, deadline, patience=patience), "reconciled")
+
+
+def _patience(state: FunctionsState, deadline: Deadline | None) -> float | None:
+    """How long the sender is kept waiting. Where the runtime ends this process's work with the answer, the whole time
+    that it leaves: whatever goes on behind an answer is frozen there."""
+    return state.settings.drain.inline if deadline is None else None
+
+
+async def _answered(work: Awaitable[Sequence[object]], name: str) -> Response:
     try:
-        reports = await asyncio.shield(run)
+        reports = await work
     except Exception:  # the edge: the sender must see 200 (see above)
         log.exception("webhook.bug")
         return json_response({name: [], "error": "a bug: the log tells which"})

@@ -168,6 +168,15 @@ def gone_name(name: str, prefix: str, marked_at: int) -> str:
     return f"gone-{to_base36(marked_at).rjust(_MOMENT_LENGTH, '0')}-{name.removeprefix(prefix + '-')}"
 
 
+def kept_name(name: str, prefix: str, moment: int) -> str:
+    """What a session's sandbox that cannot serve again is called from then on: it frees the session's name, and nothing
+    ends it. `moment` in whole seconds since the epoch.
+
+    Raises BadName for a name that is no session's.
+    """
+    return KEEP + gone_name(name, prefix, moment).removeprefix("gone-")
+
+
 def new_server_name(prefix: str) -> str:
     """Ends in 16 random characters, which nobody can guess: who knows the name knows where the webhook is."""
     alphabet = string.ascii_lowercase + string.digits

@@ -29,11 +29,23 @@ class Doubtful:
 
 
 @dataclass(frozen=True, slots=True)
+class Throttled(Doubtful):
+    """The service said, or had said before, that it takes no calls with this credential now: come back in `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The service said no, and would again. `status` is the HTTP status."""
 
     status: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoCapacity(Refused):
+    """There is no room for one more running sandbox: a quota, a plan's limit, a full region. It will pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +242,10 @@ FindOutcome = SandboxRecord | Absent | Doubtful
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """A program to start. `name` is unique in the sandbox. It is never restarted by the service."""
+    """A program to start. `name` is unique in the sandbox. It is never restarted by the service.
+
+    secrets: texts of `env` that must stand in no report, whatever the service answers.
+    """
 
     name: str
     command: str
@@ -238,6 +253,7 @@ class ProcessSpec:
     env: Mapping[str, str] = field(repr=False, default_factory=dict)
     user: str | None = None
     working_dir: str | None = None
+    secrets: Sequence[str] = field(repr=False, default=())
 
 
 @dataclass(frozen=True, slots=True)

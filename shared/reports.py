@@ -14,20 +14,25 @@ class ItemEnd(StrEnum):
 
     HANDED_OVER = "handed_over"  # a worker said ready, and the item is acked
     DISMISSED = "dismissed"  # not a session: acked and stopped
+    SERVING = "serving"  # goes on behind this report; its end is in the log
     FAILED = "failed"  # not acked: it is offered again after R
+    NO_CAPACITY = "no_capacity"  # the service has no room for its sandbox now; not acked
     UNFINISHED = "unfinished"  # time ran out; not acked
     GONE = "gone"  # the item is no more
-    POISONED = "poisoned"  # given up after bounded attempts: stopped
+    POISONED = "poisoned"  # given up after bounded deaths of its workers: stopped
 
 
 @dataclass(frozen=True, slots=True)
 class ItemReport:
+    """`alarm`: a person should look at it."""
+
     work_id: str
     session_id: str
     end: ItemEnd
     seconds: float
     sandbox: str | None = None
     reason: str = ""
+    alarm: bool = False
 
 
 class DrainEnd(StrEnum):
@@ -42,12 +47,15 @@ class DrainEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
+    """`alarms`: what a person should look at, with the names of what is concerned."""
+
     environment_id: str
     end: DrainEnd
     seconds: float
     polls: int
     items: Sequence[ItemReport] = ()
     reason: str = ""
+    alarms: Sequence[str] = ()
 
     @property
     def counts(self) -> Mapping[str, int]:

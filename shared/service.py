@@ -11,52 +11,77 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from shared.claims.wakeups import SingleFlight
 from shared.deadline import Deadline
 from shared.settings import Environment, Settings
 
 if TYPE_CHECKING:
+    from shared.claims.capacity import Capacity
+    from shared.claims.claimer import Claimer, Drain
     from shared.claims.dispatcher import Dispatcher
     from shared.ports import SandboxHost, WorkQueue
     from shared.races.events import OnEvent
     from shared.races.report import RaceReport
     from shared.races.request import RaceRequest
     from shared.races.resources import RaceTimeouts
+    from shared.reconcile.ended_sessions import EndedSessions
     from shared.reconcile.reconciler import Reconciler
-    from shared.reports import DrainReport, ReconcileReport, TickReport
+    from shared.reports import DrainReport, ItemReport, ReconcileReport, TickReport
 
 log = logging.getLogger(__name__)
 
 _ENDS_BEFORE_A_FREEZE: Final = 3.0  # seconds that a race's report waits for ends where the runtime freezes after it
 _FOR_RACES: Final = 0.85  # of the time that a runtime leaves; the rest is for ending what a race made
 
+
 _R = TypeVar("_R")
 
 
 class Service:
-    """What runs in this process. Close it with `aclose` before its event loop ends."""
+    """What runs in this process. Close it with `aclose` before its event loop ends.
 
-    def __init__(self, settings: Settings) -> None:
+    on_item: told of each work item's end.
+    """
+
+    def __init__(self, settings: Settings, *, on_item: Callable[[ItemReport], None] = lambda _: None) -> None:
         self.settings = settings
+        self._on_item = on_item
         self._queues: dict[str, WorkQueue] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._claimers: dict[str, Claimer] = {}
+        self._capacities: dict[str, Capacity] = {}
+        self._imports: asyncio.Task[None] | None = None
         self._retired: list[WorkQueue | SandboxHost] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._retirement: asyncio.TimerHandle | None = None
-        self._drains: SingleFlight[Sequence[DrainReport]] = SingleFlight(self.drain)
 
     @cached_property
     def host(self) -> SandboxHost:
+        from shared.adapters.call_budget import CallBudget
         from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 
         settings = self.settings
         return TensorlakeSandboxes(
-            api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=settings.times.bind
+            api_url=settings.tensorlake_url,
+            api_key=settings.tensorlake_key,
+            bind_seconds=settings.times.bind,
+            budget=CallBudget(settings.calls.tensorlake),
         )
+
+    @cached_property
+    def _anthropic_calls(self) -> Mapping[str, Any]:
+        """Shared by all queues: the limits are the organisation's, and a `retry-after` outlives a client."""
+        from shared.adapters.call_budget import CallBudget, Holds
+
+        calls = self.settings.calls
+        return {
+            "reads": CallBudget(calls.anthropic_reads),
+            "writes": CallBudget(calls.anthropic_writes),
+            "holds": Holds(),
+        }
 
     def queue(self, environment: Environment) -> WorkQueue:
         from shared.adapters.anthropic_queue import AnthropicQueue
@@ -67,64 +92,125 @@ class Service:
                 environment_id=environment.id,
                 key=environment.key,
                 reclaim_seconds=self.settings.times.reclaim,
+                **self._anthropic_calls,
             )
         return self._queues[environment.id]
 
     def dispatcher(self, environment: Environment) -> Dispatcher:
+        from shared.claims.capacity import Capacity
         from shared.claims.dispatcher import Dispatcher
 
-        return Dispatcher(self.settings, environment, self.queue(environment), self.host)
+        room = self._capacities.setdefault(environment.id, Capacity(environment.id))
+        return Dispatcher(self.settings, environment, self.queue(environment), self.host, capacity=room)
 
     def reconciler(self, environment: Environment) -> Reconciler:
         from shared.reconcile.reconciler import Reconciler
 
         return Reconciler(self.settings, environment, self.queue(environment), self.host)
 
-    async def drain(self, deadline: Deadline | None = None) -> Sequence[DrainReport]:
-        """Drain every environment, side by side, until `deadline` or the settings' own: a webhook does not say which
-        one it is about. A dry run claims nothing."""
+    @cached_property
+    def _ended_sessions(self) -> EndedSessions:
+        from shared.reconcile.ended_sessions import EndedSessions
+
+        async def one_pass(environment_id: str, session_id: str, deadline: Deadline) -> ReconcileReport:
+            environment = self.settings.environments[environment_id]
+            return await self.reconciler(environment).session_over(session_id, deadline)
+
+        return EndedSessions(self.settings, lambda: self.host, one_pass)
+
+    async def preload(self) -> None:
+        """Import the SDKs, in a thread: inside the first claim they would take its time, and on the event loop
+        everybody's. Later calls wait for the first one."""
+        if self._imports is None:
+            self._imports = asyncio.create_task(asyncio.to_thread(_import_sdks))
+        await asyncio.shield(self._imports)
+
+    def wake(self, deadline: Deadline | None = None) -> Sequence[Drain]:
+        """Have every environment's queue asked at once, or with the round that is due: a webhook does not say which one
+        it is about. A dry run claims nothing.
+
+        deadline: when the runtime ends what runs in this process, where it does; items without one have the time that
+            they need.
+        """
         if self.settings.dry_run:
             return ()
-        until = _sooner(Deadline.after(self.settings.drain.deadline), deadline)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self.dispatcher(environment).drain(until))
-                for environment in self.settings.environments.values()
-            ]
-        return [task.result() for task in tasks]
+        return [self._claimer(environment).wake(deadline) for environment in self.settings.environments.values()]
 
-    def wake(self, deadline: Deadline | None = None) -> asyncio.Task[Sequence[DrainReport]]:
-        """The drain that begins after this call, whoever else asked for it. Await it shielded."""
-        return self._drains.wake(deadline)
+    def _claimer(self, environment: Environment) -> Claimer:
+        from shared.claims.claimer import Claimer
 
-    async def tick(self, deadline: Deadline | None = None) -> TickReport:
-        """One tick: drain, with whatever drain is due anyway, then repair."""
+        if environment.id not in self._claimers:
+            self._claimers[environment.id] = Claimer(
+                lambda: self.dispatcher(environment), prepare=self.preload, on_item=self._on_item
+            )
+        return self._claimers[environment.id]
+
+    async def poll(self) -> Sequence[DrainReport]:
+        """One round of polls in every environment. What it claims goes on behind the reports."""
+        drains = self.wake()
+        for drain in drains:
+            await drain.polled.wait()
+        return [drain.report(time.monotonic()) for drain in drains]
+
+    async def drain(self, deadline: Deadline | None = None, *, patience: float | None = None) -> Sequence[DrainReport]:
+        """Drain every environment, side by side. Returns when all that was claimed has its end, at the latest after
+        `patience` seconds or at the deadline; what goes on then is reported as `serving`."""
+        drains = self.wake(deadline)
+        await self._settled(drains, self._bound(deadline, patience))
+        return [drain.report(time.monotonic()) for drain in drains]
+
+    async def tick(self, deadline: Deadline | None = None, *, patience: float | None = None) -> TickReport:
+        """One tick: drain and repair side by side, so that no repair waits for an item. Returns as `drain` does, but
+        never before the repairs have ended."""
         from shared.reports import TickReport, to_json
 
         began = time.monotonic()
-        repairs = self.settings.reconcile.deadline
-        drains = await asyncio.shield(self.wake(None if deadline is None else deadline.sooner(deadline.at - repairs)))
-        until = _sooner(Deadline.after(repairs), deadline)
+        bound = self._bound(deadline, patience)
+        drains = self.wake(deadline)
+        until = _sooner(Deadline.after(self.settings.reconcile.deadline), deadline)
+        await self.preload()
         async with asyncio.TaskGroup() as group:
             passes = [
                 group.create_task(self.reconciler(environment).reconcile(until))
                 for environment in self.settings.environments.values()
             ]
+        await self._settled(drains, bound)
         report = TickReport(
-            drains=drains,
+            drains=[drain.report(time.monotonic()) for drain in drains],
             reconciled=[each.result() for each in passes],
             seconds=round(time.monotonic() - began, 3),
         )
         log.info("tick.done report=%s", to_json(report).decode())
         return report
 
-    async def end_session(self, session_id: str, deadline: Deadline | None = None) -> Sequence[ReconcileReport]:
-        """Clean up after a session that a webhook says is over, whichever environment it was in."""
-        until = _sooner(Deadline.after(self.settings.reconcile.deadline), deadline)
-        return [
-            await self.reconciler(environment).session_over(session_id, until)
-            for environment in self.settings.environments.values()
-        ]
+    def _bound(self, deadline: Deadline | None, patience: float | None) -> Deadline:
+        own = Deadline.after(self.settings.drain.deadline if patience is None else patience)
+        return _sooner(own, deadline)
+
+    async def _settled(self, drains: Sequence[Drain], until: Deadline) -> None:
+        try:
+            async with asyncio.timeout(until.left()):
+                for drain in drains:
+                    await drain.settled()
+        except TimeoutError:
+            pass  # they go on, and the report says so
+
+    def end_session_later(self, session_id: str) -> None:
+        """As `end_session`, behind the caller's back."""
+        self._ended_sessions.add(session_id)
+
+    async def end_session(
+        self, session_id: str, deadline: Deadline | None = None, *, patience: float | None = None
+    ) -> Sequence[ReconcileReport]:
+        """Clean up after a session that a webhook says is over, in whichever environments it has a sandbox. Such calls
+        are looked at together; what goes on after `patience` seconds or the deadline is not reported."""
+        ending = self._ended_sessions.add(session_id)
+        bound = self.settings.reconcile.deadline if patience is None else patience
+        try:
+            async with asyncio.timeout(_sooner(Deadline.after(bound), deadline).left()):
+                return await asyncio.shield(ending)
+        except TimeoutError:
+            return ()
 
     async def race(
         self,
@@ -184,9 +270,15 @@ class Service:
         for client in retired:
             await client.aclose()
 
-    async def aclose(self) -> None:
-        """Let a running drain finish, then close the clients."""
-        await self._drains.aclose(self.settings.drain.deadline)
+    async def aclose(self, grace: float | None = None) -> None:
+        """Let what was claimed be served to its end, for `grace` seconds (DRAIN_DEADLINE_SECONDS), then close the
+        clients."""
+        grace = self.settings.drain.deadline if grace is None else grace
+        await asyncio.gather(*(claimer.aclose(grace) for claimer in self._claimers.values()))
+        if "_ended_sessions" in self.__dict__:
+            await self._ended_sessions.aclose(min(grace, self.settings.reconcile.deadline))
+        if self._imports is not None:
+            await asyncio.wait([self._imports])
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.settings.reconcile.deadline)
         if self._retirement is not None:
@@ -196,6 +288,11 @@ class Service:
             await queue.aclose()
         if "host" in self.__dict__:  # it was used
             await self.host.aclose()
+
+
+def _import_sdks() -> None:
+    import anthropic  # noqa: F401
+    import tensorlake.sandbox  # noqa: F401
 
 
 def _sooner(own: Deadline, given: Deadline | None) -> Deadline:

@@ -19,7 +19,7 @@ variable means, and its default, is said once: in settings_table.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -75,8 +75,8 @@ class ClaimTimes:
     bind: the longest that a sandbox may take to be running.
     handover: the longest from starting the worker to its `ready`.
     stranded: T, the age from which an acked item without a heartbeat counts as stranded.
-    poison_age: an item that fails at this age or later is given up, and so is one whose worker has failed
-        `poison_attempts` times in its sandbox.
+    poison_age: an item that was acked so long ago and never beaten is released whatever its sandbox says.
+    poison_attempts: an item whose workers have died so often in its sandbox is given up.
     """
 
     reclaim: float = Claims.RECLAIM_SECONDS.default
@@ -95,9 +95,13 @@ class ClaimTimes:
 
 @dataclass(frozen=True, slots=True)
 class DrainLimits:
-    """Bounds of one drain. `deadline` seconds in all; no claim is made later than `deadline - bind - handover`."""
+    """Bounds of one drain. `deadline` seconds in all; no claim is made later than what follows it needs.
+
+    inline: the longest that a webhook waits for its drain where that runs inline.
+    """
 
     deadline: float = Drain.DRAIN_DEADLINE_SECONDS.default
+    inline: float = Drain.INLINE_SECONDS.default
     max_items: int = Drain.DRAIN_MAX_ITEMS.default
     concurrency: int = Drain.DRAIN_CONCURRENCY.default
     polls_in_flight: int = Drain.DRAIN_POLLS_IN_FLIGHT.default
@@ -120,6 +124,16 @@ class ReconcileTimes:
     pages: int = Reconcile.RECONCILE_PAGES.default
     lookups: int = Reconcile.RECONCILE_LOOKUPS.default
     touches: int = Reconcile.RECONCILE_TOUCHES.default
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Calls a minute that this process makes at most. The defaults are the limits of an organisation
+    (docs/wire/anthropic.md); 0 is no limit."""
+
+    anthropic_reads: int = Services.ANTHROPIC_READS_PER_MINUTE.default
+    anthropic_writes: int = Services.ANTHROPIC_WRITES_PER_MINUTE.default
+    tensorlake: int = Services.TENSORLAKE_CALLS_PER_MINUTE.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +174,7 @@ class Settings:
     drain: DrainLimits
     reconcile: ReconcileTimes
     races: RaceLimits
+    calls: CallLimits = field(default_factory=CallLimits)
     fork_url: str | None = None
     """Where a session's sandbox reaches fork_best_of_n; None where agents may not ask for races."""
     server_sandbox: str = ""
@@ -188,6 +203,7 @@ class Settings:
         )
         drain = DrainLimits(
             deadline=Drain.DRAIN_DEADLINE_SECONDS.read(environ),
+            inline=Drain.INLINE_SECONDS.read(environ),
             max_items=Drain.DRAIN_MAX_ITEMS.read(environ),
             concurrency=Drain.DRAIN_CONCURRENCY.read(environ),
             polls_in_flight=Drain.DRAIN_POLLS_IN_FLIGHT.read(environ),
@@ -223,6 +239,11 @@ class Settings:
                 pages=Reconcile.RECONCILE_PAGES.read(environ),
                 lookups=Reconcile.RECONCILE_LOOKUPS.read(environ),
                 touches=Reconcile.RECONCILE_TOUCHES.read(environ),
+            ),
+            calls=CallLimits(
+                anthropic_reads=Services.ANTHROPIC_READS_PER_MINUTE.read(environ),
+                anthropic_writes=Services.ANTHROPIC_WRITES_PER_MINUTE.read(environ),
+                tensorlake=Services.TENSORLAKE_CALLS_PER_MINUTE.read(environ),
             ),
             races=RaceLimits(
                 max_branches=Races.RACE_MAX_BRANCHES.read(environ),
@@ -296,20 +317,22 @@ def _environments(environ: Mapping[str, str], anthropic_url: str, fork_url: str 
     fork_host = urlsplit(fork_url).hostname if fork_url else None
     keyed = Services.ANTHROPIC_ENVIRONMENT_KEY
     defaults: dict[str, Any] = {name: each.read(environ) for name, each in _FILE_KEYS.items() if each is not keyed}
-    defaults["allow_out"] = list(defaults["allow_out"] or (api_host,))
+    needed = tuple(host for host in (api_host, fork_host) if host)
+    defaults["allow_out"] = list(defaults["allow_out"])
     file = Services.ENVIRONMENTS_FILE.read(environ)
     if file:
-        return {id_: _environment(id_, defaults | table, fork_host) for id_, table in _tables(file).items()}
+        return {id_: _environment(id_, defaults | table, needed) for id_, table in _tables(file).items()}
     id_ = Services.ANTHROPIC_ENVIRONMENT_ID.required(
         environ, "the id of your self-hosted environment, from the Console"
     )
     keyed.required(environ, "generate one on the environment's page in the Console")
     key = keyed.text(environ)
-    return {id_: _environment(id_, defaults | {"key": key}, fork_host)}
+    return {id_: _environment(id_, defaults | {"key": key}, needed)}
 
 
-def _environment(id_: str, table: Mapping[str, Any], fork_host: str | None = None) -> Environment:
-    """`fork_host` is let through beside the hosts of an allow-list: there the agent's races are asked for."""
+def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> Environment:
+    """`needed`: hosts that no allow-list takes away. Without the API's no worker could serve, and at the functions' the
+    agent's races are asked for."""
     where = f"environment {id_}"
     unknown = sorted(set(table) - _FILE_KEYS.keys())
     if unknown:
@@ -320,8 +343,7 @@ def _environment(id_: str, table: Mapping[str, Any], fork_host: str | None = Non
     if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
         raise SettingsError(f"{where}: allow_out must be a list of host names")
     open_to_all = "*" in hosts
-    if fork_host and hosts and fork_host not in hosts:
-        hosts = [*hosts, fork_host]
+    hosts = [*hosts, *(host for host in needed if host not in hosts)]
     try:
         return Environment(
             id=id_,

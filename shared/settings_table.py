@@ -217,6 +217,9 @@ class Services:
     ENVIRONMENTS_FILE = Text("", "A TOML file with one table for each of several environments.")
     ANTHROPIC_BASE_URL = Address("https://api.anthropic.com", "Where the Claude API is.")
     TENSORLAKE_API_URL = Address("https://api.tensorlake.ai", "Where Tensorlake is: a host that begins with api.")
+    ANTHROPIC_READS_PER_MINUTE = Whole(1200, "Reads that this process makes at most; 0: no limit.", unit="calls")
+    ANTHROPIC_WRITES_PER_MINUTE = Whole(300, "The same for calls that change something.", unit="calls")
+    TENSORLAKE_CALLS_PER_MINUTE = Whole(3000, "The same for calls to Tensorlake.", unit="calls")
 
 
 class Access:
@@ -251,7 +254,7 @@ class Sandboxes:
     )
     SANDBOX_ALLOW_OUT = Texts(
         (),
-        "Hosts that it may reach; * opens it to all. Default: the host of ANTHROPIC_BASE_URL.",
+        "Hosts that it may reach beside those of ANTHROPIC_BASE_URL and FUNCTIONS_PUBLIC_URL; * opens it to all.",
         file_key="allow_out",
     )
     SANDBOX_PREFIX = Text("hands", "Names of our sandboxes begin so. Nothing without it is ever touched.")
@@ -274,8 +277,10 @@ class Claims:
     BIND_SECONDS = Seconds(45.0, "The longest that a sandbox may take to be running.")
     HANDOVER_SECONDS = Seconds(30.0, "The longest from starting the worker to its `ready`.")
     STRANDED_SECONDS = Seconds(180.0, "T: from this age an acked item without a heartbeat is stranded.")
-    POISON_AGE_SECONDS = Seconds(21_600.0, "An item that fails at this age or later is given up.")
-    POISON_ATTEMPTS = Whole(5, "So is one whose worker has failed this often in its sandbox.", unit="attempts")
+    POISON_AGE_SECONDS = Seconds(
+        21_600.0, "An item that was acked so long ago and never beaten is released whatever its sandbox says."
+    )
+    POISON_ATTEMPTS = Whole(5, "An item whose workers have died this often in its sandbox is given up.", unit="deaths")
 
 
 class Drain:
@@ -287,11 +292,12 @@ class Drain:
         set_by="deployment",
     )
     ENQUEUE_TO = Text("", "With DRAIN_MODE=enqueue: whom to invoke, aws-lambda:NAME.", set_by="deployment")
+    INLINE_SECONDS = Seconds(10.0, "The longest that a webhook waits for its inline drain, which goes on behind it.")
     DRY_RUN = Flag(False, "true: the functions claim, start and delete nothing, and say what they would do.")
-    DRAIN_DEADLINE_SECONDS = Seconds(110.0, "The longest drain.")
-    DRAIN_MAX_ITEMS = Whole(500, "Items that one drain claims at most.", unit="items")
-    DRAIN_CONCURRENCY = Whole(64, "Sandboxes that one drain starts at a time.", unit="sandboxes")
-    DRAIN_POLLS_IN_FLIGHT = Whole(8, "Polls that one drain has under way at a time.", unit="polls")
+    DRAIN_DEADLINE_SECONDS = Seconds(110.0, "The longest that a drain claims and serves.")
+    DRAIN_MAX_ITEMS = Whole(500, "Items that one round of polls claims at most.", unit="items")
+    DRAIN_CONCURRENCY = Whole(64, "Items of one environment that are served at a time.", unit="sandboxes")
+    DRAIN_POLLS_IN_FLIGHT = Whole(8, "Polls of one environment that are under way at a time.", unit="polls")
 
 
 class Reconcile:

@@ -7,12 +7,15 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from functions.server.request_counter import RequestCounts
 from functions.server.scheduler import Scheduler
 from functions.server.suspend_detector import SuspendDetector
 from shared.service import Service
+
+if TYPE_CHECKING:
+    from shared.reports import TickReport
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ class ServerLifecycle:
         self.service = service
         self.preload = preload
         self.request_counts = RequestCounts()
-        self.scheduler = Scheduler(service.tick, service.settings.self_tick_seconds)
+        self.scheduler = Scheduler(self._one_tick, service.settings.self_tick_seconds)
         self.suspend_detector = SuspendDetector(self._stood_still, longest=service.settings.standstill_seconds)
         self.started_at = time.time()
 
@@ -45,6 +48,9 @@ class ServerLifecycle:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one_tick(self) -> TickReport:
+        return await self.service.tick(patience=0.0)  # the next tick's repairs do not wait for this one's items
 
     async def _tick(self) -> None:
         await asyncio.wait([self.preload])  # imports that a tick would make would hold the event loop for a second

@@ -1,7 +1,7 @@
 """`poll`: drain the queue again and again from this machine, and repair once a minute; no address to be reached at.
 
-The same core as `poll_tick`. A drain costs one call where the queue is empty. SIGTERM and ctrl-C let the running drain
-finish: what it claimed is handed over or left to be offered again. The second one does not wait.
+The same core as `poll_tick`. A round of polls costs one call where the queue is empty, and never waits for what earlier
+rounds claimed. SIGTERM and ctrl-C let that be handed over, or left to be offered again. The second one does not wait.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -20,8 +19,9 @@ from functions.server.scheduler import EVERY_SECONDS, remarks
 from infra.cli.environ import Loaded
 from shared.backoff import pause_before
 from shared.errors import HandsError
-from shared.reports import DrainEnd, DrainReport
+from shared.reports import DrainEnd, DrainReport, ItemReport
 from shared.settings import Settings
+from shared.tasks import drop
 from shared.telemetry import configure_logging
 
 if TYPE_CHECKING:
@@ -75,9 +75,6 @@ class Poller:
 
     def _tell(self, troubled: bool, reports: Sequence[DrainReport] | None) -> None:
         for report in reports or ():
-            for item in report.items:
-                reason = f": {item.reason}" if item.reason else ""
-                self.say(f"{item.session_id}  {item.end.value}  {item.sandbox or '-'}  {item.seconds:.1f} s{reason}")
             if report.end in _TROUBLE and not self._in_trouble:
                 self.say(f"{report.environment_id}: {report.end.value}: {report.reason}; trying again, ever slower")
         if self._in_trouble and not troubled:
@@ -99,44 +96,51 @@ async def run(loaded: Loaded) -> int:
     from shared.service import Service
 
     configure_logging({"LOG_LEVEL": "WARNING", **loaded.environ})
-    service = Service(Settings.from_environ(loaded.environ))
-    poller = Poller(_drains_and_ticks(service), _say)
+    service = Service(Settings.from_environ(loaded.environ), on_item=lambda item: _say(item_line(item)))
+    poller = Poller(service.poll, _say)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, poller, asyncio.current_task())
     environments = ", ".join(service.settings.environments)
-    _say(f"Polling {environments} on {loaded.where}; ctrl-C stops after the running drain. (process {os.getpid()})")
+    _say(f"Polling {environments} on {loaded.where}; ctrl-C stops after what is claimed. (process {os.getpid()})")
+    ticks = asyncio.create_task(_tick(service, poller.stopping))
     try:
-        return await poller.run()
+        code = await poller.run()
+        poller.stopping.set()
+        await ticks
+        await service.aclose()
+        return code
     except asyncio.CancelledError:
+        await drop(ticks)
+        await service.aclose(grace=0.0)
         return EXIT_CUT_SHORT
     finally:
-        await service.aclose()
         _say("Stopped. Sandboxes and their workers go on by themselves.")
 
 
 def _stop(poller: Poller, running: asyncio.Task[int] | None) -> None:
-    """The first signal lets the drain finish, the second does not."""
+    """The first signal lets what is claimed be handed over, the second does not."""
     if poller.stopping.is_set() and running is not None:
         running.cancel()
     poller.stopping.set()
 
 
-def _drains_and_ticks(service: Service) -> Callable[[], Awaitable[Sequence[DrainReport]]]:
-    """A drain each time, and a whole tick, with its repairs, every `EVERY_SECONDS`."""
-    due = 0.0
+async def _tick(service: Service, stopping: asyncio.Event) -> None:
+    """The repairs, every `EVERY_SECONDS`, beside the polls: neither waits for the other."""
+    while not stopping.is_set():
+        try:
+            for line in remarks(asdict(await service.tick(patience=0.0))):
+                _say(line)
+        except Exception as error:  # the edge of the loop
+            _say(f"A tick failed ({_in_words(error)}); the next one comes in a minute.")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), EVERY_SECONDS)
 
-    async def one_pass() -> Sequence[DrainReport]:
-        nonlocal due
-        if time.monotonic() < due:
-            return await service.drain()
-        due = time.monotonic() + EVERY_SECONDS
-        report = await service.tick()
-        for line in remarks(asdict(report)):
-            _say(line)
-        return report.drains
 
-    return one_pass
+def item_line(item: ItemReport) -> str:
+    reason = f": {item.reason}" if item.reason else ""
+    alarm = "ALARM: " if item.alarm else ""
+    return f"{alarm}{item.session_id}  {item.end.value}  {item.sandbox or '-'}  {item.seconds:.1f} s{reason}"
 
 
 def _say(text: str) -> None:

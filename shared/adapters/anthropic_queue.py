@@ -13,10 +13,12 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from shared.adapters.call_budget import CallBudget, Holds, Priority, retry_after
 from shared.adapters.open_calls import lost_calls, read_open_calls
 from shared.adapters.sdk_client import RetiredClients
 from shared.ports import (
@@ -33,6 +35,7 @@ from shared.ports import (
     SessionRecord,
     SessionStatus,
     StaleEntry,
+    Throttled,
     WorkItem,
 )
 from shared.secret import Secret
@@ -49,12 +52,25 @@ _T = TypeVar("_T")
 class AnthropicQueue:
     """The queue of one environment. `reclaim_seconds` is R and goes with every poll (docs/claim-protocol.md#times)."""
 
-    def __init__(self, *, base_url: str, environment_id: str, key: Secret, reclaim_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        environment_id: str,
+        key: Secret,
+        reclaim_seconds: float,
+        reads: CallBudget | None = None,
+        writes: CallBudget | None = None,
+        holds: Holds | None = None,
+    ) -> None:
         self._base_url = base_url
         self._environment_id = environment_id
         self._key = key
         self._reclaim_ms = int(reclaim_seconds * 1000)
         self._worker_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._reads = reads or CallBudget(0)
+        self._writes = writes or CallBudget(0)
+        self._holds = holds or Holds()
         self._client: tuple[str, AsyncAnthropic] | None = None
         self._retired = RetiredClients()
 
@@ -66,7 +82,7 @@ class AnthropicQueue:
             )
             return Empty() if item is None else _work_item(item)
 
-        outcome = await self._bounded(call)
+        outcome = await self._bounded(call, self._reads, Priority.CLAIM)
         return StaleEntry() if isinstance(outcome, Absent) else outcome
 
     async def ack(self, work_id: str) -> AckOutcome:
@@ -74,14 +90,14 @@ class AnthropicQueue:
             client = await self._connected()
             await client.beta.environments.work.ack(work_id, environment_id=self._environment_id)
 
-        return _settled_by_conflict(await self._bounded(call))
+        return _settled_by_conflict(await self._bounded(call, self._writes, Priority.CLAIM))
 
     async def force_stop(self, work_id: str) -> AckOutcome:
         async def call() -> None:
             client = await self._connected()
             await client.beta.environments.work.stop(work_id, environment_id=self._environment_id, force=True)
 
-        return _settled_by_conflict(await self._bounded(call))
+        return _settled_by_conflict(await self._bounded(call, self._writes, Priority.REPAIR))
 
     async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem] | Refused | Doubtful:
         async def call() -> Listing[ListedItem]:
@@ -101,10 +117,11 @@ class AnthropicQueue:
                 if back_to is not None and _reach_back(rows, back_to):
                     break
                 if number < pages:
+                    await self._reads.admit(Priority.LOOKUP)
                     page = await page.get_next_page()
             return Listing(rows, complete=False, unreadable=unreadable)
 
-        outcome = await self._bounded(call, seconds=pages * CALL_SECONDS)
+        outcome = await self._bounded(call, self._reads, Priority.LOOKUP, seconds=pages * CALL_SECONDS)
         return Doubtful("HTTP 404") if isinstance(outcome, Absent) else outcome
 
     async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful:
@@ -112,27 +129,27 @@ class AnthropicQueue:
             client = await self._connected()
             return _session_record(await client.beta.sessions.retrieve(session_id))
 
-        return await self._bounded(call)
+        return await self._bounded(call, self._reads, Priority.LOOKUP)
 
     async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful:
         async def call() -> OpenCalls:
             return await read_open_calls(await self._connected(), session_id)
 
-        return await self._bounded(call)
+        return await self._bounded(call, self._reads, Priority.LOOKUP)
 
     async def give_up_calls(self, session_id: str, calls: OpenCalls) -> AckOutcome:
         async def call() -> None:
             client = await self._connected()
             await client.beta.sessions.events.send(session_id, events=lost_calls(calls))
 
-        return await self._bounded(call)
+        return await self._bounded(call, self._writes, Priority.REPAIR)
 
     async def interrupt(self, session_id: str) -> AckOutcome:
         async def call() -> None:
             client = await self._connected()
             await client.beta.sessions.events.send(session_id, events=[{"type": "user.interrupt"}])
 
-        return await self._bounded(call)
+        return await self._bounded(call, self._writes, Priority.REPAIR)
 
     async def aclose(self) -> None:
         await self._retired.aclose()
@@ -153,21 +170,39 @@ class AnthropicQueue:
         return self._client[1]
 
     async def _bounded(
-        self, call: Callable[[], Awaitable[_T]], seconds: float = CALL_SECONDS
+        self,
+        call: Callable[[], Awaitable[_T]],
+        budget: CallBudget,
+        priority: Priority,
+        seconds: float = CALL_SECONDS,
     ) -> _T | Absent | Refused | Doubtful:
         used = self._client
-        outcome = await self._tried(call, seconds)
+        outcome = await self._tried(call, budget, priority, seconds)
         used = used or self._client
         if not (isinstance(outcome, Refused) and outcome.status == 401 and used and await self._key.refused(used[0])):
             return outcome
-        return await self._tried(call, seconds)  # the key was rotated, and a refused call changed nothing
+        # The key was rotated, and a refused call changed nothing.
+        return await self._tried(call, budget, priority, seconds)
 
-    async def _tried(self, call: Callable[[], Awaitable[_T]], seconds: float) -> _T | Absent | Refused | Doubtful:
+    async def _tried(
+        self, call: Callable[[], Awaitable[_T]], budget: CallBudget, priority: Priority, seconds: float
+    ) -> _T | Absent | Refused | Doubtful:
         try:
             async with asyncio.timeout(seconds + 5.0):
-                return await call()
+                await self._connected()
+                key = self._client[0] if self._client is not None else ""
+                held = self._holds.left(key)
+                if held:
+                    return Throttled(f"the service said to wait, for {held:.0f} s yet", held)
+                await budget.admit(priority)
+                answer = await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
-            return _outcome(error)
+            outcome = _outcome(error)
+            if isinstance(outcome, _ToldToWait):
+                return Throttled(outcome.reason, self._holds.hold(key, outcome.seconds))
+            return outcome
+        self._holds.answered(key)
+        return answer
 
 
 def _client_class() -> type[AsyncAnthropic]:
@@ -240,14 +275,25 @@ def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:
     return None if isinstance(outcome, Refused) and outcome.status == 409 else outcome
 
 
-def _outcome(error: Exception) -> Absent | Refused | Doubtful:
+@dataclass(frozen=True, slots=True)
+class _ToldToWait:
+    """`seconds` is None where the service did not say for how long."""
+
+    reason: str
+    seconds: float | None
+
+
+def _outcome(error: Exception) -> Absent | Refused | Doubtful | _ToldToWait:
     from anthropic import APIStatusError
 
     if isinstance(error, APIStatusError):
         status = error.status_code
+        said = retry_after(error.response.headers)
         if status == 404:
             return Absent()
-        if 400 <= status < 500 and status not in (408, 429):
+        if status == 429 or (status >= 500 and said is not None):
+            return _ToldToWait(f"HTTP {status}", said)
+        if 400 <= status < 500 and status != 408:
             return Refused(status, f"HTTP {status}")
         return Doubtful(f"HTTP {status}")
     return Doubtful(type(error).__name__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 10.0
 _KEEP_SECONDS: Final = 2.0  # shorter than any server's, so that no request meets a connection that is being closed
+_LONGEST_WORDS: Final = 200
+_TELLING: Final = 12  # so many characters of a secret in a row are taken for a quotation
 _LONGEST_FRAME: Final = 1_048_576
 _OVERHEAD: Final = 100  # a line's frame on the wire, over the line itself: an empty one takes some 75 bytes
 
@@ -52,11 +54,12 @@ class Route:
 
 
 class Unanswered(Exception):
-    """An answer that is an error. `status` is the HTTP status."""
+    """An answer that is an error. `status` is the HTTP status, `words` the beginning of what it says."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: int, words: str = "") -> None:
         super().__init__(f"HTTP {status}")
         self.status = status
+        self.words = words
 
 
 class NotReached(Exception):
@@ -75,19 +78,31 @@ class Garbled(Exception):
     """An answer that is none of the contract's. The text is fit for a report."""
 
 
-def outcome_of(error: Exception) -> Absent | Refused | Doubtful:
-    """Only what the sandbox said for certain is Absent or Refused."""
+def outcome_of(error: Exception, secrets: Sequence[str] | None = None) -> Absent | Refused | Doubtful:
+    """Only what the sandbox said for certain is Absent or Refused. With `secrets` an error's words are told, but not
+    where they quote one of these."""
     match error:
         case Unanswered(status=404):
             return Absent()
-        case Unanswered(status=status) if 400 <= status < 500 and status not in (408, 429):
-            return Refused(status, f"HTTP {status}")
+        case Unanswered(status=status, words=words) if 400 <= status < 500 and status not in (408, 429):
+            told = quotable(words, secrets) if secrets is not None else ""
+            return Refused(status, f"HTTP {status}: {told}" if told else f"HTTP {status}")
         case Unanswered() | TooLarge() | Garbled():
             return Doubtful(str(error))
         case BudgetUsedUp():
             return Doubtful("too much is being read from sandboxes at once")
         case _:
             return Doubtful(type(error).__name__)
+
+
+def quotable(words: str, secrets: Sequence[str]) -> str:
+    """Foreign words that are fit for a report: cut, printable, and without any secret that they quote, even in part."""
+    for secret in secrets:
+        words = words.replace(secret, "[secret]")
+    parts = (secret[at : at + _TELLING] for secret in secrets for at in range(max(1, len(secret) - _TELLING + 1)))
+    if any(part in words for part in parts):
+        return "its words quote a secret and are not shown"
+    return "".join(letter if letter.isprintable() else " " for letter in words[:_LONGEST_WORDS]).strip()
 
 
 class SandboxWire:
@@ -215,7 +230,7 @@ class SandboxWire:
             raise NotReached(type(error).__name__) from error
         try:
             if not answer.is_success:
-                raise Unanswered(answer.status_code)
+                raise Unanswered(answer.status_code, await _first_words(answer))
             if answer.headers.get("content-encoding", "identity") != "identity":
                 raise Garbled("the answer is compressed, which nobody asked for")
             yield answer
@@ -241,6 +256,17 @@ class SandboxWire:
         held, self._client = self._client, None
         if held is not None and held[0] is asyncio.get_running_loop():
             await held[1].aclose()
+
+
+async def _first_words(answer: httpx2.Response) -> str:
+    import httpx2
+
+    try:
+        async for chunk in answer.aiter_raw():
+            return chunk[: 4 * _LONGEST_WORDS].decode(errors="replace")
+    except httpx2.HTTPError:
+        pass  # the status has told enough
+    return ""
 
 
 def _new_client() -> httpx2.AsyncClient:

@@ -25,6 +25,7 @@ from urllib.parse import quote
 
 import orjson
 
+from shared.adapters.call_budget import CallBudget, Priority
 from shared.adapters.sandbox_wire import (
     NotReached,
     Route,
@@ -46,6 +47,7 @@ from shared.ports import (
     FindOutcome,
     Listing,
     NameTaken,
+    NoCapacity,
     OutputEnded,
     ProcessSpec,
     ProcessState,
@@ -72,6 +74,7 @@ _LARGEST_LIST: Final = 4 * 1024 * 1024
 _NOT_THERE: Final = (404, 502, 503, 504)
 _NEVER: Final = {"policy": "never"}
 _LONGEST_REASON: Final = 200
+_NO_ROOM: Final = re.compile(r"quota|limit|capacity|exceed|too many|no room", re.IGNORECASE)
 _OVER: Final = (SandboxStatus.TERMINATED.value, SandboxStatus.FAILED.value)
 
 _T = TypeVar("_T")
@@ -80,10 +83,11 @@ _T = TypeVar("_T")
 class TensorlakeSandboxes:
     """One client for one project. `bind_seconds` bounds a create, a resume and a snapshot; other calls CALL_SECONDS."""
 
-    def __init__(self, *, api_url: str, api_key: Secret, bind_seconds: float) -> None:
+    def __init__(self, *, api_url: str, api_key: Secret, bind_seconds: float, budget: CallBudget | None = None) -> None:
         self._api_url = api_url
         self._api_key = api_key
         self._bind_seconds = bind_seconds
+        self._budget = budget or CallBudget(0)
         self._client: tuple[str, AsyncSandboxClient] | None = None
         self._retired = RetiredClients()
         self._routes: OrderedDict[str, Route] = OrderedDict()
@@ -108,7 +112,7 @@ class TensorlakeSandboxes:
             handle.close()
             return SandboxRecord(handle.sandbox_id, spec.name, SandboxStatus.RUNNING, egress=spec.egress)
 
-        outcome = await self._bounded(call, self._bind_seconds, describe=True)
+        outcome = _room(await self._bounded(call, self._bind_seconds, priority=Priority.CLAIM, describe=True))
         match outcome:
             case SandboxRecord():
                 return Created(outcome)
@@ -124,7 +128,7 @@ class TensorlakeSandboxes:
             client = await self._lifecycle()
             return self._record((await client.get(name_or_id)).value)
 
-        outcome = await self._bounded(call, CALL_SECONDS)
+        outcome = await self._bounded(call, CALL_SECONDS, priority=Priority.CLAIM)
         return Doubtful(f"HTTP {outcome.status}") if isinstance(outcome, Refused) else outcome
 
     async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
@@ -133,7 +137,7 @@ class TensorlakeSandboxes:
             self._forget(sandbox_id)  # it may wake up behind another route
             await client.resume(sandbox_id, timeout=self._bind_seconds, poll_interval=0.5)
 
-        return await self._bounded(call, self._bind_seconds, describe=True)
+        return _room(await self._bounded(call, self._bind_seconds, priority=Priority.CLAIM, describe=True))
 
     async def suspend(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         async def call() -> None:
@@ -166,7 +170,7 @@ class TensorlakeSandboxes:
             client = await self._lifecycle()
             return await _readable(client, "list", "sandboxes", SandboxInfo.model_validate, self._record)
 
-        return _known(await self._bounded(call, self._bind_seconds))
+        return _known(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
 
     async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
         async def call() -> Listing[SnapshotRecord]:
@@ -175,14 +179,14 @@ class TensorlakeSandboxes:
             client = await self._lifecycle()
             return await _readable(client, "list_snapshots", "snapshots", SnapshotInfo.from_response, _snapshot_record)
 
-        return _known(await self._bounded(call, self._bind_seconds))
+        return _known(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
         asked = _asked(process.command, process.args, process.env, process.working_dir, process.user)
         asked |= {"name": process.name, "restart": _NEVER}
-        outcome = _effect(await self._call(sandbox_id, "POST", "/api/v1/processes", body=asked))
+        said = _effect(await self._call(sandbox_id, "POST", "/api/v1/processes", body=asked, secrets=process.secrets))
         # Names are unique: a second start of one name finds the first.
-        return None if outcome == Refused(409, "HTTP 409") else outcome
+        return None if isinstance(said, Refused) and said.status == 409 else said
 
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
         outcome = await self._call(sandbox_id, "GET", "/api/v1/processes", limit=_LARGEST_LIST)
@@ -352,16 +356,23 @@ class TensorlakeSandboxes:
         query: Mapping[str, str] | None = None,
         limit: int = _LARGEST_STATE,
         cut: bool = False,
+        secrets: Sequence[str] | None = None,
     ) -> bytes | Absent | Refused | Doubtful:
+        """With `secrets` the words of an error are shown, without any of them."""
+
         def call(route: Route) -> Awaitable[bytes]:
             return self._wire.call(
                 route, method, path, body=body, query=query, seconds=CALL_SECONDS, limit=limit, cut=cut
             )
 
-        return await self._routed(sandbox_id, call, CALL_SECONDS)
+        return await self._routed(sandbox_id, call, CALL_SECONDS, secrets)
 
     async def _routed(
-        self, sandbox_id: str, call: Callable[[Route], Awaitable[_T]], seconds: float
+        self,
+        sandbox_id: str,
+        call: Callable[[Route], Awaitable[_T]],
+        seconds: float,
+        secrets: Sequence[str] | None = None,
     ) -> _T | Absent | Refused | Doubtful:
         """A call to the sandbox itself. One that found nothing where the sandbox was known to be is made again where a
         fresh look says that it is elsewhere: it cannot have had an effect."""
@@ -369,26 +380,26 @@ class TensorlakeSandboxes:
         route = await self._route(sandbox_id)
         if not isinstance(route, Route):
             return route
-        outcome, elsewhere = await self._attempted(call, route, seconds)
+        outcome, elsewhere = await self._attempted(call, route, seconds, secrets)
         if not (known and elsewhere):
             return outcome
         self._routes.pop(sandbox_id, None)
         now = await self._route(sandbox_id)
         if not isinstance(now, Route) or now == route:
             return outcome
-        return (await self._attempted(call, now, seconds))[0]
+        return (await self._attempted(call, now, seconds, secrets))[0]
 
-    @staticmethod
     async def _attempted(
-        call: Callable[[Route], Awaitable[_T]], route: Route, seconds: float
+        self, call: Callable[[Route], Awaitable[_T]], route: Route, seconds: float, secrets: Sequence[str] | None
     ) -> tuple[_T | Absent | Refused | Doubtful, bool]:
         """The outcome, and whether the sandbox may be at another address."""
         try:
             async with asyncio.timeout(seconds + 5.0):
+                await self._budget.admit(Priority.CLAIM)
                 return await call(route), False
         except Exception as error:  # the edge: every exception of the wire becomes an outcome
             elsewhere = isinstance(error, NotReached) or (isinstance(error, Unanswered) and error.status in _NOT_THERE)
-            return outcome_of(error), elsewhere
+            return outcome_of(error, secrets), elsewhere
 
     async def _route(self, sandbox_id: str) -> Route | Absent | Refused | Doubtful:
         """Where the sandbox answers: what was last seen, else looked up."""
@@ -428,23 +439,29 @@ class TensorlakeSandboxes:
         self._routes.pop(sandbox_id, None)
 
     async def _bounded(
-        self, call: Callable[[], Awaitable[_T]], seconds: float, *, describe: bool = False
+        self,
+        call: Callable[[], Awaitable[_T]],
+        seconds: float,
+        *,
+        priority: Priority = Priority.REPAIR,
+        describe: bool = False,
     ) -> _T | Absent | Refused | Doubtful:
         """`describe` lets the service's own words into the reason: only for calls that carry no secret."""
         used = self._client
-        outcome = await self._tried(call, seconds, describe=describe)
+        outcome = await self._tried(call, seconds, priority, describe=describe)
         used = used or self._client
         refused = isinstance(outcome, Refused) and outcome.status == 401
         if not (refused and used and await self._api_key.refused(used[0])):
             return outcome
         await self._lifecycle()  # drops the client that holds the old key
-        return await self._tried(call, seconds, describe=describe)  # a refused call changed nothing
+        return await self._tried(call, seconds, priority, describe=describe)  # a refused call changed nothing
 
     async def _tried(
-        self, call: Callable[[], Awaitable[_T]], seconds: float, *, describe: bool
+        self, call: Callable[[], Awaitable[_T]], seconds: float, priority: Priority, *, describe: bool
     ) -> _T | Absent | Refused | Doubtful:
         try:
             async with asyncio.timeout(seconds + 5.0):
+                await self._budget.admit(priority)
                 return await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
             return _outcome(error, describe=describe)
@@ -561,6 +578,22 @@ def _known(outcome: _T | Absent | Refused | Doubtful) -> _T | Doubtful:
 
 def _without_refusal(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | Doubtful:
     return Doubtful(f"HTTP {outcome.status}") if isinstance(outcome, Refused) else outcome
+
+
+def _room(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | Refused | Doubtful:
+    """NoCapacity for what says so. How a quota is told is documented nowhere: 402, 403 and 429 are all plausible
+    (docs/wire/tensorlake.md#11-quotas-and-prices)."""
+    match outcome:
+        case Refused(status=402, reason=reason):
+            return NoCapacity(402, reason)
+        case Refused(status=403, reason=reason) if _NO_ROOM.search(reason):
+            return NoCapacity(403, reason)
+        case Doubtful(reason=reason) if reason.startswith("HTTP 429"):
+            return NoCapacity(429, reason)
+        case Doubtful(reason=reason) if reason.startswith("HTTP 503") and _NO_ROOM.search(reason):
+            return NoCapacity(503, reason)
+        case _:
+            return outcome
 
 
 def _outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubtful:

@@ -1,23 +1,33 @@
 """Bind: get the one running sandbox of a session (docs/claim-protocol.md#step-2-bind).
 
-Create comes first, always, because a create by name is atomic: of any number of dispatchers racing for one session,
-one creates and the others are told that the name is taken (docs/architecture.md#i2). Whoever holds the name is then
-looked at and waited for. Nothing is concluded from a look-up that failed.
+Create comes first, because a create by name is atomic: of any number of dispatchers racing for one session, one creates
+and the others are told that the name is taken (docs/architecture.md#i2). Whoever holds the name is then looked at and
+waited for. Nothing is concluded from a look-up that failed. Only where the service is known to have no room is the name
+looked up first: a session that has its sandbox does not wait for those that have none.
+
+From every state in which a sandbox can never serve again a way leads to one that can: what failed is ended, and what
+refuses to be resumed is renamed and kept, so that the session gets a fresh one. Then `Bound.replaces` says why.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
+from shared import names
 from shared.backoff import pauses
-from shared.deadline import Deadline
+from shared.claims.capacity import Capacity
+from shared.deadline import Clock, Deadline
 from shared.ports import (
     Absent,
     Created,
     Doubtful,
     NameTaken,
+    NoCapacity,
     Refused,
     SandboxHost,
     SandboxRecord,
@@ -25,14 +35,24 @@ from shared.ports import (
     SandboxStatus,
 )
 
+log = logging.getLogger(__name__)
+
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
 _FRESH: Final = 3.0  # seconds; nothing is ended on a look that took longer (docs/architecture.md#i5)
+_FORGETS: Final = 3.0  # seconds for which an ended sandbox may keep its name and still read as running
+_RESUMES: Final = 4
+"""So many refusals of a resume, over a third of the time to bind, are taken for its last word."""
+_FIRST_RESUME_PAUSE: Final = 1 / 22  # of that time; with the two pauses after it, a third
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
+    """`made`: it was created just now. `replaces`: why the session's earlier sandbox is not used any more, if so."""
+
     sandbox: SandboxRecord
+    made: bool = False
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,63 +60,159 @@ class Unbound:
     """No sandbox for now. The item stays un-acked and is offered again."""
 
     reason: str
+    no_capacity: bool = False
 
 
-async def bind(host: SandboxHost, spec: SandboxSpec, deadline: Deadline, *, resume_suspended: bool) -> Bound | Unbound:
-    """The sandbox called `spec.name`, running; made if there is none, resumed if it sleeps.
+class Binding:
+    """The way of one item to its sandbox. It may be asked again when the sandbox turns out to be gone.
 
-    With `resume_suspended` false a sleeping sandbox is ended and a fresh one made in its place.
+    spec: `spec.name` is a session's name with this `prefix`.
+    free_slot: called before the item waits for room, so that it keeps no slot from an item that needs none.
+    since: when the item was made; a sandbox that is older had been the session's before.
     """
-    waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
-    reason = "time ran out"
-    while not deadline.passed:
-        match await host.create(spec):
+
+    def __init__(
+        self,
+        host: SandboxHost,
+        spec: SandboxSpec,
+        *,
+        prefix: str,
+        resume_suspended: bool,
+        capacity: Capacity,
+        now: Callable[[], datetime],
+        free_slot: Callable[[], None] = lambda: None,
+        since: datetime | None = None,
+    ) -> None:
+        self._host = host
+        self._spec = spec
+        self._prefix = prefix
+        self._resume_suspended = resume_suspended
+        self._capacity = capacity
+        self._now = now
+        self._free_slot = free_slot
+        self._since = since
+        self._dead: dict[str, Deadline] = {}
+        self._refusals = 0
+        self._refusal_pauses: Iterator[float] = pauses(0.0)
+        self._replaces = ""
+        self._reason = "time ran out"
+
+    def lost(self, sandbox_id: str, clock: Clock) -> None:
+        """This sandbox is gone, whatever a look-up says during the next seconds."""
+        self._dead[sandbox_id] = Deadline.after(_FORGETS, clock)
+
+    async def bind(self, deadline: Deadline) -> Bound | Unbound:
+        """The sandbox, running: made if there is none, resumed if it sleeps, replaced where it can never serve again.
+
+        With `resume_suspended` false a sleeping sandbox is ended and a fresh one made in its place.
+        """
+        waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+        self._refusal_pauses = pauses(deadline.left() * _FIRST_RESUME_PAUSE)
+        while not deadline.passed:
+            if self._capacity.shortage is None:
+                made = await self._create()
+                if made is not None:
+                    return made
+            settled = await self._settle(deadline)
+            if settled is not None:
+                return settled
+            if self._capacity.shortage is None:
+                await asyncio.sleep(min(next(waits), deadline.left()))
+                continue
+            self._free_slot()
+            async with self._capacity.turn(deadline) as granted:
+                made = await self._create() if granted else None
+            if made is not None:
+                return made
+        shortage = self._capacity.shortage
+        return Unbound(self._reason) if shortage is None else Unbound(f"no capacity: {shortage}", no_capacity=True)
+
+    async def _create(self) -> Bound | Unbound | None:
+        """None where the name is taken, where there is no room, and where the result is not known."""
+        match await self._host.create(self._spec):
             case Created(sandbox):
-                return Bound(sandbox)
+                self._capacity.has_room()
+                return Bound(sandbox, made=True, replaces=self._replaces)
+            case NoCapacity(reason=reason):
+                self._capacity.lacks(reason)
             case Refused(reason=refusal):
                 return Unbound(f"create refused: {refusal}")
             case NameTaken():
-                reason = "the name is taken by a sandbox that does not come to run"
+                self._reason = "the name is taken by a sandbox that does not come to run"
             case Doubtful(reason=doubt):
-                reason = f"create failed: {doubt}"
-        match await _settle(host, spec.name, deadline, resume_suspended=resume_suspended):
-            case SandboxRecord() as sandbox:
-                return Bound(sandbox)
-            case Unbound() as unbound:
-                return unbound
+                self._reason = f"create failed: {doubt}"
+        return None
+
+    async def _settle(self, deadline: Deadline) -> Bound | Unbound | None:
+        """The holder of the name once it runs; None when the name has become free, or time is up."""
+        waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
+        while not deadline.passed:
+            asked = deadline.left()
+            found = await self._host.find(self._spec.name)
+            old = asked - deadline.left() > _FRESH
+            match found:
+                case Absent():
+                    return None
+                case Doubtful():
+                    pass
+                case SandboxRecord(name=other) if other != self._spec.name:
+                    return Unbound("the service answered with a sandbox of another name")
+                case SandboxRecord(id=known) if known in self._dead and not self._dead[known].passed:
+                    pass  # the service has not yet forgotten what is gone
+                case SandboxRecord(status=SandboxStatus.RUNNING | SandboxStatus.SNAPSHOTTING) as sandbox:
+                    return Bound(sandbox, replaces=self._replaces)
+                case SandboxRecord(status=SandboxStatus.SUSPENDED) as sandbox if self._resume_suspended:
+                    if await self._resumed(sandbox, deadline, old=old):
+                        return Bound(sandbox)
+                case SandboxRecord(status=SandboxStatus.SUSPENDED) as sandbox if not old:
+                    await self._end(sandbox, deadline.clock)
+                case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as sandbox if not old:
+                    if await self._end(sandbox, deadline.clock) and self._was_used(sandbox):
+                        self._replaces = f"sandbox {sandbox.id} had failed ({sandbox.status.value}) and was ended"
+                case SandboxRecord():
+                    pass  # pending, suspending, terminated but not yet forgotten, or a status of tomorrow: wait
+            await asyncio.sleep(min(next(waits), deadline.left()))
+        return None
+
+    async def _end(self, sandbox: SandboxRecord, clock: Clock) -> bool:
+        ended = await self._host.terminate(sandbox.id) in (None, Absent())
+        if ended:
+            self.lost(sandbox.id, clock)
+        return ended
+
+    def _was_used(self, sandbox: SandboxRecord) -> bool:
+        """Older than the item, so that an earlier one had worked in it."""
+        return self._since is not None and sandbox.created_at is not None and sandbox.created_at < self._since
+
+    async def _resumed(self, sandbox: SandboxRecord, deadline: Deadline, *, old: bool) -> bool:
+        match await self._host.resume(sandbox.id):
             case None:
-                pass
-        await asyncio.sleep(min(next(waits), deadline.left()))
-    return Unbound(reason)
-
-
-async def _settle(
-    host: SandboxHost, name: str, deadline: Deadline, *, resume_suspended: bool
-) -> SandboxRecord | Unbound | None:
-    """The holder of the name once it runs; None when the name has become free, or nobody knows."""
-    waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
-    while not deadline.passed:
-        asked = deadline.left()
-        found = await host.find(name)
-        old = asked - deadline.left() > _FRESH
-        match found:
+                return True
             case Absent():
-                return None
-            case Doubtful():
-                pass
-            case SandboxRecord(name=other) if other != name:
-                return Unbound("the service answered with a sandbox of another name")
-            case SandboxRecord(status=SandboxStatus.RUNNING | SandboxStatus.SNAPSHOTTING) as sandbox:
-                return sandbox
-            case SandboxRecord(status=SandboxStatus.SUSPENDED) as sandbox:
-                if not resume_suspended:
-                    if not old:
-                        await host.terminate(sandbox.id)
-                elif await host.resume(sandbox.id) is None:
-                    return sandbox
-            case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as sandbox if not old:
-                await host.terminate(sandbox.id)  # it never ran and holds the name
-            case SandboxRecord():
-                pass  # pending, suspending, terminated but not yet forgotten, or a status of tomorrow: wait
-        await asyncio.sleep(min(next(waits), deadline.left()))
-    return None
+                self.lost(sandbox.id, deadline.clock)
+            case NoCapacity(reason=reason):
+                self._capacity.lacks(reason)
+                self._free_slot()
+                async with self._capacity.turn(deadline) as granted:
+                    if granted and await self._host.resume(sandbox.id) is None:
+                        self._capacity.has_room()
+                        return True
+            case Refused(status=409):
+                self._reason = "the sandbox does not come to run"
+            case Refused(reason=reason):
+                self._reason = f"resume refused: {reason}"
+                self._refusals += 1
+                if self._refusals < _RESUMES:
+                    await asyncio.sleep(min(next(self._refusal_pauses), deadline.left()))
+                elif not old:
+                    await self._set_aside(sandbox, reason)
+            case Doubtful(reason=reason):
+                self._reason = f"resume failed: {reason}"
+        return False
+
+    async def _set_aside(self, sandbox: SandboxRecord, reason: str) -> None:
+        """Its files may still be saved by a person, so it is not ended."""
+        kept = names.kept_name(self._spec.name, self._prefix, int(self._now().timestamp()))
+        if await self._host.rename(sandbox.id, kept) is None:
+            self._replaces = f"sandbox {sandbox.id} could not be resumed ({reason}) and is kept as {kept}"
+            log.warning("sandbox.set_aside sandbox=%s kept=%s reason=%s", sandbox.id, kept, reason)

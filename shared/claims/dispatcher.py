@@ -16,44 +16,58 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared import capability, names
-from shared.backoff import pause_before, pauses
+from shared.backoff import pauses
 from shared.claims import handover
-from shared.claims.binding import Unbound, bind
+from shared.claims.binding import Binding, Bound, Unbound
+from shared.claims.capacity import Capacity
+from shared.claims.claimer import Claimer
 from shared.deadline import Clock, Deadline
 from shared.errors import SecretUnavailable
 from shared.ports import (
     Absent,
     Doubtful,
-    Empty,
     Refused,
     SandboxHost,
     SandboxSpec,
-    StaleEntry,
+    Throttled,
     WorkItem,
     WorkQueue,
 )
-from shared.reports import DrainEnd, DrainReport, ItemEnd, ItemReport
+from shared.reports import DrainReport, ItemEnd, ItemReport
 from shared.settings import Environment, Settings
 
 log = logging.getLogger(__name__)
 
-_STALE_IN_A_ROW: Final = 5
-_DOUBTFUL_IN_A_ROW: Final = 3
+NEW_WORKSPACE_FILE: Final = "THIS-WORKSPACE-IS-NEW.txt"
+NEW_WORKSPACE_TEXT: Final = "This workspace is new. What this session had made before is not here:"
+
+SECRETLESS: Final = (
+    "the service issued no work secret with the item, and nothing else may enter a sandbox: the session is not served"
+)
+
 _PAUSE: Final = 0.2
 _REBINDS: Final = 3
 _REACH_SHARE: Final = 0.6  # of a hand-over's time: a worker that reaches no API says so while somebody still listens
+_QUIET: Final = (ItemEnd.HANDED_OVER, ItemEnd.DISMISSED, ItemEnd.NO_CAPACITY)
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    end: ItemEnd
+    reason: str = ""
+    alarm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,113 +80,135 @@ class Dispatcher:
     host: SandboxHost
     clock: Clock = time.monotonic
     now: Callable[[], datetime] = utc_now
+    capacity: Capacity | None = None  # what is known of the service's room beyond one drain
 
     async def drain(self, deadline: Deadline | None = None) -> DrainReport:
         """Claim until the queue is empty, the limit is reached or the time for claims is over; then finish.
 
-        `deadline` defaults to the settings' own. No claim is made later than what a bind and a hand-over need
-        before it; what is not done by then is left un-acked and reported as unfinished.
+        `deadline` defaults to the settings' own. What is not done by then is left un-acked and reported as unfinished.
         """
-        limits = self.settings.drain
-        began = self.clock()
-        deadline = (deadline or Deadline.after(limits.deadline, self.clock)).sooner(began + limits.deadline)
-        drain = _Drain(self, deadline)
-        async with asyncio.TaskGroup() as group:
-            drain.start(group)
-        report = DrainReport(
-            environment_id=self.environment.id,
-            end=drain.end,
-            seconds=round(self.clock() - began, 3),
-            polls=drain.polls,
-            items=tuple(drain.items),
-            reason=drain.reason,
-        )
-        log.info(
-            "drain.done environment=%s end=%s polls=%d items=%s seconds=%s",
-            report.environment_id,
-            report.end.value,
-            report.polls,
-            dict(report.counts),
-            report.seconds,
-        )
-        return report
+        one = replace(self, capacity=self._room())
+        claimer = Claimer(lambda: one)
+        try:
+            return await claimer.drain(deadline or Deadline.after(self.settings.drain.deadline, self.clock))
+        finally:
+            await claimer.aclose(0.0)
 
-    async def serve(self, item: WorkItem, claimed_at: float, deadline: Deadline) -> ItemReport:
-        """One claimed item, all the way. `claimed_at` is from before the poll was sent. Never raises for a service."""
-        times = self.settings.times
-        deadline = deadline.sooner(claimed_at + times.reclaim)
+    async def serve(
+        self,
+        item: WorkItem,
+        claimed_at: float,
+        deadline: Deadline | None = None,
+        free_slot: Callable[[], None] = lambda: None,
+    ) -> ItemReport:
+        """One claimed item, all the way. `claimed_at` is from before the poll was sent. Never raises for a service.
+
+        free_slot: called when the item only waits for room on the service.
+        """
+        until = Deadline(claimed_at + self.settings.times.reclaim, self.clock)
+        if deadline is not None:
+            until = until.sooner(deadline.at)
         sandbox: str | None = None
         try:
-            async with asyncio.timeout(deadline.left()):
+            async with asyncio.timeout(until.left()):
                 if item.kind != "session":
-                    return self._report(item, claimed_at, *await self._dismiss(item))
+                    return self._report(item, claimed_at, await self._dismiss(item))
                 sandbox = names.sandbox_name(self.settings.prefix, self.environment.id, item.session_id)
-                end, reason = await self._bring(item, sandbox, claimed_at, deadline)
+                end = await self._bring(item, sandbox, claimed_at, until, free_slot)
         except TimeoutError:
-            end, reason = ItemEnd.UNFINISHED, "time ran out before the ack"
+            end = _End(ItemEnd.UNFINISHED, "time ran out before the ack")
         except names.BadName as error:
-            end, reason = ItemEnd.FAILED, str(error)
-        return self._report(item, claimed_at, end, reason, sandbox)
+            end = _End(ItemEnd.FAILED, str(error))
+        return self._report(item, claimed_at, end, sandbox)
 
-    async def _bring(self, item: WorkItem, name: str, claimed_at: float, deadline: Deadline) -> tuple[ItemEnd, str]:
+    async def _bring(
+        self, item: WorkItem, name: str, claimed_at: float, until: Deadline, free_slot: Callable[[], None]
+    ) -> _End:
         """Steps 2 to 4 of the protocol."""
         if item.secret is None:
             # The only other credential is the environment key, and that never enters a sandbox
             # (docs/architecture.md#i6).
-            return await self._failed(item, None, "the service issued no work secret with the item")
+            return _End(
+                ItemEnd.FAILED, "the service issued no work secret with the item: it cannot be served", alarm=True
+            )
+        binding = Binding(
+            self.host,
+            self._spec(name),
+            prefix=self.settings.prefix,
+            resume_suspended=self.settings.resume_suspended,
+            capacity=self._room(),
+            now=self.now,
+            free_slot=free_slot,
+            since=item.created_at,
+        )
+        offered_before = (self.now() - item.created_at).total_seconds() > self.settings.times.handover
         reason = ""
         for _ in range(_REBINDS):
-            bound = await bind(
-                self.host,
-                self._spec(name),
-                deadline.sooner(self.clock() + self.settings.times.bind),
-                resume_suspended=self.settings.resume_suspended,
-            )
+            bound = await binding.bind(until.sooner(self.clock() + self.settings.times.bind))
             if isinstance(bound, Unbound):
-                return await self._failed(item, None, bound.reason)
+                return _End(ItemEnd.NO_CAPACITY if bound.no_capacity else ItemEnd.FAILED, bound.reason)
+            if bound.replaces:
+                await self._say_it_is_new(bound)
             outcome = await handover.hand_over(
                 self.host,
                 bound.sandbox.id,
                 item,
                 await self._claim(item, item.secret),
                 user=self.settings.sandbox_user or None,
-                deadline=deadline.sooner(self.clock() + self.settings.times.handover),
+                deadline=until.sooner(self.clock() + self.settings.times.handover),
+                look_first=offered_before and not bound.made,
+                deaths=self.settings.times.poison_attempts,
             )
-            if isinstance(outcome, handover.Ready):
-                end, reason = await self._ack(item, claimed_at)
-                return end, reason or _sdk_difference(outcome.sdk)
-            reason = outcome.reason
-            if not outcome.sandbox_gone:
-                return await self._failed(item, bound.sandbox.id, reason)
-        return await self._failed(item, None, reason)
+            match outcome:
+                case handover.Ready(sdk=sdk):
+                    end = await self._ack(item, claimed_at)
+                    return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk)
+                case handover.Hopeless(deaths=deaths):
+                    return await self._give_up(item, deaths)
+                case handover.NotReady(sandbox_gone=True):
+                    reason = outcome.reason
+                    binding.lost(bound.sandbox.id, self.clock)
+                case handover.NotReady():
+                    return _End(ItemEnd.FAILED, outcome.reason)
+        return _End(ItemEnd.FAILED, reason)
 
-    async def _ack(self, item: WorkItem, claimed_at: float) -> tuple[ItemEnd, str]:
+    def _room(self) -> Capacity:
+        return self.capacity or Capacity(self.environment.id, self.clock)
+
+    async def _say_it_is_new(self, bound: Bound) -> None:
+        """The agent finds it with its first look around; that it cannot be told now does not hold up its turn."""
+        text = f"{NEW_WORKSPACE_TEXT}\n{bound.replaces}.\n"
+        path = f"{self.settings.workdir}/{NEW_WORKSPACE_FILE}"
+        written = await self.host.write_file(bound.sandbox.id, path, text.encode())
+        if written is not None:
+            log.warning("workspace.not_told sandbox=%s outcome=%s", bound.sandbox.id, written)
+
+    async def _ack(self, item: WorkItem, claimed_at: float) -> _End:
         """Only while the claim is younger than R; a doubtful answer is asked again, since a second ack is harmless."""
         waits = pauses(_PAUSE, 5.0)
         while self.clock() - claimed_at < self.settings.times.reclaim:
             match await self.queue.ack(item.id):
                 case None:
-                    return ItemEnd.HANDED_OVER, ""
+                    return _End(ItemEnd.HANDED_OVER)
                 case Absent():
-                    return ItemEnd.GONE, "the item was gone before the ack"
+                    return _End(ItemEnd.GONE, "the item was gone before the ack")
                 case Refused(reason=reason):
-                    return ItemEnd.FAILED, f"ack refused: {reason}"
+                    return _End(ItemEnd.FAILED, f"ack refused: {reason}")
+                case Throttled(seconds=seconds):
+                    await asyncio.sleep(seconds)
                 case Doubtful():
                     await asyncio.sleep(next(waits))
-        return ItemEnd.UNFINISHED, "the claim grew too old for an ack"
+        return _End(ItemEnd.UNFINISHED, "the claim grew too old for an ack")
 
-    async def _failed(self, item: WorkItem, sandbox_id: str | None, reason: str) -> tuple[ItemEnd, str]:
-        """Leave the item to be offered again, or give it up: judged by its age and by what failed in its sandbox."""
-        earlier = await handover.failures(self.host, sandbox_id, item) if sandbox_id is not None else []
-        age = (self.now() - item.created_at).total_seconds()
-        if len(earlier) < self.settings.times.poison_attempts and age < self.settings.times.poison_age:
-            return ItemEnd.FAILED, reason
+    async def _give_up(self, item: WorkItem, deaths: Sequence[str]) -> _End:
+        """Its workers have died too often: nobody ordered it, and none lives. The turn ends, loudly."""
+        reason = f"given up after {len(deaths)} deaths of its workers: {'; '.join(deaths[-3:])}"
         stopped = await self.queue.force_stop(item.id)
         if stopped is not None and not isinstance(stopped, Absent):
-            return ItemEnd.FAILED, f"{reason}; it is poisoned, but stopping it failed: {stopped.reason}"
-        return ItemEnd.POISONED, "; ".join([reason, f"{round(age)} s old", *earlier[-3:]])
+            return _End(ItemEnd.FAILED, f"{reason}; stopping it failed: {stopped.reason}", alarm=True)
+        return _End(ItemEnd.POISONED, reason, alarm=True)
 
-    async def _dismiss(self, item: WorkItem) -> tuple[ItemEnd, str]:
+    async def _dismiss(self, item: WorkItem) -> _End:
         """Not a session (a healthcheck): stop it, so that it does not come again (docs/wire/anthropic.md#t12).
 
         Straight from the queue: after an ack a crash before the stop would leave it acked with nobody behind it. Where
@@ -183,8 +219,8 @@ class Dispatcher:
             acked = await self.queue.ack(item.id)
             outcome = acked if isinstance(acked, Refused | Doubtful) else await self.queue.force_stop(item.id)
         if isinstance(outcome, Refused | Doubtful):
-            return ItemEnd.FAILED, f"dismissing a {item.kind[:40]} item: {outcome.reason}"
-        return ItemEnd.DISMISSED, item.kind[:40]
+            return _End(ItemEnd.FAILED, f"dismissing a {item.kind[:40]} item: {outcome.reason}")
+        return _End(ItemEnd.DISMISSED, item.kind[:40])
 
     def _spec(self, name: str) -> SandboxSpec:
         return SandboxSpec(
@@ -230,135 +266,43 @@ class Dispatcher:
             worker_digest=digest(build_archive()),
             workdir=self.settings.workdir,
             max_idle=self.settings.max_idle_seconds,
-            reach=self.settings.times.handover * _REACH_SHARE,
             gate=self.settings.times.gate,
+            reach=self.settings.times.handover * _REACH_SHARE,
             lifetime=self.settings.worker_lifetime,
             capability_token=token,
             fork_url=self.settings.fork_url if token else None,
         )
 
-    def _report(
-        self, item: WorkItem, claimed_at: float, end: ItemEnd, reason: str, sandbox: str | None = None
-    ) -> ItemReport:
+    def _report(self, item: WorkItem, claimed_at: float, end: _End, sandbox: str | None = None) -> ItemReport:
         report = ItemReport(
             work_id=item.id,
             session_id=item.session_id,
-            end=end,
+            end=end.end,
             seconds=round(self.clock() - claimed_at, 3),
             sandbox=sandbox,
-            reason=reason,
+            reason=end.reason,
+            alarm=end.alarm,
         )
-        level = logging.INFO if end in (ItemEnd.HANDED_OVER, ItemEnd.DISMISSED) else logging.WARNING
         log.log(
-            level,
+            logging.INFO if report.end in _QUIET and not report.alarm else logging.WARNING,
             "item.%s work=%s session=%s sandbox=%s seconds=%s reason=%s",
-            end.value,
+            report.end.value,
             item.id,
             item.session_id,
             sandbox,
             report.seconds,
-            reason,
+            report.reason,
         )
         return report
+
+
+def _handed_over(bound: Bound, worker_sdk: str) -> _End:
+    if bound.replaces:
+        return _End(ItemEnd.HANDED_OVER, f"the workspace is new: {bound.replaces}", alarm=True)
+    return _End(ItemEnd.HANDED_OVER, _sdk_difference(worker_sdk))
 
 
 def _sdk_difference(worker_sdk: str) -> str:
     """The worker's file is replaced where it is not ours; its SDK can only come with a new image."""
     ours = handover.bundle_sdk()
     return "" if worker_sdk == ours else f"the sandbox's SDK is {worker_sdk}, ours {ours}: rebuild the image"
-
-
-class _Drain:
-    """The running state of one drain: pollers that claim, and one task an item, all in one task group."""
-
-    def __init__(self, dispatcher: Dispatcher, deadline: Deadline) -> None:
-        times, limits = dispatcher.settings.times, dispatcher.settings.drain
-        self._dispatcher = dispatcher
-        self._deadline = deadline
-        self._cut_off = deadline.at - times.bind - times.handover
-        self._limits = limits
-        self._slots = asyncio.Semaphore(limits.concurrency)
-        self._pollers = 0
-        self._claimed = 0
-        self.polls = 0
-        self.items: list[ItemReport] = []
-        self.end = DrainEnd.EMPTY
-        self.reason = ""
-
-    def start(self, group: asyncio.TaskGroup) -> None:
-        """One poller. It adds others as it finds that there is more than one item to claim."""
-        self._pollers += 1
-        group.create_task(self._poll(group))
-
-    async def _poll(self, group: asyncio.TaskGroup) -> None:
-        found = stale = doubtful = 0
-        try:
-            while await self._may_claim():
-                claimed_at = self._dispatcher.clock()
-                self.polls += 1
-                outcome = await self._dispatcher.queue.poll()
-                if isinstance(outcome, WorkItem):
-                    group.create_task(self._serve(outcome, claimed_at))
-                    found += 1
-                    stale = doubtful = 0
-                    if found > 1 and self._pollers < self._limits.polls_in_flight:
-                        self.start(group)
-                    continue
-                self._give_back()
-                match outcome:
-                    case Empty():
-                        return
-                    case Refused(reason=reason):
-                        self._stop(DrainEnd.REFUSED, f"the queue refused the environment key: {reason}")
-                        return
-                    case StaleEntry():
-                        stale += 1
-                        if stale > _STALE_IN_A_ROW:
-                            self._stop(DrainEnd.UNAVAILABLE, "polls keep answering 404")
-                            return
-                    case Doubtful(reason=reason):
-                        doubtful += 1
-                        if doubtful >= _DOUBTFUL_IN_A_ROW:
-                            self._stop(DrainEnd.UNAVAILABLE, f"polls keep failing: {reason}")
-                            return
-                await asyncio.sleep(min(pause_before(stale + doubtful, _PAUSE), self._deadline.left()))
-        finally:
-            self._pollers -= 1
-
-    async def _may_claim(self) -> bool:
-        """A slot and a place under the limit, or the reason why there is none."""
-        if self.end is not DrainEnd.EMPTY:
-            return False
-        try:
-            # A time-out of 0 lets a slot that is free be taken all the same.
-            if self._cut_off <= self._dispatcher.clock():
-                raise TimeoutError
-            async with asyncio.timeout(self._cut_off - self._dispatcher.clock()):
-                await self._slots.acquire()
-        except TimeoutError:
-            self._stop(DrainEnd.DEADLINE, "the time for claims is over")
-            return False
-        if self._claimed >= self._limits.max_items:
-            self._slots.release()
-            self._stop(DrainEnd.LIMIT, "the limit of items is reached")
-            return False
-        self._claimed += 1
-        return True
-
-    def _give_back(self) -> None:
-        self._claimed -= 1
-        self._slots.release()
-
-    def _stop(self, end: DrainEnd, reason: str) -> None:
-        if self.end is DrainEnd.EMPTY:
-            self.end, self.reason = end, reason
-
-    async def _serve(self, item: WorkItem, claimed_at: float) -> None:
-        try:
-            report = await self._dispatcher.serve(item, claimed_at, self._deadline)
-        except Exception as error:  # the edge: one item's bug must not end the others, and it becomes a report
-            log.exception("item.bug work=%s", item.id)
-            report = ItemReport(item.id, item.session_id, ItemEnd.FAILED, 0.0, None, f"bug: {type(error).__name__}")
-        finally:
-            self._slots.release()
-        self.items.append(report)

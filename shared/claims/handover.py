@@ -26,6 +26,8 @@ from shared.ports import Absent, Doubtful, ProcessSpec, ProcessState, Refused, S
 WORKER_NAMES: Final = "hands-"
 """Names of the processes that are workers begin so."""
 
+_LOOKED_AT: Final = 3  # living workers of one item whose output is read
+_LONGEST_TEXT: Final = 200
 _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
 _STARTS: Final = 3
@@ -51,6 +53,13 @@ class NotReady:
     sandbox_gone: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Hopeless:
+    """None of the item's workers lives, and too many have died. Each death in words."""
+
+    deaths: tuple[str, ...]
+
+
 @functools.cache
 def bundle_sdk() -> str:
     """The version of the anthropic package that this bundle runs with."""
@@ -64,9 +73,37 @@ def attempt_prefix(item: WorkItem) -> str:
 
 
 async def hand_over(
-    host: SandboxHost, sandbox_id: str, item: WorkItem, claim: wire.Claim, *, user: str | None, deadline: Deadline
+    host: SandboxHost,
+    sandbox_id: str,
+    item: WorkItem,
+    claim: wire.Claim,
+    *,
+    user: str | None,
+    deadline: Deadline,
+    look_first: bool = False,
+    deaths: int | None = None,
+) -> Ready | NotReady | Hopeless:
+    """Start a worker with this claim. Errors of the service are outcomes; nothing here stops the item.
+
+    An earlier worker of the item that lives and is ready is as good as a new one, also when the new one's time is up:
+    on a slow machine each attempt would otherwise start another and watch that alone. Without `look_first` none can be
+    there. deaths: with so many dead workers of this item, and none alive, no further one is started.
+    """
+    outcome: Ready | NotReady | Hopeless | None = None
+    if look_first:
+        outcome = await _look(host, sandbox_id, item, claim, deaths)
+    if outcome is None:
+        outcome = await _start_and_watch(host, sandbox_id, item, claim, user, deadline)
+        if isinstance(outcome, NotReady) and not outcome.sandbox_gone:
+            looked = await _look(host, sandbox_id, item, claim, deaths)
+            if isinstance(looked, Ready | Hopeless):
+                outcome = looked
+    return outcome
+
+
+async def _start_and_watch(
+    host: SandboxHost, sandbox_id: str, item: WorkItem, claim: wire.Claim, user: str | None, deadline: Deadline
 ) -> Ready | NotReady:
-    """Start a worker with this claim. Errors of the service are outcomes; nothing here stops the item."""
     outcome: Ready | NotReady = NotReady("time ran out")
     for _ in range(_STARTS):
         process = ProcessSpec(
@@ -75,13 +112,14 @@ async def hand_over(
             args=("-I", wire.worker_path(claim.worker_digest)),
             env={wire.CLAIM_VARIABLE: claim.to_json(), wire.STATE_VARIABLE: wire.STATE_DIRECTORY},
             user=user,
+            secrets=_secrets_of(claim),
         )
         match await _start(host, sandbox_id, process, deadline):
             case NotReady() as failed:
                 return failed
             case None:
                 pass
-        match await _watch(host, sandbox_id, process.name, item.id, claim.worker_digest, deadline):
+        match await _watch(host, sandbox_id, process.name, item.id, claim, deadline):
             case _Outdated(running=running):
                 if running:
                     await host.kill(sandbox_id, process.name)
@@ -97,17 +135,42 @@ async def hand_over(
     return outcome
 
 
-async def failures(host: SandboxHost, sandbox_id: str, item: WorkItem) -> list[str]:
-    """How this item's earlier workers in the sandbox failed. Waits for a lock and overlapping claims do not count."""
+async def _look(
+    host: SandboxHost, sandbox_id: str, item: WorkItem, claim: wire.Claim, deaths: int | None
+) -> Ready | NotReady | Hopeless | None:
+    """What this item's earlier workers say. None where they settle nothing."""
     listed = await host.process_names(sandbox_id)
-    if isinstance(listed, Absent | Doubtful):
-        return []
+    if isinstance(listed, Absent):
+        return NotReady("the sandbox is gone", sandbox_gone=True)
+    if isinstance(listed, Doubtful):
+        return None
     prefix = attempt_prefix(item)
-    return [
-        _describe(process)
-        for process in listed
-        if process.name.startswith(prefix) and not process.running and process.exit_code not in _NOT_THE_ITEMS_FAULT
-    ]
+    own = [process for process in listed if process.name.startswith(prefix)]
+    living = [process for process in own if process.running]
+    for process in living[:_LOOKED_AT]:
+        notices = _notices(await host.process_output(sandbox_id, process.name))
+        # After `ready` it may have said that it has the lease: then nobody waits for this claim's ack.
+        if notices and _is_ready(notices[-1], item.id, claim.worker_digest):
+            return Ready(notices[-1].sdk)
+    dead = [_describe(process) for process in own if not process.running and _died(process)]
+    if deaths is not None and len(dead) >= deaths and not living:
+        return Hopeless(tuple(dead))
+    return None
+
+
+def _died(process: ProcessState) -> bool:
+    """Waits for a lock, overlapping claims and ends that somebody ordered are no deaths."""
+    return process.exit_code not in _NOT_THE_ITEMS_FAULT
+
+
+def _is_ready(notice: wire.Notice, work_id: str, digest: str) -> bool:
+    return (
+        notice.word is wire.Word.READY and notice.work_id == work_id and (notice.on_behalf or notice.worker == digest)
+    )
+
+
+def _secrets_of(claim: wire.Claim) -> tuple[str, ...]:
+    return tuple(text for text in (claim.secret, claim.capability_token) if text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +200,7 @@ async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadl
 
 
 async def _watch(
-    host: SandboxHost, sandbox_id: str, name: str, work_id: str, digest: str, deadline: Deadline
+    host: SandboxHost, sandbox_id: str, name: str, work_id: str, claim: wire.Claim, deadline: Deadline
 ) -> Ready | NotReady | _Outdated:
     waits = pauses(_FIRST_LOOK, _LONGEST_PAUSE)
     looks = 0
@@ -151,25 +214,41 @@ async def _watch(
         ready = next((notice for notice in notices if notice.word is wire.Word.READY), None)
         ended = next((notice for notice in notices if notice.word is wire.Word.ENDED), None)
         if ended is not None and (ready is None or not ready.on_behalf):
-            return NotReady(f"the worker ended: {ended.detail}")  # an ack now would leave nobody behind the item
+            # An ack now would leave nobody behind the item.
+            return NotReady(f"the worker ended: {_shown(ended.detail, claim)}")
         if ready is not None and ready.work_id == work_id:
             if over is not None and not ready.on_behalf:
                 return NotReady(f"the worker died after its ready: {_describe(over)}")
-            if ready.worker != digest and not ready.on_behalf:
+            if ready.worker != claim.worker_digest and not ready.on_behalf:
                 return _Outdated(running=True)
             return Ready(ready.sdk)
         if notices:
-            said = " ".join((notices[-1].word.value, notices[-1].detail)).strip()
+            said = f"{notices[-1].word.value} {_shown(notices[-1].detail, claim)}".strip()
         if over is not None and not isinstance(lines, Absent | Doubtful):
             # Its whole output has been read after its end, and it said neither ready nor why it ended.
             if over.exit_code == wire.Exit.UNREADABLE:
                 return _Outdated(running=False)
-            return NotReady(f"the worker ended: {_describe(over)}")
+            return NotReady(f"the worker ended: {_describe(over)}{_last_words(lines, claim)}")
         if deadline.passed:
-            return NotReady(f"no ready in time; the worker said {said}")
+            return NotReady(f"no ready in time; the worker said {said}{_last_words(lines, claim)}")
         if looks >= 2:
             state = await host.process_state(sandbox_id, name)
             over = state if isinstance(state, ProcessState) and not state.running else None
+
+
+def _last_words(lines: Sequence[str] | Absent | Doubtful, claim: wire.Claim) -> str:
+    """The last line that is no notice, for whoever has to find out what is wrong with the image."""
+    if isinstance(lines, Absent | Doubtful):
+        return ""
+    words = [line for line in lines if line.strip() and wire.Notice.from_line(line) is None]
+    return f"; its last line: {_shown(words[-1], claim)}" if words else ""
+
+
+def _shown(text: str, claim: wire.Claim) -> str:
+    """A text of a sandbox that is fit for a report: short, printable, without the claim's secrets."""
+    for secret in _secrets_of(claim):
+        text = text.replace(secret, "[secret]")
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_TEXT])
 
 
 def _notices(lines: Sequence[str] | Absent | Doubtful) -> list[wire.Notice]:

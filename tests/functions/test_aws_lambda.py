@@ -55,25 +55,27 @@ class Recorder(Service):
         self.work_seconds = 0.0
         self.closed = False
 
-    async def drain(self, deadline: Deadline | None = None) -> Sequence[DrainReport]:
+    async def drain(self, deadline: Deadline | None = None, *, patience: float | None = None) -> Sequence[DrainReport]:
         self.done.append("drain")
         await asyncio.sleep(self.work_seconds)
         return [DrainReport("env_1", self.end, 0.0, 1)]
 
-    async def tick(self, deadline: Deadline | None = None) -> TickReport:
+    async def tick(self, deadline: Deadline | None = None, *, patience: float | None = None) -> TickReport:
         self.until = deadline
         self.done.append("tick")
         return TickReport([], [], 0.0)
 
-    async def end_session(self, session_id: str, deadline: Deadline | None = None) -> Sequence[ReconcileReport]:
+    async def end_session(
+        self, session_id: str, deadline: Deadline | None = None, *, patience: float | None = None
+    ) -> Sequence[ReconcileReport]:
         if session_id == "sesn_bug":
             raise RuntimeError("a bug")
         self.done.append(session_id)
         return []
 
-    async def aclose(self) -> None:
+    async def aclose(self, grace: float | None = None) -> None:
         self.closed = True
-        await super().aclose()
+        await super().aclose(grace)
 
 
 class Bench:

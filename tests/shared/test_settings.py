@@ -38,7 +38,7 @@ def test_a_file_makes_several_environments_that_fall_back_to_the_plain_variables
         {"TENSORLAKE_API_KEY": "k", "ENVIRONMENTS_FILE": str(file), "SANDBOX_IMAGE_NAME": "fallback"}
     )
     assert [environment.image for environment in settings.environments.values()] == ["one", "fallback"]
-    assert settings.environments["env_a"].egress == EgressPolicy(allow=("example.com",))
+    assert settings.environments["env_a"].egress == EgressPolicy(allow=("example.com", "api.anthropic.com"))
     assert settings.environments["env_b"].cpus == 4.0
 
 
@@ -112,6 +112,17 @@ def test_a_secret_that_cannot_be_read_names_the_setting_and_the_place(tmp_path: 
 
 
 AGENT_FORK = {"AGENT_FORK": "true", "FUNCTIONS_TOKEN": "a-token-of-nobody", "FUNCTIONS_PUBLIC_URL": "https://f.example"}
+
+
+@pytest.mark.parametrize("hosts", ["packages.example.com,git.example.com", "packages.example.com api.anthropic.com"])
+def test_no_allow_list_takes_the_api_away_from_the_workers(hosts: str, tmp_path: Path) -> None:
+    (environment,) = Settings.from_environ(PLAIN | {"SANDBOX_ALLOW_OUT": hosts}).environments.values()
+    assert environment.egress.allow.count("api.anthropic.com") == 1
+    assert "packages.example.com" in environment.egress.allow
+    file = tmp_path / "environments.toml"
+    file.write_text('[environments.env_a]\nkey = "k"\nallow_out = []\n')
+    environ = {"TENSORLAKE_API_KEY": "k", "ENVIRONMENTS_FILE": str(file)}
+    assert Settings.from_environ(environ).environments["env_a"].egress.allow == ("api.anthropic.com",)
 
 
 def test_with_agent_fork_the_functions_join_the_allow_list_and_nothing_is_added_to_an_open_one() -> None:

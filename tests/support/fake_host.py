@@ -23,6 +23,7 @@ from shared.ports import (
     FindOutcome,
     Listing,
     NameTaken,
+    NoCapacity,
     OutputEnded,
     ProcessSpec,
     ProcessState,
@@ -150,7 +151,7 @@ class FakeHost:
             if spec.snapshot_id is not None and spec.snapshot_id not in self.snapshots:
                 return Refused(404, "HTTP 404")
             if self._quota is not None and len(self.alive()) >= self._quota:
-                return Refused(402, "HTTP 402")
+                return NoCapacity(402, "HTTP 402")
             self.specs.append(spec)
             return Created(self._add(spec, SandboxStatus.RUNNING).record)
 

@@ -16,8 +16,9 @@ from unittest.mock import patch
 
 from shared import names
 from shared.claims import handover
-from shared.claims.binding import Unbound, bind
-from shared.claims.dispatcher import Dispatcher, _Drain
+from shared.claims.binding import Binding, Unbound
+from shared.claims.claimer import _Round
+from shared.claims.dispatcher import Dispatcher, _End
 from shared.deadline import Deadline
 from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, OpenCalls, Refused, WorkItem
 from shared.reconcile import world
@@ -60,20 +61,28 @@ def _changed(*changes: tuple[Any, str, Any]) -> Iterator[None]:
 
 
 async def _ack_first(
-    self: Dispatcher, item: WorkItem, name: str, claimed_at: float, deadline: Deadline
-) -> tuple[ItemEnd, str]:
+    self: Dispatcher, item: WorkItem, name: str, claimed_at: float, deadline: Deadline, free_slot: Callable[[], None]
+) -> _End:
     """The order of the reference integration: ack, then a sandbox, then a worker."""
     acked = await self._ack(item, claimed_at)
-    if acked[0] is not ItemEnd.HANDED_OVER:
+    if acked.end is not ItemEnd.HANDED_OVER:
         return acked
     times = self.settings.times
-    bound = await bind(self.host, self._spec(name), deadline.sooner(self.clock() + times.bind), resume_suspended=True)
+    binding = Binding(
+        self.host,
+        self._spec(name),
+        prefix=self.settings.prefix,
+        resume_suspended=True,
+        capacity=self._room(),
+        now=self.now,
+    )
+    bound = await binding.bind(deadline.sooner(self.clock() + times.bind))
     if isinstance(bound, Unbound):
-        return ItemEnd.FAILED, bound.reason
+        return _End(ItemEnd.FAILED, bound.reason)
     outcome = await handover.hand_over(
         self.host, bound.sandbox.id, item, await self._claim(item, item.secret or ""), user=None, deadline=deadline
     )
-    return (ItemEnd.HANDED_OVER, "") if isinstance(outcome, handover.Ready) else (ItemEnd.FAILED, outcome.reason)
+    return _End(ItemEnd.HANDED_OVER if isinstance(outcome, handover.Ready) else ItemEnd.FAILED)
 
 
 _session = ModelQueue.session
@@ -126,10 +135,10 @@ async def _suspend_blindly(self: RepairExecutor, repair: Suspend) -> Outcome:
     return Done()
 
 
-async def _claims_for_ever(self: _Drain) -> bool:
-    if self.end is not DrainEnd.EMPTY:
+async def _claims_for_ever(self: _Round) -> bool:
+    if self._drain.end is not DrainEnd.EMPTY:
         return False
-    await self._slots.acquire()
+    await self._claimer._slots.acquire()
     self._claimed += 1
     return True
 
@@ -272,5 +281,5 @@ MUTANTS: Final = (
         "I5",
         (world, "LIVE", frozenset({ItemState.ACTIVE, ItemState.STOPPING})),
     ),
-    _mutant("a drain that claims past its deadline", "I7", (_Drain, "_may_claim", _claims_for_ever)),
+    _mutant("a drain that claims past its deadline", "I7", (_Round, "_may_claim", _claims_for_ever)),
 )

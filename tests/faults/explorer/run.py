@@ -19,7 +19,6 @@ from image.session.claim import worker_path
 from shared import names
 from shared.claims import dispatcher as dispatcher_module
 from shared.claims.dispatcher import Dispatcher
-from shared.claims.wakeups import SingleFlight
 from shared.deadline import Deadline
 from shared.ports import SandboxSpec, SandboxStatus
 from shared.reconcile.reconciler import Reconciler
@@ -34,6 +33,7 @@ from tests.support.model.ports import moment
 from tests.support.model.sandboxes import Box, Process, Sandboxes
 from tests.support.model.truth import Truth, Violation
 from tests.support.model.worker import Habits, Rules, worker
+from tests.support.single_flight import SingleFlight
 
 ENVIRONMENT: Final = "env_01Explored"
 TICK: Final = 20.0  # seconds between two ticks once the dust settles

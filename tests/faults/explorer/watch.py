@@ -129,7 +129,6 @@ class Watch:
             return
         if dispatcher:
             times = self.settings.times
-            old = self.now() - item.created_at >= times.poison_age
             work = WorkItem(item.id, "", item.kind, item.session_id, moment(item.created_at), None)
             failed = sum(
                 1
@@ -137,7 +136,7 @@ class Watch:
                 for process in box.processes.values()
                 if process.spec.name.startswith(attempt_prefix(work)) and not process.running
             )
-            self.judge("I1", old or failed >= times.poison_attempts, f"an item is given up too soon: {work_id}")
+            self.judge("I1", failed >= times.poison_attempts, f"an item is given up too soon: {work_id}")
             self.poisoned.add(item.session_id)
             return
         young = item.acked_at is None or item.acked_at > self.now() - self.settings.times.stranded + LOOK

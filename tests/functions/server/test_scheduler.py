@@ -159,7 +159,7 @@ def test_visits_tell_strangers_from_the_sender_and_from_who_has_a_token() -> Non
 def test_a_server_that_stood_still_connects_anew_and_ticks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play() -> None:
         ticks = Ticks()
-        monkeypatch.setattr(Service, "tick", lambda _: ticks())
+        monkeypatch.setattr(Service, "tick", lambda _, patience: ticks())
         environ = {**ENVIRON, "SELF_TICK_SECONDS": "3600", "STANDSTILL_SECONDS": "1"}
         service = Service(Settings.from_environ(environ))
         serving = ServerLifecycle(service, asyncio.create_task(asyncio.sleep(0)))

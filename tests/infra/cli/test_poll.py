@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from infra.cli.poll import EXIT_REFUSED, REFUSALS, Poller
+from infra.cli.poll import EXIT_REFUSED, REFUSALS, Poller, item_line
 from shared.errors import SettingsError
 from shared.reports import DrainEnd, DrainReport, ItemEnd, ItemReport
 
@@ -49,9 +50,14 @@ def test_errors_that_may_pass_and_bugs_never_end_the_loop() -> None:
         [trouble, trouble, ValueError("x"), [report(DrainEnd.EMPTY, ITEM)], [report(DrainEnd.EMPTY)]]
     )
     assert (code, drains) == (0, 5)
-    assert [line for line in said if "sesn_1" in line and "handed_over" in line]
     assert len([line for line in said if "polls keep failing" in line]) == 1
     assert "The queue answers again." in said
+
+
+def test_each_item_is_told_on_one_line_with_its_end_and_an_alarm_where_a_person_should_look() -> None:
+    assert item_line(ITEM).split()[:2] == ["sesn_1", "handed_over"]
+    told = item_line(replace(ITEM, reason="the workspace is new", alarm=True))
+    assert told.startswith("ALARM: sesn_1") and told.endswith(": the workspace is new")
 
 
 def test_a_refused_key_ends_it_with_a_clear_message() -> None:

@@ -12,14 +12,14 @@ import pytest
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared.claims.handover import NotReady, Ready, hand_over
+from shared.claims.handover import Hopeless, NotReady, Ready, attempt_prefix, hand_over
 from shared.deadline import Deadline
 from shared.ports import LARGEST_OUTPUT, Doubtful, ProcessState, WorkItem
 from tests.support.fake_host import FakeHost
 
 DIGEST = digest(build_archive())
-ITEM = WorkItem("work_1", "env_1", "session", "sesn_1", datetime(2026, 1, 1, tzinfo=UTC), "secret")
-CLAIM = wire.Claim("work_1", "env_1", "sesn_1", "secret", "http://127.0.0.1:9", DIGEST)
+ITEM = WorkItem("work_1", "env_1", "session", "sesn_1", datetime(2026, 1, 1, tzinfo=UTC), "the-items-own-secret")
+CLAIM = wire.Claim("work_1", "env_1", "sesn_1", "the-items-own-secret", "http://127.0.0.1:9", DIGEST)
 
 
 def said(word: wire.Word, *, on_behalf: bool = False, detail: str = "") -> str:
@@ -45,7 +45,7 @@ class Told(FakeHost):
         return ProcessState(name, self._state[1], self._state[0])
 
 
-def outcome(host: Told) -> Ready | NotReady:
+def outcome(host: Told) -> Ready | NotReady | Hopeless:
     return asyncio.run(hand_over(host, "box", ITEM, CLAIM, user=None, deadline=Deadline.after(2.0)))
 
 
@@ -72,3 +72,86 @@ def test_a_ready_on_behalf_of_the_locks_holder_counts_although_its_speaker_has_l
 def test_what_a_program_prints_besides_is_no_notice() -> None:
     host = Told([["ready", '{"hands": "no"}', "", said(wire.Word.READY)]], None, True)
     assert outcome(host) == Ready("2.12.0")
+
+
+class Remembering(FakeHost):
+    """A sandbox that remembers these processes, and what each has said; a new one says nothing."""
+
+    def __init__(self, known: Sequence[ProcessState], said: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.known = list(known)
+        self.said = list(said)
+        self.started: list[str] = []
+
+    async def start(self, sandbox_id: str, process: Any) -> None:
+        self.started.append(process.name)
+        return
+
+    async def process_names(self, sandbox_id: str) -> list[ProcessState]:
+        return self.known
+
+    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str]:
+        return [] if name in self.started else self.said
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState:
+        return ProcessState(name, running=True)
+
+
+def earlier(*, running: bool, exit_code: int | None = None, number: int = 1) -> ProcessState:
+    return ProcessState(f"{attempt_prefix(ITEM)}{number:08x}", running, exit_code)
+
+
+def handed_over(host: FakeHost, *, seconds: float = 2.0, look_first: bool = True) -> Ready | NotReady | Hopeless:
+    deadline = Deadline.after(seconds)
+    return asyncio.run(
+        hand_over(host, "box", ITEM, CLAIM, user=None, deadline=deadline, look_first=look_first, deaths=3)
+    )
+
+
+def test_an_earlier_worker_that_is_ready_is_used_and_no_other_is_started() -> None:
+    host = Remembering([earlier(running=True)], [said(wire.Word.READY)])
+    assert handed_over(host) == Ready("2.12.0")
+    assert host.started == []
+
+
+def test_an_earlier_worker_that_became_ready_is_used_when_the_new_ones_time_is_up() -> None:
+    host = Remembering([earlier(running=True)], [said(wire.Word.READY)])
+    assert handed_over(host, seconds=0.3, look_first=False) == Ready("2.12.0")
+    assert len(host.started) == 1
+
+
+def test_i1_an_earlier_worker_that_has_its_lease_already_waits_for_no_ack() -> None:
+    host = Remembering([earlier(running=True)], [said(wire.Word.READY), said(wire.Word.LEASED)])
+    assert isinstance(handed_over(host, seconds=0.3), NotReady)
+
+
+@pytest.mark.parametrize("exit_code", [None, 137, 1, wire.Exit.FAILED, wire.Exit.BAD_CLAIM])
+def test_workers_that_die_unordered_make_an_item_hopeless_after_so_many(exit_code: int | None) -> None:
+    dead = [earlier(running=False, exit_code=exit_code, number=number) for number in range(3)]
+    outcome = handed_over(Remembering(dead))
+    assert isinstance(outcome, Hopeless) and len(outcome.deaths) == 3
+    assert isinstance(handed_over(Remembering(dead[:2]), seconds=0.3), NotReady)
+
+
+def test_ends_that_were_ordered_and_waits_for_a_lock_are_no_deaths() -> None:
+    ends = [wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.LOCKED_OUT, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED]
+    ended = [earlier(running=False, exit_code=end, number=number) for number, end in enumerate(ends)]
+    assert isinstance(handed_over(Remembering(ended), seconds=0.3), NotReady)
+
+
+def test_i5_an_item_with_a_living_worker_is_never_hopeless() -> None:
+    dead = [earlier(running=False, number=number) for number in range(9)]
+    host = Remembering([*dead, earlier(running=True, number=9)], [said(wire.Word.READY), said(wire.Word.LEASED)])
+    assert isinstance(handed_over(host, seconds=0.3), NotReady)
+
+
+def test_another_items_dead_workers_count_for_nothing() -> None:
+    others = [ProcessState(f"hands-000000000000-{number:08x}", running=False) for number in range(9)]
+    assert isinstance(handed_over(Remembering(others), seconds=0.3), NotReady)
+
+
+def test_a_failure_quotes_the_workers_last_line_cut_printable_and_without_the_claims_secrets() -> None:
+    loud = CLAIM.secret + " \x1b[31mModuleNotFoundError: No module named 'x'" + "y" * 999
+    outcome = handed_over(Told([[loud]], exit_code=1, running=False), look_first=False)
+    assert isinstance(outcome, NotReady) and "ModuleNotFoundError" in outcome.reason
+    assert CLAIM.secret not in outcome.reason and "\x1b" not in outcome.reason and len(outcome.reason) < 400
