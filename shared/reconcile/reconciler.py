@@ -301,7 +301,7 @@ class _Pass:
         lookups = await self._told(asked.urgent[:most])
         share = ring_share(world)
         for session_id in asked.sleepers:
-            if share <= 0:
+            if share < 2:
                 break
             further = await self._told([session_id])
             share -= 1 + len(further.calls)
