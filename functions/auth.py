@@ -6,6 +6,7 @@ Without FUNCTIONS_TOKEN nobody may (503, never open). The comparison takes the s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import time
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from functions.requests import HttpError
 from shared import capability
 from shared.capability import Capability
-from shared.errors import SettingsError
+from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
 
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
@@ -32,27 +33,41 @@ async def require_token(request: Request, settings: Settings) -> None:
         raise _forbidden()
 
 
+async def refuse_weak_secrets(settings: Settings) -> None:
+    """Raises SettingsError where an agent could guess what its own token is signed with. A secret that cannot be read
+    now is looked at when it is used."""
+    with contextlib.suppress(SecretUnavailable):
+        await capability.signing_keys(settings.capability_key, settings.functions_token)
+    with contextlib.suppress(SecretUnavailable):
+        if settings.functions_token is not None:
+            capability.strong("FUNCTIONS_TOKEN", await settings.functions_token.areveal())
+
+
 async def caller_of(request: Request, settings: Settings, function: str = "") -> Capability | None:
     """Who calls: None for the operator, who may do everything, or the capability of an agent, for this function.
 
     Raises like `require_token`, and HttpError 403 for the capability of another function. That the capability's work
     item still lives is not known yet (functions/agent_auth.py).
     """
-    if settings.functions_token is None:
+    if settings.functions_token is None and settings.capability_key is None:
         raise SettingsError("FUNCTIONS_TOKEN is not set, so nobody may call this: set it to a long random text")
-    token = await settings.functions_token.areveal()
     # Header bytes as they came: decoding them may fail, and a token is compared as bytes anyway.
     values = [value for name, value in request.scope["headers"] if name.lower() == b"authorization"]
     if len(values) != 1:
         raise _unauthorized("send the header Authorization: Bearer <token> once")
     scheme, _, rest = values[0].partition(b" ")
     shown = rest.strip(b" \t")
-    if scheme.lower() == b"bearer" and _equal(shown, token.encode(errors="surrogateescape")):
-        return None
+    if settings.functions_token is not None:
+        token = await settings.functions_token.areveal()
+        if settings.fork_url is not None:
+            capability.strong("FUNCTIONS_TOKEN", token)
+        if scheme.lower() == b"bearer" and _equal(shown, token.encode(errors="surrogateescape")):
+            return None
     if scheme.lower() != b"bearer" or not shown.startswith(capability.PREFIX):
         raise _unauthorized("the token is not the right one")
     try:
-        caller = capability.read(shown, capability.signing_key(token), time.time())
+        keys = await capability.signing_keys(settings.capability_key, settings.functions_token)
+        caller = capability.read(shown, keys, time.time())
     except capability.NotGenuine as error:
         raise _unauthorized(str(error)) from None
     if caller.function != function:

@@ -7,6 +7,7 @@ A server builds this when it starts and hands it over in the ASGI lifespan state
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -15,12 +16,15 @@ from starlette.requests import Request
 
 from functions.requests import BodiesInFlight
 from functions.signatures import SeenWebhooks, StaleWebhooks
+from shared.capability import SHORTEST_SECRET
 from shared.deadline import Deadline
 from shared.service import Service
 from shared.settings import Settings
 
 if TYPE_CHECKING:
     from functions.cloud_run_iam import IngressProbe
+
+log = logging.getLogger(__name__)
 
 STATE: Final = "functions"
 """Key of the FunctionsState in the lifespan state."""
@@ -37,6 +41,8 @@ class FunctionsState:
 
     def __init__(self, service: Service, *, background: bool) -> None:
         self.service = service
+        if service.settings.weak_token:
+            log.warning("functions_token.weak wanted=%d characters or more, at random", SHORTEST_SECRET)
         mode = service.settings.drain_mode
         self.background = background if mode == "auto" else mode == "background"
         self.races: set[tuple[str, str]] = set()

@@ -1,11 +1,13 @@
-"""Capability tokens: what an agent shows to fork_best_of_n, good for its own session and for nothing else
-(docs/architecture.md#i6).
+"""Capability tokens: what an agent shows to fork_best_of_n, good for its own session and for nothing else (I6).
 
-A token says what it is good for, in the open, and proves that we said so: `hc1.<claims>.<mac>`, both parts URL-safe
-base64 without padding, the mac an HMAC-SHA256 over all that stands before it. The key is derived from the operator's
-FUNCTIONS_TOKEN (HKDF, RFC 5869), so that every copy of the functions has it and nobody learns that token from a
-capability. A token stands for its bearer alone: whoever accepts one looks up the work item that it names, too
-(functions/agent_auth.py). Standard library only, for a cold start that has to refuse a stranger.
+A token says what it is good for, in the open, and proves that we said so: `hc2.<claims>.<signature>`, both parts
+URL-safe base64 without padding, signed by itsdangerous with HMAC-SHA256. The key comes from CAPABILITY_KEY, or where
+that is not set from the operator's FUNCTIONS_TOKEN (HKDF, RFC 5869), so that every copy of the functions has it and
+nobody learns the secret from a capability. Whoever holds one can try guesses at the secret off line, as many as a
+machine can make: so neither may be short (SHORTEST_SECRET). A token stands for its bearer alone: whoever accepts one
+looks up the work item that it names, too (functions/agent_auth.py).
+
+itsdangerous is imported for the first token: a cold start that has to refuse an unauthenticated caller needs none.
 """
 
 from __future__ import annotations
@@ -13,15 +15,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from shared.errors import HandsError
+import orjson
 
-PREFIX: Final = b"hc1."
+from shared.errors import HandsError, SettingsError
+
+if TYPE_CHECKING:
+    from itsdangerous import Signer
+
+    from shared.secret import Secret
+
+PREFIX: Final = b"hc2."
 FORK: Final = "fork_best_of_n"
 LONGEST_TOKEN: Final = 2048  # bytes
+SHORTEST_SECRET: Final = 32
+"""Characters: as many as `python -c 'import secrets; print(secrets.token_urlsafe(24))'` gives, 192 bits."""
 
 _SALT: Final = b"serverless hands"
 _INFO: Final = b"capability tokens 1"
@@ -47,9 +58,32 @@ class Capability:
     expires_at: int
 
 
-def signing_key(functions_token: str) -> bytes:
-    """32 bytes, derived from the operator's token: HKDF-SHA256, extract and one block of expand."""
-    extracted = hmac.digest(_SALT, functions_token.encode(errors="surrogateescape"), hashlib.sha256)
+async def signing_keys(own: Secret | None, functions_token: Secret | None) -> Sequence[bytes]:
+    """The keys of CAPABILITY_KEY, else the one of FUNCTIONS_TOKEN. The first signs, all of them are accepted.
+
+    Raises SettingsError where neither is set or one is too short, and SecretUnavailable.
+    """
+    if own is not None:
+        texts = (await own.areveal()).replace(",", " ").split() or [""]
+        return [signing_key(strong("CAPABILITY_KEY", text)) for text in texts]
+    if functions_token is not None:
+        return [signing_key(strong("FUNCTIONS_TOKEN", await functions_token.areveal()))]
+    raise SettingsError("neither CAPABILITY_KEY nor FUNCTIONS_TOKEN is set, so agents get no tokens")
+
+
+def strong(setting: str, secret: str) -> str:
+    """The secret. Raises SettingsError where it is so short that whoever holds a token could guess it."""
+    if len(secret) < SHORTEST_SECRET:
+        raise SettingsError(
+            f"{setting} has fewer than {SHORTEST_SECRET} characters, and an agent could guess it from its own token: "
+            "set it to a long random text (python3 -c 'import secrets; print(secrets.token_urlsafe(32))')"
+        )
+    return secret
+
+
+def signing_key(secret: str) -> bytes:
+    """32 bytes: HKDF-SHA256, extract and one block of expand."""
+    extracted = hmac.digest(_SALT, secret.encode(errors="surrogateescape"), hashlib.sha256)
     return hmac.digest(extracted, _INFO + b"\x01", hashlib.sha256)
 
 
@@ -63,23 +97,24 @@ def issue(capability: Capability, key: bytes) -> str:
         "t": capability.seconds,
         "x": capability.expires_at,
     }
-    signed = PREFIX + _base64(json.dumps(claims, separators=(",", ":")).encode())
-    return (signed + b"." + _mac(signed, key)).decode("ascii")
+    payload = base64.urlsafe_b64encode(orjson.dumps(claims)).rstrip(b"=")
+    return _signer(key).sign(PREFIX + payload).decode("ascii")
 
 
-def read(token: bytes, key: bytes, now: float) -> Capability:
+def read(token: bytes, keys: Sequence[bytes], now: float) -> Capability:
     """The capability that a genuine token carries. `now` is in seconds since 1970. Raises NotGenuine.
 
-    Nothing of a token is interpreted before its mac has been found right, by a comparison that takes the same time
-    for every wrong one.
+    Nothing of a token is interpreted before its signature has been found right, by a comparison that takes the same
+    time for every wrong one.
     """
-    signed, dot, mac = token.rpartition(b".")
+    signed, dot, signature = token.rpartition(b".")
     if len(token) > LONGEST_TOKEN or not dot or not signed.startswith(PREFIX):
         raise NotGenuine("the token is not the right one")
-    if not hmac.compare_digest(mac, _mac(signed, key)):
+    # The library would decode the signature and so take several spellings of one for it.
+    if not any(hmac.compare_digest(signature, _signer(key).get_signature(signed)) for key in keys):
         raise NotGenuine("the token is not the right one")
     text = signed.removeprefix(PREFIX)
-    claims: Any = json.loads(base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4)))
+    claims: Any = orjson.loads(base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4)))
     if claims["x"] <= now:
         raise NotGenuine("the token has expired")
     return Capability(
@@ -93,9 +128,7 @@ def read(token: bytes, key: bytes, now: float) -> Capability:
     )
 
 
-def _mac(signed: bytes, key: bytes) -> bytes:
-    return _base64(hmac.digest(key, signed, hashlib.sha256))
+def _signer(key: bytes) -> Signer:
+    from itsdangerous import Signer
 
-
-def _base64(data: bytes) -> bytes:
-    return base64.urlsafe_b64encode(data).rstrip(b"=")
+    return Signer(key, sep=b".", key_derivation="none", digest_method=hashlib.sha256)  # the key is derived already

@@ -40,6 +40,12 @@ LONGEST_READ_SECONDS: Final = 30.0
 SCHEMES: Final = ("env", "file", "aws-sm", "aws-ssm", "gcp-sm")
 
 
+def is_reference(text: str) -> bool:
+    """Whether this says where a secret lives, rather than being one."""
+    scheme, separator, _ = text.partition(":")
+    return bool(separator) and scheme in SCHEMES
+
+
 class Secret:
     """One secret. `reveal` and `areveal` return it; printing, formatting and comparing never do."""
 
@@ -99,8 +105,7 @@ class Secret:
 
     def _held(self) -> str | None:
         """What needs no reading now."""
-        scheme, separator, _ = self._reference.partition(":")
-        if not separator or scheme not in SCHEMES:
+        if not is_reference(self._reference):
             return self._reference
         now = self._clock()
         if self._cached is None:

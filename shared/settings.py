@@ -26,9 +26,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from shared import names
+from shared.capability import SHORTEST_SECRET, strong
 from shared.egress import EgressPolicy
 from shared.errors import SettingsError
-from shared.secret import Secret
+from shared.secret import Secret, is_reference
 from shared.settings_table import (
     LONGEST_AGENT_RACE,
     LOOPBACK,
@@ -161,6 +162,7 @@ class Settings:
     tensorlake_key: Secret
     signing_keys: tuple[Secret, ...]
     functions_token: Secret | None
+    capability_key: Secret | None
     prefix: str
     sandbox_user: str
     workdir: str
@@ -175,6 +177,8 @@ class Settings:
     reconcile: ReconcileTimes
     races: RaceLimits
     calls: CallLimits = field(default_factory=CallLimits)
+    weak_token: bool = False
+    """FUNCTIONS_TOKEN is set and so short that it could be guessed; refused where agents could do it off line."""
     fork_url: str | None = None
     """Where a session's sandbox reaches fork_best_of_n; None where agents may not ask for races."""
     server_sandbox: str = ""
@@ -220,6 +224,7 @@ class Settings:
             ),
             signing_keys=Access.ANTHROPIC_WEBHOOK_SIGNING_KEY.read(environ),
             functions_token=Access.FUNCTIONS_TOKEN.read(environ),
+            capability_key=Access.CAPABILITY_KEY.read(environ),
             prefix=_prefix(Sandboxes.SANDBOX_PREFIX.read(environ)),
             sandbox_user=Sandboxes.SANDBOX_USER.read(environ),
             workdir=Sandboxes.SANDBOX_WORKDIR.read(environ),
@@ -255,6 +260,7 @@ class Settings:
                 artifact_bytes=Races.RACE_ARTIFACT_BYTES.read(environ),
                 judges=_judges(Races.RACE_JUDGES.read(environ)),
             ),
+            weak_token=_is_weak(Access.FUNCTIONS_TOKEN.text(environ)),
             fork_url=fork_url,
             server_sandbox=Server.SERVER_SANDBOX.read(environ),
             self_tick_seconds=Server.SELF_TICK_SECONDS.read(environ),
@@ -266,15 +272,29 @@ class Settings:
 
 
 def _fork_url(environ: Mapping[str, str]) -> str | None:
-    """None where AGENT_FORK is off. What agents show is derived from FUNCTIONS_TOKEN, so that must be set."""
+    """None where AGENT_FORK is off. What agents show is signed with a key that comes from CAPABILITY_KEY or
+    FUNCTIONS_TOKEN, so one must be set, and what is set must be too long to guess. A secret that is only referred to is
+    looked at when it is read (shared/capability.py)."""
     url = Races.FUNCTIONS_PUBLIC_URL.text(environ)
     if not Races.AGENT_FORK.read(environ):
         return None
     if not url:
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_PUBLIC_URL to the functions' address as a sandbox sees it")
-    if not Access.FUNCTIONS_TOKEN.text(environ):
-        raise SettingsError("AGENT_FORK is on: set FUNCTIONS_TOKEN, from which the agents' tokens are derived")
+    secrets = (Access.CAPABILITY_KEY, Access.FUNCTIONS_TOKEN)
+    if not any(each.text(environ) for each in secrets):
+        raise SettingsError(
+            "AGENT_FORK is on: set FUNCTIONS_TOKEN, or CAPABILITY_KEY; agents' tokens are signed with one of them"
+        )
+    for each in secrets:
+        text = each.text(environ)
+        if text and not is_reference(text):
+            for one in text.replace(",", " ").split() if each is Access.CAPABILITY_KEY else (text,):
+                strong(each.name, one)
     return f"{Races.FUNCTIONS_PUBLIC_URL.parse(url)}/fork_best_of_n"
+
+
+def _is_weak(token: str) -> bool:
+    return bool(token) and not is_reference(token) and len(token) < SHORTEST_SECRET
 
 
 def _auth(environ: Mapping[str, str]) -> Auth:

@@ -232,6 +232,11 @@ class Access:
         KeyKind.UNKNOWN,
         "The operator's bearer token, a random text. Without it poll_tick and fork_best_of_n are closed.",
     )
+    CAPABILITY_KEY = Key(
+        KeyKind.UNKNOWN,
+        "What agents' tokens are signed with, a random text of 32 characters or more; two while one is rotated, "
+        "the new one first. Without it they are signed with a key that is derived from FUNCTIONS_TOKEN.",
+    )
     AUTH: Choice[Auth] = Choice(
         ("token", "platform"),
         "Who is the operator. With platform, Cloud Run's own check of the caller counts too (docs/deploy/gcp.md).",
@@ -323,7 +328,11 @@ class Races:
     RACE_OUTPUT_BYTES = Whole(1_048_576, "What is kept of a branch's output.", unit="bytes")
     RACE_ARTIFACT_BYTES = Whole(2_097_152, "What a branch may hand over as artifacts.", unit="bytes")
     RACE_JUDGES = Text("", "Judges of your own: name=module:function or name=entry-point:NAME, with commas between.")
-    AGENT_FORK = Flag(False, "true: agents may ask for races in their own sessions. Needs FUNCTIONS_TOKEN.")
+    AGENT_FORK = Flag(
+        False,
+        "true: agents may ask for races in their own sessions. Needs FUNCTIONS_TOKEN or CAPABILITY_KEY, of at least 32 "
+        "characters.",
+    )
     FUNCTIONS_PUBLIC_URL = Address("", "The functions' address as a sandbox reaches it.", set_by="deployment")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -9,6 +10,7 @@ import signal
 import sys
 from typing import Final
 
+from functions.auth import refuse_weak_secrets
 from functions.server import BACKLOG, HTTP_PROTOCOL
 from functions.server.scheduler import EVERY_SECONDS
 from infra.cli.environ import Loaded
@@ -37,6 +39,10 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     if not loaded.environ.get("SELF_TICK_SECONDS", "").strip():
         os.environ["SELF_TICK_SECONDS"] = f"{EVERY_SECONDS:g}"
     settings = Settings.from_environ(os.environ)  # say what is missing before anything starts
+    if settings.fork_url is not None:
+        asyncio.run(refuse_weak_secrets(settings))
+    elif settings.weak_token:
+        print("FUNCTIONS_TOKEN is short: make it 32 characters or more, at random", file=sys.stderr)
     host = host or ("127.0.0.1" if loaded.offline else "0.0.0.0")
     try:
         listener = listen(host, port)

@@ -30,7 +30,7 @@ from shared.claims.binding import Binding, Bound, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
 from shared.deadline import Clock, Deadline
-from shared.errors import SecretUnavailable
+from shared.errors import SecretUnavailable, SettingsError
 from shared.ports import (
     Absent,
     Doubtful,
@@ -236,11 +236,12 @@ class Dispatcher:
     async def _capability(self, item: WorkItem) -> str | None:
         """What the agent may show to fork_best_of_n; None where it may not, or where the token cannot be had now: the
         hand-over does not wait for an extra."""
-        if self.settings.fork_url is None or self.settings.functions_token is None:
+        settings = self.settings
+        if settings.fork_url is None:
             return None
         try:
-            key = capability.signing_key(await self.settings.functions_token.areveal())
-        except SecretUnavailable as error:
+            keys = await capability.signing_keys(settings.capability_key, settings.functions_token)
+        except (SettingsError, SecretUnavailable) as error:
             log.warning("capability.not_issued work=%s reason=%s", item.id, error)
             return None
         races = self.settings.races
@@ -253,7 +254,7 @@ class Dispatcher:
             seconds=min(races.agent_seconds, races.deadline),
             expires_at=int(self.now().timestamp() + self.settings.times.gate + self.settings.worker_lifetime),
         )
-        return capability.issue(issued, key)
+        return capability.issue(issued, keys[0])
 
     async def _claim(self, item: WorkItem, secret: str) -> wire.Claim:
         token = await self._capability(item)

@@ -104,7 +104,7 @@ def test_i6_the_agent_finds_no_credential_in_files_environments_arguments_or_mem
     place = place.world.place(
         RUNNER_MAX_IDLE_SECONDS="20",
         AGENT_FORK="true",
-        FUNCTIONS_TOKEN="an-operators-token-of-nobody",
+        FUNCTIONS_TOKEN="an-operators-token-of-nobody-at-all",
         FUNCTIONS_PUBLIC_URL="http://127.0.0.1:9",
     )
     session = place.session("$ true")

@@ -33,7 +33,7 @@ from tests.support.fake_host import FakeHost
 from tests.support.lambda_events import Context, eventbridge, http, rest_v1, sqs
 from tests.support.signing import KEY, delivery, signed
 
-TOKEN = "an-operators-token-of-nobody"
+TOKEN = "an-operators-token-of-nobody-at-all"
 ENVIRON = {
     "ANTHROPIC_ENVIRONMENT_ID": "env_1",
     "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",

@@ -43,7 +43,7 @@ from tests.support.fake_host import Call, FakeHost
 from tests.support.signing import KEY
 from tests.support.virtual_time import NothingLeftToDoError, run_virtual
 
-TOKEN: Final = "an-operators-token-of-nobody"
+TOKEN: Final = "an-operators-token-of-nobody-at-all"
 LOST_FILE: Final = "/nowhere/in/particular"
 ENVIRONMENT: Final = "env_1"
 SESSIONS: Final[Mapping[str, SandboxStatus]] = {

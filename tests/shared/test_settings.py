@@ -111,7 +111,8 @@ def test_a_secret_that_cannot_be_read_names_the_setting_and_the_place(tmp_path: 
         Secret("SOME_KEY", f"file:{tmp_path}/missing").reveal()
 
 
-AGENT_FORK = {"AGENT_FORK": "true", "FUNCTIONS_TOKEN": "a-token-of-nobody", "FUNCTIONS_PUBLIC_URL": "https://f.example"}
+STRONG = "a-long-token-of-nobody-in-particular"
+AGENT_FORK = {"AGENT_FORK": "true", "FUNCTIONS_TOKEN": STRONG, "FUNCTIONS_PUBLIC_URL": "https://f.example"}
 
 
 @pytest.mark.parametrize("hosts", ["packages.example.com,git.example.com", "packages.example.com api.anthropic.com"])
@@ -141,10 +142,36 @@ def test_with_agent_fork_the_functions_join_the_allow_list_and_nothing_is_added_
         ({"FUNCTIONS_PUBLIC_URL": ""}, "FUNCTIONS_PUBLIC_URL"),
         ({"FUNCTIONS_PUBLIC_URL": "http://f.example"}, "FUNCTIONS_PUBLIC_URL"),
         ({"FUNCTIONS_TOKEN": ""}, "FUNCTIONS_TOKEN"),
+        ({"FUNCTIONS_TOKEN": "x"}, "FUNCTIONS_TOKEN"),
+        ({"FUNCTIONS_TOKEN": STRONG[:31]}, "FUNCTIONS_TOKEN"),
+        ({"FUNCTIONS_TOKEN": "letmein2024", "CAPABILITY_KEY": STRONG}, "FUNCTIONS_TOKEN"),
+        ({"CAPABILITY_KEY": "letmein2024"}, "CAPABILITY_KEY"),
+        ({"CAPABILITY_KEY": f"{STRONG}, old"}, "CAPABILITY_KEY"),
         ({"RACE_AGENT_SECONDS": "121"}, "RACE_AGENT_SECONDS"),
         ({"RACE_AGENT_SECONDS": "0"}, "RACE_AGENT_SECONDS"),
     ],
 )
 def test_agent_fork_says_what_it_lacks(changes: dict[str, str], named: str) -> None:
-    with pytest.raises(SettingsError, match=named):
+    with pytest.raises(SettingsError, match=named) as caught:
         Settings.from_environ(PLAIN | AGENT_FORK | changes)
+    assert "letmein2024" not in str(caught.value) and STRONG not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"FUNCTIONS_TOKEN": "", "CAPABILITY_KEY": STRONG},
+        {"FUNCTIONS_TOKEN": STRONG[:32]},
+        {"CAPABILITY_KEY": f"{STRONG} {STRONG[:32]}"},
+        {"FUNCTIONS_TOKEN": "file:/x"},
+    ],
+)
+def test_agent_fork_needs_one_secret_that_nobody_guesses(changes: dict[str, str]) -> None:
+    assert Settings.from_environ(PLAIN | AGENT_FORK | changes).fork_url is not None
+
+
+def test_a_weak_token_is_known_where_agents_have_none_of_it_and_refused_nowhere() -> None:
+    without = PLAIN | AGENT_FORK | {"AGENT_FORK": "false"}
+    assert Settings.from_environ(without | {"FUNCTIONS_TOKEN": "letmein2024"}).weak_token
+    for token in ("", STRONG, "file:/x"):
+        assert not Settings.from_environ(without | {"FUNCTIONS_TOKEN": token}).weak_token

@@ -22,7 +22,11 @@ ON_CLOUD_RUN = {
     "AUTH_CALLERS": "someone@example.com",
     "AUTH_OWN_URL": "https://hands-poll-tick-1.a.run.app",
 }
-WITH_AGENTS = {"AGENT_FORK": "1", "FUNCTIONS_TOKEN": "a-token", "FUNCTIONS_PUBLIC_URL": "https://functions.example"}
+WITH_AGENTS = {
+    "AGENT_FORK": "1",
+    "FUNCTIONS_TOKEN": "a-long-token-of-nobody-in-particular",
+    "FUNCTIONS_PUBLIC_URL": "https://functions.example",
+}
 
 
 class Asked(Mapping[str, str]):

@@ -21,7 +21,7 @@ from tests.support.signing import KEY
 from tests.support.waiting import PATIENCE
 from tests.support.world import ROOT, Place
 
-TOKEN: Final = "an-operators-token-of-nobody"
+TOKEN: Final = "an-operators-token-of-nobody-at-all"
 
 UVICORN: Final = (
     *("-m", "uvicorn", "functions.asgi:app", "--host", "127.0.0.1", "--port", "{port}"),

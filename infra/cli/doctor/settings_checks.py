@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 from infra.cli.doctor.context import is_environment_id, is_loopback
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
 from infra.cli.settings_table import ALL
+from shared.capability import SHORTEST_SECRET
 from shared.errors import SecretUnavailable, SettingsError
 from shared.secret import SCHEMES, Secret
 from shared.settings import Settings
 from shared.settings_table import Address, Key, KeyKind, Keys, Services, is_secret, settings_of
 
 _MOST_ERRORS: Final = 40
-_SHORTEST_TOKEN: Final = 16
 _SECRETS: Final = {each.name: each for each in ALL if isinstance(each, Key | Keys)}
 _SERVICES: Final = tuple(each for each in settings_of(Services) if isinstance(each, Address))
 _STAND_INS: Final = {
@@ -159,8 +159,8 @@ def check_doors(secrets: Mapping[str, tuple[str, ...]], say: Say) -> None:
     token = secrets.get("FUNCTIONS_TOKEN", ("",))[0]
     if not token:
         say(info("HANDS106", "FUNCTIONS_TOKEN is not set: /poll_tick and /fork_best_of_n are closed"))
-    elif len(token) < _SHORTEST_TOKEN:
-        say(warning("HANDS106", f"FUNCTIONS_TOKEN has fewer than {_SHORTEST_TOKEN} characters"))
+    elif len(token) < SHORTEST_SECRET:
+        say(warning("HANDS106", f"FUNCTIONS_TOKEN has fewer than {SHORTEST_SECRET} characters"))
     else:
         say(ok("HANDS106", "FUNCTIONS_TOKEN is set and long enough"))
 

@@ -20,7 +20,7 @@ from tests.support.lambda_events import eventbridge, http, rest_v1, sqs
 from tests.support.signing import KEY, delivery, signed
 from tests.support.world import Place
 
-TOKEN = "an-operators-token-of-nobody"
+TOKEN = "an-operators-token-of-nobody-at-all"
 NOBODY: Mapping[str, str] = {
     "ANTHROPIC_ENVIRONMENT_ID": "env_1",
     "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",

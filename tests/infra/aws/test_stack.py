@@ -161,7 +161,7 @@ def test_a_second_deployment_changes_what_changed_and_uploads_nothing_twice(
     assert outputs()["WebhookUrl"] == before["WebhookUrl"]
     (schedule,) = client("scheduler").list_schedules()["Schedules"]
     assert client("scheduler").get_schedule(Name=schedule["Name"])["ScheduleExpression"] == "rate(5 minutes)"
-    assert deploy(TENSORLAKE_API_KEY="another-key-of-nobody", FUNCTIONS_TOKEN="an-operators-token-of-nobody") == 0
+    assert deploy(TENSORLAKE_API_KEY="another-key-of-nobody", FUNCTIONS_TOKEN="an-operators-token-of-nobody-at-al") == 0
     said = capsys.readouterr().out
     assert "stored TENSORLAKE_API_KEY" in said
     assert "get-secret-value" not in said  # none was drawn

@@ -20,7 +20,7 @@ from shared.settings import Settings
 from tests.fuzz.stage import NothingQueued
 from tests.support.fake_host import FakeHost
 
-TOKEN: Final = "an-operators-token-of-nobody"
+TOKEN: Final = "an-operators-token-of-nobody-at-all"
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 ENVIRON: Final = {
     "ANTHROPIC_ENVIRONMENT_ID": "env_1",
@@ -61,7 +61,7 @@ def test_a_claim_carries_the_capability_of_its_own_session_and_item() -> None:
     assert made.capability_token is not None
     now = NOW.timestamp()
     expires = int(now + 240 + 1000)
-    assert read(made.capability_token.encode(), signing_key(TOKEN), now) == Capability(
+    assert read(made.capability_token.encode(), [signing_key(TOKEN)], now) == Capability(
         FORK, "env_1", "sesn_0a1B2c3D", "work_1", 5, 30.0, expires
     )
     assert made.capability_token not in repr(made) and TOKEN not in made.to_json()
@@ -69,7 +69,7 @@ def test_a_claim_carries_the_capability_of_its_own_session_and_item() -> None:
 
 def test_the_limits_of_all_races_hold_for_agents_too() -> None:
     made = claim(RACE_MAX_BRANCHES="2", RACE_DEADLINE_SECONDS="10")
-    found = read((made.capability_token or "").encode(), signing_key(TOKEN), NOW.timestamp())
+    found = read((made.capability_token or "").encode(), [signing_key(TOKEN)], NOW.timestamp())
     assert (found.branches, found.seconds) == (2, 10.0)
 
 

@@ -15,7 +15,7 @@ GOOD = {
     "ANTHROPIC_ENVIRONMENT_KEY": "sk-ant-oat01-of-no-real-account",
     "TENSORLAKE_API_KEY": "tl_apiKey_of_no_real_account",
     "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
-    "FUNCTIONS_TOKEN": "an operator's token of nobody".replace(" ", "-"),
+    "FUNCTIONS_TOKEN": "an operator's token of nobody at all".replace(" ", "-"),
     "ANTHROPIC_API_KEY": API,
 }
 
@@ -57,7 +57,7 @@ def test_an_environment_id_that_is_none_is_an_error() -> None:
         ("ANTHROPIC_API_KEY", "sk-ant-oat01-another", "holds an environment key, not a Claude API key"),
         ("TENSORLAKE_API_KEY", "whsec_aGVsbG8=", "holds a webhook signing key, not a Tensorlake key"),
         ("ANTHROPIC_WEBHOOK_SIGNING_KEY", "tl_apiKey_another", "holds a Tensorlake key, not a webhook signing key"),
-        ("FUNCTIONS_TOKEN", "sk-ant-api03-another-key", "where a random text of your own belongs"),
+        ("FUNCTIONS_TOKEN", "sk-ant-api03-another-key-of-nobody", "where a random text of your own belongs"),
         ("SANDBOX_IMAGE_NAME", "sk-ant-api03-another-key", "SANDBOX_IMAGE_NAME holds a key"),
         ("ANTHROPIC_API_KEY", "'sk-ant-api03-quoted'", "quotes or white space"),
     ],
