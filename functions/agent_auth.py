@@ -8,9 +8,8 @@ alone.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from functions.requests import HttpError
 from shared.capability import Capability
@@ -18,15 +17,14 @@ from shared.capability import Capability
 if TYPE_CHECKING:
     from functions.state import FunctionsState
     from shared.ports import WorkQueue
-    from shared.races.request import RaceRequest
 
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 15.0
 
 
-async def admitted(body: bytes, caller: Capability, state: FunctionsState) -> bytes:
-    """The body of an agent's call that may go on, with what an agent need not say. Raises HttpError 403 or 503."""
+async def require_admitted(caller: Capability, state: FunctionsState) -> None:
+    """Returns for an agent's call that may go on. Raises HttpError 403 or 503."""
     environment = state.settings.environments.get(caller.environment_id)
     if environment is None:
         raise HttpError(403, "forbidden", "this token is for an environment that is not served here")
@@ -35,7 +33,6 @@ async def admitted(body: bytes, caller: Capability, state: FunctionsState) -> by
             await require_live_item(caller, state.service.queue(environment), state.settings.reconcile.pages)
     except TimeoutError:
         raise _unclear(caller, "no answer in time") from None
-    return with_own_source(body, caller)
 
 
 async def require_live_item(caller: Capability, queue: WorkQueue, pages: int) -> None:
@@ -61,42 +58,6 @@ async def require_live_item(caller: Capability, queue: WorkQueue, pages: int) ->
     raise _unclear(caller, "it is not among the newest")
 
 
-def with_own_source(body: bytes, caller: Capability) -> bytes:
-    """The body with what an agent need not say: its environment and, where no source is named, its session.
-
-    A body that is not a JSON object is left as it is, for the model to refuse.
-    """
-    try:
-        asked: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        return body
-    if not isinstance(asked, dict):
-        return body
-    own = {"source": {"session_id": caller.session_id}, "environment_id": caller.environment_id}
-    return json.dumps(own | asked).encode()
-
-
-def narrowed(race: RaceRequest, caller: Capability) -> RaceRequest:
-    """The race with the capability's own deadline where it names none. Raises HttpError 403 that names the field of
-    what an agent may not ask for."""
-    if race.source.model_dump(exclude_none=True) != {"session_id": caller.session_id}:
-        raise _forbidden("source", "an agent's race starts from its own session: leave the source out")
-    if race.environment_id != caller.environment_id:
-        raise _forbidden("environment_id", "an agent's race stays in its own environment")
-    if race.promote not in ("none", "workspace"):
-        raise _forbidden("promote", "an agent may promote into its workspace, or not at all")
-    if race.checkpoint != "filesystem":
-        raise _forbidden("checkpoint", "an agent's race starts from the files of its sandbox")
-    if race.judge.type == "plugin":
-        raise _forbidden("judge", "plug-ins are for the operator")
-    count = len(race.candidates())
-    if count > caller.branches:
-        raise _forbidden("n" if race.n is not None else "branches", f"at most {caller.branches} branches here")
-    if race.deadline is not None and race.deadline > caller.seconds:
-        raise _forbidden("deadline", f"at most {caller.seconds:g} seconds here")
-    return race.model_copy(update={"deadline": race.deadline or caller.seconds})
-
-
 def _over() -> HttpError:
     return HttpError(403, "session_over", "the work item that this token was issued for is over")
 
@@ -104,7 +65,3 @@ def _over() -> HttpError:
 def _unclear(caller: Capability, reason: str) -> HttpError:
     log.warning("capability.doubtful work=%s reason=%s", caller.work_id, reason)
     return HttpError(503, "try_again", "the work item could not be looked up just now", headers={"retry-after": "2"})
-
-
-def _forbidden(field: str, message: str) -> HttpError:
-    return HttpError(403, "forbidden", f"{field}: {message}", field=field)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from starlette.requests import Request
@@ -59,22 +60,31 @@ async def caller_of(request: Request, settings: Settings, function: str = "") ->
     shown = rest.strip(b" \t")
     if settings.functions_token is not None:
         token = await settings.functions_token.areveal()
-        if settings.fork_url is not None:
+        if settings.agent_fork:
             capability.strong("FUNCTIONS_TOKEN", token)
         if scheme.lower() == b"bearer" and _equal(shown, token.encode(errors="surrogateescape")):
             return None
     if scheme.lower() != b"bearer" or not shown.startswith(capability.PREFIX):
         raise _unauthorized("the token is not the right one")
     try:
-        keys = await capability.signing_keys(settings.capability_key, settings.functions_token)
+        keys = await _keys(settings)
         caller = capability.read(shown, keys, time.time())
     except capability.NotGenuine as error:
         raise _unauthorized(str(error)) from None
     if caller.function != function:
         raise _forbidden()
-    if settings.fork_url is None:
+    if not settings.agent_fork:
         raise HttpError(403, "forbidden", "agents may not call this here (AGENT_FORK is off)")
     return caller
+
+
+async def _keys(settings: Settings) -> Sequence[bytes]:
+    try:
+        return await capability.signing_keys(settings.capability_key, settings.functions_token)
+    except SettingsError:
+        if settings.agent_fork:
+            raise
+        return ()  # nothing was ever signed with such a secret
 
 
 def _unauthorized(message: str) -> HttpError:

@@ -18,11 +18,12 @@ from shared.errors import SecretUnavailable, SettingsError
 
 
 async def poll_tick(request: Request) -> Response:
-    """POST by the operator. 200 report, or 204 to a CloudEvent; 401; 405; 413; 503 not configured."""
+    """POST by the operator. 200 report, or 204 to a CloudEvent; 401; 405; 413; 429; 503 not configured."""
     try:
         require_method(request, "POST")
         state = state_of(request)
         await require_operator(request, state.settings, state.ingress_probe)
+        state.count_call(None)
         await state.bodies.read(request, proven=True)
     except HttpError as error:
         return error.response()

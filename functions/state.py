@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
+from functions.race_admission import OPERATOR, CallRates, RunningRaces
 from functions.requests import BodiesInFlight
 from functions.signatures import SeenWebhooks, StaleWebhooks
-from shared.capability import SHORTEST_SECRET
+from shared.capability import SHORTEST_SECRET, Capability
 from shared.deadline import Deadline
 from shared.service import Service
 from shared.settings import Settings
@@ -34,10 +35,7 @@ DEADLINE: Final = "deadline"
 
 
 class FunctionsState:
-    """`background`: webhooks are answered before their drain, where the setting leaves the choice to the runtime.
-
-    races: session and work item of the agents' races that run here now.
-    """
+    """`background`: webhooks are answered before their drain, where the setting leaves the choice to the runtime."""
 
     def __init__(self, service: Service, *, background: bool) -> None:
         self.service = service
@@ -45,10 +43,19 @@ class FunctionsState:
             log.warning("functions_token.weak wanted=%d characters or more, at random", SHORTEST_SECRET)
         mode = service.settings.drain_mode
         self.background = background if mode == "auto" else mode == "background"
-        self.races: set[tuple[str, str]] = set()
+        self.races = RunningRaces(service.settings.races.at_once)
+        self.rates = CallRates()
         self.bodies = BodiesInFlight()
         self.seen_webhooks = SeenWebhooks()
         self.stale_webhooks = StaleWebhooks()
+
+    def count_call(self, caller: Capability | None) -> None:
+        """Raises HttpError 429 for a caller who calls too often: an agent by its work item, the operator as one."""
+        races = self.settings.races
+        if caller is None:
+            self.rates.count(OPERATOR, races.calls_per_minute)
+        else:
+            self.rates.count(f"{caller.session_id} {caller.work_id}", races.agent_calls_per_minute)
 
     @property
     def settings(self) -> Settings:

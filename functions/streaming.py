@@ -7,9 +7,10 @@ hangs up cancels the work, which is awaited to its end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +22,7 @@ KEEP_ALIVE_SECONDS: Final = 15.0
 _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 MOST_WAITING: Final = 1_000
+_T = TypeVar("_T")
 
 
 class Lines:
@@ -106,3 +108,36 @@ async def _cancel_on_hang_up(receive: Receive, task: asyncio.Task[Any]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     task.cancel()
+
+
+def wants_stream(request: Request) -> bool:
+    """Whether the caller would rather have the events than the report alone. Raises HttpError 406 where neither will
+    do."""
+    qualities: dict[str, float] = {}
+    for part in request.headers.get("accept", "*/*").split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        try:
+            qualities[kind] = float(quality)
+        except ValueError:
+            qualities[kind] = 0.0
+    json = max((qualities.get(kind, 0.0) for kind in ("application/json", "application/*", "*/*")), default=0.0)
+    stream = qualities.get(MEDIA_TYPE, 0.0)
+    if json <= 0 and stream <= 0:
+        raise HttpError(406, "not_available", f"the answer is application/json or {MEDIA_TYPE}")
+    return stream > 0 and stream >= json
+
+
+async def unless_hung_up(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`, which is cancelled, and has ended what it began, when nobody waits for it any more."""
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_cancel_on_hang_up(request.receive, task))
+    try:
+        return await task  # a cancellation of this handler reaches the task, which ends before it goes on from here
+    except asyncio.CancelledError:
+        if task.cancelled() and watcher.done():
+            raise HttpError(499, "hung_up", "the caller went away; the race was ended") from None
+        raise
+    finally:
+        watcher.cancel()
+        await asyncio.wait({watcher})

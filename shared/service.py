@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ENDS_BEFORE_A_FREEZE: Final = 3.0  # seconds that a race's report waits for ends where the runtime freezes after it
-_FOR_RACES: Final = 0.85  # of the time that a runtime leaves; the rest is for ending what a race made
+FOR_RACES: Final = 0.85  # of the time that a runtime leaves; the rest is for ending what a race made
 
 
 _R = TypeVar("_R")
@@ -232,7 +232,7 @@ class Service:
             timeouts = replace(timeouts, linger=_ENDS_BEFORE_A_FREEZE)
         settings = self.settings
         if deadline is not None:
-            longest = min(settings.races.deadline, deadline.left() * _FOR_RACES)
+            longest = min(settings.races.deadline, deadline.left() * FOR_RACES)
             settings = replace(settings, races=replace(settings.races, deadline=longest))
         return await run_race(
             request,

@@ -144,6 +144,9 @@ class RaceLimits:
     max_branches: int = Races.RACE_MAX_BRANCHES.default
     max_parallel: int = Races.RACE_MAX_PARALLEL.default
     deadline: float = Races.RACE_DEADLINE_SECONDS.default
+    at_once: int = Races.RACES_AT_ONCE.default
+    calls_per_minute: int = Races.RACE_CALLS_PER_MINUTE.default
+    agent_calls_per_minute: int = Races.RACE_AGENT_CALLS_PER_MINUTE.default
     agent_branches: int = Races.RACE_AGENT_MAX_BRANCHES.default
     agent_seconds: float = Races.RACE_AGENT_SECONDS.default
     output_bytes: int = Races.RACE_OUTPUT_BYTES.default
@@ -179,8 +182,10 @@ class Settings:
     calls: CallLimits = field(default_factory=CallLimits)
     weak_token: bool = False
     """FUNCTIONS_TOKEN is set and so short that it could be guessed; refused where agents could do it off line."""
+    agent_fork: bool = False
+    """Whether agents may ask for races: their tokens are accepted here, and issued where there is a fork_url."""
     fork_url: str | None = None
-    """Where a session's sandbox reaches fork_best_of_n; None where agents may not ask for races."""
+    """Where a session's sandbox reaches fork_best_of_n; None where no tokens are issued."""
     server_sandbox: str = ""
     """Id or name of the sandbox that this very process serves in; empty elsewhere. No race starts from it."""
     self_tick_seconds: float = 0.0
@@ -254,6 +259,9 @@ class Settings:
                 max_branches=Races.RACE_MAX_BRANCHES.read(environ),
                 max_parallel=Races.RACE_MAX_PARALLEL.read(environ),
                 deadline=Races.RACE_DEADLINE_SECONDS.read(environ),
+                at_once=_at_once(environ),
+                calls_per_minute=Races.RACE_CALLS_PER_MINUTE.read(environ),
+                agent_calls_per_minute=Races.RACE_AGENT_CALLS_PER_MINUTE.read(environ),
                 agent_branches=Races.RACE_AGENT_MAX_BRANCHES.read(environ),
                 agent_seconds=_agent_seconds(environ),
                 output_bytes=Races.RACE_OUTPUT_BYTES.read(environ),
@@ -261,6 +269,7 @@ class Settings:
                 judges=_judges(Races.RACE_JUDGES.read(environ)),
             ),
             weak_token=_is_weak(Access.FUNCTIONS_TOKEN.text(environ)),
+            agent_fork=Races.AGENT_FORK.read(environ),
             fork_url=fork_url,
             server_sandbox=Server.SERVER_SANDBOX.read(environ),
             self_tick_seconds=Server.SELF_TICK_SECONDS.read(environ),
@@ -272,13 +281,16 @@ class Settings:
 
 
 def _fork_url(environ: Mapping[str, str]) -> str | None:
-    """None where AGENT_FORK is off. What agents show is signed with a key that comes from CAPABILITY_KEY or
-    FUNCTIONS_TOKEN, so one must be set, and what is set must be too long to guess. A secret that is only referred to is
-    looked at when it is read (shared/capability.py)."""
+    """None where AGENT_FORK is off, or tokens are issued by another function.
+
+    What agents show is signed with a key that comes from CAPABILITY_KEY or FUNCTIONS_TOKEN, so one must be set, and
+    what is set must be too long to guess. A secret that is only referred to is looked at when it is read
+    (shared/capability.py)."""
     url = Races.FUNCTIONS_PUBLIC_URL.text(environ)
     if not Races.AGENT_FORK.read(environ):
         return None
-    if not url:
+    accepts_only = Races.AGENT_FORK_ACCEPT_ONLY.read(environ)
+    if not url and not accepts_only:
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_PUBLIC_URL to the functions' address as a sandbox sees it")
     secrets = (Access.CAPABILITY_KEY, Access.FUNCTIONS_TOKEN)
     if not any(each.text(environ) for each in secrets):
@@ -290,6 +302,8 @@ def _fork_url(environ: Mapping[str, str]) -> str | None:
         if text and not is_reference(text):
             for one in text.replace(",", " ").split() if each is Access.CAPABILITY_KEY else (text,):
                 strong(each.name, one)
+    if accepts_only:
+        return None
     return f"{Races.FUNCTIONS_PUBLIC_URL.parse(url)}/fork_best_of_n"
 
 
@@ -316,6 +330,13 @@ def _auth(environ: Mapping[str, str]) -> Auth:
     if host not in LOOPBACK and not (host.startswith(f"{service}-") and host.endswith(".run.app")):
         raise SettingsError(f"AUTH_OWN_URL must be the address of this very service: https://{service}-....run.app")
     return auth
+
+
+def _at_once(environ: Mapping[str, str]) -> int:
+    at_once = Races.RACES_AT_ONCE.read(environ)
+    if not at_once:
+        raise SettingsError("RACES_AT_ONCE must be at least 1")
+    return at_once
 
 
 def _agent_seconds(environ: Mapping[str, str]) -> float:

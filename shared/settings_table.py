@@ -323,6 +323,13 @@ class Races:
     RACE_MAX_BRANCHES = Whole(64, "Copies of one race.", unit="branches")
     RACE_MAX_PARALLEL = Whole(16, "Copies that run at a time.", unit="branches")
     RACE_DEADLINE_SECONDS = Seconds(900.0, "The longest race.")
+    RACES_AT_ONCE = Whole(16, "Races at once in one process; a quarter is kept for the operator.", unit="races")
+    RACE_CALLS_PER_MINUTE = Whole(
+        600, "Calls of poll_tick and fork_best_of_n with the operator's token; 0: without limit.", unit="calls"
+    )
+    RACE_AGENT_CALLS_PER_MINUTE = Whole(
+        30, "Calls of fork_best_of_n for one work item, refused and dry ones too; 0: without limit.", unit="calls"
+    )
     RACE_AGENT_MAX_BRANCHES = Whole(8, "Copies of a race that an agent asks for.", unit="branches")
     RACE_AGENT_SECONDS = Seconds(LONGEST_AGENT_RACE, "The longest race that an agent asks for; 120 at most.")
     RACE_OUTPUT_BYTES = Whole(1_048_576, "What is kept of a branch's output.", unit="bytes")
@@ -332,6 +339,11 @@ class Races:
         False,
         "true: agents may ask for races in their own sessions. Needs FUNCTIONS_TOKEN or CAPABILITY_KEY, of at least 32 "
         "characters.",
+    )
+    AGENT_FORK_ACCEPT_ONLY = Flag(
+        False,
+        "true: this function accepts agents' tokens and issues none, so that it need not know its own address.",
+        set_by="deployment",
     )
     FUNCTIONS_PUBLIC_URL = Address("", "The functions' address as a sandbox reaches it.", set_by="deployment")
 

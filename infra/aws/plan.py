@@ -45,6 +45,7 @@ SECRETS: Final[Mapping[str, str]] = {
 _NOT_PASSED_ON: Final = frozenset({"ANTHROPIC_ENVIRONMENT_ID", "LOG_LEVEL", "LOG_FORMAT", "DRY_RUN"})
 _STORED: Final = "aws-sm:"
 _LATER: Final = "set-by-the-stack"
+_DRAWN: Final = "x" * 48  # as long as the token that the stack draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def _as_there(environ: Mapping[str, str]) -> dict[str, str]:
     there = {name: value for name, value in environ.items() if name not in ("DRAIN_MODE", "ENQUEUE_TO")}
     there["FUNCTIONS_PUBLIC_URL"] = f"https://{_LATER}.invalid"
     if not environ.get("FUNCTIONS_TOKEN", "").strip():
-        there["FUNCTIONS_TOKEN"] = _LATER
+        there["FUNCTIONS_TOKEN"] = _DRAWN
     return there
 
 

@@ -39,7 +39,7 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     if not loaded.environ.get("SELF_TICK_SECONDS", "").strip():
         os.environ["SELF_TICK_SECONDS"] = f"{EVERY_SECONDS:g}"
     settings = Settings.from_environ(os.environ)  # say what is missing before anything starts
-    if settings.fork_url is not None:
+    if settings.agent_fork:
         asyncio.run(refuse_weak_secrets(settings))
     elif settings.weak_token:
         print("FUNCTIONS_TOKEN is short: make it 32 characters or more, at random", file=sys.stderr)

@@ -60,6 +60,7 @@ _ENVIRON: Final = {
     "TENSORLAKE_API_URL": "http://127.0.0.1:9",
     "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
     "FUNCTIONS_TOKEN": TOKEN,
+    "RACE_CALLS_PER_MINUTE": "0",
     "RACE_MAX_BRANCHES": "16",
 }
 _LACKS: Final[Mapping[Profile, Mapping[str, str]]] = {

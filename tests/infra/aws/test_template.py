@@ -123,6 +123,7 @@ def test_the_settings_of_each_function_are_complete(resources: Mapping[str, Any]
         settings = Settings.from_environ(aws_lambda.environ_of({**plain, **more}))
         assert (settings.drain_mode == "enqueue") == (name == "WebhookFunction")
         assert (settings.fork_url is not None) == (name == "TickFunction")
+        assert settings.agent_fork == (name != "WebhookFunction")
 
 
 def test_a_tick_and_a_drain_fit_into_the_functions_time(resources: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from functions.fork_best_of_n import agent_timeouts, in_time
 from image.session.worker.fork_tool import TOOL_SECONDS
 from image.session.worker.fork_tool_schema import LONGEST_RACE, LONGEST_RACE_TO_PROMOTE
 from shared.ports import (
@@ -28,6 +27,7 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
 )
+from shared.races.agent_policy import in_time, timeouts
 from shared.races.errors import RaceError
 from shared.races.race import run_race
 from shared.races.report import RaceReport
@@ -357,7 +357,7 @@ def test_an_agents_race_is_over_before_its_tool_call_is(
 
     async def main(clock: Callable[[], float]) -> RaceReport:
         return await run_race(
-            request, host=host, settings=SETTINGS, environment=ENVIRONMENT, timeouts=agent_timeouts(45), clock=clock
+            request, host=host, settings=SETTINGS, environment=ENVIRONMENT, timeouts=timeouts(45), clock=clock
         )
 
     report = run_virtual(main)
