@@ -39,10 +39,10 @@ def problems(folder: Path = CHECKOUT) -> Iterator[str]:
     for name, wanted in _wanted(declared).items():
         yield from _compare(name, wanted, locks[name])
     for name in LOCKS[1:]:
-        for package, pin in locks[name].items():
-            dev = locks["dev"].get(package)
-            if dev is not None and dev.version != pin.version:
-                yield f"{name}.lock: {package} is {pin.version}, in dev.lock it is {dev.version}"
+        for package, pins in locks[name].items():
+            dev = _versions(locks["dev"].get(package, ()))
+            if dev and dev != _versions(pins):
+                yield f"{name}.lock: {package} is {_versions(pins)}, in dev.lock it is {dev}"
     for name in locks:
         if "://" in (folder / "requirements" / f"{name}.lock").read_text(encoding="utf-8"):
             yield f"{name}.lock: names an address"
@@ -70,28 +70,35 @@ def _group(groups: Mapping[str, Sequence[str | Mapping[str, str]]], name: str) -
             yield from _group(groups, line["include-group"])
 
 
-def _compare(name: str, wanted: Sequence[Requirement], lock: Mapping[str, Pin]) -> Iterator[str]:
+def _compare(name: str, wanted: Sequence[Requirement], lock: Mapping[str, Sequence[Pin]]) -> Iterator[str]:
     for requirement in wanted:
-        pin = lock.get(canonicalize_name(requirement.name))
-        if pin is None:
+        pins = lock.get(canonicalize_name(requirement.name))
+        if pins is None:
             yield f"{name}.lock: {requirement.name} is missing"
-        elif not requirement.specifier.contains(pin.version, prereleases=True):
-            yield f"{name}.lock: {requirement.name} is {pin.version}, pyproject.toml wants {requirement.specifier}"
+        elif not any(requirement.specifier.contains(pin.version, prereleases=True) for pin in pins):
+            wants = requirement.specifier
+            yield f"{name}.lock: {requirement.name} is {_versions(pins)}, pyproject.toml wants {wants}"
     names = {canonicalize_name(requirement.name) for requirement in wanted}
-    for package, pin in lock.items():
-        if not pin.hashed:
+    for package, pins in lock.items():
+        if not all(pin.hashed for pin in pins):
             yield f"{name}.lock: {package} has no hash"
-        if pin.asked_for and package not in names:
+        if any(pin.asked_for for pin in pins) and package not in names:
             yield f"{name}.lock: {package} is not asked for any more"
 
 
-def _read(path: Path) -> dict[str, Pin]:
-    pins: dict[str, Pin] = {}
+def _versions(pins: Sequence[Pin]) -> str:
+    return " or ".join(pin.version for pin in pins)
+
+
+def _read(path: Path) -> dict[str, list[Pin]]:
+    """By name; a package has several pins where each is for some Pythons only."""
+    pins: dict[str, list[Pin]] = {}
     current = Pin("")
     for line in path.read_text(encoding="utf-8").splitlines():
         match = _PIN.match(line)
         if match:
-            current = pins[canonicalize_name(match[1])] = Pin(match[2])
+            current = Pin(match[2])
+            pins.setdefault(canonicalize_name(match[1]), []).append(current)
         current.hashed |= "--hash=sha256:" in line
         current.asked_for |= line.lstrip().startswith("#") and _OURS in line
     return pins

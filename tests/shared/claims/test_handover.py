@@ -18,12 +18,13 @@ from shared.ports import LARGEST_OUTPUT, Doubtful, ProcessState, WorkItem
 from tests.support.fake_host import FakeHost
 
 DIGEST = digest(build_archive())
+SDK = "1.2.3"
 ITEM = WorkItem("work_1", "env_1", "session", "sesn_1", datetime(2026, 1, 1, tzinfo=UTC), "the-items-own-secret")
 CLAIM = wire.Claim("work_1", "env_1", "sesn_1", "the-items-own-secret", "http://127.0.0.1:9", DIGEST)
 
 
 def said(word: wire.Word, *, on_behalf: bool = False, detail: str = "") -> str:
-    notice = wire.Notice(word, "work_1", wire.PROTOCOL_VERSION, DIGEST, "2.12.0", 1, detail, on_behalf)
+    notice = wire.Notice(word, "work_1", wire.PROTOCOL_VERSION, DIGEST, SDK, 1, detail, on_behalf)
     return notice.to_json()
 
 
@@ -50,7 +51,7 @@ def outcome(host: Told) -> Ready | NotReady | Hopeless:
 
 
 def test_a_ready_of_a_running_worker_is_ready() -> None:
-    assert outcome(Told([[said(wire.Word.READY)]], None, True)) == Ready("2.12.0")
+    assert outcome(Told([[said(wire.Word.READY)]], None, True)) == Ready(SDK)
 
 
 def test_i1_a_ready_that_is_read_after_the_workers_death_is_not_ready() -> None:
@@ -66,12 +67,12 @@ def test_i1_a_ready_that_is_followed_by_an_end_is_not_ready(exit_name: str) -> N
 
 def test_a_ready_on_behalf_of_the_locks_holder_counts_although_its_speaker_has_left() -> None:
     lines = [said(wire.Word.READY, on_behalf=True), said(wire.Word.ENDED, detail="PASSED_ON")]
-    assert outcome(Told([lines], int(wire.Exit.PASSED_ON), False)) == Ready("2.12.0")
+    assert outcome(Told([lines], int(wire.Exit.PASSED_ON), False)) == Ready(SDK)
 
 
 def test_what_a_program_prints_besides_is_no_notice() -> None:
     host = Told([["ready", '{"hands": "no"}', "", said(wire.Word.READY)]], None, True)
-    assert outcome(host) == Ready("2.12.0")
+    assert outcome(host) == Ready(SDK)
 
 
 class Remembering(FakeHost):
@@ -110,13 +111,13 @@ def handed_over(host: FakeHost, *, seconds: float = 2.0, look_first: bool = True
 
 def test_an_earlier_worker_that_is_ready_is_used_and_no_other_is_started() -> None:
     host = Remembering([earlier(running=True)], [said(wire.Word.READY)])
-    assert handed_over(host) == Ready("2.12.0")
+    assert handed_over(host) == Ready(SDK)
     assert host.started == []
 
 
 def test_an_earlier_worker_that_became_ready_is_used_when_the_new_ones_time_is_up() -> None:
     host = Remembering([earlier(running=True)], [said(wire.Word.READY)])
-    assert handed_over(host, seconds=0.3, look_first=False) == Ready("2.12.0")
+    assert handed_over(host, seconds=0.3, look_first=False) == Ready(SDK)
     assert len(host.started) == 1
 
 

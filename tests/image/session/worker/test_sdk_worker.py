@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import os
 import signal
@@ -31,7 +32,7 @@ def test_a_session_is_served_from_claim_to_end(tmp_path: Path) -> None:
         assert texts[2] == f"hi{box.workdir}"
         assert service.stops() == 1
     assert (ready.worker, ready.on_behalf, ready.pid) == (digest(build_archive()), False, worker.process.pid)
-    assert ready.sdk == "2.12.0"
+    assert ready.sdk == importlib.metadata.version("anthropic")
     # One chain of beats, from the gate's into the SDK's: each names the one before.
     accepted = [beat for beat in service.beats if beat.status == 200]
     assert len(accepted) >= 2
