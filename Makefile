@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs run stop interrupt archive rm keep suspend resume confirm alarms top cost doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -27,6 +27,10 @@ session: export HANDS_PROMPT_FILE = $(value PROMPT_FILE)
 session: export HANDS_SESSION = $(value SESSION)
 session: export HANDS_TITLE = $(value TITLE)
 session: export HANDS_META = $(value META)
+STEERED := show logs run stop interrupt archive rm keep suspend resume confirm
+$(STEERED): export HANDS_SESSION = $(value SESSION)
+run: export HANDS_COMMAND = $(value COMMAND)
+confirm: export HANDS_DENY = $(value DENY)
 serve webhook: export HANDS_HOST = $(if $(filter command,$(origin HOST)),$(value HOST))
 fork: export HANDS_RACE_FILE = $(value FILE)
 fork: export HANDS_SESSION = $(value SESSION)
@@ -108,6 +112,51 @@ tick: setup ## one pass of poll_tick
 
 fork: setup ## race candidates, FILE=race.yaml or FORK="--session sesn_... --try 'a=make test'" (FORK=--help)
 	@$(HANDS) fork $(value FORK)
+
+ps: setup ## every session, what it does and what is wrong: ALL=1 JSON=1 WATCH=1
+	@$(HANDS) ps $(if $(ALL),--all) $(if $(JSON),--json) $(if $(WATCH),--watch)
+
+show: setup ## all that is known of SESSION=sesn_...
+	@$(HANDS) show $(if $(JSON),--json)
+
+logs: setup ## what SESSION's workers wrote: FOLLOW=1 goes on, WAKE=1 wakes a sleeper
+	@$(HANDS) logs $(if $(FOLLOW),--follow) $(if $(WAKE),--wake)
+
+run: setup ## a command in SESSION's sandbox, as the agent's user: COMMAND='ls -l'
+	@$(HANDS) run "$$HANDS_SESSION" -- sh -c "$$HANDS_COMMAND"
+
+stop: setup ## stop SESSION's work; YES=1 does not ask
+	@$(HANDS) stop $(if $(YES),--yes)
+
+interrupt: setup ## end SESSION's turn
+	@$(HANDS) interrupt
+
+archive: setup ## archive SESSION: no message any more; YES=1 does not ask
+	@$(HANDS) archive $(if $(YES),--yes)
+
+rm: setup ## delete SESSION with its sandbox; YES=1 does not ask
+	@$(HANDS) rm $(if $(YES),--yes)
+
+keep: setup ## keep SESSION's sandbox for yourself; YES=1 does not ask
+	@$(HANDS) keep $(if $(YES),--yes)
+
+suspend: setup ## put SESSION's sandbox to sleep
+	@$(HANDS) suspend
+
+resume: setup ## wake SESSION's sandbox
+	@$(HANDS) resume
+
+confirm: setup ## answer SESSION's tool calls that wait for you: ALLOW=1, or DENY='reason'
+	@$(HANDS) confirm $(if $(ALLOW),--allow)
+
+alarms: setup ## what a tick would raise and repair now
+	@$(HANDS) alarms $(if $(JSON),--json)
+
+top: setup ## queues, sandboxes and problems, live: ONCE=1 JSON=1
+	@$(HANDS) top $(if $(ONCE),--once) $(if $(JSON),--json)
+
+cost: setup ## tokens, running time and list price: BY=session, environment or day
+	@$(HANDS) cost $(if $(BY),--by $(BY)) $(if $(JSON),--json)
 
 doctor: setup ## what is wrong and how to mend it, DOCTOR="--json --no-probe --url https://..."
 	@$(HANDS) doctor $(DOCTOR)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from infra.cli.commands import checking, deploying, offline, racing, server_sandbox, serving, sessions
+from infra.cli.commands import checking, deploying, fleet, offline, racing, server_sandbox, serving, sessions
 from infra.cli.edge import EXIT_CODES
 
 PROGRAM = "hands"
@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Serverless hands for Claude Managed Agents: drive sessions, serve them, and look after their sandboxes.",
     epilog=f"{EXIT_CODES}\n\nStart here: make demo (everything on this machine, no key).",
 )
-for part in (sessions, racing, serving, server_sandbox, deploying, checking, offline):
+for part in (sessions, racing, fleet, serving, server_sandbox, deploying, checking, offline):
     app.add_typer(part.app)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 SESSIONS: Final = "Sessions"
+SEEING: Final = "Seeing and steering"
 SERVING: Final = "Serving"
 SERVER_SANDBOX: Final = "The server in a sandbox"
 DEPLOYING: Final = "Deploying"
@@ -32,6 +33,10 @@ FunctionsUrl = Annotated[
 ]
 IsolationOption = Annotated[IsolationLevel, typer.Option("--isolation", help="how sandboxes are kept apart")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="go on until ctrl-C")]
+
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="live, until ctrl-C")]
+SessionArgument = Annotated[str, typer.Argument(metavar="SESSION", envvar="HANDS_SESSION", help="a session's id")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 
 Command = Callable[..., Any]
 

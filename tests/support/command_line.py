@@ -29,7 +29,7 @@ class CommandLine:
     def __init__(self, checkout: Path, platform: Platform) -> None:
         self.checkout = checkout
         self.platform = platform
-        foreign = ("ANTHROPIC_", "TENSORLAKE_", "SANDBOX_", "HANDS_", "NO_COLOR", "OFFLINE")
+        foreign = ("ANTHROPIC_", "TENSORLAKE_", "SANDBOX_", "HANDS_", "NO_COLOR", "OFFLINE", "COLUMNS", "LINES")
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
     def start(self, *args: str | bytes, given: bool = False, **environ: str) -> subprocess.Popen[str]:

@@ -157,7 +157,7 @@ async def _asking(feed: SdkFeed, screen: Shown) -> AsyncIterator[Callable[[Follo
     try:
         async with asker.running():
             yield lambda follower: asker.update(follower.calls)
-    except* Exception as group:
+    except ExceptionGroup as group:  # whichever failed, the other was only cancelled
         raise group.exceptions[0] from None
 
 

@@ -106,7 +106,7 @@ class Follower:
     _seen: set[str] = field(default_factory=set)
     _prompt_id: str | None = None
     _looks_for_prompt: int = 0
-    _turn: _Turn = field(default_factory=lambda: _Turn(None))
+    _turn: TurnState = field(default_factory=lambda: TurnState(None))
 
     async def events(self) -> AsyncGenerator[Event | Quiet, None]:
         """Raises FeedRefused. A broken feed is opened again, with back-off."""
@@ -182,7 +182,7 @@ class Follower:
     async def _catch_up(self) -> Sequence[Event]:
         """Read the history, take the turn's state from it, and return what was not shown yet."""
         history = await self.feed.history()
-        self._turn = _Turn(self._prompt_id)
+        self._turn = TurnState(self._prompt_id)
         for event in history:
             self._turn.advance(event)
         self.finish = self._turn.finish
@@ -203,7 +203,7 @@ class Follower:
 
 
 @dataclass
-class _Turn:
+class TurnState:
     """What a session's events, in order, say about the turn that is followed.
 
     An idle ends the turn only when the prompt was served before it: a message to a session that is still at work
@@ -265,7 +265,7 @@ class _Turn:
 
 
 RESULT_OF: Final = ("tool_use_id", "custom_tool_use_id", "mcp_tool_use_id")
-"""Which field of a result names its call, by the kind of call (contract claude 8.2)."""
+"""Which field of a result names its call, by the kind of call (docs/wire/anthropic.md#82-event-json)."""
 
 
 def unix_time(stamp: object) -> float | None:

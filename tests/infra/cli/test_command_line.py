@@ -65,8 +65,14 @@ def test_every_command_says_what_it_does_with_an_example_that_the_parser_takes()
 
 
 def test_a_flag_of_several_commands_means_the_same_in_each() -> None:
-    """`--dry-run` of a race still looks at its source, and the doctor has an address of its own."""
-    of_its_own = {("fork", "--dry-run"), ("fork", "--json"), ("fork", "--session"), ("doctor", "--url")}
+    """A race has flags of its own, and the doctor an address."""
+    of_its_own = {
+        ("fork", "--dry-run"),
+        ("fork", "--json"),
+        ("fork", "--session"),
+        ("fork", "--timeout"),
+        ("doctor", "--url"),
+    }
     meanings: defaultdict[str, set[str | None]] = defaultdict(set)
     for path, command in all_commands().items():
         for parameter in command.params:

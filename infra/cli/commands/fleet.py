@@ -1,0 +1,202 @@
+"""Commands that look at what runs and steer it. They need the two services alone, no server of ours."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from infra.cli.edge import edge, finish, load
+from infra.cli.options import SEEING, AsJson, Follow, SessionArgument, Watch, Yes, command
+
+app = typer.Typer()
+
+
+class By(StrEnum):
+    """What `cost` sums up."""
+
+    SESSION = "session"
+    ENVIRONMENT = "environment"
+    DAY = "day"
+
+
+@command(app, "ps", SEEING, "ps", "ps -a --json | jq '.sessions[] | select(.problem != \"\")'", "ps -w")
+def ps(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="archived and terminated ones, too")] = False,
+    as_json: AsJson = False,
+    watch: Watch = False,
+) -> None:
+    """Every session: what it does, its work item, its sandbox, what is wrong. Exit code 1: not all could be seen."""
+    from infra.cli.fleet.ps import run
+
+    with edge():
+        finish(run(load(), everything=everything, as_json=as_json, watch=watch))
+
+
+@command(app, "show", SEEING, "show sesn_01H2...", "show sesn_01H2... --json")
+def show(session: SessionArgument, as_json: AsJson = False) -> None:
+    """All that is known of a session: its calls, its work items, its sandbox, its workers. Wakes nothing."""
+    from infra.cli.fleet.one import show as show_session
+
+    with edge():
+        finish(show_session(load(), session, as_json=as_json))
+
+
+@command(app, "logs", SEEING, "logs sesn_01H2...", "logs sesn_01H2... -f")
+def logs(
+    session: SessionArgument,
+    follow: Follow = False,
+    wake: Annotated[bool, typer.Option(help="wake it where it sleeps")] = False,
+) -> None:
+    """What the session's workers wrote, the earlier ones first. Reading keeps its sandbox awake."""
+    from infra.cli.fleet.one import logs as show_logs
+
+    with edge():
+        finish(show_logs(load(), session, follow=follow, wake=wake))
+
+
+@command(
+    app,
+    "run",
+    SEEING,
+    "run sesn_01H2... -- ls -l /workspace",
+    "run sesn_01H2... --timeout 600 -- sh -c 'make test 2>&1 | tail'",
+)
+def run_command(
+    session: SessionArgument,
+    words: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="the program and its arguments")],
+    timeout: Annotated[float, typer.Option(min=1.0, help="in seconds; then it is ended")] = 120.0,
+) -> None:
+    """Run a command in the session's sandbox, as the agent's user. Wakes a sleeper and keeps it awake.
+
+    Exit code: the command's own, 128 + n after signal n; 1 where it did not run.
+    """
+    from infra.cli.fleet.one import run
+
+    with edge():
+        finish(run(load(), session, words, timeout=timeout))
+
+
+@command(app, "stop", SEEING, "stop sesn_01H2...", "stop sesn_01H2... --yes")
+def stop(session: SessionArgument, yes: Yes = False) -> None:
+    """Stop the session's work: the worker winds down, a running command is ended, its result may be lost."""
+    from infra.cli.fleet import actions
+
+    with edge():
+        finish(actions.run(load(), session, actions.stop, yes=yes))
+
+
+@command(app, "interrupt", SEEING, "interrupt sesn_01H2...")
+def interrupt(session: SessionArgument) -> None:
+    """End the session's turn, as ctrl-C does in a shell. It keeps its sandbox and waits for a message."""
+    from infra.cli.fleet import actions
+
+    with edge():
+        finish(actions.run(load(), session, actions.interrupt, yes=True))
+
+
+@command(app, "archive", SEEING, "archive sesn_01H2...", "archive sesn_01H2... --yes")
+def archive(session: SessionArgument, yes: Yes = False) -> None:
+    """Archive the session: no message any more; the next tick ends its sandbox with the files in it."""
+    from infra.cli.fleet import actions
+
+    with edge():
+        finish(actions.run(load(), session, actions.archive, yes=yes))
+
+
+@command(app, "rm", SEEING, "rm sesn_01H2...", "rm sesn_01H2... --yes")
+def remove(session: SessionArgument, yes: Yes = False) -> None:
+    """Delete the session with its history, and end its sandbox with the files in it."""
+    from infra.cli.fleet import actions
+
+    with edge():
+        finish(actions.run(load(), session, actions.remove, yes=yes))
+
+
+@command(app, "keep", SEEING, "keep sesn_01H2...")
+def keep(session: SessionArgument, yes: Yes = False) -> None:
+    """Keep the session's sandbox for yourself: nothing here ends it; the session's next turn gets a fresh one."""
+    from infra.cli.fleet import actions
+
+    with edge():
+        finish(actions.run(load(), session, actions.keep, yes=yes))
+
+
+@command(app, "suspend", SEEING, "suspend sesn_01H2...")
+def suspend(session: SessionArgument) -> None:
+    """Put the session's sandbox to sleep, with its files and programs. The next message wakes it."""
+    from infra.cli.fleet import actions
+
+    with edge():
+        finish(actions.run(load(), session, actions.suspend, yes=True))
+
+
+@command(app, "resume", SEEING, "resume sesn_01H2...")
+def resume(session: SessionArgument) -> None:
+    """Wake the session's sandbox. It stays awake, and costs, until it has been idle for its time-out."""
+    from infra.cli.fleet import actions
+
+    with edge():
+        finish(actions.run(load(), session, actions.resume, yes=True))
+
+
+@command(
+    app,
+    "confirm",
+    SEEING,
+    "confirm sesn_01H2...",
+    "confirm sesn_01H2... --allow",
+    "confirm sesn_01H2... sevt_01... --deny 'not on prod'",
+)
+def confirm(
+    session: SessionArgument,
+    call: Annotated[str, typer.Argument(help="one call's id; without it each that waits")] = "",
+    allow: Annotated[bool, typer.Option("--allow", help="let it run")] = False,
+    deny: Annotated[
+        str | None, typer.Option(envvar="HANDS_DENY", help="refuse it, with the reason for the agent")
+    ] = None,
+) -> None:
+    """Answer the tool calls that wait for a person: asked at the terminal, or by a flag."""
+    from infra.cli.fleet.confirm import run
+    from infra.cli.session.confirmations import Answer
+    from shared.errors import SettingsError
+
+    with edge():
+        if allow and deny is not None:
+            raise SettingsError("say --allow or --deny, not both")
+        answer = Answer(True) if allow else Answer(False, deny) if deny is not None else None
+        finish(run(load(), session, call, answer))
+
+
+@command(app, "alarms", SEEING, "alarms", "alarms --json")
+def alarms(as_json: AsJson = False) -> None:
+    """What a tick would raise and repair now, with the way out. Changes nothing. Exit code 1: something is wrong."""
+    from infra.cli.fleet.alarms import run
+
+    with edge():
+        finish(run(load(), as_json=as_json))
+
+
+@command(app, "top", SEEING, "top", "top --once", "top --json")
+def top(
+    as_json: AsJson = False,
+    once: Annotated[bool, typer.Option("--once", help="once, and not live")] = False,
+) -> None:
+    """Queues, sandboxes and problems, live on a terminal."""
+    from infra.cli.fleet.top import run
+
+    with edge():
+        finish(run(load(), as_json=as_json, once=once))
+
+
+@command(app, "cost", SEEING, "cost", "cost --by day --json")
+def cost(
+    by: Annotated[By, typer.Option(help="what is summed up")] = By.SESSION,
+    as_json: AsJson = False,
+) -> None:
+    """Tokens, running time and list price, as the sessions tell them."""
+    from infra.cli.fleet.cost import run
+
+    with edge():
+        finish(run(load(), by=by.value, as_json=as_json))

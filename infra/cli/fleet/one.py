@@ -1,0 +1,231 @@
+"""Looking at one session (`show`, `logs`) and running a command beside its agent (`run`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from infra.cli.environ import Loaded
+from infra.cli.fleet.survey import in_words, open_calls
+from infra.cli.fleet.table import console, table
+from infra.cli.fleet.target import AWAKE, NotDone, Target, done, target
+from infra.cli.session.render import clean, summarise
+from infra.cli.session.screen import Screen
+from shared.claims.handover import WORKER_NAMES
+from shared.ports import Absent, CommandOutput, Doubtful, OutputEnded, ProcessState, Refused, SandboxRecord
+from shared.texts import printable
+
+_CONSOLE_PAGE: Final = "https://platform.claude.com/workspaces/{}/managed-agents/sessions/{}"
+_EVENTS: Final = 100
+_LOG_BYTES: Final = 2_000_000
+_SILENCE: Final = 3600.0
+_KILLED: Final = 128
+
+
+async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
+    """All that is known of a session. Wakes nothing. Raises SettingsError, FeedRefused, FeedBroken."""
+    try:
+        async with target(loaded, session_id) as aim:
+            facts = await _facts(aim, loaded)
+    except NotDone as error:
+        print(error, file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _draw(facts)
+    return 0
+
+
+async def _facts(aim: Target, loaded: Loaded) -> dict[str, Any]:
+    now = time.time()
+    items = await aim.items()
+    box = await aim.sandbox()
+    events = await aim.people.last_events(aim.session.id, _EVENTS)
+    workspace = loaded.environ.get("ANTHROPIC_WORKSPACE_ID", "").strip()
+    processes = await _processes(aim, box)
+    return {
+        "session": asdict(aim.session),
+        "console": _CONSOLE_PAGE.format(workspace, aim.session.id) if workspace else None,
+        "calls": [
+            {
+                "id": call.id,
+                "name": call.name,
+                "input": summarise(call.input),
+                "seconds": now - call.began if call.began is not None else None,
+                "waits_for": "a person" if call.asks else "a custom tool" if call.custom else "a worker",
+            }
+            for call in open_calls(events)
+        ],
+        "last_error": next((_error(event) for event in reversed(events) if event.get("type") == "session.error"), None),
+        "items": [asdict(item) for item in items],
+        "sandbox": {
+            "name": aim.sandbox_name,
+            "id": box.id if box is not None else None,
+            "state": box.status.value if box is not None else None,
+            "created_at": box.created_at.timestamp() if box is not None and box.created_at is not None else None,
+            "timeout_seconds": box.timeout_seconds if box is not None else None,
+        },
+        "workers": [
+            {"name": each.name, "running": each.running, "exit_code": each.exit_code, "pid": each.pid}
+            for each in processes
+        ],
+    }
+
+
+async def _processes(aim: Target, box: SandboxRecord | None) -> Sequence[ProcessState]:
+    """The workers that the sandbox remembers; none of a sleeper, which a look would wake."""
+    if box is None or box.status not in AWAKE:
+        return ()
+    found = await aim.host.process_names(box.id)
+    if isinstance(found, Absent | Doubtful):
+        return ()
+    return [each for each in found if each.name.startswith(WORKER_NAMES)]
+
+
+def _error(event: Any) -> str:
+    error = event.get("error")
+    return printable(f"{error.get('type')}: {error.get('message')}", 500) if isinstance(error, dict) else "unknown"
+
+
+def _draw(facts: dict[str, Any]) -> None:
+    out, now = console(), time.time()
+    session, box = facts["session"], facts["sandbox"]
+    pairs = [
+        ("session", session["id"]),
+        ("title", session["title"]),
+        ("state", session["status"] + (", archived" if session["archived"] else "")),
+        ("environment", session["environment_id"]),
+        ("age", in_words(now - session["created_at"])),
+        ("tokens", f"{session['tokens_in']} in, {session['tokens_out']} out" if session["tokens_in"] else ""),
+        ("console", facts["console"] or ""),
+        ("sandbox", f"{box['id']}  {box['state']}" if box["id"] else "none now"),
+        ("", f"named {box['name']}" if box["id"] else ""),
+        ("last error", facts["last_error"] or ""),
+    ]
+    out.print(table(("", ""), [pair for pair in pairs if pair[1]]))
+    for call in facts["calls"]:
+        since = f" for {in_words(call['seconds'])}" if call["seconds"] is not None else ""
+        out.print(table(("call", ""), [(f"{call['name']}  {call['input']}", f"waits for {call['waits_for']}{since}")]))
+    if facts["items"]:
+        out.print("")
+        out.print(
+            table(("item", "state", "age", "acked", "last beat", "stopped"), [_item(each) for each in facts["items"]])
+        )
+    if facts["workers"]:
+        out.print("")
+        cells = [
+            (each["name"], "runs" if each["running"] else f"ended with {each['exit_code']}")
+            for each in facts["workers"]
+        ]
+        out.print(table(("worker", "state"), cells))
+    out.print(f"\nnext:  hands logs {session['id']}   hands run {session['id']} -- ls", style="dim", highlight=False)
+
+
+def _item(item: dict[str, Any]) -> tuple[str, ...]:
+    now = time.time()
+
+    def ago(stamp: float | None) -> str:
+        return f"{in_words(now - stamp)} ago" if stamp is not None else ""
+
+    times = ("acknowledged_at", "latest_heartbeat_at", "stopped_at")
+    return (item["id"], str(item["state"]), in_words(now - item["created_at"]), *(ago(item[name]) for name in times))
+
+
+async def logs(loaded: Loaded, session_id: str, *, follow: bool, wake: bool) -> int:
+    """The output of the session's workers, oldest first. 1 where it has none, or sleeps and may not be woken."""
+    screen = Screen()
+    try:
+        async with target(loaded, session_id) as aim:
+            box = await aim.need_sandbox()
+            if box.status not in AWAKE:
+                if not wake:
+                    raise NotDone(
+                        f"its sandbox sleeps. To read its log it must be woken: hands logs {session_id} --wake"
+                    )
+                done(await aim.host.resume(box.id), f"waking {box.id}")
+            workers = await _processes(aim, await aim.need_sandbox())
+            if not workers:
+                raise NotDone("no worker has run in its sandbox yet")
+            for worker in workers:
+                screen.remark(f"── {worker.name}, {'runs' if worker.running else f'ended with {worker.exit_code}'}")
+                if follow and worker.running:
+                    await _follow(aim, box.id, worker.name)
+                else:
+                    _print_lines(await aim.host.process_output(box.id, worker.name, _LOG_BYTES))
+    except NotDone as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _follow(aim: Target, box: str, name: str) -> None:
+    async for line in aim.host.follow_output(box, name, silence=_SILENCE, limit=_LOG_BYTES):
+        match line:
+            case str():
+                print(clean(line), flush=True)
+            case OutputEnded():
+                return
+            case Absent():
+                raise NotDone("the worker's process is not there any more")
+            case Doubtful(reason):
+                raise NotDone(f"the log broke off ({reason}); run the command again")
+
+
+def _print_lines(lines: Sequence[str] | Absent | Doubtful) -> None:
+    match lines:
+        case Absent():
+            print("  (gone)", file=sys.stderr)
+        case Doubtful(reason):
+            print(f"  (could not be read: {reason})", file=sys.stderr)
+        case _:
+            for line in lines:
+                print(clean(line))
+
+
+async def run(loaded: Loaded, session_id: str, command: Sequence[str], *, timeout: float) -> int:
+    """Run a command in the session's sandbox as the agent's user; its exit code, 128 + n after signal n."""
+    try:
+        async with target(loaded, session_id) as aim:
+            box = await aim.need_sandbox()
+            if box.status not in AWAKE:
+                print(f"(waking {box.id}; it stays awake, and costs, until it has been idle)", file=sys.stderr)
+                done(await aim.host.resume(box.id), f"waking {box.id}")
+            found = await aim.host.run(
+                box.id,
+                command[0],
+                command[1:],
+                env={},
+                user=aim.settings.sandbox_user or None,
+                working_dir=aim.settings.workdir or None,
+                timeout=timeout,
+            )
+    except NotDone as error:
+        print(error, file=sys.stderr)
+        return 1
+    match found:
+        case CommandOutput():
+            _pass_on(found)
+            if found.timed_out:
+                print(f"It ran longer than {timeout:g} s and was ended; give it more: --timeout", file=sys.stderr)
+                return 1
+            return found.exit_code if found.exit_code >= 0 else _KILLED - found.exit_code
+        case Absent():
+            print("its sandbox is not there any more: hands ps", file=sys.stderr)
+        case Refused(status, reason):
+            print(f"the sandbox refused the command ({status}: {printable(reason, 300)})", file=sys.stderr)
+        case Doubtful(reason):
+            print(f"it may have run or not ({printable(reason, 300)}): look before you repeat it", file=sys.stderr)
+    return 1
+
+
+def _pass_on(output: CommandOutput) -> None:
+    """To a pipe as it is; to a terminal as printable text, as the sandbox is not trusted with it. The service tells
+    lines, without what ended the last one."""
+    for text, stream in ((output.stdout, sys.stdout), (output.stderr, sys.stderr)):
+        if text:
+            print(clean(text, len(text) + 1) if stream.isatty() else text, file=stream, flush=True)

@@ -1,0 +1,324 @@
+"""What runs, what waits and what is wrong, put together from the two services' lists alone.
+
+`look` reads; `rows` is a pure function of what was read. What was not seen is unknown and said so, never "not there".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from infra.cli.environ import Loaded
+from infra.cli.fleet.lists import Item, Json, Lists, Session, lists
+from infra.cli.session.follow import Call, FeedBroken, FeedRefused, TurnState
+from infra.cli.session.render import summarise
+from shared import names
+from shared.ports import Doubtful, ItemState, Listing, SandboxRecord, SandboxStatus, SessionStatus
+from shared.service import Service
+from shared.settings import Settings
+
+MOST_CALLS: Final = 30
+"""Of one look, over all environments (tests/infra/cli/fleet/test_ps.py)."""
+_SESSION_PAGES: Final = 12
+_ITEM_PAGES: Final = 10
+_EVENTS: Final = 30
+_AT_ONCE: Final = 6
+_LEASE_SECONDS: Final = 300.0
+_LIVE: Final = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING)
+_ENDED: Final = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One session as a person wants to see it. Seconds everywhere; None is unknown or not there.
+
+    state: what it does, in words. sandbox: its id; sandbox_state: the service's word for it.
+    seen: age of the last sign of life. problem: what is wrong and what to do, empty where nothing is known to be.
+    """
+
+    session: str
+    title: str
+    environment: str
+    state: str
+    item: str
+    item_state: str
+    sandbox: str
+    sandbox_state: str
+    age: float
+    seen: float | None
+    problem: str
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    cost: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSandbox:
+    """A sandbox that is no listed session's. `kind`: race, server, kept, marked for its end, session, not ours."""
+
+    name: str
+    id: str
+    kind: str
+    state: str
+    age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one look read. A part that could not be read is None, and `missing` says why."""
+
+    settings: Settings
+    now: float
+    sessions: Listing[Session] | None
+    items: Mapping[str, Listing[Item]]
+    sandboxes: Listing[SandboxRecord] | None
+    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    requests: int = 0
+
+
+async def look(loaded: Loaded, now: float, *, archived: bool = False) -> Seen:
+    """At most MOST_CALLS calls. Raises SettingsError; FeedRefused where the sessions are refused."""
+    settings = Settings.from_environ(loaded.environ)
+    key = loaded.need("ANTHROPIC_API_KEY", "sessions are listed with it; create one in the Console")
+    try:
+        return await _look(settings, key, now, archived=archived)
+    except ExceptionGroup as group:  # one of the reads failed, and the others were cancelled
+        raise group.exceptions[0] from None
+
+
+async def _look(settings: Settings, key: str, now: float, *, archived: bool) -> Seen:
+    async with AsyncExitStack() as stack:
+        people = await stack.enter_async_context(lists(settings.anthropic_url, key))
+        queues = {
+            environment.id: await stack.enter_async_context(lists(settings.anthropic_url, environment.key.reveal()))
+            for environment in settings.environments.values()
+        }
+        service = Service(settings)
+        stack.push_async_callback(service.aclose)
+        pages = max(1, _ITEM_PAGES // len(queues))
+        missing: list[str] = []
+        async with asyncio.TaskGroup() as group:
+            sessions = group.create_task(people.sessions(_SESSION_PAGES, archived=archived))
+            items = {
+                identity: group.create_task(_or_none(queue.items(identity, pages), f"the queue of {identity}", missing))
+                for identity, queue in queues.items()
+            }
+            sandboxes = group.create_task(service.host.list_sandboxes())
+        listing = sandboxes.result()
+        if isinstance(listing, Doubtful):
+            missing.append(f"the sandboxes were not seen: {listing.reason}")
+        seen = Seen(
+            settings,
+            now,
+            sessions.result(),
+            {identity: found for identity, task in items.items() if (found := task.result()) is not None},
+            None if isinstance(listing, Doubtful) else listing,
+        )
+        made = people.calls + sum(queue.calls for queue in queues.values()) + 1
+        calls = await _calls_of(people, _at_work(seen), MOST_CALLS - made)
+        made = people.calls + sum(queue.calls for queue in queues.values()) + 1
+    return replace(seen, calls=calls, missing=tuple(missing), requests=made)
+
+
+async def _or_none(work: object, what: str, missing: list[str]) -> Listing[Item] | None:
+    try:
+        found: Listing[Item] = await work  # type: ignore[misc]
+    except (FeedBroken, FeedRefused) as error:
+        missing.append(f"{what} was not seen: {error}")
+        return None
+    if not found.complete:
+        missing.append(f"{what} is longer than what was read")
+    return found
+
+
+def _at_work(seen: Seen) -> list[str]:
+    """The sessions whose events say what they wait for, the longest silent first."""
+    live = {item.session_id for listing in seen.items.values() for item in listing.rows if item.state in _LIVE}
+    canonical = {names.canonical_session_id(each) for each in live}
+    rows = seen.sessions.rows if seen.sessions is not None else ()
+    busy = [
+        row
+        for row in rows
+        if row.status in (SessionStatus.RUNNING, SessionStatus.RESCHEDULING)
+        or names.canonical_session_id(row.id) in canonical
+    ]
+    return [row.id for row in sorted(busy, key=lambda row: row.updated_at or row.created_at)]
+
+
+async def _calls_of(people: Lists, sessions: Sequence[str], budget: int) -> Mapping[str, tuple[Call, ...]]:
+    """The open calls of as many sessions as the budget allows; a session whose events fail is left out."""
+    found: dict[str, tuple[Call, ...]] = {}
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def read(session: str) -> None:
+        async with gate:
+            with contextlib.suppress(FeedBroken, FeedRefused):
+                found[session] = open_calls(await people.last_events(session, _EVENTS))
+
+    async with asyncio.TaskGroup() as group:
+        for session in sessions[: max(0, budget // 2)]:  # a read that fails is tried a second time
+            group.create_task(read(session))
+    return found
+
+
+def open_calls(events: Iterable[Json]) -> tuple[Call, ...]:
+    """The calls that have no result among the last events."""
+    state = TurnState(None)
+    for event in events:
+        state.advance(event)
+    return state.calls
+
+
+def rows(seen: Seen) -> list[Row]:
+    """One a session of the environments that are served: what works or waits first, then the newest."""
+    items = _newest_items(seen)
+    boxes = _session_boxes(seen)
+    found = [
+        _row(seen, session, items.get(names.canonical_session_id(session.id)), boxes)
+        for session in (seen.sessions.rows if seen.sessions is not None else ())
+        if session.environment_id in seen.settings.environments and names.is_session_id(session.id)
+    ]
+    return sorted(found, key=lambda row: (not row.problem, not row.item, row.age))
+
+
+def others(seen: Seen) -> list[OtherSandbox]:
+    """Sandboxes under our prefix that belong to no listed session, races, servers and kept ones among them."""
+    if seen.sandboxes is None:
+        return []
+    listed = {
+        _box_name(seen, session.environment_id, session.id)
+        for session in (seen.sessions.rows if seen.sessions is not None else ())
+        if session.environment_id in seen.settings.environments and names.is_session_id(session.id)
+    }
+    found = []
+    for box in seen.sandboxes.rows:
+        kind = _kind(names.parse(seen.settings.prefix, box.name))
+        if kind is None or box.name in listed or box.status in _ENDED:
+            continue
+        age = seen.now - box.created_at.timestamp() if box.created_at is not None else None
+        found.append(OtherSandbox(box.name or "", box.id, kind, box.status.value, age))
+    return sorted(found, key=lambda box: (box.kind, box.name))
+
+
+def _kind(name: names.SandboxName) -> str | None:
+    match name:
+        case names.SessionSandbox():
+            return "session, not listed"
+        case names.GoneSandbox():
+            return "marked for its end"
+        case names.RaceSandbox():
+            return "race"
+        case names.KeptSnapshotSandbox() | names.KeptSandbox():
+            return "kept"
+        case names.ServerSandbox():
+            return "server"
+        case names.ForeignName():
+            return None
+
+
+def _newest_items(seen: Seen) -> dict[str, Item]:
+    found: dict[str, Item] = {}
+    for listing in seen.items.values():
+        for item in listing.rows:
+            if not names.is_session_id(item.session_id):
+                continue
+            key = names.canonical_session_id(item.session_id)
+            before = found.get(key)
+            if before is None or (item.state in _LIVE, item.created_at) > (before.state in _LIVE, before.created_at):
+                found[key] = item
+    return found
+
+
+def _session_boxes(seen: Seen) -> Mapping[str, SandboxRecord] | None:
+    if seen.sandboxes is None:
+        return None
+    return {box.name: box for box in seen.sandboxes.rows if box.name and box.status not in _ENDED}
+
+
+def _box_name(seen: Seen, environment_id: str, session_id: str) -> str:
+    return names.sandbox_name(seen.settings.prefix, environment_id, session_id)
+
+
+def _row(seen: Seen, session: Session, item: Item | None, boxes: Mapping[str, SandboxRecord] | None) -> Row:
+    box = boxes.get(_box_name(seen, session.environment_id, session.id)) if boxes is not None else None
+    live = item if item is not None and item.state in _LIVE else None
+    calls = seen.calls.get(session.id)
+    signs = [session.updated_at, live.latest_heartbeat_at if live is not None else None]
+    return Row(
+        session=session.id,
+        title=session.title,
+        environment=session.environment_id,
+        state=_state(seen, session, live, calls, box),
+        item=item.id if item is not None else "",
+        item_state=item.state.value if item is not None else "",
+        sandbox=box.id if box is not None else "",
+        sandbox_state=box.status.value if box is not None else ("" if boxes is not None else "unknown"),
+        age=seen.now - session.created_at,
+        seen=min((max(0.0, seen.now - sign) for sign in signs if sign is not None), default=None),
+        problem=_problem(seen, session, live, calls, box),
+        tokens_in=session.tokens_in,
+        tokens_out=session.tokens_out,
+        cost=session.cost,
+    )
+
+
+def _state(
+    seen: Seen, session: Session, item: Item | None, calls: tuple[Call, ...] | None, box: SandboxRecord | None
+) -> str:
+    if session.archived:
+        return "archived"
+    if session.status is SessionStatus.TERMINATED:
+        return "terminated"
+    for call in calls or ():
+        since = f" for {in_words(seen.now - call.began)}" if call.began is not None else ""
+        if call.asks:
+            return f"waits for a person: {call.name}{since}"
+        if call.custom:
+            return f"waits for the custom tool {call.name}{since}"
+        verb = "" if item is not None and item.state is ItemState.ACTIVE else "waits: "
+        return f"{verb}{call.name} {summarise(call.input)}".rstrip() + since
+    if session.status is SessionStatus.RESCHEDULING:
+        return "waits to try again"
+    if session.status is SessionStatus.RUNNING:
+        return "works"
+    if box is not None and box.status in (SandboxStatus.SUSPENDED, SandboxStatus.SUSPENDING):
+        return "asleep"
+    return session.status.value
+
+
+def _problem(
+    seen: Seen, session: Session, item: Item | None, calls: tuple[Call, ...] | None, box: SandboxRecord | None
+) -> str:
+    times = seen.settings.times
+    tools = [call for call in calls or () if not call.asks and not call.custom]
+    if item is None:
+        known = session.environment_id in seen.items and seen.items[session.environment_id].complete
+        if known and tools and session.status is not SessionStatus.TERMINATED:
+            return "its calls wait and no work item is there: make tick, then make repair"
+        return ""
+    match item.state:
+        case ItemState.QUEUED if seen.now - item.created_at > times.reclaim * 2:
+            return f"queued for {in_words(seen.now - item.created_at)}: does anything serve? make serve, or make poll"
+        case ItemState.STARTING if seen.now - (item.acknowledged_at or seen.now) > times.stranded:
+            return "acked, and no worker ever beat: make tick repairs it"
+        case ItemState.ACTIVE if item.latest_heartbeat_at and seen.now - item.latest_heartbeat_at > _LEASE_SECONDS:
+            return f"its worker is silent for {in_words(seen.now - item.latest_heartbeat_at)}: make tick"
+        case ItemState.ACTIVE if box is not None and box.status is SandboxStatus.SUSPENDED:
+            return "its sandbox sleeps while it should work: make tick wakes it"
+        case _:
+            return ""
+
+
+def in_words(seconds: float) -> str:
+    """A time for people, of one or two units."""
+    whole = max(0, round(seconds))
+    for size, unit, below, small in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size} {unit} {rest} {small}" if rest and whole < size * 10 else f"{whole // size} {unit}"
+    return f"{whole} s"

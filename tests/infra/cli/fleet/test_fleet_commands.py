@@ -1,0 +1,215 @@
+"""Seeing and steering over real sockets: a served offline platform, and commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from infra.local import discovery
+from infra.local.platform import Options, Platform
+from tests.infra.cli.session.test_session_command import asking_agent
+from tests.support.checkout import copy_checkout
+from tests.support.command_line import CommandLine
+from tests.support.waiting import until
+
+NOBODY = "sesn_000000000000000000000000"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """Workers that leave at once when their session rests, so that its sandbox is nobody's."""
+    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
+    with Platform(Options(lease_ttl=6.0)) as platform, discovery.announced(checkout, platform.environ):
+        platform.serve_functions(environ={"RUNNER_MAX_IDLE_SECONDS": "1"})
+        yield CommandLine(checkout, platform)
+
+
+def new_session(shell: CommandLine, prompt: str = "write kept.txt: it was kept") -> str:
+    done = shell.run("session", prompt)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[1]
+
+
+def ps(shell: CommandLine, *args: str) -> dict[str, Any]:
+    done = shell.run("ps", "--json", *args)
+    assert done.returncode == 0, done.stderr
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
+
+
+def row(shell: CommandLine, session: str, *args: str) -> dict[str, Any]:
+    (found,) = [each for each in ps(shell, *args)["sessions"] if each["session"] == session]
+    return dict(found)
+
+
+def at_rest(shell: CommandLine, session: str) -> None:
+    until(lambda: row(shell, session)["item_state"] == "stopped", "its worker did not leave")
+
+
+def test_a_session_at_rest_is_seen_shown_and_entered(served: CommandLine) -> None:
+    session = new_session(served)
+    table = served.run("ps")
+    assert table.returncode == 0 and session in table.stdout and "\x1b" not in table.stdout
+    at_rest(served, session)
+    assert row(served, session)["state"] == "idle"
+    shown = served.run("show", session, "--json")
+    facts = json.loads(shown.stdout)
+    assert facts["session"]["id"] == session and facts["calls"] == []
+    assert facts["sandbox"]["state"] == "running" and facts["items"][0]["state"] == "stopped"
+    assert [each["exit_code"] for each in facts["workers"]] == [0]
+    words = served.run("show", session)
+    assert words.returncode == 0 and facts["sandbox"]["id"] in words.stdout
+    log = served.run("logs", session)
+    assert log.returncode == 0 and "ready" in log.stdout and facts["workers"][0]["name"] in log.stderr
+
+
+def test_a_command_runs_as_the_agent_and_its_exit_code_and_outputs_come_back(served: CommandLine) -> None:
+    session = new_session(served)
+    done = served.run("run", session, "--", "sh", "-c", "cat kept.txt; echo wrong >&2; exit 7")
+    assert (done.stdout, done.stderr, done.returncode) == ("it was kept\n", "wrong\n", 7)
+    killed = served.run("run", session, "--", "sh", "-c", "kill -9 $$")
+    assert killed.returncode == 137
+    slow = served.run("run", session, "--timeout", "1", "--", "sleep", "60")
+    assert slow.returncode == 1 and "ran longer than 1 s" in slow.stderr
+
+
+def test_a_sandbox_is_put_to_sleep_and_woken_and_a_command_wakes_it_too(served: CommandLine) -> None:
+    session = new_session(served)
+    at_rest(served, session)
+    asleep = served.run("suspend", session)
+    assert asleep.returncode == 0 and "sleeps" in asleep.stdout
+    assert (row(served, session)["state"], row(served, session)["sandbox_state"]) == ("asleep", "suspended")
+    assert "sleeps already" in served.run("suspend", session).stdout
+    log = served.run("logs", session)
+    assert log.returncode == 1 and "--wake" in log.stderr
+    assert row(served, session)["sandbox_state"] == "suspended"
+    awake = served.run("resume", session)
+    assert awake.returncode == 0 and row(served, session)["sandbox_state"] == "running"
+    served.run("suspend", session)
+    done = served.run("run", session, "--", "cat", "kept.txt")
+    assert (done.stdout, done.returncode) == ("it was kept\n", 0) and "waking" in done.stderr
+
+
+def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(served: CommandLine) -> None:
+    with served.start("session", "$ sleep 600") as watching:
+        assert watching.stdout is not None
+        session = watching.stdout.readline().split()[1]
+        until(lambda: "bash sleep 600 for" in row(served, session)["state"], "it is not seen at work")
+        assert row(served, session)["item_state"] == "active"
+        facts = json.loads(served.run("show", session, "--json").stdout)
+        assert (facts["calls"][0]["input"], facts["calls"][0]["waits_for"]) == ("sleep 600", "a worker")
+        for command in ("suspend", "keep"):
+            refused = served.run(command, session, *(["--yes"] if command == "keep" else []))
+            assert refused.returncode == 1 and f"hands stop {session}" in refused.stderr
+        ended = served.run("interrupt", session)
+        assert ended.returncode == 0 and "Interrupted" in ended.stdout
+        watching.communicate(timeout=60)
+    assert row(served, session)["state"] in ("idle", "asleep")
+
+
+def test_stopping_asks_first_and_is_done_when_it_says_so(served: CommandLine) -> None:
+    with served.start("session", "$ sleep 600") as watching:
+        assert watching.stdout is not None
+        session = watching.stdout.readline().split()[1]
+        until(lambda: row(served, session)["item_state"] == "active", "it was not served")
+        unasked = served.run("stop", session)
+        assert unasked.returncode == 1 and "--yes" in unasked.stderr
+        with served.terminal("stop", session) as terminal:
+            terminal.expect("its result may be lost. Go on? [y/N]")
+            terminal.type("n\n")
+            terminal.expect("Nothing was changed.")
+            assert terminal.end() == 1
+        assert row(served, session)["item_state"] == "active"
+        stopped = served.run("stop", session, "--yes")
+        assert stopped.returncode == 0 and "Stopped work_" in stopped.stdout
+        facts = json.loads(served.run("show", session, "--json").stdout)
+        assert facts["items"][-1]["state"] == "stopped"
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=60)
+
+
+def test_a_kept_sandbox_is_nobodys_and_an_archived_session_takes_no_more(served: CommandLine) -> None:
+    session = new_session(served)
+    at_rest(served, session)
+    kept = served.run("keep", session, "--yes")
+    assert kept.returncode == 0, kept.stderr
+    assert "keep-" in kept.stdout
+    assert [box["kind"] for box in ps(served)["sandboxes"] if box["name"].startswith("keep-")] == ["kept"]
+    archived = served.run("archive", session, "--yes")
+    assert archived.returncode == 0, archived.stderr
+    assert session not in [each["session"] for each in ps(served)["sessions"]]
+    assert row(served, session, "--all")["state"] == "archived"
+
+
+def test_a_deleted_session_is_gone_with_its_sandbox(served: CommandLine) -> None:
+    session = new_session(served)
+    at_rest(served, session)
+    box = row(served, session)["sandbox"]
+    gone = served.run("rm", session, "--yes")
+    assert gone.returncode == 0, gone.stderr
+    state = served.platform.tensorlake.get("state")["sandboxes"]
+    assert [each["status"] for each in state if each["id"] == box] in ([], ["terminated"])
+    again = served.run("rm", session, "--yes")
+    assert again.returncode == 1 and "404" in again.stderr
+
+
+def test_a_call_that_waits_for_a_person_is_answered_by_a_flag_or_at_the_terminal(served: CommandLine) -> None:
+    offline: dict[str, Any] = {**served.platform.environ, "ANTHROPIC_AGENT_ID": asking_agent(served)}
+    with served.start("session", "$ echo one-$((40+2))", **offline) as watching:
+        assert watching.stdout is not None
+        session = watching.stdout.readline().split()[1]
+        until(lambda: row(served, session)["state"].startswith("waits for a person: bash"), "it does not wait")
+        unasked = served.run("confirm", session)
+        assert unasked.returncode == 1 and "--allow" in unasked.stderr
+        with served.terminal("confirm", session) as terminal:
+            terminal.expect("? allow bash  echo one-$((40+2))   [y, n, n REASON]")
+            terminal.type("y\n")
+            terminal.expect("Allowed: bash")
+            assert terminal.end() == 0
+        out, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 0 and "← one-42" in out
+    assert served.run("confirm", session, "--allow").returncode == 0
+    with served.start("session", "$ echo two", "--session", session, **offline) as watching:
+        until(lambda: row(served, session)["state"].startswith("waits for a person: bash"), "it does not wait")
+        denied = served.run("confirm", session, "--deny", "not on prod")
+        assert denied.returncode == 0 and "Denied: bash" in denied.stdout
+        out, _ = watching.communicate(timeout=60)
+    assert "· denied: not on prod" in out
+    both = served.run("confirm", session, "--allow", "--deny", "x")
+    assert both.returncode == 2
+
+
+def test_the_overviews_answer_for_people_and_for_programs(served: CommandLine) -> None:
+    new_session(served)
+    top = json.loads(served.run("top", "--json").stdout)
+    (queue,) = top["queues"]
+    assert queue["depth"] == 0 and queue["served_p50"] is not None and queue["served_p50"] <= queue["served_p99"]
+    assert "served p50" in served.run("top").stdout
+    cost = json.loads(served.run("cost", "--by", "environment", "--json").stdout)
+    assert cost["complete"] and cost["rows"][0]["sessions"] == len(ps(served, "--all")["sessions"])
+    assert served.run("cost", "--by", "week").returncode == 2
+    alarms = served.run("alarms", "--json")
+    assert alarms.returncode in (0, 1) and json.loads(alarms.stdout)[0]["sandboxes"] is not None
+    assert served.run("alarms").stdout
+
+
+def test_a_live_table_is_drawn_on_a_terminal_until_ctrl_c(served: CommandLine) -> None:
+    session = new_session(served)
+    with served.terminal("ps", "-w", columns=80) as terminal:
+        terminal.expect("problem")
+        terminal.expect(session)
+        terminal.type("\x03")
+        assert terminal.end() == 130
+    assert "Traceback" not in terminal.seen
+
+
+@pytest.mark.parametrize("command", ["show", "logs", "stop", "archive", "rm", "keep", "suspend", "resume", "confirm"])
+def test_a_session_that_is_none_is_refused_in_one_line(served: CommandLine, command: str) -> None:
+    wrong = served.run(command, "not-an-id")
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "sesn_" in wrong.stderr
+    absent = served.run(command, NOBODY)
+    assert absent.returncode == 1 and len(absent.stderr.splitlines()) == 1 and "404" in absent.stderr
