@@ -13,13 +13,14 @@ an invocation began has ended when it answers: Lambda freezes the process then.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import orjson
 
 from functions import lambda_http
 from functions.invocations import BadInvocation, Invocation
@@ -29,6 +30,7 @@ from shared.errors import SettingsError
 from shared.service import Service
 from shared.settings import Settings
 from shared.telemetry import configure_logging
+from shared.texts import printable
 
 if TYPE_CHECKING:
     from shared.reports import DrainReport
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 SETTINGS: Final = "HANDS_SETTINGS"
 _ANSWER_SECONDS: Final = 3.0  # kept back to end what runs and to answer
 _STALE_SECONDS: Final = 90.0  # connections that slept longer than this are not trusted
+_LONGEST_NAME: Final = 100
 _CLOCKS_DIFFER: Final = 2.0
 
 _T = TypeVar("_T")
@@ -50,7 +53,7 @@ class Context(Protocol):
 
 
 class UnknownEvent(ValueError):
-    """An event that is none of the kinds above. The text quotes nothing of it."""
+    """An event that is none of the kinds above. The text has its name, so that whoever sent it is found."""
 
 
 def on_run_started(event: Any, context: Context) -> Any:
@@ -76,7 +79,11 @@ def fork_best_of_n(event: Any, context: Context) -> Any:
         token = process.settings().functions_token
         if token is None:
             raise SettingsError("FUNCTIONS_TOKEN is not set")
-        event = lambda_http.request_event(json.dumps(event).encode(), {"authorization": f"Bearer {token.reveal()}"})
+        try:
+            body = orjson.dumps(event)
+        except TypeError:
+            raise UnknownEvent("an event with texts that are not Unicode") from None
+        event = lambda_http.request_event(body, {"authorization": f"Bearer {token.reveal()}"})
     return process.invoke(event, context, handler)
 
 
@@ -84,7 +91,7 @@ def environ_of(environ: Mapping[str, str]) -> Mapping[str, str]:
     """The process's variables on top of those in HANDS_SETTINGS, a JSON object of texts: a template has a place for
     each variable that it knows, and this one for all others. Raises SettingsError."""
     try:
-        more = json.loads(environ.get(SETTINGS) or "{}")
+        more = orjson.loads(environ.get(SETTINGS) or "{}")
     except ValueError:
         more = None
     if not isinstance(more, dict) or not all(isinstance(value, str) for value in more.values()):
@@ -139,10 +146,7 @@ class Process:
             return await self._http(event, until, handler)
         if "Records" in event:
             return {"batchItemFailures": await self._batch(event["Records"], until)}
-        if "detail-type" in event:
-            detail = event.get("detail")
-            return await self._serve(Invocation.read(detail if isinstance(detail, Mapping) else {}), until)
-        return await self._serve(Invocation.read(event), until)
+        return await self._serve(_invocation(event), until)
 
     async def _http(self, event: Mapping[str, Any], until: Deadline, handler: lambda_http.Handler) -> dict[str, Any]:
         try:
@@ -165,12 +169,12 @@ class Process:
     async def _batch(self, records: object, until: Deadline) -> Sequence[Mapping[str, str]]:
         """SQS: wake-ups of one kind become one, and each message says for itself whether it is done."""
         if not isinstance(records, list) or not all(_is_message(record) for record in records):
-            raise UnknownEvent("of Records, only those of SQS are understood")
+            raise UnknownEvent(f"of Records, only those of SQS are understood, not {_sources(records)}")
         failed: list[str] = []
         due: dict[Invocation, list[str]] = {}
         for record in records:
             try:
-                invocation = Invocation.read(json.loads(record["body"]))
+                invocation = Invocation.read(orjson.loads(record["body"]))
             except (ValueError, BadInvocation):
                 log.error("message.unreadable message=%s", record["messageId"])
                 failed.append(record["messageId"])
@@ -193,14 +197,14 @@ class Process:
             case "tick":
                 report = await service.tick(until)
                 self._saw(report.drains, began)
-                return json.loads(to_json(report))
+                return orjson.loads(to_json(report))
             case "session_over":
-                return json.loads(to_json({"reconciled": await service.end_session(invocation.session_id, until)}))
+                return orjson.loads(to_json({"reconciled": await service.end_session(invocation.session_id, until)}))
         if invocation.at is not None and invocation.at + _CLOCKS_DIFFER < self._seen_empty:
             return {"skipped": "a later drain found the queue empty"}
         drains = await service.drain(until)
         self._saw(drains, began)
-        return json.loads(to_json({"drains": drains}))
+        return orjson.loads(to_json({"drains": drains}))
 
     def _saw(self, drains: Sequence[DrainReport], began: float) -> None:
         """Remember that drains which began then found every queue empty in the end."""
@@ -247,6 +251,26 @@ def flush() -> None:
             force_flush(timeout_millis=2000)
 
 
+def _invocation(event: Mapping[str, Any]) -> Invocation:
+    """What an event that is neither HTTP nor a batch asks for. Anything may be connected to a function by mistake (a
+    log subscription, an object's notification), and none of it is a tick. Raises UnknownEvent and BadInvocation."""
+    if "do" in event or not event:
+        return Invocation.read(event)
+    kind, source = (printable(str(event.get(name)), _LONGEST_NAME) for name in ("detail-type", "source"))
+    if "detail-type" not in event:
+        raise UnknownEvent(f"an event with {printable(', '.join(map(str, list(event)[:5])), _LONGEST_NAME)}")
+    detail = event.get("detail")
+    if isinstance(detail, Mapping) and ("do" in detail or (source == "aws.events" and not detail)):
+        return Invocation.read(detail)
+    raise UnknownEvent(f"an EventBridge event without a wake-up in its detail: {kind} of {source}")
+
+
+def _sources(records: object) -> str:
+    found = records[:5] if isinstance(records, list) else []
+    names = {str(each.get("eventSource") or each.get("EventSource")) for each in found if isinstance(each, Mapping)}
+    return printable(", ".join(sorted(names)) or "none at all", _LONGEST_NAME)
+
+
 def _is_message(record: object) -> bool:
     return (
         isinstance(record, Mapping)
@@ -260,7 +284,7 @@ def _refusal(status: int, kind: str, message: str) -> dict[str, Any]:
     return {
         "statusCode": status,
         "headers": {"content-type": "application/json"},
-        "body": json.dumps({"error": {"type": kind, "message": message}}),
+        "body": orjson.dumps({"error": {"type": kind, "message": message}}).decode(),
     }
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 import time
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
+import orjson
 from starlette.requests import Request
 
 from functions.auth import require_token
@@ -82,8 +82,8 @@ def _email(header: bytes) -> str | None:
     if scheme.lower() != b"bearer" or len(parts) != 3 or parts[2] != _UNSIGNED:
         return None
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + b"=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
+        claims = orjson.loads(base64.urlsafe_b64decode(parts[1] + b"=" * (-len(parts[1]) % 4)))
+    except ValueError:
         return None
     if not isinstance(claims, dict) or claims.get("email_verified") is not True:
         return None

@@ -1,7 +1,8 @@
 """A wake-up as a message: what one function tells another to do, and how it gets there.
 
-`{"do": "tick"}`, `{"do": "drain", "at": 1761000000.5}` or `{"do": "session_over", "session_id": "sesn_..."}`; `{}` is a
-tick. `at` is the Unix time at which the wake-up was made, so that a drain that began later may stand for it.
+`{"do": "tick"}`, `{"do": "drain", "at": 1761000000.5}` or `{"do": "session_over", "session_id": "sesn_..."}`; `{}`,
+which a schedule sends that was told nothing, is a tick. `at` is the Unix time at which the wake-up was made, so that a
+drain that began later may stand for it.
 
 DRAIN_MODE=enqueue sends wake-ups to ENQUEUE_TO, `aws-lambda:NAME-OR-ARN`: an invocation that nobody waits for. A
 message that is lost costs no work: the item is still on the queue, and the schedule's next tick takes it.
@@ -10,11 +11,12 @@ message that is lost costs no work: the item is still on the queue, and the sche
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
+
+import orjson
 
 from shared import names
 from shared.errors import HandsError
@@ -47,7 +49,7 @@ class Invocation:
         if at is not None and (isinstance(at, bool) or not isinstance(at, int | float)):
             raise BadInvocation("at: must be a number of seconds")
         session_id = message.get("session_id", "")
-        match message.get("do", "tick"):
+        match message.get("do", "tick" if not message else None):
             case "tick":
                 return cls("tick", at=at)
             case "drain":
@@ -57,11 +59,11 @@ class Invocation:
             case "session_over":
                 raise BadInvocation("session_id: must be the id of a session")
             case _:
-                raise BadInvocation("do: must be tick, drain or session_over")
+                raise BadInvocation("do: must be tick, drain or session_over")  # also where it is missing
 
     def message(self) -> bytes:
         fields = {name: value for name, value in asdict(self).items() if value not in (None, "")}
-        return json.dumps(fields, separators=(",", ":")).encode()
+        return orjson.dumps(fields)
 
 
 def drain_now() -> Invocation:

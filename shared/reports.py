@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from enum import StrEnum
+
+import orjson
 
 
 class ItemEnd(StrEnum):
@@ -73,13 +74,23 @@ class TickReport:
 
 def to_json(report: DrainReport | TickReport | Mapping[str, object]) -> bytes:
     """Compact JSON of a report, or of a mapping that holds some."""
-    return json.dumps(report, default=_plain, separators=(",", ":")).encode()
+    try:
+        return orjson.dumps(report)
+    except orjson.JSONEncodeError:  # a reason of a sandbox's may hold half a character, which is no JSON
+        return orjson.dumps(_whole_characters(report))
 
 
-def _plain(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    raise TypeError(f"a report holds a {type(value).__name__}")
+def _whole_characters(value: object) -> object:
+    match value:
+        case str():
+            return value.encode(errors="replace").decode()
+        case Mapping():
+            return {str(name): _whole_characters(each) for name, each in value.items()}
+        case list() | tuple():
+            return [_whole_characters(each) for each in value]
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return _whole_characters(asdict(value))
+    return value
 
 
 class Act(StrEnum):

@@ -12,10 +12,11 @@ whose settings refer to no such place never pays for it. Each call is bounded to
 from __future__ import annotations
 
 import base64
-import json
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+import orjson
 
 _CONNECT_SECONDS: Final = 3
 _READ_SECONDS: Final = 5
@@ -73,12 +74,12 @@ def _google(place: str) -> str:
 def _json(url: str, headers: Mapping[str, str]) -> Any:
     request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - two fixed addresses
     with urllib.request.urlopen(request, timeout=_READ_SECONDS) as answer:  # noqa: S310
-        return json.load(answer)
+        return orjson.loads(answer.read())
 
 
 def _field(text: str, key: str) -> str:
     try:
-        fields = json.loads(text)
+        fields = orjson.loads(text)
     except ValueError:
         raise NotReadable(f"the secret is not JSON, so it has no field {key}") from None
     value = fields.get(key) if isinstance(fields, dict) else None

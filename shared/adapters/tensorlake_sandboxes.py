@@ -552,7 +552,7 @@ async def _readable(
     wire = {"list": "list_sandboxes_json_async", "list_snapshots": "list_snapshots_json_async"}[method]
     _, answer = await getattr(client._rust_client, wire)()
     rows, unreadable = [], 0
-    for row in json.loads(answer)[key]:
+    for row in orjson.loads(answer)[key]:
         try:
             rows.append(record(read(row)))
         except (ValueError, TypeError, KeyError, AttributeError):  # pydantic's error is a ValueError

@@ -143,6 +143,38 @@ def test_http_of_another_form_is_refused_and_never_taken_for_the_schedule(
 def test_an_event_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None:
     with pytest.raises(UnknownEvent):
         bench(event)
+    assert bench.done == []
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    [
+        ({"awslogs": {"data": "H4sIAAAA"}}, "awslogs"),
+        ({"Records": [{"eventSource": "aws:s3", "s3": {}}]}, "aws:s3"),
+        ({"Records": [{"EventSource": "aws:sns", "Sns": {}}]}, "aws:sns"),
+        ({"Records": []} | {"Records": [{"eventSource": "aws:kinesis"}]}, "aws:kinesis"),
+        (
+            eventbridge({"bucket": {}}) | {"detail-type": "Object Created", "source": "aws.s3"},
+            "Object Created of aws.s3",
+        ),
+        (eventbridge() | {"source": "my.app", "detail-type": "Order"}, "Order of my.app"),
+        ({"triggerSource": "PreSignUp_SignUp", "request": {}}, "triggerSource"),
+        ({"at": 1.0}, "at"),
+        ({"\x1b[2J\n": 1, **{f"k{n}": 1 for n in range(1_000)}}, "\\x1b[2J\\n"),
+    ],
+)
+def test_what_was_connected_by_mistake_does_nothing_and_is_named(
+    bench: Bench, event: Mapping[str, Any], name: str
+) -> None:
+    with pytest.raises(UnknownEvent) as caught:
+        bench(event)
+    assert name in str(caught.value) and len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    assert bench.done == []
+
+
+def test_a_wake_up_may_come_in_the_detail_of_any_event(bench: Bench) -> None:
+    bench(eventbridge({"do": "tick"}) | {"source": "my.app", "detail-type": "Tick"})
+    assert bench.done == ["tick"]
 
 
 @pytest.mark.parametrize(
