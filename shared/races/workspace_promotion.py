@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,22 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from image.session.programs import workspace_tree
-from image.session.programs.workspace_tree import APPLY, CONFLICT, SAME, Change, Entry, Stop, from_text
+from image.session.programs.workspace_tree import (
+    APPLY,
+    CONFLICT,
+    NONSENSE,
+    SAME,
+    Change,
+    Entry,
+    Nonsense,
+    Stop,
+    checked_entry,
+    from_text,
+)
 from shared.errors import HandsError
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord
 from shared.races.shell import NotRun, SandboxShell, why
-from shared.races.workspace_diff import Difference, Listing, Nonsense, difference, entry, listing, shown, to_wire
+from shared.races.workspace_diff import Difference, difference, shown, to_wire
 from shared.tasks import shielded, together
 
 # docs/wire/tensorlake.md#8-files: the largest write that every daemon takes is not known
@@ -35,8 +47,13 @@ PART_BYTES: Final = 1024 * 1024
 _TEMPORARY: Final = "/tmp"
 _AT_ONCE: Final = 4  # parts on their way
 _ATTEMPTS: Final = 3
-_LARGEST_ANSWER: Final = 16 * 1024 * 1024  # packed
-_LARGEST_UNPACKED: Final = 64 * 1024 * 1024
+_LARGEST_LISTING: Final = 16 * 1024 * 1024  # packed: it goes from one sandbox to the other and is not read here
+_LARGEST_ANSWER: Final = 4 * 1024 * 1024  # packed
+_LARGEST_UNPACKED: Final = 16 * 1024 * 1024
+# A promotion is over by then, so what is older was left by one that was killed.
+_LEFT_SECONDS: Final = 180.0
+_PREFIX: Final = "race-promotion-"
+_OURS: Final = re.compile(rf"{_PREFIX}[0-9a-f]{{24}}")
 _MOST_SHOWN: Final = 100
 
 _T = TypeVar("_T")
@@ -96,13 +113,19 @@ async def promote_workspace(
     source: SandboxRecord,
     on_conflict: OnConflict,
     limits: PromotionLimits,
+    throwaway: bool = False,
 ) -> WorkspacePromotion:
     """Raises PromotionRefused, and then nothing was changed in the source.
+
+    `throwaway`: the source, and with it everything that was written there, is ended afterwards, so nothing is cleaned
+    up, and a cancellation ends it at once.
 
     It may be done again, whatever became of it. It takes a few steps of `limits.seconds` at most, and as long as the
     contents travel; cancelled while changes are being made, it ends when they are made.
     """
-    promotion = _Promotion(host, shell, base, winner, source, on_conflict, limits)
+    promotion = _Promotion(host, shell, base, winner, source, on_conflict, limits, throwaway)
+    if throwaway:
+        return await promotion.run()
     try:
         return await promotion.run()
     finally:
@@ -119,7 +142,9 @@ class _Promotion:
         source: SandboxRecord,
         on_conflict: OnConflict,
         limits: PromotionLimits,
+        throwaway: bool,
     ) -> None:
+        self._throwaway = throwaway
         self._base = _Site(host, shell, base.id, "the checkpoint's sandbox", limits.seconds)
         self._winner = _Site(host, shell, winner.id, "the winner's sandbox", limits.seconds)
         self._source = _Site(host, shell, source.id, "the source", limits.seconds)
@@ -128,6 +153,8 @@ class _Promotion:
         self._token = secrets.token_hex(8)
 
     async def run(self) -> WorkspacePromotion:
+        if not self._throwaway:
+            await self._source.clear_leftovers()
         found = await self._compare()
         skipped = _shown(found.skipped)
         if not found.changes:
@@ -151,31 +178,37 @@ class _Promotion:
             "parts": [Path(part).name for part in parts],
             "stream": [[digest, size] for digest, (_, size) in wanted.items()],
         }
-        promotion = await shielded(self._apply(asked))
+        applying = self._apply(asked)
+        promotion = await (applying if self._throwaway else shielded(applying))
         return replace(promotion, skipped=skipped, data=data)
 
     async def clean(self) -> None:
         await asyncio.gather(self._base.clean(), self._winner.clean(), self._source.clean())
 
     async def _compare(self) -> Difference:
-        base, winner = await together(*(self._list(site) for site in (self._base, self._winner)))
-        found = difference(base, winner)
-        if len(found.changes) > self._limits.changes:
-            raise PromotionRefused(f"the winner made more than {self._limits.changes} changes")
-        return found
-
-    async def _list(self, site: _Site) -> Listing:
+        """The winner's listing goes to the checkpoint's sandbox, where nothing of the winner's ran: what it would take
+        to compare two large workspaces is memory of that sandbox and not of this process."""
+        packed = await self._winner.answer("scan", str(self._limits.entries), limit=_LARGEST_LISTING)
+        parts = [packed[start : start + PART_BYTES] for start in range(0, len(packed), PART_BYTES)]
+        names = ",".join([Path(await self._base.put(part)).name for part in parts])
+        most, most_changes = str(self._limits.entries), str(self._limits.changes)
         try:
-            return await asyncio.to_thread(listing, await site.ask("scan", str(self._limits.entries)))
+            said = await self._base.ask("diff", _TEMPORARY, names, most, most_changes)
+        except _Stopped as stop:
+            if stop.said == NONSENSE:
+                raise self._winner.nonsense() from None
+            raise
+        try:
+            return await asyncio.to_thread(difference, said, self._limits.changes)
         except Nonsense:
-            raise site.nonsense() from None
+            raise self._base.nonsense() from None
 
     async def _check(self, changes: Mapping[bytes, Change]) -> Mapping[bytes, tuple[str, Entry | None]]:
         asked = await self._source.put(_packed({"changes": to_wire(list(changes.values()))}))
         rows = await self._source.ask("check", asked)
         try:
             verdicts = {
-                from_text(text): (str(word), None if seen is None else entry(seen)) for text, word, seen in rows
+                from_text(text): (str(word), None if seen is None else checked_entry(seen)) for text, word, seen in rows
             }
         except (Nonsense, Stop, TypeError, ValueError):
             raise self._source.nonsense() from None
@@ -254,6 +287,10 @@ class _Promotion:
 class _Stopped(PromotionRefused):
     """The program itself said why it stopped."""
 
+    def __init__(self, label: str, said: str) -> None:
+        super().__init__(f"{label}: {shown(said.encode(errors='replace'))}")
+        self.said = said
+
 
 class _Site:
     """One of the three sandboxes: runs the program there, and remembers what has to go."""
@@ -280,14 +317,28 @@ class _Site:
         except (ValueError, AttributeError):
             raise self.nonsense() from None
         if stopped is not None:
-            raise _Stopped(f"{self._label}: {shown(str(stopped).encode(errors='replace'))}")
+            raise _Stopped(self._label, str(stopped))
 
-    async def ask(self, operation: str, *args: str) -> Any:
+    async def answer(self, operation: str, *args: str, limit: int = _LARGEST_ANSWER) -> bytes:
         """What an operation leaves in a file, whose name is its last argument. Raises PromotionRefused."""
         self._asked += 1
         name = f"{operation}-{self._asked}"
         await self.run(operation, *args, f"{self.scratch}/{name}")
-        return await asyncio.to_thread(self._unpacked, await self.read(name, _LARGEST_ANSWER))
+        return await self.read(name, limit)
+
+    async def ask(self, operation: str, *args: str) -> Any:
+        """The same, unpacked."""
+        return await asyncio.to_thread(self._unpacked, await self.answer(operation, *args))
+
+    async def clear_leftovers(self) -> None:
+        """Removes what promotions that were killed have left here; what cannot be removed now, the next one removes."""
+        try:
+            names = await self.ask("leftovers", _TEMPORARY, _PREFIX, str(_LEFT_SECONDS))
+        except PromotionRefused:
+            return
+        if isinstance(names, list):
+            ours = [name for name in names if isinstance(name, str) and _OURS.fullmatch(name)]
+            await self._delete([f"{_TEMPORARY}/{name}" for name in ours])
 
     async def attempt(self, operation: str, *args: str) -> None:
         try:
@@ -321,6 +372,9 @@ class _Site:
     async def clean(self) -> None:
         if self._ran:
             await self.attempt("clean", self.scratch)
+        await self._delete(self._written)
+
+    async def _delete(self, paths: Sequence[str]) -> None:
         gate = asyncio.Semaphore(_AT_ONCE)
 
         async def one(path: str) -> None:
@@ -329,7 +383,7 @@ class _Site:
                     if not isinstance(await self._host.delete_file(self._id, path), Doubtful):
                         return
 
-        await asyncio.gather(*map(one, self._written))
+        await asyncio.gather(*map(one, paths))
 
     def nonsense(self) -> PromotionRefused:
         return PromotionRefused(f"{self._label}: its answer makes no sense")
@@ -346,7 +400,7 @@ class _Site:
 
 
 def _unguessable() -> str:
-    return f"{_TEMPORARY}/race-promotion-{secrets.token_hex(12)}"
+    return f"{_TEMPORARY}/{_PREFIX}{secrets.token_hex(12)}"
 
 
 def _packed(value: Any) -> bytes:

@@ -7,7 +7,6 @@ lines that are to be joined without their ends: `files` is a list of [path, size
 """
 
 # It works on plain names, as os.walk gives them.
-# ruff: noqa: PTH118
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ import base64
 import fnmatch
 import json
 import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -39,15 +37,20 @@ def found(globs: Sequence[str]) -> Iterator[str]:
     patterns = [glob.split("/") for glob in globs]
     hits: list[str] = []
     seen = 0
-    for folder, folders, names in os.walk(".", followlinks=False):
-        folders.sort()
-        seen += len(names) + len(folders)
+    pending = ["."]  # not os.walk, which calls itself for each folder in a folder
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError:
+            continue  # not ours to read, gone, or a path longer than the system takes
+        seen += len(entries)
         if seen > MOST_ENTRIES:
             break
-        for name in names:
-            path = os.path.normpath(os.path.join(folder, name))
+        pending += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+        for path in (os.path.normpath(entry.path) for entry in entries if entry.is_file(follow_symlinks=False)):
             parts = path.split("/")
-            if any(matches(parts, pattern) for pattern in patterns) and stat.S_ISREG(os.lstat(path).st_mode):
+            if any(matches(parts, pattern) for pattern in patterns):
                 hits.append(path)
     return iter(sorted(hits))
 

@@ -21,8 +21,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -30,6 +32,11 @@ from typing import Any, NamedTuple
 TEMPORARY = b".race-promotion-"
 CHUNK = 1024 * 1024
 PERMISSIONS = 0o777
+MOST_DEPTH = 2_000  # folders one in the other; each step into one walks the path from the top
+LONGEST_PATHS = 48 * 1024 * 1024  # bytes, of all paths together
+LARGEST_LISTING = 64 * 1024 * 1024  # bytes, unpacked
+MOST_SKIPPED = 1_000
+NONSENSE = "its answer makes no sense"
 SAME, APPLY, CONFLICT = "same", "apply", "conflict"
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
@@ -138,10 +145,12 @@ class Tree:
 
     def walk(self, most: int) -> Iterator[tuple[bytes, Entry]]:
         """Every entry but our own temporary names. Raises Stop beyond `most`."""
-        count = 0
+        count = length = 0
         pending = [b""]
         while pending:
             here = pending.pop()
+            if here.count(b"/") >= MOST_DEPTH:
+                raise Stop(f"the workspace has folders more than {MOST_DEPTH} deep")
             with self.directory(here) as fd:
                 for name in sorted(os.fsencode(name) for name in os.listdir(fd)):
                     if name.startswith(TEMPORARY):
@@ -153,6 +162,9 @@ class Tree:
                     if count > most:
                         raise Stop(f"the workspace has more than {most} entries")
                     path = here + b"/" + name if here else name
+                    length += len(path)
+                    if length > LONGEST_PATHS:
+                        raise Stop(f"the workspace's paths have more than {LONGEST_PATHS} bytes in all")
                     if entry.kind == "d" and not entry.unreadable:
                         pending.append(path)
                     yield path, entry
@@ -244,10 +256,15 @@ def _has_room(tree: Tree, path: bytes, judged: dict[bytes, Judged]) -> bool:
 
 
 def _holds_more(tree: Tree, path: bytes, going: set[bytes]) -> bool:
-    for name in tree.names(path):
-        below = path + b"/" + name
-        if below not in going or (_is(tree.look(below), "d") and _holds_more(tree, below, going)):
-            return True
+    pending = [path]
+    while pending:
+        here = pending.pop()
+        for name in tree.names(here):
+            below = here + b"/" + name
+            if below not in going:
+                return True
+            if _is(tree.look(below), "d"):
+                pending.append(below)
     return False
 
 
@@ -464,17 +481,131 @@ def _still(name: bytes, parent: int, expected: Entry | None) -> None:
 
 
 def remove_tree(name: bytes, parent: int | None) -> None:
-    """A directory and all below it, following nothing."""
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    """A directory and all below it, following nothing. Raises OSError.
+
+    However deep it is, one descriptor is open: on the way up each parent must be the folder that it was on the way
+    down, so that a folder which is moved meanwhile leads nowhere else.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=parent)
     try:
-        for below in (os.fsencode(each) for each in os.listdir(fd)):
-            if stat.S_ISDIR(os.lstat(below, dir_fd=fd).st_mode):
-                remove_tree(below, fd)
+        above: list[tuple[tuple[int, int], list[bytes], bytes]] = []
+        pending = _without_files(fd)
+        while pending or above:
+            if pending:
+                below = pending.pop()
+                above.append((_identity(fd), pending, below))
+                deeper = os.open(below, flags, dir_fd=fd)
+                os.close(fd)
+                fd = deeper
+                pending = _without_files(fd)
             else:
-                os.unlink(below, dir_fd=fd)
+                identity, pending, done = above.pop()
+                higher = os.open("..", flags, dir_fd=fd)
+                os.close(fd)
+                fd = higher
+                if _identity(fd) != identity:
+                    raise OSError(errno.ESTALE, "a folder was moved")
+                os.rmdir(done, dir_fd=fd)
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=parent)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    facts = os.fstat(fd)
+    return facts.st_dev, facts.st_ino
+
+
+def _without_files(fd: int) -> list[bytes]:
+    """Removes all but the folders, and returns these."""
+    folders = []
+    for name in (os.fsencode(each) for each in os.listdir(fd)):
+        if stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode):
+            folders.append(name)
+        else:
+            os.unlink(name, dir_fd=fd)
+    return folders
+
+
+# ------------------------------------------------------------------------------------------------- what a sandbox says
+
+_DIGEST = re.compile(r"[0-9a-f]{64}|\?\d{1,20}")
+_LARGEST_FILE = 2**62
+
+
+class Nonsense(Stop):
+    """What a sandbox said cannot be what this program says."""
+
+    def __init__(self) -> None:
+        super().__init__(NONSENSE)
+
+
+def checked_path(text: Any) -> bytes:
+    """Raises Nonsense."""
+    try:
+        path = from_text(text)
+    except Stop:
+        raise Nonsense from None
+    if any(part.startswith(TEMPORARY) for part in path.split(b"/")):
+        raise Nonsense
+    return path
+
+
+def checked_entry(row: Any) -> Entry:
+    """Raises Nonsense."""
+    if not isinstance(row, list) or len(row) != 4 or any(type(each) is not int for each in row[1:3]):
+        raise Nonsense
+    kind, mode, size, value = row
+    fits = False
+    if kind == "d":
+        fits = 0 <= mode <= PERMISSIONS and size == 0 and value in (None, "?")
+    elif kind == "f":
+        fits = 0 <= mode <= PERMISSIONS and 0 <= size <= _LARGEST_FILE
+        fits = fits and isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+    elif kind == "l":
+        fits = (mode, size) == (0, 0) and isinstance(value, str) and 0 < len(value) < 4096
+        fits = fits and "\0" not in value and max(value) <= "\xff"
+    elif kind == "o":
+        fits = (mode, size, value) == (0, 0, None)
+    if not fits:
+        raise Nonsense
+    return Entry(kind, mode, size, value)
+
+
+def checked_listing(rows: Any) -> dict[bytes, Entry]:
+    """Raises Nonsense."""
+    if not isinstance(rows, list):
+        raise Nonsense
+    found: dict[bytes, Entry] = {}
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 5:
+            raise Nonsense
+        found[checked_path(row[0])] = checked_entry(row[1:])
+    for path in found:
+        if parent_of(path) and not _is(found.get(parent_of(path)), "d"):
+            raise Nonsense
+    return found
+
+
+def difference(base: dict[bytes, Entry], winner: dict[bytes, Entry]) -> tuple[list[Change], list[bytes]]:
+    """The changes, parents before what lies below them, and the paths whose change is not moved, with what lies below
+    them."""
+    changes, skipped = [], []
+    barrier: bytes | None = None
+    for path in sorted(base.keys() | winner.keys(), key=depth_first):
+        if barrier is not None and path.startswith(barrier):
+            continue
+        before, now = base.get(path), winner.get(path)
+        if before == now:
+            continue
+        # Sockets, pipes and devices stay where they are.
+        if _is(before, "o") or _is(now, "o") or (now is not None and now.unreadable):
+            skipped.append(path)
+            barrier = path + b"/"
+            continue
+        changes.append(Change(path, before, now))
+    return changes, skipped
 
 
 # ------------------------------------------------------------------------------------------------------------ the wire
@@ -491,7 +622,7 @@ def changes_from(rows: list[Any]) -> list[Change]:
 
 def load(path: str) -> Any:
     with open(path, "rb") as file:
-        return json.loads(zlib.decompress(file.read()))
+        return json.loads(zlib.decompressobj().decompress(file.read(LARGEST_LISTING), LARGEST_LISTING))
 
 
 def store(path: str, value: Any) -> None:
@@ -501,6 +632,48 @@ def store(path: str, value: Any) -> None:
 
 def scan(tree: Tree, most: str, out: str) -> None:
     store(out, [[to_text(path), *entry] for path, entry in tree.walk(int(most))])
+
+
+def diff(tree: Tree, directory: str, parts: str, most: str, most_changes: str, out: str) -> None:
+    """What the winner changed of this tree. Its listing is in parts, whose names have commas between them."""
+    packed = b""
+    for name in parts.split(","):
+        with open(os.path.join(directory, name), "rb") as file:
+            packed += file.read()
+    try:
+        whole = zlib.decompressobj()
+        text = whole.decompress(packed, LARGEST_LISTING)
+        if whole.unconsumed_tail:
+            raise Stop("the winner's listing is too large")
+        rows = json.loads(text)
+    except (zlib.error, ValueError, RecursionError):
+        raise Nonsense from None
+    changes, skipped = difference(dict(tree.walk(int(most))), checked_listing(rows))
+    if len(changes) > int(most_changes):
+        raise Stop(f"the winner made more than {most_changes} changes")
+    told = [[to_text(change.path), change.base, change.now] for change in changes]
+    store(out, {"changes": told, "skipped": [to_text(path) for path in skipped[:MOST_SKIPPED]]})
+
+
+def leftovers(tree: Tree, directory: str, prefix: str, seconds: str, out: str) -> None:
+    """What promotions that were killed have left, older than so many seconds: removes what is this user's, and tells
+    the files that are not."""
+    files: list[str] = []
+    for name in sorted(os.listdir(directory)):
+        path = os.path.join(directory, name)
+        if not name.startswith(prefix) or len(files) >= MOST_SKIPPED:
+            continue
+        with contextlib.suppress(OSError):
+            facts = os.lstat(path)
+            if facts.st_mtime > time.time() - float(seconds):
+                continue
+            if stat.S_ISDIR(facts.st_mode):
+                remove_tree(os.fsencode(path), None)
+                continue
+            with contextlib.suppress(Stop, ValueError, KeyError, TypeError, AttributeError, zlib.error):
+                sweep(tree, path)
+            files.append(name)
+    store(out, files)
 
 
 def check(tree: Tree, asked: str, out: str) -> None:
@@ -567,7 +740,8 @@ def clean(tree: Tree, scratch: str) -> None:
 
 
 OPERATIONS: dict[str, Callable[..., None]] = {
-    "scan": scan, "check": check, "pack": pack, "apply": apply, "sweep": sweep, "clean": clean,
+    "scan": scan, "diff": diff, "check": check, "pack": pack, "apply": apply, "sweep": sweep, "clean": clean,
+    "leftovers": leftovers,
 }  # fmt: skip
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from infra.local.tensorlake import trees
@@ -214,5 +216,14 @@ async def refuse_processes(sandbox: Sandbox) -> None:
         )
 
 
-def _size(directory: Any) -> int:
-    return sum(file.lstat().st_size for file in directory.rglob("*") if not file.is_symlink() and file.is_file())
+def _size(directory: Path) -> int:
+    """Bytes of the files below. Not by rglob, which calls itself for each folder in a folder."""
+    size, pending = 0, [directory]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(Path(entry.path))
+                elif entry.is_file(follow_symlinks=False):
+                    size += entry.stat(follow_symlinks=False).st_size
+    return size

@@ -58,15 +58,18 @@ def remove(tree: Path) -> None:
     """Remove a tree whatever modes its directories were given (overlay work directories have none at all)."""
     if not tree.exists():
         return
-    shutil.rmtree(tree, ignore_errors=True)
-    if tree.exists():
-        for directory, names, _ in os.walk(tree):
-            for name in names:
-                inner = Path(directory, name)
-                if not inner.is_symlink():
-                    with contextlib.suppress(OSError):
-                        inner.chmod(0o700)
+    try:
         shutil.rmtree(tree, ignore_errors=True)
+        if tree.exists():
+            for directory, names, _ in os.walk(tree):
+                for name in names:
+                    inner = Path(directory, name)
+                    if not inner.is_symlink():
+                        with contextlib.suppress(OSError):
+                            inner.chmod(0o700)
+            shutil.rmtree(tree, ignore_errors=True)
+    except RecursionError:  # folders in folders, deeper than Python's own functions go
+        subprocess.run(["rm", "-rf", "--", str(tree)], check=False, capture_output=True)
 
 
 def within(root: Path, path: str) -> Path:

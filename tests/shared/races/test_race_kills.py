@@ -36,8 +36,8 @@ POINTS: Final[tuple[tuple[str, str, int, dict[str, Any]], ...]] = (
     ("before", "delete_snapshot", 1, {}),
     ("after", "snapshot", 2, {"promote": "snapshot"}),
     ("after", "run", 6, {"judge": {"type": "command", "script": "cat file"}}),
-    ("before", "run", 8, {"promote": "workspace"}),
-    ("after", "run", 8, {"promote": "workspace"}),
+    ("before", "run", 9, {"promote": "workspace"}),
+    ("after", "run", 9, {"promote": "workspace"}),
 )
 
 
@@ -83,7 +83,7 @@ def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: World
             race.kill()
             race.wait()
     for place, point in zip(places, POINTS, strict=True):
-        if point[1:3] == ("run", 8):
+        if point[1:3] == ("run", 9):
             applied = asyncio.run(file_in_the_source(place)) in (b"0\n", b"1\n")
             assert applied == (point[0] == "after"), "it was not killed at the apply"
         names, snapshots = of_this_place(place)
