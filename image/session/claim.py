@@ -24,6 +24,8 @@ STATE_DIRECTORY: Final = "/var/lib/hands"
 SESSION_FILE: Final = "session"  # in the state directory: the id of the session that this sandbox belongs to
 AGENT_USER: Final = "agent"  # the worker and the agent's tools run as this user of the image
 DEFAULT_WORKDIR: Final = "/workspace"
+LONGEST_DETAIL: Final = 500  # characters of a notice's detail
+_LONGEST_FIELD: Final = 128
 
 
 def worker_path(digest: str) -> str:
@@ -82,6 +84,8 @@ class Claim:
     protocol: int = PROTOCOL_VERSION
     capability_token: str | None = None  # with `fork_url`: the agent may call fork_best_of_n there
     fork_url: str | None = None
+    session_key: str | None = None  # the same in all claims of a session: workers prove to each other what they are
+    nonce: str = ""  # each notice of this claim's process carries it
 
     def __repr__(self) -> str:
         return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
@@ -119,7 +123,9 @@ class Claim:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ClaimError(f"the claim's {name} is not a number of seconds")
-        for name in ("capability_token", "fork_url"):
+        if not isinstance(known.get("nonce", ""), str):
+            raise ClaimError("the claim's nonce is not a text")
+        for name in ("capability_token", "fork_url", "session_key"):
             value = known.get(name)
             if value is not None and not isinstance(value, str):
                 raise ClaimError(f"the claim's {name} is not a text")
@@ -138,6 +144,7 @@ class Notice:
     pid: int
     detail: str = ""
     on_behalf: bool = False  # said by a process that passed its claim on to the holder of the lock
+    nonce: str = ""  # the claim's, which only its own worker knows
 
     def to_json(self) -> str:
         return json.dumps({"hands": PROTOCOL_VERSION, **asdict(self)}, separators=(",", ":"))
@@ -153,11 +160,12 @@ class Notice:
                 word=Word(raw["word"]),
                 work_id=str(raw["work_id"]),
                 protocol=int(raw["protocol"]),
-                worker=str(raw["worker"]),
-                sdk=str(raw["sdk"]),
+                worker=str(raw["worker"])[:_LONGEST_FIELD],
+                sdk=str(raw["sdk"])[:_LONGEST_FIELD],
                 pid=int(raw["pid"]),
-                detail=str(raw.get("detail", "")),
+                detail=str(raw.get("detail", ""))[:LONGEST_DETAIL],
                 on_behalf=bool(raw.get("on_behalf", False)),
+                nonce=str(raw.get("nonce", "")),
             )
         except (ValueError, TypeError, KeyError):
             return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared import capability, names
 from shared.backoff import pauses
-from shared.claims import handover
+from shared.claims import handover, worker_keys
 from shared.claims.binding import Binding, Bound, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
@@ -160,7 +161,9 @@ class Dispatcher:
                 deaths=self.settings.times.poison_attempts,
             )
             match outcome:
-                case handover.Ready(sdk=sdk):
+                case handover.Ready(sdk=sdk, remark=remark):
+                    if remark:
+                        log.warning("worker.remark work=%s session=%s said=%s", item.id, item.session_id, remark)
                     end = await self._ack(item, claimed_at)
                     return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk)
                 case handover.Hopeless(deaths=deaths):
@@ -258,6 +261,11 @@ class Dispatcher:
 
     async def _claim(self, item: WorkItem, secret: str) -> wire.Claim:
         token = await self._capability(item)
+        try:
+            key = await self.environment.key.areveal()
+            session_key, nonce = worker_keys.session_key(key, item.session_id), worker_keys.nonce(key, item)
+        except SecretUnavailable:  # the workers of the session then cannot know each other, and pass no claim on
+            session_key, nonce = None, secrets.token_hex(32)
         return wire.Claim(
             work_id=item.id,
             environment_id=item.environment_id,
@@ -272,6 +280,8 @@ class Dispatcher:
             lifetime=self.settings.worker_lifetime,
             capability_token=token,
             fork_url=self.settings.fork_url if token else None,
+            session_key=session_key,
+            nonce=nonce,
         )
 
     def _report(self, item: WorkItem, claimed_at: float, end: _End, sandbox: str | None = None) -> ItemReport:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import hmac
 import importlib.metadata
 import secrets
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ class Ready:
     """A worker holds the sandbox's lock for this item, or passed the claim to the one that does."""
 
     sdk: str
+    remark: str = ""  # what the worker has to say about its session all the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +150,10 @@ async def _look(
     own = [process for process in listed if process.name.startswith(prefix)]
     living = [process for process in own if process.running]
     for process in living[:_LOOKED_AT]:
-        notices = _notices(await host.process_output(sandbox_id, process.name))
+        notices = _notices(await host.process_output(sandbox_id, process.name), claim.nonce)
         # After `ready` it may have said that it has the lease: then nobody waits for this claim's ack.
         if notices and _is_ready(notices[-1], item.id, claim.worker_digest):
-            return Ready(notices[-1].sdk)
+            return Ready(notices[-1].sdk, _shown(notices[-1].detail, claim))
     dead = [_describe(process) for process in own if not process.running and _died(process)]
     if deaths is not None and len(dead) >= deaths and not living:
         return Hopeless(tuple(dead))
@@ -170,7 +172,7 @@ def _is_ready(notice: wire.Notice, work_id: str, digest: str) -> bool:
 
 
 def _secrets_of(claim: wire.Claim) -> tuple[str, ...]:
-    return tuple(text for text in (claim.secret, claim.capability_token) if text)
+    return tuple(text for text in (claim.secret, claim.capability_token, claim.session_key, claim.nonce) if text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ async def _watch(
         await asyncio.sleep(min(next(waits), deadline.left()))
         looks += 1
         lines = await host.process_output(sandbox_id, name)
-        notices = _notices(lines)
+        notices = _notices(lines, claim.nonce)
         ready = next((notice for notice in notices if notice.word is wire.Word.READY), None)
         ended = next((notice for notice in notices if notice.word is wire.Word.ENDED), None)
         if ended is not None and (ready is None or not ready.on_behalf):
@@ -221,7 +223,7 @@ async def _watch(
                 return NotReady(f"the worker died after its ready: {_describe(over)}")
             if ready.worker != claim.worker_digest and not ready.on_behalf:
                 return _Outdated(running=True)
-            return Ready(ready.sdk)
+            return Ready(ready.sdk, _shown(ready.detail, claim))
         if notices:
             said = f"{notices[-1].word.value} {_shown(notices[-1].detail, claim)}".strip()
         if over is not None and not isinstance(lines, Absent | Doubtful):
@@ -251,10 +253,16 @@ def _shown(text: str, claim: wire.Claim) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_TEXT])
 
 
-def _notices(lines: Sequence[str] | Absent | Doubtful) -> list[wire.Notice]:
+def _notices(lines: Sequence[str] | Absent | Doubtful, nonce: str) -> list[wire.Notice]:
+    """Those with the item's nonce: nobody but its workers knows it, whoever else may write into their output."""
     if isinstance(lines, Absent | Doubtful):
         return []
-    return [notice for line in lines if (notice := wire.Notice.from_line(line)) is not None]
+    found = (wire.Notice.from_line(line) for line in lines)
+    return [
+        notice
+        for notice in found
+        if notice is not None and hmac.compare_digest(notice.nonce.encode(errors="replace"), nonce.encode())
+    ]
 
 
 def _describe(state: ProcessState) -> str:

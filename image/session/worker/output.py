@@ -10,10 +10,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from image.session.claim import PROTOCOL_VERSION, Exit, Notice, Word
+from image.session.claim import LONGEST_DETAIL, PROTOCOL_VERSION, Exit, Notice, Word
 
 _MASK: Final = "[secret]"
-_LONGEST_DETAIL: Final = 500
 
 
 def digest_of(archive: str) -> str:
@@ -41,8 +40,9 @@ def installed_sdk() -> str:
 class NoticeWriter:
     """Prints notices. A reader that went away is no reason to stop working."""
 
-    def __init__(self, work_id: str, archive: str) -> None:
+    def __init__(self, work_id: str, archive: str, nonce: str = "") -> None:
         self._work_id = work_id
+        self._nonce = nonce
         self._worker = digest_of(archive)
         self.sdk = installed_sdk()
 
@@ -54,8 +54,9 @@ class NoticeWriter:
             worker=self._worker,
             sdk=self.sdk,
             pid=os.getpid(),
-            detail=detail[:_LONGEST_DETAIL],
+            detail=detail[:LONGEST_DETAIL],
             on_behalf=on_behalf,
+            nonce=self._nonce,
         )
         # One write a line, so that lines of two threads never mix.
         try:

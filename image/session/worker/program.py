@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 
 from image.session.claim import STATE_DIRECTORY, STATE_VARIABLE, Claim, ClaimError, Ended, Exit, Word
 from image.session.worker import identity
+from image.session.worker.call_notes import CallNotes
 from image.session.worker.claim_registry import ClaimRegistry
 from image.session.worker.claim_socket import ClaimSocket
 from image.session.worker.credentials import token_of
@@ -41,7 +42,7 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
     except ClaimError as error:
         notices = NoticeWriter("", archive)
         _leave(notices, redactor, Ended(Exit.BAD_CLAIM, str(error)))
-    notices = NoticeWriter(claim.work_id, archive)
+    notices = NoticeWriter(claim.work_id, archive, claim.nonce)
     lock: Lock | None = None
     try:
         redactor.add(claim.secret)
@@ -81,13 +82,14 @@ def _work(
     registry = ClaimRegistry(claim, on_claim=take)
     claim_socket = ClaimSocket(state, registry)
     try:
+        notes = CallNotes(state, claim.session_key)
         os.chdir(_workdir(claim))
-        return _hold(claim, registry, stop, notices)
+        return _hold(claim, registry, notes, stop, notices)
     finally:
         claim_socket.close()
 
 
-def _hold(claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: NoticeWriter) -> Ended:
+def _hold(claim: Claim, registry: ClaimRegistry, notes: CallNotes, stop: Shutdown, notices: NoticeWriter) -> Ended:
     """With the lock held. What it imports is too slow to be imported before the lock is."""
     from image.session.worker.http_client import WorkItemClient
     from image.session.worker.lease import Lease
@@ -98,7 +100,7 @@ def _hold(claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: Notice
     except ValueError as error:
         raise Ended(Exit.BAD_CLAIM, str(error)) from None
     lease = Lease()
-    announcer = _Announcer(claim, registry, stop, notices)
+    announcer = _Announcer(claim, registry, notes.last_death, stop, notices)
     secret = acquire_lease(lease, calls, registry, stop, announcer, reach=claim.reach)
     notices.say(Word.LEASED)
     lease_keeper = LeaseKeeper(lease, calls, secret)
@@ -107,15 +109,19 @@ def _hold(claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: Notice
     lease_keeper.hand_over()
     calls.close()
     stop.check()
-    return serve(claim, secret, lease, stop)
+    return serve(claim, secret, lease, notes, stop)
 
 
 class _Announcer:
     """Tells the dispatcher, and the processes that pass their claims on, how the first heartbeats fare."""
 
-    def __init__(self, claim: Claim, registry: ClaimRegistry, stop: Shutdown, notices: NoticeWriter) -> None:
+    def __init__(
+        self, claim: Claim, registry: ClaimRegistry, remark: str, stop: Shutdown, notices: NoticeWriter
+    ) -> None:
+        """`remark` goes with `ready`."""
         self._claim = claim
         self._registry = registry
+        self._remark = remark
         self._stop = stop
         self._notices = notices
 
@@ -123,7 +129,7 @@ class _Announcer:
         self._stop.started()
         # The dispatcher acks once it has read this, so the time for that ack begins here.
         self._registry.announced(self._claim.gate)
-        self._notices.say(Word.READY)
+        self._notices.say(Word.READY, self._remark)
 
     def waiting(self, reason: str) -> None:
         self._notices.say(Word.WAITING, f"the service does not answer: {reason}")

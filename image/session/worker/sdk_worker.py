@@ -1,5 +1,6 @@
-"""The work item is served by Anthropic's own EnvironmentWorker, unmodified; this module starts it and reads off how
-it ended, which its return does not say (docs/wire/anthropic.md#44-when-it-ends)."""
+"""The work item is served by Anthropic's own EnvironmentWorker; this module starts it, with a shell of ours and a
+guard around each call, and reads off how it ended, which its return does not say
+(docs/wire/anthropic.md#44-when-it-ends)."""
 
 from __future__ import annotations
 
@@ -11,15 +12,19 @@ import anyio
 import httpx2
 from anthropic import DEFAULT_CONNECTION_LIMITS, AsyncAnthropic, DefaultAsyncHttpxClient
 from anthropic.lib.environments import EnvironmentWorker
+from anthropic.lib.tools import agent_toolset
 
 from image.session.claim import Claim, Ended, Exit
+from image.session.worker.call_notes import CallNotes
 from image.session.worker.credentials import token_of
 from image.session.worker.fork_tool import with_fork
 from image.session.worker.http_client import proxy_for
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.lease_transport import LeaseTransport
 from image.session.worker.memory_stores import set_aside
+from image.session.worker.shell import Shell
 from image.session.worker.shutdown import Shutdown
+from image.session.worker.tool_calls import guarded
 
 # Seconds. The SDK's own read time-out of ten minutes, three times over, outlives every lease
 # (docs/wire/anthropic.md#t22).
@@ -29,10 +34,12 @@ _RETRIES: Final = 2
 log = logging.getLogger(__name__)
 
 
-def serve(claim: Claim, secret: str, lease: Lease, stop: Shutdown) -> Ended:
+def serve(claim: Claim, secret: str, lease: Lease, notes: CallNotes, stop: Shutdown) -> Ended:
     """Serves until the session is idle, the lease is gone, or somebody asks to stop. The event loop is left as it
     is: the process ends right after, and closing the loop could wait for threads."""
-    return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, stop))
+    agent_toolset.BashSession = Shell  # type: ignore[misc] # the SDK's tool looks its shell up there
+    with guarded(notes):
+        return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, stop))
 
 
 async def _serve(claim: Claim, secret: str, lease: Lease, stop: Shutdown) -> Ended:

@@ -20,11 +20,13 @@ from tests.support.fake_host import FakeHost
 DIGEST = digest(build_archive())
 SDK = "1.2.3"
 ITEM = WorkItem("work_1", "env_1", "session", "sesn_1", datetime(2026, 1, 1, tzinfo=UTC), "the-items-own-secret")
-CLAIM = wire.Claim("work_1", "env_1", "sesn_1", "the-items-own-secret", "http://127.0.0.1:9", DIGEST)
+CLAIM = wire.Claim(
+    "work_1", "env_1", "sesn_1", "the-items-own-secret", "http://127.0.0.1:9", DIGEST, nonce="of-this-item"
+)
 
 
-def said(word: wire.Word, *, on_behalf: bool = False, detail: str = "") -> str:
-    notice = wire.Notice(word, "work_1", wire.PROTOCOL_VERSION, DIGEST, SDK, 1, detail, on_behalf)
+def said(word: wire.Word, *, on_behalf: bool = False, detail: str = "", nonce: str = "of-this-item") -> str:
+    notice = wire.Notice(word, "work_1", wire.PROTOCOL_VERSION, DIGEST, SDK, 1, detail, on_behalf, nonce)
     return notice.to_json()
 
 
@@ -52,6 +54,16 @@ def outcome(host: Told) -> Ready | NotReady | Hopeless:
 
 def test_a_ready_of_a_running_worker_is_ready() -> None:
     assert outcome(Told([[said(wire.Word.READY)]], None, True)) == Ready(SDK)
+
+
+@pytest.mark.parametrize("nonce", ["", "of-another-item", "\u00e9"])
+def test_a_ready_that_somebody_else_says_is_none(nonce: str) -> None:
+    assert isinstance(outcome(Told([[said(wire.Word.READY, nonce=nonce)]], None, True)), NotReady)
+
+
+def test_what_a_worker_says_with_its_ready_is_kept() -> None:
+    told = Told([[said(wire.Word.READY, detail="the last worker died")]], None, True)
+    assert outcome(told) == Ready(SDK, "the last worker died")
 
 
 def test_i1_a_ready_that_is_read_after_the_workers_death_is_not_ready() -> None:

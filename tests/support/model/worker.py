@@ -136,7 +136,9 @@ class _Worker:
 
     def _say(self, word: Word, detail: str = "", *, on_behalf: bool = False) -> None:
         digest = self.claim.worker_digest
-        notice = Notice(word, self.claim.work_id, wire.PROTOCOL_VERSION, digest, _SDK, 1, detail, on_behalf)
+        notice = Notice(
+            word, self.claim.work_id, wire.PROTOCOL_VERSION, digest, _SDK, 1, detail, on_behalf, self.claim.nonce
+        )
         self.process.lines.append(notice.to_json())
 
     async def _at(self, point: str) -> None:

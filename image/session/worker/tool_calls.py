@@ -1,0 +1,56 @@
+"""Each of the agent's calls passes here between the SDK's runner and its tool."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any, Final
+
+from anthropic.lib.tools import ToolError
+from anthropic.lib.tools._beta_session_runner import SessionToolRunner
+
+from image.session.worker.call_notes import CallNotes
+
+# The runner's own step from a call's event to its result. It is private, and the only place that knows the call's id;
+# a sandbox whose SDK has none serves without notes (its version differs from the functions' one, which is reported).
+_STEP: Final = "_call_tool"
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def guarded(notes: CallNotes) -> Iterator[None]:
+    """Within, each call is noted while it runs, and one that killed its workers is answered with an error."""
+    run: Any = getattr(SessionToolRunner, _STEP, None)
+    if run is None:
+        log.warning("calls.unguarded: this SDK's runner has no %s", _STEP)
+        yield
+        return
+
+    async def call(runner: SessionToolRunner, tool: Any, event: Any, arguments: dict[str, object]) -> Any:
+        refusal = notes.refusal(event.id)
+        if refusal is not None:
+            log.warning("call.refused call=%s tool=%s", event.id, event.name)
+            return await run(runner, _Refusing(refusal), event, arguments)
+        notes.began(event.id)
+        try:
+            return await run(runner, tool, event, arguments)
+        finally:
+            notes.ended()
+
+    setattr(SessionToolRunner, _STEP, call)
+    try:
+        yield
+    finally:
+        setattr(SessionToolRunner, _STEP, run)
+
+
+class _Refusing:
+    """Stands in for a tool: answers with an error."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    async def call(self, input: object) -> str:
+        raise ToolError(self._reason)
