@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ SANDBOX_TOOLS = ("bash", "edit", "read", "write", "glob", "grep")
 SERVER_TOOLS = ("web_fetch", "web_search")
 POLICIES = ("always_allow", "always_ask", "auto")
 _MAX_TOOL_ENTRIES = 128
+_MAX_SERVERS = 20
 _CUSTOM_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _DEFAULT_POLICY = {"type": "always_allow"}
 _KEPT_BY_SESSIONS = (
@@ -104,7 +105,10 @@ class Agents:
         wire = agent.as_json(version)
         kept = {key: wire[key] for key in _KEPT_BY_SESSIONS}
         if "tools" in overrides:
-            kept["tools"] = normal_tools(overrides)
+            servers = overrides if "mcp_servers" in overrides else kept
+            kept["tools"] = normal_tools({**overrides, "mcp_servers": servers.get("mcp_servers")})
+        if "mcp_servers" in overrides:
+            kept["mcp_servers"] = _mcp_servers(overrides)
         if "model" in overrides:
             kept["model"] = _model(overrides["model"])
         if "system" in overrides:
@@ -120,14 +124,16 @@ class Agents:
     def _definition(self, body: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
         _refuse_what_is_not_offline(body)
         new = not current
+        servers = _mcp_servers(body) if new or "mcp_servers" in body else current["mcp_servers"]
+        tools = body if new or "tools" in body else current
         return {
             "name": text_field(body, "name", required=new or "name" in body) or current.get("name"),
             "description": _kept(body, current, "description"),
             "model": _model(body.get("model")) if new or "model" in body else current["model"],
             "system": _kept(body, current, "system"),
-            "tools": normal_tools(body) if new or "tools" in body else current["tools"],
+            "tools": normal_tools({"tools": tools.get("tools"), "mcp_servers": servers}),
             "skills": self._skills.references(body) if new or "skills" in body else current["skills"],
-            "mcp_servers": [],
+            "mcp_servers": servers,
             "multiagent": None,
             "execution_identity": {"type": "service_account"},
             "metadata": merged_metadata(current.get("metadata", {}), body.get("metadata")),
@@ -147,9 +153,28 @@ def _model(given: object) -> dict[str, Any]:
 
 
 def _refuse_what_is_not_offline(body: Mapping[str, Any]) -> None:
-    for name in ("mcp_servers", "multiagent"):
-        if body.get(name):
-            raise not_offline(f"agent {name}")
+    if body.get("multiagent"):
+        raise not_offline("agent multiagent")
+
+
+def _mcp_servers(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Kept and shown; the scripted brain calls none of their tools."""
+    entries = list_field(body, "mcp_servers")
+    servers = [
+        {
+            "type": "url",
+            "name": text_field(entry, "name", required=True),
+            "url": text_field(entry, "url", required=True),
+        }
+        for entry in entries
+        if entry.get("type") == "url"
+    ]
+    if len(servers) < len(entries):
+        raise invalid("mcp_servers: type: expected url")
+    names = [server["name"] for server in servers]
+    if len(names) > _MAX_SERVERS or len(set(names)) < len(names):
+        raise invalid(f"mcp_servers: at most {_MAX_SERVERS}, each with a name of its own")
+    return servers
 
 
 def normal_tools(body: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -157,19 +182,34 @@ def normal_tools(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     entries = list_field(body, "tools")
     if len(entries) > _MAX_TOOL_ENTRIES:
         raise invalid(f"tools: at most {_MAX_TOOL_ENTRIES} entries")
-    return [_normal_tool(entry) for entry in entries]
+    servers = [server["name"] for server in list_field(body, "mcp_servers")]
+    return [_normal_tool(entry, servers) for entry in entries]
 
 
-def _normal_tool(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _normal_tool(entry: Mapping[str, Any], servers: Sequence[str | None]) -> dict[str, Any]:
     match entry.get("type"):
         case "agent_toolset_20260401":
             return _normal_toolset(entry)
         case "custom":
             return _normal_custom(entry)
         case "mcp_toolset":
-            raise not_offline("mcp_toolset")
+            return _normal_mcp_toolset(entry, servers)
         case other:
             raise invalid(f"tools: unknown type {other!r}")
+
+
+def _normal_mcp_toolset(entry: Mapping[str, Any], servers: Sequence[str | None]) -> dict[str, Any]:
+    if entry.get("mcp_server_name") not in servers:
+        raise invalid(f"tools: mcp_server_name: no server {entry.get('mcp_server_name')!r} in mcp_servers")
+    default = _setting(
+        entry.get("default_config") or {}, {"enabled": True, "permission_policy": {"type": "always_ask"}}
+    )
+    configs = [
+        {"name": text_field(config, "name", required=True), **_setting(config, default)}
+        for config in list_field(entry, "configs")
+    ]
+    name = entry["mcp_server_name"]
+    return {"type": "mcp_toolset", "mcp_server_name": name, "default_config": default, "configs": configs}
 
 
 def _normal_custom(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,7 +258,7 @@ def evaluate(agent: Mapping[str, Any], tool: str) -> Verdict:
     Policy `auto` is the server's own judgement; this server always judges: allow.
     """
     for entry in agent["tools"]:
-        for config in entry.get("configs", []):
+        for config in entry["configs"] if entry["type"] == TOOLSET else ():
             if config["name"] == tool and config["enabled"]:
                 match config["permission_policy"]["type"]:
                     case "always_ask":

@@ -15,11 +15,13 @@ from infra.local.claude.errors import ApiError, envelope
 from infra.local.claude.http import RequestFrame, RequestLog, error_response
 from infra.local.claude.ids import new_id
 from infra.local.claude.platform import Platform
+from infra.local.claude.routes_deployments import deployment_routes
 from infra.local.claude.routes_memory import memory_routes
 from infra.local.claude.routes_resources import agent_routes, environment_routes
 from infra.local.claude.routes_sessions import session_routes
 from infra.local.claude.routes_skills import skill_routes
 from infra.local.claude.routes_work import work_routes
+from infra.local.claude.routes_workspace import file_routes, model_routes, profile_routes, vault_routes
 from infra.local.faults import FaultMiddleware
 
 
@@ -38,6 +40,11 @@ def build_app(platform: Platform, admin_token: str) -> ASGIApp:
         *session_routes(platform),
         *skill_routes(platform),
         *memory_routes(platform),
+        *model_routes(platform),
+        *file_routes(platform),
+        *vault_routes(platform),
+        *profile_routes(platform),
+        *deployment_routes(platform),
         *admin_routes(platform, log),
     ]
     handlers: dict[Any, Any] = {ApiError: error_response, HTTPException: error_response, 500: error_response}

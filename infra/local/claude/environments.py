@@ -14,6 +14,7 @@ from infra.local.claude.ids import new_id
 from infra.local.claude.records import merged_metadata, text_field
 
 KINDS = ("self_hosted", "cloud")
+MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")
 
 
 @dataclass
@@ -100,6 +101,36 @@ def _config(given: object) -> dict[str, Any]:
     config = {"type": "cloud"} if given is None else given
     if not isinstance(config, dict) or config.get("type") not in KINDS:
         raise invalid(f"config.type: expected one of {', '.join(KINDS)}")
-    if config["type"] == "self_hosted" and len(config) > 1:
-        raise invalid("config: a self_hosted environment takes no further settings")
-    return dict(config)
+    if config["type"] == "self_hosted":
+        if len(config) > 1:
+            raise invalid("config: a self_hosted environment takes no further settings")
+        return dict(config)
+    return {"type": "cloud", "networking": _networking(config.get("networking")), "packages": _packages(config)}
+
+
+def _networking(given: object) -> dict[str, Any]:
+    networking = {"type": "unrestricted"} if given is None else given
+    if not isinstance(networking, dict) or networking.get("type") not in ("unrestricted", "limited"):
+        raise invalid("config.networking.type: expected unrestricted or limited")
+    if networking["type"] == "unrestricted":
+        return {"type": "unrestricted"}
+    return {
+        "type": "limited",
+        "allowed_hosts": _texts(networking, "allowed_hosts", "config.networking"),
+        "allow_mcp_servers": bool(networking.get("allow_mcp_servers")),
+        "allow_package_managers": bool(networking.get("allow_package_managers")),
+    }
+
+
+def _packages(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = config.get("packages") or {}
+    if not isinstance(given, dict):
+        raise invalid("config.packages: expected an object")
+    return {"type": "packages", **{name: _texts(given, name, "config.packages") for name in MANAGERS}}
+
+
+def _texts(body: Mapping[str, Any], name: str, where: str) -> list[str]:
+    value = body.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise invalid(f"{where}.{name}: expected an array of strings")
+    return list(value)

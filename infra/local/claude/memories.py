@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from infra.local.claude.clock import Clock, stamp, stamp_or_none
 from infra.local.claude.errors import ApiError, invalid, not_found
@@ -60,6 +60,37 @@ class Memory:
 
 
 @dataclass
+class MemoryVersion:
+    """What a memory was after one operation; redacted, only that there was one."""
+
+    id: str
+    sequence: int
+    memory_id: str
+    store_id: str
+    operation: Literal["created", "modified", "deleted"]
+    path: str | None
+    content: str | None
+    created_at: datetime
+    redacted_at: datetime | None = None
+
+    def as_json(self, *, full: bool) -> dict[str, Any]:
+        data = None if self.content is None else self.content.encode()
+        return {
+            "id": self.id,
+            "type": "memory_version",
+            "memory_id": self.memory_id,
+            "memory_store_id": self.store_id,
+            "operation": self.operation,
+            "path": self.path,
+            "content": self.content if full else None,
+            "content_sha256": None if data is None else hashlib.sha256(data).hexdigest(),
+            "content_size_bytes": None if data is None else len(data),
+            "created_at": stamp(self.created_at),
+            "redacted_at": stamp_or_none(self.redacted_at),
+        }
+
+
+@dataclass
 class MemoryStore:
     id: str
     sequence: int
@@ -71,6 +102,12 @@ class MemoryStore:
     archived_at: datetime | None = None
     memories: dict[str, Memory] = field(default_factory=dict)
     """By id, in the order of their creation."""
+    versions: dict[str, MemoryVersion] = field(default_factory=dict)
+
+    def version(self, version_id: str) -> MemoryVersion:
+        if version_id not in self.versions:
+            raise not_found(f"memory version {version_id}")
+        return self.versions[version_id]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -152,6 +189,7 @@ class MemoryStores:
         now = self._clock.now()
         memory = Memory(new_id("mem"), next(self._sequence), store.id, path, content, new_id("memver"), now, now)
         store.memories[memory.id] = memory
+        self._note(store, memory, "created")
         return memory
 
     def rewrite(self, store: MemoryStore, memory: Memory, body: Mapping[str, Any]) -> None:
@@ -165,10 +203,28 @@ class MemoryStores:
         if (path, content) != (memory.path, memory.content):
             memory.path, memory.content = path, content
             memory.version_id, memory.updated_at = new_id("memver"), self._clock.now()
+            self._note(store, memory, "modified")
 
     def forget(self, store: MemoryStore, memory: Memory, expected_sha256: str | None) -> None:
         _require(memory, expected_sha256)
         del store.memories[memory.id]
+        memory.version_id = new_id("memver")
+        self._note(store, memory, "deleted")
+
+    # Versions
+
+    def _note(self, store: MemoryStore, memory: Memory, operation: Literal["created", "modified", "deleted"]) -> None:
+        content = None if operation == "deleted" else memory.content
+        sequence, now = next(self._sequence), self._clock.now()
+        version = MemoryVersion(memory.version_id, sequence, memory.id, store.id, operation, memory.path, content, now)
+        store.versions[version.id] = version
+
+    def redact(self, store: MemoryStore, version: MemoryVersion) -> None:
+        """Its content and path are gone; that of the memory as it is now is refused."""
+        if any(memory.version_id == version.id for memory in store.memories.values()):
+            raise invalid("the current version of a memory cannot be redacted: change or delete the memory first")
+        version.path = version.content = None
+        version.redacted_at = version.redacted_at or self._clock.now()
 
 
 def _refuse_archived(store: MemoryStore) -> None:

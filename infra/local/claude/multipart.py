@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesHeaderParser
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from infra.local.claude.errors import invalid
 
@@ -16,26 +17,77 @@ class Part:
     name: str
     filename: str | None
     content: bytes
+    content_type: str | None = None
+
+
+@dataclass
+class _Reading:
+    """What the parser has called back with so far."""
+
+    parts: list[Part] = field(default_factory=list)
+    headers: dict[str, bytes] = field(default_factory=dict)
+    name: bytes = b""
+    value: bytes = b""
+    content: bytearray = field(default_factory=bytearray)
+    complete: bool = False
+
+    def begin(self) -> None:
+        self.headers, self.content = {}, bytearray()
+
+    def end_header(self) -> None:
+        self.headers[self.name.decode("latin-1").lower()] = self.value
+        self.name = self.value = b""
+
+    def end(self) -> None:
+        _, options = parse_options_header(self.headers.get("content-disposition", b""))
+        if b"name" not in options:
+            raise invalid("the body: a part of the form has no name")
+        filename, kind = options.get(b"filename"), self.headers.get("content-type")
+        self.parts.append(
+            Part(
+                options[b"name"].decode(errors="replace"),
+                None if filename is None else filename.decode(errors="replace"),
+                bytes(self.content),
+                None if kind is None else kind.decode("latin-1"),
+            )
+        )
 
 
 def parse_form(content_type: str, body: bytes) -> list[Part]:
     """The parts in order. Raises 400 for anything else than a complete form."""
-    header = Message()
-    header["content-type"] = content_type
-    boundary = header.get_param("boundary")
-    if header.get_content_type() != "multipart/form-data" or not isinstance(boundary, str) or not boundary:
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise invalid("the body: expected multipart/form-data")
-    delimiter = b"\r\n--" + boundary.encode("latin-1")
-    _, *pieces = (b"\r\n" + body).split(delimiter)
-    if not pieces or not pieces[-1].startswith(b"--"):
+    reading = _Reading()
+
+    def name(data: bytes, start: int, end: int) -> None:
+        reading.name += data[start:end]
+
+    def value(data: bytes, start: int, end: int) -> None:
+        reading.value += data[start:end]
+
+    def content(data: bytes, start: int, end: int) -> None:
+        reading.content += data[start:end]
+
+    def over() -> None:
+        reading.complete = True
+
+    parser = MultipartParser(
+        options[b"boundary"],
+        {
+            "on_part_begin": reading.begin,
+            "on_header_field": name,
+            "on_header_value": value,
+            "on_header_end": reading.end_header,
+            "on_part_data": content,
+            "on_part_end": reading.end,
+            "on_end": over,
+        },
+    )
+    try:
+        parser.write(body)
+    except FormParserError as error:
+        raise invalid(f"the body: {error}") from None
+    if not reading.complete:
         raise invalid("the body: the form is not complete")
-    return [_part(piece) for piece in pieces[:-1]]
-
-
-def _part(piece: bytes) -> Part:
-    head, blank, content = piece.partition(b"\r\n\r\n")
-    headers = BytesHeaderParser().parsebytes(head.lstrip() + b"\r\n\r\n")
-    name = headers.get_param("name", header="content-disposition")
-    if not blank or not isinstance(name, str):
-        raise invalid("the body: a part of the form has no name")
-    return Part(name, headers.get_filename(), content)
+    return reading.parts

@@ -14,11 +14,13 @@ from infra.local.claude.clock import Clock, SystemClock, stamp
 from infra.local.claude.credentials import Keyring, SessionsToken
 from infra.local.claude.environments import Environment, Environments
 from infra.local.claude.errors import ApiError, invalid
+from infra.local.claude.files import Files
 from infra.local.claude.inputs import checked_events
 from infra.local.claude.knobs import Knobs
 from infra.local.claude.memories import MemoryStores
 from infra.local.claude.scripted import ScriptedBrain
 from infra.local.claude.sessions import MAX_INITIAL_EVENTS, Session, Sessions
+from infra.local.claude.shelf import Kept, Shelf
 from infra.local.claude.skills import Skills
 from infra.local.claude.turns import Turns
 from infra.local.claude.webhooks import WebhookSender
@@ -48,6 +50,12 @@ class Platform:
         self.sessions = Sessions(self.clock, self.agents, self.memory_stores)
         self.queue = WorkQueue(self.clock, self.knobs)
         self.webhooks = WebhookSender(self.clock, self.knobs, workspace_id)
+        self.files = Files(self.clock)
+        self.vaults = Shelf(self.clock, "vlt", "vault")
+        self.user_profiles = Shelf(self.clock, "uprof", "user_profile")
+        self.deployments = Shelf(self.clock, "depl", "deployment")
+        self.deployment_runs = Shelf(self.clock, "drun", "deployment_run")
+        self._credentials: dict[str, Shelf] = {}
         self.turns = Turns(self.clock, self.knobs, self.queue, brain or ScriptedBrain(), self._announce)
         self.queue.on_end = self._item_ended
 
@@ -86,6 +94,9 @@ class Platform:
         session.log.add("session.deleted")
         session.log.hang_up()
         self._announce("session.deleted", session)
+
+    def credentials_of(self, vault: Kept) -> Shelf:
+        return self._credentials.setdefault(vault.id, Shelf(self.clock, "vcred", "vault_credential"))
 
     # Work
 

@@ -87,6 +87,29 @@ def memory_routes(platform: Platform) -> list[Route]:
             stores.rewrite(store, found, await json_body(request))
         return JSONResponse(found.as_json(full=full))
 
+    async def versions(request: Request) -> Response:
+        store, full = _store(request, write=False), _full(request, default="basic")
+        wanted = {name: request.query_params.get(name) for name in ("memory_id", "operation")}
+        rows = [
+            version
+            for version in store.versions.values()
+            if all(value is None or getattr(version, name) == value for name, value in wanted.items())
+        ]
+        limit = limit_param(request, default=20, high=100)
+        page, cursor = page_of(rows, min(limit, _FULL_PAGE) if full else limit, page_param(request))
+        return JSONResponse({"data": [row.as_json(full=full) for row in page], "next_page": encode_cursor(cursor)})
+
+    async def version(request: Request) -> Response:
+        found = _store(request, write=False).version(request.path_params["version_id"])
+        return JSONResponse(found.as_json(full=_full(request, default="full")))
+
+    async def redact(request: Request) -> Response:
+        _administer(request)
+        store = stores.get(request.path_params["store_id"])
+        found = store.version(request.path_params["version_id"])
+        stores.redact(store, found)
+        return JSONResponse(found.as_json(full=True))
+
     def _administer(request: Request) -> None:
         authorize(caller(request, platform, betas=BETAS), Access.MEMORY_STORES)
 
@@ -109,6 +132,9 @@ def memory_routes(platform: Platform) -> list[Route]:
         Route("/v1/memory_stores", collection, methods=["GET", "POST"]),
         Route(base, one, methods=["GET", "POST", "DELETE"]),
         Route(f"{base}/archive", archive, methods=["POST"]),
+        Route(f"{base}/memory_versions", versions, methods=["GET"]),
+        Route(f"{base}/memory_versions/{{version_id}}", version, methods=["GET"]),
+        Route(f"{base}/memory_versions/{{version_id}}/redact", redact, methods=["POST"]),
         Route(f"{base}/memories", memories, methods=["GET", "POST"]),
         Route(f"{base}/memories/{{memory_id}}", memory, methods=["GET", "POST", "DELETE"]),
     ]

@@ -150,6 +150,26 @@ def session_routes(platform: Platform) -> list[Route]:
             raise not_found(f"thread {request.path_params['thread_id']}")
         return session
 
+    async def resources(request: Request) -> Response:
+        session = _session(request, Access.SESSION if request.method == "GET" else Access.SESSION_CHANGE)
+        if request.method == "POST":
+            kind = (await json_body(request)).get("type")
+            raise invalid(f"resources: {kind!r} is not supported in self-hosted environments")
+        return JSONResponse({"data": session.resources, "next_page": None})
+
+    async def resource(request: Request) -> Response:
+        session = _session(request, Access.SESSION if request.method == "GET" else Access.SESSION_CHANGE)
+        wanted = request.path_params["resource_id"]
+        found = next((row for row in session.resources if row["memory_store_id"] == wanted), None)
+        if found is None:
+            raise not_found(f"resource {wanted}")
+        if request.method == "POST":
+            raise invalid("a memory store has nothing that can be changed here: detach it, and make a session anew")
+        if request.method == "DELETE":
+            session.resources.remove(found)
+            return JSONResponse({"id": wanted, "type": "session_resource_deleted"})
+        return JSONResponse(found)
+
     def _session(request: Request, access: Access) -> Session:
         """The session, for a caller who may know that it exists."""
         session_id = canonical_session_id(request.path_params["session_id"])
@@ -166,6 +186,8 @@ def session_routes(platform: Platform) -> list[Route]:
         Route(f"{base}/archive", archive, methods=["POST"]),
         Route(f"{base}/events", events, methods=["GET", "POST"]),
         Route(f"{base}/events/stream", stream, methods=["GET"]),
+        Route(f"{base}/resources", resources, methods=["GET", "POST"]),
+        Route(f"{base}/resources/{{resource_id}}", resource, methods=["GET", "POST", "DELETE"]),
         Route(f"{base}/threads", threads, methods=["GET"]),
         Route(f"{base}/threads/{{thread_id}}", thread, methods=["GET"]),
         Route(f"{base}/threads/{{thread_id}}/archive", thread_archive, methods=["POST"]),

@@ -33,7 +33,11 @@ def skill_routes(platform: Platform) -> list[Route]:
         return JSONResponse({"data": [row.as_json() for row in page], "next_page": encode_cursor(cursor)})
 
     async def one(request: Request) -> Response:
-        return JSONResponse(_skill(request, Access.SKILLS).as_json())
+        skill = _skill(request, Access.SKILLS)
+        if request.method == "DELETE":
+            skills.remove(skill)
+            return JSONResponse({"id": skill.id, "type": "skill_deleted"})
+        return JSONResponse(skill.as_json())
 
     async def versions(request: Request) -> Response:
         skill = _skill(request, Access.SKILLS)
@@ -44,8 +48,12 @@ def skill_routes(platform: Platform) -> list[Route]:
         return JSONResponse({"data": [row.as_json() for row in page], "next_page": encode_cursor(cursor)})
 
     async def version(request: Request) -> Response:
-        skill = _skill(request, Access.SKILL_VERSION)
-        return JSONResponse(skill.version(request.path_params["version"]).as_json())
+        skill = _skill(request, Access.SKILLS if request.method == "DELETE" else Access.SKILL_VERSION)
+        found = skill.version(request.path_params["version"])
+        if request.method == "DELETE":
+            skills.remove_version(skill, found)
+            return JSONResponse({"id": found.id, "type": "skill_version_deleted"})
+        return JSONResponse(found.as_json())
 
     async def content(request: Request) -> Response:
         found = _skill(request, Access.SKILL_VERSION).version(request.path_params["version"])
@@ -62,9 +70,9 @@ def skill_routes(platform: Platform) -> list[Route]:
     base = "/v1/skills/{skill_id}"
     return [
         Route("/v1/skills", collection, methods=["GET", "POST"]),
-        Route(base, one, methods=["GET"]),
+        Route(base, one, methods=["GET", "DELETE"]),
         Route(f"{base}/versions", versions, methods=["GET", "POST"]),
-        Route(f"{base}/versions/{{version}}", version, methods=["GET"]),
+        Route(f"{base}/versions/{{version}}", version, methods=["GET", "DELETE"]),
         Route(f"{base}/versions/{{version}}/content", content, methods=["GET"]),
     ]
 

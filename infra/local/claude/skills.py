@@ -69,6 +69,7 @@ class Skill:
     id: str
     sequence: int
     display_name: str
+    name: str
     created_at: datetime
     versions: list[SkillVersion] = field(default_factory=list)
 
@@ -110,17 +111,27 @@ class Skills:
         label = display_name or version.name
         if len(label) > _LONGEST_DISPLAY_NAME or not label.isprintable():
             raise invalid(f"display_name: expected one line of at most {_LONGEST_DISPLAY_NAME} characters")
-        skill = Skill(skill_id, next(self._sequence), label, now, [version])
+        skill = Skill(skill_id, next(self._sequence), label, version.name, now, [version])
         self._skills[skill.id] = skill
         return skill
 
     def add_version(self, skill: Skill, uploads: Sequence[Upload]) -> SkillVersion:
         """The name of a skill stays what its first version made it."""
         version = self._version(skill.id, uploads)
-        if version.name != skill.latest.name:
-            raise invalid(f"files: this skill is called {skill.latest.name!r}, not {version.name!r}")
+        if version.name != skill.name:
+            raise invalid(f"files: this skill is called {skill.name!r}, not {version.name!r}")
         skill.versions.append(version)
         return version
+
+    def remove(self, skill: Skill) -> None:
+        """With all its versions."""
+        del self._skills[skill.id]
+
+    def remove_version(self, skill: Skill, version: SkillVersion) -> None:
+        """Raises 400 for the only one, since every skill has a latest version."""
+        if len(skill.versions) == 1:
+            raise invalid("the only version of a skill cannot be deleted: delete the skill")
+        skill.versions.remove(version)
 
     def get(self, skill_id: str) -> Skill:
         if skill_id not in self._skills:

@@ -203,7 +203,9 @@ class WorkQueue:
             self._note(item, "stopped again")
             return
         item.stop_requested_at = item.stop_requested_at or self._clock.now()
-        if force or item.state is State.QUEUED:
+        # A healthcheck is answered by its ack: no worker beats for it, and nothing would end its stopping.
+        answered = item.kind == "healthcheck" and item.latest_heartbeat_at is None
+        if force or answered or item.state is State.QUEUED:
             self._end(item, "force-stopped" if force else "stopped before its start")
         elif item.state is not State.STOPPING:
             self._move(item, State.STOPPING, "stop requested")

@@ -21,9 +21,12 @@ from infra.local.tensorlake.admin import Admin
 from infra.local.tensorlake.data_plane import DataPlane
 from infra.local.tensorlake.errors import ApiError
 from infra.local.tensorlake.image_routes import ImageRoutes
+from infra.local.tensorlake.keys import key_routes
 from infra.local.tensorlake.lifecycle import Lifecycle
 from infra.local.tensorlake.lifecycle_routes import LifecycleRoutes
 from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.pool_routes import PoolRoutes
+from infra.local.tensorlake.pools import Pools
 from infra.local.tensorlake.ports import Ports, port_of_host
 from infra.local.tensorlake.snapshots import Snapshots
 
@@ -36,13 +39,15 @@ class Demultiplexer:
 
     def __init__(self, platform: Platform, admin_token: str) -> None:
         snapshots = Snapshots(platform)
-        self.lifecycle = Lifecycle(platform, snapshots)
+        self.lifecycle = Lifecycle(platform, snapshots, Pools(platform))
         self.counts: Counter[str] = Counter()
         self._platform = platform
         self._data = Router(DataPlane(platform, self.lifecycle).routes())
         self._ports = Ports(platform, self.lifecycle)
         images = ImageRoutes(platform)
-        self._api = Router([*LifecycleRoutes(platform, self.lifecycle, snapshots).routes(), *images.routes()])
+        pools = PoolRoutes(platform, self.lifecycle)
+        lifecycle = LifecycleRoutes(platform, self.lifecycle, snapshots)
+        self._api = Router([*lifecycle.routes(), *pools.routes(), *images.routes(), *key_routes()])
         admin = Admin(platform, self.lifecycle, snapshots, self.counts, admin_token)
         self._admin = Router([*admin.routes(), Route("/emulator/ports", self._ports.listing)])
 

@@ -18,6 +18,7 @@ from infra.local.tensorlake.layers import Base
 from infra.local.tensorlake.link import SupervisorGone
 from infra.local.tensorlake.names import check_name, new_id
 from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.pools import Pool, Pools
 from infra.local.tensorlake.processes import start_request
 from infra.local.tensorlake.records import ENDED, Resources, Sandbox, Status
 from infra.local.tensorlake.requests import CreateRequest, UpdateRequest
@@ -31,6 +32,7 @@ LONGEST_WAIT_SECONDS = 30.0
 class Lifecycle:
     platform: Platform
     snapshots: Snapshots
+    pools: Pools
 
     # --- create ---------------------------------------------------------------------------------------
 
@@ -69,13 +71,38 @@ class Lifecycle:
         )
         return sandbox, self._begin(sandbox)
 
-    def _begin(self, sandbox: Sandbox) -> StartFault | None:
+    def _begin(self, sandbox: Sandbox, pool: Pool | None = None) -> StartFault | None:
         self.platform.sandboxes[sandbox.id] = sandbox
         fault = self._take_fault(sandbox.name or "")
         if fault is not None and fault.outcome == "stuck_pending":
             sandbox.pending_reason = fault.pending_reason
-        sandbox.boot = self.platform.spawn(self._boot(sandbox, fault))
+        sandbox.boot = self.platform.spawn(self._boot(sandbox, fault, pool))
         return fault
+
+    def claim(self, pool: Pool) -> Sandbox:
+        """A sandbox of the pool's settings, in a warm container if there is one. Raises ApiError for a quota."""
+        self._check_quota()
+        wanted = pool.request
+        sandbox = Sandbox(
+            id=new_id(),
+            namespace=pool.namespace,
+            sequence=next(self.platform.sequence),
+            name=None,
+            base=self.platform.layers.hold(pool.base),
+            image=wanted.image,
+            snapshot_id=None,
+            resources=wanted.resources,
+            timeout_secs=wanted.timeout_secs or self.platform.settings.longest_timeout_secs,
+            entrypoint=wanted.entrypoint or [],
+            network=wanted.network,
+            exposed_ports=[],
+            allow_unauthenticated_access=False,
+            auto_resume=True,
+            pool_id=pool.id,
+        )
+        self.pools.admit(pool, sandbox)
+        self._begin(sandbox, pool)
+        return sandbox
 
     def copy(self, source: Sandbox, base: Base) -> Sandbox:
         """Begin one nameless copy. What of the source it keeps is not documented (section 5.8): here its image,
@@ -131,7 +158,7 @@ class Lifecycle:
             return fault.model_copy()
         return None
 
-    async def _boot(self, sandbox: Sandbox, fault: StartFault | None) -> None:
+    async def _boot(self, sandbox: Sandbox, fault: StartFault | None, pool: Pool | None) -> None:
         async with sandbox.lock:
             await asyncio.sleep(self.platform.settings.create_seconds)
             if fault is not None and fault.outcome == "stuck_pending":
@@ -144,7 +171,8 @@ class Lifecycle:
                 return
             directory = self.platform.directory / "s" / sandbox.id
             hostname = sandbox.name or sandbox.id
-            start = asyncio.ensure_future(self.platform.isolation.start(sandbox.base, directory, hostname))
+            warm = await self.pools.container(pool, sandbox) if pool is not None else None
+            start = warm or asyncio.ensure_future(self.platform.isolation.start(sandbox.base, directory, hostname))
             try:
                 # Shielded: a start cut off half-way would leave a process and a directory behind.
                 box = await asyncio.shield(start)
@@ -187,7 +215,7 @@ class Lifecycle:
 
     async def suspend(self, sandbox: Sandbox, wait: float | None) -> bool:
         """True: suspended. False: under way. Raises 400 for an ephemeral one, 409 for a state it cannot leave."""
-        if sandbox.name is None:
+        if sandbox.name is None and sandbox.pool_id is None:
             raise bad_request("only named sandboxes can be suspended; give it a name first")
         if sandbox.status in ENDED or sandbox.status is Status.PENDING:
             raise conflict(f"sandbox is {sandbox.status}")
@@ -293,6 +321,7 @@ class Lifecycle:
         if box is not None:
             await box.end()
         if was_live:
+            self.pools.left(sandbox)
             await self.platform.layers.release(sandbox.base)
         keeps = status is Status.FAILED and self.platform.settings.failed_keeps_name
         if keeps or sandbox.name is None:
@@ -342,8 +371,9 @@ class Lifecycle:
             sandbox.network = request.network
 
     async def expire(self, sandbox: Sandbox) -> None:
-        """The idle timer ran out: a named sandbox is suspended, an ephemeral one terminated (section 5.7)."""
-        if sandbox.name is None:
+        """The idle timer ran out: a named sandbox or one of a pool is suspended, an ephemeral one terminated
+        (docs/wire/tensorlake.md#57-timeout_secs)."""
+        if sandbox.name is None and sandbox.pool_id is None:
             await self.terminate(sandbox, "timeout")
         else:
             await self._suspend(sandbox)

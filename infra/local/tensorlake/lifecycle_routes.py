@@ -33,6 +33,14 @@ LONGEST_CREATE_SECONDS = 300.0
 SETTLED = {*ROUTABLE, *ENDED}
 
 
+async def settled(sandbox: Sandbox, request: Request, url: str, *, ended: int = 200) -> Response:
+    """The answer to a blocking create: when it runs, when it has ended, or when the caller's time is over."""
+    budget = create_budget(request)
+    if not await sandbox.wait_for(SETTLED, LONGEST_CREATE_SECONDS if budget is None else budget):
+        return _timed_out(sandbox)
+    return JSONResponse(created(sandbox, url), ended if sandbox.status in ENDED else 200)
+
+
 @dataclass
 class LifecycleRoutes:
     platform: Platform
@@ -59,7 +67,6 @@ class LifecycleRoutes:
             *_refused("/file_systems{rest:path}", "file systems"),
             *_refused(f"{one}/logs", "logs"),
             *_refused(f"{one}/processes", "process logs"),
-            *_refused("/sandbox-pools{rest:path}", "pools"),
             *_refused("/archived-sandboxes{rest:path}", "the archive", "list() has ended sandboxes too"),
         ]
 
@@ -81,11 +88,7 @@ class LifecycleRoutes:
             return JSONResponse(created(sandbox, self.platform.url))
         if fault is not None and fault.outcome == "timeout":
             return _timed_out(sandbox)
-        budget = create_budget(request)
-        if not await sandbox.wait_for(SETTLED, LONGEST_CREATE_SECONDS if budget is None else budget):
-            return _timed_out(sandbox)
-        status = fault.status if fault is not None and sandbox.status in ENDED else 200
-        return JSONResponse(created(sandbox, self.platform.url), status)
+        return await settled(sandbox, request, self.platform.url, ended=200 if fault is None else fault.status)
 
     async def list(self, request: Request) -> Response:
         rows = [each for each in self.platform.sandboxes.values() if each.namespace == request.state.namespace]

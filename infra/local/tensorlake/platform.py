@@ -11,6 +11,7 @@ from typing import Any
 
 from infra.local.faults import FaultRegistry
 from infra.local.tensorlake import trees, workspace
+from infra.local.tensorlake.box import Box
 from infra.local.tensorlake.errors import not_found
 from infra.local.tensorlake.images import ImageStore
 from infra.local.tensorlake.isolation import Isolation
@@ -34,6 +35,8 @@ class Platform:
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     faults: FaultRegistry = field(default_factory=FaultRegistry)
     sequence: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    warm: set[asyncio.Task[Box]] = field(default_factory=set)
+    """Bodies of pools that nobody has claimed."""
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _ending: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -79,6 +82,12 @@ class Platform:
         boxes = [sandbox.box for sandbox in self.sandboxes.values() if sandbox.box is not None]
         for sandbox in self.sandboxes.values():
             sandbox.box = None
+        for start in self.warm:
+            if not start.done():
+                start.cancel()
+            elif not start.cancelled() and start.exception() is None:
+                boxes.append(start.result())
+        self.warm.clear()
         self._ending += [asyncio.create_task(box.end()) for box in boxes]
         return self._ending
 

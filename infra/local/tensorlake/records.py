@@ -71,6 +71,7 @@ class Sandbox:
     allow_unauthenticated_access: bool
     auto_resume: bool
     max_pending_secs: int | None = None
+    pool_id: str | None = None
     created_at: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     terminated_at: int | None = None
     status: Status = Status.PENDING
@@ -89,6 +90,13 @@ class Sandbox:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     """Held by whoever moves the sandbox from one state to another."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    @property
+    def outcome(self) -> str | None:
+        """How it ended, in a word: none while it lives. The service's own words are not known."""
+        if self.live:
+            return None
+        return "timeout" if self.termination_reason == "timeout" else self.status.value
 
     @property
     def live(self) -> bool:
@@ -149,7 +157,9 @@ def info(sandbox: Sandbox, url: str, *, asked_by: str | None = None) -> dict[str
         "image": sandbox.image,
         "entrypoint": sandbox.entrypoint or None,
         "network_policy": sandbox.network.model_dump() if sandbox.network else None,
+        "pool_id": sandbox.pool_id,
         "pending_reason": sandbox.pending_reason,
+        "outcome": sandbox.outcome,
         "termination_reason": sandbox.termination_reason,
         "error_details": sandbox.error_details,
         "terminated_at": sandbox.terminated_at,

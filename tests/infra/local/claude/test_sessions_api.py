@@ -163,7 +163,9 @@ def test_tool_configs_are_echoed_resolved(stage: Stage) -> None:
         ({"tools": [{"type": "custom", "name": "bash", "description": "", "input_schema": {}}]}, "bash"),
         ({"tools": [{"type": "unheard_of"}]}, "unheard_of"),
         ({"skills": [{"type": "anthropic", "skill_id": "pdf"}]}, "not supported offline"),
-        ({"mcp_servers": [{"type": "url", "name": "x", "url": "https://x.example"}]}, "not supported offline"),
+        ({"mcp_servers": [{"type": "stdio", "name": "x", "url": "https://x.example"}]}, "expected url"),
+        ({"mcp_servers": [{"type": "url", "name": "x", "url": "https://x.example"}] * 2}, "a name of its own"),
+        ({"multiagent": {"type": "coordinator"}}, "not supported offline"),
     ],
 )
 def test_a_bad_agent_is_refused_with_the_field_named(stage: Stage, changes: Any, words: str) -> None:

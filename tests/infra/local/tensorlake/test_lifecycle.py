@@ -226,8 +226,6 @@ def test_a_request_without_a_key_is_refused(stage: Stage) -> None:
     [
         ("POST", "/sandboxes/{id}/file_systems", {"file_system_id": "f", "mount_path": "/m"}),
         ("GET", "/v1/namespaces/default/sandboxes/{id}/logs", None),
-        ("POST", "/sandbox-pools", {"image": "i"}),
-        ("GET", "/sandbox-pools", None),
         ("GET", "/archived-sandboxes", None),
         ("POST", "/sandboxes", {"file_systems": [{"file_system_id": "f", "mount_path": "/m"}]}),
     ],
