@@ -116,12 +116,14 @@ class ReconcileTimes:
     idle_grace: from a session's last sign of work until its sandbox is suspended.
     end_grace: from the mark of a sandbox whose session is over until its end, for collecting results.
     retention: how long a sandbox that sleeps is kept.
+    waiting_sleep: how long a session may wait for a person before its sandbox sleeps; 0 for any time.
     """
 
     deadline: float = Reconcile.RECONCILE_SECONDS.default
     idle_grace: float = Reconcile.IDLE_GRACE_SECONDS.default
     end_grace: float = Reconcile.END_GRACE_SECONDS.default
     retention: float = Reconcile.RETENTION_SECONDS.default
+    waiting_sleep: float = Reconcile.WAITING_SLEEP_SECONDS.default
     pages: int = Reconcile.RECONCILE_PAGES.default
     lookups: int = Reconcile.RECONCILE_LOOKUPS.default
     touches: int = Reconcile.RECONCILE_TOUCHES.default
@@ -246,6 +248,7 @@ class Settings:
                 idle_grace=Reconcile.IDLE_GRACE_SECONDS.read(environ),
                 end_grace=Reconcile.END_GRACE_SECONDS.read(environ),
                 retention=Reconcile.RETENTION_SECONDS.read(environ),
+                waiting_sleep=Reconcile.WAITING_SLEEP_SECONDS.read(environ),
                 pages=Reconcile.RECONCILE_PAGES.read(environ),
                 lookups=Reconcile.RECONCILE_LOOKUPS.read(environ),
                 touches=Reconcile.RECONCILE_TOUCHES.read(environ),

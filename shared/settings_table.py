@@ -312,6 +312,9 @@ class Reconcile:
     IDLE_GRACE_SECONDS = Seconds(30.0, "From a session's last sign of work until its sandbox is suspended.")
     END_GRACE_SECONDS = Seconds(300.0, "From the mark of a sandbox whose session is over until it is deleted.")
     RETENTION_SECONDS = Seconds(604_800.0, "How long a suspended sandbox is kept.")
+    WAITING_SLEEP_SECONDS = Seconds(
+        0.0, "A session that has waited for a person for so long lets its sandbox sleep; the answer wakes it. 0: never."
+    )
     RECONCILE_PAGES = Whole(20, "Pages of the list of sandboxes that one pass reads.", unit="pages")
     RECONCILE_LOOKUPS = Whole(100, "Sessions that one pass looks up.", unit="sessions")
     RECONCILE_TOUCHES = Whole(100, "Sandboxes that one pass changes.", unit="sandboxes")

@@ -44,6 +44,7 @@ from shared.reconcile.repairs import (
     EndMarked,
     EndRace,
     Failed,
+    LetSleep,
     Mark,
     Outcome,
     Release,
@@ -98,6 +99,8 @@ class RepairExecutor:
                 return _outcome(await self.queue.force_stop(repair.item.id))
             case EndLifetime():
                 return await self._end_lifetime(repair)
+            case LetSleep():
+                return await self._let_sleep(repair)
             case EndFailed():
                 return await self._end_failed(repair)
             case Suspend():
@@ -170,6 +173,17 @@ class RepairExecutor:
             self._alarm(repair.item, f"past its lifetime, and its worker cannot be {'asked' if spared else 'killed'}")
             return Failed("; ".join(problems))
         return Done("asked to end" if spared else "killed")
+
+    async def _let_sleep(self, repair: LetSleep) -> Outcome:
+        workers, session = await asyncio.gather(self._workers(repair.sandbox.id), self.queue.session(repair.session_id))
+        if not isinstance(session, SessionRecord) or session.status is not SessionStatus.IDLE:
+            return Skipped("its session is not idle")
+        if session.updated_at is None or not workers:
+            return Skipped("no worker waits in it")
+        if (self.now() - session.updated_at).total_seconds() <= self.settings.reconcile.waiting_sleep:
+            return Skipped("its session has been spoken to")
+        problems = [problem for worker in workers if (problem := await self._ask(repair.sandbox.id, worker))]
+        return Failed("; ".join(problems)) if problems else Done()
 
     async def _ask(self, sandbox_id: str, worker: ProcessState) -> str | None:
         """SIGTERM for the worker alone: the service's own signal goes to its group, in which the agent's shell and the

@@ -29,6 +29,7 @@ IDLE_TICK_CALLS: Final = 18  # of the 20 that an idle tick may cost; two are the
 _PAGE: Final = 100  # rows a page of both lists
 _GOLDEN: Final = 0.6180339887498949  # strides by it visit a ring evenly, whatever the period of the ticks
 _LATELY: Final = timedelta(hours=1)
+_TICK_GAP: Final = 330.0  # seconds: ticks come every five minutes at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ def questions(world: World, settings: Settings, place: float) -> Questions:
     asleep: list[str] = []
     awake: list[str] = []
     waiting: list[str] = []
+    patient: list[str] = []
     for sandbox in world.sandboxes:
         session_id = world.session_of(sandbox)
         if session_id is None or world.items is None:
@@ -75,8 +77,12 @@ def questions(world: World, settings: Settings, place: float) -> Questions:
                 awake.append(session_id)
         elif world.live_item(sandbox.name) is None and sandbox.status is SandboxStatus.SUSPENDED:
             asleep.append(session_id)
+        elif settings.reconcile.waiting_sleep and _waits_long(world, settings, sandbox):
+            patient.append(session_id)
     urgent = [*_in_turn(awake, world.now), *_in_turn(list(_left_lately(world)), world.now)]
-    return Questions([*urgent, *_in_turn(waiting, world.now)], _ring(asleep, world, place))
+    return Questions(
+        [*urgent, *_in_turn(waiting, world.now), *_in_turn(patient, world.now)], _ring(asleep, world, place)
+    )
 
 
 def ring_share(world: World) -> int:
@@ -106,8 +112,28 @@ def left_on_the_queue(world: World, settings: Settings, name: str) -> bool:
     return world.now - item.created_at > timedelta(seconds=2 * settings.times.reclaim)
 
 
+def touch_due(now: datetime, sandbox: OurSandbox) -> bool:
+    """By the next tick: in each half of an idle time-out there is a window as long as two ticks may be apart, so that
+    one of them falls into it. Each sandbox has a phase of its own, so that one tick touches few of them."""
+    timeout = sandbox.record.timeout_seconds
+    if not timeout:
+        return False
+    period = max(1, timeout // 2)
+    phase = zlib.crc32(sandbox.id.encode()) % period
+    return (now.timestamp() - phase) % period < _TICK_GAP
+
+
 def _in_turn(sessions: Sequence[str], now: datetime) -> list[str]:
     return sorted(sessions, key=lambda session: (in_turn(session, now), session))
+
+
+def _waits_long(world: World, settings: Settings, sandbox: OurSandbox) -> bool:
+    """Whether its session may wait for a person: asked about as seldom as the sandbox is touched."""
+    item = world.live_item(sandbox.name)
+    if item is None or item.state is not ItemState.ACTIVE or sandbox.status is not SandboxStatus.RUNNING:
+        return False
+    old = world.now - item.created_at > timedelta(seconds=settings.reconcile.waiting_sleep)
+    return old and touch_due(world.now, sandbox)
 
 
 def _ring(asleep: list[str], world: World, place: float) -> list[str]:

@@ -6,9 +6,8 @@ Nothing here acts. A repair that would end, suspend or release something is look
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final, assert_never
 
 from shared import names
@@ -21,7 +20,7 @@ from shared.ports import (
     SessionStatus,
     SnapshotRecord,
 )
-from shared.reconcile.lookups import Lookups, in_turn, left_on_the_queue, quiet
+from shared.reconcile.lookups import Lookups, in_turn, left_on_the_queue, quiet, touch_due
 from shared.reconcile.repairs import (
     AnswerCalls,
     DeleteSnapshot,
@@ -29,6 +28,7 @@ from shared.reconcile.repairs import (
     EndLifetime,
     EndMarked,
     EndRace,
+    LetSleep,
     Mark,
     Release,
     Repair,
@@ -45,7 +45,6 @@ from shared.settings import Settings
 _DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 _ASLEEP: Final = "suspend-"
 _AFTER_A_RACE: Final = 300.0  # seconds that promotion and reaping may take once a race's deadline has passed
-_TICK_GAP: Final = 330.0  # seconds: ticks come every five minutes at least
 _LEASE: Final = (
     300.0  # seconds from a beat until the service takes the lease away (docs/wire/anthropic.md#32-endpoints)
 )
@@ -62,6 +61,7 @@ def due(world: World, lookups: Lookups, settings: Settings) -> list[Repair]:
         *_stopped_by_nobody(world, settings),
         *_of_sandboxes(world, lookups, settings),
         *_unanswered(world, lookups, settings),
+        *_waiting_for_a_person(world, lookups, settings),
     ]
     return sorted(repairs, key=lambda repair: (_URGENCY[repair.act], in_turn(repair.target, world.now), repair.target))
 
@@ -147,7 +147,7 @@ def _active(
         yield Resume(sandbox, "its item is active")
     elif silent > _LEASE + settings.times.stranded:
         yield Release(item, name, "its lease was not renewed")
-    elif sandbox is not None and sandbox.status is SandboxStatus.RUNNING and _touch_due(world.now, sandbox):
+    elif sandbox is not None and sandbox.status is SandboxStatus.RUNNING and touch_due(world.now, sandbox):
         yield Touch(sandbox, "its idle time-out must not come")
 
 
@@ -237,7 +237,8 @@ def _unanswered(world: World, lookups: Lookups, settings: Settings) -> Iterator[
     a session that has just come to wait is left alone."""
     if world.items is None:
         return
-    for session_id in sorted(lookups.calls):
+    served = {names.canonical_session_id(item.session_id) for item in world.items.live.values()}
+    for session_id in sorted(set(lookups.calls) - served):
         calls, session = lookups.calls[session_id], lookups.sessions.get(session_id)
         since = session.updated_at if isinstance(session, SessionRecord) else None
         if not calls.ids or (since is not None and world.now - since < timedelta(seconds=settings.times.handover)):
@@ -245,12 +246,16 @@ def _unanswered(world: World, lookups: Lookups, settings: Settings) -> Iterator[
         yield AnswerCalls(session_id, calls, "unanswered calls and no item")
 
 
-def _touch_due(now: datetime, sandbox: OurSandbox) -> bool:
-    """By the next tick: in each half of an idle time-out there is a window as long as two ticks may be apart, so that
-    one of them falls into it. Each sandbox has a phase of its own, so that one tick touches few of them."""
-    timeout = sandbox.record.timeout_seconds
-    if not timeout:
-        return False
-    period = max(1, timeout // 2)
-    phase = zlib.crc32(sandbox.id.encode()) % period
-    return (now.timestamp() - phase) % period < _TICK_GAP
+def _waiting_for_a_person(world: World, lookups: Lookups, settings: Settings) -> Iterator[Repair]:
+    """Its worker is asked to end, which stops its item; a later tick suspends the sandbox, and the service queues an
+    item when the answer comes."""
+    patience = timedelta(seconds=settings.reconcile.waiting_sleep)
+    for sandbox in world.sandboxes if patience else ():
+        item, session_id = world.live_item(sandbox.name), world.session_of(sandbox)
+        if item is None or session_id is None or item.state is not ItemState.ACTIVE:
+            continue
+        session = lookups.sessions.get(session_id)
+        if not isinstance(session, SessionRecord) or not lookups.idle(session_id) or lookups.waits(session_id):
+            continue
+        if session.updated_at is not None and world.now - session.updated_at > patience:
+            yield LetSleep(sandbox, "its session waits for a person", session_id)

@@ -216,7 +216,10 @@ class _Pass:
                 group.create_task(self._work_off(lanes, self._touchable(early)))
                 lookups, trusted = await self._ask(world)
                 if trusted:
-                    later = [each for each in due(world, lookups, self._settings) if each.act not in _EARLY]
+                    begun = {(each.act, each.target) for each in early}
+                    later = [
+                        each for each in due(world, lookups, self._settings) if (each.act, each.target) not in begun
+                    ]
                     group.create_task(self._work_off(lanes, later))
                     await self._work_off(lanes, await self._snapshots(world))
         finally:

@@ -125,6 +125,14 @@ class EndLifetime(_OfItem):
 
 
 @dataclass(frozen=True, slots=True)
+class LetSleep(_OfSandbox):
+    """First step: its worker is asked to end. The second is a Suspend."""
+
+    act: ClassVar[Act] = Act.STOP_WORKER
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndFailed(_OfSandbox):
     act: ClassVar[Act] = Act.END_FAILED
 
@@ -180,6 +188,7 @@ Repair = (
     | Unmark
     | Touch
     | EndLifetime
+    | LetSleep
     | EndFailed
     | Suspend
     | Mark

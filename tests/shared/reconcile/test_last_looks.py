@@ -241,6 +241,25 @@ def test_no_active_sandbox_reaches_its_idle_time_out_between_two_ticks(period: i
     assert max(gaps) < 3600
 
 
+@pytest.mark.parametrize(("patience", "asked"), [("0", False), ("600", True), ("90000", False)])
+def test_a_session_that_waits_for_a_person_for_long_may_sleep(patience: str, asked: bool) -> None:
+    for state, status in ((OpenCalls(), asked), (CALLS, False)):
+        done = []
+        for minute in range(35):
+            held = item(1, ItemState.ACTIVE, created=7200.0, acked=7190.0, beat=10.0 - 60.0 * minute)
+            services = Services(
+                [box(1)],
+                [held],
+                sessions={"sesn_1": idle("sesn_1", timedelta(hours=1))},
+                waiting={"sesn_1": state},
+                processes={"box1": [worker()]},
+            )
+            reconciled(services, LONG | {"WAITING_SLEEP_SECONDS": patience}, after=60.0 * minute)
+            done += [method for method, _ in services.done]
+        assert ("run" in done) is status, "what waits for a worker is left to it"
+        assert set(done) <= {"run", "touch"}
+
+
 def test_a_deleted_sessions_stale_entry_is_nobodys_work() -> None:
     left = item(1, ItemState.QUEUED, created=7200.0)
     services = Services([box(1)], [left], sessions={"sesn_1": Absent()})
