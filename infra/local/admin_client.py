@@ -37,7 +37,7 @@ class AdminClient:
     def _call(self, method: str, path: str, body: Any) -> Any:
         # trust_env: a proxy in the environment would be asked for an address on this machine.
         try:
-            with httpx2.Client(trust_env=False, timeout=10.0) as client:
+            with httpx2.Client(trust_env=False, verify=False, timeout=10.0) as client:
                 answer = client.request(
                     method,
                     f"{self.url}/_admin/{path}",
