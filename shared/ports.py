@@ -10,7 +10,7 @@ No method raises for anything a service does; a bug raises. All times are second
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -347,7 +347,7 @@ class SandboxHost(Protocol):
 
     def follow_output(
         self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
-    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+    ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         """The lines of standard output from the first on, as they come. The last item is never a line: OutputEnded, or
         why there are no more. `silence` is the longest pause in seconds; `limit` the bytes of all lines together."""
         ...

@@ -23,6 +23,7 @@ from shared.deadline import Clock
 _BURST: Final = 1 / 4
 """Of a minute's calls. The rest comes in evenly, so that no 60 seconds ever see more than the limit."""
 
+_SHORTEST_SLEEP: Final = 0.01  # seconds; a rounding error must not make a loop of it
 _FIRST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 60.0  # where the service does not say for how long
 _LONGEST_SAID: Final = 600.0  # a longer one is taken for a mistake
@@ -57,7 +58,7 @@ class CallBudget:
             if lacking <= 0:
                 self._tokens -= 1.0
                 return
-            await asyncio.sleep(lacking / self._rate)
+            await asyncio.sleep(max(lacking / self._rate, _SHORTEST_SLEEP))
 
 
 class Holds:

@@ -18,7 +18,7 @@ import os
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
@@ -109,6 +109,8 @@ class TensorlakeSandboxes:
                 deny_out=list(spec.egress.deny) or None,
                 request_timeout=self._bind_seconds,
             )
+            if handle._cached_info is not None:  # the create's own answer: it saves looking the address up
+                self._record(handle._cached_info)
             handle.close()
             return SandboxRecord(handle.sandbox_id, spec.name, SandboxStatus.RUNNING, egress=spec.egress)
 
@@ -134,7 +136,6 @@ class TensorlakeSandboxes:
     async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         async def call() -> None:
             client = await self._lifecycle()
-            self._forget(sandbox_id)  # it may wake up behind another route
             await client.resume(sandbox_id, timeout=self._bind_seconds, poll_interval=0.5)
 
         return _room(await self._bounded(call, self._bind_seconds, priority=Priority.CLAIM, describe=True))
@@ -201,7 +202,7 @@ class TensorlakeSandboxes:
 
     async def follow_output(
         self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
-    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+    ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         left = limit
         try:
             route = await self._route(sandbox_id)

@@ -1,9 +1,8 @@
 """Hand over: start the worker in the sandbox and wait for its `ready` (docs/claim-protocol.md#step-3-hand-over).
 
 The worker is a named process, its name unique per attempt. Its file is found by content: the path holds the digest, so
-an old sandbox or image simply lacks the file, and it is written there before the next start. Its output is polled
-with a back-off, since the SDK's `follow` returns only at the end of a stream
-(docs/wire/tensorlake.md#72-other-process-calls).
+an old sandbox or image simply lacks the file, and it is written there before the next start. Its output is followed as
+it comes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import hashlib
 import hmac
 import importlib.metadata
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,11 +22,12 @@ from image.session import claim as wire
 from image.session.archive import build_archive
 from shared.backoff import pauses
 from shared.deadline import Deadline
-from shared.ports import Absent, Doubtful, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
+from shared.ports import Absent, Doubtful, OutputEnded, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
 
 WORKER_NAMES: Final = "hands-"
 """Names of the processes that are workers begin so."""
 
+_AT_ONCE: Final = 0.01  # seconds
 _LOOKED_AT: Final = 3  # living workers of one item whose output is read
 _LONGEST_TEXT: Final = 200
 _FIRST_LOOK: Final = 0.15
@@ -72,6 +73,9 @@ def attempt_prefix(item: WorkItem) -> str:
     """Names of this item's workers begin so. A work id may come again, with another time of creation."""
     digest = hashlib.sha256(f"{item.id}\n{item.created_at.isoformat()}".encode()).hexdigest()
     return f"{WORKER_NAMES}{digest[:12]}-"
+
+
+_Output = AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]
 
 
 async def hand_over(
@@ -204,46 +208,129 @@ async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadl
 async def _watch(
     host: SandboxHost, sandbox_id: str, name: str, work_id: str, claim: wire.Claim, deadline: Deadline
 ) -> Ready | NotReady | _Outdated:
+    """Hear what the worker says as it says it: one call. Where the stream breaks, look again and again."""
+    heard = _Heard(claim, work_id)
+    try:
+        async with asyncio.timeout(deadline.left()):
+            over = await _listen(host, sandbox_id, name, heard, deadline)
+    except TimeoutError:
+        return heard.too_late()
+    outcome = heard.outcome(over)
+    return outcome or await _look_again(host, sandbox_id, name, heard, deadline)
+
+
+async def _listen(
+    host: SandboxHost, sandbox_id: str, name: str, heard: _Heard, deadline: Deadline
+) -> ProcessState | None:
+    """Until the worker is ready, or its output ends: then how the process ended. None where the stream broke."""
+    stream = host.follow_output(sandbox_id, name, silence=deadline.left() + 1.0)
+    async with aclosing(stream) as lines:
+        last = await _heard_until_ready(lines, heard)
+        if last is None:
+            try:
+                async with asyncio.timeout(_AT_ONCE):  # what it said in the same breath: that it ends, perhaps
+                    async for line in lines:
+                        last = heard.take(line)
+            except TimeoutError:
+                pass
+    if not isinstance(last, OutputEnded):
+        return None
+    state = await host.process_state(sandbox_id, name)
+    return state if isinstance(state, ProcessState) and not state.running else None
+
+
+async def _heard_until_ready(lines: _Output, heard: _Heard) -> OutputEnded | Absent | Doubtful | None:
+    """The stream's last item, if it came before the worker was ready."""
+    async for line in lines:
+        last = heard.take(line)
+        if last is not None or heard.ready is not None:
+            return last
+    return None
+
+
+async def _look_again(
+    host: SandboxHost, sandbox_id: str, name: str, heard: _Heard, deadline: Deadline
+) -> Ready | NotReady | _Outdated:
     waits = pauses(_FIRST_LOOK, _LONGEST_PAUSE)
-    looks = 0
-    said = "nothing"
     over: ProcessState | None = None
     while True:
-        await asyncio.sleep(min(next(waits), deadline.left()))
-        looks += 1
         lines = await host.process_output(sandbox_id, name)
-        notices = _notices(lines, claim.nonce)
-        ready = next((notice for notice in notices if notice.word is wire.Word.READY), None)
-        ended = next((notice for notice in notices if notice.word is wire.Word.ENDED), None)
+        if not isinstance(lines, Absent | Doubtful):
+            heard.lines(lines)
+            outcome = heard.outcome(over)  # its whole output has been read after its end
+            if outcome is not None:
+                return outcome
+        if deadline.passed:
+            return heard.too_late()
+        await asyncio.sleep(min(next(waits), deadline.left()))
+        state = await host.process_state(sandbox_id, name)
+        over = state if isinstance(state, ProcessState) and not state.running else None
+
+
+class _Heard:
+    """What a worker has said so far, and what that means."""
+
+    def __init__(self, claim: wire.Claim, work_id: str) -> None:
+        self._claim = claim
+        self._work_id = work_id
+        self._notices: list[wire.Notice] = []
+        self._last_line = ""
+
+    def lines(self, lines: Sequence[str]) -> None:
+        """All of them, from the first on."""
+        self._notices, self._last_line = [], ""
+        for line in lines:
+            self.line(line)
+
+    def take(self, item: str | OutputEnded | Absent | Doubtful) -> OutputEnded | Absent | Doubtful | None:
+        """An item of the stream: a line is kept, whatever else there is comes back."""
+        if not isinstance(item, str):
+            return item
+        self.line(item)
+        return None
+
+    def line(self, line: str) -> None:
+        notice = _notice(line, self._claim.nonce)
+        if notice is not None:
+            self._notices.append(notice)
+        elif line.strip():
+            self._last_line = line
+
+    @property
+    def ready(self) -> wire.Notice | None:
+        return self._first(wire.Word.READY)
+
+    def _first(self, word: wire.Word) -> wire.Notice | None:
+        return next((notice for notice in self._notices if notice.word is word), None)
+
+    def outcome(self, over: ProcessState | None) -> Ready | NotReady | _Outdated | None:
+        """`over`: the process as it was before its whole output was read, if it had ended. None: nothing is settled."""
+        ready, ended = self.ready, self._first(wire.Word.ENDED)
         if ended is not None and (ready is None or not ready.on_behalf):
             # An ack now would leave nobody behind the item.
-            return NotReady(f"the worker ended: {_shown(ended.detail, claim)}")
-        if ready is not None and ready.work_id == work_id:
+            return NotReady(f"the worker ended: {_shown(ended.detail, self._claim)}")
+        if ready is not None and ready.work_id == self._work_id:
             if over is not None and not ready.on_behalf:
                 return NotReady(f"the worker died after its ready: {_describe(over)}")
-            if ready.worker != claim.worker_digest and not ready.on_behalf:
+            if ready.worker != self._claim.worker_digest and not ready.on_behalf:
                 return _Outdated(running=True)
-            return Ready(ready.sdk, _shown(ready.detail, claim))
-        if notices:
-            said = f"{notices[-1].word.value} {_shown(notices[-1].detail, claim)}".strip()
-        if over is not None and not isinstance(lines, Absent | Doubtful):
-            # Its whole output has been read after its end, and it said neither ready nor why it ended.
-            if over.exit_code == wire.Exit.UNREADABLE:
-                return _Outdated(running=False)
-            return NotReady(f"the worker ended: {_describe(over)}{_last_words(lines, claim)}")
-        if deadline.passed:
-            return NotReady(f"no ready in time; the worker said {said}{_last_words(lines, claim)}")
-        if looks >= 2:
-            state = await host.process_state(sandbox_id, name)
-            over = state if isinstance(state, ProcessState) and not state.running else None
+            return Ready(ready.sdk, _shown(ready.detail, self._claim))
+        if over is None:
+            return None
+        if over.exit_code == wire.Exit.UNREADABLE:
+            return _Outdated(running=False)
+        return NotReady(f"the worker ended: {_describe(over)}{self._last_words()}")
 
+    def too_late(self) -> NotReady:
+        said = "nothing"
+        if self._notices:
+            last = self._notices[-1]
+            said = f"{last.word.value} {_shown(last.detail, self._claim)}".strip()
+        return NotReady(f"no ready in time; the worker said {said}{self._last_words()}")
 
-def _last_words(lines: Sequence[str] | Absent | Doubtful, claim: wire.Claim) -> str:
-    """The last line that is no notice, for whoever has to find out what is wrong with the image."""
-    if isinstance(lines, Absent | Doubtful):
-        return ""
-    words = [line for line in lines if line.strip() and wire.Notice.from_line(line) is None]
-    return f"; its last line: {_shown(words[-1], claim)}" if words else ""
+    def _last_words(self) -> str:
+        """The last line that is no notice, for whoever has to find out what is wrong with the image."""
+        return f"; its last line: {_shown(self._last_line, self._claim)}" if self._last_line else ""
 
 
 def _shown(text: str, claim: wire.Claim) -> str:
@@ -254,15 +341,17 @@ def _shown(text: str, claim: wire.Claim) -> str:
 
 
 def _notices(lines: Sequence[str] | Absent | Doubtful, nonce: str) -> list[wire.Notice]:
-    """Those with the item's nonce: nobody but its workers knows it, whoever else may write into their output."""
     if isinstance(lines, Absent | Doubtful):
         return []
-    found = (wire.Notice.from_line(line) for line in lines)
-    return [
-        notice
-        for notice in found
-        if notice is not None and hmac.compare_digest(notice.nonce.encode(errors="replace"), nonce.encode())
-    ]
+    return [notice for line in lines if (notice := _notice(line, nonce)) is not None]
+
+
+def _notice(line: str, nonce: str) -> wire.Notice | None:
+    """One with the item's nonce: nobody but its workers knows it, whoever else may write into their output."""
+    notice = wire.Notice.from_line(line)
+    if notice is None or not hmac.compare_digest(notice.nonce.encode(errors="replace"), nonce.encode()):
+        return None
+    return notice
 
 
 def _describe(state: ProcessState) -> str:

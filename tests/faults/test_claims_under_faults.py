@@ -28,7 +28,7 @@ from tests.support.world import HURRIED, IMAGE, ROOT, Place, running
 PROMPT: Final = "$ echo ran >> /workspace/runs"
 CREATE: Final = {"method": "POST", "path": r"/sandboxes$"}
 START: Final = {"method": "POST", "path": r"/api/v1/processes$"}
-LOOK: Final = {"method": "GET", "path": r"/api/v1/processes/.*/stdout$"}
+LOOK: Final = {"method": "GET", "path": r"/api/v1/processes/.*/stdout(/follow)?$"}
 POLL: Final = {"method": "GET", "path": r"/work/poll$"}
 ACK: Final = {"method": "POST", "path": r"/ack$"}
 BEAT: Final = {"method": "POST", "path": r"/heartbeat$"}

@@ -7,7 +7,7 @@ takes `latency` seconds, has its effect half-way, and meets the faults that `mee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, TypeVar
@@ -218,7 +218,7 @@ class FakeHost:
 
     async def follow_output(
         self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
-    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+    ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         yield Absent()
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:

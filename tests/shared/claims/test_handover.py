@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared.claims.handover import Hopeless, NotReady, Ready, attempt_prefix, hand_over
 from shared.deadline import Deadline
-from shared.ports import LARGEST_OUTPUT, Doubtful, ProcessState, WorkItem
+from shared.ports import LARGEST_OUTPUT, Absent, Doubtful, OutputEnded, ProcessState, WorkItem
 from tests.support.fake_host import FakeHost
 
 DIGEST = digest(build_archive())
@@ -168,3 +168,63 @@ def test_a_failure_quotes_the_workers_last_line_cut_printable_and_without_the_cl
     outcome = handed_over(Told([[loud]], exit_code=1, running=False), look_first=False)
     assert isinstance(outcome, NotReady) and "ModuleNotFoundError" in outcome.reason
     assert CLAIM.secret not in outcome.reason and "\x1b" not in outcome.reason and len(outcome.reason) < 400
+
+
+class Streaming(Remembering):
+    """A new worker's output comes as a stream; a line may be an exit code, with which the process is over then."""
+
+    def __init__(self, *lines: str | int | Doubtful) -> None:
+        super().__init__([])
+        self._lines = lines
+        self._over: int | None = None
+
+    async def follow_output(
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+    ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
+        for line in self._lines:
+            if isinstance(line, int):
+                self._over = line
+                yield OutputEnded()
+                return
+            yield line
+        await asyncio.Event().wait()
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState:
+        return ProcessState(name, self._over is None, self._over)
+
+
+def test_a_ready_is_heard_as_it_is_said_and_nothing_is_looked_at_twice() -> None:
+    host = Streaming("loading", said(wire.Word.WAITING), said(wire.Word.READY))
+    assert handed_over(host, look_first=False) == Ready("1.2.3")
+    assert len(host.started) == 1
+
+
+def test_i1_a_ready_in_the_last_breath_of_a_worker_is_not_ready() -> None:
+    ended = said(wire.Word.ENDED, detail="refused: the credential")
+    assert isinstance(handed_over(Streaming(said(wire.Word.READY), ended), look_first=False), NotReady)
+    died = handed_over(Streaming(said(wire.Word.READY), 1), look_first=False)
+    assert isinstance(died, NotReady) and "died after its ready" in died.reason
+    passed_on = Streaming(said(wire.Word.READY, on_behalf=True), wire.Exit.PASSED_ON)
+    assert handed_over(passed_on, look_first=False) == Ready("1.2.3")
+
+
+def test_a_worker_that_says_nothing_and_dies_is_a_failure_with_its_end_at_once() -> None:
+    outcome = handed_over(Streaming("Traceback: no module", 1), look_first=False, seconds=30.0)
+    assert isinstance(outcome, NotReady) and "no module" in outcome.reason and "failed" in outcome.reason
+
+
+def test_where_the_stream_breaks_the_output_is_looked_at_instead() -> None:
+    host = Streaming(Doubtful("no event stream"))
+    host.said = [said(wire.Word.READY)]
+    host.known = []
+
+    async def looked_at(sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str]:
+        return [said(wire.Word.READY)]
+
+    host.process_output = looked_at  # type: ignore[method-assign]  # what a new worker has said
+    assert handed_over(host, look_first=False) == Ready("1.2.3")
+
+
+def test_a_silent_worker_is_waited_for_until_the_hand_overs_time_is_up() -> None:
+    outcome = handed_over(Streaming(said(wire.Word.WAITING, detail="no way to the API")), look_first=False, seconds=0.3)
+    assert isinstance(outcome, NotReady) and "no way to the API" in outcome.reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -267,7 +267,7 @@ class ModelHost:
 
     async def follow_output(
         self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
-    ) -> AsyncIterator[str | OutputEnded | Absent | Doubtful]:
+    ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         seen = 0
         while True:
             lines = await self.process_output(sandbox_id, name)
@@ -281,7 +281,7 @@ class ModelHost:
             if not isinstance(state, ProcessState) or not state.running:
                 yield state if isinstance(state, Absent | Doubtful) else OutputEnded()
                 return
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.15)
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
         outcome: ProcessState | Absent | Doubtful = _not_refused(

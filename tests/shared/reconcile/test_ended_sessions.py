@@ -1,0 +1,125 @@
+"""Webhooks of ended sessions are looked at together, and the cheap question rules most of them out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import pytest
+
+from shared import names
+from shared.deadline import Deadline
+from shared.ports import SandboxStatus
+from shared.reconcile.ended_sessions import EndedSessions
+from shared.reports import ReconcileReport
+from shared.settings import Settings
+from tests.support.fake_host import FakeHost, Fault, Method
+from tests.support.virtual_time import run_virtual
+
+SETTINGS: Final = Settings.from_environ(
+    {
+        "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+        "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",
+        "TENSORLAKE_API_KEY": "not-a-real-tensorlake-key",
+    }
+)
+
+
+class Bench:
+    """Counts the calls, and remembers for which sessions a pass was made."""
+
+    def __init__(self, fault: Fault | None = None) -> None:
+        self.calls: Counter[str] = Counter()
+        self.passes: list[str] = []
+        self.host = FakeHost(latency=0.05, meet=self._meet)
+        self._fault = fault
+        self.ended = EndedSessions(SETTINGS, lambda: self.host, self._pass)
+
+    def _meet(self, method: Method, _: str) -> Fault | None:
+        self.calls[method] += 1
+        return self._fault
+
+    async def _pass(self, environment_id: str, session_id: str, deadline: Deadline) -> ReconcileReport:
+        await asyncio.sleep(0.5)
+        self.passes.append(session_id)
+        return ReconcileReport(environment_id, 1, 0, 0, (), (), (), 0, 0.5)
+
+    def own(self, session_id: str, status: SandboxStatus = SandboxStatus.SUSPENDED) -> None:
+        self.host.add(names.sandbox_name(SETTINGS.prefix, "env_1", session_id), status)
+
+
+def foreign(count: int) -> Sequence[str]:
+    return [f"sesn_01Foreign{number:010d}" for number in range(count)]
+
+
+def test_hundreds_of_foreign_deletions_cost_a_handful_of_calls_and_the_own_one_is_acted_on() -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        bench = Bench()
+        bench.own("sesn_01Mine")
+        sessions = list(foreign(300))
+        sessions.insert(100, "sesn_01Mine")
+        futures = []
+        for session in sessions:
+            futures.append(bench.ended.add(session))
+            await asyncio.sleep(0.02)
+        reports = await asyncio.gather(*map(asyncio.shield, futures))
+        assert bench.passes == ["sesn_01Mine"]
+        assert [len(each) for each in reports].count(1) == 1
+        assert sum(bench.calls.values()) <= 10
+        await bench.ended.aclose(1.0)
+
+    run_virtual(play)
+
+
+def test_a_session_without_a_sandbox_costs_one_look_by_name_and_no_list() -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        bench = Bench()
+        assert await asyncio.shield(bench.ended.add("sesn_01Gone")) == ()
+        assert bench.calls == {"find": 1} and bench.passes == []
+        bench.own("sesn_01Dead", SandboxStatus.TERMINATED)
+        assert await asyncio.shield(bench.ended.add("sesn_01Dead")) == ()
+        await bench.ended.aclose(1.0)
+
+    run_virtual(play)
+
+
+def test_one_session_that_is_told_of_ten_times_is_looked_after_once() -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        bench = Bench()
+        bench.own("sesn_01Mine")
+        first = bench.ended.add("sesn_01Other")
+        await asyncio.sleep(0.01)
+        futures = [bench.ended.add("sesn_01Mine") for _ in range(10)]
+        await asyncio.gather(*map(asyncio.shield, [first, *futures]))
+        assert bench.passes == ["sesn_01Mine"]
+        await bench.ended.aclose(1.0)
+
+    run_virtual(play)
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_a_look_that_fails_is_left_to_the_next_tick(count: int) -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        bench = Bench(Fault.LOST_BEFORE)
+        bench.own("sesn_01Mine")
+        futures = [bench.ended.add(session) for session in ["sesn_01Mine", *foreign(count - 1)]]
+        assert set(await asyncio.gather(*map(asyncio.shield, futures))) == {()}
+        assert bench.passes == []
+        await bench.ended.aclose(1.0)
+
+    run_virtual(play)
+
+
+def test_closing_answers_whoever_waits() -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        bench = Bench()
+        bench.own("sesn_01Mine")
+        running = bench.ended.add("sesn_01Mine")
+        await asyncio.sleep(0.1)
+        waiting = bench.ended.add("sesn_01Later")
+        await bench.ended.aclose(10.0)
+        assert len(running.result()) == 1 and waiting.result() == ()
+
+    run_virtual(play)
