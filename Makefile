@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs run stop interrupt archive rm keep suspend resume confirm alarms top cost doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run stop interrupt archive rm keep suspend resume confirm alarms top cost doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -27,7 +27,7 @@ session: export HANDS_PROMPT_FILE = $(value PROMPT_FILE)
 session: export HANDS_SESSION = $(value SESSION)
 session: export HANDS_TITLE = $(value TITLE)
 session: export HANDS_META = $(value META)
-STEERED := show logs run stop interrupt archive rm keep suspend resume confirm
+STEERED := show logs shell run stop interrupt archive rm keep suspend resume confirm
 $(STEERED): export HANDS_SESSION = $(value SESSION)
 run: export HANDS_COMMAND = $(value COMMAND)
 confirm: export HANDS_DENY = $(value DENY)
@@ -121,6 +121,9 @@ show: setup ## all that is known of SESSION=sesn_...
 
 logs: setup ## what SESSION's workers wrote: FOLLOW=1 goes on, WAKE=1 wakes a sleeper
 	@$(HANDS) logs $(if $(FOLLOW),--follow) $(if $(WAKE),--wake)
+
+shell: setup ## a terminal in SESSION's sandbox, as the agent's user
+	@$(HANDS) shell
 
 run: setup ## a command in SESSION's sandbox, as the agent's user: COMMAND='ls -l'
 	@$(HANDS) run "$$HANDS_SESSION" -- sh -c "$$HANDS_COMMAND"

@@ -94,6 +94,7 @@ def serve(
     die_with_parent: bool = False,
     ready: Callable[[str], Mapping[str, Any]] | None = None,
     on_exit: Callable[[], object] | None = None,
+    websockets: bool = False,
 ) -> int:
     """Serve until SIGTERM, SIGINT or (`die_with_parent`) the end of standard input; returns the exit code.
 
@@ -116,7 +117,7 @@ def serve(
     config = uvicorn.Config(
         app,
         http=DroppableProtocol,
-        ws="none",
+        ws="websockets-sansio" if websockets else "none",
         loop="asyncio",
         backlog=BACKLOG,
         log_level="warning",

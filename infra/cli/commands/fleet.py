@@ -78,6 +78,18 @@ def run_command(
         finish(run(load(), session, words, timeout=timeout))
 
 
+@command(app, "shell", SEEING, "shell sesn_01H2...")
+def shell(session: SessionArgument) -> None:
+    """A terminal in the session's sandbox, as the agent's user. Wakes a sleeper and keeps it awake while you are in.
+
+    Exit code: the shell's own, 128 + n after signal n; 1 where there was none.
+    """
+    from infra.cli.fleet.shell import run
+
+    with edge():
+        finish(run(load(), session))
+
+
 @command(app, "stop", SEEING, "stop sesn_01H2...", "stop sesn_01H2... --yes")
 def stop(session: SessionArgument, yes: Yes = False) -> None:
     """Stop the session's work: the worker winds down, a running command is ended, its result may be lost."""

@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         die_with_parent=given.die_with_parent,
         ready=ready,
         on_exit=app.stop_streams,
+        websockets=True,
     )
     return EXIT_NO_ISOLATION if code == 1 and app.platform is None else code
 

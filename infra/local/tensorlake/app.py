@@ -29,6 +29,7 @@ from infra.local.tensorlake.pool_routes import PoolRoutes
 from infra.local.tensorlake.pools import Pools
 from infra.local.tensorlake.ports import Ports, port_of_host
 from infra.local.tensorlake.snapshots import Snapshots
+from infra.local.tensorlake.terminals import Terminals
 
 _NAMESPACE = re.compile(r"/v1/namespaces/([^/]+)(/.*)")
 OpenPlatform = Callable[[], Awaitable[Platform]]
@@ -42,7 +43,8 @@ class Demultiplexer:
         self.lifecycle = Lifecycle(platform, snapshots, Pools(platform))
         self.counts: Counter[str] = Counter()
         self._platform = platform
-        self._data = Router(DataPlane(platform, self.lifecycle).routes())
+        self.terminals = Terminals(platform, self.lifecycle)
+        self._data = Router(DataPlane(platform, self.lifecycle, self.terminals).routes())
         self._ports = Ports(platform, self.lifecycle)
         images = ImageRoutes(platform)
         pools = PoolRoutes(platform, self.lifecycle)
@@ -133,5 +135,8 @@ class Application:
             return
         if self._inner is None or self._faulty is None:
             raise RuntimeError("the application has not been started")
+        if scope["type"] == "websocket":
+            await self._inner.terminals.websocket(scope, receive, send)
+            return
         self._inner.count(scope)
         await self._faulty(scope, receive, send)

@@ -22,6 +22,7 @@ from infra.local.tensorlake.link import Exchange, SupervisorGone
 from infra.local.tensorlake.platform import Platform
 from infra.local.tensorlake.processes import STREAMS, start_request
 from infra.local.tensorlake.records import DAEMON_PORT, Sandbox
+from infra.local.tensorlake.terminals import Terminals
 
 VERSION = "offline-1"
 Handler = Callable[[Request, Sandbox, Box], Awaitable[Response]]
@@ -40,6 +41,7 @@ def sandbox_key(request: Request) -> str:
 class DataPlane:
     platform: Platform
     lifecycle: Lifecycle
+    terminals: Terminals
 
     def routes(self) -> list[Route]:
         table: list[tuple[str, str, Handler]] = [
@@ -60,11 +62,13 @@ class DataPlane:
             ("PUT", "/api/v1/files", self.write),
             ("DELETE", "/api/v1/files", self.delete),
             ("GET", "/api/v1/files/list", self.entries),
+            ("POST", "/api/v1/pty", self.terminals.create),
+            ("DELETE", "/api/v1/pty/{session}", self.terminals.delete),
         ]
         routes = [Route(path, self._served(handler), methods=[method]) for method, path, handler in table]
         refused = [
             Route(path, _refuse(what), methods=["GET", "POST", "DELETE"])
-            for path, what in (("/api/v1/pty{rest:path}", "PTY"), ("/api/v1/tunnels{rest:path}", "tunnels"))
+            for path, what in (("/api/v1/tunnels{rest:path}", "tunnels"),)
         ]
         return routes + refused
 

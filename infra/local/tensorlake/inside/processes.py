@@ -276,7 +276,11 @@ def _spawn(request: Json) -> subprocess.Popen[bytes]:
     if executable is None:
         raise Refused(400, "COMMAND_NOT_FOUND", f"executable '{request['shown_command']}' was not found")
 
+    terminal: int | None = request.get("terminal")
+
     def mode(stream: str) -> int:
+        if terminal is not None:
+            return terminal
         return subprocess.DEVNULL if request.get(stream) == "discard" else subprocess.PIPE
 
     try:
@@ -285,15 +289,24 @@ def _spawn(request: Json) -> subprocess.Popen[bytes]:
             executable=executable,
             env=env,
             cwd=cwd,
-            stdin=subprocess.PIPE if request.get("stdin_mode") == "pipe" else subprocess.DEVNULL,
+            stdin=terminal or (subprocess.PIPE if request.get("stdin_mode") == "pipe" else subprocess.DEVNULL),
             stdout=mode("stdout_mode"),
             stderr=mode("stderr_mode"),
             bufsize=0,
             start_new_session=True,
+            preexec_fn=_take_terminal if terminal is not None else None,  # noqa: PLW1509  # one call of the system
         )
     except (OSError, ValueError) as error:
         shown = request["shown_command"]
         raise Refused(400, "SPAWN_FAILED", f"'{shown}' could not be started: {error}") from None
+
+
+def _take_terminal() -> None:
+    """The new process leads a session of its own: its standard input becomes its controlling terminal."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def _which(command: str, path: str, cwd: str) -> str | None:

@@ -222,6 +222,11 @@ class Supervisor:
     def op_living(self, connection: Connection, _: Json) -> None:
         connection.frame({"living": living()})
 
+    def op_terminal(self, connection: Connection, request: Json) -> None:
+        from . import terminal  # rarely asked for, and every start of a sandbox would pay for it
+
+        terminal.attach(self.table, connection, request)
+
     def op_listening(self, connection: Connection, request: Json) -> None:
         connection.frame({"owner": port_owner(request["port"])})
 

@@ -213,3 +213,34 @@ def test_a_session_that_is_none_is_refused_in_one_line(served: CommandLine, comm
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1 and "sesn_" in wrong.stderr
     absent = served.run(command, NOBODY)
     assert absent.returncode == 1 and len(absent.stderr.splitlines()) == 1 and "404" in absent.stderr
+
+
+def test_a_shell_is_a_terminal_in_the_sandbox_with_sizes_signals_and_exit_code(served: CommandLine) -> None:
+    session = new_session(served)
+    at_rest(served, session)
+    served.run("suspend", session)
+    with served.terminal("shell", session, columns=90, rows=25) as terminal:
+        terminal.expect("Waking")
+        terminal.expect("stays awake")
+        terminal.expect("$ ")
+        terminal.type("stty size; pwd; cat kept.txt; tty | cut -c1-8\n")
+        terminal.expect("25 90")
+        terminal.expect("it was kept")
+        terminal.expect("/dev/pts")
+        terminal.resize(70, 20)
+        terminal.type("while [ \"$(stty size)\" != '20 70' ]; do sleep 0.1; done; echo resized-$((40+2))\n")
+        terminal.expect("resized-42")
+        terminal.type("sleep 600; echo not-interrupted\n")
+        terminal.expect("sleep 600; echo not-interrupted")
+        terminal.type("\x03")
+        terminal.type("echo after-$((40+2))\n")
+        terminal.expect("after-42")
+        terminal.type("exit 7\n")
+        assert terminal.end() == 7
+    assert "\nnot-interrupted" not in terminal.seen
+    assert row(served, session)["sandbox_state"] == "running"
+
+
+def test_a_shell_without_a_terminal_names_the_command_for_scripts(served: CommandLine) -> None:
+    done = served.run("shell", NOBODY)
+    assert done.returncode == 2 and f"hands run {NOBODY}" in done.stderr

@@ -235,8 +235,8 @@ def test_a_client_that_hangs_up_leaves_its_run_running(stage: Stage) -> None:
     until(lambda: sandbox.run("test", ["-e", "/workspace/done"]).exit_code == 0)
 
 
-def test_pty_and_tunnels_say_that_they_are_not_supported(stage: Stage) -> None:
+def test_tunnels_say_that_they_are_not_supported(stage: Stage) -> None:
     sandbox = stage.named()
-    for path in ("/api/v1/pty", "/api/v1/tunnels/tcp?port=80"):
+    for path in ("/api/v1/tunnels/tcp?port=80",):
         answer = stage.inside(sandbox, "POST", path, json={})
         assert (answer.status_code, answer.json()["code"]) == (501, "NOT_SUPPORTED_OFFLINE")
