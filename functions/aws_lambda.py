@@ -25,6 +25,7 @@ import orjson
 from functions import lambda_http
 from functions.invocations import BadInvocation, Invocation
 from functions.state import DEADLINE, STATE, FunctionsState
+from functions.tick_remarks import log_remarks
 from shared.deadline import Deadline
 from shared.errors import SettingsError
 from shared.service import Service
@@ -196,6 +197,7 @@ class Process:
         match invocation.do:
             case "tick":
                 report = await service.tick(until)
+                log_remarks(report)
                 self._saw(report.drains, began)
                 return orjson.loads(to_json(report))
             case "session_over":
@@ -203,6 +205,8 @@ class Process:
         if invocation.at is not None and invocation.at + _CLOCKS_DIFFER < self._seen_empty:
             return {"skipped": "a later drain found the queue empty"}
         drains = await service.drain(until)
+        for each in drains:
+            log_remarks(each)
         self._saw(drains, began)
         return orjson.loads(to_json({"drains": drains}))
 

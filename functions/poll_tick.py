@@ -14,6 +14,7 @@ from starlette.responses import Response
 from functions.cloud_run_iam import require_operator
 from functions.requests import HttpError, not_configured, require_method
 from functions.state import deadline_of, state_of
+from functions.tick_remarks import log_remarks
 from shared.errors import SecretUnavailable, SettingsError
 
 
@@ -32,6 +33,7 @@ async def poll_tick(request: Request) -> Response:
     from shared.reports import to_json  # not needed to refuse a caller
 
     report = await state.service.tick(deadline_of(request))
+    log_remarks(report)
     return Response(status_code=204) if is_event(request) else Response(to_json(report), media_type="application/json")
 
 

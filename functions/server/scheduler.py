@@ -1,18 +1,19 @@
 """A schedule for servers that have none: tick inside the process, at its start and then every SELF_TICK_SECONDS.
 
 Webhooks are dropped after three attempts, and work that is queued again is announced by none
-(docs/wire/anthropic.md#t7), so served functions without a schedule would leave a session waiting for ever. It ticks in
-process: no request to itself keeps a sandbox awake that could sleep (docs/wire/tensorlake.md#57-timeout_secs: traffic
-through the proxy does).
+(docs/wire/anthropic.md#t7), so served functions without a schedule would leave a session waiting indefinitely. It
+ticks in process: no request to itself keeps a sandbox awake that could sleep (docs/wire/tensorlake.md#57-timeout_secs:
+traffic through the proxy does).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from functions.tick_remarks import log_remarks
 
 if TYPE_CHECKING:
     from shared.reports import TickReport
@@ -55,22 +56,9 @@ class Scheduler:
             else:
                 self.done += 1
                 in_trouble = False
-                for line in remarks(asdict(report)):
-                    log.warning("tick.remark %s", line)
+                log_remarks(report)
             try:
                 async with asyncio.timeout(self._every):
                     await self._due.wait()
             except TimeoutError:
                 continue
-
-
-def remarks(report: Mapping[str, Any]) -> Iterator[str]:
-    """What a person should read of a tick's report (`shared.reports.TickReport` as a mapping)."""
-    for each in report.get("reconciled", ()):
-        for action in each["actions"]:
-            problem = "" if action["done"] else f"  NOT DONE: {action['problem']}"
-            yield f"repair: {action['act']} {action['target']} ({action['why']}){problem}"
-        for alarm in each["alarms"]:
-            yield f"ALARM: {each['environment_id']}: {alarm}"
-        for session in each["needs_interrupt"]:
-            yield f"ALARM: {session} is stuck: end its turn with the API key (make repair)"

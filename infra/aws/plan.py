@@ -29,6 +29,7 @@ class Deployment:
     AWS_ARCHITECTURE: Choice[Architecture] = Choice(("x86_64", "arm64"), "The functions' processor.")
     AWS_SCHEDULE = Text("rate(1 minute)", "Of poll_tick.")
     AWS_LOG_DAYS = Text("30", "How long logs are kept.")
+    AWS_ALARM_TOPIC = Text("", "ARN of an SNS topic that is told of alarms. Default: alarms tell nobody.")
     AWS_WEBHOOK_CONCURRENCY = Text("10", "Reserved for on_run_started; 0 reserves nothing.")
     AWS_TICK_CONCURRENCY = Text("5", "Reserved for poll_tick; 0 reserves nothing.")
     AWS_FORK_CONCURRENCY = Text("3", "Reserved for fork_best_of_n; 0 reserves nothing.")
@@ -40,6 +41,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "TENSORLAKE_API_KEY": "TensorlakeKey",
     "ANTHROPIC_WEBHOOK_SIGNING_KEY": "SigningKey",
     "FUNCTIONS_TOKEN": "FunctionsToken",
+    "CAPABILITY_KEY": "CapabilityKey",
 }
 # The template's own business, or this command's: DRY_RUN=1 is about the deployment here.
 _NOT_PASSED_ON: Final = frozenset({"ANTHROPIC_ENVIRONMENT_ID", "LOG_LEVEL", "LOG_FORMAT", "DRY_RUN"})
@@ -118,6 +120,7 @@ def make(environ: Mapping[str, str]) -> Plan:
 _OPTIONS: Final = {
     "AWS_SCHEDULE": "ScheduleExpression",
     "AWS_LOG_DAYS": "LogRetentionDays",
+    "AWS_ALARM_TOPIC": "AlarmTopicArn",
     "AWS_WEBHOOK_CONCURRENCY": "WebhookConcurrency",
     "AWS_TICK_CONCURRENCY": "TickConcurrency",
     "AWS_FORK_CONCURRENCY": "ForkConcurrency",

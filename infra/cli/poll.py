@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from functions.server.scheduler import EVERY_SECONDS, remarks
+from functions.server.scheduler import EVERY_SECONDS
+from functions.tick_remarks import remarks
 from infra.cli.environ import Loaded
 from shared.backoff import pause_before
 from shared.errors import HandsError

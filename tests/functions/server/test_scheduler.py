@@ -11,8 +11,9 @@ import pytest
 
 from functions.server.lifecycle import ServerLifecycle
 from functions.server.request_counter import RequestCounts
-from functions.server.scheduler import Scheduler, remarks
+from functions.server.scheduler import Scheduler
 from functions.server.suspend_detector import LONGEST_STALL, SuspendDetector
+from functions.tick_remarks import remarks
 from shared.reports import Act, ActionReport, ReconcileReport, TickReport
 from shared.service import Service
 from shared.settings import Settings

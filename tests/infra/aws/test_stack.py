@@ -25,6 +25,7 @@ from infra.cli.deploy import aws as command
 from shared.errors import SettingsError
 from shared.settings import Settings
 from tests.infra.aws import moto_types
+from tests.support.capabilities import accepted
 
 REGION = "eu-west-1"
 ENVIRON: Mapping[str, str] = {
@@ -141,8 +142,8 @@ def test_the_secrets_values_are_in_secrets_manager_and_nowhere_in_the_stack(monk
     settings = Settings.from_environ(variables("poll-tick"))
     assert settings.environments["env_1"].key.reveal() == "not-a-real-environment-key"
     assert settings.tensorlake_key.reveal() == "not-a-real-tensorlake-key"
-    assert settings.functions_token is not None
-    assert len(settings.functions_token.reveal()) == 48
+    assert settings.capability_key is not None
+    assert len(settings.capability_key.reveal()) == 48
     (key,) = Settings.from_environ(variables("on-run-started")).signing_keys
     assert key.reveal() == "whsec_bm90LXJlYWw="
 
@@ -173,7 +174,12 @@ def test_a_secret_that_is_there_already_is_referred_to_and_not_made() -> None:
     assert deploy(TENSORLAKE_API_KEY=f"aws-sm:{arn}#key") == 0
     assert Settings.from_environ(variables("poll-tick")).tensorlake_key.reveal() == "from-a-field"
     names = [secret["Description"] for secret in client("secretsmanager").list_secrets()["SecretList"][1:]]
-    assert sorted(names) == ["ANTHROPIC_ENVIRONMENT_KEY", "ANTHROPIC_WEBHOOK_SIGNING_KEY", "FUNCTIONS_TOKEN"]
+    assert sorted(names) == [
+        "ANTHROPIC_ENVIRONMENT_KEY",
+        "ANTHROPIC_WEBHOOK_SIGNING_KEY",
+        "CAPABILITY_KEY",
+        "FUNCTIONS_TOKEN",
+    ]
     roles = client("iam").list_roles()["Roles"]
     (role,) = [role["RoleName"] for role in roles if "TickRole" in role["RoleName"]]
     policy = client("iam").get_role_policy(RoleName=role, PolicyName="own-work")["PolicyDocument"]
@@ -295,11 +301,27 @@ def test_agents_may_race_without_an_address_or_a_token_set_by_hand(capsys: pytes
     said = capsys.readouterr().out
     settings = Settings.from_environ(environ_of(variables("poll-tick")))
     assert settings.fork_url == outputs()["ForkUrl"].rstrip("/") + "/fork_best_of_n"
-    assert settings.functions_token is not None
-    drawn = settings.functions_token.reveal()
+    assert settings.functions_token is None  # whoever may invoke it was let in by IAM
+    forking = Settings.from_environ(environ_of(variables("fork-best-of-n")))
+    assert forking.agent_fork and forking.fork_url is None
+    assert forking.functions_token is not None and forking.capability_key is not None
+    drawn = forking.functions_token.reveal()
     assert len(drawn) == 48
+    assert settings.capability_key is not None
+    assert settings.capability_key.reveal() == forking.capability_key.reveal() != drawn
     assert drawn not in said
     assert f"aws secretsmanager get-secret-value --secret-id {outputs()['FunctionsToken']} " in said
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_token_that_the_dispatching_function_issues_is_accepted_by_the_forking_one() -> None:
+    assert deploy(AGENT_FORK="true") == 0
+    dispatching, forking = (
+        Settings.from_environ(environ_of(variables(name))) for name in ("poll-tick", "fork-best-of-n")
+    )
+    assert accepted(dispatching, forking)
+    assert deploy(AGENT_FORK="false") == 0
+    assert not accepted(dispatching, Settings.from_environ(environ_of(variables("fork-best-of-n"))))
 
 
 def test_what_stands_in_for_the_stacks_own_settings_is_never_handed_over() -> None:

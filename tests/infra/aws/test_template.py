@@ -13,6 +13,7 @@ from cfnlint.config import ManualArgs
 
 from functions import aws_lambda
 from functions.invocations import Invocation
+from functions.tick_remarks import remarks
 from infra.aws.stack import TEMPLATE
 from shared.settings import Settings
 
@@ -114,7 +115,8 @@ def test_the_settings_of_each_function_are_complete(resources: Mapping[str, Any]
     for name, function in of_type(resources, "AWS::Lambda::Function").items():
         variables = function["Environment"]["Variables"]
         plain = {
-            key: value if isinstance(value, str) else f"https://{key}.example/" for key, value in variables.items()
+            key: value if isinstance(value, str) else f"https://{key}.example/of-nobody"
+            for key, value in variables.items()
         }
         more = {
             "HANDS_SETTINGS": '{"AGENT_FORK": "true"}',
@@ -124,6 +126,36 @@ def test_the_settings_of_each_function_are_complete(resources: Mapping[str, Any]
         assert (settings.drain_mode == "enqueue") == (name == "WebhookFunction")
         assert (settings.fork_url is not None) == (name == "TickFunction")
         assert settings.agent_fork == (name != "WebhookFunction")
+
+
+def test_each_function_reads_only_the_secrets_that_it_needs(resources: Mapping[str, Any]) -> None:
+    wanted = {
+        "WebhookRole": {"SigningKey"},
+        "TickRole": {"EnvironmentKey", "TensorlakeKey", "CapabilityKey"},
+        "ForkRole": {"EnvironmentKey", "TensorlakeKey", "CapabilityKey", "FunctionsToken"},
+    }
+    secrets = set(of_type(resources, "AWS::SecretsManager::Secret"))
+    for role, statement in statements(resources):
+        if statement["Action"] == "secretsmanager:GetSecretValue":
+            text = json.dumps(statement["Resource"])
+            assert {name for name in secrets if f'"{name}"' in text} == wanted.pop(role)
+    assert not wanted
+
+
+def test_a_person_is_told_of_what_was_given_up_of_alarm_lines_and_of_a_full_webhook(
+    resources: Mapping[str, Any],
+) -> None:
+    alarms = of_type(resources, "AWS::CloudWatch::Alarm")
+    watched = {each["MetricName"] for each in alarms.values()}
+    assert watched == {"ApproximateNumberOfMessagesVisible", "AlarmLines", "Errors", "Throttles"}
+    assert all("AlarmActions" in each for each in alarms.values())
+    (lines,) = of_type(resources, "AWS::Logs::MetricFilter").values()
+    assert lines["LogGroupName"] == {"Ref": "TickLogs"}
+    pattern = re.fullmatch(r'\{ \$\.message = "(.*)\*" \}', lines["FilterPattern"])
+    assert pattern is not None
+    report = {"reconciled": [{"environment_id": "e", "actions": [], "alarms": ["x"], "needs_interrupt": []}]}
+    (said,) = remarks(report)
+    assert f"tick.remark {said}".startswith(pattern[1])  # as functions/tick_remarks.py logs it
 
 
 def test_a_tick_and_a_drain_fit_into_the_functions_time(resources: Mapping[str, Any]) -> None:
