@@ -41,6 +41,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "TENSORLAKE_API_KEY": "tensorlake-key",
     "ANTHROPIC_WEBHOOK_SIGNING_KEY": "signing-key",
     "FUNCTIONS_TOKEN": "functions-token",
+    "CAPABILITY_KEY": "capability-key",
 }
 APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager", "iam")
 NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
@@ -103,9 +104,14 @@ class Plan:
     def url(self, service: Service) -> str:
         return _url(service.name, self.number, self.region)
 
-    @property
-    def account(self) -> str:
-        return _account(self.name, self.project)
+    def account(self, service: Service) -> str:
+        """The identity of one service alone: it reads its own secrets and nothing else."""
+        return f"{self.name}-{_ACCOUNTS[service.target]}@{self.project}.iam.gserviceaccount.com"
+
+    def _readers(self, variable: str) -> Iterator[str]:
+        for service in self.services:
+            if variable in service.secrets or variable in service.environ:
+                yield self.account(service)
 
     @property
     def caller(self) -> str:
@@ -114,7 +120,7 @@ class Plan:
     def before(self) -> Iterator[Step | Stored]:
         """What the services need."""
         yield Step("APIs", _gcloud(self, "services", "enable", *(f"{api}.googleapis.com" for api in APIS)))
-        for account in (self.account, self.caller):
+        for account in (*(self.account(service) for service in self.services), self.caller):
             yield Step(
                 "an account of its own",
                 _gcloud(self, "iam", "service-accounts", "create", account.partition("@")[0]),
@@ -133,16 +139,18 @@ class Plan:
                 add=_gcloud(self, "secrets", "versions", "add", secret, "--data-file=-"),
                 value=value,
             )
-        for secret in [_secret(self.name, variable) for variable in self.stored] + list(self.referred.values()):
-            yield Step(
-                "the functions may read it",
-                _gcloud(
-                    self,
-                    *("secrets", "add-iam-policy-binding", secret, f"--member=serviceAccount:{self.account}"),
-                    "--role=roles/secretmanager.secretAccessor",
-                ),
-                settles=True,
-            )
+        places = {variable: _secret(self.name, variable) for variable in self.stored} | dict(self.referred)
+        for variable, secret in places.items():
+            for account in self._readers(variable):
+                yield Step(
+                    f"{account.partition('@')[0]} may read it",
+                    _gcloud(
+                        self,
+                        *("secrets", "add-iam-policy-binding", secret, f"--member=serviceAccount:{account}"),
+                        "--role=roles/secretmanager.secretAccessor",
+                    ),
+                    settles=True,
+                )
 
     def deploys(self, source: str, environs: str) -> Iterator[Step]:
         """Each service from the folder `source`; its variables are in `environs`, in NAME.json."""
@@ -153,7 +161,7 @@ class Plan:
                     self,
                     *("run", "deploy", service.name, f"--region={self.region}", f"--source={source}"),
                     *(f"--function={service.target}", f"--base-image={self.python}"),
-                    f"--service-account={self.account}",
+                    f"--service-account={self.account(service)}",
                     "--allow-unauthenticated" if service.public else "--no-allow-unauthenticated",
                     f"--env-vars-file={environs}/{service.name}.json",
                     f"--set-secrets={_listed(service.secrets)}" if service.secrets else "--clear-secrets",
@@ -227,9 +235,10 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     agents = environ.get("AGENT_FORK", "").strip().lower() in ("1", "true", "yes", "on")
     if agents:
         common["FUNCTIONS_PUBLIC_URL"] = _url(service_name(name, "fork_best_of_n"), number, region)
+    signer = "CAPABILITY_KEY" if (stored.keys() | referred.keys()) & {"CAPABILITY_KEY"} else "FUNCTIONS_TOKEN"
     services = []
     for target in _TARGETS:
-        needs = set(_NEEDS[target]) | ({"FUNCTIONS_TOKEN"} if agents else set())
+        needs = set(_NEEDS[target]) | ({signer} if agents else set())
         if target == "fork_best_of_n" and not (stored.keys() | referred.keys()) & {"FUNCTIONS_TOKEN"}:
             continue
         variables = dict(common)
@@ -258,6 +267,7 @@ _NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
     "poll_tick": _BOTH_SERVICES,
     "fork_best_of_n": (*_BOTH_SERVICES, "FUNCTIONS_TOKEN"),
 }
+_ACCOUNTS: Final = {"on_run_started": "webhook", "poll_tick": "tick", "fork_best_of_n": "fork"}
 _MOST: Final = {"on_run_started": 5, "poll_tick": 2, "fork_best_of_n": 5}
 
 
@@ -296,10 +306,6 @@ def service_name(name: str, target: str) -> str:
 def _url(service: str, number: str, region: str) -> str:
     """The address that Cloud Run gives a service whatever else it calls it: known before the first deployment."""
     return f"https://{service}-{number}.{region}.run.app"
-
-
-def _account(name: str, project: str) -> str:
-    return f"{name}-functions@{project}.iam.gserviceaccount.com"
 
 
 def _caller(name: str, project: str) -> str:

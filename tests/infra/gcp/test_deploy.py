@@ -18,6 +18,7 @@ from infra.gcp import plan, source
 from shared.errors import SettingsError
 from shared.settings import Settings
 from tests.infra.gcp.fake_gcloud import FakeGcloud
+from tests.support.capabilities import accepted
 from tests.support.checkout import ROOT
 
 SECRET = {
@@ -141,9 +142,48 @@ def test_without_a_token_there_is_no_fork_and_agents_get_its_address_where_they_
     without = {name: value for name, value in ENVIRON.items() if name != "FUNCTIONS_TOKEN"}
     assert [service.target for service in plan.make(without).services] == ["on_run_started", "poll_tick"]
     address = "http://localhost:1"  # what AGENT_FORK needs here; there it is the service's own
-    for service in plan.make({**ENVIRON, "AGENT_FORK": "true", "FUNCTIONS_PUBLIC_URL": address}, "1").services:
+    agents = {"AGENT_FORK": "true", "FUNCTIONS_PUBLIC_URL": address, "FUNCTIONS_TOKEN": "t" * 32}
+    for service in plan.make({**ENVIRON, **agents}, "1").services:
         assert service.environ["FUNCTIONS_PUBLIC_URL"] == "https://hands-fork-best-of-n-1.europe-west1.run.app"
         assert "FUNCTIONS_TOKEN" in service.secrets
+
+
+def test_each_service_has_an_identity_of_its_own_that_reads_its_own_secrets_and_no_other(gcloud: FakeGcloud) -> None:
+    command.deploy({**ENVIRON, "ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_bm90LXJlYWw="}, dry_run=False)
+    calls = [call["argv"] for call in gcloud.calls()]
+    readers: dict[str, set[str]] = {}
+    for argv in calls:
+        if argv[:2] == ["secrets", "add-iam-policy-binding"]:
+            (member,) = [each.partition(":")[2] for each in argv if each.startswith("--member=")]
+            readers.setdefault(argv[2], set()).add(member.partition("@")[0])
+    everybody = {"hands-webhook", "hands-tick", "hands-fork"}
+    assert readers == {
+        "hands-environment-key": everybody,
+        "hands-tensorlake-key": everybody,
+        "hands-signing-key": {"hands-webhook"},
+        "hands-functions-token": {"hands-fork"},
+    }
+    accounts = {
+        each for argv in calls if argv[:2] == ["run", "deploy"] for each in argv if "--service-account=" in each
+    }
+    assert {each.partition("=")[2].partition("@")[0] for each in accounts} == everybody
+
+
+@pytest.mark.parametrize("own", [{}, {"CAPABILITY_KEY": "a-capability-key-of-nobody-in-particular"}])
+def test_a_token_that_a_dispatching_service_issues_is_accepted_by_the_forking_one(own: dict[str, str]) -> None:
+    token = "an-operators-token-of-nobody-at-all"
+    environ = {**ENVIRON, "FUNCTIONS_TOKEN": token, "AGENT_FORK": "true", "FUNCTIONS_PUBLIC_URL": "http://localhost:1"}
+    planned = plan.make({**environ, **own}, "1")
+    values = {**environ, **own}
+    inside = {
+        each.target: Settings.from_environ(
+            {**each.environ, **{name: values[name] for name in each.secrets}, "K_SERVICE": each.name}
+        )
+        for each in planned.services
+    }
+    for dispatching in ("on_run_started", "poll_tick"):
+        assert accepted(inside[dispatching], inside["fork_best_of_n"])
+        assert (inside[dispatching].functions_token is None) == bool(own)
 
 
 def test_a_secret_that_is_there_already_is_referred_to_and_not_stored(gcloud: FakeGcloud) -> None:
