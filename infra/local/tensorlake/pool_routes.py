@@ -1,4 +1,4 @@
-"""Routes of pools (docs/wire/tensorlake.md#512-pools-sandboxclient-only-probe)."""
+"""Routes of pools (docs/wire/tensorlake.md#512-pools)."""
 
 from __future__ import annotations
 

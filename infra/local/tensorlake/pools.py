@@ -1,5 +1,5 @@
 """Pools: containers that are started before anybody asks for them
-(docs/wire/tensorlake.md#512-pools-sandboxclient-only-probe).
+(docs/wire/tensorlake.md#512-pools).
 
 A warm container is a sandbox's body without a record. A claim gives it one, or starts a cold body where none is warm;
 at `max_containers` a claim waits as `pending` until another ends.
