@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 SETTINGS: Final = "HANDS_SETTINGS"
 _ANSWER_SECONDS: Final = 3.0  # kept back to end what runs and to answer
+SHORTEST_TIMEOUT: Final = 16.0
+"""Seconds: what a drain needs at least (shared/claims/claimer.py), the answer, and an HTTP answer's margin."""
+
 _STALE_SECONDS: Final = 90.0  # connections that slept longer than this are not trusted
 _LONGEST_NAME: Final = 100
 _CLOCKS_DIFFER: Final = 2.0
@@ -111,6 +114,7 @@ class Process:
         self._settings: Settings | None = None
         self._ended = time.time()
         self._seen_empty = 0.0
+        self._warned = False
 
     def settings(self) -> Settings:
         """Raises SettingsError."""
@@ -120,7 +124,16 @@ class Process:
 
     def invoke(self, event: Any, context: Context, handler: lambda_http.Handler) -> Any:
         """One invocation, from event to answer, ended in time. Raises for what Lambda should count as an error."""
-        until = Deadline.after(max(0.0, context.get_remaining_time_in_millis() / 1000 - _ANSWER_SECONDS))
+        left = context.get_remaining_time_in_millis() / 1000
+        if left < SHORTEST_TIMEOUT and not self._warned:
+            self._warned = True
+            log.error(
+                "lambda.timeout_too_short seconds=%.0f needed=%.0f: no work item can ever be claimed in this time; "
+                "raise the function's time-out",
+                left,
+                SHORTEST_TIMEOUT,
+            )
+        until = Deadline.after(max(0.0, left - _ANSWER_SECONDS))
         try:
             return self._loop.run_until_complete(self._bounded(self._handle(event, until, handler), until))
         finally:
@@ -156,8 +169,9 @@ class Process:
             return _refusal(503, "not_configured", str(error))
         try:
             # The handler's own work ends before ours does, so that its answer can say so.
-            async with asyncio.timeout(until.left() - _ANSWER_SECONDS) as scope:
-                return await lambda_http.respond(handler, event, {STATE: state, DEADLINE: until})
+            async with asyncio.timeout(until.left() - _ANSWER_SECONDS / 2) as scope:
+                ends = until.sooner(until.at - _ANSWER_SECONDS)
+                return await lambda_http.respond(handler, event, {STATE: state, DEADLINE: ends})
         except lambda_http.BadHttpEvent as error:
             return _refusal(400, "invalid_request", str(error))
         except TimeoutError:

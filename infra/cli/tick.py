@@ -56,7 +56,7 @@ def _is_good(report: Mapping[str, Any]) -> bool:
         return False
     items = [item for drain in report["drains"] for item in drain["items"]]
     return (
-        all(drain["end"] in _GOOD_ENDS for drain in report["drains"])
+        all(drain["end"] in _GOOD_ENDS and not drain["alarms"] for drain in report["drains"])
         and all(item["end"] in _GOOD_ITEMS for item in items)
         and not any(each["alarms"] or each["needs_interrupt"] for each in report["reconciled"])
         and all(action["done"] for each in report["reconciled"] for action in each["actions"])

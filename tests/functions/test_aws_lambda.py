@@ -56,6 +56,7 @@ class Recorder(Service):
         self.closed = False
 
     async def drain(self, deadline: Deadline | None = None, *, patience: float | None = None) -> Sequence[DrainReport]:
+        self.until = deadline
         self.done.append("drain")
         await asyncio.sleep(self.work_seconds)
         return [DrainReport("env_1", self.end, 0.0, 1)]
@@ -260,6 +261,31 @@ def test_an_invocation_that_runs_out_of_time_answers_before_lambda_kills_it(benc
     assert time.monotonic() - began < 30
     assert [service.closed for service in bench.services] == [True, True]
     assert asyncio.all_tasks(bench.process._loop) == set()
+
+
+@pytest.mark.parametrize("seconds, told", [(3.0, True), (12.0, True), (30.0, False), (60.0, False)])
+def test_a_time_out_in_which_nothing_can_be_claimed_is_named_at_the_first_invocation(
+    bench: Bench, caplog: pytest.LogCaptureFixture, seconds: float, told: bool
+) -> None:
+    with caplog.at_level(logging.ERROR, logger="functions"):
+        for _ in range(2):
+            with contextlib.suppress(TimeoutError):
+                bench({}, seconds=seconds)
+    said = [record.getMessage() for record in caplog.records if "timeout_too_short" in record.getMessage()]
+    assert len(said) == told
+    assert all("time-out" in text and f"seconds={seconds:.0f}" in text for text in said)
+
+
+def test_a_webhook_that_is_answered_inline_reports_what_is_served_yet_before_the_function_ends() -> None:
+    bench = Bench(DRAIN_MODE="inline")
+    bench({})
+    bench.services[0].work_seconds = 2.0
+    body = delivery()
+    began = time.monotonic()
+    assert bench(http(body, signed(body)), on_run_started, seconds=30.0)["statusCode"] == 200
+    until = bench.services[0].until
+    assert until is not None and until.at < began + 30.0 - 5.0
+    bench.process.close()
 
 
 def test_a_handler_that_watches_for_a_hang_up_sees_none_until_it_has_answered(bench: Bench) -> None:

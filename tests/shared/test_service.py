@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+from datetime import UTC, datetime
 from typing import Final
 
 from shared.deadline import Deadline
-from shared.ports import CommandOutput
+from shared.ports import CommandOutput, CreateOutcome, Empty, PollOutcome, SandboxSpec, WorkItem, WorkQueue
 from shared.races.request import RaceRequest
+from shared.reports import DrainEnd, ItemEnd
 from shared.service import Service
 from shared.settings import Settings
+from tests.fuzz.stage import NothingQueued
 from tests.support.fake_host import Call, FakeHost
 
 ENVIRON: Final = {
@@ -37,6 +41,70 @@ def test_a_race_is_over_before_the_deadline_of_its_caller_and_the_next_one_has_i
         began = time.monotonic()
         longer = await service.race(race, Deadline.after(3.0))
         assert longer.deadline_passed and time.monotonic() - began > 2.0
+        await service.aclose()
+
+    asyncio.run(play())
+
+
+class Stuck(FakeHost):
+    """Every create hangs."""
+
+    async def create(self, spec: SandboxSpec) -> CreateOutcome:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class OneItem(NothingQueued):
+    """A queue with one item at its head."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    async def poll(self) -> PollOutcome:
+        if self._given:
+            return Empty()
+        self._given = True
+        return WorkItem("work_1", "env_1", "session", "sesn_0123456789AbCdEf", datetime.now(UTC), "secret")
+
+
+def with_a_stuck_item(**settings: str) -> Service:
+    service = Service(Settings.from_environ(ENVIRON | settings))
+    service.host = Stuck(latency=0.0)
+    queue: WorkQueue = OneItem()
+    service._queues = {"env_1": queue}
+    return service
+
+
+def test_a_caller_waits_no_longer_than_he_wants_and_the_item_goes_on() -> None:
+    async def play() -> None:
+        service = with_a_stuck_item()
+        await service.preload()
+        (report,) = await service.drain(patience=0.3)
+        assert [item.end for item in report.items] == [ItemEnd.SERVING]
+        (second,) = await asyncio.wait_for(service.poll(), 5.0)
+        assert second.items == () and second.end is DrainEnd.EMPTY
+        await service.aclose(grace=0.0)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(play())
+
+
+def test_a_ticks_repairs_wait_for_no_item() -> None:
+    async def play() -> None:
+        service = with_a_stuck_item()
+        await service.preload()
+        report = await asyncio.wait_for(service.tick(patience=0.0), 20.0)
+        assert len(report.reconciled) == 1 and len(report.drains) == 1
+        await service.aclose(grace=0.0)
+
+    asyncio.run(play())
+
+
+def test_whoever_needs_the_sdks_waits_for_one_import_of_them() -> None:
+    async def play() -> None:
+        service = Service(Settings.from_environ(ENVIRON))
+        await asyncio.gather(*(service.preload() for _ in range(5)))
+        assert {"anthropic", "tensorlake.sandbox"} <= set(sys.modules)
         await service.aclose()
 
     asyncio.run(play())
