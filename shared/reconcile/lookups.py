@@ -29,6 +29,7 @@ IDLE_TICK_CALLS: Final = 18  # of the 20 that an idle tick may cost; two are the
 _PAGE: Final = 100  # rows a page of both lists
 _GOLDEN: Final = 0.6180339887498949  # strides by it visit a ring evenly, whatever the period of the ticks
 _LATELY: Final = timedelta(hours=1)
+_EACH_TICK: Final = timedelta(minutes=10)
 _TICK_GAP: Final = 330.0  # seconds: ticks come every five minutes at least
 
 
@@ -151,9 +152,13 @@ def _left_lately(world: World) -> Iterator[str]:
         return
     held = {sandbox.name for sandbox in world.sandboxes}
     for name, item in world.items.latest.items():
-        if name not in held and _stopped_lately(item, world.now) and world.surely_without_item(name):
+        if name not in held and _asked_about(item, world.now) and world.surely_without_item(name):
             yield item.session_id
 
 
-def _stopped_lately(item: ListedItem, now: datetime) -> bool:
-    return item.state is ItemState.STOPPED and item.stopped_at is not None and now - item.stopped_at < _LATELY
+def _asked_about(item: ListedItem, now: datetime) -> bool:
+    """Each tick for ten minutes, and more seldom from then on: many short sessions must not cost an hour of ticks."""
+    if item.state is not ItemState.STOPPED or item.stopped_at is None or now - item.stopped_at >= _LATELY:
+        return False
+    age = max(_EACH_TICK, now - item.stopped_at)
+    return in_turn(item.session_id, now) % 1_000 < 1_000 * (_EACH_TICK / age)

@@ -92,7 +92,7 @@ def test_the_rules_hold_in_hundreds_of_runs_with_faults() -> None:
     found = explore("suite", RUNS)
     assert not found.failures, "\n\n".join(map(str, found.failures))
     assert found.runs == RUNS
-    assert set(found.checks) == {"I1", "I2", "I3", "I4", "I5", "I7", "I8"}
+    assert set(found.checks) == {"I1", "I2", "I3", "I4", "I5", "I7", "I8", "I9"}
     assert found.longest_settling <= 50, "a worker that never comes up is given up three times in one turn"
 
 
@@ -114,15 +114,15 @@ def test_faults_of_all_kinds_are_met() -> None:
     """A plan's fault that never happens tests nothing."""
     met: set[str] = set()
     with prepared() as loop:
-        for number in range(60):
+        for number in range(120):
             for _, _, what in run(plan_of(f"met-{number}"), loop, tracing=True).trace:
                 met |= {fault for fault in Meets if what.endswith(f"meets: {fault}")}
                 met |= {
                     word
-                    for word in ("kill", "end", "fail", "suspend", "expire", "outage")
+                    for word in ("kill", "end", "fail", "suspend", "expire", "outage", "stop")
                     if what.startswith(f"{word} sesn")
                 }
-    assert met == {*Meets, "kill", "end", "fail", "suspend", "expire", "outage"}
+    assert met == {*Meets, "kill", "end", "fail", "suspend", "expire", "outage", "stop"}
 
 
 def test_what_fails_is_shrunk_to_a_plan_that_fails_alike() -> None:

@@ -20,14 +20,16 @@ from shared.claims.binding import Binding, Unbound
 from shared.claims.claimer import _Round
 from shared.claims.dispatcher import Dispatcher, _End
 from shared.deadline import Deadline
-from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, OpenCalls, Refused, WorkItem
-from shared.reconcile import world
+from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, OpenCalls, Refused, Throttled, WorkItem
+from shared.reconcile import lookups, reconciler, world
+from shared.reconcile import plan as plan_module
 from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.repairs import Done, EndMarked, Mark, Outcome, Release, Suspend
 from shared.reports import DrainEnd, ItemEnd
 from tests.faults.explorer.explore import rare_collections
 from tests.faults.explorer.plan import HookFault, LineFault, Plan, PointFault, SessionPlan, Wake, plan_of, slow_looks
 from tests.faults.explorer.run import prepared, run
+from tests.faults.explorer.watch import WatchedQueue
 from tests.support.model.lines import Meets
 from tests.support.model.ports import ModelHost, ModelQueue
 from tests.support.model.truth import Violation
@@ -239,6 +241,44 @@ def _spoken_to(seed: str, says: float, wakes: tuple[Wake, ...], *faults: LineFau
     )
 
 
+def _stopped_and_killed(seed: str) -> Plan:
+    """Somebody asks a session's item to stop while its worker is at work, and sometimes the worker dies of something
+    else before it can."""
+    chance = random.Random(seed)
+    faults = [PointFault(0, "serving", 0, "stop"), PointFault(0, chance.choice(("tool", "stopping")), 0, "kill")]
+    return replace(
+        _spoken_to(seed, 300.0, ()),
+        sessions=(SessionPlan("sesn_Stopped", ((5.0, (1,)),), 0.2, Habits(tool=chance.choice((1.0, 45.0)))),),
+        slow=1.0,
+        eager=False,
+        point_faults=tuple(faults[: chance.choice((1, 2, 2))]),
+        hook_faults=(),
+    )
+
+
+def _many_sleepers(seed: str) -> Plan:
+    return Plan(
+        seed=seed,
+        copies=2,
+        sessions=tuple(SessionPlan(f"sesn_Many{n}", ((5.0 + n, (1,)),), 0.2, Habits()) for n in range(20)),
+        wakes=(Wake(40.0, 0), Wake(60.0, 1), Wake(80.0, 0)),
+    )
+
+
+def _often_throttled(seed: str) -> Plan:
+    plan = plan_of(seed)
+    held = [LineFault(f"c{copy}", "poll", number, Meets.THROTTLED) for copy in range(plan.copies) for number in (0, 2)]
+    return replace(plan, line_faults=(*plan.line_faults, *held))
+
+
+_poll = WatchedQueue.poll
+
+
+async def _poll_unheeding(self: WatchedQueue) -> Any:
+    outcome = await _poll(self)
+    return Doubtful(outcome.reason) if isinstance(outcome, Throttled) else outcome
+
+
 MUTANTS: Final = (
     _mutant("ack before hand-over", "I1", (Dispatcher, "_bring", _ack_first)),
     _mutant("a session call before the first granted heartbeat", "I3", rules=Rules(gate=False)),
@@ -280,6 +320,31 @@ MUTANTS: Final = (
         "a suspend that ignores queued and starting",
         "I5",
         (world, "LIVE", frozenset({ItemState.ACTIVE, ItemState.STOPPING})),
+    ),
+    _mutant(
+        "an item that is stopping is nobody's business",
+        "I1",
+        (plan_module, "_stopping", lambda *_: iter(())),
+        plans=_stopped_and_killed,
+    ),
+    _mutant(
+        "a worker gets no time to wind down",
+        "I5",
+        (plan_module, "_WIND_DOWN", 0.0),
+        plans=_stopped_and_killed,
+    ),
+    _mutant(
+        "an idle tick that asks about every sleeper",
+        "I9",
+        (lookups, "ring_share", lambda _: 10_000),
+        (reconciler, "ring_share", lambda _: 10_000),
+        plans=_many_sleepers,
+    ),
+    _mutant(
+        "retry-after is not honoured",
+        "I9",
+        (WatchedQueue, "poll", _poll_unheeding),
+        plans=_often_throttled,
     ),
     _mutant("a drain that claims past its deadline", "I7", (_Round, "_may_claim", _claims_for_ever)),
 )

@@ -15,8 +15,9 @@ from tests.support.model.worker import Habits
 
 ORDINARY: Final = Manner()
 CHAOS: Final = 100.0  # seconds until the last fault
-What = Literal["kill", "end", "fail", "suspend", "expire", "outage"]
-"""Done to a session's worker (kill), sandbox (end, fail, suspend), lease (expire), or connection (outage)."""
+What = Literal["kill", "end", "fail", "suspend", "expire", "outage", "stop"]
+"""Done to a session's worker (kill), sandbox (end, fail, suspend), lease (expire), connection (outage), or item
+(stop: somebody asks it to)."""
 
 _METHODS: Final = (
     "poll", "poll", "create", "find", "start", "process_output", "process_state", "process_names", "ack", "ack",
@@ -28,9 +29,10 @@ _POINTS: Final = (
     "stopped",
 )  # fmt: skip
 _OF_THE_WORLD: Final[tuple[What, ...]] = (
-    "kill", "kill", "end", "fail", "suspend", "suspend", "expire", "outage", "outage",
+    "kill", "kill", "end", "fail", "suspend", "suspend", "expire", "outage", "outage", "stop",
 )  # fmt: skip
 _SUFFIXES: Final = ("AbCd1", "aBcD1", "abcd1", "Zz")  # some differ in case alone
+_MANY: Final = (*_SUFFIXES, *(f"Many{number}" for number in range(16)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ def plan_of(seed: str) -> Plan:
     copies = chance.choice((1, 2, 2, 3, 4))
     count = chance.choice((1, 1, 2, 2, 3))
     suffixes = chance.sample(_SUFFIXES, count)
+    if roll() < 0.01:
+        count, suffixes = len(_MANY), list(_MANY)
     sessions = tuple(_session(chance, suffix) for suffix in suffixes)
     harsh = chance.choice((0.0, 0.5, 1.0, 1.0, 2.0))
     plain = chance.random() < 0.25  # nothing dies: then no turn may be broken off

@@ -21,12 +21,13 @@ from shared.claims import dispatcher as dispatcher_module
 from shared.claims.dispatcher import Dispatcher
 from shared.deadline import Deadline
 from shared.ports import SandboxSpec, SandboxStatus
+from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
-from shared.reports import DrainReport, ItemEnd
+from shared.reports import DrainReport, ItemEnd, ReconcileReport
 from shared.settings import Environment, Settings
 from tests.faults.explorer.plan import CHAOS, Plan, What
 from tests.faults.explorer.watch import Watch, WatchedHost, WatchedQueue
-from tests.support.model.claude import Claude, Phase, Session
+from tests.support.model.claude import Claude, Losses, Phase, Session
 from tests.support.model.lines import Line, Meets, forever
 from tests.support.model.loop import VirtualLoop
 from tests.support.model.ports import moment
@@ -192,10 +193,23 @@ class _Copy:
         await asyncio.shield(drain)
         await self._reconcile(lambda reconciler: reconciler.reconcile())
 
+    async def idles(self) -> None:
+        """A tick when nothing has changed for long."""
+        if self.line.dead:
+            self.start()
+        before = self.line.calls
+        report = await self._reconcile(lambda reconciler: reconciler.reconcile())
+        made = self.line.calls - before
+        boxes = [box for box in self.world.sandboxes.boxes.values() if box.exists]
+        lately = 2 * (len(self.world.claude.sessions) - len(boxes))  # asked about for an hour after they lost theirs
+        most = IDLE_TICK_CALLS + max(0, lately)
+        idle = not report.actions
+        self.world.judge("I9", not idle or made <= most, f"an idle tick makes too many calls: {made}")
+
     async def _session_over(self, session_id: str) -> None:
         await self._reconcile(lambda reconciler: reconciler.session_over(session_id))
 
-    async def _reconcile(self, what: Callable[[Reconciler], Awaitable[Any]]) -> None:
+    async def _reconcile(self, what: Callable[[Reconciler], Awaitable[ReconcileReport]]) -> ReconcileReport:
         world, loop, line = self.world, self.world.loop, self.line
         began, calls = loop.time(), line.calls
         queue = WatchedQueue(world.watch, line, dispatcher=False, environment_id=ENVIRONMENT)
@@ -212,6 +226,7 @@ class _Copy:
         for action in report.actions:
             world.judge("I1", not action.problem.startswith("bug"), f"a repair meets a bug: {action.problem}")
             world.note(line.caller, f"{action.act} {action.target}: {action.why} {action.problem}")
+        return report
 
 
 class _World:
@@ -222,10 +237,10 @@ class _World:
         self.loop: asyncio.AbstractEventLoop = loop
         self.rules = rules
         self.truth = Truth(tracing=tracing)
-        self.lost: set[str] = set()  # sessions whose worker, lease or sandbox died
         self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended)
         self.environment: Environment = self.settings.environments[ENVIRONMENT]
         self.claude = Claude(loop, self.truth, lease=LEASE)
+        self.lost = Losses(self.claude)
         self.sandboxes = Sandboxes(loop, self.truth, plan.manner, self._program, self._boot)
         self.sessions = [names.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions]
         session_of = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
@@ -343,6 +358,9 @@ class _World:
             case "expire":
                 if self.claude.expire(session_id):  # to the service the worker is dead from now on, though it lives
                     self.lost.add(session_id)
+            case "stop":
+                if self.claude.ask_to_stop(session_id):
+                    self.lost.add(session_id)
             case "outage":
                 for number in range(40):
                     self._faults.setdefault((f"w{self._index[session_id]}", "beat", number), Meets.LOST_REQUEST)
@@ -388,6 +406,8 @@ class _World:
             self._tick_of(number)
             await asyncio.sleep(TICK)
         self._judge_end()
+        if not plan.eager and not self.truth.violations:
+            await self.copies[0].idles()
         if plan.retire and not self.truth.violations:
             await self._retire()
 
@@ -436,12 +456,10 @@ class _World:
         for session in self.claude.sessions.values():
             if session.over:
                 continue
-            excused = session.id in self.lost or session.id in self.watch.poisoned
-            self.judge(
-                "I1",
-                excused or not (session.interrupted or session.id in self.claude.broken_off),
-                f"a turn is broken off, nobody having died: {session.id}",
-            )
+            broken = [turn for of, turn in self.claude.broken_off if of == session.id]
+            for turn in broken:
+                excused = self.lost.excuse(session.id, turn) or self.watch.poisoned.excuse(session.id, turn)
+                self.judge("I1", excused, f"a turn is broken off, nobody having died: {session.id}, turn {turn}")
             self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")
         if self.plan.copies > 1:
             self.judge("I8", not troubles, f"{self.plan.copies} copies leave work undone")

@@ -15,15 +15,17 @@ from shared.ports import (
     ProcessSpec,
     Refused,
     SandboxStatus,
+    Throttled,
     WorkItem,
 )
 from shared.settings import Settings
-from tests.support.model.claude import Claude, Item
+from tests.support.model.claude import Claude, Item, Losses
 from tests.support.model.lines import Line
 from tests.support.model.ports import ModelHost, ModelQueue, moment
 from tests.support.model.sandboxes import Box, Process, Sandboxes
 from tests.support.model.truth import Truth
 
+WIND_DOWN: Final = 240.0  # seconds that a worker has for its last tool
 LOOK: Final = 5.0  # seconds: no look that a suspension or an end rests on is older (docs/architecture.md#i5)
 
 
@@ -37,7 +39,10 @@ class Watch:
     truth: Truth
     sessions: dict[str, str]  # by the proper name of their sandbox
     marked: dict[str, float] = field(default_factory=dict)  # by sandbox: when its first mark was decided
-    poisoned: set[str] = field(default_factory=set)  # sessions with an item that was given up
+    poisoned: Losses = field(init=False)  # sessions with an item that was given up
+
+    def __post_init__(self) -> None:
+        self.poisoned = Losses(self.claude)
 
     def now(self) -> float:
         return self.claude.time()
@@ -139,12 +144,16 @@ class Watch:
             self.judge("I1", failed >= times.poison_attempts, f"an item is given up too soon: {work_id}")
             self.poisoned.add(item.session_id)
             return
+        working = [process.serial for process in self.working(item.session_id)]
+        self.judge("I5", not working, f"an item is released that has a worker: {work_id}, {working}")
+        if item.stop_asked_at is not None:
+            asked = self.now() - item.stop_asked_at
+            self.judge("I5", asked > WIND_DOWN - LOOK, f"an item is stopped that was just asked to: {work_id}")
+            return
         young = item.acked_at is None or item.acked_at > self.now() - self.settings.times.stranded + LOOK
         self.judge("I5", not young, f"an item is released that is not stranded: {work_id}, {item.state}")
         beaten = item.beat_at is not None and item.beat_at < self.now() - LOOK
         self.judge("I5", not beaten, f"an item is released that has a lease: {work_id}")
-        working = [process.serial for process in self.working(item.session_id)]
-        self.judge("I5", not working, f"an item is released that has a worker: {work_id}, {working}")
 
     def starts(self, box: Box) -> None:
         session_id, _ = self.session_of(box)
@@ -169,12 +178,17 @@ class WatchedQueue(ModelQueue):
         self._watch = watch
         self._dispatcher = dispatcher
         self.began = 0.0
+        self.held_until = 0.0  # the service said not to poll before
         self.claimed = 0
 
     async def poll(self) -> PollOutcome:
         if not self._line.dead:
             self._watch.claims(self.began)
+            early = self._watch.now() < self.held_until
+            self._watch.judge("I9", not early, "a poll comes sooner than the service allowed")
         outcome = await super().poll()
+        if isinstance(outcome, Throttled):
+            self.held_until = self._watch.now() + outcome.seconds - 0.1  # the answer was under way
         self.claimed += isinstance(outcome, WorkItem)
         return outcome
 

@@ -158,3 +158,14 @@ def test_a_wrong_key_is_found_out_by_sessions_that_nobody_asked_about() -> None:
     report = reconciled(services, LONG)
     assert acts(report) == []
     assert any("are unknown: wrong key or environment?" in alarm for alarm in report.alarms)
+
+
+def test_sessions_that_lost_their_sandbox_are_asked_about_at_once_and_then_more_seldom() -> None:
+    asked = []
+    for minutes in (5, 50):
+        left = [item(number, ItemState.STOPPED, created=3600.0, stopped=60.0 * minutes) for number in range(100)]
+        services = Services([], left)
+        reconciled(services, LONG | {"RECONCILE_LOOKUPS": "1000"})
+        asked.append(services.calls["session"])
+    assert asked[0] == 100
+    assert 5 < asked[1] < 40

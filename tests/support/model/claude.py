@@ -45,6 +45,7 @@ class Item:
     beat_at: float | None = None
     beat: str | None = None
     stopped_at: float | None = None
+    stop_asked_at: float | None = None
     stale: bool = False
     handed_out: int = 0
     holder: str | None = None  # the process whose beat was last accepted
@@ -107,7 +108,7 @@ class Claude:
         self._live: dict[str, Item] = {}
         self.sessions: dict[str, Session] = {}
         self.granted: set[str] = set()
-        self.broken_off: set[str] = set()  # sessions of which a call was given up
+        self.broken_off: set[tuple[str, int]] = set()  # sessions and turns that lost a call or were interrupted
         self.on_run: Callable[[Session], None] = lambda session: None
         self.on_over: Callable[[Session], None] = lambda session: None
         self._numbers = itertools.count(1)
@@ -163,6 +164,7 @@ class Claude:
         session._epoch += 1
         if session.phase is not Phase.AT_REST:
             session.interrupted += 1
+            self.broken_off.add((session_id, session.done))
             session.done += 1
         session.calls.clear()
         session.rounds.clear()
@@ -194,7 +196,7 @@ class Claude:
         for call_id in calls:
             if self.result(session_id, call_id):
                 session.given_up = True
-                self.broken_off.add(session_id)
+                self.broken_off.add((session_id, session.done))
 
     def _next_turn(self, session: Session) -> None:
         session.given_up = False
@@ -303,6 +305,8 @@ class Claude:
         lease = {"state": item.state.value, "lease_extended": False, "ttl_seconds": self.lease}
         if item.state is ItemState.STOPPED:
             return 200, {**lease, "last_heartbeat": item.beat or ""}
+        if item.state is ItemState.STOPPING:
+            return 200, {**lease, "last_heartbeat": item.beat or ""}
         if item.state is ItemState.QUEUED or expected != (item.beat or NO_HEARTBEAT):
             state = {**lease, "last_heartbeat": item.beat}
             return 412, {"error": {"details": {"current_state": state}}}
@@ -321,6 +325,15 @@ class Claude:
         if item is None or item.state is not ItemState.ACTIVE:
             return False
         self._requeue(item)
+        return True
+
+    def ask_to_stop(self, session_id: str) -> bool:
+        """Somebody asks the session's item to stop: its worker learns of it on its next beat and ends it."""
+        item = self.live_item(session_id)
+        if item is None or item.state not in (ItemState.STARTING, ItemState.ACTIVE):
+            return False
+        item.state, item.stop_asked_at = ItemState.STOPPING, self._loop.time()
+        self._note(item, "asked to stop")
         return True
 
     def listed(self) -> Iterator[Item]:
@@ -342,7 +355,8 @@ class Claude:
     def _sweep(self) -> None:
         now = self._loop.time()
         for item in self._live.values():
-            if item.beat_at is not None and now >= item.beat_at + self.lease:
+            lapses = item.state is ItemState.ACTIVE and item.beat_at is not None
+            if lapses and now >= (item.beat_at or 0.0) + self.lease:
                 self._requeue(item)
 
     def _requeue(self, item: Item) -> None:
@@ -353,3 +367,19 @@ class Claude:
     def _note(self, item: Item, what: str) -> None:
         if self._truth.tracing:
             self._truth.note(self._loop.time(), "queue", f"{item.id} of {item.session_id}: {what}")
+
+
+@dataclass(slots=True, eq=False)
+class Losses:
+    """Sessions that lost something, and in which turn: that turn and the next may be broken off for it, no other."""
+
+    claude: Claude
+    turns: set[tuple[str, int]] = field(default_factory=set)
+
+    def add(self, session_id: str) -> None:
+        session = self.claude.sessions.get(session_id)
+        if session is not None:
+            self.turns.add((session_id, session.done))
+
+    def excuse(self, session_id: str, turn: int) -> bool:
+        return bool(self.turns & {(session_id, turn), (session_id, turn - 1)})

@@ -22,6 +22,7 @@ class Meets(StrEnum):
     LOST_ANSWER = "answer lost"  # the effect; the caller learns nothing
     ERROR = "5xx"  # no effect, at once
     REFUSAL = "4xx"  # no effect, at once
+    THROTTLED = "429"  # no effect, at once: not before so many seconds (WAIT)
     SLOW_REQUEST = "slow request"  # the effect comes late
     SLOW_ANSWER = "slow answer"  # the effect comes soon, the answer late
     CRASH_BEFORE = "crash before"  # the caller's process dies before it has sent the request
@@ -29,6 +30,7 @@ class Meets(StrEnum):
     CRASH_AFTER = "crash with the answer received"
 
 
+WAIT = 7.0
 CRASHES = frozenset({Meets.CRASH_BEFORE, Meets.CRASH_SENT, Meets.CRASH_AFTER})
 
 
@@ -37,6 +39,13 @@ class LostError(Exception):
     """The caller does not know whether the call had its effect."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottledError(LostError):
+    """Not before so many seconds."""
+
+    seconds: float = WAIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,9 @@ class Line:
             case Meets.ERROR:
                 await asyncio.sleep(there + back)
                 raise LostError("HTTP 503")
+            case Meets.THROTTLED:
+                await asyncio.sleep(there + back)
+                raise ThrottledError("HTTP 429")
             case Meets.REFUSAL:
                 await asyncio.sleep(there + back)
                 raise RefusedError(403)

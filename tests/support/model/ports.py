@@ -35,10 +35,11 @@ from shared.ports import (
     SnapshotKind,
     SnapshotRecord,
     StaleEntry,
+    Throttled,
     WorkItem,
 )
 from tests.support.model.claude import Claude, Item, Phase, StaleError
-from tests.support.model.lines import Line, LostError, RefusedError
+from tests.support.model.lines import Line, LostError, RefusedError, ThrottledError
 from tests.support.model.sandboxes import AbsentError, Box, Process, Sandboxes
 
 EPOCH: Final = datetime(2026, 10, 20, 9, 0, tzinfo=UTC)
@@ -60,6 +61,8 @@ async def _outcome(line: Line, method: str, effect: Callable[[], Any], about: st
     """What a call comes to, in the words of the ports. It is bounded, as every call of the adapters is."""
     try:
         return await line.call(method, effect, within=seconds, about=about)
+    except ThrottledError as error:
+        return Throttled(error.reason, error.seconds)
     except LostError as error:
         return Doubtful(error.reason)
     except RefusedError as error:
@@ -173,6 +176,7 @@ def _listed(item: Item) -> ListedItem:
         _maybe(item.acked_at),
         _maybe(item.beat_at),
         _maybe(item.stopped_at),
+        _maybe(item.stop_asked_at),
     )
 
 

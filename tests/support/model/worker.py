@@ -8,6 +8,7 @@ a plan can kill the process, its sandbox, or its lease.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import json
 import random
@@ -20,7 +21,7 @@ from image.session.claim import Claim, Ended, Exit, Notice, Word
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from image.session.worker.lease import Lease, Verdict
 from shared.ports import SandboxStatus
-from tests.support.model.claude import Claude, Phase, Session
+from tests.support.model.claude import Claude, Losses, Phase, Session
 from tests.support.model.lines import Line, LostError, RefusedError
 from tests.support.model.sandboxes import Process
 from tests.support.model.truth import Truth
@@ -57,7 +58,7 @@ class Surroundings(Protocol):
     rules: Rules
     loop: asyncio.AbstractEventLoop
     serving: dict[str, list[Process]]
-    lost: set[str]
+    lost: Losses
     tool_runs: dict[str, list[Process]]
 
     def line(self, process: Process, session_id: str) -> Line: ...
@@ -201,6 +202,9 @@ class _Worker:
                     raise Ended(Exit.LEASE_LOST, f"the item is {self.lease.state}")
                 case Verdict.STOPPED:
                     self.desk.close()
+                    if self.lease.state == "stopping":
+                        with contextlib.suppress(LostError, RefusedError):  # one attempt
+                            await self._call("stop", self._stop)
                     raise Ended(Exit.STOPPED, f"the item is {self.lease.state}")
                 case Verdict.REFUSED:
                     if not self.desk.discard(secret):
