@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-import httpx
+import httpx2
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
@@ -55,7 +55,7 @@ async def _calls_alone(place: Place, server: str) -> Mapping[str, float]:
 
     # A type that the function ignores: the signature is checked, no drain is started.
     body = delivery(_IGNORED_EVENT)
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False) as client:
         # The sender keeps its connection, so the first request opens it.
         for _ in range(2):
             answer = await timed(WEBHOOK, lambda: client.post(server, content=body, headers=signed(body)))

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
-import httpx
+import httpx2
 
 from shared.reports import DrainReport, ItemEnd
 from tests.benchmarks.report import Aim, Result, Table, median
@@ -109,7 +109,7 @@ def _crowd(place: Place, more: int) -> None:
     headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
     image = place.environment.image
     with (
-        httpx.Client(base_url=world.tensorlake.url, headers=headers, trust_env=False, timeout=30) as client,
+        httpx2.Client(base_url=world.tensorlake.url, headers=headers, trust_env=False, timeout=30) as client,
         ThreadPoolExecutor(8) as pool,
     ):
         bodies = [{"name": f"crowd-{len(present) + n}", "image": image, "wait": False} for n in range(more)]

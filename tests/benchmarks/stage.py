@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import httpx
+import httpx2
 
 from tests.support.waiting import until
 from tests.support.world import SCALED, Place, World, offline_world
@@ -50,7 +50,7 @@ def production_place(world: World, **extra: str) -> Place:
 
 def wait_ready(url: str) -> None:
     """The server has its SDKs imported."""
-    until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")
+    until(lambda: httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")
 
 
 def end_sandboxes(place: Place) -> None:
@@ -58,7 +58,7 @@ def end_sandboxes(place: Place) -> None:
     headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
     url = place.environ["TENSORLAKE_API_URL"]
     with (
-        httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=30) as client,
+        httpx2.Client(base_url=url, headers=headers, trust_env=False, timeout=30) as client,
         ThreadPoolExecutor(8) as pool,
     ):
         for answer in pool.map(lambda box: client.delete(f"/sandboxes/{box['id']}"), place.sandboxes()):

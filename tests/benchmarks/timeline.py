@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.support.world import Place
 
@@ -102,7 +102,7 @@ def boot(place: Place, session_id: str) -> Span:
     process = max((each for each in box["processes"] if each["managed"]), key=lambda each: each["started_at"])
     headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}", "host": f"{box['id']}.local"}
     url = f"{place.environ['TENSORLAKE_API_URL']}/api/v1/processes/{process['pid']}/stdout/follow"
-    with httpx.stream("GET", url, headers=headers, trust_env=False, timeout=30) as stream:
+    with httpx2.stream("GET", url, headers=headers, trust_env=False, timeout=30) as stream:
         stream.raise_for_status()
         for line in stream.iter_lines():
             event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}

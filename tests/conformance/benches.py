@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import anthropic
-import httpx
+import httpx2
 
 from infra.local.process import RunningService
 from shared.adapters.anthropic_queue import AnthropicQueue
@@ -19,6 +19,7 @@ from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import ProcessSpec, SandboxHost, WorkQueue
 from shared.secret import Secret
 from tests.support.admin import Admin
+from tests.support.fake_host import FakeHost
 from tests.support.model.claude import Claude
 from tests.support.model.lines import Line
 from tests.support.model.loop import VirtualLoop
@@ -63,6 +64,16 @@ class ModelHosts:
 
     def _host(self, loop: VirtualLoop, truth: Truth) -> SandboxHost:
         return ModelHost(Sandboxes(loop, truth, Manner(), _script), _line(loop), bind=10.0)
+
+
+class FakeHosts:
+    """The fake of the races' tests: sandboxes, names, files and snapshots, and no processes that live on."""
+
+    def play(self, scenario: Callable[[SandboxHost], Awaitable[None]]) -> None:
+        async def run() -> None:
+            await scenario(FakeHost(latency=0.0))
+
+        asyncio.run(run())
 
 
 @contextlib.asynccontextmanager
@@ -236,7 +247,7 @@ class _OfflineStage:
         self.admin.call("POST", f"work/{work_id}/lapse")
 
     async def beat(self, work_id: str, expected: str) -> tuple[int, str | None, str]:
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{self.service.url}/v1/environments/{self.environment_id}/work/{work_id}/heartbeat",
             params={"expected_last_heartbeat": expected},
             headers={"authorization": f"Bearer {self.key}", "anthropic-beta": "managed-agents-2026-04-01"},

@@ -31,7 +31,17 @@ from shared.ports import (
     Snapshot,
     SnapshotKind,
 )
-from tests.conformance.benches import EXITS, HEEDS, TALKS, HostBench, ModelHosts, OfflineHosts, connected, program
+from tests.conformance.benches import (
+    EXITS,
+    HEEDS,
+    TALKS,
+    FakeHosts,
+    HostBench,
+    ModelHosts,
+    OfflineHosts,
+    connected,
+    program,
+)
 from tests.support.admin import Admin
 from tests.support.waiting import until_async
 
@@ -40,6 +50,17 @@ from tests.support.waiting import until_async
 def service() -> Iterator[RunningService]:
     with start_service("infra.local.tensorlake", ["--port", "0"]) as running:
         yield running
+
+
+@pytest.fixture(params=["model", "offline", "fake"])
+def every(request: pytest.FixtureRequest) -> HostBench:
+    """Every implementation of the port, where no process has to live on."""
+    match request.param:
+        case "model":
+            return ModelHosts()
+        case "fake":
+            return FakeHosts()
+    return OfflineHosts(request.getfixturevalue("service"))
 
 
 @pytest.fixture(params=["model", "offline"])
@@ -61,16 +82,16 @@ async def created(host: SandboxHost, name: str) -> SandboxRecord:
     return outcome.sandbox
 
 
-def test_i2_of_many_creates_with_one_name_exactly_one_succeeds(bench: HostBench) -> None:
+def test_i2_of_many_creates_with_one_name_exactly_one_succeeds(every: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         outcomes = await asyncio.gather(*(host.create(SandboxSpec(name="race-one")) for _ in range(20)))
         assert sum(isinstance(outcome, Created) for outcome in outcomes) == 1
         assert sum(isinstance(outcome, NameTaken) for outcome in outcomes) == 19
 
-    bench.play(play)
+    every.play(play)
 
 
-def test_a_sandbox_is_found_by_name_and_by_id_until_it_is_ended(bench: HostBench) -> None:
+def test_a_sandbox_is_found_by_name_and_by_id_until_it_is_ended(every: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         egress = EgressPolicy(allow=("api.example.com",))
         outcome = await host.create(SandboxSpec(name="found", egress=egress))
@@ -84,7 +105,7 @@ def test_a_sandbox_is_found_by_name_and_by_id_until_it_is_ended(bench: HostBench
         assert isinstance(await host.find("found"), Absent)
         assert isinstance(await host.find("never-there"), Absent)
 
-    bench.play(play)
+    every.play(play)
 
 
 def test_a_process_is_started_by_name_watched_and_killed(bench: HostBench) -> None:
@@ -142,7 +163,7 @@ def test_a_command_gives_its_status_and_both_outputs(service: RunningService) ->
     scenario(service, play)
 
 
-def test_files_are_written_and_read_and_a_large_one_is_refused(bench: HostBench) -> None:
+def test_files_are_written_and_read_and_a_large_one_is_refused(every: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "files")
         assert await host.write_file(sandbox.id, "/workspace/deep/file", b"\0bytes") is None
@@ -153,10 +174,10 @@ def test_files_are_written_and_read_and_a_large_one_is_refused(bench: HostBench)
         for look in (host.read_file(sandbox.id, "/workspace/deep/file", 100), host.delete_file(sandbox.id, "/no/file")):
             assert isinstance(await look, Absent)
 
-    bench.play(play)
+    every.play(play)
 
 
-def test_suspend_and_resume_settle_before_they_return(bench: HostBench) -> None:
+def test_suspend_and_resume_settle_before_they_return(every: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "sleeper")
         for act, status in ((host.suspend, SandboxStatus.SUSPENDED), (host.resume, SandboxStatus.RUNNING)):
@@ -165,10 +186,10 @@ def test_suspend_and_resume_settle_before_they_return(bench: HostBench) -> None:
                 found = await host.find(sandbox.id)
                 assert isinstance(found, SandboxRecord) and found.status is status
 
-    bench.play(play)
+    every.play(play)
 
 
-def test_a_rename_frees_the_name_and_takes_no_name_away(bench: HostBench) -> None:
+def test_a_rename_frees_the_name_and_takes_no_name_away(every: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         first, second = await created(host, "mine"), await created(host, "yours")
         assert isinstance(await host.rename(first.id, "yours"), Refused)
@@ -180,10 +201,10 @@ def test_a_rename_frees_the_name_and_takes_no_name_away(bench: HostBench) -> Non
         fresh = await created(host, "mine")
         assert len({first.id, second.id, fresh.id}) == 3
 
-    bench.play(play)
+    every.play(play)
 
 
-def test_a_list_shows_what_is_there_with_its_name_and_status(bench: HostBench) -> None:
+def test_a_list_shows_what_is_there_with_its_name_and_status(every: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         awake, asleep, ended = [await created(host, f"listed-{number}") for number in range(3)]
         await host.suspend(asleep.id)
@@ -196,7 +217,7 @@ def test_a_list_shows_what_is_there_with_its_name_and_status(bench: HostBench) -
         assert shown.get(ended.id, (None, SandboxStatus.TERMINATED))[1] is SandboxStatus.TERMINATED
         assert all(row.created_at is not None for row in listing.rows)
 
-    bench.play(play)
+    every.play(play)
 
 
 def test_a_look_at_a_sleepers_processes_wakes_it_and_they_live_on(bench: HostBench) -> None:
@@ -314,7 +335,7 @@ async def live(host: SandboxHost) -> set[str | None]:
     return {row.name for row in listing.rows if row.status is not SandboxStatus.TERMINATED}
 
 
-def test_what_is_done_to_an_ended_sandbox_finds_it_absent(bench: HostBench) -> None:
+def test_what_is_done_to_an_ended_sandbox_finds_it_absent(every: HostBench) -> None:
     async def play(host: SandboxHost) -> None:
         sandbox = await created(host, "ended")
         assert await host.terminate(sandbox.id) is None
@@ -323,7 +344,7 @@ def test_what_is_done_to_an_ended_sandbox_finds_it_absent(bench: HostBench) -> N
         assert isinstance(await host.process_names(sandbox.id), Absent)
         assert isinstance(await host.create(SandboxSpec(name="ended")), Created), "its name is free"
 
-    bench.play(play)
+    every.play(play)
 
 
 def test_an_unknown_image_is_refused_with_the_services_words(service: RunningService) -> None:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import anthropic
-import httpx
+import httpx2
 
 from shared import names
 from shared.ports import Absent, SandboxRecord
@@ -198,7 +198,9 @@ def copies(place: Place, report: Report) -> Iterator[Mapping[str, int]]:
 
 def _warm(url: str) -> None:
     """A first tick imports the SDKs; what it takes for good is no growth."""
-    answer = httpx.post(f"{url}/poll_tick", headers={"authorization": f"Bearer {TOKEN}"}, timeout=60.0, trust_env=False)
+    answer = httpx2.post(
+        f"{url}/poll_tick", headers={"authorization": f"Bearer {TOKEN}"}, timeout=60.0, trust_env=False
+    )
     answer.raise_for_status()
 
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 import anthropic
-import httpx
+import httpx2
 import pytest
 
 from shared.claims.dispatcher import Dispatcher, utc_now
@@ -480,7 +480,7 @@ class TestClockSkew:
         self, place: Place
     ) -> None:
         heard, unheard = [-280.0, 280.0], [-330.0, 330.0]
-        with serving(place, UVICORN) as url, httpx.Client(base_url=url, timeout=40, trust_env=False) as client:
+        with serving(place, UVICORN) as url, httpx2.Client(base_url=url, timeout=40, trust_env=False) as client:
             for age in unheard:
                 session = place.session(PROMPT)
                 body = delivery(delivery_id=f"whe_{session}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import httpx
+import httpx2
 import pytest
 
 from image.session.worker import fork_tool_schema
@@ -61,8 +61,8 @@ def capability(forked: Forked, **changes: Any) -> str:
     return issue(Capability(**{**fields, **changes}), signing_key(TOKEN))
 
 
-def post(url: str, token: str, body: Mapping[str, Any]) -> httpx.Response:
-    return httpx.post(
+def post(url: str, token: str, body: Mapping[str, Any]) -> httpx2.Response:
+    return httpx2.post(
         f"{url}/fork_best_of_n",
         json=body,
         headers={"authorization": f"Bearer {token}"},

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final
 
-import httpx
 import httpx2
 import pytest
 import uvicorn
@@ -165,7 +164,7 @@ def test_with_several_environments_the_request_says_which(tmp_path: Any) -> None
         assert post(http, {**GOOD, "environment_id": "env_2"}).status_code == 200
 
 
-def events_of(answer: httpx2.Response | httpx.Response) -> list[dict[str, Any]]:
+def events_of(answer: httpx2.Response | httpx2.Response) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in answer.text.split("\n") if line]
     assert [events.from_line(json.dumps(line)).model_dump(mode="json") for line in lines] == lines
     return lines
@@ -311,8 +310,8 @@ def test_a_caller_that_hangs_up_ends_the_race() -> None:
     host = FakeHost(latency=0.001, program=for_a_minute)
     host.add(source)
     with served(host) as url:
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url, json=GOOD, headers=AUTHORIZED, timeout=1.0, trust_env=False)
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(url, json=GOOD, headers=AUTHORIZED, timeout=1.0, trust_env=False)
         assert len(host.calls) == 2
         until(lambda: host.alive() == [source] and not host.snapshots, "the race went on")
 
@@ -324,7 +323,7 @@ def test_a_caller_that_hangs_up_in_the_middle_of_a_stream_ends_the_race() -> Non
     headers = {**AUTHORIZED, "accept": "application/x-ndjson"}
     with served(host) as url:
         with (
-            httpx.Client(trust_env=False, timeout=20.0) as http,
+            httpx2.Client(trust_env=False, timeout=20.0) as http,
             http.stream("POST", url, json=GOOD, headers=headers) as answer,
         ):
             for line in answer.iter_lines():
@@ -333,7 +332,7 @@ def test_a_caller_that_hangs_up_in_the_middle_of_a_stream_ends_the_race() -> Non
         until(lambda: host.alive() == [source] and not host.snapshots, "the race went on")
 
 
-def _until_output(answer: httpx.Response) -> Iterator[str]:
+def _until_output(answer: httpx2.Response) -> Iterator[str]:
     """The lines up to the first that a branch has written."""
     for line in answer.iter_lines():
         yield line
@@ -354,7 +353,7 @@ def test_a_race_through_the_served_bundle(place: Place) -> None:
 
     asyncio.run(make())
     body = {"source": {"session_id": session}, "n": 2, "script": "exit {i}", "env": {"SOME": "thing"}}
-    with serving(place, UVICORN) as url, httpx.Client(base_url=url, timeout=60.0, trust_env=False) as http:
+    with serving(place, UVICORN) as url, httpx2.Client(base_url=url, timeout=60.0, trust_env=False) as http:
         began = time.monotonic()
         answer = http.post("/fork_best_of_n", json=body, headers=AUTHORIZED)
         assert time.monotonic() - began < 50

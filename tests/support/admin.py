@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import httpx
+import httpx2
 
 from infra.local.process import RunningService
 
@@ -15,7 +15,7 @@ class Admin:
     """Blocking on purpose: tests arrange the world with it between two steps."""
 
     def __init__(self, service: RunningService) -> None:
-        self._client = httpx.Client(
+        self._client = httpx2.Client(
             base_url=service.url, headers={"X-Admin-Token": service.admin_token}, timeout=30.0, trust_env=False
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal, TypeVar
 
@@ -41,6 +42,9 @@ Method = Literal[
     "snapshot", "copy", "delete_snapshot",
 ]  # fmt: skip
 _T = TypeVar("_T")
+
+
+_BORN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Fault(StrEnum):
@@ -113,7 +117,7 @@ class FakeHost:
 
     def _add(self, spec: SandboxSpec, status: SandboxStatus) -> Box:
         self._made += 1
-        record = SandboxRecord(f"id{self._made}", spec.name, status, egress=spec.egress)
+        record = SandboxRecord(f"id{self._made}", spec.name, status, _BORN, egress=spec.egress)
         box = Box(record, spec, dict(self.snapshots.get(spec.snapshot_id or "", {})))
         self.boxes[record.id] = box
         self.most_alive = max(self.most_alive, len(self.alive()))
@@ -206,7 +210,7 @@ class FakeHost:
         return Listing(outcome, complete=True) if isinstance(outcome, list) else Doubtful(outcome.reason)
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
-        return Refused(501, "named processes are not faked")
+        return Absent() if self._live(sandbox_id) is None else Refused(501, "named processes are not faked")
 
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
         return Absent() if self._live(sandbox_id) is None else []

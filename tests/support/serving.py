@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import httpx
+import httpx2
 
 from functions.server import UVICORN_OPTIONS
 from tests.support.signing import KEY
@@ -92,8 +92,8 @@ def serving(
 def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"{url}/healthz", timeout=5, trust_env=False).status_code < 500
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(f"{url}/healthz", timeout=5, trust_env=False).status_code < 500
         time.sleep(0.05)
     return False
 

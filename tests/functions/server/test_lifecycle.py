@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 
-import httpx
+import httpx2
 import pytest
 
 from tests.faults.test_claims_under_faults import PROMPT, assert_served_once
@@ -35,7 +35,7 @@ def test_the_reference_integrations_path_is_the_webhooks_too(place: Place) -> No
 def test_a_tick_serves_what_no_webhook_announced(place: Place, server: str) -> None:
     with serving(place, SERVERS[server]) as url:
         session = place.session(PROMPT)
-        answer = httpx.post(f"{url}/poll_tick", headers=AUTHORIZED, timeout=60, trust_env=False)
+        answer = httpx2.post(f"{url}/poll_tick", headers=AUTHORIZED, timeout=60, trust_env=False)
         assert answer.status_code == 200
         (drain,) = answer.json()["drains"]
         assert [item["end"] for item in drain["items"]] == ["handed_over"]
@@ -47,7 +47,7 @@ def test_a_tick_serves_what_no_webhook_announced(place: Place, server: str) -> N
 def test_each_function_is_a_target_of_its_own(place: Place, target: str) -> None:
     command = [target if part == "bundle" else part for part in FRAMEWORK]
     with serving(place, [*command, "--debug"]) as url:
-        answer = httpx.post(url, content=b"{}", timeout=60, trust_env=False)
+        answer = httpx2.post(url, content=b"{}", timeout=60, trust_env=False)
         assert answer.status_code == 401
 
 
@@ -58,7 +58,7 @@ def test_i3_the_same_webhook_ten_times_starts_one_worker(place: Place) -> None:
 
         def send(number: int) -> int:
             url = (one, other)[number % 2]
-            return httpx.post(url, content=body, headers=signed(body), timeout=60, trust_env=False).status_code
+            return httpx2.post(url, content=body, headers=signed(body), timeout=60, trust_env=False).status_code
 
         with concurrent.futures.ThreadPoolExecutor(10) as pool:
             assert set(pool.map(send, range(10))) == {200}
@@ -83,7 +83,7 @@ def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(plac
 
 @pytest.mark.parametrize("server", ["uvicorn", "functions-framework under gunicorn"])
 def test_wrong_requests_get_the_right_answers(place: Place, server: str) -> None:
-    with serving(place, SERVERS[server]) as url, httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+    with serving(place, SERVERS[server]) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
         assert client.get("/poll_tick", headers=AUTHORIZED).status_code == 405
         assert client.post("/poll_tick").status_code == 401
         assert client.post("/poll_tick", headers={"authorization": "Bearer wrong"}).status_code == 401
@@ -99,11 +99,13 @@ def test_wrong_requests_get_the_right_answers(place: Place, server: str) -> None
 def test_without_their_keys_the_endpoints_fail_closed(place: Place) -> None:
     with serving(place, UVICORN, FUNCTIONS_TOKEN="", ANTHROPIC_WEBHOOK_SIGNING_KEY="") as url:
         body = delivery()
-        assert httpx.post(url, content=body, headers=signed(body), trust_env=False).status_code == 503
-        assert httpx.post(f"{url}/poll_tick", headers=AUTHORIZED, trust_env=False).status_code == 503
-        assert httpx.post(f"{url}/fork_best_of_n", headers=AUTHORIZED, trust_env=False).status_code == 503
+        assert httpx2.post(url, content=body, headers=signed(body), trust_env=False).status_code == 503
+        assert httpx2.post(f"{url}/poll_tick", headers=AUTHORIZED, trust_env=False).status_code == 503
+        assert httpx2.post(f"{url}/fork_best_of_n", headers=AUTHORIZED, trust_env=False).status_code == 503
 
 
 def test_a_server_says_when_it_is_ready(place: Place) -> None:
     with serving(place, UVICORN) as url:
-        until(lambda: httpx.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")
+        until(
+            lambda: httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready"
+        )

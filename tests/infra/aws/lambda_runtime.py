@@ -37,7 +37,7 @@ class InvocationFailed(Exception):
 class Runtime:
     """One Lambda process with one handler."""
 
-    def __init__(self, code: Path, handler: str, environ: Mapping[str, str], timeout: float = 60.0) -> None:
+    def __init__(self, code: Path, handler: str, environ: Mapping[str, str], timeout: float = 150.0) -> None:
         self._code = code
         self._handler = handler
         self._environ = environ
@@ -132,7 +132,7 @@ class Invoke:
 
     def next(self) -> tuple[str, Any]:
         """Name or ARN of the function, as it was asked for, and the event."""
-        return self._taken.get(timeout=30)
+        return self._taken.get(timeout=90)
 
     def none_left(self) -> bool:
         return self._taken.empty()

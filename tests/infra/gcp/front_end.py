@@ -13,7 +13,7 @@ import json
 import threading
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 
 
 def identity(email: str, signature: str) -> str:
@@ -52,7 +52,7 @@ def front_end(invoker: str) -> Iterator[FrontEnd]:
                 return
             headers = {name.lower(): value for name, value in self.headers.items() if name.lower() != "host"}
             headers["authorization"] = valid.replace(".signed", ".SIGNATURE_REMOVED_BY_GOOGLE")
-            answer = httpx.request(
+            answer = httpx2.request(
                 self.command, front.behind + self.path, content=body, headers=headers, timeout=90, trust_env=False
             )
             self._answer(answer.status_code, answer.content)

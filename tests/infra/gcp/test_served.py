@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from infra.gcp import plan, source
@@ -64,11 +64,11 @@ def test_both_forms_of_cloud_events_from_the_schedules_account_reach_poll_tick(
         environ["AUTH_OWN_URL"] = front.url
         with serving(place, command, exactly=environ) as url:
             front.behind = url
-            assert httpx.post(front.url, timeout=20, trust_env=False).status_code == 403
+            assert httpx2.post(front.url, timeout=20, trust_env=False).status_code == 403
             session = place.session(PROMPT)
             for form in ("structured", "binary") if debug else ("binary", "structured"):  # the first finds the session
                 headers, body = EVENTS[form]
-                answer = httpx.post(front.url, headers={**headers, **valid}, content=body, timeout=90, trust_env=False)
+                answer = httpx2.post(front.url, headers={**headers, **valid}, content=body, timeout=90, trust_env=False)
                 assert (answer.status_code, answer.content) == (204, b"")
             place.wait_done(session)
             assert_served_once(place, session)
@@ -81,7 +81,7 @@ def test_a_tick_service_that_is_public_by_mistake_believes_nobody(place: Place, 
     environ["AUTH_OWN_URL"] = "http://127.0.0.1:{port}"
     command = (*COMMAND, "--source", str(staged / "main.py"))
     with serving(place, command, exactly=environ) as url:
-        answer = httpx.post(url, headers=forged, timeout=30, trust_env=False)
+        answer = httpx2.post(url, headers=forged, timeout=30, trust_env=False)
         assert answer.status_code == 503
         assert "AUTH=platform" in answer.json()["error"]["message"]
 
@@ -91,5 +91,5 @@ def test_the_public_service_takes_a_signed_webhook_and_no_other(place: Place, tm
     staged = source.stage(tmp_path / "source")
     with serving(place, (*COMMAND, "--source", str(staged / "main.py")), exactly=environ) as url:
         body = delivery()
-        assert httpx.post(url, content=body, timeout=60, trust_env=False).status_code == 401
-        assert httpx.post(url, content=body, headers=signed(body), timeout=60, trust_env=False).status_code == 200
+        assert httpx2.post(url, content=body, timeout=60, trust_env=False).status_code == 401
+        assert httpx2.post(url, content=body, headers=signed(body), timeout=60, trust_env=False).status_code == 200

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import jsonschema
 import pytest
 import yaml
@@ -79,7 +79,7 @@ def test_the_images_command_serves_a_session_with_exactly_the_manifests_environm
     environ = {**offline, **manifest, "ANTHROPIC_ENVIRONMENT_ID": place.environment_id, "PORT": "{port}"}
     with serving(place, [*words[2:], "--app-dir", str(tmp_path)], exactly=environ) as url:
         session = place.session("$ echo served by a container")
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{url}/poll_tick", headers={"authorization": f"Bearer {TOKEN}"}, timeout=90, trust_env=False
         )
         assert answer.status_code == 200

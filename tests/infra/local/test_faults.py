@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from infra.local.faults import FaultRegistry, FaultRule, LatencyRule, RequestFacts
@@ -27,27 +27,27 @@ def service() -> Iterator[RunningService]:
 
 
 @pytest.fixture
-def client(service: RunningService) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.url, timeout=5.0) as http:
+def client(service: RunningService) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=service.url, timeout=5.0) as http:
         http.delete("/_admin/faults")
         http.put("/_admin/latency", json={"seconds": 0})
         yield http
 
 
-def arm(client: httpx.Client, **rule: Any) -> str:
+def arm(client: httpx2.Client, **rule: Any) -> str:
     answer = client.post("/_admin/faults", json=rule)
     assert answer.status_code == 201, answer.text
     identifier: str = answer.json()["data"][0]["id"]
     return identifier
 
 
-def effects(client: httpx.Client) -> int:
+def effects(client: httpx2.Client) -> int:
     count: int = client.get("/_admin/count").json()["effects"]
     return count
 
 
 def test_a_status_rule_answers_before_any_effect_with_its_headers_and_only_as_often_as_told(
-    client: httpx.Client,
+    client: httpx2.Client,
 ) -> None:
     before = effects(client)
     arm(client, path="^/effect$", action="status", status=429, headers={"retry-after": "7"}, times=2)
@@ -58,36 +58,36 @@ def test_a_status_rule_answers_before_any_effect_with_its_headers_and_only_as_of
     assert effects(client) == before + 1
 
 
-def test_a_rule_can_bring_its_own_body_and_skip_the_first_requests(client: httpx.Client) -> None:
+def test_a_rule_can_bring_its_own_body_and_skip_the_first_requests(client: httpx2.Client) -> None:
     body = {"error": "warming up", "code": "SANDBOX_NOT_READY"}
     arm(client, path="effect", action="status", status=503, body=body, skip=1)
     assert client.post("/effect").status_code == 200
     assert client.post("/effect").json() == body
 
 
-def test_drop_before_closes_without_a_byte_and_without_an_effect(client: httpx.Client) -> None:
+def test_drop_before_closes_without_a_byte_and_without_an_effect(client: httpx2.Client) -> None:
     before = effects(client)
     arm(client, path="effect", action="drop_before", times=1)
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises(httpx2.RemoteProtocolError):
         client.post("/effect")
     assert effects(client) == before
 
 
-def test_drop_after_loses_the_answer_of_an_effect_that_happened(client: httpx.Client) -> None:
+def test_drop_after_loses_the_answer_of_an_effect_that_happened(client: httpx2.Client) -> None:
     before = effects(client)
     arm(client, path="effect", action="drop_after", times=1)
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises(httpx2.RemoteProtocolError):
         client.post("/effect")
     assert effects(client) == before + 1
 
 
-def test_a_truncated_answer_ends_in_the_middle_of_its_body(client: httpx.Client) -> None:
+def test_a_truncated_answer_ends_in_the_middle_of_its_body(client: httpx2.Client) -> None:
     arm(client, path="effect", action="truncate", times=1)
-    with pytest.raises(httpx.RemoteProtocolError, match="complete message body"):
+    with pytest.raises(httpx2.RemoteProtocolError, match="complete message body"):
         client.post("/effect")
 
 
-def test_garbage_is_a_200_that_no_json_parser_takes(client: httpx.Client) -> None:
+def test_garbage_is_a_200_that_no_json_parser_takes(client: httpx2.Client) -> None:
     arm(client, path="effect", action="garbage", times=1)
     answer = client.post("/effect")
     assert answer.status_code == 200
@@ -95,7 +95,7 @@ def test_garbage_is_a_200_that_no_json_parser_takes(client: httpx.Client) -> Non
         answer.json()
 
 
-def test_delays_add_up_with_the_latency_knob_and_leave_other_routes_alone(client: httpx.Client) -> None:
+def test_delays_add_up_with_the_latency_knob_and_leave_other_routes_alone(client: httpx2.Client) -> None:
     client.put("/_admin/latency", json={"rules": [{"path": "effect", "seconds": 0.1}]})
     arm(client, path="effect", action="delay", seconds=0.1)
     arm(client, path="effect", action="delay_after", seconds=0.1)
@@ -108,7 +108,7 @@ def test_delays_add_up_with_the_latency_knob_and_leave_other_routes_alone(client
     assert time.monotonic() - start < spent
 
 
-def test_a_rule_is_listed_with_what_it_hit_and_can_be_removed(client: httpx.Client) -> None:
+def test_a_rule_is_listed_with_what_it_hit_and_can_be_removed(client: httpx2.Client) -> None:
     identifier = arm(client, path="effect", action="status", status=500)
     client.post("/effect")
     listed = client.get("/_admin/faults").json()["data"]
@@ -127,7 +127,7 @@ def test_a_rule_is_listed_with_what_it_hit_and_can_be_removed(client: httpx.Clie
         {"action": "no"},
     ],
 )
-def test_a_rule_that_makes_no_sense_is_refused_with_a_reason(client: httpx.Client, rule: dict[str, Any]) -> None:
+def test_a_rule_that_makes_no_sense_is_refused_with_a_reason(client: httpx2.Client, rule: dict[str, Any]) -> None:
     answer = client.post("/_admin/faults", json=rule)
     assert answer.status_code == 400
     assert answer.json()["error"]
@@ -186,7 +186,7 @@ def test_a_service_ends_when_its_parent_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        assert httpx.get(f"{url}/_admin/count").status_code == 200
+        assert httpx2.get(f"{url}/_admin/count").status_code == 200
         process.kill()
     deadline = time.monotonic() + 5
     while _answers(url):
@@ -196,8 +196,8 @@ def test_a_service_ends_when_its_parent_is_killed() -> None:
 
 def _answers(url: str) -> bool:
     try:
-        httpx.get(f"{url}/_admin/count", timeout=1.0)
-    except httpx.TransportError:
+        httpx2.get(f"{url}/_admin/count", timeout=1.0)
+    except httpx2.TransportError:
         return False
     return True
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import anthropic
-import httpx
+import httpx2
 import pytest
 from tensorlake.sandbox import Sandbox
 
@@ -136,7 +136,7 @@ def test_what_a_dead_race_left_is_found_and_so_is_that_nobody_ticks(place: Place
     name = race_sandbox_name(place.settings.prefix, place.environment_id, new_race_id(), 3, int(time.time()) - 3600)
     tensorlake = place.environ["TENSORLAKE_API_URL"]
     headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
-    made = httpx.post(
+    made = httpx2.post(
         f"{tensorlake}/sandboxes",
         json={"name": name, "image": "agent-cli"},
         headers=headers,
@@ -147,7 +147,7 @@ def test_what_a_dead_race_left_is_found_and_so_is_that_nobody_ticks(place: Place
     try:
         findings = said(ground_of(place), leftover_checks.check_remains)
     finally:
-        httpx.delete(f"{tensorlake}/sandboxes/{name}", headers=headers, timeout=60, trust_env=False)
+        httpx2.delete(f"{tensorlake}/sandboxes/{name}", headers=headers, timeout=60, trust_env=False)
     assert bad(findings) == {"HANDS304": Severity.WARNING, "HANDS606": Severity.WARNING}
     assert name in seen(findings, "HANDS606")
     assert bad(said(ground_of(place), leftover_checks.check_remains)) == {}
