@@ -290,9 +290,9 @@ def _fork_url(environ: Mapping[str, str]) -> str | None:
     what is set must be too long to guess. A secret that is only referred to is looked at when it is read
     (shared/capability.py)."""
     url = Races.FUNCTIONS_PUBLIC_URL.text(environ)
+    accepts_only = Races.AGENT_FORK_ACCEPT_ONLY.read(environ)
     if not Races.AGENT_FORK.read(environ):
         return None
-    accepts_only = Races.AGENT_FORK_ACCEPT_ONLY.read(environ)
     if not url and not accepts_only:
         raise SettingsError("AGENT_FORK is on: set FUNCTIONS_PUBLIC_URL to the functions' address as a sandbox sees it")
     secrets = (Access.CAPABILITY_KEY, Access.FUNCTIONS_TOKEN)

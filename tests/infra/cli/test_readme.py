@@ -60,7 +60,7 @@ def literal_defaults() -> list[tuple[str, str]]:
     return [
         (name, text.strip("`"))
         for name, text in settings_table().items()
-        if text.startswith("`") and name not in BESIDE | {"AUTH", "AGENT_FORK"}
+        if text.startswith("`") and name not in BESIDE | {"AUTH", "AGENT_FORK", "AGENT_FORK_ACCEPT_ONLY"}
     ]
 
 
