@@ -282,7 +282,7 @@ def test_a_healthcheck_item_is_dismissed_and_gets_no_sandbox(place: Place) -> No
 
 
 def test_i7_a_drain_stops_claiming_in_time_to_finish_what_it_claimed(place: Place) -> None:
-    # Claims are made for a third of 34 s, and each takes 3.5: there is no time for the last, however fast the machine is.
+    # Claims are made for a third of 34 s, and each takes 3.5: no machine has time for the last.
     times = {"RECLAIM_SECONDS": "60", "BIND_SECONDS": "10", "HANDOVER_SECONDS": "20", "DRAIN_DEADLINE_SECONDS": "34"}
     hurried = place.world.place(**times, DRAIN_CONCURRENCY="1", DRAIN_POLLS_IN_FLIGHT="1")
     sessions = [hurried.session(PROMPT) for _ in range(5)]
