@@ -1,12 +1,14 @@
 # The functions for anything that runs a container and sends HTTP to $PORT. No secret is in it.
 #   docker build -t serverless-hands .
-FROM python:3.13-slim-trixie AS dependencies
+# A tag moves. Pin it by digest for what you run: docs/deploy/host.md, "The base image".
+ARG BASE=python:3.13-slim-trixie
+FROM ${BASE} AS dependencies
 COPY requirements/runtime.lock /tmp/runtime.lock
 RUN python -m venv /opt/hands/venv \
  && /opt/hands/venv/bin/python -m pip install --no-cache-dir --compile --only-binary :all: --require-hashes \
       --requirement /tmp/runtime.lock
 
-FROM python:3.13-slim-trixie
+FROM ${BASE}
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin hands
 COPY --from=dependencies /opt/hands/venv /opt/hands/venv
 COPY functions /opt/hands/functions

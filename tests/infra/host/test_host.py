@@ -17,6 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
+from functions.server.descriptors import ENOUGH
 from tests.infra.knative.test_manifests import container
 from tests.support.checkout import ROOT
 from tests.support.serving import TOKEN, serving
@@ -145,7 +146,26 @@ def test_a_unit_is_confined_restarts_and_gives_a_drain_time_to_end(name: str) ->
     assert service["Restart"] == "always"
     assert service["EnvironmentFile"].startswith("/etc/")
     assert int(service["TimeoutStopSec"]) > 110 and service["KillMode"] == "mixed"
-    assert not re.search(r"(KEY|TOKEN)=", (FOLDER / name).read_text(encoding="utf-8"))
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    loaded = dict(re.findall(r"^LoadCredential=([a-z-]+):(\S+)$", text, re.MULTILINE))
+    given = dict(re.findall(r"^Environment=([A-Z_]*(?:KEY|TOKEN))=(.*)$", text, re.MULTILINE))
+    assert given == {each.upper().replace("-", "_"): f"file:%d/{each}" for each in loaded}
+    assert {"ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY"} <= given.keys()
+    assert len(re.findall(r"(?:KEY|TOKEN)=", text)) == len(given)
+    assert service["PrivateUsers"] == "yes" and int(service["LimitNOFILE"]) > ENOUGH
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize("name", UNITS)
+def test_systemds_own_measure_of_exposure_is_low(name: str) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=15", FOLDER / name],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-400:]  # fails above 1.5 of 10
 
 
 @pytest.mark.parametrize("name", UNITS)

@@ -43,6 +43,17 @@ ENV = {
 }
 LIMITS = closed({"limits": closed({"cpu": {"type": "string"}, "memory": {"type": "string", "pattern": "^[0-9]+Mi$"}})})
 IMAGE = {"type": "string", "pattern": r"^[a-z0-9.-]+/[a-z0-9./-]+:[\w.-]+$"}
+# What Knative lets through of a container's; all of it is asked for.
+CONFINED = closed(
+    {
+        "runAsNonRoot": {"const": True},
+        "runAsUser": {"const": 10001},  # as in the Dockerfile
+        "allowPrivilegeEscalation": {"const": False},
+        "readOnlyRootFilesystem": {"const": True},
+        "capabilities": closed({"drop": {"const": ["ALL"]}}),
+        "seccompProfile": closed({"type": {"const": "RuntimeDefault"}}),
+    }
+)
 SERVICE = closed(
     {
         "apiVersion": {"const": "serving.knative.dev/v1"},
@@ -57,12 +68,13 @@ SERVICE = closed(
                             {
                                 "timeoutSeconds": {"type": "integer", "minimum": 1, "maximum": 600},
                                 "containerConcurrency": NATURAL,
+                                "automountServiceAccountToken": {"const": False},
                                 "containers": {
                                     "type": "array",
                                     "minItems": 1,
                                     "maxItems": 1,
                                     "items": closed(
-                                        {"image": IMAGE, "env": ENV},
+                                        {"image": IMAGE, "env": ENV, "securityContext": CONFINED},
                                         ports={
                                             "type": "array",
                                             "maxItems": 1,
@@ -73,7 +85,7 @@ SERVICE = closed(
                                         resources=LIMITS,
                                     ),
                                 },
-                            }
+                            },
                         ),
                     }
                 )
