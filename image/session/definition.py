@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from image.session.archive import build_archive, digest
-from image.session.claim import AGENT_USER, DEFAULT_WORKDIR, STATE_DIRECTORY, WORKER_DIRECTORY, worker_path
+from image.session.claim import (
+    AGENT_USER,
+    DEFAULT_WORKDIR,
+    STATE_DIRECTORY,
+    WORKER_DIRECTORY,
+    WORKER_PYTHON,
+    worker_path,
+)
 from image.session.seed import SeedError, check_seed, clone, pack
 
 DEFAULT_BASE: Final = "python:3.14-slim-trixie"  # any Debian or Ubuntu with Python 3.11 or newer will do
@@ -325,9 +332,12 @@ def _steps(recipe: Recipe) -> Iterator[str]:
     environment = f"{WORKER_DIRECTORY}/venv"
     yield (
         "RUN python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'"
-        f" && python3 -m venv {environment}"
+        f" && python3 -m venv --copies {environment}"
         f" && {environment}/bin/pip install --no-cache-dir --only-binary :all: --require-hashes"
         f" --requirement {WORKER_DIRECTORY}/{_WORKER_LOCK}"
+        # The agent's user may run the worker's interpreter and not read it: Linux hides such a process from others of
+        # its user from the first instruction on, and the claim with it.
+        f" && chmod 0111 {WORKER_PYTHON}"
     )
     yield f"COPY --chown=root:root {_CONTEXT}/{Path(_worker_file()).name} {_worker_file()}"
     if recipe.seed_repository is not None:

@@ -1,15 +1,16 @@
 """First instructions of the worker: take the claim out of sight, then run.
 
-The agent's tools run as the same user as the worker, and a user reads the environment and the memory of his own
-processes. So the program starts twice. The first start only moves the claim from the environment into an anonymous
-file and executes itself again with a clean environment; the second closes itself to its own user and reads the
-claim. tests/image/session/worker/test_secret_hiding.py proves what a tool can see.
+The agent's tools run as the same user as the worker, and a user reads the environment and the memory of its own
+processes, unless the kernel has closed this one from its start (secret_hiding.py). Where it has not, the program starts
+twice: the first start only moves the claim from the environment into an anonymous file and executes itself again with
+a clean environment; the second closes itself to its own user and reads the claim.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from image.session.claim import CLAIM_VARIABLE, Exit
@@ -23,6 +24,11 @@ def main() -> NoReturn:
     if sys.argv[1:2] == [_SECOND_START]:
         _second_start(int(sys.argv[2]))
     text = os.environ.pop(CLAIM_VARIABLE, "")
+    if secret_hiding.sealed():
+        clean = secret_hiding.clean_environment(os.environ)
+        os.environ.clear()
+        os.environ.update(clean)
+        _run(text, ())
     descriptor = secret_hiding.stash(text)
     os.execve(  # noqa: S606 - no shell wanted
         sys.executable,
@@ -33,8 +39,10 @@ def main() -> NoReturn:
 
 def _second_start(descriptor: int) -> NoReturn:
     open_points = secret_hiding.harden()
-    text = secret_hiding.unstash(descriptor)
+    _run(secret_hiding.unstash(descriptor), ("the claim stood in the environment for a moment", *open_points))
 
+
+def _run(text: str, open_points: Sequence[str]) -> NoReturn:
     from image.session.worker import program
 
     program.run(text, archive=sys.argv[0], open_points=open_points)

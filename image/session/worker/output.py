@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from image.session.claim import LONGEST_DETAIL, PROTOCOL_VERSION, Exit, Notice, Word
 
+_FIRST_OWN: Final = 10  # below are the descriptors that a shell gives names to
 _MASK: Final = "[secret]"
 
 
@@ -37,11 +39,26 @@ def installed_sdk() -> str:
     return ""
 
 
+class Outputs:
+    """The worker's two outputs, taken out of reach of the programs that it starts: those find both closed off."""
+
+    def __init__(self) -> None:
+        self.notices = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN)
+        log = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN)
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        self.log = os.fdopen(log, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+        sys.stderr = self.log  # what Python itself complains of
+
+
 class NoticeWriter:
     """Prints notices. A reader that went away is no reason to stop working."""
 
-    def __init__(self, work_id: str, archive: str, nonce: str = "") -> None:
+    def __init__(self, work_id: str, archive: str, descriptor: int, nonce: str = "") -> None:
         self._work_id = work_id
+        self._descriptor = descriptor
         self._nonce = nonce
         self._worker = digest_of(archive)
         self.sdk = installed_sdk()
@@ -60,7 +77,7 @@ class NoticeWriter:
         )
         # One write a line, so that lines of two threads never mix.
         try:
-            os.write(1, (notice.to_json() + "\n").encode())
+            os.write(self._descriptor, (notice.to_json() + "\n").encode())
         except OSError:
             logging.getLogger(__name__).warning("notice.unheard word=%s", word)
 
@@ -99,9 +116,9 @@ class _OneLine(logging.Formatter):
         return self._redactor.apply(super().format(record)).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def configure_logging(redactor: Redactor) -> None:
-    """The whole process logs to standard error at INFO; the HTTP library's line a request is left out."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure_logging(redactor: Redactor, stream: TextIO) -> None:
+    """The whole process logs to `stream` at INFO; the HTTP library's line a request is left out."""
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(_OneLine(redactor))
     root = logging.getLogger()
     root.handlers[:] = [handler]

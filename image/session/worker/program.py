@@ -21,7 +21,7 @@ from image.session.worker.claim_registry import ClaimRegistry
 from image.session.worker.claim_socket import ClaimSocket
 from image.session.worker.credentials import token_of
 from image.session.worker.lock import Lock, take_lock
-from image.session.worker.output import NoticeWriter, Redactor, configure_logging
+from image.session.worker.output import NoticeWriter, Outputs, Redactor, configure_logging
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.state_directory import StateDirectory
 
@@ -34,15 +34,16 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
     """Serves the claim in `text` and ends the process with its `Exit`."""
     os.umask(0o022)
     redactor = Redactor()
-    configure_logging(redactor)
+    outputs = Outputs()
+    configure_logging(redactor, outputs.log)
     for point in open_points:
         log.warning("hiding.incomplete %s", point)
     try:
         claim = Claim.from_json(text)
     except ClaimError as error:
-        notices = NoticeWriter("", archive)
+        notices = NoticeWriter("", archive, outputs.notices)
         _leave(notices, redactor, Ended(Exit.BAD_CLAIM, str(error)))
-    notices = NoticeWriter(claim.work_id, archive, claim.nonce)
+    notices = NoticeWriter(claim.work_id, archive, outputs.notices, claim.nonce)
     lock: Lock | None = None
     try:
         redactor.add(claim.secret)
@@ -153,6 +154,5 @@ def _leave(notices: NoticeWriter, redactor: Redactor, ended: Ended) -> NoReturn:
     _leaving.acquire()
     notices.ended(ended.exit_status, redactor.apply(ended.detail))
     log.info("worker.ended exit=%s detail=%s", ended.exit_status.name, ended.detail)
-    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(ended.exit_status)

@@ -1,11 +1,21 @@
-"""How the worker keeps its secret from processes of its own user."""
+"""How the worker keeps its secrets from processes of its own user, the agent's tools among them.
+
+In an image of ours the worker's interpreter may be run and not read by that user. Linux makes a process of such a
+program "not dumpable" at its start: its environment, memory, descriptors and standard streams are closed to every other
+process without CAP_SYS_PTRACE, with no moment at which they are not (`sealed`). Elsewhere (an older image, a sandbox
+without isolation, macOS) the worker closes itself as its first act (`harden`), and a program that is quicker than that
+finds the claim in the environment; a log line says so. tests/image/session/worker/test_secret_hiding.py looks from both
+sides.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 from image.session.claim import STATE_VARIABLE
@@ -15,29 +25,45 @@ LONGEST_CLAIM: Final = 65_536  # bytes; a work secret is a few kilobytes
 _PR_SET_DUMPABLE: Final = 4
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# What the agent's shell may know. Proxies and certificates are the operator's way out of the sandbox, for its tools
-# as well as for the worker.
-_ORDINARY: Final = frozenset(
-    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "TERM"}
+# Whatever the image sets is meant for the agent's shell, except what is ours, what the names of secrets look like, what
+# the shell sets itself, and what would run code of the image's in our own interpreter's place.
+_OURS: Final = ("HANDS_", "ANTHROPIC_", "CLAUDE_", "TENSORLAKE_", "TL_", "FUNCTIONS_")
+_SECRET: Final = re.compile(
+    r"TOKEN|SECRET|PASSW|CREDENTIAL|COOKIE|(API|ACCESS|PRIVATE|SIGNING|ENCRYPTION|MASTER|AUTH)_?KEY|(^|_)KEYS?$"
 )
+_SHELLS: Final = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "BASH_ENV", "ENV", "PS1", "PS2"})
 _WAY_OUT: Final = frozenset({"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "ALL_PROXY"})
-_KEPT: Final = (
-    _ORDINARY
-    | _WAY_OUT
-    | {name.lower() for name in _WAY_OUT}
-    | {"SSL_CERT_FILE", "SSL_CERT_DIR", "WORKSPACE", STATE_VARIABLE}
-)
+_PASSWORD_IN_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]*:[^/\s]+@", re.IGNORECASE)
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that outlive the first start: an allow-list, so that nothing unforeseen is handed on."""
-    kept = {name: value for name, value in environ.items() if name in _KEPT}
+    """The variables for the agent's tools: the image's, without what is ours and without secrets, by name or where a
+    URL holds a password. A proxy keeps its password, since it is the way out for the tools too."""
+    kept = {name: value for name, value in environ.items() if name == STATE_VARIABLE or _for_tools(name, value)}
     kept.setdefault("PATH", _DEFAULT_PATH)
     kept.setdefault("LANG", "C.UTF-8")
     # A daemon that starts processes for another user may leave its own home here.
     if not os.access(kept.get("HOME", ""), os.W_OK):
         kept["HOME"] = _home()
     return kept
+
+
+def _for_tools(name: str, value: str) -> bool:
+    upper = name.upper()
+    if upper in _WAY_OUT:
+        return True
+    if upper in _SHELLS or upper.startswith(_OURS) or _SECRET.search(upper):
+        return False
+    return not _PASSWORD_IN_URL.search(value)
+
+
+def sealed() -> bool:
+    """Whether this process has been closed to others of its user since it began. A process that is not dumpable has
+    its directory in /proc owned by somebody else; for root there is no difference to see, and none to make."""
+    try:
+        return sys.platform == "linux" and Path("/proc/self").stat().st_uid != os.geteuid()
+    except OSError:
+        return False
 
 
 def _home() -> str:

@@ -6,6 +6,7 @@ import os
 import py_compile
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from infra.local.tensorlake.layers import AGENT_UID, VENV, Runtime
 DAEMON = "/.sandbox"
 """Where the supervisor's program lies in an isolated sandbox."""
 SYSTEM_DIRS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_SEALED = "python"
+_COPY_SECONDS = 30
 _ETC_FILES = (
     "bash.bashrc", "debian_version", "gai.conf", "host.conf", "hosts", "inputrc", "ld.so.cache", "ld.so.conf",
     "localtime", "mime.types", "nsswitch.conf", "os-release", "profile", "protocols", "resolv.conf",
@@ -54,7 +57,7 @@ class Host:
             prefix=Path(sys.prefix),
             program=program,
             system_binds=("/usr", *(f"/{name}" for name in SYSTEM_DIRS if _is_real_dir(Path("/", name)))),
-            python_binds=(*((path, path) for path in shown), (sys.prefix, VENV), *config),
+            python_binds=(*((path, path) for path in shown), (sys.prefix, VENV), *config, *_sealed_python(data_dir)),
         )
 
     def supervise(self, program: str) -> list[str]:
@@ -114,6 +117,29 @@ def _open_environment(data_dir: Path) -> list[tuple[str, str]]:
     ours = data_dir / _PYVENV
     ours.write_text("\n".join([*lines, "include-system-site-packages = true", ""]))
     return [(str(ours), f"{VENV}/{_PYVENV}")]
+
+
+def _sealed_python(data_dir: Path) -> list[tuple[str, str]]:
+    """The bind of the environment's programs with a `python` that may be run and not read, as an image has it: Linux
+    hides a process of such a program from other processes of its user, from its first instruction on. None where a
+    copy of this interpreter does not run."""
+    environment = data_dir / "sealed"
+    programs = environment / "bin"
+    shutil.rmtree(environment, ignore_errors=True)
+    programs.mkdir(parents=True)
+    real = os.path.realpath(sys.executable)
+    sealed = programs / _SEALED
+    shutil.copyfile(real, sealed)
+    sealed.chmod(0o111)
+    for name in ("python3", f"python3.{sys.version_info.minor}"):
+        (programs / name).symlink_to(real)
+    home = f"home = {Path(real).parent}\n"
+    (environment / _PYVENV).write_text(home)
+    try:
+        subprocess.run([sealed, "-I", "-c", "import ssl"], check=True, capture_output=True, timeout=_COPY_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [(str(programs), f"{VENV}/bin")]
 
 
 def _set_login_path(profile: Path, path: str) -> None:

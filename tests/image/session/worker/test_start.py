@@ -110,10 +110,37 @@ def test_an_environment_without_the_sdk_says_so_before_it_says_ready(tmp_path: P
     assert '"ready"' not in done.stdout
 
 
-def test_the_clean_environment_keeps_the_ordinary_and_the_way_out_and_nothing_else(tmp_path: Path) -> None:
-    ordinary = {"PATH": "/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8", "https_proxy": "http://p:1", "TZ": "UTC"}
-    foreign = {CLAIM_VARIABLE: "x", "TENSORLAKE_API_KEY": "x", "PYTHONPATH": "/w", "LD_PRELOAD": "x", "AWS_KEY": "x"}
-    assert secret_hiding.clean_environment(ordinary | foreign) == ordinary
+def test_the_tools_get_what_the_image_sets_and_neither_ours_nor_secrets(tmp_path: Path) -> None:
+    ordinary = {"PATH": "/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8", "https_proxy": "http://u:p@p:1", "TZ": "UTC"}
+    images = {
+        "JAVA_HOME": "/opt/java",
+        "CARGO_HOME": "/c",
+        "PYTHONPATH": "/w",
+        "npm_config_cache": "/n",
+        "KEYBOARD": "de",
+    }
+    ours = {
+        CLAIM_VARIABLE: "x",
+        "HANDS_ANYTHING": "x",
+        "TENSORLAKE_API_URL": "x",
+        "ANTHROPIC_BASE_URL": "x",
+        "TL_ID": "x",
+    }
+    secrets = {
+        **{
+            "AWS_KEY": "x",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "GITHUB_TOKEN": "x",
+            "npm_config__authToken": "x",
+            "PGPASSWORD": "x",
+        },
+        **{
+            "GOOGLE_APPLICATION_CREDENTIALS": "x",
+            "DATABASE_URL": "postgres://me:mine@db/x",
+            "PIP_INDEX_URL": "https://:t@h/",
+        },
+    }
+    assert secret_hiding.clean_environment(ordinary | images | ours | secrets) == ordinary | images
 
 
 def test_a_home_that_does_not_exist_is_replaced_by_the_users(tmp_path: Path) -> None:
