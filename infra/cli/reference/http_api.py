@@ -38,7 +38,7 @@ ERRORS: Final[Mapping[int, str]] = {
     409: "The source cannot be checkpointed so.",
     413: "The body is larger than 1 MiB (a webhook's: 64 KiB).",
     422: "The set-up script failed. The message has the end of its output.",
-    429: "A race of the same work item runs already.",
+    429: "Too many calls, or too many races at once. `retry-after` says when to come again.",
     502: "A service answered in a way that is no answer.",
     503: "A secret of this endpoint is not set, or a service cannot be reached. Try again later.",
 }
@@ -107,7 +107,7 @@ ENDPOINTS: Final = (
         "One drain and one repair pass",
         "For a schedule. What the body says does not matter; a CloudEvent is answered 204.",
         ("operator",),
-        (401, 405, 408, 413, 503),
+        (401, 405, 408, 413, 429, 503),
         None,
         {
             200: ("What was claimed and repaired.", {"application/json": _ref("TickReport")}),
