@@ -22,8 +22,8 @@ SETTINGS = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").rglob("*.md"))]
 REQUIRED = {"ANTHROPIC_ENVIRONMENT_ID": "env_1", "ANTHROPIC_ENVIRONMENT_KEY": "k", "TENSORLAKE_API_KEY": "t"}
 
-BESIDE = {"K_SERVICE", "LOG_LEVEL", "LOG_FORMAT", "AGENT_FORK_ACCEPT_ONLY"}
-"""Read on Cloud Run alone, by logging, and with AGENT_FORK alone (tests/shared/test_settings_table.py)."""
+BESIDE = {"K_SERVICE", "LOG_LEVEL", "LOG_FORMAT"}
+"""Read on Cloud Run alone, and by logging (tests/shared/test_settings_table.py)."""
 
 
 class Recorded(dict[str, str]):
