@@ -89,13 +89,14 @@ class Drain:
             for task, (item, claimed_at) in self.serving.items()
             if not task.done()
         ]
+        unknown = self.end is DrainEnd.EMPTY and not self.polled.is_set()
         return DrainReport(
             environment_id=self.environment_id,
-            end=self.end,
+            end=DrainEnd.DEADLINE if unknown else self.end,
             seconds=round(now - self.began, 3),
             polls=self.polls,
             items=(*self.items, *going_on),
-            reason=self.reason,
+            reason="the queue is asked yet" if unknown else self.reason,
             alarms=tuple(dict.fromkeys(self.alarms)),
         )
 

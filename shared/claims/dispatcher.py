@@ -55,6 +55,7 @@ SECRETLESS: Final = (
 )
 
 _PAUSE: Final = 0.2
+_NEW: Final = 3.0  # seconds of age below which an item cannot have had a worker that died, or is slow
 _REBINDS: Final = 3
 _REACH_SHARE: Final = 0.6  # of a hand-over's time: a worker that reaches no API says so while somebody still listens
 _QUIET: Final = (ItemEnd.HANDED_OVER, ItemEnd.DISMISSED, ItemEnd.NO_CAPACITY)
@@ -142,7 +143,7 @@ class Dispatcher:
             free_slot=free_slot,
             since=item.created_at,
         )
-        offered_before = (self.now() - item.created_at).total_seconds() > self.settings.times.handover
+        offered_before = (self.now() - item.created_at).total_seconds() > _NEW
         reason = ""
         for _ in range(_REBINDS):
             bound = await binding.bind(until.sooner(self.clock() + self.settings.times.bind))

@@ -217,6 +217,19 @@ def test_a_short_drain_keeps_back_what_follows_a_claim_and_claims_in_the_rest(se
     run_virtual(play)
 
 
+def test_a_report_made_before_the_queue_has_answered_does_not_call_it_empty() -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        bench = Bench(clock, Queue(clock))
+        claimer = bench.claimer()
+        drain = claimer.wake()
+        assert drain.report(clock()).end is DrainEnd.DEADLINE
+        await drain.settled()
+        assert drain.report(clock()).end is DrainEnd.EMPTY
+        await claimer.aclose(0.0)
+
+    run_virtual(play)
+
+
 def test_closing_lets_what_was_claimed_end_and_claims_nothing_more() -> None:
     async def play(clock: Callable[[], float]) -> None:
         bench = Bench(clock, Queue(clock), {"sesn_slow": 30.0, "sesn_stuck": 3000.0})
