@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXIT_NOT_DONE: Final = 1
 EXIT_NOT_CONFIGURED: Final = 2
 EXIT_INTERRUPTED: Final = 130
+_LONGEST: Final = 20_000  # characters of an error; what a service said may be in it
 EXIT_CODES: Final = "Exit codes: 0 done, 1 not done, 2 a setting or an argument is wrong, 130 ctrl-C."
 
 
@@ -53,10 +54,12 @@ def edge() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except Exception as error:
+        from shared.texts import printable
+
         code = _code(error)
         if code is None:
             raise
-        print(error, file=sys.stderr)
+        print(printable(str(error), _LONGEST, keep="\n\t"), file=sys.stderr)
         raise typer.Exit(code) from None
 
 

@@ -27,6 +27,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "calls": "API calls of a session, alone and among a thousand sandboxes",
     "health": "/healthz while 500 webhooks a second arrive",
     "cold_start": "first byte of each function in a fresh interpreter",
+    "overview": "ps, top and cost with a thousand sessions at 50 ms a round trip",
     "fork": "eight children of a 100 MB workspace, beside one copy",
     "races": "early stop, 64 branches of a 100 MB workspace, a winner's changes brought home",
 }

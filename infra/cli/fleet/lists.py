@@ -105,9 +105,10 @@ class Lists:
             _whole(workers),
         )
 
-    async def last_events(self, session_id: str, count: int) -> Sequence[Json]:
+    async def last_events(self, session_id: str, count: int, *, tries: int = _TRIES) -> Sequence[Json]:
         """The last events, oldest first."""
-        body = await self._get(f"/v1/sessions/{session_id}/events", {"limit": str(count), "order": "desc"})
+        query = {"limit": str(count), "order": "desc"}
+        body = await self._get(f"/v1/sessions/{session_id}/events", query, tries)
         rows = body.get("data")
         return [row for row in reversed(rows) if isinstance(row, dict)] if isinstance(rows, list) else []
 
@@ -154,13 +155,13 @@ class Lists:
             page = {"page": following}
         return Listing(rows, complete=False, unreadable=unreadable)
 
-    async def _get(self, path: str, query: Mapping[str, str]) -> Json:
+    async def _get(self, path: str, query: Mapping[str, str], tries: int = _TRIES) -> Json:
         """A read may be tried again: it changes nothing."""
-        for last in range(_TRIES):
+        for last in range(tries):
             try:
                 return await self._once("GET", path, query)
             except FeedBroken:
-                if last == _TRIES - 1:
+                if last == tries - 1:
                     raise
                 await asyncio.sleep(0.2)
         raise AssertionError("unreachable")

@@ -62,6 +62,7 @@ def as_line(seen: Seen, *, everything: bool) -> str:
         "sessions": [asdict(row) for row in shown_rows(seen, everything=everything)],
         "sandboxes": [asdict(box) for box in others(seen)],
         "not_seen": list(seen.missing),
+        "complete": seen.sessions is not None and seen.sessions.complete and not _cut_short(seen),
         "calls": seen.requests,
     }
     return json.dumps(whole, indent=2)
@@ -83,8 +84,14 @@ def drawn(seen: Seen, width: int, *, everything: bool) -> RenderableType:
         parts += [Text(""), table(("sandbox", "kind", "state", "age"), cells)]
     if seen.sessions is not None and not seen.sessions.complete:
         parts.append(Text("There are more sessions than were read.", style="yellow"))
+    parts += [Text(f"Older work items of {name} were not read.", style="dim") for name in _cut_short(seen)]
     parts += [Text(line, style="red") for line in seen.missing]
     return Group(*parts)
+
+
+def _cut_short(seen: Seen) -> list[str]:
+    """The environments whose queue has more items than were read."""
+    return [environment for environment, listing in seen.items.items() if not listing.complete]
 
 
 def _cells(row: Row) -> dict[str, str]:

@@ -6,6 +6,7 @@ lost and replaced. The queue and the sandboxes do.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from typing import Final
 from infra.cli.environ import Loaded
 from shared import names
 from shared.errors import SecretUnavailable, SettingsError
-from shared.ports import Absent, ItemState, ListedItem, Listing, SandboxHost, SandboxRecord, WorkQueue
+from shared.ports import Absent, FindOutcome, ItemState, ListedItem, Listing, SandboxHost, SandboxRecord, WorkQueue
 from shared.settings import Settings
 
 _PAGES: Final = 1
+_LOOK_SECONDS: Final = 3.0
 _STOPPED: Final = (
     "its work was stopped from outside: the running command ends, and its result may be lost. A next message starts "
     "new work; make repair frees a session that waits for a lost result"
@@ -59,12 +61,19 @@ class Behind:
     _stopped: set[str] = field(default_factory=set)
 
     async def look(self) -> Look:
-        """Two calls, each bounded by its adapter. Never raises for what a service does."""
-        listing = await self.queue.list_items(_PAGES)
+        """Two calls, side by side, of _LOOK_SECONDS together: whoever watches waits for them, and a slow service
+        must not hold up the other one's events. Never raises for what a service does."""
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS), asyncio.TaskGroup() as group:
+                items = group.create_task(self.queue.list_items(_PAGES))
+                sandbox = group.create_task(self.host.find(self.sandbox_name))
+        except TimeoutError:
+            return Look()
+        listing, lost = items.result(), self._sandbox_news(sandbox.result())
         if not isinstance(listing, Listing):
-            return Look(news=tuple(await self._sandbox_news()))
+            return Look(news=tuple(lost))
         own = [item for item in listing.rows if names.canonical_session_id(item.session_id) == self.session_id]
-        news = self._stops(own) + await self._sandbox_news()
+        news = self._stops(own) + lost
         newest = max(own, key=lambda item: item.created_at, default=None)
         return Look(newest, newest is not None or listing.complete, tuple(news))
 
@@ -77,8 +86,7 @@ class Behind:
         new, self._stopped = stopped - self._stopped, self._stopped | stopped
         return [_STOPPED] if new else []
 
-    async def _sandbox_news(self) -> list[str]:
-        found = await self.host.find(self.sandbox_name)
+    def _sandbox_news(self, found: FindOutcome) -> list[str]:
         match found:
             case SandboxRecord() if found.status.value not in _ENDED:
                 before, self._sandbox = self._sandbox, found.id

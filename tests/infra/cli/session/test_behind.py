@@ -127,6 +127,21 @@ def test_an_ended_sandbox_counts_as_lost_and_a_sleeping_or_unseen_one_does_not()
     assert [look.news for look in quiet] == [(), ()]
 
 
+def test_a_service_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(World):
+        async def find(self, name: str) -> FindOutcome:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+    monkeypatch.setattr("infra.cli.session.behind._LOOK_SECONDS", 0.01)
+    silent = Silent(queue(item(ItemState.QUEUED)))
+
+    async def run() -> Look:
+        return await Behind(SESSION, "name", cast("WorkQueue", silent), cast("SandboxHost", silent)).look()
+
+    assert asyncio.run(run()) == Look()
+
+
 def test_a_new_sessions_first_sandbox_is_no_news() -> None:
     (look,) = looks(World(), World(sandbox=box("a")))
     assert look.news == ()
