@@ -40,7 +40,7 @@ async def require_live_item(caller: Capability, queue: WorkQueue, pages: int) ->
 
     The item is looked for in the environment's list, newest first, in at most `pages` pages: with the environment key
     the service answers no look-up of a single item (docs/wire/anthropic.md#12-credentials). Raises HttpError: 403 once
-    the item has ended, 503 where nobody knows.
+    the item has ended, 503 where that is unknown.
     """
     from shared.ports import ItemState, Listing
 

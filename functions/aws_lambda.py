@@ -255,7 +255,7 @@ class Process:
 
 
 def flush() -> None:
-    """Let nothing that was said wait for the next invocation: the process is frozen until then, or for ever."""
+    """Let nothing that was said wait for the next invocation: the process is frozen until then, or indefinitely."""
     for name in ("functions", "shared"):
         for handler in logging.getLogger(name).handlers:
             handler.flush()

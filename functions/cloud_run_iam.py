@@ -32,7 +32,8 @@ from shared.settings import Settings
 log = logging.getLogger(__name__)
 
 TRUSTED_SECONDS: Final = 300.0
-"""How long a service that turned a nameless request away counts as closed: the delay with which opening it is seen."""
+"""How long a service that turned an anonymous request away counts as closed: the delay with which opening it is
+seen."""
 _RETRY_SECONDS: Final = 10.0
 _ASK_SECONDS: Final = 5.0
 _TURNED_AWAY: Final = (401, 403)
@@ -130,7 +131,7 @@ class IngressProbe:
 
 def status_without_identity(url: str) -> int:
     """What `GET /` is answered there. Blocking, seconds. Follows no redirect, uses no proxy. Raises OSError."""
-    import http.client  # not needed to refuse a stranger
+    import http.client  # not needed to refuse an unauthenticated caller
 
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

@@ -27,7 +27,7 @@ class BadHttpEvent(ValueError):
 
 
 def is_http(event: Mapping[str, Any]) -> bool:
-    """Whether a stranger may be behind this event: then only the handler's own rules let it in.
+    """Whether an unauthenticated caller may be behind this event: then only the handler's own rules let it in.
 
     Anything that has a trace of HTTP counts, of whatever gateway: taking such an event for one of the schedule's would
     let it past every token.

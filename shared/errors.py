@@ -13,7 +13,7 @@ class SettingsError(HandsError):
 
 class SecretUnavailable(HandsError):
     """A secret that a setting refers to cannot be read now. The text is `<setting>: <where it should be, and why not>`:
-    for a log. A stranger may be told `setting` alone."""
+    for a log. An unauthenticated caller may be told `setting` alone."""
 
     @property
     def setting(self) -> str:

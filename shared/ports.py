@@ -399,8 +399,9 @@ class SandboxHost(Protocol):
         this order (docs/wire/tensorlake.md#58-copy).
 
         The service gives copies no names; each is renamed here, and one that could not be renamed is ended again and
-        is that row's failure (Doubtful where nobody knows whether it was). What a copy has of the source's time-out
-        and egress is not known. After a Doubtful for the whole call nameless copies may live until their time-out ends
+        is that row's failure (Doubtful where that is ambiguous). What a copy has of the source's time-out
+        and egress is not known. After a Doubtful for the whole call copies without a name may live until their time-out
+        ends
         them: no name leads to them.
         """
         ...

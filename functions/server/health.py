@@ -1,7 +1,8 @@
 """Whether a server lives, is ready and fares well: `/healthz`, `/readyz` and `/status`.
 
-In a sandbox (SERVER_SANDBOX) only the webhook is open without a token: whatever the public address shows to strangers
-is shown to everybody, so `/healthz` and `/readyz` are closed there too. `/status` is closed everywhere.
+In a sandbox (SERVER_SANDBOX) only the webhook is open without a token: whatever the public address shows to
+unauthenticated callers is shown to everybody, so `/healthz` and `/readyz` are closed there too. `/status` is closed
+everywhere.
 """
 
 from __future__ import annotations

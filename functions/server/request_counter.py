@@ -1,7 +1,8 @@
-"""Counts who calls a served bundle: the sender of webhooks, holders of a token, strangers.
+"""Counts who calls a served bundle: the sender of webhooks, holders of a token, unauthenticated callers.
 
-Any request wakes a sandbox that sleeps and keeps it awake, before anything of ours can refuse it. So what strangers
-cost is counted and shown (`/status`): every answer from 400 to 499 went to one. Nothing of their requests is kept.
+Any request wakes a sandbox that sleeps and keeps it awake, before anything of ours can refuse it. So what
+unauthenticated callers cost is counted and shown (`/status`): every answer from 400 to 499 went to one. Nothing of
+their requests is kept.
 """
 
 from __future__ import annotations

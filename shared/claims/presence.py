@@ -8,7 +8,7 @@ from shared.ports import Absent, Doubtful, SandboxHost
 
 
 async def worker_lives(host: SandboxHost, sandbox_id: str) -> bool | None:
-    """None where nobody knows. Asking wakes a sandbox that sleeps. A sandbox that is not there has no worker."""
+    """None where that is unknown. Asking wakes a sandbox that sleeps. A sandbox that is not there has no worker."""
     listed = await host.process_names(sandbox_id)
     if isinstance(listed, Absent):
         return False

@@ -137,7 +137,8 @@ def test_what_fails_is_shrunk_to_a_plan_that_fails_alike() -> None:
 
 
 def test_a_copy_that_always_fails_is_no_endless_run() -> None:
-    """What the model calls 4xx or lost for ever still ends, within the bounds of I7 and with everything reported."""
+    """What the model calls 4xx or lost for good still ends, within the bounds of I7 and with everything
+    reported."""
     plan = Plan(
         seed="refused",
         copies=1,

@@ -48,7 +48,7 @@ def item(state: ItemState, work_id: str = WORK, session_id: str = SESSION) -> Li
 
 
 class Listed(NothingQueued):
-    """A queue that lists these answers, one a call, the last one for ever."""
+    """A queue that lists these answers, one a call, the last one indefinitely."""
 
     def __init__(self, *answers: Listing[ListedItem] | Refused | Doubtful) -> None:
         self.answers = list(answers)

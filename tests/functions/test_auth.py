@@ -1,4 +1,4 @@
-"""Who gets in, and that what a stranger sends never makes more than a 401."""
+"""Who gets in, and that what an unauthenticated caller sends never makes more than a 401."""
 
 from __future__ import annotations
 

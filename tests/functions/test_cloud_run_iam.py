@@ -1,4 +1,4 @@
-"""AUTH=platform: a header is believed only where the front end was seen to turn a nameless caller away."""
+"""AUTH=platform: a header is believed only where the front end was seen to turn an anonymous caller away."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def request(*headers: tuple[str, str]) -> Request:
 
 
 def state(status: int | OSError, **more: str) -> FunctionsState:
-    """One whose own address answers a nameless GET so."""
+    """One whose own address answers an anonymous GET so."""
 
     def ask(url: str) -> int:
         assert url == URL

@@ -164,7 +164,8 @@ def races(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def spoiled_races(draw: st.DrawFn) -> Json:
-    """A race in which one or two fields hold something else, are written twice, or have a stranger beside them."""
+    """A race in which one or two fields hold something else, are written twice, or have an unknown field beside
+    them."""
     race: Json = draw(races())
     for _ in range(draw(st.integers(1, 2))):
         path = draw(st.sampled_from(fields()))

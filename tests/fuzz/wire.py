@@ -1,4 +1,5 @@
-"""JSON as a stranger may write it: with what Python's own encoder would not write, and in other encodings."""
+"""JSON as an unauthenticated caller may write it: with what Python's own encoder would not write, and in other
+encodings."""
 
 from __future__ import annotations
 

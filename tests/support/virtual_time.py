@@ -1,4 +1,5 @@
-"""An event loop whose clock jumps: what sleeps for an hour is awake at once, and what waits for ever is an error."""
+"""An event loop whose clock jumps: what sleeps for an hour is awake at once, and what waits indefinitely is an
+error."""
 
 from __future__ import annotations
 

@@ -289,7 +289,7 @@ class WorkQueue:
             case State.ACTIVE if item.latest_heartbeat_at is not None:
                 return item.latest_heartbeat_at + timedelta(seconds=item.ttl or self._knobs.lease_ttl)
             case State.STOPPING:
-                # A worker that was told to stop and died would else keep its session's only item for ever.
+                # A worker that was told to stop and died would else keep its session's only item indefinitely.
                 since = max(filter(None, (item.latest_heartbeat_at, item.stop_requested_at)))
                 return since + timedelta(seconds=item.ttl or self._knobs.lease_ttl)
             case _:

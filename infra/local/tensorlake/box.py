@@ -156,7 +156,7 @@ class Box:
         return (layer,)
 
     async def _flatten(self, stack: tuple[Layer, ...], into: Layer) -> None:
-        """Make one layer of a whole stack: mount options have one page, so a stack cannot grow for ever."""
+        """Make one layer of a whole stack: mount options have one page, so a stack cannot grow indefinitely."""
         whole = into.directory.with_name(f"{into.directory.name}-whole")
         await asyncio.to_thread(whole.mkdir)
         base = Base(self.base.runtime, self.base.system, stack)

@@ -29,7 +29,8 @@ Handler = Callable[[Request, Sandbox, Box], Awaitable[Response]]
 
 
 def sandbox_key(request: Request) -> str:
-    """Id or name from `X-Tensorlake-Sandbox-Id`, else the first Host label (section 2.2)."""
+    """Id or name from `X-Tensorlake-Sandbox-Id`, else the first Host label
+    (docs/wire/tensorlake.md#22-data-plane-base)."""
     given = request.headers.get("x-tensorlake-sandbox-id")
     if given:
         return given
@@ -236,7 +237,8 @@ async def _first(exchange: Exchange) -> dict[str, Any]:
 
 
 def _events(exchange: Exchange, first: dict[str, Any] | None, event: str | None) -> StreamingResponse:
-    """Server-sent events from a supervisor's frames; comments keep a quiet stream alive (section 3.1)."""
+    """Server-sent events from a supervisor's frames; comments keep a quiet stream alive
+    (docs/wire/tensorlake.md#31-timeouts)."""
     prefix = f"event: {event}\n" if event else ""
 
     async def stream() -> AsyncIterator[str]:

@@ -1,7 +1,8 @@
 """Answers that are not successes, in the service's envelope `{"error", "code"}`
 (docs/wire/tensorlake.md#33-exceptions).
 
-The four codes that make the SDK retry for 30 s (section 3.2) are never used here: only a fault rule sends them.
+The four codes that make the SDK retry for 30 s (docs/wire/tensorlake.md#32-retry-matrix) are never used here: only a
+fault rule sends them.
 """
 
 from __future__ import annotations

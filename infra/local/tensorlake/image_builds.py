@@ -136,7 +136,7 @@ class Builds:
             build.status, build.error = BuildStatus.FAILED, f"{error}"
             build.log.append(f"failed: {error}")
             return
-        except Exception as error:  # a bug must not leave a build that runs for ever
+        except Exception as error:  # a bug must not leave a build that runs indefinitely
             build.status, build.error = BuildStatus.FAILED, f"bug: {type(error).__name__}"
             raise
         finally:

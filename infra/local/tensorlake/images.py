@@ -37,7 +37,7 @@ class Image:
     created_at: float = field(default_factory=time.time)
 
     def record(self) -> dict[str, Any]:
-        """The wire form; all keys are required and both timestamps are strings (section 10)."""
+        """The wire form; all keys are required and both timestamps are strings (docs/wire/tensorlake.md#10-images)."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.created_at))
         return {
             "id": self.id,

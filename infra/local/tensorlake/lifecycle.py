@@ -105,8 +105,9 @@ class Lifecycle:
         return sandbox
 
     def copy(self, source: Sandbox, base: Base) -> Sandbox:
-        """Begin one nameless copy. What of the source it keeps is not documented (section 5.8): here its image,
-        resources, time-out and network policy. Raises ApiError for a quota."""
+        """Begin one copy without a name. What of the source it keeps is not documented
+        (docs/wire/tensorlake.md#58-copy): here its image, resources, time-out and network policy. Raises ApiError for a
+        quota."""
         self._check_quota()
         sandbox = Sandbox(
             id=new_id(),
@@ -265,7 +266,8 @@ class Lifecycle:
             sandbox.become(Status.RUNNING)
 
     async def awake(self, sandbox: Sandbox) -> None:
-        """For traffic from outside: return when it runs, waking it if that is allowed (section 5.6).
+        """For traffic from outside: return when it runs, waking it if that is allowed
+        (docs/wire/tensorlake.md#56-suspend-and-resume).
 
         Raises 404 for an ended one, 409 for a sleeper that must not be woken or a start that takes too long.
         """
@@ -379,7 +381,7 @@ class Lifecycle:
             await self._suspend(sandbox)
 
     async def keep_time(self, interval: float = 0.2) -> None:
-        """The idle timer: looks at every running sandbox, for ever."""
+        """The idle timer: looks at every running sandbox, indefinitely."""
         while True:
             await asyncio.sleep(interval)
             counts = self.platform.settings.open_requests_are_activity

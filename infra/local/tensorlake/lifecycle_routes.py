@@ -129,7 +129,7 @@ class LifecycleRoutes:
         return JSONResponse({"snapshot_id": snapshot.id, "status": snapshot.stage}, 202)
 
     async def copy(self, request: Request) -> Response:
-        """Rows tell of each copy for itself; 207 where some failed (section 5.8)."""
+        """Rows tell of each copy for itself; 207 where some failed (docs/wire/tensorlake.md#58-copy)."""
         times = request.query_params.get("times", "1")
         if not times.isdigit() or not 1 <= int(times) <= MOST_COPIES:
             raise bad_request(f"times must be a number between 1 and {MOST_COPIES}")

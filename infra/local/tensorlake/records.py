@@ -29,7 +29,8 @@ class Status(enum.StrEnum):
 
 
 ROUTABLE = {Status.RUNNING, Status.SNAPSHOTTING, Status.SUSPENDING, Status.SUSPENDED}
-"""Statuses whose answers carry `sandbox_url`; `get_or_create` depends on it (section 5.4)."""
+"""Statuses whose answers carry `sandbox_url`; `get_or_create` depends on it
+(docs/wire/tensorlake.md#54-get_or_create)."""
 ENDED = {Status.TERMINATED, Status.FAILED}
 
 
@@ -80,7 +81,8 @@ class Sandbox:
     error_details: str | None = None
     hide_url: bool = False
     dying_name: str | None = None
-    """The name, for as long as it still resolves after terminate (section 5.4, live trap)."""
+    """The name, for as long as it still resolves after terminate (docs/wire/tensorlake.md#54-get_or_create, live
+    trap)."""
     resize_generation: int = 0
     box: Box | None = None
     open_requests: int = 0
@@ -177,7 +179,8 @@ def info(sandbox: Sandbox, url: str, *, asked_by: str | None = None) -> dict[str
 
 
 def created(sandbox: Sandbox, url: str) -> dict[str, Any]:
-    """The answer to a blocking create: `sandbox_id` in place of `id` (never both, section 3.3)."""
+    """The answer to a blocking create: `sandbox_id` in place of `id` (never both,
+    docs/wire/tensorlake.md#33-exceptions)."""
     answer: dict[str, Any] = {"sandbox_id": sandbox.id, "status": sandbox.status, **reach(sandbox, url)}
     optional = {
         "name": sandbox.name,

@@ -70,7 +70,8 @@ def milliseconds(request: Request, parameter: str) -> float | None:
 
 
 def create_budget(request: Request) -> float | None:
-    """How long a blocking create may take: the client's time-out less its grace (section 3.1), in seconds."""
+    """How long a blocking create may take: the client's time-out less its grace (docs/wire/tensorlake.md#31-timeouts),
+    in seconds."""
     timeout = _seconds("time-out", request.headers.get("x-tensorlake-request-timeout-ms"))
     grace = _seconds("grace", request.headers.get("x-tensorlake-request-timeout-grace-ms"))
     return None if timeout is None else max(timeout - (grace or 0.0), 0.0)

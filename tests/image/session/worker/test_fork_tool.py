@@ -54,7 +54,7 @@ Answer = tuple[int, bytes] | None
 
 
 class Functions:
-    """A server that gives these answers, one a request, the last one for ever."""
+    """A server that gives these answers, one a request, the last one indefinitely."""
 
     def __init__(self, answers: Sequence[Answer | Callable[[], None]]) -> None:
         self.answers = list(answers)
