@@ -81,7 +81,7 @@ def _work(
         stop.nudge()
 
     registry = ClaimRegistry(claim, on_claim=take)
-    claim_socket = ClaimSocket(state, registry)
+    claim_socket = ClaimSocket(state, registry, claim.session_key)
     try:
         notes = CallNotes(state, claim.session_key)
         os.chdir(_workdir(claim))

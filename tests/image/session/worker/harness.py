@@ -39,6 +39,7 @@ def make_claim(url: str, workdir: Path, *, token: str = "token-of-a-test", **cha
         "workdir": str(workdir),
         "max_idle": 0.1,
         "gate": 20.0,
+        "session_key": "key-of-a-session",
         "lock_wait": 5.0,
     }
     return Claim(**{**usual, **changes})

@@ -41,7 +41,7 @@ def test_a_worker_that_ends_in_order_leaves_no_death(tmp_path: Path) -> None:
     with running(tool_calls=[bash("true")]) as service, sandbox(tmp_path) as box:
         service.ack()
         assert box.start(make_claim(service.url, box.workdir)).exit() is Exit.SERVED
-        assert CallNotes(StateDirectory(box.state), None).last_death == ""
+        assert CallNotes(StateDirectory(box.state), "key-of-a-session").last_death == ""
 
 
 @pytest.mark.parametrize(

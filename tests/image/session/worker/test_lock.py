@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from image.session.claim import Exit, Word
+from image.session.worker import sealing
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import Fault, running
@@ -169,6 +171,68 @@ def test_a_holder_that_does_not_answer_is_no_reason_to_say_ready(tmp_path: Path)
         assert worker.exit() is Exit.LOCKED_OUT
         assert worker.words() == [Word.ENDED]
         os.close(descriptor)
+
+
+def test_somebody_else_who_holds_the_lock_and_listens_gets_no_claim_and_no_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program of the agent's, which has the same user, poses as the lock's holder."""
+    import fcntl
+    import os
+
+    heard: list[bytes] = []
+    with running() as service, sandbox(tmp_path) as box:
+        box.state.mkdir(mode=0o700)
+        descriptor = os.open(box.state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        monkeypatch.chdir(box.state)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind("claims.sock")
+            listener.listen(16)
+
+            def pose() -> None:
+                while True:
+                    try:
+                        connection, _ = listener.accept()
+                    except OSError:
+                        return
+                    with connection:
+                        heard.append(connection.recv(1 << 20))
+                        connection.sendall(b"taken " + b"0" * 64 + b"\n")
+
+            posing = threading.Thread(target=pose, daemon=True)
+            posing.start()
+            claim = make_claim(service.url, box.workdir, lock_wait=1.0)
+            worker = box.start(claim)
+            assert worker.exit() is Exit.LOCKED_OUT
+            listener.shutdown(socket.SHUT_RDWR)
+            posing.join(10)
+        os.close(descriptor)
+    assert worker.words() == [Word.ENDED]
+    assert heard
+    for message in heard:
+        plain = base64.b64decode(message)
+        assert claim.secret.encode() not in message + plain
+        assert b"secret" not in plain
+
+
+def test_a_claim_of_another_key_is_not_taken(tmp_path: Path) -> None:
+    with running() as service, sandbox(tmp_path) as box:
+        box.start(make_claim(service.url, box.workdir)).wait_for(Word.READY)
+        other = box.start(make_claim(service.url, box.workdir, token="x", session_key="another", lock_wait=0.5))
+        assert other.exit() is Exit.LOCKED_OUT
+
+
+def test_what_is_sealed_can_be_read_with_its_key_alone() -> None:
+    data = "a claim, \u00e9".encode() * 3000
+    sealed = sealing.seal("key", sealing.fresh_nonce(), data)
+    assert sealing.unseal("key", sealed) == (sealed[:16], data)
+    assert data[:32] not in sealed
+    for wrong in (sealed[:-1] + bytes([sealed[-1] ^ 1]), bytes([sealed[0] ^ 1]) + sealed[1:], sealed[:40], b""):
+        with pytest.raises(ValueError, match="not sealed"):
+            sealing.unseal("key", wrong)
+    with pytest.raises(ValueError, match="not sealed"):
+        sealing.unseal("other", sealed)
 
 
 def test_a_stale_socket_is_replaced_under_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
