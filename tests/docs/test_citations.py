@@ -128,7 +128,9 @@ def test_each_rule_names_the_tests_that_prove_it() -> None:
 
 def test_no_citation_of_old_is_left() -> None:
     """By name and number, to pages that are not in the repository."""
-    old = re.compile(r"\b[Cc]ontract (?:claude|tensorlake|runtimes|sections?|\d)|\(design[ :]|\(trap T\d|\(sections? \d")
+    old = re.compile(
+        r"\b[Cc]ontract (?:claude|tensorlake|runtimes|sections?|\d)|\(design[ :]|\(trap T\d|\(sections? \d"
+    )
     here = Path(__file__)
     assert [str(path) for path in PROSE if path != here for text in prose(path) if old.search(text)] == []
 
