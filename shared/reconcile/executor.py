@@ -131,8 +131,10 @@ class RepairExecutor:
                             return Failed("its worker could not be looked at")
                         case [_, *_]:
                             return Skipped("its worker lives")
-                case SandboxRecord(status=SandboxStatus.SUSPENDED) if repair.silence_tells:
-                    pass
+                case SandboxRecord(status=SandboxStatus.SUSPENDED) if (
+                    repair.silence_tells or repair.item.state is ItemState.STOPPING
+                ):
+                    pass  # a frozen worker stops nothing, and finds its item stopped when it wakes
                 case SandboxRecord(status=status) if status not in _OVER:
                     return Skipped("its sandbox may wake up, or is being made")
 

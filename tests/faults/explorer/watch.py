@@ -187,7 +187,7 @@ class WatchedQueue(ModelQueue):
             early = self._watch.now() < self.held_until
             self._watch.judge("I9", not early, "a poll comes sooner than the service allowed")
         outcome = await super().poll()
-        if isinstance(outcome, Throttled):
+        if isinstance(outcome, Throttled) and self.claimed <= 1:  # the only poll: what others learn, the adapter tells
             self.held_until = self._watch.now() + outcome.seconds - 0.1  # the answer was under way
         self.claimed += isinstance(outcome, WorkItem)
         return outcome

@@ -23,7 +23,7 @@ from tests.support.model.lines import RefusedError
 from tests.support.model.truth import Truth
 
 NO_HEARTBEAT = "NO_HEARTBEAT"
-LIVE = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE)
+LIVE = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING)
 
 Turn = tuple[int, ...]
 """Tool calls of each round. An empty turn is answered without tools."""
@@ -376,10 +376,11 @@ class Losses:
     claude: Claude
     turns: set[tuple[str, int]] = field(default_factory=set)
 
-    def add(self, session_id: str) -> None:
+    def add(self, session_id: str, turn: int | None = None) -> None:
+        """`turn`: the one that it was in then; None for now."""
         session = self.claude.sessions.get(session_id)
         if session is not None:
-            self.turns.add((session_id, session.done))
+            self.turns.add((session_id, session.done if turn is None else turn))
 
     def excuse(self, session_id: str, turn: int) -> bool:
         return bool(self.turns & {(session_id, turn), (session_id, turn - 1)})

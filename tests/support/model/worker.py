@@ -21,7 +21,7 @@ from image.session.claim import Claim, Ended, Exit, Notice, Word
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from image.session.worker.lease import Lease, Verdict
 from shared.ports import SandboxStatus
-from tests.support.model.claude import Claude, Losses, Phase, Session
+from tests.support.model.claude import Claude, Item, Losses, Phase, Session
 from tests.support.model.lines import Line, LostError, RefusedError
 from tests.support.model.sandboxes import Process
 from tests.support.model.truth import Truth
@@ -29,6 +29,7 @@ from tests.support.model.truth import Truth
 CALL_SECONDS: Final = 5.0
 _SDK: Final = importlib.metadata.version("anthropic")
 _SEND_WINDOW: Final = 300.0
+_ON_ITS_WAY: Final = 5.0  # seconds that an ack may take which saw the worker wait
 _AGAIN: Final = 0.5
 
 
@@ -213,8 +214,8 @@ class _Worker:
                 case Verdict.NOT_ACKED | Verdict.DOUBTFUL:
                     if self.desk.give_up():
                         item = self.around.claude.items.get(self.claim.work_id)
-                        if item is not None and item.acked_at is not None:  # unheard for the whole time of the gate
-                            self.around.lost.add(self.claim.session_id)
+                        if item is not None:
+                            self.around.loop.call_later(_ON_ITS_WAY, self._left, item, self._turn())
                         raise Ended(Exit.NEVER_ACKED, "asked in vain")
             try:
                 async with asyncio.timeout(self.chance.uniform(0.75 * pause, pause)):
@@ -225,6 +226,15 @@ class _Worker:
                 pause = min(pause * 1.3, 2.0)
             if self.process.box.status is not SandboxStatus.RUNNING:
                 await self.process.awake()
+
+    def _turn(self) -> int:
+        session = self.around.claude.sessions.get(self.claim.session_id)
+        return session.done if session is not None else 0
+
+    def _left(self, item: Item, turn: int) -> None:
+        """Unheard for the whole time of the gate, or with an ack on its way that had seen the worker wait."""
+        if item.acked_at is not None:
+            self.around.lost.add(self.claim.session_id, turn)
 
     async def _beat(self) -> Verdict:
         expected, process = self.lease.sending(), self.process
