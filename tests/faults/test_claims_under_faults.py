@@ -200,7 +200,7 @@ def test_a_heartbeat_before_the_ack_is_asked_again_and_not_taken_for_a_lost_leas
 
 
 CRASHES: Final = [
-    (when, method) for method in ("poll", "create", "start", "process_output", "ack") for when in ("before", "after")
+    (when, method) for method in ("poll", "create", "start", "follow_output", "ack") for when in ("before", "after")
 ]
 
 

@@ -23,6 +23,8 @@ from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, run
 from tests.support.waiting import until
 from tests.support.world import API_KEY, Place, World, running
 
+DEAF = {**BEAT, "action": "status", "status": 503, "skip": 1}
+"""The worker reaches the service once, before it says that it is ready, and never again."""
 QUICK = {"IDLE_GRACE_SECONDS": "0", "END_GRACE_SECONDS": "60"}
 
 
@@ -94,7 +96,7 @@ def test_i1_a_sleeping_sandbox_whose_item_is_active_is_resumed_at_once(world: Wo
 def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: World) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault({**BEAT, "action": "status", "status": 503}):
+    with world.claude_admin.fault(DEAF):
         (item,) = drain(place).items
         assert item.end is ItemEnd.HANDED_OVER
 
@@ -117,7 +119,7 @@ def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: World) ->
 def test_i5_an_item_whose_worker_still_waits_is_not_released_however_old_it_looks(world: World) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault({**BEAT, "action": "status", "status": 503}):
+    with world.claude_admin.fault(DEAF):
         drain(place)
         assert acts(reconcile(place, ahead=3600)) == []
         assert place.item(session)["state"] == "starting"
@@ -381,7 +383,7 @@ def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_doe
 ) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault({**BEAT, "action": "status", "status": 503}):
+    with world.claude_admin.fault(DEAF):
         drain(place)
 
         async def kill() -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import os
 import signal
 import sys
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from shared.ports import Empty
@@ -33,6 +35,8 @@ class Killer:
         method = getattr(self._port, name)
         if name != self._method:
             return method
+        if inspect.isasyncgenfunction(method):
+            return self._deadly_stream(method)
 
         async def deadly(*args: Any, **kwargs: Any) -> Any:
             if self._when == "before":
@@ -41,6 +45,16 @@ class Killer:
             if not isinstance(answer, Empty):
                 os.kill(os.getpid(), signal.SIGKILL)
             return answer
+
+        return deadly
+
+    def _deadly_stream(self, method: Any) -> Any:
+        async def deadly(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+            if self._when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            async for answer in method(*args, **kwargs):
+                os.kill(os.getpid(), signal.SIGKILL)
+                yield answer
 
         return deadly
 
