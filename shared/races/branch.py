@@ -42,6 +42,7 @@ class BranchRunner:
     stdout: str = field(default="", repr=False)
     stderr: str = field(default="", repr=False)
     judged: str = field(default="", repr=False)
+    failing: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     artifacts_reason: str | None = None
 
@@ -69,6 +70,7 @@ class BranchRunner:
             stdout_tail=self.stdout,
             stderr_tail=self.stderr,
             judge_tail=self.judged,
+            failing=self.failing,
             artifacts=self.artifacts,
             artifacts_reason=self.artifacts_reason,
         )

@@ -18,7 +18,14 @@ OUR_VARIABLES: Final = ("BRANCH_INDEX", "BRANCH_NAME", "RACE_ID", "RACE_RUN")
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        serialize_by_alias=True,
+    )
 
 
 def _argument(text: str) -> str:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from shared.races import safe_regex, scores
+from shared.races import junit, safe_regex, scores
+from shared.races.errors import RaceError
+from shared.races.judge_child import JudgeChild
 from shared.races.plugins import JudgeContext, JudgeFailed, Plugin
-from shared.races.request import CommandJudge, ExitCodeJudge, FileJudge, Judge, PluginJudge, RegexJudge
+from shared.races.request import (
+    CommandJudge,
+    ExitCodeJudge,
+    FileJudge,
+    Judge,
+    JunitJudge,
+    PluginJudge,
+    RegexJudge,
+)
 from shared.races.scores import NoScore
-from shared.races.shell import NotDone, NotRun, Ran, SandboxShell
+from shared.races.shell import Contents, NotApart, NotDone, NotRun, Ran, SandboxShell, SetAside
 
 _LARGEST_METRICS: Final = 1_048_576
 _LONGEST_REASON: Final = 200
@@ -19,10 +30,11 @@ _LONGEST_REASON: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the judge says; finite. `tail` is what a score command has written."""
+    """What the judge says; finite. `tail` is what a score command has written, `failing` are names of failed tests."""
 
     value: float
     tail: str = ""
+    failing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +48,10 @@ class Unjudged:
 
 @dataclass(frozen=True, slots=True)
 class JudgeInput:
-    """Where a judge works: the branch's sandbox. A judge that reads or runs anything there first ends what the branch
-    left running (SandboxShell.clear), and does not judge where that failed.
+    """Where a judge works. What the branch left running is ended first, and nothing is judged where that failed.
 
-    `restores`: the sandbox's files live on (the winner's are promoted), so a judge's files are taken out again.
+    `child` is the fresh child for it, None where the checkpoint is none that one could be made of. `restores`: the
+    branch's sandbox lives on (the winner's changes are promoted), so a judge's files are taken out of it again.
     `plugin` is the loaded one where the judge is a plug-in.
     """
 
@@ -49,54 +61,118 @@ class JudgeInput:
     env: Mapping[str, str]
     restores: bool = False
     plugin: Plugin | None = None
+    child: JudgeChild | None = None
+
+
+class _NotJudged(Exception):
+    """The text is the branch's reason, less `judge: `."""
 
 
 async def judge(by: Judge, ran: Ran, judge_input: JudgeInput) -> Score | Unjudged:
     """Scores a branch whose program has ended (not one whose time was up)."""
-    if isinstance(by, PluginJudge):
-        return await _by_plugin(by, ran, judge_input)
-    if ran.exit_code != 0:
+    verdict = await _judged(by, ran, judge_input)
+    if isinstance(verdict, Score) and by.score_range is not None:
+        least, largest = by.score_range
+        if not least <= verdict.value <= largest:
+            reason = f"judge: the score {verdict.value:g} is outside of {least:g} to {largest:g}"
+            return Unjudged(reason, tail=verdict.tail)
+    return verdict
+
+
+async def _judged(by: Judge, ran: Ran, judge_input: JudgeInput) -> Score | Unjudged:
+    if ran.exit_code != 0 and not isinstance(by, PluginJudge):
         reason = f"ended with exit code {ran.exit_code}"
         return Unjudged(reason, 0.0 if isinstance(by, ExitCodeJudge) else None)
     match by:
         case ExitCodeJudge():
             return Score(1.0)
-        case CommandJudge():
-            return await _by_command(by, judge_input)
         case RegexJudge():
             return await _by_pattern(by, ran)
+        case CommandJudge() | JunitJudge() | FileJudge() | PluginJudge():
+            try:
+                async with _place(by, judge_input) as sandbox_id:
+                    return await _in_sandbox(by, ran, judge_input, sandbox_id)
+            except (_NotJudged, NoScore) as error:
+                return Unjudged(f"judge: {error}")
+
+
+async def _in_sandbox(
+    by: CommandJudge | JunitJudge | FileJudge | PluginJudge, ran: Ran, judge_input: JudgeInput, sandbox_id: str
+) -> Score | Unjudged:
+    match by:
+        case CommandJudge() | JunitJudge():
+            return await _by_program(by, judge_input, sandbox_id)
         case FileJudge():
-            return await _by_file(by, judge_input)
+            text = await _file(judge_input.shell, sandbox_id, by.path)
+            return Score(_read(text.decode(errors="replace"), by.json_path))
+        case PluginJudge():
+            return await _by_plugin(by, ran, judge_input, sandbox_id)
 
 
-async def _by_command(by: CommandJudge, judge_input: JudgeInput) -> Score | Unjudged:
-    # Written only now: a candidate that runs on could replace its judge, or what the judge prints.
-    shell, sandbox_id = judge_input.shell, judge_input.sandbox_id
-    running = await shell.clear(sandbox_id)
-    if isinstance(running, NotDone):
-        return Unjudged(f"judge: {running.reason}")
-    aside = await shell.set_aside(sandbox_id, by.files) if judge_input.restores and by.files else None
+@asynccontextmanager
+async def _place(
+    by: CommandJudge | JunitJudge | FileJudge | PluginJudge, judge_input: JudgeInput
+) -> AsyncIterator[str]:
+    """The sandbox to judge in. Raises _NotJudged."""
+    match await judge_input.shell.clear(judge_input.sandbox_id):
+        case NotDone(reason=reason):
+            raise _NotJudged(reason)
+        case NotApart() if by.place == "branch":
+            raise _NotJudged("what the branch left running cannot be told from other processes: judge in a child")
+    if by.place == "branch":
+        yield judge_input.sandbox_id
+        return
+    if judge_input.child is None:
+        raise _NotJudged("there is no checkpoint to make a child of: say in: branch")
+    async with AsyncExitStack() as stack:
+        try:
+            child_id = await stack.enter_async_context(judge_input.child.made())
+        except RaceError as error:
+            raise _NotJudged(f"no child for it: {error}") from None
+        yield child_id
+
+
+async def _by_program(by: CommandJudge | JunitJudge, judge_input: JudgeInput, sandbox_id: str) -> Score | Unjudged:
+    shell = judge_input.shell
+    freed = (by.path,) if isinstance(by, JunitJudge) else ()
+    in_branch = by.place == "branch"
+    paths = (*by.files, *freed)
+    aside = await shell.set_aside(sandbox_id, paths) if in_branch and judge_input.restores and paths else None
     if isinstance(aside, NotDone):
-        return Unjudged(f"judge: {aside.reason}")
-    written = await shell.install(sandbox_id, by.files)
-    if isinstance(written, NotDone):
-        return Unjudged(f"judge: {written.reason}")
-    scored = await shell.run(sandbox_id, by.argv, env={**by.env, **judge_input.env}, timeout=by.timeout)
-    if aside is not None:
-        restored = await shell.put_back(sandbox_id, by.files, aside)
+        raise _NotJudged(aside.reason)
+    # Written only now: a candidate that runs on could replace them.
+    folders = await shell.prepare_judge(sandbox_id, by.files, freed)
+    if isinstance(folders, NotDone):
+        raise _NotJudged(folders.reason)
+    env = {**folders.environ(), **by.env, **judge_input.env}
+    scored = await shell.run(sandbox_id, by.argv, env=env, timeout=by.timeout)
+    found: bytes | str | None
+    if isinstance(by, JunitJudge):
+        found = await _file(shell, sandbox_id, by.path)
+    else:
+        found = await shell.score_file(sandbox_id, folders)
+    if isinstance(aside, SetAside):
+        restored = await shell.put_back(sandbox_id, paths, aside)
         if isinstance(restored, NotDone):
-            return Unjudged(f"judge: {restored.reason}")
+            raise _NotJudged(restored.reason)
     if isinstance(scored, NotRun):
-        return Unjudged(f"judge: {scored.reason}")
+        raise _NotJudged(scored.reason)
     tail = "\n".join(filter(None, (scored.stdout.strip(), scored.stderr.strip())))
     if scored.timed_out:
         return Unjudged(f"judge: the score command did not end within {by.timeout:g} s", tail=tail)
-    if scored.exit_code != 0:
-        said = scored.stderr.strip()[-_LONGEST_REASON:]
-        reason = f"judge: the score command ended with {scored.exit_code}" + (f": {said}" if said else "")
-        return Unjudged(reason, tail=tail)
     try:
-        return Score(_read(scored.stdout, by.json_path, "the score command printed no number"), tail)
+        if isinstance(found, bytes):
+            suite = await asyncio.to_thread(junit.read, found)
+            return Score(suite.share, tail, suite.failing)
+        if scored.exit_code != 0:
+            said = scored.stderr.strip()[-_LONGEST_REASON:]
+            reason = f"judge: the score command ended with {scored.exit_code}" + (f": {said}" if said else "")
+            if "ModuleNotFoundError" in scored.stderr:
+                reason += " (the working directory is on no path of modules: see env and PYTHONPATH)"
+            return Unjudged(reason, tail=tail)
+        if isinstance(by, CommandJudge) and found:
+            return Score(_read(found, by.json_path), tail)
+        return Score(_read(scored.stdout, by.json_path if isinstance(by, CommandJudge) else None), tail)
     except NoScore as error:
         return Unjudged(f"judge: {error}", tail=tail)
 
@@ -107,29 +183,21 @@ async def _by_pattern(by: RegexJudge, ran: Ran) -> Score | Unjudged:
         if not found.matched:
             return Unjudged(f"judge: the pattern does not match {by.stream}", 0.0)
         return Score(1.0 if found.text is None else scores.whole(found.text))
-    except (safe_regex.NotSearched, NoScore) as error:
+    except (safe_regex.BadPattern, safe_regex.NotSearched, NoScore) as error:
         return Unjudged(f"judge: {error}")
 
 
-async def _by_file(by: FileJudge, judge_input: JudgeInput) -> Score | Unjudged:
-    running = await judge_input.shell.clear(judge_input.sandbox_id)
-    if isinstance(running, NotDone):
-        return Unjudged(f"judge: {running.reason}")
-    read = await judge_input.shell.read(judge_input.sandbox_id, by.path, _LARGEST_METRICS)
-    if isinstance(read, NotDone):
-        return Unjudged(f"judge: {read.reason}")
-    try:
-        return Score(_read(read.data.decode(errors="replace"), by.json_path, "the file holds no number"))
-    except NoScore as error:
-        return Unjudged(f"judge: {error}")
+async def _file(shell: SandboxShell, sandbox_id: str, path: str) -> bytes:
+    match await shell.read(sandbox_id, path, _LARGEST_METRICS):
+        case Contents(data=data):
+            return data
+        case NotDone(reason=reason):
+            raise _NotJudged(reason)
 
 
-async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput) -> Score | Unjudged:
+async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput, sandbox_id: str) -> Score | Unjudged:
     if judge_input.plugin is None:
         raise TypeError("a plug-in judge without its plug-in")
-    running = await judge_input.shell.clear(judge_input.sandbox_id)
-    if isinstance(running, NotDone):
-        return Unjudged(f"judge: {running.reason}")
     context = JudgeContext(
         branch=judge_input.branch,
         exit_code=ran.exit_code,
@@ -137,7 +205,7 @@ async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput) -> Scor
         stderr=ran.stderr,
         options=by.options,
         _shell=judge_input.shell,
-        _sandbox_id=judge_input.sandbox_id,
+        _sandbox_id=sandbox_id,
         _env=judge_input.env,
     )
     try:
@@ -154,10 +222,5 @@ async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput) -> Scor
         return Unjudged(f"judge: the plug-in failed ({type(error).__name__})")
 
 
-def _read(text: str, json_path: str | None, none: str) -> float:
-    if json_path is not None:
-        return scores.from_json(text, json_path)
-    number = scores.last_number(text)
-    if number is None:
-        raise NoScore(none)
-    return scores.finite(number)
+def _read(text: str, json_path: str | None) -> float:
+    return scores.stated(text) if json_path is None else scores.from_json(text, json_path)

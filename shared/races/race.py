@@ -19,20 +19,22 @@ from image.session.claim import STATE_DIRECTORY
 from shared.deadline import Clock, Deadline
 from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
-from shared.races import artifacts, events, judges, plugins, scores
+from shared.races import artifacts, events, judges, plugins, safe_regex, scores
 from shared.races.branch import BranchRunner, OutputBudget
 from shared.races.errors import BadRace, SourceAbsent, SourceUnknown
 from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
+from shared.races.judge_child import JudgeChild
 from shared.races.leader import Leader
 from shared.races.progress import RaceProgress, Timeline
 from shared.races.report import BranchReport, PromotionReport, RaceReport
-from shared.races.request import Branch, CommandJudge, PluginJudge, RaceRequest
+from shared.races.request import Branch, CommandJudge, JunitJudge, PluginJudge, RaceRequest, RegexJudge
 from shared.races.resources import InBackground, NotMade, RaceResources, RaceTimeouts
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, new_mark
 from shared.settings import Environment, RaceLimits, Settings
 from shared.tasks import drop, shielded
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
+JUDGES: Final = 500  # a branch's judge works in the child with this index and the branch's
 # A killed race's sandboxes are paid for until then; a race that lives renews it well before.
 DEAD_MAN_SECONDS: Final = 180.0
 RENEW_SECONDS: Final = 45.0
@@ -92,10 +94,20 @@ async def run_race(
     check_limits(request, settings.races)
     by = request.judge
     plugin = plugins.load(by.name, settings.races.judges[by.name]) if isinstance(by, PluginJudge) else None
+    if isinstance(by, RegexJudge):
+        await _check_pattern(by)
     timeouts = timeouts or RaceTimeouts(boot=settings.times.bind)
     return await _Race(
         request, host, settings, environment, plugin, on_event, timeouts, clock, now, in_background
     ).run()
+
+
+async def _check_pattern(by: RegexJudge) -> None:
+    """Raises BadRace before anything is made."""
+    try:
+        await safe_regex.search(by.pattern, "", by.group)
+    except (safe_regex.BadPattern, safe_regex.NotSearched) as error:
+        raise BadRace("judge.regex.pattern", str(error)) from None
 
 
 class _Race:
@@ -151,6 +163,7 @@ class _Race:
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
         self._copies: list[str] = []
+        self._last_resort = asyncio.Lock()
         self._leader: Leader | None = None
         self._accepted: str | None = None
         self._checkpoint: str | None = None
@@ -306,12 +319,12 @@ class _Race:
             runner.status, runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
             return None
         runner.exit_code = ran.exit_code
-        verdict = await self._judge(runner, ran, child, env)
+        verdict = await self._judge(runner, ran, fork_point, child, env)
         await self._collect(runner, child)
         return self._decide(runner, verdict)
 
     async def _judge(
-        self, runner: BranchRunner, ran: Ran, child: SandboxRecord, env: dict[str, str]
+        self, runner: BranchRunner, ran: Ran, fork_point: ForkPoint, child: SandboxRecord, env: dict[str, str]
     ) -> judges.Score | judges.Unjudged:
         judge_input = judges.JudgeInput(
             shell=self._shell,
@@ -320,13 +333,22 @@ class _Race:
             env=env,
             restores=self._leader is not None,
             plugin=self._plugin,
+            child=self._judge_child(runner, fork_point, child),
         )
         began = self._clock()
         with self._timeline.span("judge", runner.branch.name):
             verdict = await judges.judge(self._request.judge, ran, judge_input)
         runner.judge_seconds = round(self._clock() - began, 3)
         runner.judged = runner.budget.of_judge(verdict.tail)
+        runner.failing = verdict.failing if isinstance(verdict, judges.Score) else ()
         return verdict
+
+    def _judge_child(self, runner: BranchRunner, fork_point: ForkPoint, candidate: SandboxRecord) -> JudgeChild | None:
+        if fork_point.kind == "live":
+            return None
+        name = self._name(JUDGES + runner.index)
+        spec = fork_point.spec(name, self._environment, self._longest(runner.branch))
+        return JudgeChild(self._context, spec, fork_point.holds_identity, candidate, self._last_resort)
 
     async def _collect(self, runner: BranchRunner, child: SandboxRecord) -> None:
         if not self._request.artifacts:
@@ -414,4 +436,5 @@ class _Race:
         if self._request.promote != "none":
             return self._deadline + self._timeouts.promote
         by = self._request.judge
-        return max(self._timeout(branch), by.timeout if isinstance(by, CommandJudge | PluginJudge) else 0.0)
+        judging = by.timeout if isinstance(by, CommandJudge | JunitJudge | PluginJudge) else 0.0
+        return max(self._timeout(branch), judging)

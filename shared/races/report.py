@@ -30,7 +30,8 @@ class Artifact(Model):
 class BranchReport(Model):
     """What became of one branch. `ok` means that it ended, was scored and may win; `score` and `exit_code` are null
     where there is none. The tails are the last characters of its output, and of what its judge said.
-    `artifacts_reason` says why there are no (or not all) artifacts."""
+    `failing` are names of failed tests, where the judge
+    tells them. `artifacts_reason` says why there are no (or not all) artifacts."""
 
     name: str
     index: int
@@ -44,6 +45,7 @@ class BranchReport(Model):
     stdout_tail: str = ""
     stderr_tail: str = ""
     judge_tail: str = ""
+    failing: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     artifacts_reason: str | None = None
 

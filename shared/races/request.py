@@ -7,10 +7,9 @@ never something that is passed over. Times are in seconds. Errors never show the
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from shared.races.fields import (
     BranchName,
@@ -63,60 +62,76 @@ class Branch(_Program):
 # ----------------------------------------------------------------------------------------------------------- judges
 
 
-class ExitCodeJudge(Model):
+class _Judge(Model):
+    """`score_range` is the least and the largest score there can be: another one disqualifies its branch."""
+
+    score_range: Annotated[tuple[float, float], Field(strict=False)] | None = None
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Self:
+        if self.score_range is not None and self.score_range[0] > self.score_range[1]:
+            raise ValueError("score_range is the least and the largest score")
+        return self
+
+
+class _JudgeInSandbox(_Judge):
+    """`in` says where it works. `child`: in a fresh child of the checkpoint that gets the branch's changes of the
+    working directory and nothing else of it. `branch`: in the branch's own sandbox, which is quicker by one boot; there
+    the branch has written every file that its user may write, and a judge may read one (a configuration, a module)."""
+
+    place: Literal["child", "branch"] = Field(default="child", alias="in")
+
+
+class ExitCodeJudge(_Judge):
     """A branch that ends with 0 scores 1, any other has failed with score 0."""
 
     type: Literal["exit_code"] = "exit_code"
 
 
-class CommandJudge(_Program):
-    """The last number that this prints is the score, or what `json_path` names in the JSON that it prints (all of its
-    standard output, else its last line). It runs in the branch's own sandbox and working directory, when the branch
-    has ended with 0; its files are written only then. A branch can leave modules in the working directory that an
-    interpreter would load by name: score with `python -I` and the like."""
+class CommandJudge(_Program, _JudgeInSandbox):
+    """Runs in the working directory when the branch has ended with 0. The score is what it writes to the file
+    `$SCORE_FILE`, else what `json_path` names in the JSON that it prints (all of its standard output, else its last
+    line), else its last line `score=<number>`, else its last line where that is one number.
+
+    It has an empty HOME, and the working directory is on no path of modules: what it needs of the branch's code it
+    names (`env: {"PYTHONPATH": "."}`), and runs best in a process of its own. In a child its files are links to
+    read-only ones outside the working directory."""
 
     type: Literal["command"]
     json_path: JsonPath | None = None
     timeout: Seconds = 60.0
 
 
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError, ValueError):
-        raise ValueError("is not a regular expression of Python's re") from None
-    return text
+class JunitJudge(_Program, _JudgeInSandbox):
+    """Runs a test suite as `command` does; the score is the share of passed tests (skipped ones do not count) in the
+    JUnit XML that it leaves at `path`, whatever its exit code. The report names the tests that failed."""
+
+    type: Literal["junit"]
+    path: Path = "junit.xml"
+    timeout: Seconds = 60.0
 
 
-class RegexJudge(Model):
+class RegexJudge(_Judge):
     """Looks for `pattern` (Python's re, multi-line) in the last of what a branch that ended with 0 has written. The
     last match's `group` is the score (a number or a name; 1 where there is one); a pattern without groups scores 1
     where it matches. Where it does not match, the branch has failed with score 0."""
 
     type: Literal["regex"]
-    pattern: Annotated[str, Field(min_length=1, max_length=1_000), AfterValidator(_pattern)]
+    pattern: Annotated[str, Field(min_length=1, max_length=1_000)]
     stream: Literal["stdout", "stderr"] = "stdout"
     group: Annotated[int, Field(ge=0, le=99)] | Annotated[str, Field(pattern=r"^[A-Za-z_]\w{0,63}$")] | None = None
 
-    @model_validator(mode="after")
-    def _known_group(self) -> Self:
-        groups = re.compile(self.pattern)
-        known = self.group in groups.groupindex if isinstance(self.group, str) else (self.group or 0) <= groups.groups
-        if not known:
-            raise ValueError("the pattern has no such group")
-        return self
 
-
-class FileJudge(Model):
+class FileJudge(_JudgeInSandbox):
     """The number in a file that a branch which ended with 0 has left in its working directory: what `json_path` names
-    in it, else the last number of its text."""
+    in it, else its last line `score=<number>`, else its last line where that is one number."""
 
     type: Literal["file"]
     path: Path
     json_path: JsonPath | None = None
 
 
-class PluginJudge(Model):
+class PluginJudge(_JudgeInSandbox):
     """A plug-in that the operator has configured under this name (RACE_JUDGES). `options` is passed on to it."""
 
     type: Literal["plugin"]
@@ -127,7 +142,9 @@ class PluginJudge(Model):
     timeout: Seconds = 60.0
 
 
-Judge = Annotated[ExitCodeJudge | CommandJudge | RegexJudge | FileJudge | PluginJudge, Field(discriminator="type")]
+Judge = Annotated[
+    ExitCodeJudge | CommandJudge | JunitJudge | RegexJudge | FileJudge | PluginJudge, Field(discriminator="type")
+]
 
 
 # ---------------------------------------------------------------------------------------------------------- request
@@ -233,6 +250,8 @@ class RaceRequest(Model):
             raise ValueError("checkpoint memory and live need a source that runs: a session_id or a sandbox_id")
         if self.setup is not None:
             raise ValueError("checkpoint memory and live leave no place for a setup: run it in the source before")
+        if self.checkpoint == "live" and getattr(self.judge, "place", "branch") == "child":
+            raise ValueError("checkpoint live takes no checkpoint that a judge could start from: say judge.in branch")
         if self.checkpoint == "live" and self.promote == "workspace":
             raise ValueError("promote workspace needs a checkpoint to compare with, which live does not take")
         if self.checkpoint == "live" and self.promote == "keep":

@@ -214,6 +214,13 @@ class RaceResources:
             tenure.in_room = False
             self._room.leave(ended=False)
 
+    def let_go(self, name: str) -> None:
+        """This sandbox is about to end after all: whoever waits for room may wait for it again."""
+        tenure = self._tenures[name]
+        if not tenure.in_room and not tenure.ending:
+            tenure.in_room = True
+            self._room.enter()
+
     @asynccontextmanager
     async def naming(self, name: str) -> AsyncIterator[None]:
         """While somebody gives this sandbox a name of another kind, which no renewal then takes away again."""

@@ -20,6 +20,7 @@ from shared.tasks import shielded
 LONGEST: Final = 10.0  # seconds, the start of the process on a busy machine included
 _PROCESSOR_SECONDS: Final = 2
 _MEMORY: Final = 1 << 30
+_NO_PATTERN, _NO_GROUP = 3, 4  # exit codes
 
 _PROGRAM: Final = f"""
 import json, re, sys
@@ -30,11 +31,16 @@ try:
 except (ImportError, OSError, ValueError):
     pass
 asked = json.load(sys.stdin)
-pattern = re.compile(asked["pattern"], re.MULTILINE)
+group = asked["group"]
+try:
+    pattern = re.compile(asked["pattern"], re.MULTILINE)
+except (re.error, OverflowError, RecursionError, ValueError):
+    sys.exit({_NO_PATTERN})
+if not (group in pattern.groupindex if isinstance(group, str) else (group or 0) <= pattern.groups):
+    sys.exit({_NO_GROUP})
 last = None
 for last in pattern.finditer(asked["text"]):
     pass
-group = asked["group"]
 if group is None and pattern.groups:
     group = 1
 found = {{"matched": last is not None}}
@@ -52,12 +58,19 @@ class Found:
     text: str | None = None
 
 
+class BadPattern(Exception):
+    """It is no pattern, or has no such group. The text is fit for an error about the request."""
+
+
 class NotSearched(Exception):
     """It took too long, or could not be done. The text is fit for a report."""
 
 
 async def search(pattern: str, text: str, group: int | str | None) -> Found:
-    """The last match. Raises NotSearched."""
+    """The last match. Raises BadPattern and NotSearched.
+
+    The pattern is compiled in that process, too: a thousand characters can take `re` seconds.
+    """
     asked = json.dumps({"pattern": pattern, "text": text, "group": group}).encode()
     # What a Python that is not in its usual place needs to start at all.
     needed = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
@@ -79,12 +92,16 @@ async def search(pattern: str, text: str, group: int | str | None) -> Found:
         async with asyncio.timeout(LONGEST):
             answer, _ = await process.communicate(asked)
     except TimeoutError:
-        raise NotSearched("the pattern took too long on this output") from None
+        raise NotSearched("the pattern took too long") from None
     finally:
         if process.returncode is None:
             process.kill()
             await shielded(process.wait())
+    if process.returncode == _NO_PATTERN:
+        raise BadPattern("is not a regular expression of Python's re")
+    if process.returncode == _NO_GROUP:
+        raise BadPattern("the pattern has no such group")
     if process.returncode != 0:
-        raise NotSearched("the pattern took too long on this output, or too much memory")
+        raise NotSearched("the pattern took too long, or too much memory")
     found = json.loads(answer)
     return Found(found["matched"], found.get("text"))

@@ -29,23 +29,34 @@ def rank(branch: BranchReport, *, higher_is_better: bool) -> tuple[float, float,
     return (-score if higher_is_better else score, run, branch.index)
 
 
-# A number that stands by itself: not a part of a word, a version or a longer number. `nan` and `inf` are seen too, so
-# that a command that prints them last does not score by an earlier number.
+# `nan` and `inf` are numbers here, so that who prints them is told that they are no score.
 _NUMBER: Final = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\w)(?!\.\d)",
     re.IGNORECASE | re.ASCII,
 )
 _LONGEST_PART: Final = 60
+_LONGEST_LINE: Final = 200
 
 
 class NoScore(Exception):
     """There is no number where one should be. The text is fit for a report."""
 
 
-def last_number(text: str) -> float | None:
-    """The last number in a text; None where there is none. It may be infinite or not a number."""
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1]) if numbers else None
+def stated(text: str) -> float:
+    """The score that a text states: its last line `score=<number>`, else its last line where that is one number.
+
+    Raises NoScore. A summary for people ("5 passed, 2 warnings in 0.12s") has numbers, and none is known to be meant.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        name, equals, value = line[:_LONGEST_LINE].partition("=")
+        if equals and name.strip().lower() == "score":
+            return whole(value)
+    if not lines:
+        raise NoScore("there is no number")
+    if _NUMBER.fullmatch(lines[-1][:_LONGEST_LINE]) is None:
+        raise NoScore("the last line is not one number: write score=<number>, or the number to the file $SCORE_FILE")
+    return whole(lines[-1])
 
 
 def finite(number: float) -> float:

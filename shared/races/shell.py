@@ -27,6 +27,7 @@ from shared.races.fields import File
 OUTPUT_BYTES: Final = 65_536  # of each of a program's two outputs
 _BOTH_OUTPUTS: Final = 2 * OUTPUT_BYTES
 _SHORT_SECONDS: Final = 20.0
+_LONGEST_SCORE: Final = 4_096
 _TEMPORARY: Final = "/tmp"
 
 _READ_EXITS: Final = {
@@ -79,6 +80,36 @@ class SetAside:
     """What stood at some paths is in this folder of the sandbox, for `put_back`."""
 
     folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFolders:
+    """Where a judge's files are in its sandbox, and the folder that is its own."""
+
+    files: str
+    own: str
+
+    @property
+    def score_file(self) -> str:
+        return f"{self.own}/score"
+
+    def environ(self) -> dict[str, str]:
+        """An empty home and configuration; no user site, and no current directory on any path of modules."""
+        home = f"{self.own}/home"
+        return {
+            "SCORE_FILE": self.score_file,
+            "JUDGE_FILES": self.files,
+            "HOME": home,
+            "XDG_CONFIG_HOME": f"{home}/.config",
+            "XDG_CACHE_HOME": f"{home}/.cache",
+            "XDG_DATA_HOME": f"{home}/.local/share",
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "PYTHONPATH": self.files,
+            "PYTHONNOUSERSITE": "1",
+            "PYTHONSAFEPATH": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "NODE_PATH": self.files,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +258,37 @@ class SandboxShell:
             case _:
                 return NotDone("its files could not be taken out of the working directory again")
 
+    async def prepare_judge(
+        self, sandbox_id: str, files: Mapping[str, File], freed: Sequence[str] = ()
+    ) -> JudgeFolders | NotDone:
+        """Puts a judge's files outside the working directory, read-only and where possible root's, with links to them
+        from where they are expected; the paths `freed` are only removed. Gives it an empty home."""
+        folders = JudgeFolders(f"{_TEMPORARY}/race-{new_mark()}-judge", f"{_TEMPORARY}/race-{new_mark()}-own")
+        if files:
+            archive = f"{folders.files}.tar"
+            written = await self._put(sandbox_id, archive, _archive(files))
+            if isinstance(written, NotDone):
+                return NotDone(f"its files could not be written: {written.reason}")
+            unpacked: CommandOutput | Absent | Refused | Doubtful = Absent()
+            for user in ("root", self.user):  # not every sandbox lets anybody be root
+                text = programs.text("unpack_judge.sh")
+                unpacked = await self._sh(sandbox_id, text, (folders.files, archive), user=user)
+                if isinstance(unpacked, CommandOutput) and unpacked.exit_code == 0:
+                    break
+            else:
+                return NotDone("its files could not be written")
+        text, args = programs.text("prepare_judge.sh"), (folders.own, folders.files, *files, *freed)
+        match await self._sh(sandbox_id, text, args):
+            case CommandOutput(exit_code=0, timed_out=False):
+                return folders
+            case _:
+                return NotDone("its place could not be prepared")
+
+    async def score_file(self, sandbox_id: str, folders: JudgeFolders) -> str | None:
+        """What a judge wrote to its score file; None where there is none."""
+        outcome = await self.host.read_file(sandbox_id, folders.score_file, _LONGEST_SCORE)
+        return outcome.decode(errors="replace") if isinstance(outcome, bytes) else None
+
     async def python(
         self, sandbox_id: str, program: str, args: Sequence[str], timeout: float, limit: int = LARGEST_OUTPUT
     ) -> Printed | NotRun:
@@ -281,13 +343,14 @@ class SandboxShell:
         env: Mapping[str, str] | None = None,
         timeout: float = _SHORT_SECONDS,
         limit: int = LARGEST_OUTPUT,
+        user: str | None = None,
     ) -> CommandOutput | Absent | Refused | Doubtful:
         return await self.host.run(
             sandbox_id,
             "sh",
             ["-c", script, "sh", *args],
             env=env or {},
-            user=self.user,
+            user=user or self.user,
             working_dir=self.workdir,
             timeout=timeout,
             limit=limit,

@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -49,6 +49,7 @@ _AT_ONCE: Final = 4  # parts on their way
 _ATTEMPTS: Final = 3
 _LARGEST_LISTING: Final = 16 * 1024 * 1024  # packed: it goes from one sandbox to the other and is not read here
 _LARGEST_ANSWER: Final = 4 * 1024 * 1024  # packed
+_SMALL_ANSWER: Final = 65_536  # packed: it is read at once, another one in a thread
 _LARGEST_UNPACKED: Final = 16 * 1024 * 1024
 # A promotion is over by then, so what is older was left by one that was killed.
 _LEFT_SECONDS: Final = 180.0
@@ -114,16 +115,17 @@ async def promote_workspace(
     on_conflict: OnConflict,
     limits: PromotionLimits,
     throwaway: bool = False,
+    leave_out: Callable[[bytes], bool] = lambda path: False,
 ) -> WorkspacePromotion:
     """Raises PromotionRefused, and then nothing was changed in the source.
 
     `throwaway`: the source, and with it everything that was written there, is ended afterwards, so nothing is cleaned
-    up, and a cancellation ends it at once.
+    up, and a cancellation ends it at once. Changes at paths that `leave_out` names do not travel.
 
     It may be done again, whatever became of it. It takes a few steps of `limits.seconds` at most, and as long as the
     contents travel; cancelled while changes are being made, it ends when they are made.
     """
-    promotion = _Promotion(host, shell, base, winner, source, on_conflict, limits, throwaway)
+    promotion = _Promotion(host, shell, base, winner, source, on_conflict, limits, throwaway, leave_out)
     if throwaway:
         return await promotion.run()
     try:
@@ -143,7 +145,9 @@ class _Promotion:
         on_conflict: OnConflict,
         limits: PromotionLimits,
         throwaway: bool,
+        leave_out: Callable[[bytes], bool],
     ) -> None:
+        self._leave_out = leave_out
         self._throwaway = throwaway
         self._base = _Site(host, shell, base.id, "the checkpoint's sandbox", limits.seconds)
         self._winner = _Site(host, shell, winner.id, "the winner's sandbox", limits.seconds)
@@ -199,9 +203,10 @@ class _Promotion:
                 raise self._winner.nonsense() from None
             raise
         try:
-            return await asyncio.to_thread(difference, said, self._limits.changes)
+            found = difference(said, self._limits.changes)
         except Nonsense:
             raise self._base.nonsense() from None
+        return replace(found, changes=[change for change in found.changes if not self._leave_out(change.path)])
 
     async def _check(self, changes: Mapping[bytes, Change]) -> Mapping[bytes, tuple[str, Entry | None]]:
         asked = await self._source.put(_packed({"changes": to_wire(list(changes.values()))}))
@@ -328,7 +333,10 @@ class _Site:
 
     async def ask(self, operation: str, *args: str) -> Any:
         """The same, unpacked."""
-        return await asyncio.to_thread(self._unpacked, await self.answer(operation, *args))
+        packed = await self.answer(operation, *args)
+        if len(packed) <= _SMALL_ANSWER:
+            return self._unpacked(packed)
+        return await asyncio.to_thread(self._unpacked, packed)
 
     async def clear_leftovers(self) -> None:
         """Removes what promotions that were killed have left here; what cannot be removed now, the next one removes."""

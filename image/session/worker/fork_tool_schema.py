@@ -60,8 +60,9 @@ INPUT_SCHEMA: Final[Mapping[str, Any]] = {
             "type": "object",
             "description": (
                 "How a candidate that ended with exit code 0 is scored. exit_code (the default): 1 for it. command: "
-                "script runs in the candidate's copy, the last number that it prints is the score (or what json_path "
-                "names in the JSON that it prints). regex: the pattern's group in the candidate's output. file: the "
+                "script runs in a fresh copy with the candidate's changes; the score is what it writes to the file "
+                "$SCORE_FILE, or its last line (one number, or score=NUMBER), or what json_path names in the JSON that "
+                "it prints. regex: the pattern's group in the candidate's output. file: the "
                 "number in a file of the candidate, at json_path if given."
             ),
             "properties": {

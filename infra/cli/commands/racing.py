@@ -27,7 +27,7 @@ def fork(
     snapshot: Annotated[str | None, typer.Option(help="or from a snapshot")] = None,
     image: Annotated[str | None, typer.Option(help="or from a registered image")] = None,
     tries: Annotated[list[str] | None, typer.Option("--try", help="a branch, 'name=command'; repeat it")] = None,
-    score: Annotated[str | None, typer.Option(help="the last number that this command prints is a score")] = None,
+    score: Annotated[str | None, typer.Option(help="this command scores: $SCORE_FILE, or its last line")] = None,
     lower: Annotated[bool, typer.Option("--lower", help="the lower score is the better one")] = False,
     accept: Annotated[float | None, typer.Option(help="a score that ends the race")] = None,
     min_score: Annotated[float | None, typer.Option(help="a worse score has failed")] = None,

@@ -44,10 +44,22 @@ def median(numbers):
 # It knows cases that no candidate has seen. It is written when a candidate has ended, and -I keeps the candidate's
 # modules from standing in for Python's.
 _JUDGE: Final = """
-import runpy
-median = runpy.run_path("median.py")["median"]
+import json, os, subprocess, sys
+
+ASK = 'import json, runpy, sys; print(json.dumps(runpy.run_path("median.py")["median"](json.loads(sys.argv[1]))))'
+
+def median(numbers):
+    # In a process of its own: whatever the candidate prints, patches or ends there, the score is counted here.
+    command = [sys.executable, "-I", "-B", "-c", ASK, json.dumps(numbers)]
+    try:
+        return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=10).stdout)
+    except (ValueError, subprocess.TimeoutExpired):
+        return None
+
 cases = [([3, 1, 2], 2), ([4, 1, 3, 2], 2.5), ([7], 7), ([9, 1], 5), ([1, 1, 9], 1), ([-5, 0, 5, 90], 2.5)]
-print(sum(median(numbers) == middle for numbers, middle in cases) / len(cases))
+right = sum(median(numbers) == middle for numbers, middle in cases)
+with open(os.environ["SCORE_FILE"], "w") as file:
+    file.write(str(right / len(cases)))
 """
 WINNER: Final = "right-fast"
 

@@ -14,6 +14,7 @@ from shared.ports import CommandOutput, SandboxStatus
 from shared.races import events
 from shared.races.errors import BadRace, SourceUnknown
 from shared.races.report import RaceReport
+from shared.races.shell import Done, SetAside
 from shared.races.workspace_promotion import PromotionRefused, WorkspacePromotion
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, SETTINGS, SOURCE, asked, run
@@ -21,7 +22,7 @@ from tests.support.fake_host import Call, FakeHost, Fault, Method
 
 KEEP = {"promote": "keep", "keep": {"name": "best", "timeout": 4_000}}
 WAYS: tuple[dict[str, Any], ...] = ({"promote": "workspace"}, {"promote": "snapshot"}, KEEP)
-BY_SCORE = {"type": "command", "command": ["score"]}
+BY_SCORE = {"type": "command", "command": ["score"], "in": "branch"}
 
 
 async def by_index(call: Call) -> CommandOutput:
@@ -347,12 +348,13 @@ def test_a_caller_that_goes_away_leaves_nothing_of_a_promotion(
 def test_a_judges_files_are_taken_out_of_what_is_promoted(promoted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
-    async def set_aside(self: object, sandbox_id: str, paths: Any) -> str:
+    async def set_aside(self: object, sandbox_id: str, paths: Any) -> SetAside:
         done.append(f"aside {' '.join(paths)}")
-        return "/tmp/aside"
+        return SetAside("/tmp/aside")
 
-    async def put_back(self: object, sandbox_id: str, paths: Any, aside: str) -> None:
-        done.append(f"back {' '.join(paths)} {aside}")
+    async def put_back(self: object, sandbox_id: str, paths: Any, aside: SetAside) -> Done:
+        done.append(f"back {' '.join(paths)} {aside.folder}")
+        return Done()
 
     monkeypatch.setattr("shared.races.shell.SandboxShell.set_aside", set_aside)
     monkeypatch.setattr("shared.races.shell.SandboxShell.put_back", put_back)

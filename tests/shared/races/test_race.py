@@ -28,7 +28,7 @@ def scripted(**seconds_codes_scores: tuple[float, int, str]) -> Program:
     async def program(call: Call) -> CommandOutput:
         seconds, code, score = seconds_codes_scores.get(call.env.get("BRANCH_NAME", ""), (0, 0, "1"))
         if call.argv[0] == "score":
-            return CommandOutput(0, f"score: {score}", "", timed_out=False)
+            return CommandOutput(0, f"tried\nscore={score}", "", timed_out=False)
         await asyncio.sleep(seconds)
         return CommandOutput(code, f"out of {call.env.get('BRANCH_NAME')}", "said", timed_out=False)
 
@@ -41,7 +41,7 @@ def host_with_source(program: Program | None = None, latency: float = 0.05, quot
     return host
 
 
-BY_SCORE = {"type": "command", "command": ["score"]}
+BY_SCORE = {"type": "command", "command": ["score"], "in": "branch"}
 
 
 def branches(*names: str) -> list[dict[str, object]]:
@@ -148,7 +148,7 @@ def test_no_acceptable_branch_no_winner() -> None:
     assert got["a"].score == 0.1
     assert got["a"].reason == "score 0.1 does not reach min_score 0.5"
     assert got["c"].reason == "judge: the score is not a finite number"
-    assert got["d"].reason == "judge: the score command printed no number"
+    assert got["d"].reason == "judge: what was found is not a number"
 
 
 def test_a_score_command_that_fails_is_the_branchs_failure() -> None:

@@ -381,7 +381,12 @@ def test_an_agents_race_is_over_before_its_tool_call_is(
             "accept": st.sampled_from([0.0, 1.0, 2.0]),
             "deadline": st.sampled_from([0.5, 3.0, 20.0]),
             "max_parallel": st.integers(1, 5),
-            "judge": st.just({"type": "command", "command": ["score"], "files": {"s": "x"}}),
+            "judge": st.sampled_from(
+                [
+                    {"type": "command", "command": ["score"], "files": {"s": "x"}, "in": place}
+                    for place in ("branch", "child")
+                ]
+            ),
         },
     ),
 )

@@ -97,13 +97,13 @@ def test_four_branches_start_from_the_sessions_files_and_leave_them_as_they_were
         report = await stage.race(
             n=4,
             script="echo $(( $(cat src/number) + {i} )) > src/number; rm keep.txt; echo $BRANCH_NAME of $BRANCH_INDEX",
-            judge={"type": "command", "script": "echo score: $(cat src/number)"},
+            judge={"type": "command", "script": "echo score=$(cat src/number)"},
         )
         assert report.winner == "b3"
         assert [branch.score for branch in report.branches] == [40.0, 41.0, 42.0, 43.0]
         assert [branch.stdout_tail for branch in report.branches] == [f"b{i} of {i}" for i in range(4)]
         assert await stage.sh("cat src/number keep.txt") == "40\nhi"
-        assert len(report.reaped) == 5
+        assert len(report.reaped) == 9
         assert report.leftovers == ()
 
     on_a_session(place, test)
