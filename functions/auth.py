@@ -19,6 +19,7 @@ from functions.requests import HttpError
 from shared import capability
 from shared.capability import Capability
 from shared.errors import SecretUnavailable, SettingsError
+from shared.secret import strong
 from shared.settings import Settings
 
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
@@ -41,7 +42,7 @@ async def refuse_weak_secrets(settings: Settings) -> None:
         await capability.signing_keys(settings.capability_key, settings.functions_token)
     with contextlib.suppress(SecretUnavailable):
         if settings.functions_token is not None:
-            capability.strong("FUNCTIONS_TOKEN", await settings.functions_token.areveal())
+            strong("FUNCTIONS_TOKEN", await settings.functions_token.areveal())
 
 
 async def caller_of(request: Request, settings: Settings, function: str = "") -> Capability | None:
@@ -61,7 +62,7 @@ async def caller_of(request: Request, settings: Settings, function: str = "") ->
     if settings.functions_token is not None:
         token = await settings.functions_token.areveal()
         if settings.agent_fork:
-            capability.strong("FUNCTIONS_TOKEN", token)
+            strong("FUNCTIONS_TOKEN", token)
         if scheme.lower() == b"bearer" and _equal(shown, token.encode(errors="surrogateescape")):
             return None
     if scheme.lower() != b"bearer" or not shown.startswith(capability.PREFIX):

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from functions.requests import HttpError
-from shared.capability import Capability
 
 if TYPE_CHECKING:
+    from shared.capability import Capability
     from shared.races.report import RaceReport
     from shared.races.request import RaceRequest
 

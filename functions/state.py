@@ -17,13 +17,14 @@ from starlette.requests import Request
 from functions.race_admission import OPERATOR, CallRates, RunningRaces
 from functions.requests import BodiesInFlight
 from functions.signatures import SeenWebhooks, StaleWebhooks
-from shared.capability import SHORTEST_SECRET, Capability
 from shared.deadline import Deadline
+from shared.secret import SHORTEST_SECRET
 from shared.service import Service
 from shared.settings import Settings
 
 if TYPE_CHECKING:
     from functions.cloud_run_iam import IngressProbe
+    from shared.capability import Capability
 
 log = logging.getLogger(__name__)
 

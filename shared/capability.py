@@ -4,8 +4,8 @@ A token says what it is good for, in the open, and proves that we said so: `hc2.
 URL-safe base64 without padding, signed by itsdangerous with HMAC-SHA256. The key comes from CAPABILITY_KEY, or where
 that is not set from the operator's FUNCTIONS_TOKEN (HKDF, RFC 5869), so that every copy of the functions has it and
 nobody learns the secret from a capability. Whoever holds one can try guesses at the secret off line, as many as a
-machine can make: so neither may be short (SHORTEST_SECRET). A token stands for its bearer alone: whoever accepts one
-looks up the work item that it names, too (functions/agent_auth.py).
+machine can make: so neither may be short (shared/secret.py, SHORTEST_SECRET). A token stands for its bearer alone:
+whoever accepts one looks up the work item that it names, too (functions/agent_auth.py).
 
 itsdangerous is imported for the first token: a cold start that has to refuse an unauthenticated caller needs none.
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from shared.errors import HandsError, SettingsError
+from shared.secret import strong
 
 if TYPE_CHECKING:
     from itsdangerous import Signer
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 PREFIX: Final = b"hc2."
 FORK: Final = "fork_best_of_n"
 LONGEST_TOKEN: Final = 2048  # bytes
-SHORTEST_SECRET: Final = 32
-"""Characters: as many as `python -c 'import secrets; print(secrets.token_urlsafe(24))'` gives, 192 bits."""
 
 _SALT: Final = b"serverless hands"
 _INFO: Final = b"capability tokens 1"
@@ -69,16 +68,6 @@ async def signing_keys(own: Secret | None, functions_token: Secret | None) -> Se
     if functions_token is not None:
         return [signing_key(strong("FUNCTIONS_TOKEN", await functions_token.areveal()))]
     raise SettingsError("neither CAPABILITY_KEY nor FUNCTIONS_TOKEN is set, so agents get no tokens")
-
-
-def strong(setting: str, secret: str) -> str:
-    """The secret. Raises SettingsError where it is so short that whoever holds a token could guess it."""
-    if len(secret) < SHORTEST_SECRET:
-        raise SettingsError(
-            f"{setting} has fewer than {SHORTEST_SECRET} characters, and an agent could guess it from its own token: "
-            "set it to a long random text (python3 -c 'import secrets; print(secrets.token_urlsafe(32))')"
-        )
-    return secret
 
 
 def signing_key(secret: str) -> bytes:

@@ -21,15 +21,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from shared import names
-from shared.capability import SHORTEST_SECRET, strong
 from shared.egress import EgressPolicy
 from shared.errors import SettingsError
-from shared.secret import Secret, is_reference
+from shared.secret import SHORTEST_SECRET, Secret, is_reference, strong
 from shared.settings_table import (
     LONGEST_AGENT_RACE,
     LOOPBACK,
@@ -403,11 +401,16 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
         raise SettingsError(f"{where}: cpus, memory_mb, disk_mb and timeout_seconds must be numbers") from None
 
 
-def _tables(file: str) -> dict[str, dict[str, Any]]:
-    import tomllib  # a cold start with plain variables does without it
+def _toml(file: str) -> dict[str, Any]:
+    import tomllib  # a cold start with plain variables does without these
+    from pathlib import Path
 
+    return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _tables(file: str) -> dict[str, dict[str, Any]]:
     try:
-        tables = tomllib.loads(Path(file).read_text(encoding="utf-8")).get("environments")
+        tables = _toml(file).get("environments")
     except OSError as error:
         raise SettingsError(f"ENVIRONMENTS_FILE cannot be read ({type(error).__name__})") from None
     except ValueError:

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 from infra.cli.doctor.context import is_environment_id, is_loopback
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
 from infra.cli.settings_table import ALL
-from shared.capability import SHORTEST_SECRET
 from shared.errors import SecretUnavailable, SettingsError
-from shared.secret import SCHEMES, Secret
+from shared.secret import SCHEMES, SHORTEST_SECRET, Secret
 from shared.settings import Settings
 from shared.settings_table import Address, Key, KeyKind, Keys, Services, is_secret, settings_of
 
