@@ -456,9 +456,9 @@ class _World:
         for session in self.claude.sessions.values():
             if session.over:
                 continue
-            broken = [turn for of, turn in self.claude.broken_off if of == session.id]
-            for turn in broken:
-                excused = self.lost.excuse(session.id, turn) or self.watch.poisoned.excuse(session.id, turn)
+            broken = [(turn, at) for of, turn, at in self.claude.broken_off if of == session.id]
+            for turn, at in sorted(broken):
+                excused = self.lost.excuse(session.id, turn, at) or self.watch.poisoned.excuse(session.id, turn, at)
                 self.judge("I1", excused, f"a turn is broken off, nobody having died: {session.id}, turn {turn}")
             self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")
         if self.plan.copies > 1:

@@ -25,6 +25,7 @@ from tests.support.model.truth import Truth
 NO_HEARTBEAT = "NO_HEARTBEAT"
 LIVE = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING)
 
+_RELEASED = 120.0  # seconds until the item of a lost worker is released: T, a pause of the schedule, a slow pass
 Turn = tuple[int, ...]
 """Tool calls of each round. An empty turn is answered without tools."""
 
@@ -108,7 +109,7 @@ class Claude:
         self._live: dict[str, Item] = {}
         self.sessions: dict[str, Session] = {}
         self.granted: set[str] = set()
-        self.broken_off: set[tuple[str, int]] = set()  # sessions and turns that lost a call or were interrupted
+        self.broken_off: set[tuple[str, int, float]] = set()  # session and turn that lost a call, and when
         self.on_run: Callable[[Session], None] = lambda session: None
         self.on_over: Callable[[Session], None] = lambda session: None
         self._numbers = itertools.count(1)
@@ -164,7 +165,7 @@ class Claude:
         session._epoch += 1
         if session.phase is not Phase.AT_REST:
             session.interrupted += 1
-            self.broken_off.add((session_id, session.done))
+            self.broken_off.add((session_id, session.done, self._loop.time()))
             session.done += 1
         session.calls.clear()
         session.rounds.clear()
@@ -196,7 +197,7 @@ class Claude:
         for call_id in calls:
             if self.result(session_id, call_id):
                 session.given_up = True
-                self.broken_off.add((session_id, session.done))
+                self.broken_off.add((session_id, session.done, self._loop.time()))
 
     def _next_turn(self, session: Session) -> None:
         session.given_up = False
@@ -371,16 +372,20 @@ class Claude:
 
 @dataclass(slots=True, eq=False)
 class Losses:
-    """Sessions that lost something, and in which turn: that turn and the next may be broken off for it, no other."""
+    """Sessions that lost something, in which turn and when: that turn and the next may be broken off for it, and what
+    waits for the same item until it is released; no other."""
 
     claude: Claude
-    turns: set[tuple[str, int]] = field(default_factory=set)
+    turns: set[tuple[str, int, float]] = field(default_factory=set)
 
     def add(self, session_id: str, turn: int | None = None) -> None:
         """`turn`: the one that it was in then; None for now."""
         session = self.claude.sessions.get(session_id)
         if session is not None:
-            self.turns.add((session_id, session.done if turn is None else turn))
+            self.turns.add((session_id, session.done if turn is None else turn, self.claude.time()))
 
-    def excuse(self, session_id: str, turn: int) -> bool:
-        return bool(self.turns & {(session_id, turn), (session_id, turn - 1)})
+    def excuse(self, session_id: str, turn: int, at: float) -> bool:
+        return any(
+            session_id == of and (lost in (turn, turn - 1) or 0.0 <= at - when <= _RELEASED)
+            for of, lost, when in self.turns
+        )
