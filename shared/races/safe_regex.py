@@ -3,7 +3,7 @@
 Python's `re` cannot be interrupted, and pattern and text together may keep it busy indefinitely. So it runs in a
 process of its own that is killed: here and not in the branch's sandbox, because no image has to bring a Python for it
 and no candidate can replace it. The process has an empty environment (no secret of this one), a processor and a memory
-limit.
+limit, and the lowest priority.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ _MEMORY: Final = 1 << 30
 _NO_PATTERN, _NO_GROUP = 3, 4  # exit codes
 
 _PROGRAM: Final = f"""
-import json, re, sys
+import json, os, re, sys
 try:
     import resource
     resource.setrlimit(resource.RLIMIT_CPU, ({_PROCESSOR_SECONDS}, {_PROCESSOR_SECONDS}))
     resource.setrlimit(resource.RLIMIT_AS, ({_MEMORY}, {_MEMORY}))
+    os.nice(19)
 except (ImportError, OSError, ValueError):
     pass
 asked = json.load(sys.stdin)

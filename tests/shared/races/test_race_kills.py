@@ -24,7 +24,7 @@ from tests.support.waiting import until
 from tests.support.world import IMAGE, ROOT, Place, World, running
 
 SESSION: Final = "sesn_0123456789AbCdEf"
-PATIENT: Final = {"BIND_SECONDS": "20", "RECLAIM_SECONDS": "30", "STRANDED_SECONDS": "40"}  # for a slow machine
+PATIENT: Final = {"BIND_SECONDS": "20", "RECLAIM_SECONDS": "60", "STRANDED_SECONDS": "70"}  # for a slow machine
 LONG_AFTER: Final = 10_000.0  # seconds
 # What is run with promote: workspace: two branches, clear, two scans, check, pack, apply. With a judge: two branches,
 # then for each clear and its judge.
