@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-import orjson
 from starlette.requests import Request
 
 from functions.auth import require_token
@@ -82,6 +81,8 @@ def _email(header: bytes) -> str | None:
     parts = token.strip(b" \t").split(b".")
     if scheme.lower() != b"bearer" or len(parts) != 3 or parts[2] != _UNSIGNED:
         return None
+    import orjson
+
     try:
         claims = orjson.loads(base64.urlsafe_b64decode(parts[1] + b"=" * (-len(parts[1]) % 4)))
     except ValueError:

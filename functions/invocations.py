@@ -16,9 +16,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import orjson
-
-from shared import names
 from shared.errors import HandsError
 
 Kind = Literal["tick", "drain", "session_over"]
@@ -48,6 +45,8 @@ class Invocation:
         at = message.get("at")
         if at is not None and (isinstance(at, bool) or not isinstance(at, int | float)):
             raise BadInvocation("at: must be a number of seconds")
+        from shared import names
+
         session_id = message.get("session_id", "")
         match message.get("do", "tick" if not message else None):
             case "tick":
@@ -62,6 +61,8 @@ class Invocation:
                 raise BadInvocation("do: must be tick, drain or session_over")  # also where it is missing
 
     def message(self) -> bytes:
+        import orjson
+
         fields = {name: value for name, value in asdict(self).items() if value not in (None, "")}
         return orjson.dumps(fields)
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import Final
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,7 +20,6 @@ from functions.invocations import Invocation, NotEnqueued, drain_now, enqueue
 from functions.requests import HttpError, json_response, not_configured, require_method
 from functions.signatures import is_signed, require_headers, wrong_signature
 from functions.state import FunctionsState, deadline_of, state_of
-from shared import names
 from shared.deadline import Deadline
 from shared.errors import SecretUnavailable, SettingsError
 
@@ -57,7 +55,7 @@ async def on_run_started(request: Request) -> Response:
         if enqueues:
             return await _enqueued(state, webhook_id, drain_now(), "drains")
         return await _drained(state, deadline_of(request))
-    if kind in OVER and names.is_session_id(session_id):
+    if kind in OVER and _is_session_id(session_id):
         if enqueues:
             return await _enqueued(state, webhook_id, Invocation("session_over", session_id), "reconciled")
         return await _cleaned_up(state, session_id, deadline_of(request))
@@ -110,6 +108,8 @@ async def _enqueued(state: FunctionsState, webhook_id: str, invocation: Invocati
 def _event(body: bytes) -> tuple[str, str]:
     """`data.type`, at most 100 characters, and `data.id`, "" where there is none
     (docs/wire/anthropic.md#91-delivery)."""
+    import orjson  # not needed to refuse a wrong signature
+
     try:
         event = orjson.loads(body)
     except ValueError:
@@ -120,3 +120,9 @@ def _event(body: bytes) -> tuple[str, str]:
         raise HttpError(400, "invalid_request", "data.type: a text is needed", field="data.type")
     session_id = data.get("id")
     return kind[:100], session_id if isinstance(session_id, str) else ""
+
+
+def _is_session_id(text: str) -> bool:
+    from shared import names  # not needed to refuse a wrong signature
+
+    return names.is_session_id(text)

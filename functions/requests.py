@@ -12,9 +12,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import orjson
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from shared.errors import HandsError, SecretUnavailable, SettingsError
 
@@ -58,10 +57,13 @@ class HttpError(HandsError):
         error = {"type": self.kind, "message": self.message}
         if self.field is not None:
             error["field"] = self.field
-        return json_response({"error": error}, self.status, self.headers)
+        # The standard library's JSON is loaded anyway: a refusal at a cold start must not pay for another.
+        return JSONResponse({"error": error}, self.status, self.headers)
 
 
 def json_response(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    import orjson  # not needed to refuse
+
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.world import Place, World, offline_world
+from tests.support.world import OfflineWorld, Place, offline_world
 
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[World]:
+def world() -> Iterator[OfflineWorld]:
     with offline_world() as running:
         yield running
 
 
 @pytest.fixture
-def place(world: World) -> Iterator[Place]:
+def place(world: OfflineWorld) -> Iterator[Place]:
     """An environment of this test's own; faults that the test left armed are taken away."""
     yield world.place()
     world.claude_admin.call("DELETE", "faults")

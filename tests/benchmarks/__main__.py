@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from tests.benchmarks.report import Aim, Result, aims_table
+from tests.benchmarks.report import Aim, BenchmarkResult, aims_table
 
 BENCHMARKS: Final[Mapping[str, str]] = {
     "one_session": "webhook to first heartbeat, beside the sum of its calls",
@@ -64,7 +64,7 @@ def main() -> int:
 
 def _run(name: str) -> list[Aim]:
     print(f"== {name}: {BENCHMARKS[name]}\n", flush=True)
-    run: Callable[[], Result] = importlib.import_module(f"tests.benchmarks.{name}").run
+    run: Callable[[], BenchmarkResult] = importlib.import_module(f"tests.benchmarks.{name}").run
     began = time.monotonic()
     result = run()
     print(f"{result}\n({time.monotonic() - began:.0f} s)\n", flush=True)

@@ -15,7 +15,7 @@ from typing import Final
 from tests.benchmarks.boots import Boots, boot_cpu, boots, sessions
 from tests.benchmarks.cores import PARTS, WORKERS, Usage, usage
 from tests.benchmarks.one_session import session_way
-from tests.benchmarks.report import Aim, Result, Table, median, milliseconds
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds
 from tests.benchmarks.stage import SETTING, delays, end_sandboxes, production_place, stage, wait_ready
 from tests.benchmarks.timeline import first_beats, moment, wait_beats
 from tests.support.serving import UVICORN, serving, webhooks_to
@@ -40,7 +40,7 @@ class Burst:
     used: Usage
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     with stage() as world:
         served, other = production_place(world), production_place(world)
         with serving(served, UVICORN) as server:
@@ -91,7 +91,7 @@ def _burst(place: Place) -> Burst:
 
 def _result(
     singles: Sequence[float], bursts: Sequence[Burst], controls: Sequence[Boots], cpu: Sequence[float]
-) -> Result:
+) -> BenchmarkResult:
     one = median(singles)
     every = median([burst.every for burst in bursts])
     workers = median([control.workers for control in controls])
@@ -129,11 +129,11 @@ def _result(
         (f"{SESSIONS} sandbox starts alone, median (this machine's, too)", f"{sandboxes:.2f}"),
         (f"burst of {SESSIONS}, median", f"{every:.2f}"),
     ]
-    return Result(
+    return BenchmarkResult(
         tables=(
-            Table(f"{SESSIONS} sessions at once; {SETTING}", head, rounds),
-            Table("Its parts", ("", "seconds"), parts),
-            Table(
+            FigureTable(f"{SESSIONS} sessions at once; {SETTING}", head, rounds),
+            FigureTable("Its parts", ("", "seconds"), parts),
+            FigureTable(
                 "Whose CPU time it was, of all rounds",
                 ("", "CPU s", "share"),
                 _shares([burst.used for burst in bursts], SESSIONS * median(cpu)),

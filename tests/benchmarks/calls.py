@@ -16,7 +16,7 @@ from typing import Final
 import httpx2
 
 from shared.reports import DrainReport, ItemEnd
-from tests.benchmarks.report import Aim, Result, Table, median
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median
 from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage
 from tests.support.waiting import until
 from tests.support.world import Place
@@ -41,7 +41,7 @@ class Calls:
         return sum(self.dispatcher.values())
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     found: dict[tuple[str, int], list[Calls]] = {(state, others): [] for others in OTHERS for state in STATES}
     with stage() as world:
         place = production_place(world)
@@ -118,7 +118,7 @@ def _crowd(place: Place, more: int) -> None:
     delays(world, on=True)
 
 
-def _result(found: Mapping[tuple[str, int], Sequence[Calls]]) -> Result:
+def _result(found: Mapping[tuple[str, int], Sequence[Calls]]) -> BenchmarkResult:
     totals = {key: median([calls.total for calls in runs]) for key, runs in found.items()}
     few, many = OTHERS
     rows = [
@@ -139,11 +139,11 @@ def _result(found: Mapping[tuple[str, int], Sequence[Calls]]) -> Result:
         worker.update(calls.worker)
     new = max(totals["new", others] for others in OTHERS)
     growth = max(totals[state, many] - totals[state, few] for state in STATES)
-    return Result(
+    return BenchmarkResult(
         tables=(
-            Table(f"The dispatcher's API calls for one session, median of {RUNS}; {SETTING}", head, rows),
-            Table(f"The calls (a typical run among {many})", ("", "calls"), listed),
-            Table(
+            FigureTable(f"The dispatcher's API calls for one session, median of {RUNS}; {SETTING}", head, rows),
+            FigureTable(f"The calls (a typical run among {many})", ("", "calls"), listed),
+            FigureTable(
                 f"The worker's own calls until the drain of a new session ends ({RUNS} runs)",
                 ("", "calls"),
                 [(route, str(count)) for route, count in _ordered(worker)],

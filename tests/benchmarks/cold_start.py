@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.benchmarks.report import Aim, Result, Table, median, milliseconds
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds
 from tests.support.serving import TOKEN
 from tests.support.signing import KEY
 from tests.support.world import ROOT
@@ -57,7 +57,7 @@ _AUTHORIZED: Final = f'(b"authorization", b"Bearer {TOKEN}")'
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ColdStart:
     """`needs` is an import statement for what the function cannot do without, besides starlette."""
 
     name: str
@@ -81,10 +81,10 @@ class Case:
 
 
 CASES: Final = (
-    Case("on_run_started, bad signature", "on_run_started", 401, "from standardwebhooks.webhooks import Webhook"),
-    Case("poll_tick, no token", "poll_tick", 401),
-    Case("fork_best_of_n, no token", "fork_best_of_n", 401),
-    Case(
+    ColdStart("on_run_started, bad signature", "on_run_started", 401, "from standardwebhooks.webhooks import Webhook"),
+    ColdStart("poll_tick, no token", "poll_tick", 401),
+    ColdStart("fork_best_of_n, no token", "fork_best_of_n", 401),
+    ColdStart(
         "fork_best_of_n, bad body",
         "fork_best_of_n",
         400,
@@ -94,7 +94,7 @@ CASES: Final = (
 )
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     rows, aims = [], []
     for case in CASES:
         ours, bare = _alternating(case)
@@ -105,8 +105,8 @@ def run() -> Result:
     head = ("", "ms", "CPU ms", "bare ms", "bare CPU ms", "ratio", "CPU ratio")
     empty = median([_first_byte("import os; os.write(1, b'!'); os._exit(0)").seconds for _ in range(RUNS)])
     worst = max(aims, key=lambda aim: aim.measured)
-    return Result(
-        tables=(Table(f"Fresh interpreter to first byte, medians of {RUNS} runs each, in turns", head, rows),),
+    return BenchmarkResult(
+        tables=(FigureTable(f"Fresh interpreter to first byte, medians of {RUNS} runs each, in turns", head, rows),),
         meaning=(
             f"a cold function answers its first request at most {worst.measured:.2f} times as late as an interpreter "
             f"that imports only starlette and what the answer needs; {milliseconds(empty)} ms of each are the "
@@ -128,7 +128,7 @@ def _medians(starts: Sequence[_Start]) -> tuple[float, float]:
     return median([start.seconds for start in starts]), median([start.cpu for start in starts])
 
 
-def _alternating(case: Case) -> tuple[Sequence[_Start], Sequence[_Start]]:
+def _alternating(case: ColdStart) -> tuple[Sequence[_Start], Sequence[_Start]]:
     for code in (case.ours, case.bare):
         _first_byte(code)  # compiles what has no byte code yet
     pairs = [(_first_byte(case.ours), _first_byte(case.bare)) for _ in range(RUNS)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.support.world import World
+from tests.support.world import OfflineWorld
 
 WORKERS: Final = "workers (boot, and the SDK once they have their lease)"
 SANDBOXES: Final = "sandboxes (their supervisors)"
@@ -42,7 +42,7 @@ class _Process:
 
 
 @contextlib.contextmanager
-def usage(world: World) -> Iterator[Usage]:
+def usage(world: OfflineWorld) -> Iterator[Usage]:
     """Filled when the block ends."""
     found = Usage()
     before, parts_before = _ticks(), _parts(world)
@@ -56,7 +56,7 @@ def usage(world: World) -> Iterator[Usage]:
     found.busy = used / (after[1] - before[1])
 
 
-def _parts(world: World) -> Mapping[str, float]:
+def _parts(world: OfflineWorld) -> Mapping[str, float]:
     parts = dict.fromkeys(PARTS[:-1], 0.0)
     processes = _processes()
     services = (world.claude.pid, world.tensorlake.pid)

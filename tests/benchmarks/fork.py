@@ -15,7 +15,7 @@ from typing import Final
 from shared.ports import CommandOutput, SandboxHost, SandboxRecord, SandboxSpec, Snapshot
 from shared.service import Service
 from tests.benchmarks.alone import expect, running
-from tests.benchmarks.report import Aim, Result, Table, median, milliseconds
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds
 from tests.benchmarks.stage import SETTING, delays, end_sandboxes, production_place, stage
 from tests.support.world import Place
 
@@ -37,7 +37,7 @@ class Fork:
         return self.checkpoint + self.children
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     with stage() as world:
         place = production_place(world)
         level = world.tensorlake_admin.call("GET", "isolation")["level"]
@@ -107,7 +107,7 @@ async def _shell(host: SandboxHost, sandbox: SandboxRecord, command: str) -> str
 
 def _result(
     level: str, near: tuple[Sequence[Fork], Sequence[float]], distant: tuple[Sequence[Fork], Sequence[float]]
-) -> Result:
+) -> BenchmarkResult:
     forks, copies = near
     whole, copy = median([fork.seconds for fork in forks]), median(copies)
     rows = [
@@ -115,9 +115,9 @@ def _result(
         _row(SETTING, *distant),
     ]
     head = ("", "checkpoint ms", f"{CHILDREN} children ms", "fork ms", "one copy ms", "ratio")
-    return Result(
+    return BenchmarkResult(
         tables=(
-            Table(
+            FigureTable(
                 f"{MEGABYTES} MB in {FILES} files, N = {CHILDREN}, isolation {level}; medians of {len(forks)}",
                 head,
                 rows,

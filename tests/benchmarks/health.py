@@ -14,8 +14,8 @@ from dataclasses import asdict
 from typing import Final
 
 from tests.benchmarks.cores import PARTS, Usage, usage
-from tests.benchmarks.load import Lane, Plan
-from tests.benchmarks.report import Aim, Result, Table, milliseconds, percentile
+from tests.benchmarks.load import Lane, LoadPlan
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, milliseconds, percentile
 from tests.benchmarks.stage import SETTING, delays, production_place, stage, wait_ready
 from tests.support.serving import UVICORN, serving
 from tests.support.world import ROOT
@@ -27,22 +27,22 @@ QUIET_SECONDS: Final = 5.0
 AIM: Final = 0.05
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     with stage() as world:
         place = production_place(world)
         with serving(place, UVICORN) as server:
             wait_ready(server)
-            _drive(Plan(server, webhooks=50.0, probes=PROBES, seconds=1.0))
-            quiet = _drive(Plan(server, webhooks=0.0, probes=PROBES, seconds=QUIET_SECONDS))
+            _drive(LoadPlan(server, webhooks=50.0, probes=PROBES, seconds=1.0))
+            quiet = _drive(LoadPlan(server, webhooks=0.0, probes=PROBES, seconds=QUIET_SECONDS))
             world.claude_admin.call("DELETE", "requests")
             with usage(world) as used:
-                storm = _drive(Plan(server, webhooks=WEBHOOKS, probes=PROBES, seconds=STORM_SECONDS))
+                storm = _drive(LoadPlan(server, webhooks=WEBHOOKS, probes=PROBES, seconds=STORM_SECONDS))
             polls = sum(world.claude_admin.call("GET", "requests")["counts"].values())
         delays(world, on=False)
     return _result(quiet, storm, polls, used)
 
 
-def _drive(plan: Plan) -> Mapping[str, Lane]:
+def _drive(plan: LoadPlan) -> Mapping[str, Lane]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.load"],
         cwd=ROOT,
@@ -54,7 +54,7 @@ def _drive(plan: Plan) -> Mapping[str, Lane]:
     return {name: Lane.of(raw) for name, raw in json.loads(done.stdout).items()}
 
 
-def _result(quiet: Mapping[str, Lane], storm: Mapping[str, Lane], polls: int, used: Usage) -> Result:
+def _result(quiet: Mapping[str, Lane], storm: Mapping[str, Lane], polls: int, used: Usage) -> BenchmarkResult:
     webhooks, probes = storm["webhooks"], storm["probes"]
     p99 = percentile(probes.latencies, 99)
     rows = [
@@ -64,14 +64,14 @@ def _result(quiet: Mapping[str, Lane], storm: Mapping[str, Lane], polls: int, us
     ]
     head = ("", "asked", "answered/s", "p50 ms", "p99 ms", "worst ms", "client late p99 ms", "statuses")
     cpu = [(part, f"{used.parts[part]:.1f}") for part in PARTS if used.parts.get(part, 0.0) >= 0.05]
-    return Result(
+    return BenchmarkResult(
         tables=(
-            Table(
+            FigureTable(
                 f"{WEBHOOKS:g} signed webhooks and {PROBES:g} probes a second for {STORM_SECONDS:g} s; {SETTING}",
                 head,
                 rows,
             ),
-            Table(
+            FigureTable(
                 f"CPU seconds during the storm (the client is in the rest; {polls} API calls by the drains)",
                 ("", "s"),
                 cpu,

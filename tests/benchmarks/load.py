@@ -26,7 +26,7 @@ _PATIENCE: Final = 10.0  # seconds for what is still unanswered at the end
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadPlan:
     """`webhooks` and `probes` are requests a second, for so many `seconds`; `path` is what the probes GET."""
 
     url: str
@@ -56,7 +56,7 @@ class Lane:
         return cls(**raw)
 
 
-async def drive(plan: Plan) -> Mapping[str, Lane]:
+async def drive(plan: LoadPlan) -> Mapping[str, Lane]:
     """Both kinds of request at once; `webhooks` and `probes`."""
     parts = urlsplit(plan.url)
     pool = _Pool(parts.hostname or "", parts.port or 80)
@@ -194,7 +194,7 @@ def _webhook(host: bytes, number: int) -> bytes:
 
 
 def main() -> None:
-    plan = Plan(**json.load(sys.stdin))
+    plan = LoadPlan(**json.load(sys.stdin))
     lanes = asyncio.run(drive(plan))
     json.dump({name: asdict(lane) for name, lane in lanes.items()}, sys.stdout)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from tests.benchmarks import alone
-from tests.benchmarks.report import Aim, Result, Table, median, milliseconds, percentile
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds, percentile
 from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage, wait_ready
 from tests.benchmarks.timeline import Way, way
 from tests.support.serving import UVICORN, serving, webhooks_to
@@ -30,7 +30,7 @@ STAGES: Final[Mapping[str, Callable[[Way], float]]] = {
 }
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     with stage() as world:
         served, other = production_place(world), production_place(world)
         with serving(served, UVICORN) as server, webhooks_to(served, server):
@@ -53,21 +53,21 @@ def session_way(place: Place) -> Way:
     return found
 
 
-def _result(ways: Sequence[Way], sums: Sequence[Mapping[str, float]]) -> Result:
+def _result(ways: Sequence[Way], sums: Sequence[Mapping[str, float]]) -> BenchmarkResult:
     whole = [each.seconds for each in ways]
     totals = [sum(each.values()) for each in sums]
     stages = [(name, [measure(each) for each in ways]) for name, measure in STAGES.items()]
     steps = [(name, [each[name] for each in sums]) for name in alone.STEPS]
     head = ("", "p50 ms", "p95 ms")
     ratio = median(whole) / median(totals)
-    return Result(
+    return BenchmarkResult(
         tables=(
-            Table(
+            FigureTable(
                 f"One session on its way, {len(ways)} runs; {SETTING}",
                 head,
                 [*map(_row, stages), _row(("webhook to first heartbeat", whole))],
             ),
-            Table(
+            FigureTable(
                 "The calls on that path, each alone, in the same minutes",
                 head,
                 [*map(_row, steps), _row(("sum", totals))],

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from tests.benchmarks.report import Aim, Result, Table, median
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median
 from tests.support.many_sessions import many_sessions, variables
 from tests.support.world import ROOT
 
@@ -19,7 +19,7 @@ AIM_SECONDS: Final = 2.0
 COMMANDS: Final = (("ps",), ("top", "--once"), ("cost",))
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     rows, aims = [], []
     with many_sessions() as service:
         service.latency = ROUND_TRIP
@@ -30,8 +30,8 @@ def run() -> Result:
             _timed(command, environ)
             rows.append((" ".join(command), f"{seconds:.2f} s", str(service.calls.total())))
             aims.append(Aim(f"hands {command[0]}", seconds, AIM_SECONDS, "s"))
-    return Result(
-        [Table("A thousand sessions", ("command", "whole process", "calls"), rows)],
+    return BenchmarkResult(
+        [FigureTable("A thousand sessions", ("command", "whole process", "calls"), rows)],
         "what a person waits for an overview, with the start of Python in it",
         aims,
     )

@@ -19,7 +19,7 @@ from shared.races.report import RaceReport, Span
 from shared.races.request import RaceRequest
 from shared.service import Service
 from tests.benchmarks.alone import expect, running
-from tests.benchmarks.report import Aim, Result, Table, median, milliseconds, percentile
+from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds, percentile
 from tests.benchmarks.stage import SETTING, delays, production_place, stage
 from tests.support.world import Place
 
@@ -45,7 +45,7 @@ class Decided:
     needed: float  # checkpoint, boot, run and judge of the branch that decided
 
 
-def run() -> Result:
+def run() -> BenchmarkResult:
     with stage() as world:
         place = production_place(world, RACE_MAX_PARALLEL="64")
         level = world.tensorlake_admin.call("GET", "isolation")["level"]
@@ -117,22 +117,22 @@ def _spans(report: RaceReport, phase: str) -> Sequence[Span]:
     return [span for span in report.timeline if span.phase == phase]
 
 
-def _result(level: str, measured: Mapping[str, Measured]) -> Result:
+def _result(level: str, measured: Mapping[str, Measured]) -> BenchmarkResult:
     near = measured["no delays"]
     returned = median([each.returned for each in near.decided])
-    return Result(
+    return BenchmarkResult(
         tables=(
-            Table(
+            FigureTable(
                 f"{len(SLEEPS)} branches of {SLEEPS[0]:g} to {SLEEPS[-1]:g} s; medians of {ROUNDS}",
                 ("", "to return ms", "most ms", "race ms", "needed ms", "ratio"),
                 [_decided_row(name, each.decided) for name, each in measured.items()],
             ),
-            Table(
+            FigureTable(
                 f"64 branches of a {MEGABYTES} MB workspace, isolation {level}",
                 ("", "checkpoint ms", "boot ms (median)", "boot ms (p95)", "race s"),
                 [_wide_row(name, each.wide) for name, each in measured.items()],
             ),
-            Table(
+            FigureTable(
                 "A winner's changes brought into its source",
                 ("", *(f"{what}, ms" for what in HOMECOMINGS)),
                 [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class FigureTable:
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -47,10 +47,10 @@ class Aim:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class BenchmarkResult:
     """`meaning` is one sentence for a reader who looks at nothing else."""
 
-    tables: Sequence[Table]
+    tables: Sequence[FigureTable]
     meaning: str
     aims: Sequence[Aim]
 
@@ -59,8 +59,8 @@ class Result:
         return "\n\n".join(blocks)
 
 
-def aims_table(aims: Sequence[Aim]) -> Table:
-    return Table("Aims", ("what", "measured", "aim", ""), [aim.row for aim in aims])
+def aims_table(aims: Sequence[Aim]) -> FigureTable:
+    return FigureTable("Aims", ("what", "measured", "aim", ""), [aim.row for aim in aims])
 
 
 def milliseconds(seconds: float) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 import httpx2
 
 from tests.support.waiting import until
-from tests.support.world import SCALED, Place, World, offline_world
+from tests.support.world import SCALED, OfflineWorld, Place, offline_world
 
 ROUND_TRIP: Final = 0.05  # seconds, of each API call on either service
 CREATE: Final = 0.3
@@ -27,14 +27,14 @@ _LEASE: Final = 300.0
 
 
 @contextlib.contextmanager
-def stage() -> Iterator[World]:
+def stage() -> Iterator[OfflineWorld]:
     with offline_world() as world:
         world.claude_admin.call("PATCH", "settings", {"lease_ttl": _LEASE})
         delays(world, on=True)
         yield world
 
 
-def delays(world: World, *, on: bool) -> None:
+def delays(world: OfflineWorld, *, on: bool) -> None:
     """The delays of `SETTING`, or none at all."""
     for admin in (world.claude_admin, world.tensorlake_admin):
         admin.call("PUT", "latency", {"seconds": ROUND_TRIP if on else 0.0})
@@ -42,7 +42,7 @@ def delays(world: World, *, on: bool) -> None:
     world.tensorlake_admin.call("PATCH", "settings", changes)
 
 
-def production_place(world: World, **extra: str) -> Place:
+def production_place(world: OfflineWorld, **extra: str) -> Place:
     """An environment whose settings are the defaults; its workers end soon after their turn."""
     defaults = dict.fromkeys(SCALED, "")
     return world.place(**{**defaults, "RUNNER_MAX_IDLE_SECONDS": "0.5", **extra})

@@ -18,7 +18,7 @@ from tests.support.world import Place
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TimelineSpan:
     """Seconds since the epoch."""
 
     start: float
@@ -37,11 +37,11 @@ class Way:
     before the ack.
     """
 
-    webhook: Span
-    poll: Span
-    boot: Span
-    ack: Span
-    beat: Span
+    webhook: TimelineSpan
+    poll: TimelineSpan
+    boot: TimelineSpan
+    ack: TimelineSpan
+    beat: TimelineSpan
     early_beats: int
 
     @property
@@ -67,7 +67,7 @@ def way(place: Place, session_id: str) -> Way:
     sent = moment(delivery["attempts"][-1]["at"])
     poll = next(each for each in polls if each.start <= handed_out <= each.end)
     return Way(
-        webhook=Span(sent, poll.start),
+        webhook=TimelineSpan(sent, poll.start),
         poll=poll,
         boot=boot(place, session_id),
         ack=span(next(call for call in calls if call["path"].endswith(f"/work/{item['id']}/ack"))),
@@ -96,7 +96,7 @@ def wait_beats(place: Place, work_ids: Sequence[str], seconds: float) -> None:
         time.sleep(1.0)
 
 
-def boot(place: Place, session_id: str) -> Span:
+def boot(place: Place, session_id: str) -> TimelineSpan:
     """Of the newest worker in the session's sandbox, as the sandbox's own supervisor saw it."""
     (box,) = [each for each in place.sandboxes() if each["name"] == place.sandbox(session_id)]
     process = max((each for each in box["processes"] if each["managed"]), key=lambda each: each["started_at"])
@@ -107,7 +107,7 @@ def boot(place: Place, session_id: str) -> Span:
         for line in stream.iter_lines():
             event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
             if '"ready"' in event.get("line", ""):
-                return Span(process["started_at"] / 1000, event["timestamp"] / 1000)
+                return TimelineSpan(process["started_at"] / 1000, event["timestamp"] / 1000)
     raise AssertionError("the worker never said ready")
 
 
@@ -117,10 +117,10 @@ def requests(place: Place) -> Sequence[Mapping[str, Any]]:
     return recent
 
 
-def span(call: Mapping[str, Any]) -> Span:
+def span(call: Mapping[str, Any]) -> TimelineSpan:
     """The log's `at` is when the answer left."""
     end = moment(call["at"])
-    return Span(end - call["seconds"], end)
+    return TimelineSpan(end - call["seconds"], end)
 
 
 def first(calls: Iterable[Mapping[str, Any]], status: int) -> Mapping[str, Any]:

@@ -18,13 +18,13 @@ from shared.adapters.anthropic_queue import AnthropicQueue
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import ProcessSpec, SandboxHost, WorkQueue
 from shared.secret import Secret
-from tests.support.admin import Admin
+from tests.support.admin import AdminAccess
 from tests.support.fake_host import FakeHost
-from tests.support.model.claude import Claude
-from tests.support.model.lines import Line
+from tests.support.model.claude import ModelClaude
+from tests.support.model.lines import ModelLine
 from tests.support.model.loop import VirtualLoop
 from tests.support.model.ports import ModelHost, ModelQueue
-from tests.support.model.sandboxes import Manner, Process, Sandboxes
+from tests.support.model.sandboxes import Manner, ModelProcess, ModelSandboxes
 from tests.support.model.truth import Truth
 
 API_KEY = "sk-ant-api-of-no-real-account"
@@ -63,7 +63,7 @@ class ModelHosts:
         _virtually(lambda loop, truth: scenario(self._host(loop, truth)))
 
     def _host(self, loop: VirtualLoop, truth: Truth) -> SandboxHost:
-        return ModelHost(Sandboxes(loop, truth, Manner(), _script), _line(loop), bind=10.0)
+        return ModelHost(ModelSandboxes(loop, truth, Manner(), _script), _line(loop), bind=10.0)
 
 
 class FakeHosts:
@@ -85,7 +85,7 @@ async def connected(service: RunningService, bind_seconds: float = 10.0) -> Asyn
         await host.aclose()
 
 
-async def _script(process: Process) -> int:
+async def _script(process: ModelProcess) -> int:
     """What the scripts do, for the model."""
     match process.spec.args[-1]:
         case "exit 7":
@@ -138,13 +138,13 @@ class QueueBench(Protocol):
 
 class ModelQueues:
     def play(self, scenario: Callable[[QueueStage], Awaitable[None]]) -> None:
-        _virtually(lambda loop, truth: scenario(_ModelStage(loop, Claude(loop, truth, lease=300.0))))
+        _virtually(lambda loop, truth: scenario(_ModelStage(loop, ModelClaude(loop, truth, lease=300.0))))
 
 
 @dataclass(slots=True)
 class _ModelStage:
     loop: VirtualLoop
-    claude: Claude
+    claude: ModelClaude
     opened: int = 0
 
     def queue(self, reclaim: float) -> WorkQueue:
@@ -181,7 +181,7 @@ class OfflineQueues:
     service: RunningService
 
     def play(self, scenario: Callable[[QueueStage], Awaitable[None]]) -> None:
-        admin = Admin(self.service)
+        admin = AdminAccess(self.service)
         admin.call("POST", "keys/api", {"value": API_KEY})
         api = anthropic.Anthropic(api_key=API_KEY, base_url=self.service.url)
         agent = api.beta.agents.create(
@@ -204,7 +204,7 @@ class OfflineQueues:
 @dataclass(slots=True)
 class _OfflineStage:
     service: RunningService
-    admin: Admin
+    admin: AdminAccess
     api: anthropic.Anthropic
     agent_id: str
     environment_id: str
@@ -268,8 +268,8 @@ def _message(*rounds: int) -> Any:
     return {"type": "user.message", "content": [{"type": "text", "text": text}]}
 
 
-def _line(loop: VirtualLoop) -> Line:
-    return Line("test", loop, {}, random.Random("test"), 1.0, lambda who, what: None)
+def _line(loop: VirtualLoop) -> ModelLine:
+    return ModelLine("test", loop, {}, random.Random("test"), 1.0, lambda who, what: None)
 
 
 def _virtually(play: Callable[[VirtualLoop, Truth], Awaitable[None]]) -> None:

@@ -42,7 +42,7 @@ from tests.conformance.benches import (
     connected,
     program,
 )
-from tests.support.admin import Admin
+from tests.support.admin import AdminAccess
 from tests.support.waiting import until_async
 
 
@@ -372,7 +372,7 @@ def test_i1_whatever_is_not_understood_is_doubtful_and_never_absent(
 ) -> None:
     async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, f"doubt-{rule['action']}-{rule.get('status', 0)}".replace("_", "-"))
-        with Admin(service).fault({"path": f"/sandboxes/{sandbox.name}$", **rule}):
+        with AdminAccess(service).fault({"path": f"/sandboxes/{sandbox.name}$", **rule}):
             assert isinstance(await host.find(sandbox.name or ""), Doubtful)
         assert isinstance(await host.find(sandbox.name or ""), SandboxRecord)
 
@@ -382,7 +382,9 @@ def test_i1_whatever_is_not_understood_is_doubtful_and_never_absent(
 def test_i7_a_call_to_a_service_that_does_not_answer_ends(service: RunningService) -> None:
     async def play() -> None:
         async with connected(service, bind_seconds=0.5) as host:
-            with Admin(service).fault({"method": "POST", "path": "/sandboxes$", "action": "delay", "seconds": 30}):
+            with AdminAccess(service).fault(
+                {"method": "POST", "path": "/sandboxes$", "action": "delay", "seconds": 30}
+            ):
                 began = time.monotonic()
                 outcome = await host.create(SandboxSpec(name="never-answered"))
                 assert isinstance(outcome, Doubtful)

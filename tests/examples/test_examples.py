@@ -22,14 +22,14 @@ from shared.settings import Settings
 from tests.infra.cli.fork.test_command import environ_of
 from tests.support.checkout import ROOT
 from tests.support.serving import TOKEN, UVICORN, serving
-from tests.support.world import Place, World
+from tests.support.world import OfflineWorld, Place
 
 EXAMPLES: Final = ROOT / "examples"
 PATH: Final = os.environ["PATH"]
 
 
 @pytest.fixture(scope="module")
-def server(world: World) -> Iterator[str]:
+def server(world: OfflineWorld) -> Iterator[str]:
     """The functions on a real socket."""
     with serving(world.place(), UVICORN, RUNNER_MAX_IDLE_SECONDS="1") as url:
         yield url

@@ -36,7 +36,7 @@ from shared import names
 from shared.ports import Absent, SandboxRecord
 from tests.support.footprint import Growth, children, watching
 from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving, webhooks_to
-from tests.support.world import API_KEY, ROOT, Place, World, offline_world
+from tests.support.world import API_KEY, ROOT, OfflineWorld, Place, offline_world
 
 TURNS: Final = 3
 FAULTS: Final[Sequence[Mapping[str, Any]]] = (
@@ -71,7 +71,7 @@ FILES_BOUND: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SoakOptions:
     """seconds: how long sessions are begun; sessions: how many at most; users: how many at once;
     settle: bound of each of the two waits after the faults."""
 
@@ -135,7 +135,7 @@ def rules(host: str | None) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def faulty(world: World, report: Report) -> Iterator[None]:
+def faulty(world: OfflineWorld, report: Report) -> Iterator[None]:
     """Faults on every route for as long as the block lasts; then what they did is in the report."""
     claude, tensorlake = world.claude_admin, world.tensorlake_admin
     claude.call("POST", "faults", rules(r"^127\.0\.0\.1"))
@@ -268,7 +268,7 @@ def _message(text: str) -> Any:
     return {"type": "user.message", "content": [{"type": "text", "text": text}]}
 
 
-def play_all(place: Place, options: Options, say: Callable[[str], None]) -> list[Played]:
+def play_all(place: Place, options: SoakOptions, say: Callable[[str], None]) -> list[Played]:
     """So many users at once, each with one session after the other, until count or time is reached."""
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(options.sessions):
@@ -382,7 +382,7 @@ def judge(report: Report, played: Sequence[Played], unanswered: Sequence[Played]
     report.interrupts = sum(each.interrupts for each in played)
 
 
-def soak(options: Options, say: Callable[[str], None] = lambda line: None) -> Report:
+def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -> Report:
     """Everything, from the two services on. Leaves nothing behind, however it ends."""
     report = Report(options.sessions)
     with offline_world() as world:
@@ -412,13 +412,13 @@ def soak(options: Options, say: Callable[[str], None] = lambda line: None) -> Re
 
 
 def main() -> int:
-    defaults = Options()
+    defaults = SoakOptions()
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="minutes under faults")
     parser.add_argument("--seconds", type=float, default=defaults.seconds, help="sessions are begun for so long")
     parser.add_argument("--sessions", type=int, default=defaults.sessions, help="sessions at most, of three turns each")
     parser.add_argument("--users", type=int, default=defaults.users, help="sessions at once")
     args = parser.parse_args()
-    report = soak(Options(args.seconds, args.sessions, args.users), lambda line: print(line, flush=True))
+    report = soak(SoakOptions(args.seconds, args.sessions, args.users), lambda line: print(line, flush=True))
     if report.begun < report.wanted:
         report.problems.append(f"the time was enough for {report.begun} of {report.wanted} sessions")
     print(report.text())

@@ -21,7 +21,7 @@ from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
 from shared.ports import Absent, Created, SandboxSpec
 from shared.reports import DrainReport, ItemEnd
-from tests.support.admin import Admin
+from tests.support.admin import AdminAccess
 from tests.support.waiting import PATIENCE, until
 from tests.support.world import HURRIED, IMAGE, ROOT, Place, running
 
@@ -63,7 +63,7 @@ ONCE: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def admin_for(place: Place, rule: Mapping[str, Any]) -> Admin:
+def admin_for(place: Place, rule: Mapping[str, Any]) -> AdminAccess:
     claude = any(rule["path"] == known["path"] for known in (POLL, ACK, BEAT))
     return place.world.claude_admin if claude else place.world.tensorlake_admin
 

@@ -16,8 +16,8 @@ from tests.faults.explorer.mutants import MUTANTS
 from tests.faults.explorer.plan import (
     HookFault,
     LineFault,
-    Plan,
     PointFault,
+    RunPlan,
     SessionPlan,
     TimedFault,
     Wake,
@@ -36,14 +36,14 @@ def session(*turns: tuple[float, tuple[int, ...]], name: str = "sesn_Zz", habits
 
 
 FOUND = {
-    "a slow poll is followed by another though the time for claims is over": Plan(
+    "a slow poll is followed by another though the time for claims is over": RunPlan(
         seed="cut-off",
         copies=2,
         sessions=(session((2.0, ()), name="sesn_Aa"), session((6.0, (1,)))),
         slow=14.0,
         line_faults=(LineFault("c0", "poll", 0, Meets.SLOW_ANSWER), LineFault("c1", "poll", 0, Meets.SLOW_ANSWER)),
     ),
-    "a healthcheck that was acked and whose stop was lost is starting for ever": Plan(
+    "a healthcheck that was acked and whose stop was lost is starting for ever": RunPlan(
         seed="dismissal",
         copies=1,
         sessions=(
@@ -55,7 +55,7 @@ FOUND = {
         wakes=(Wake(15.0, 0),),
         line_faults=(LineFault("c0", "force_stop", 0, Meets.LOST_REQUEST),),
     ),
-    "a sandbox is suspended by a look that is older than five seconds": Plan(
+    "a sandbox is suspended by a look that is older than five seconds": RunPlan(
         seed="old look",
         copies=2,
         sessions=(session((14.0, ()), (31.0, ()), (46.5, (2,)), habits=Habits(tool=1.0)),),
@@ -65,7 +65,7 @@ FOUND = {
             LineFault(f"c{copy}", method, 1, Meets.SLOW_ANSWER) for copy in (0, 1) for method in ("list_items", "find")
         ),
     ),
-    "calls that a worker left behind in a sandbox that is gone wait for ever": Plan(
+    "calls that a worker left behind in a sandbox that is gone wait for ever": RunPlan(
         seed="left behind",
         copies=2,
         sessions=(session((10.0, (1, 1))),),
@@ -76,7 +76,7 @@ FOUND = {
         ),
         timed_faults=(TimedFault(30.5, 0, "fail"),),
     ),
-    "a stranded item gets its first beat while a slow look says that nobody is there": Plan(
+    "a stranded item gets its first beat while a slow look says that nobody is there": RunPlan(
         seed="late beat",
         copies=1,
         sessions=(session((4.6, (1,)), habits=Habits(tool=8.0)),),
@@ -97,7 +97,7 @@ def test_the_rules_hold_in_hundreds_of_runs_with_faults() -> None:
 
 
 @pytest.mark.parametrize("plan", FOUND.values(), ids=lambda plan: plan.seed.replace(" ", "-"))
-def test_what_was_found_once_stays_mended(plan: Plan) -> None:
+def test_what_was_found_once_stays_mended(plan: RunPlan) -> None:
     with prepared() as loop:
         assert run(plan, loop).violations == ()
 
@@ -139,7 +139,7 @@ def test_what_fails_is_shrunk_to_a_plan_that_fails_alike() -> None:
 def test_a_copy_that_always_fails_is_no_endless_run() -> None:
     """What the model calls 4xx or lost for good still ends, within the bounds of I7 and with everything
     reported."""
-    plan = Plan(
+    plan = RunPlan(
         seed="refused",
         copies=1,
         sessions=(session((1.0, (1,))),),

@@ -21,7 +21,7 @@ from shared.reconcile.reconciler import Reconciler
 from shared.reports import Act, ItemEnd, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
 from tests.support.waiting import until
-from tests.support.world import API_KEY, Place, World, running
+from tests.support.world import API_KEY, OfflineWorld, Place, running
 
 DEAF = {**BEAT, "action": "status", "status": 503, "skip": 1}
 """The worker reaches the service once, before it says that it is ready, and never again."""
@@ -76,7 +76,7 @@ def status(place: Place, session: str) -> str:
     return str(box["status"])
 
 
-def test_i1_a_sleeping_sandbox_whose_item_is_active_is_resumed_at_once(world: World) -> None:
+def test_i1_a_sleeping_sandbox_whose_item_is_active_is_resumed_at_once(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = place.session("$ sleep 3; echo ran >> /workspace/runs")
     drain(place)
@@ -93,7 +93,7 @@ def test_i1_a_sleeping_sandbox_whose_item_is_active_is_resumed_at_once(world: Wo
     assert runs(place, session) == ["ran"]
 
 
-def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: World) -> None:
+def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
     with world.claude_admin.fault(DEAF):
@@ -116,7 +116,7 @@ def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: World) ->
     assert runs(place, session).count("again") == 1
 
 
-def test_i5_an_item_whose_worker_still_waits_is_not_released_however_old_it_looks(world: World) -> None:
+def test_i5_an_item_whose_worker_still_waits_is_not_released_however_old_it_looks(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
     with world.claude_admin.fault(DEAF):
@@ -127,7 +127,7 @@ def test_i5_an_item_whose_worker_still_waits_is_not_released_however_old_it_look
     assert runs(place, session) == ["ran"]
 
 
-def test_the_sandbox_of_an_idle_session_is_suspended_and_wakes_for_the_next_message(world: World) -> None:
+def test_the_sandbox_of_an_idle_session_is_suspended_and_wakes_for_the_next_message(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = served(place)
     assert acts(reconcile(place, ahead=1)) == [Act.SUSPEND]
@@ -137,7 +137,7 @@ def test_the_sandbox_of_an_idle_session_is_suspended_and_wakes_for_the_next_mess
     assert "ran" in place.answers(session)[-1]
 
 
-def test_i5_no_sandbox_with_a_live_item_is_suspended(world: World) -> None:
+def test_i5_no_sandbox_with_a_live_item_is_suspended(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     queued = place.session(PROMPT)
 
@@ -153,7 +153,7 @@ def test_i5_no_sandbox_with_a_live_item_is_suspended(world: World) -> None:
     assert status(place, queued) == "running"
 
 
-def test_i4_the_sandbox_of_a_session_that_is_over_is_marked_first_and_ended_later(world: World) -> None:
+def test_i4_the_sandbox_of_a_session_that_is_over_is_marked_first_and_ended_later(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = served(place)
     world.api.beta.sessions.archive(session)
@@ -165,7 +165,7 @@ def test_i4_the_sandbox_of_a_session_that_is_over_is_marked_first_and_ended_late
     assert everything(place) == []
 
 
-def test_i4_the_sandbox_of_a_deleted_session_is_ended_too(world: World) -> None:
+def test_i4_the_sandbox_of_a_deleted_session_is_ended_too(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = served(place)
     world.api.beta.sessions.delete(session)
@@ -174,7 +174,7 @@ def test_i4_the_sandbox_of_a_deleted_session_is_ended_too(world: World) -> None:
     assert everything(place) == []
 
 
-def test_a_webhook_that_a_session_is_over_marks_its_sandbox_promptly(world: World) -> None:
+def test_a_webhook_that_a_session_is_over_marks_its_sandbox_promptly(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session, other = served(place), served(place)
     world.api.beta.sessions.archive(session)
@@ -187,7 +187,7 @@ def test_a_webhook_that_a_session_is_over_marks_its_sandbox_promptly(world: Worl
     assert status(place, other) == "running"
 
 
-def test_a_webhook_about_a_session_that_is_not_over_does_nothing(world: World) -> None:
+def test_a_webhook_about_a_session_that_is_not_over_does_nothing(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = served(place)
 
@@ -199,7 +199,7 @@ def test_a_webhook_about_a_session_that_is_not_over_does_nothing(world: World) -
     assert status(place, session) == "running"
 
 
-def test_a_sandbox_that_slept_longer_than_the_retention_is_ended(world: World) -> None:
+def test_a_sandbox_that_slept_longer_than_the_retention_is_ended(world: OfflineWorld) -> None:
     place = world.place(**QUICK, RETENTION_SECONDS="100")
     session = served(place)
     reconcile(place, ahead=1)
@@ -210,7 +210,7 @@ def test_a_sandbox_that_slept_longer_than_the_retention_is_ended(world: World) -
     assert everything(place) == []
 
 
-def test_a_marked_sandbox_gets_its_name_back_when_its_session_has_work_after_all(world: World) -> None:
+def test_a_marked_sandbox_gets_its_name_back_when_its_session_has_work_after_all(world: OfflineWorld) -> None:
     place = world.place(**QUICK, RETENTION_SECONDS="0")
     session = served(place)
     reconcile(place, ahead=1)
@@ -221,7 +221,7 @@ def test_a_marked_sandbox_gets_its_name_back_when_its_session_has_work_after_all
     assert "ran" in place.answers(session)[-1]
 
 
-def test_a_kept_sandbox_is_never_touched(world: World) -> None:
+def test_a_kept_sandbox_is_never_touched(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = served(place)
 
@@ -235,7 +235,7 @@ def test_a_kept_sandbox_is_never_touched(world: World) -> None:
     assert acts(reconcile(place, ahead=1_000_000)) == []
 
 
-def test_i5_a_look_up_that_fails_ends_nothing(world: World) -> None:
+def test_i5_a_look_up_that_fails_ends_nothing(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = served(place)
     world.api.beta.sessions.archive(session)
@@ -249,7 +249,7 @@ def test_i5_a_look_up_that_fails_ends_nothing(world: World) -> None:
     assert status(place, session) == "running"
 
 
-def test_when_every_session_is_unknown_nothing_is_done_and_the_report_alarms(world: World) -> None:
+def test_when_every_session_is_unknown_nothing_is_done_and_the_report_alarms(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     sessions = [served(place) for _ in range(3)]
     with world.claude_admin.fault(
@@ -261,7 +261,7 @@ def test_when_every_session_is_unknown_nothing_is_done_and_the_report_alarms(wor
     assert {status(place, session) for session in sessions} == {"running"}
 
 
-def test_sessions_that_are_really_deleted_are_told_from_a_wrong_key_by_one_that_is_known(world: World) -> None:
+def test_sessions_that_are_really_deleted_are_told_from_a_wrong_key_by_one_that_is_known(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     sessions = [served(place) for _ in range(3)]
     for session in sessions:
@@ -272,7 +272,7 @@ def test_sessions_that_are_really_deleted_are_told_from_a_wrong_key_by_one_that_
     assert sorted(acts(reconcile(place, ahead=1))) == [Act.MARK] * 3
 
 
-def test_i7_a_healthcheck_that_was_acked_and_never_stopped_is_stopped(world: World) -> None:
+def test_i7_a_healthcheck_that_was_acked_and_never_stopped_is_stopped(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     world.claude_admin.call("POST", "healthchecks", {"environment_id": place.environment_id})
 
@@ -290,7 +290,7 @@ def test_i7_a_healthcheck_that_was_acked_and_never_stopped_is_stopped(world: Wor
     assert acts(reconcile(place, ahead=place.settings.times.stranded + 1)) == []
 
 
-def test_at_most_three_of_a_few_sandboxes_end_in_one_pass(world: World) -> None:
+def test_at_most_three_of_a_few_sandboxes_end_in_one_pass(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     tag = names.environment_tag(place.environment_id)
 
@@ -305,7 +305,7 @@ def test_at_most_three_of_a_few_sandboxes_end_in_one_pass(world: World) -> None:
     assert everything(place) == []
 
 
-def test_a_dry_run_reports_and_does_nothing(world: World) -> None:
+def test_a_dry_run_reports_and_does_nothing(world: OfflineWorld) -> None:
     place = world.place(**QUICK, DRY_RUN="true")
     session = served(place)
     report = reconcile(place, ahead=1)
@@ -314,7 +314,7 @@ def test_a_dry_run_reports_and_does_nothing(world: World) -> None:
     assert status(place, session) == "running"
 
 
-def test_a_worker_past_its_lifetime_is_asked_to_stop(world: World) -> None:
+def test_a_worker_past_its_lifetime_is_asked_to_stop(world: OfflineWorld) -> None:
     place = world.place(**QUICK, RUNNER_MAX_IDLE_SECONDS="60")
     session = place.session(PROMPT)
     heal(place, session)
@@ -323,7 +323,7 @@ def test_a_worker_past_its_lifetime_is_asked_to_stop(world: World) -> None:
     until(lambda: place.item(session)["state"] == "stopped", "the worker did not stop")
 
 
-def test_i4_leftovers_of_a_race_are_ended_after_their_dead_man_time(world: World) -> None:
+def test_i4_leftovers_of_a_race_are_ended_after_their_dead_man_time(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     soon = int(time.time()) + 60
     mine = (place.settings.prefix, place.environment_id, new_race_id())
@@ -347,7 +347,7 @@ def test_i4_leftovers_of_a_race_are_ended_after_their_dead_man_time(world: World
     assert left & {snapshot.id for snapshot in kept} == {snapshot.id for snapshot in kept[2:]}, "the caller's are kept"
 
 
-def test_i5_an_active_sandbox_is_kept_from_its_idle_time_out(world: World) -> None:
+def test_i5_an_active_sandbox_is_kept_from_its_idle_time_out(world: OfflineWorld) -> None:
     place = world.place(**QUICK, SANDBOX_TIMEOUT_SECONDS="9", RUNNER_MAX_IDLE_SECONDS="60")
     session = place.session(PROMPT)
     heal(place, session)
@@ -358,7 +358,7 @@ def test_i5_an_active_sandbox_is_kept_from_its_idle_time_out(world: World) -> No
     assert place.item(session)["state"] == "active"
 
 
-def test_a_process_that_is_no_worker_of_ours_does_not_keep_a_sandbox_awake(world: World) -> None:
+def test_a_process_that_is_no_worker_of_ours_does_not_keep_a_sandbox_awake(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = served(place)
 
@@ -379,7 +379,7 @@ def everything(place: Place) -> list[dict[str, str]]:
 
 
 def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_does_it_with_the_api_key(
-    world: World, capsys: pytest.CaptureFixture[str]
+    world: OfflineWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)

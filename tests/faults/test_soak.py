@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.faults import soak
-from tests.faults.soak import Options, Played, Report
+from tests.faults.soak import Played, Report, SoakOptions
 from tests.faults.test_claims_under_faults import heal
 from tests.support.footprint import Sample, children, growth, measure, watching
-from tests.support.world import Place, World
+from tests.support.world import OfflineWorld, Place
 
-MINUTE = Options(seconds=20.0, sessions=5, users=4, settle=120.0)
+MINUTE = SoakOptions(seconds=20.0, sessions=5, users=4, settle=120.0)
 """Sized for two cores that others use too: a slow machine begins fewer sessions."""
 
 
@@ -66,7 +66,7 @@ def test_a_process_is_measured_with_its_children_and_a_gone_one_is_nothing(tmp_p
     assert measure(process.pid, 0.0) == Sample(0.0, 0, 0)
 
 
-def test_a_lost_turn_a_doubled_call_and_a_leak_are_told(world: World, place: Place) -> None:
+def test_a_lost_turn_a_doubled_call_and_a_leak_are_told(world: OfflineWorld, place: Place) -> None:
     session = place.session("$ printf 'turn-1\\nturn-1\\nturn-2\\nturn-3\\n' >> /workspace/runs")
     heal(place, session)
     report = Report(wanted=1)

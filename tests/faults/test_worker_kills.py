@@ -30,7 +30,7 @@ from shared.service import Service
 from tests.faults.test_claims_under_faults import drain
 from tests.faults.test_reconciler import QUICK, everything
 from tests.support.waiting import PATIENCE, until
-from tests.support.world import IMAGE, Place, World, running
+from tests.support.world import IMAGE, OfflineWorld, Place, running
 
 PROMPT: Final = "$ echo one >> /workspace/runs\n$ echo two >> /workspace/runs"
 SLOW: Final = "$ echo one >> /workspace/runs; sleep 4\n$ echo two >> /workspace/runs"
@@ -52,7 +52,7 @@ LOCK_HOLDER: Final = (
 
 
 @dataclass(frozen=True)
-class Step:
+class KillStep:
     """A place on the worker's way and what a death there leaves.
 
     claude, tensorlake: rules for the two services; `{work}` and `{session}` in a path are the session's own.
@@ -157,50 +157,50 @@ RESULTS: Final = {"method": "POST", "path": r"/sessions/{session}/events$"}
 DEAF: Final = {"method": "POST", "path": r"/work/{work}/heartbeat$", "action": "status", "status": 503, "skip": 1}
 """Once the first heartbeat, which `ready` waits for, has been answered."""
 
-STEPS: Final[Mapping[str, Step]] = {
-    "before its ready": Step(lock_taken=True, reached=lambda place, session: bool(workers(place, session))),
-    "after its ready, unseen by the dispatcher": Step(
+STEPS: Final[Mapping[str, KillStep]] = {
+    "before its ready": KillStep(lock_taken=True, reached=lambda place, session: bool(workers(place, session))),
+    "after its ready, unseen by the dispatcher": KillStep(
         claude=[DEAF],
         tensorlake=[{"method": "GET", "path": r"/api/v1/processes/.*/stdout$", "action": "status", "status": 500}],
         reoffered=True,
         idle="60",
     ),
-    "after its ready, with the ack on its way": Step(
+    "after its ready, with the ack on its way": KillStep(
         claude=[{"method": "POST", "path": r"/work/{work}/ack$", "action": "delay", "seconds": 3}],
         ran=("two",),
         released=True,
     ),
-    "while it asks for the lease of an acked item": Step(
+    "while it asks for the lease of an acked item": KillStep(
         claude=[DEAF],
         reached=lambda place, session: place.item(session)["state"] == "starting",
         ran=("two",),
         released=True,
     ),
-    "with the lease, before it knows": Step(
+    "with the lease, before it knows": KillStep(
         claude=[
             {"method": "POST", "path": r"/work/{work}/heartbeat$", "action": "delay_after", "seconds": 2},
             SESSION,
         ],
         reached=is_active,
     ),
-    "with the lease, before it knows the session": Step(claude=[SESSION]),
-    "before it knows the tool calls": Step(
+    "with the lease, before it knows the session": KillStep(claude=[SESSION]),
+    "before it knows the tool calls": KillStep(
         claude=[{"method": "GET", "path": r"/sessions/{session}/events$", "action": "delay", "seconds": HOLD}]
     ),
-    "while a tool runs": Step(reached=has_begun_the_first_call, prompt=SLOW, ran=AGAIN),
-    "after a tool ran, before its result is posted": Step(
+    "while a tool runs": KillStep(reached=has_begun_the_first_call, prompt=SLOW, ran=AGAIN),
+    "after a tool ran, before its result is posted": KillStep(
         claude=[RESULTS | {"action": "status", "status": 503}], ran=AGAIN
     ),
-    "after a result was posted": Step(claude=[RESULTS | {"action": "delay_after", "seconds": HOLD}]),
-    "while it idles": Step(reached=idles, idle="60"),
-    "at its end, before it stops the item": Step(
+    "after a result was posted": KillStep(claude=[RESULTS | {"action": "delay_after", "seconds": HOLD}]),
+    "while it idles": KillStep(reached=idles, idle="60"),
+    "at its end, before it stops the item": KillStep(
         claude=[{"method": "POST", "path": r"/work/{work}/stop$", "action": "status", "status": 503}]
     ),
 }
 
 
 @contextlib.contextmanager
-def armed(place: Place, session: str, step: Step) -> Iterator[Callable[[], bool]]:
+def armed(place: Place, session: str, step: KillStep) -> Iterator[Callable[[], bool]]:
     """The step's rules for this session; gives whether the worker has reached the step."""
     claude, tensorlake = place.world.claude_admin, place.world.tensorlake_admin
     ids = {"work": place.item(session)["id"], "session": session}
@@ -276,7 +276,7 @@ def draining(place: Place) -> Iterator[None]:
     running_on.result()
 
 
-def killed_at(place: Place, step: Step, sessions: Mapping[str, str]) -> dict[str, list[str]]:
+def killed_at(place: Place, step: KillStep, sessions: Mapping[str, str]) -> dict[str, list[str]]:
     """Bring each session's worker to the step and kill there; the lines that were in its sandbox by then."""
     seen: dict[str, list[str]] = {}
     with draining(place), contextlib.ExitStack() as held:
@@ -304,7 +304,7 @@ def killed_at(place: Place, step: Step, sessions: Mapping[str, str]) -> dict[str
 
 
 @pytest.fixture
-def long_leases(world: World) -> Iterator[None]:
+def long_leases(world: OfflineWorld) -> Iterator[None]:
     """What was killed first is not offered again before the last was killed."""
     before = world.claude_admin.call("GET", "settings")["lease_ttl"]
     world.claude_admin.call("PATCH", "settings", {"lease_ttl": PATIENCE})
@@ -314,7 +314,7 @@ def long_leases(world: World) -> Iterator[None]:
 
 @pytest.mark.usefixtures("long_leases")
 @pytest.mark.parametrize("name", STEPS)
-def test_i1_a_worker_or_sandbox_that_dies_at_any_step_loses_nothing(world: World, name: str) -> None:
+def test_i1_a_worker_or_sandbox_that_dies_at_any_step_loses_nothing(world: OfflineWorld, name: str) -> None:
     step = STEPS[name]
     times = OFFERED_AGAIN if step.reoffered else {}
     place = world.place(**{**QUICK, "END_GRACE_SECONDS": "1"}, **times, RUNNER_MAX_IDLE_SECONDS=step.idle)

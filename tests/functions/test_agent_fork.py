@@ -18,7 +18,7 @@ from shared.ports import OpenCalls, WorkItem
 from shared.reports import ItemEnd
 from tests.support.serving import TOKEN, UVICORN, serving
 from tests.support.waiting import until
-from tests.support.world import Place, World
+from tests.support.world import OfflineWorld, Place
 
 RACE: Final = {
     "branches": [
@@ -81,7 +81,7 @@ class Forked:
 
 
 @pytest.fixture(scope="module")
-def forked(world: World) -> Iterator[Forked]:
+def forked(world: OfflineWorld) -> Iterator[Forked]:
     plain = world.place(FUNCTIONS_TOKEN=TOKEN, AGENT_FORK="true", FUNCTIONS_PUBLIC_URL="http://127.0.0.1:9")
     with serving(plain, UVICORN) as url:
         place = plain.adjusted(FUNCTIONS_PUBLIC_URL=url, RUNNER_MAX_IDLE_SECONDS="60")
@@ -140,7 +140,7 @@ def test_the_token_dies_with_its_item(forked: Forked) -> None:
     assert (answer.status_code, answer.json()["error"]["type"]) == (403, "session_over")
 
 
-def test_i1_a_fork_whose_worker_is_lost_is_answered_and_the_turn_goes_on(world: World) -> None:
+def test_i1_a_fork_whose_worker_is_lost_is_answered_and_the_turn_goes_on(world: OfflineWorld) -> None:
     place = world.place()
     session = session_of_a_forker(place, "fork {branches: [{name: a, script: 'true'}]}")
 

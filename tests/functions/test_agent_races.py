@@ -9,7 +9,7 @@ from typing import Final
 
 from shared.ports import CommandOutput, ItemState
 from tests.functions.test_agent_auth import RACE, Listed, client, item, listing, post
-from tests.support.fake_host import Call, FakeHost, Fault, Method
+from tests.support.fake_host import FakeCall, FakeFault, FakeHost, Method
 from tests.support.waiting import until
 
 OTHER: Final = "work_2"
@@ -18,7 +18,7 @@ OTHER: Final = "work_2"
 def test_a_work_item_has_one_race_at_a_time() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         begun.set()
         await asyncio.to_thread(go_on.wait, 30)
         return CommandOutput(0, "", "", timed_out=False)
@@ -42,9 +42,9 @@ def test_a_work_item_has_one_race_at_a_time() -> None:
 
 
 def test_a_race_that_came_to_nothing_does_not_count() -> None:
-    refused = [Fault.REFUSED]
+    refused = [FakeFault.REFUSED]
 
-    def meet(method: Method, what: str) -> Fault | None:
+    def meet(method: Method, what: str) -> FakeFault | None:
         return refused[0] if refused and method == "snapshot" else None
 
     with client(Listed(listing(item(ItemState.ACTIVE))), FakeHost(latency=0.001, meet=meet)) as http:

@@ -30,7 +30,7 @@ from shared.reports import DrainEnd, DrainReport, ReconcileReport, TickReport
 from shared.service import Service
 from shared.settings import Settings
 from tests.support.fake_host import FakeHost
-from tests.support.lambda_events import Context, eventbridge, http, rest_v1, sqs
+from tests.support.lambda_events import LambdaContext, eventbridge, http, rest_v1, sqs
 from tests.support.signing import KEY, delivery, signed
 
 TOKEN = "an-operators-token-of-nobody-at-all"
@@ -79,7 +79,7 @@ class Recorder(Service):
         await super().aclose(grace)
 
 
-class Bench:
+class LambdaBench:
     """One Lambda process with recorders for services."""
 
     def __init__(self, **extra: str) -> None:
@@ -91,7 +91,7 @@ class Bench:
         return self.services[-1]
 
     def __call__(self, event: Any, handler: lambda_http.Handler = poll_tick, seconds: float = 60.0) -> Any:
-        return self.process.invoke(event, Context(seconds), handler)
+        return self.process.invoke(event, LambdaContext(seconds), handler)
 
     @property
     def done(self) -> list[str]:
@@ -99,19 +99,19 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
+def bench() -> Iterator[LambdaBench]:
+    bench = LambdaBench()
     yield bench
     bench.process.close()
 
 
 @pytest.mark.parametrize("event", [{}, {"do": "tick"}, eventbridge(), eventbridge({"do": "tick"})])
-def test_the_schedules_events_tick_without_a_token(bench: Bench, event: Mapping[str, Any]) -> None:
+def test_the_schedules_events_tick_without_a_token(bench: LambdaBench, event: Mapping[str, Any]) -> None:
     assert bench(event) == {"drains": [], "reconciled": [], "seconds": 0.0}
     assert bench.done == ["tick"]
 
 
-def test_over_http_a_tick_needs_the_token(bench: Bench) -> None:
+def test_over_http_a_tick_needs_the_token(bench: LambdaBench) -> None:
     assert bench(http())["statusCode"] == 401
     assert bench(http(headers={"authorization": "Bearer wrong"}))["statusCode"] == 401
     assert bench.done == []
@@ -134,14 +134,14 @@ def test_over_http_a_tick_needs_the_token(bench: Bench) -> None:
     ],
 )
 def test_http_of_another_form_is_refused_and_never_taken_for_the_schedule(
-    bench: Bench, event: Mapping[str, Any]
+    bench: LambdaBench, event: Mapping[str, Any]
 ) -> None:
     assert bench(event)["statusCode"] == 400
     assert bench.done == []
 
 
 @pytest.mark.parametrize("event", [None, [], "tick", {"Records": [{"eventSource": "aws:sns"}]}, {"Records": 7}])
-def test_an_event_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None:
+def test_an_event_of_no_known_kind_is_an_error(bench: LambdaBench, event: Any) -> None:
     with pytest.raises(UnknownEvent):
         bench(event)
     assert bench.done == []
@@ -165,7 +165,7 @@ def test_an_event_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None
     ],
 )
 def test_what_was_connected_by_mistake_does_nothing_and_is_named(
-    bench: Bench, event: Mapping[str, Any], name: str
+    bench: LambdaBench, event: Mapping[str, Any], name: str
 ) -> None:
     with pytest.raises(UnknownEvent) as caught:
         bench(event)
@@ -173,7 +173,7 @@ def test_what_was_connected_by_mistake_does_nothing_and_is_named(
     assert bench.done == []
 
 
-def test_a_wake_up_may_come_in_the_detail_of_any_event(bench: Bench) -> None:
+def test_a_wake_up_may_come_in_the_detail_of_any_event(bench: LambdaBench) -> None:
     bench(eventbridge({"do": "tick"}) | {"source": "my.app", "detail-type": "Tick"})
     assert bench.done == ["tick"]
 
@@ -181,12 +181,12 @@ def test_a_wake_up_may_come_in_the_detail_of_any_event(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "event", [{"do": "rm"}, {"do": 7}, {"do": "session_over"}, {"do": "drain", "at": "now"}, {"do": "tick", "at": True}]
 )
-def test_a_wake_up_of_no_known_kind_is_an_error(bench: Bench, event: Any) -> None:
+def test_a_wake_up_of_no_known_kind_is_an_error(bench: LambdaBench, event: Any) -> None:
     with pytest.raises(BadInvocation):
         bench(event)
 
 
-def test_a_signed_webhook_is_drained_and_a_forged_one_refused(bench: Bench) -> None:
+def test_a_signed_webhook_is_drained_and_a_forged_one_refused(bench: LambdaBench) -> None:
     body = delivery()
     answer = bench(http(body, signed(body)), on_run_started)
     assert answer["statusCode"] == 200
@@ -196,19 +196,19 @@ def test_a_signed_webhook_is_drained_and_a_forged_one_refused(bench: Bench) -> N
     assert bench.done == ["drain", "drain"]
 
 
-def test_a_batch_of_messages_becomes_one_piece_of_work_a_kind_and_bad_ones_are_given_back(bench: Bench) -> None:
+def test_a_batch_of_messages_becomes_one_piece_of_work_a_kind_and_bad_ones_are_given_back(bench: LambdaBench) -> None:
     batch = sqs({"do": "drain", "at": 1.0}, {"do": "drain", "at": 2.0}, "no json", {"do": "rm"}, {"do": "tick"}, {})
     assert bench(batch) == {"batchItemFailures": [{"itemIdentifier": "m2"}, {"itemIdentifier": "m3"}]}
     assert sorted(bench.done) == ["drain", "tick"]
 
 
-def test_only_the_messages_whose_work_failed_are_offered_again(bench: Bench) -> None:
+def test_only_the_messages_whose_work_failed_are_offered_again(bench: LambdaBench) -> None:
     batch = sqs({"do": "session_over", "session_id": "sesn_bug"}, {"do": "session_over", "session_id": "sesn_1"})
     assert bench(batch) == {"batchItemFailures": [{"itemIdentifier": "m0"}]}
     assert bench.done == ["sesn_1"]
 
 
-def test_a_drain_that_was_asked_for_before_the_queue_was_seen_empty_is_not_run_again(bench: Bench) -> None:
+def test_a_drain_that_was_asked_for_before_the_queue_was_seen_empty_is_not_run_again(bench: LambdaBench) -> None:
     long_ago, later = time.time() - 60, time.time() + 60
     bench({"do": "drain", "at": long_ago})
     assert bench.done == ["drain"]
@@ -219,7 +219,7 @@ def test_a_drain_that_was_asked_for_before_the_queue_was_seen_empty_is_not_run_a
     assert bench.done == ["drain"] * 3
 
 
-def test_a_drain_that_ended_early_stands_for_no_other(bench: Bench) -> None:
+def test_a_drain_that_ended_early_stands_for_no_other(bench: LambdaBench) -> None:
     bench({})  # makes the service
     bench.services[0].end = DrainEnd.UNAVAILABLE
     for _ in range(2):
@@ -228,7 +228,7 @@ def test_a_drain_that_ended_early_stands_for_no_other(bench: Bench) -> None:
 
 
 def test_warm_invocations_share_clients_and_stale_ones_are_replaced(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: LambdaBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench({})
     bench({})
@@ -239,7 +239,7 @@ def test_warm_invocations_share_clients_and_stale_ones_are_replaced(
     assert [service.closed for service in bench.services] == [True, False]
 
 
-def test_drains_ticks_and_races_are_told_when_the_invocation_ends(bench: Bench) -> None:
+def test_drains_ticks_and_races_are_told_when_the_invocation_ends(bench: LambdaBench) -> None:
     bench({}, seconds=300.0)
     (service,) = bench.services
     assert service.until is not None
@@ -248,7 +248,7 @@ def test_drains_ticks_and_races_are_told_when_the_invocation_ends(bench: Bench) 
     assert 2950 < service.until.left() <= 2997
 
 
-def test_an_invocation_that_runs_out_of_time_answers_before_lambda_kills_it(bench: Bench) -> None:
+def test_an_invocation_that_runs_out_of_time_answers_before_lambda_kills_it(bench: LambdaBench) -> None:
     bench({})
     bench.services[0].work_seconds = 600.0
     body = delivery()
@@ -265,7 +265,7 @@ def test_an_invocation_that_runs_out_of_time_answers_before_lambda_kills_it(benc
 
 @pytest.mark.parametrize("seconds, told", [(3.0, True), (12.0, True), (30.0, False), (60.0, False)])
 def test_a_time_out_in_which_nothing_can_be_claimed_is_named_at_the_first_invocation(
-    bench: Bench, caplog: pytest.LogCaptureFixture, seconds: float, told: bool
+    bench: LambdaBench, caplog: pytest.LogCaptureFixture, seconds: float, told: bool
 ) -> None:
     with caplog.at_level(logging.ERROR, logger="functions"):
         for _ in range(2):
@@ -277,7 +277,7 @@ def test_a_time_out_in_which_nothing_can_be_claimed_is_named_at_the_first_invoca
 
 
 def test_a_webhook_that_is_answered_inline_reports_what_is_served_yet_before_the_function_ends() -> None:
-    bench = Bench(DRAIN_MODE="inline")
+    bench = LambdaBench(DRAIN_MODE="inline")
     bench({})
     bench.services[0].work_seconds = 2.0
     body = delivery()
@@ -288,7 +288,7 @@ def test_a_webhook_that_is_answered_inline_reports_what_is_served_yet_before_the
     bench.process.close()
 
 
-def test_a_handler_that_watches_for_a_hang_up_sees_none_until_it_has_answered(bench: Bench) -> None:
+def test_a_handler_that_watches_for_a_hang_up_sees_none_until_it_has_answered(bench: LambdaBench) -> None:
     async def watching(request: Request) -> Response:
         await request.body()
         watcher = asyncio.ensure_future(request.receive())
@@ -300,7 +300,7 @@ def test_a_handler_that_watches_for_a_hang_up_sees_none_until_it_has_answered(be
     assert json.loads(bench(http(b"{}"), watching)["body"]) == {"hung_up": False}
 
 
-def test_a_request_reaches_the_handler_as_it_was_sent(bench: Bench) -> None:
+def test_a_request_reaches_the_handler_as_it_was_sent(bench: LambdaBench) -> None:
     seen: dict[str, Any] = {}
 
     async def look(request: Request) -> Response:
@@ -328,7 +328,7 @@ def test_a_request_reaches_the_handler_as_it_was_sent(bench: Bench) -> None:
     assert base64.b64decode(answer["body"]) == b"\xff\x00"
 
 
-def test_a_stream_is_collected_and_several_cookies_are_kept_apart(bench: Bench) -> None:
+def test_a_stream_is_collected_and_several_cookies_are_kept_apart(bench: LambdaBench) -> None:
     async def stream(request: Request) -> Response:
         async def lines() -> Any:
             for number in range(3):
@@ -344,7 +344,7 @@ def test_a_stream_is_collected_and_several_cookies_are_kept_apart(bench: Bench) 
     assert [cookie.split(";")[0] for cookie in answer["cookies"]] == ["a=1", "b=2"]
 
 
-def test_a_bug_in_a_handler_is_an_error_of_the_invocation(bench: Bench) -> None:
+def test_a_bug_in_a_handler_is_an_error_of_the_invocation(bench: LambdaBench) -> None:
     async def broken(request: Request) -> Response:
         raise RuntimeError("a bug")
 
@@ -365,7 +365,7 @@ class Written(logging.Handler):
 
 @pytest.mark.parametrize("event", [{"do": "tick"}, {"do": "no such thing"}])
 def test_what_was_logged_and_traced_is_sent_before_the_process_is_frozen(
-    bench: Bench, event: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+    bench: LambdaBench, event: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With handlers that hold everything back until they are told, whether the invocation fails or not."""
     written, held, flushed = Written(), [], []
@@ -392,7 +392,7 @@ def test_what_was_logged_and_traced_is_sent_before_the_process_is_frozen(
 
 def test_settings_may_come_as_one_variable_and_the_plain_ones_win() -> None:
     environ = {"HANDS_SETTINGS": '{"SANDBOX_CPUS": "4", "SANDBOX_PREFIX": "theirs"}', "SANDBOX_PREFIX": "ours"}
-    bench = Bench(**environ)
+    bench = LambdaBench(**environ)
     bench({})
     (service,) = bench.services
     assert service.settings.prefix == "ours"
@@ -402,7 +402,7 @@ def test_settings_may_come_as_one_variable_and_the_plain_ones_win() -> None:
 
 @pytest.mark.parametrize("more", ["not json", "[]", '{"SANDBOX_CPUS": 4}'])
 def test_settings_that_cannot_be_read_are_named(more: str) -> None:
-    bench = Bench(HANDS_SETTINGS=more)
+    bench = LambdaBench(HANDS_SETTINGS=more)
     answer = bench(http(), on_run_started)
     assert answer["statusCode"] == 503
     assert "HANDS_SETTINGS" in answer["body"]
@@ -422,12 +422,12 @@ def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pyt
     process = Process(ENVIRON, make)
     monkeypatch.setattr(aws_lambda, "_of_this_process", process)
     race = {"source": {"image": "agent-cli"}, "n": 2, "command": ["true"], "env": {"A": "1"}}
-    answer = aws_lambda.fork_best_of_n(race, Context())
+    answer = aws_lambda.fork_best_of_n(race, LambdaContext())
     assert answer["statusCode"] == 200, answer
     assert json.loads(answer["body"])["winner"] == "b0"
-    assert aws_lambda.fork_best_of_n({"n": 7}, Context())["statusCode"] == 400
+    assert aws_lambda.fork_best_of_n({"n": 7}, LambdaContext())["statusCode"] == 400
     unauthorized = http(json.dumps(race).encode())
-    assert process.invoke(unauthorized, Context(), fork_best_of_n)["statusCode"] == 401
+    assert process.invoke(unauthorized, LambdaContext(), fork_best_of_n)["statusCode"] == 401
     process.close()
 
 
@@ -444,7 +444,7 @@ def test_in_enqueue_mode_the_webhook_hands_a_wake_up_on_and_does_no_work(
         sent.append((target, invocation))
 
     monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)
-    bench = Bench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
+    bench = LambdaBench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
     body = delivery(kind)
     assert bench(http(body, signed(body)), on_run_started)["statusCode"] == 200
     assert bench.done == []
@@ -461,7 +461,7 @@ def test_a_wake_up_that_cannot_be_handed_on_is_still_answered_200(monkeypatch: p
         raise NotEnqueued("EndpointConnectionError")
 
     monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)
-    bench = Bench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
+    bench = LambdaBench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
     body = delivery()
     answer = bench(http(body, signed(body)), on_run_started)
     assert (answer["statusCode"], json.loads(answer["body"])) == (200, {"drains": [], "error": "NotEnqueued"})

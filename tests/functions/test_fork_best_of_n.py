@@ -26,7 +26,7 @@ from shared.ports import CommandOutput, SandboxSpec
 from shared.races import events
 from shared.service import Service
 from shared.settings import Settings
-from tests.support.fake_host import Call, FakeHost, Fault, Method
+from tests.support.fake_host import FakeCall, FakeFault, FakeHost, Method
 from tests.support.serving import TOKEN, UVICORN, serving
 from tests.support.waiting import until
 from tests.support.world import IMAGE, Place
@@ -81,7 +81,7 @@ def test_a_race_is_answered_with_its_report() -> None:
 
 
 def test_a_race_that_nobody_won_is_a_report_too() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(1, "", "", timed_out=False)
 
     host = FakeHost(latency=0.001, program=program)
@@ -218,7 +218,7 @@ def test_what_is_known_before_the_first_event_keeps_its_status() -> None:
 
 
 def test_what_goes_wrong_after_the_first_event_is_the_last_one() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(2, "", "no rule to make target", timed_out=False)
 
     host = FakeHost(latency=0.001, program=program)
@@ -258,9 +258,11 @@ def test_a_source_that_is_not_there_is_a_404() -> None:
         assert post(http, {**GOOD, "source": {"snapshot_id": "none"}}).status_code == 404
 
 
-@pytest.mark.parametrize(("fault", "status"), [(Fault.REFUSED, 409), (Fault.LOST_BEFORE, 502), (Fault.LOST_AFTER, 502)])
-def test_a_source_that_cannot_be_checkpointed_is_no_report(fault: Fault, status: int) -> None:
-    def meet(method: Method, what: str) -> Fault | None:
+@pytest.mark.parametrize(
+    ("fault", "status"), [(FakeFault.REFUSED, 409), (FakeFault.LOST_BEFORE, 502), (FakeFault.LOST_AFTER, 502)]
+)
+def test_a_source_that_cannot_be_checkpointed_is_no_report(fault: FakeFault, status: int) -> None:
+    def meet(method: Method, what: str) -> FakeFault | None:
         return fault if method == "snapshot" else None
 
     host = FakeHost(latency=0.001, meet=meet)
@@ -272,7 +274,7 @@ def test_a_source_that_cannot_be_checkpointed_is_no_report(fault: Fault, status:
 
 
 def test_a_setup_that_fails_is_a_422_with_its_output() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(2, "", "no rule to make target", timed_out=False)
 
     host = FakeHost(latency=0.001, program=program)
@@ -300,7 +302,7 @@ def served(host: FakeHost) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-async def for_a_minute(call: Call) -> CommandOutput:
+async def for_a_minute(call: FakeCall) -> CommandOutput:
     await asyncio.sleep(60)
     return CommandOutput(0, "", "", timed_out=False)
 

@@ -21,7 +21,7 @@ from tests.functions.test_agent_auth import RACE, SESSION, WORK, Listed, client,
 from tests.support.serving import TOKEN
 
 
-class Clock:
+class AdmissionClock:
     now = 0.0
 
     def __call__(self) -> float:
@@ -47,7 +47,7 @@ def refused(rates: CallRates, whose: str, per_minute: int) -> HttpError | None:
 
 
 def test_calls_are_counted_for_each_caller_and_come_back_with_time() -> None:
-    clock = Clock()
+    clock = AdmissionClock()
     rates = CallRates(clock)
     assert not any(refused(rates, "one", 30) for _ in range(10))
     error = refused(rates, "one", 30)
@@ -61,7 +61,7 @@ def test_calls_are_counted_for_each_caller_and_come_back_with_time() -> None:
 
 
 def test_without_a_limit_nobody_is_counted_and_callers_without_number_cost_no_memory() -> None:
-    rates = CallRates(Clock())
+    rates = CallRates(AdmissionClock())
     assert not any(refused(rates, "one", 0) for _ in range(1_000))
     for number in range(20_000):
         rates.count(str(number), 30)

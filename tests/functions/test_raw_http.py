@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 from functions import asgi as app_module
 from functions import requests
 from functions.server import HTTP_PROTOCOL
-from tests.fuzz.case import Answer, Case, Profile
+from tests.fuzz.case import FuzzAnswer, FuzzCase, Profile
 from tests.fuzz.properties import HEADER_CANARY, check
 from tests.fuzz.reproductions import OPEN
 from tests.fuzz.stage import SECRETS, TOKEN, Records, recorded, service_for, state_of
@@ -143,10 +143,10 @@ def status(answer: bytes) -> int | None:
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else None
 
 
-def parsed(answer: bytes) -> Answer:
+def parsed(answer: bytes) -> FuzzAnswer:
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = [line.partition(b":") for line in head.split(b"\r\n")[1:]]
-    return Answer(status(answer), [(name.strip().lower(), value.strip()) for name, _, value in lines], body)
+    return FuzzAnswer(status(answer), [(name.strip().lower(), value.strip()) for name, _, value in lines], body)
 
 
 def assert_decent(answer: bytes, sent: bytes) -> None:
@@ -165,7 +165,7 @@ def assert_decent(answer: bytes, sent: bytes) -> None:
     assert got.status == 200 or sent.startswith(b"HEAD") or set(body) == {"error"}, shown
 
 
-def _servers_own(got: Answer) -> bool:
+def _servers_own(got: FuzzAnswer) -> bool:
     """uvicorn's answers to what is not HTTP, to a web socket that nobody takes, and to more than may be held."""
     refused = got.status == 400 and got.header(b"connection") == b"close"
     refused = refused and got.header(b"content-type").startswith(b"text/plain")
@@ -375,5 +375,5 @@ def test_the_servers_log_holds_no_secret_and_nothing_of_a_header(server: Served)
 
 
 def test_what_this_server_answers_is_what_the_application_answers(server: Served) -> None:
-    case = Case("/poll_tick")
+    case = FuzzCase("/poll_tick")
     assert check(case, parsed(talk(server.port, post(b"/poll_tick")))) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functions.signatures import STALE_SECONDS, SeenWebhooks
 
 
-class Clock:
+class SignatureClock:
     now = 0.0
 
     def __call__(self) -> float:
@@ -13,7 +13,7 @@ class Clock:
 
 
 def test_an_id_is_known_for_as_long_as_its_signature_could_be_right() -> None:
-    clock = Clock()
+    clock = SignatureClock()
     seen = SeenWebhooks(clock)
     assert seen.is_new("a") and not seen.is_new("a")
     clock.now = 2 * STALE_SECONDS - 1

@@ -14,8 +14,8 @@ from typing import Final
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.case import Case
-from tests.fuzz.properties import Finding, check
+from tests.fuzz.case import FuzzCase
+from tests.fuzz.properties import FuzzFinding, check
 from tests.fuzz.requests import cases, siblings
 from tests.fuzz.stage import ask
 
@@ -25,16 +25,16 @@ BATCH: Final = 1_000  # draws; each is sent about four times
 class FoundError(AssertionError):
     """A new kind of fault. Each kind has a class of its own: that is what keeps shrinking from mixing them up."""
 
-    def __init__(self, finding: Finding, case: Case) -> None:
+    def __init__(self, finding: FuzzFinding, case: FuzzCase) -> None:
         super().__init__(finding.kind)
         self.finding = finding
         self.case = case
 
 
 @dataclass(slots=True)
-class Reproduction:
-    finding: Finding
-    case: Case
+class CampaignReproduction:
+    finding: FuzzFinding
+    case: FuzzCase
     seed: int
 
 
@@ -46,7 +46,7 @@ class Campaign:
     seconds: float = 0.0
     statuses: Counter[tuple[str, int | None]] = field(default_factory=Counter)
     seen: Counter[str] = field(default_factory=Counter)
-    found: dict[str, Reproduction] = field(default_factory=dict)
+    found: dict[str, CampaignReproduction] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -81,7 +81,7 @@ def _batch(campaign: Campaign, number: int, examples: int, known: Collection[str
         try:
             _draw(counted, number, examples, {*known, *campaign.found})
         except FoundError as error:
-            campaign.found[error.finding.kind] = Reproduction(error.finding, error.case, number)
+            campaign.found[error.finding.kind] = CampaignReproduction(error.finding, error.case, number)
             continue
         # Only the pass that came through is counted, and none of the requests that shrinking took.
         campaign.cases += counted.cases
@@ -103,7 +103,7 @@ def _draw(campaign: Campaign, number: int, examples: int, known: Collection[str]
         report_multiple_bugs=False,
     )
     @given(cases())
-    def each(drawn: Case) -> None:
+    def each(drawn: FuzzCase) -> None:
         for case in siblings(drawn):
             for finding in judge(campaign, case):
                 if finding.kind not in known:
@@ -113,7 +113,7 @@ def _draw(campaign: Campaign, number: int, examples: int, known: Collection[str]
     each()
 
 
-def judge(campaign: Campaign, case: Case) -> list[Finding]:
+def judge(campaign: Campaign, case: FuzzCase) -> list[FuzzFinding]:
     """One case, sent and counted."""
     answer = ask(case)
     findings = check(case, answer)

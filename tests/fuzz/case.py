@@ -65,7 +65,7 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Part:
+class FuzzPart:
     """Bytes of a body that come `after` so many seconds."""
 
     data: bytes
@@ -79,14 +79,14 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class FuzzCase:
     """`headers` without the ones of the signature, which are made when the request is sent."""
 
     path: str
     method: str = "POST"
     query: bytes = b""
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FuzzPart, ...] = ()
     ending: Ending = Ending.COMPLETE
     signature: Signature = Signature.NONE
     profile: Profile = Profile.WHOLE
@@ -111,7 +111,7 @@ class Case:
 
 
 @dataclass(slots=True)
-class Answer:
+class FuzzAnswer:
     """What came back. `raised` is what left the application itself. `seconds` are those of the virtual clock."""
 
     status: int | None = None

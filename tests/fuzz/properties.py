@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from functions.requests import BODY_LIMIT, BODY_SECONDS
-from tests.fuzz.case import OPERATORS, WEBHOOKS, Answer, Case, Door, Ending
+from tests.fuzz.case import OPERATORS, WEBHOOKS, Door, Ending, FuzzAnswer, FuzzCase
 from tests.fuzz.stage import LOST_FILE, SECRETS, TOKEN
 from tests.support.checkout import ROOT
 
@@ -41,23 +41,23 @@ _FRAMEWORKS_OWN: Final = ("/robots.txt", "/favicon.ico")
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class FuzzFinding:
     """One property that did not hold. `kind` is the same for every request that shows the same fault."""
 
     kind: str
     detail: str
 
 
-def check(case: Case, answer: Answer) -> list[Finding]:
+def check(case: FuzzCase, answer: FuzzAnswer) -> list[FuzzFinding]:
     """All that is wrong with this answer. What follows from a fault is not named beside it."""
     if answer.raised is not None:
         text = "".join(traceback.format_exception(answer.raised))
-        return [Finding(f"{_origin(text)} leaves the application", repr(answer.raised)[:300])]
+        return [FuzzFinding(f"{_origin(text)} leaves the application", repr(answer.raised)[:300])]
     bugs = [line for line in answer.log if "Traceback" in line]
     if bugs:
-        return [Finding(f"{_origin(bugs[0])} is logged as a bug", f"{answer.status} {_beginning(answer)}")]
+        return [FuzzFinding(f"{_origin(bugs[0])} is logged as a bug", f"{answer.status} {_beginning(answer)}")]
     if answer.status is None:
-        return [Finding(f"no answer at {_where(case)}", "")]
+        return [FuzzFinding(f"no answer at {_where(case)}", "")]
     if found := _status(case, answer) or _shape(case, answer):
         return found
     found = [
@@ -67,7 +67,7 @@ def check(case: Case, answer: Answer) -> list[Finding]:
         *_bounds(case, answer),
     ]
     if answer.left:
-        found.append(Finding(f"sandboxes or snapshots are left by {_where(case)}", ", ".join(answer.left)))
+        found.append(FuzzFinding(f"sandboxes or snapshots are left by {_where(case)}", ", ".join(answer.left)))
     return found
 
 
@@ -78,18 +78,18 @@ def _origin(text: str) -> str:
     return f"{names[0] if names else 'an exception'} in {':'.join(ours[-1]) if ours else 'a library'}"
 
 
-def _where(case: Case) -> str:
+def _where(case: FuzzCase) -> str:
     path = _route(case)
     return path if path in _DOCUMENTED else "another path"
 
 
-def _route(case: Case) -> str:
+def _route(case: FuzzCase) -> str:
     """The function that the path leads to: our app's router passes a line feed at the end over, functions.main all
     slashes."""
     return case.path.rstrip("/") or "/" if case.door is Door.FRAMEWORK else case.path.removesuffix("\n")
 
 
-def _frameworks_own(case: Case) -> bool:
+def _frameworks_own(case: FuzzCase) -> bool:
     """Answered by functions-framework, before anything of ours is asked."""
     return case.door is Door.FRAMEWORK and (
         not case.path.startswith("/")
@@ -99,17 +99,17 @@ def _frameworks_own(case: Case) -> bool:
     )
 
 
-def _status(case: Case, answer: Answer) -> list[Finding]:
+def _status(case: FuzzCase, answer: FuzzAnswer) -> list[FuzzFinding]:
     route, status = _route(case), answer.status or 0
     allowed = _DOCUMENTED.get(route, _OTHER_PATHS)
     if status not in allowed:
-        return [Finding(f"{status} at {_where(case)}", _beginning(answer))]
+        return [FuzzFinding(f"{status} at {_where(case)}", _beginning(answer))]
     if status == 503 and case.profile.serves(route):
-        return [Finding(f"503 at {route} although everything it needs is configured", _beginning(answer))]
+        return [FuzzFinding(f"503 at {route} although everything it needs is configured", _beginning(answer))]
     return []
 
 
-def _admission(case: Case, answer: Answer) -> list[Finding]:
+def _admission(case: FuzzCase, answer: FuzzAnswer) -> list[FuzzFinding]:
     """Who is let in, judged apart from the code that decides it."""
     route, status = _route(case), answer.status or 0
     if route not in _DOCUMENTED:
@@ -122,13 +122,13 @@ def _admission(case: Case, answer: Answer) -> list[Finding]:
     whole = case.ending in (Ending.COMPLETE, Ending.HUNG_UP) and len(case.body) <= BODY_LIMIT
     inside = {200, 204, 404, 406, 409, 422, 499} | ({400} if whole else set())
     if status in inside and not (welcome and case.profile.serves(route) and case.method == "POST"):
-        return [Finding(f"a stranger gets past the door of {route}", f"{status} {_beginning(answer)}")]
+        return [FuzzFinding(f"a stranger gets past the door of {route}", f"{status} {_beginning(answer)}")]
     if status == 401 and welcome and route in OPERATORS:
-        return [Finding(f"the operator is turned away from {route}", _beginning(answer))]
+        return [FuzzFinding(f"the operator is turned away from {route}", _beginning(answer))]
     if status == 401 and route in OPERATORS and answer.header(b"www-authenticate") != b"Bearer":
-        return [Finding(f"401 of {route} without a challenge", "")]
+        return [FuzzFinding(f"401 of {route} without a challenge", "")]
     if status == 200 and len(case.body) > BODY_LIMIT:
-        return [Finding(f"{route} takes a body over the limit", f"{len(case.body)} bytes")]
+        return [FuzzFinding(f"{route} takes a body over the limit", f"{len(case.body)} bytes")]
     return []
 
 
@@ -145,26 +145,28 @@ def _is_text(body: bytes) -> bool:
     return True
 
 
-def _shape(case: Case, answer: Answer) -> list[Finding]:
+def _shape(case: FuzzCase, answer: FuzzAnswer) -> list[FuzzFinding]:
     if _frameworks_own(case):
         return []
     status = answer.status or 0
     if status == 204:  # to a CloudEvent: a broker would take a body for another event
-        return [Finding(f"204 at {_where(case)} has a body", _beginning(answer))] if answer.body else []
+        return [FuzzFinding(f"204 at {_where(case)} has a body", _beginning(answer))] if answer.body else []
     if answer.header(b"content-type").split(b";")[0] != b"application/json":
-        return [Finding(f"{status} is not JSON", _beginning(answer))]
+        return [FuzzFinding(f"{status} is not JSON", _beginning(answer))]
     if case.method == "HEAD" and not answer.body:
         return []
     try:
         body = answer.json()
     except ValueError:
-        return [Finding(f"{status} at {_where(case)} is said to be JSON and is not", _beginning(answer))]
+        return [FuzzFinding(f"{status} at {_where(case)} is said to be JSON and is not", _beginning(answer))]
     if not isinstance(body, dict):
-        return [Finding(f"{status} at {_where(case)} is no object", _beginning(answer))]
+        return [FuzzFinding(f"{status} at {_where(case)} is no object", _beginning(answer))]
     if status >= 400 and not _is_error(body):
-        return [Finding(f"{status} at {_where(case)} has not the one shape of errors", _beginning(answer))]
+        return [FuzzFinding(f"{status} at {_where(case)} has not the one shape of errors", _beginning(answer))]
     if status >= 400 and len(answer.body) > LONGEST_ERROR:
-        return [Finding(f"{status} at {_where(case)} is too long", f"{len(answer.body)} bytes: {_beginning(answer)}")]
+        return [
+            FuzzFinding(f"{status} at {_where(case)} is too long", f"{len(answer.body)} bytes: {_beginning(answer)}")
+        ]
     return []
 
 
@@ -178,46 +180,48 @@ def _is_error(body: dict[str, object]) -> bool:
     )
 
 
-def _disclosure(case: Case, answer: Answer) -> list[Finding]:
+def _disclosure(case: FuzzCase, answer: FuzzAnswer) -> list[FuzzFinding]:
     said = answer.body.decode(errors="replace")
     heads = "\n".join(f"{name!r}: {value!r}" for name, value in answer.headers)
-    found: list[Finding] = []
+    found: list[FuzzFinding] = []
     for secret in SECRETS:
         if secret in said or secret in heads:
-            found.append(Finding(f"a secret is in an answer of {_where(case)}", _beginning(answer)))
+            found.append(FuzzFinding(f"a secret is in an answer of {_where(case)}", _beginning(answer)))
     if HEADER_CANARY in said or HEADER_CANARY in heads or HEADER_CANARY.replace(" ", "%20") in heads:
-        found.append(Finding(f"{answer.status} at {_where(case)} repeats a header of the request", heads + said[:300]))
+        found.append(
+            FuzzFinding(f"{answer.status} at {_where(case)} repeats a header of the request", heads + said[:300])
+        )
     if answer.status != 200 and BODY_CANARY in said:
-        found.append(Finding(f"{answer.status} at {_where(case)} repeats a value of the body", _beginning(answer)))
+        found.append(FuzzFinding(f"{answer.status} at {_where(case)} repeats a value of the body", _beginning(answer)))
     for pattern in _INSIDES:
         if match := pattern.search(said):
             kind = f"{answer.status} shows its insides"
-            found.append(Finding(kind, f"{match[0]!r} in {_beginning(answer)}"))
+            found.append(FuzzFinding(kind, f"{match[0]!r} in {_beginning(answer)}"))
             break
     return found
 
 
-def _logging(case: Case, answer: Answer) -> list[Finding]:
+def _logging(case: FuzzCase, answer: FuzzAnswer) -> list[FuzzFinding]:
     found = []
     for line in answer.log:
         if any(secret in line for secret in SECRETS):
-            found.append(Finding(f"a secret is logged at {_where(case)}", line[:300]))
+            found.append(FuzzFinding(f"a secret is logged at {_where(case)}", line[:300]))
         if HEADER_CANARY in line or BODY_CANARY in line:
-            found.append(Finding(f"a value of the request is logged at {_where(case)}", line[:300]))
+            found.append(FuzzFinding(f"a value of the request is logged at {_where(case)}", line[:300]))
         if _CONTROL.search(line):
-            found.append(Finding(f"a record of more than one line is logged at {_where(case)}", repr(line[:300])))
+            found.append(FuzzFinding(f"a record of more than one line is logged at {_where(case)}", repr(line[:300])))
     return found
 
 
-def _bounds(case: Case, answer: Answer) -> list[Finding]:
+def _bounds(case: FuzzCase, answer: FuzzAnswer) -> list[FuzzFinding]:
     """Virtual seconds from the first byte to the end of all that was set off, and seconds of computing."""
     bound = BODY_SECONDS + (RACE_SECONDS if answer.status in (200, 422) else 5.0)
     if answer.seconds > bound:
-        return [Finding(f"{answer.status} at {_where(case)} takes too long", f"{answer.seconds:g} s")]
+        return [FuzzFinding(f"{answer.status} at {_where(case)} takes too long", f"{answer.seconds:g} s")]
     if answer.cpu_seconds > CPU_SECONDS:
-        return [Finding(f"{answer.status} at {_where(case)} computes too long", f"{answer.cpu_seconds:.1f} s")]
+        return [FuzzFinding(f"{answer.status} at {_where(case)} computes too long", f"{answer.cpu_seconds:.1f} s")]
     return []
 
 
-def _beginning(answer: Answer) -> str:
+def _beginning(answer: FuzzAnswer) -> str:
     return answer.body[:300].decode(errors="replace")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tests.fuzz.case import Case, Door, Part, Profile, Signature
+from tests.fuzz.case import Door, FuzzCase, FuzzPart, Profile, Signature
 from tests.fuzz.properties import BODY_CANARY
 from tests.fuzz.requests import BEARER
 
@@ -21,16 +21,16 @@ class Reproduction:
 
     title: str
     kind: str
-    case: Case
+    case: FuzzCase
     open: bool
 
 
-def _event(data: str, door: Door = Door.APP) -> Case:
-    return Case("/", parts=(Part(b'{"data":' + data.encode() + b"}"),), signature=Signature.RIGHT, door=door)
+def _event(data: str, door: Door = Door.APP) -> FuzzCase:
+    return FuzzCase("/", parts=(FuzzPart(b'{"data":' + data.encode() + b"}"),), signature=Signature.RIGHT, door=door)
 
 
-def _race(body: str) -> Case:
-    return Case("/fork_best_of_n", headers=(BEARER,), parts=(Part(body.encode()),))
+def _race(body: str) -> FuzzCase:
+    return FuzzCase("/fork_best_of_n", headers=(BEARER,), parts=(FuzzPart(body.encode()),))
 
 
 _GOOD_RACE: Final = '{"source":{"image":"i"},"n":1,"command":["true"],"judge":{"type":"%s"}}'
@@ -56,27 +56,27 @@ REPRODUCTIONS: Final = (
     Reproduction(
         "a query that is not UTF-8, under functions-framework",
         "UnicodeDecodeError in functions/main.py:bundle is logged as a bug",
-        Case("/poll_tick", query=b"\xff", door=Door.FRAMEWORK),
+        FuzzCase("/poll_tick", query=b"\xff", door=Door.FRAMEWORK),
         open=False,
     ),
     Reproduction(
         "a query that is not UTF-8 on a path with one slash too many",
         "UnicodeDecodeError in a library leaves the application",
-        Case("/poll_tick/", query=b"\xff"),
+        FuzzCase("/poll_tick/", query=b"\xff"),
         open=False,
     ),
     Reproduction(
         "a path with one slash too many is redirected, to wherever the Host header says",
         "307 at another path",
-        Case("/poll_tick/", headers=((b"host", b"elsewhere.invalid"),)),
+        FuzzCase("/poll_tick/", headers=((b"host", b"elsewhere.invalid"),)),
         open=False,
     ),
-    Reproduction("a path that is not there", "404 is not JSON", Case("/nothing"), open=False),
-    Reproduction("another method", "405 is not JSON", Case("/poll_tick", method="GET"), open=False),
+    Reproduction("a path that is not there", "404 is not JSON", FuzzCase("/nothing"), open=False),
+    Reproduction("another method", "405 is not JSON", FuzzCase("/poll_tick", method="GET"), open=False),
     Reproduction(
         "where the token should be, told to a stranger",
         "503 shows its insides",
-        Case("/poll_tick", profile=Profile.LOST_FILES),
+        FuzzCase("/poll_tick", profile=Profile.LOST_FILES),
         open=False,
     ),
     Reproduction(

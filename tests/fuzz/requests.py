@@ -9,7 +9,7 @@ from typing import Final
 from hypothesis import strategies as st
 
 from functions.requests import BODY_LIMIT
-from tests.fuzz.case import OPERATORS, ROUTES, WEBHOOKS, Case, Door, Ending, Part, Profile, Signature
+from tests.fuzz.case import OPERATORS, ROUTES, WEBHOOKS, Door, Ending, FuzzCase, FuzzPart, Profile, Signature
 from tests.fuzz.properties import HEADER_CANARY
 from tests.fuzz.races import races, spoiled_races
 from tests.fuzz.stage import SESSIONS, TOKEN
@@ -131,26 +131,26 @@ _DOCUMENTS: Final = {
 }
 
 
-def _parts(draw: st.DrawFn, body: bytes) -> tuple[Part, ...]:
+def _parts(draw: st.DrawFn, body: bytes) -> tuple[FuzzPart, ...]:
     """The body in pieces, or around the largest size that is taken."""
     how = draw(st.integers(0, 15))
     if how == 0:
         body = body[:BODY_LIMIT].ljust(BODY_LIMIT + draw(st.sampled_from([-1, 0, 1, 70_000])))
     if how > 4 or len(body) < 2:
-        return (Part(body),) if body or how % 2 else ()
+        return (FuzzPart(body),) if body or how % 2 else ()
     if how == 1:
-        return (Part(b"", draw(_MOMENTS)), Part(body, draw(_MOMENTS)), Part(b""))
+        return (FuzzPart(b"", draw(_MOMENTS)), FuzzPart(body, draw(_MOMENTS)), FuzzPart(b""))
     cut = draw(st.integers(1, len(body) - 1))
-    return (Part(body[:cut], draw(_MOMENTS)), Part(body[cut:], draw(_MOMENTS)))
+    return (FuzzPart(body[:cut], draw(_MOMENTS)), FuzzPart(body[cut:], draw(_MOMENTS)))
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn) -> FuzzCase:
     """One request. Half of them differ from a good one in one thing alone, so that all that lies behind is reached."""
     path = draw(st.sampled_from(_SHARES))
     body = draw(spelled(_DOCUMENTS.get(path, _EVENTS) | ANYTHING) | _NOISE if draw(st.integers(0, 3)) == 0 else
                 spelled(_DOCUMENTS.get(path, _EVENTS)))  # fmt: skip
-    case = Case(
+    case = FuzzCase(
         path,
         parts=_parts(draw, body),
         headers=(BEARER,) if path in OPERATORS else (),
@@ -164,7 +164,7 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
-def _changed(draw: st.DrawFn, case: Case) -> Case:
+def _changed(draw: st.DrawFn, case: FuzzCase) -> FuzzCase:
     match draw(st.integers(0, 8)):
         case 0:
             return replace(case, method=draw(st.sampled_from(_METHODS)))
@@ -187,9 +187,9 @@ def _changed(draw: st.DrawFn, case: Case) -> Case:
             return replace(case, headers=(*case.headers, *more, *draw(st.sampled_from([(), _CLOUD_EVENT]))))
 
 
-def _stranger(draw: st.DrawFn, case: Case) -> Case:
+def _stranger(draw: st.DrawFn, case: FuzzCase) -> FuzzCase:
     """Everything at once."""
-    return Case(
+    return FuzzCase(
         path=draw(
             st.sampled_from((*_PATHS, *ROUTES))
             | st.text(st.characters(exclude_categories=["Cs"]), max_size=12).map("/{}".format)
@@ -205,7 +205,7 @@ def _stranger(draw: st.DrawFn, case: Case) -> Case:
     )
 
 
-def siblings(case: Case) -> Iterator[Case]:
+def siblings(case: FuzzCase) -> Iterator[FuzzCase]:
     """The case; from somebody who may not send it; by the other door; and in pieces, announced as something else."""
     yield case
     yield replace(case, door=Door.FRAMEWORK if case.door is Door.APP else Door.APP)
@@ -217,5 +217,10 @@ def siblings(case: Case) -> Iterator[Case]:
     else:
         yield replace(case, headers=(BEARER,), signature=Signature.RIGHT)
     if size > 2:
-        pieces = (Part(body[:1], 1.0), Part(body[1 : size // 2]), Part(b"", 2.0), Part(body[size // 2 :], 3.0))
+        pieces = (
+            FuzzPart(body[:1], 1.0),
+            FuzzPart(body[1 : size // 2]),
+            FuzzPart(b"", 2.0),
+            FuzzPart(body[size // 2 :], 3.0),
+        )
         yield replace(case, parts=pieces, headers=(*case.headers, (b"content-length", str(size // 2).encode())))

@@ -37,9 +37,9 @@ from shared.ports import (
 )
 from shared.service import Service
 from shared.settings import Settings
-from tests.fuzz.case import Answer, Case, Door, Ending, Profile
+from tests.fuzz.case import Door, Ending, FuzzAnswer, FuzzCase, Profile
 from tests.support.checkout import ROOT
-from tests.support.fake_host import Call, FakeHost
+from tests.support.fake_host import FakeCall, FakeHost
 from tests.support.signing import KEY
 from tests.support.virtual_time import NothingLeftToDoError, run_virtual
 
@@ -165,7 +165,7 @@ def service_for(profile: Profile) -> Service:
     return service
 
 
-async def _program(call: Call) -> CommandOutput:
+async def _program(call: FakeCall) -> CommandOutput:
     """What a program does is chosen by its first word, so that a request can ask for it."""
     words = call.argv[-1].split() if call.argv[:2] == ("sh", "-c") else call.argv
     match words:
@@ -188,10 +188,10 @@ def application(door: Door) -> ASGIApp:
     return made
 
 
-def ask(case: Case) -> Answer:
+def ask(case: FuzzCase) -> FuzzAnswer:
     """Sends one request and waits for everything that it set off."""
     application(case.door)
-    answer = Answer()
+    answer = FuzzAnswer()
     began = time.thread_time()
     with recorded() as records, contextlib.redirect_stderr(io.StringIO()) as shouted:
         try:
@@ -210,7 +210,7 @@ def state_of(service: Service) -> dict[str, Any]:
     return {STATE: FunctionsState(service, background=False), "lifecycle": ServerLifecycle(service, ready)}
 
 
-async def _ask(case: Case, answer: Answer, clock: Callable[[], float]) -> None:
+async def _ask(case: FuzzCase, answer: FuzzAnswer, clock: Callable[[], float]) -> None:
     service = service_for(case.profile)
     host = service.host
     assert isinstance(host, FakeHost)
@@ -248,7 +248,7 @@ def _existing(host: FakeHost) -> set[str]:
 class _Sender:
     """The server's side of one ASGI exchange."""
 
-    def __init__(self, case: Case, answer: Answer) -> None:
+    def __init__(self, case: FuzzCase, answer: FuzzAnswer) -> None:
         self._case = case
         self._parts = list(case.parts)
         self._answer = answer

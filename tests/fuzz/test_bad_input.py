@@ -10,7 +10,18 @@ import pytest
 from shared.races.request import RaceRequest
 from tests.fuzz import __main__ as command
 from tests.fuzz.campaign import Campaign, judge, run
-from tests.fuzz.case import OPERATORS, ROUTES, WEBHOOKS, Answer, Case, Door, Ending, Part, Profile, Signature
+from tests.fuzz.case import (
+    OPERATORS,
+    ROUTES,
+    WEBHOOKS,
+    Door,
+    Ending,
+    FuzzAnswer,
+    FuzzCase,
+    FuzzPart,
+    Profile,
+    Signature,
+)
 from tests.fuzz.properties import BODY_CANARY, HEADER_CANARY, check
 from tests.fuzz.races import every_wrong_value, fields
 from tests.fuzz.reproductions import OPEN, REPRODUCTIONS, Reproduction
@@ -60,15 +71,15 @@ def test_what_was_found_is_mended_or_said_to_be_open(each: Reproduction) -> None
     assert kinds == ([each.kind] if each.open else []), "set `open` in reproductions.py to what is true"
 
 
-def race(body: str) -> Case:
-    return Case("/fork_best_of_n", headers=(BEARER,), parts=(Part(body.encode(errors="replace")),))
+def race(body: str) -> FuzzCase:
+    return FuzzCase("/fork_best_of_n", headers=(BEARER,), parts=(FuzzPart(body.encode(errors="replace")),))
 
 
-def good(path: str) -> Case:
+def good(path: str) -> FuzzCase:
     if path in WEBHOOKS:
-        return Case(path, parts=(Part(b'{"data":{"type":"session.updated"}}'),), signature=Signature.RIGHT)
+        return FuzzCase(path, parts=(FuzzPart(b'{"data":{"type":"session.updated"}}'),), signature=Signature.RIGHT)
     body = b'{"source":{"image":"i"},"n":1,"command":["true"]}' if path == "/fork_best_of_n" else b""
-    return Case(path, headers=(BEARER,), parts=(Part(body),))
+    return FuzzCase(path, headers=(BEARER,), parts=(FuzzPart(body),))
 
 
 @pytest.mark.parametrize("door", Door)
@@ -83,15 +94,15 @@ def test_the_good_request_that_all_others_differ_from_is_answered_200(path: str,
 @pytest.mark.parametrize(
     ("parts", "ending", "status"),
     [
-        ((Part(b"x", 29.0), Part(b"y", 2.0)), Ending.COMPLETE, 408),
-        ((Part(b"x"),), Ending.STALLED, 408),
+        ((FuzzPart(b"x", 29.0), FuzzPart(b"y", 2.0)), Ending.COMPLETE, 408),
+        ((FuzzPart(b"x"),), Ending.STALLED, 408),
         ((), Ending.STALLED, 408),
-        ((Part(b"x"),), Ending.CUT, 400),
-        ((Part(b" " * (1024 * 1024)), Part(b" ")), Ending.STALLED, 413),
+        ((FuzzPart(b"x"),), Ending.CUT, 400),
+        ((FuzzPart(b" " * (1024 * 1024)), FuzzPart(b" ")), Ending.STALLED, 413),
     ],
 )
 def test_a_body_that_is_slow_cut_or_large_is_given_up_within_its_bound(
-    path: str, parts: tuple[Part, ...], ending: Ending, status: int
+    path: str, parts: tuple[FuzzPart, ...], ending: Ending, status: int
 ) -> None:
     answer = ask(replace(good(path), parts=parts, ending=ending))
     assert answer.status == status
@@ -112,8 +123,8 @@ def test_503_is_for_what_is_not_configured_and_for_nothing_else(path: str, profi
     assert answer.status == (200 if profile.serves(path) else 503)
 
 
-def answer(status: int, body: bytes, *headers: tuple[bytes, bytes], **more: object) -> Answer:
-    made = Answer(status, [(b"content-type", b"application/json"), *headers], body)
+def answer(status: int, body: bytes, *headers: tuple[bytes, bytes], **more: object) -> FuzzAnswer:
+    made = FuzzAnswer(status, [(b"content-type", b"application/json"), *headers], body)
     for name, value in more.items():
         setattr(made, name, value)
     return made
@@ -122,8 +133,8 @@ def answer(status: int, body: bytes, *headers: tuple[bytes, bytes], **more: obje
 @pytest.mark.parametrize(
     ("case", "bad", "kind"),
     [
-        (good("/"), Answer(raised=ValueError("x")), "ValueError in a library leaves the application"),
-        (good("/"), Answer(), "no answer at /"),
+        (good("/"), FuzzAnswer(raised=ValueError("x")), "ValueError in a library leaves the application"),
+        (good("/"), FuzzAnswer(), "no answer at /"),
         (good("/"), answer(500, ERROR % b"x"), "500 at /"),
         (good("/fork_best_of_n"), answer(502, ERROR % b"x"), "502 at /fork_best_of_n"),
         (good("/"), answer(503, ERROR % b"x"), "503 at / although everything it needs is configured"),
@@ -131,7 +142,7 @@ def answer(status: int, body: bytes, *headers: tuple[bytes, bytes], **more: obje
         (good("/"), answer(400, b'{"error":{"type":"t","message":""}}'), "400 at / has not the one shape of errors"),
         (good("/"), answer(400, b"{"), "400 at / is said to be JSON and is not"),
         (good("/"), answer(400, ERROR % (b"x" * 3_000)), "400 at / is too long"),
-        (good("/"), Answer(400, [(b"content-type", b"text/plain")], b"bad"), "400 is not JSON"),
+        (good("/"), FuzzAnswer(400, [(b"content-type", b"text/plain")], b"bad"), "400 is not JSON"),
         (good("/"), answer(400, ERROR % b"ValueError('x')"), "400 shows its insides"),
         (good("/"), answer(400, ERROR % str(ROOT).encode()), "400 shows its insides"),
         (good("/"), answer(503, ERROR % LOST_FILE.encode()), "503 at / although everything it needs is configured"),
@@ -148,9 +159,9 @@ def answer(status: int, body: bytes, *headers: tuple[bytes, bytes], **more: obje
         (good("/"), answer(408, ERROR % b"x", seconds=40.0), "408 at / takes too long"),
         (good("/"), answer(200, b"{}", cpu_seconds=4.0), "200 at / computes too long"),
         (good("/poll_tick"), answer(401, ERROR % b"x"), "the operator is turned away from /poll_tick"),
-        (Case("/poll_tick"), answer(401, ERROR % b"x"), "401 of /poll_tick without a challenge"),
-        (Case("/poll_tick"), answer(200, b"{}"), "a stranger gets past the door of /poll_tick"),
-        (Case("/"), answer(400, ERROR % b"x"), "a stranger gets past the door of /"),
+        (FuzzCase("/poll_tick"), answer(401, ERROR % b"x"), "401 of /poll_tick without a challenge"),
+        (FuzzCase("/poll_tick"), answer(200, b"{}"), "a stranger gets past the door of /poll_tick"),
+        (FuzzCase("/"), answer(400, ERROR % b"x"), "a stranger gets past the door of /"),
         (
             replace(good("/"), signature=Signature.OTHER_BODY),
             answer(200, b"{}"),
@@ -162,13 +173,13 @@ def answer(status: int, body: bytes, *headers: tuple[bytes, bytes], **more: obje
             "a stranger gets past the door of /poll_tick",
         ),
         (
-            replace(good("/poll_tick"), parts=(Part(b"x" * (1024 * 1024 + 1)),)),
+            replace(good("/poll_tick"), parts=(FuzzPart(b"x" * (1024 * 1024 + 1)),)),
             answer(200, b"{}"),
             "/poll_tick takes a body over the limit",
         ),
     ],
 )
-def test_each_property_sees_the_fault_that_it_is_for(case: Case, bad: Answer, kind: str) -> None:
+def test_each_property_sees_the_fault_that_it_is_for(case: FuzzCase, bad: FuzzAnswer, kind: str) -> None:
     assert kind in [finding.kind for finding in check(case, bad)]
 
 

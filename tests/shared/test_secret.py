@@ -11,7 +11,7 @@ from shared.errors import SecretUnavailable
 from shared.secret import CACHE_SECONDS, KEPT_SECONDS, RETRY_SECONDS, Secret
 
 
-class Clock:
+class SecretClock:
     now = 0.0
 
     def __call__(self) -> float:
@@ -25,8 +25,8 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> SecretClock:
+    return SecretClock()
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def secret(place: Path, clock: Clock) -> Secret:
+def secret(place: Path, clock: SecretClock) -> Secret:
     """Read once, at 0 s; its place has failed since then."""
     made = Secret("SOME_KEY", f"file:{place}", clock=clock)
     assert made.reveal() == "the-first-value"
@@ -46,7 +46,7 @@ def secret(place: Path, clock: Clock) -> Secret:
 
 
 def test_a_value_that_was_read_outlives_a_store_that_fails_for_a_while_and_the_log_says_so_once(
-    secret: Secret, clock: Clock, caplog: pytest.LogCaptureFixture
+    secret: Secret, clock: SecretClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="shared.secret"):
         for clock.now in (CACHE_SECONDS, CACHE_SECONDS + 1, CACHE_SECONDS + 200, KEPT_SECONDS):
@@ -56,7 +56,7 @@ def test_a_value_that_was_read_outlives_a_store_that_fails_for_a_while_and_the_l
     assert "the-first-value" not in caplog.text
 
 
-def test_the_old_value_is_not_kept_for_ever(secret: Secret, clock: Clock) -> None:
+def test_the_old_value_is_not_kept_for_ever(secret: Secret, clock: SecretClock) -> None:
     clock.now = KEPT_SECONDS - 1
     assert secret.reveal() == "the-first-value"
     clock.now = KEPT_SECONDS + 1  # within RETRY_SECONDS of the look before: the bound counts all the same
@@ -64,7 +64,7 @@ def test_the_old_value_is_not_kept_for_ever(secret: Secret, clock: Clock) -> Non
         secret.reveal()
 
 
-def test_a_failing_store_is_not_asked_again_at_once(secret: Secret, clock: Clock, place: Path) -> None:
+def test_a_failing_store_is_not_asked_again_at_once(secret: Secret, clock: SecretClock, place: Path) -> None:
     clock.now = CACHE_SECONDS + 1
     assert secret.reveal() == "the-first-value"
     place.write_text("the-second-value", encoding="utf-8")
@@ -75,7 +75,7 @@ def test_a_failing_store_is_not_asked_again_at_once(secret: Secret, clock: Clock
 
 
 def test_a_new_while_of_failing_is_logged_again(
-    secret: Secret, clock: Clock, place: Path, caplog: pytest.LogCaptureFixture
+    secret: Secret, clock: SecretClock, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock.now = CACHE_SECONDS + 1
     secret.reveal()
@@ -88,7 +88,7 @@ def test_a_new_while_of_failing_is_logged_again(
     assert caplog.text.count("secret.kept_old") == 2
 
 
-def test_what_could_never_be_read_is_unavailable_each_time(clock: Clock) -> None:
+def test_what_could_never_be_read_is_unavailable_each_time(clock: SecretClock) -> None:
     secret = Secret("SOME_KEY", "file:/nowhere/at/all", clock=clock)
     for _ in range(2):
         with pytest.raises(SecretUnavailable, match="SOME_KEY"):

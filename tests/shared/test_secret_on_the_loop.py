@@ -52,7 +52,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     made.open.set()
 
 
-class Clock:
+class LoopClock:
     now = 0.0
 
     def __call__(self) -> float:
@@ -60,15 +60,15 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> LoopClock:
+    return LoopClock()
 
 
 def of(store: Store, clock: Callable[[], float]) -> Secret:
     return Secret("SOME_KEY", "gcp-sm:projects/p/secrets/s", clock=clock)
 
 
-def test_the_loop_goes_on_while_a_store_is_asked_and_many_who_wait_ask_it_once(store: Store, clock: Clock) -> None:
+def test_the_loop_goes_on_while_a_store_is_asked_and_many_who_wait_ask_it_once(store: Store, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         store.open.clear()
@@ -94,7 +94,7 @@ def test_a_file_that_is_a_pipe_which_nobody_writes_holds_up_neither_the_loop_nor
 
 
 def test_while_an_old_value_is_good_nobody_waits_long_for_a_newer_one_and_it_comes_by_itself(
-    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store, clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "PATIENCE_SECONDS", 0.05)
 
@@ -112,7 +112,7 @@ def test_while_an_old_value_is_good_nobody_waits_long_for_a_newer_one_and_it_com
     asyncio.run(scenario())
 
 
-def test_a_caller_who_gives_up_takes_the_read_away_from_nobody(store: Store, clock: Clock) -> None:
+def test_a_caller_who_gives_up_takes_the_read_away_from_nobody(store: Store, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         store.open.clear()
@@ -126,7 +126,7 @@ def test_a_caller_who_gives_up_takes_the_read_away_from_nobody(store: Store, clo
     asyncio.run(scenario())
 
 
-def test_a_refused_value_is_read_again_at_once_but_not_each_time(store: Store, clock: Clock) -> None:
+def test_a_refused_value_is_read_again_at_once_but_not_each_time(store: Store, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         assert await secret.areveal() == "first"
@@ -144,7 +144,7 @@ def test_a_refused_value_is_read_again_at_once_but_not_each_time(store: Store, c
     asyncio.run(scenario())
 
 
-def test_calls_that_are_refused_together_wait_for_one_read_and_go_on_with_it(store: Store, clock: Clock) -> None:
+def test_calls_that_are_refused_together_wait_for_one_read_and_go_on_with_it(store: Store, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         await secret.areveal()
@@ -155,7 +155,7 @@ def test_calls_that_are_refused_together_wait_for_one_read_and_go_on_with_it(sto
     asyncio.run(scenario())
 
 
-def test_a_refused_value_stays_good_where_its_store_fails(store: Store, clock: Clock) -> None:
+def test_a_refused_value_stays_good_where_its_store_fails(store: Store, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         await secret.areveal()

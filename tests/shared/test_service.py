@@ -15,7 +15,7 @@ from shared.reports import DrainEnd, ItemEnd
 from shared.service import Service
 from shared.settings import Settings
 from tests.fuzz.stage import NothingQueued
-from tests.support.fake_host import Call, FakeHost
+from tests.support.fake_host import FakeCall, FakeHost
 
 ENVIRON: Final = {
     "ANTHROPIC_ENVIRONMENT_ID": "env_1",
@@ -24,7 +24,7 @@ ENVIRON: Final = {
 }
 
 
-async def never(_: Call) -> CommandOutput:
+async def never(_: FakeCall) -> CommandOutput:
     await asyncio.Event().wait()
     raise AssertionError
 

@@ -11,7 +11,7 @@ import httpx2
 from infra.local.process import RunningService
 
 
-class Admin:
+class AdminAccess:
     """Blocking on purpose: tests arrange the world with it between two steps."""
 
     def __init__(self, service: RunningService) -> None:

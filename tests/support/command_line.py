@@ -51,7 +51,7 @@ class CommandLine:
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     @contextlib.contextmanager
-    def terminal(self, *args: str, columns: int = 100, rows: int = 30, **environ: str) -> Iterator[Terminal]:
+    def terminal(self, *args: str, columns: int = 100, rows: int = 30, **environ: str) -> Iterator[PseudoTerminal]:
         """The command in a pseudo-terminal of its own."""
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (rows, columns))
@@ -66,7 +66,7 @@ class CommandLine:
             preexec_fn=lambda: (os.setsid(), _take_terminal()),  # type: ignore[func-returns-value]
         )
         os.close(theirs)
-        terminal = Terminal(ours, process)
+        terminal = PseudoTerminal(ours, process)
         try:
             yield terminal
         finally:
@@ -84,7 +84,7 @@ class CommandLine:
 
 
 @dataclass
-class Terminal:
+class PseudoTerminal:
     """What a user types and sees."""
 
     descriptor: int

@@ -49,7 +49,7 @@ _T = TypeVar("_T")
 _BORN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Fault(StrEnum):
+class FakeFault(StrEnum):
     """What a call meets instead of success."""
 
     REFUSED = "refused"  # no effect, HTTP 403
@@ -63,7 +63,7 @@ class Bug(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class FakeCall:
     """A program that is run: without what wraps it."""
 
     sandbox: str
@@ -75,13 +75,13 @@ class Call:
 
 
 @dataclass(slots=True)
-class Box:
+class FakeBox:
     record: SandboxRecord
     spec: SandboxSpec
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-async def _succeed(call: Call) -> CommandOutput:
+async def _succeed(call: FakeCall) -> CommandOutput:
     return CommandOutput(0, "", "", timed_out=False)
 
 
@@ -91,8 +91,8 @@ class FakeHost:
     def __init__(
         self,
         *,
-        program: Callable[[Call], Awaitable[CommandOutput | Absent | Refused | Doubtful]] = _succeed,
-        meet: Callable[[Method, str], Fault | None] = lambda method, what: None,
+        program: Callable[[FakeCall], Awaitable[CommandOutput | Absent | Refused | Doubtful]] = _succeed,
+        meet: Callable[[Method, str], FakeFault | None] = lambda method, what: None,
         latency: float = 0.05,
         quota: int | None = None,
     ) -> None:
@@ -101,26 +101,26 @@ class FakeHost:
         self._latency = latency
         self._quota = quota
         self._made = 0
-        self.boxes: dict[str, Box] = {}
+        self.boxes: dict[str, FakeBox] = {}
         self.snapshots: dict[str, dict[str, bytes]] = {}
         self.kinds: dict[str, SnapshotKind] = {}
         self._taken_of: dict[str, str] = {}
         self.specs: list[SandboxSpec] = []
-        self.calls: list[Call] = []
+        self.calls: list[FakeCall] = []
         self.most_alive = 0
 
     def alive(self) -> list[str]:
         """Names of the sandboxes that exist."""
         return [box.record.name or "" for box in self.boxes.values() if box.record.status != SandboxStatus.TERMINATED]
 
-    def add(self, name: str, status: SandboxStatus = SandboxStatus.RUNNING) -> Box:
+    def add(self, name: str, status: SandboxStatus = SandboxStatus.RUNNING) -> FakeBox:
         """A sandbox that was there before the test."""
         return self._add(SandboxSpec(name=name), status)
 
-    def _add(self, spec: SandboxSpec, status: SandboxStatus) -> Box:
+    def _add(self, spec: SandboxSpec, status: SandboxStatus) -> FakeBox:
         self._made += 1
         record = SandboxRecord(f"id{self._made}", spec.name, status, _BORN, egress=spec.egress)
-        box = Box(record, spec, dict(self.snapshots.get(spec.snapshot_id or "", {})))
+        box = FakeBox(record, spec, dict(self.snapshots.get(spec.snapshot_id or "", {})))
         self.boxes[record.id] = box
         self.most_alive = max(self.most_alive, len(self.alive()))
         return box
@@ -129,17 +129,17 @@ class FakeHost:
         fault = self._meet(method, what)
         await asyncio.sleep(self._latency / 2)
         match fault:
-            case Fault.BUG:
+            case FakeFault.BUG:
                 raise Bug(method)
-            case Fault.REFUSED:
+            case FakeFault.REFUSED:
                 return Refused(403, "HTTP 403")
-            case Fault.LOST_BEFORE:
+            case FakeFault.LOST_BEFORE:
                 return Doubtful("dropped")
         result = effect()
         await asyncio.sleep(self._latency / 2)
-        return Doubtful("dropped") if fault is Fault.LOST_AFTER else result
+        return Doubtful("dropped") if fault is FakeFault.LOST_AFTER else result
 
-    def _live(self, sandbox_id: str) -> Box | None:
+    def _live(self, sandbox_id: str) -> FakeBox | None:
         box = self.boxes.get(sandbox_id)
         return box if box is not None and box.record.status is not SandboxStatus.TERMINATED else None
 
@@ -261,7 +261,7 @@ class FakeHost:
             return CommandOutput(0, "{}", "", timed_out=False)
         if args[1] != programs.text("sweep.sh", "run_program.sh"):
             return CommandOutput(0, "", "", timed_out=False)
-        call = Call(box.record.name or "", tuple(args[9:]), dict(env), timeout, user, working_dir)
+        call = FakeCall(box.record.name or "", tuple(args[9:]), dict(env), timeout, user, working_dir)
         self.calls.append(call)
         try:
             async with asyncio.timeout(timeout):
@@ -316,7 +316,7 @@ class FakeHost:
     async def copy(
         self, sandbox_id: str, names: Sequence[str]
     ) -> Sequence[SandboxRecord | Refused | Doubtful] | Absent | Refused | Doubtful:
-        def one(box: Box, name: str) -> SandboxRecord | Refused | Doubtful:
+        def one(box: FakeBox, name: str) -> SandboxRecord | Refused | Doubtful:
             if name in self.alive():
                 return Refused(409, "HTTP 409")
             if self._quota is not None and len(self.alive()) >= self._quota:

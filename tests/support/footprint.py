@@ -86,7 +86,7 @@ def growth(name: str, samples: Sequence[Sample], warm_up: float) -> Growth:
 
 
 @dataclass
-class Watch:
+class FootprintWatch:
     """Samples of the watched processes, by name."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
@@ -96,9 +96,9 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(processes: Mapping[str, int], every: float) -> Iterator[Watch]:
+def watching(processes: Mapping[str, int], every: float) -> Iterator[FootprintWatch]:
     """Samples each process every so many seconds for as long as the block lasts."""
-    watch = Watch({name: [] for name in processes})
+    watch = FootprintWatch({name: [] for name in processes})
     over = threading.Event()
     began = time.monotonic()
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class Context:
+class LambdaContext:
     """Lambda's context, as far as it is read: the time that is left of `seconds`."""
 
     def __init__(self, seconds: float = 60.0) -> None:

@@ -26,7 +26,7 @@ PAGE = 100
 BEGAN = datetime(2026, 10, 20, 9, tzinfo=UTC)
 
 
-class Service:
+class CrowdedService:
     """A thousand sessions of which forty work. `broken` answers by path with this status; `latency` in seconds."""
 
     def __init__(self) -> None:
@@ -84,9 +84,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def many_sessions() -> Iterator[Service]:
+def many_sessions() -> Iterator[CrowdedService]:
     """Serves until the block ends."""
-    made = Service()
+    made = CrowdedService()
     app = Starlette(routes=[Route("/{path:path}", made.answer, methods=["GET", "POST"])])
     listener = listen("127.0.0.1", 0)
     made.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -100,7 +100,7 @@ def many_sessions() -> Iterator[Service]:
         thread.join()
 
 
-def variables(service: Service) -> dict[str, str]:
+def variables(service: CrowdedService) -> dict[str, str]:
     return {
         "ANTHROPIC_BASE_URL": service.url,
         "TENSORLAKE_API_URL": service.url,

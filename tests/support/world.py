@@ -21,7 +21,7 @@ from shared.claims.dispatcher import Dispatcher
 from shared.ports import SandboxRecord
 from shared.service import Service
 from shared.settings import Environment, Settings
-from tests.support.admin import Admin
+from tests.support.admin import AdminAccess
 from tests.support.waiting import PATIENCE, until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -44,13 +44,13 @@ LEASE: Final = 9.0
 
 
 @dataclass
-class World:
+class OfflineWorld:
     """The two services of a test run."""
 
     claude: RunningService
     tensorlake: RunningService
-    claude_admin: Admin
-    tensorlake_admin: Admin
+    claude_admin: AdminAccess
+    tensorlake_admin: AdminAccess
     api: anthropic.Anthropic
     agent_id: str
 
@@ -74,7 +74,7 @@ class World:
 class Place:
     """One environment: its settings, its sessions, its sandboxes."""
 
-    world: World
+    world: OfflineWorld
     environment_id: str
     environ: Mapping[str, str] = field(repr=False)
     settings: Settings = field(repr=False)
@@ -156,7 +156,7 @@ def running(record: object) -> SandboxRecord:
 
 
 @contextlib.contextmanager
-def offline_world() -> Iterator[World]:
+def offline_world() -> Iterator[OfflineWorld]:
     """Start both services and register the session image as `make build` does."""
     secrets = {"LOCAL_CLAUDE_API_KEY": API_KEY}
     with (
@@ -166,4 +166,4 @@ def offline_world() -> Iterator[World]:
     ):
         build(Recipe(IMAGE), api_key="tl-key-of-no-real-account", api_url=tensorlake.url)
         agent = api.beta.agents.create(name="tester", model="claude-opus-5", tools=[{"type": "agent_toolset_20260401"}])
-        yield World(claude, tensorlake, Admin(claude), Admin(tensorlake), api, agent.id)
+        yield OfflineWorld(claude, tensorlake, AdminAccess(claude), AdminAccess(tensorlake), api, agent.id)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
-from tests.faults.explorer.plan import ORDINARY, Plan, plan_of
-from tests.faults.explorer.run import Result, prepared, run
+from tests.faults.explorer.plan import ORDINARY, RunPlan, plan_of
+from tests.faults.explorer.run import RunResult, prepared, run
 from tests.support.model.loop import VirtualLoop
 from tests.support.model.truth import Violation
 from tests.support.model.worker import Rules
@@ -22,11 +22,11 @@ _PARTS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class RunFailure:
     """A plan that breaks a rule, made as small as it would go."""
 
     seed: str
-    plan: Plan
+    plan: RunPlan
     violation: Violation
     trace: tuple[tuple[float, str, str], ...]
     shrinking_runs: int
@@ -45,7 +45,7 @@ class Exploration:
     virtual_seconds: float = 0.0
     checks: Counter[str] = field(default_factory=Counter)
     longest_settling: int = 0
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[RunFailure] = field(default_factory=list)
 
     def __str__(self) -> str:
         rate = self.runs / self.seconds if self.seconds else 0.0
@@ -101,12 +101,12 @@ def kind(violation: Violation) -> str:
     return f"{violation.rule} {violation.what.split(':')[0]}"
 
 
-def _shrunk(plan: Plan, result: Result, loop: VirtualLoop, rules: Rules | None, most: int) -> Failure:
+def _shrunk(plan: RunPlan, result: RunResult, loop: VirtualLoop, rules: Rules | None, most: int) -> RunFailure:
     """Leaves out whatever the first violation does not need; each candidate is run."""
     wanted = kind(result.violations[0])
     tried = 0
 
-    def fails(candidate: Plan) -> bool:
+    def fails(candidate: RunPlan) -> bool:
         nonlocal tried
         tried += 1
         return any(kind(violation) == wanted for violation in run(candidate, loop, rules=rules).violations)
@@ -123,10 +123,10 @@ def _shrunk(plan: Plan, result: Result, loop: VirtualLoop, rules: Rules | None, 
     final = run(plan, loop, rules=rules, tracing=True)
     violation = next(violation for violation in final.violations if kind(violation) == wanted)
     trace = tuple(entry for entry in final.trace if entry[0] <= violation.at)
-    return Failure(plan.seed, plan, violation, trace, tried)
+    return RunFailure(plan.seed, plan, violation, trace, tried)
 
 
-def _smaller(plan: Plan) -> Iterator[Plan]:
+def _smaller(plan: RunPlan) -> Iterator[RunPlan]:
     """Plans with less in them, the boldest cuts first."""
     for name in _PARTS:
         part: tuple[Any, ...] = getattr(plan, name)
@@ -154,6 +154,6 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, manner=ORDINARY)
 
 
-def _with(plan: Plan, name: str, part: tuple[Any, ...]) -> Plan:
+def _with(plan: RunPlan, name: str, part: tuple[Any, ...]) -> RunPlan:
     changed: dict[str, Any] = {name: part}
     return replace(plan, **changed)

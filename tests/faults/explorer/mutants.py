@@ -27,7 +27,7 @@ from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.repairs import Done, EndMarked, Mark, Outcome, Release, Suspend
 from shared.reports import DrainEnd, ItemEnd
 from tests.faults.explorer.explore import rare_collections
-from tests.faults.explorer.plan import HookFault, LineFault, Plan, PointFault, SessionPlan, Wake, plan_of, slow_looks
+from tests.faults.explorer.plan import HookFault, LineFault, PointFault, RunPlan, SessionPlan, Wake, plan_of, slow_looks
 from tests.faults.explorer.run import prepared, run
 from tests.faults.explorer.watch import WatchedQueue
 from tests.support.model.lines import Meets
@@ -47,7 +47,7 @@ class Mutant:
     broken: tuple[str, ...]
     patched: Patched
     rules: Rules
-    plans: Callable[[str], Plan] = plan_of
+    plans: Callable[[str], RunPlan] = plan_of
 
 
 @contextmanager
@@ -168,15 +168,15 @@ def _mutant(
     broken: str,
     *changes: tuple[Any, str, Any],
     rules: Rules | None = None,
-    plans: Callable[[str], Plan] = plan_of,
+    plans: Callable[[str], RunPlan] = plan_of,
 ) -> Mutant:
     return Mutant(name, tuple(broken.split()), lambda: _changed(*changes), rules or Rules(), plans)
 
 
-def _where_looks_fail(method: str) -> Callable[[str], Plan]:
+def _where_looks_fail(method: str) -> Callable[[str], RunPlan]:
     """Every plan, with this look-up failing half of the time."""
 
-    def plans(seed: str) -> Plan:
+    def plans(seed: str) -> RunPlan:
         plan, chance = plan_of(seed), random.Random(seed)
         failing = [
             LineFault(f"c{copy}", method, number, Meets.ERROR)
@@ -189,7 +189,7 @@ def _where_looks_fail(method: str) -> Callable[[str], Plan]:
     return plans
 
 
-def _outdated_looks(seed: str) -> Plan:
+def _outdated_looks(seed: str) -> RunPlan:
     """Sandboxes that come and go within seconds, looked at slowly."""
     plan, chance = plan_of(seed), random.Random(seed)
     return replace(
@@ -197,7 +197,7 @@ def _outdated_looks(seed: str) -> Plan:
     )
 
 
-def _unheard_while_looks_fail(seed: str) -> Plan:
+def _unheard_while_looks_fail(seed: str) -> RunPlan:
     """A worker whose beats are lost for longer than T, and ticks that often cannot list its processes."""
     plan, chance = _where_looks_fail("process_names")(seed), random.Random(seed)
     return replace(
@@ -205,7 +205,7 @@ def _unheard_while_looks_fail(seed: str) -> Plan:
     )
 
 
-def _spoken_to_while_marked(seed: str) -> Plan:
+def _spoken_to_while_marked(seed: str) -> RunPlan:
     """A session that gets a message when its sandbox is marked, which the next poll loses, and a tick that looks at
     the queue before the message and ends sandboxes long after it, while another tick takes the mark back."""
     chance = random.Random(seed)
@@ -216,7 +216,7 @@ def _spoken_to_while_marked(seed: str) -> Plan:
     return _spoken_to(seed, says, wakes, slow_list, LineFault("c1", "poll", 2, Meets.LOST_ANSWER))
 
 
-def _spoken_to_while_looked_at(seed: str) -> Plan:
+def _spoken_to_while_looked_at(seed: str) -> RunPlan:
     """A session that gets a message when its sandbox has slept for long, just after a tick has looked at it that is
     slow to act upon it."""
     chance = random.Random(seed)
@@ -226,10 +226,10 @@ def _spoken_to_while_looked_at(seed: str) -> Plan:
     return _spoken_to(seed, says, (Wake(looks, 0), Wake(says + 0.5 + chance.random(), 1)), *slow_session)
 
 
-def _spoken_to(seed: str, says: float, wakes: tuple[Wake, ...], *faults: LineFault) -> Plan:
+def _spoken_to(seed: str, says: float, wakes: tuple[Wake, ...], *faults: LineFault) -> RunPlan:
     """The session is served at once and its sandbox asleep by second 40. The faults make the first copy's second pass
     take long between a look and its repairs. No webhook arrives."""
-    return Plan(
+    return RunPlan(
         seed=seed,
         copies=2,
         sessions=(SessionPlan("sesn_Marked", ((5.0, (1,)), (says, (1,))), 0.2, Habits()),),
@@ -241,7 +241,7 @@ def _spoken_to(seed: str, says: float, wakes: tuple[Wake, ...], *faults: LineFau
     )
 
 
-def _stopped_and_killed(seed: str) -> Plan:
+def _stopped_and_killed(seed: str) -> RunPlan:
     """Somebody asks a session's item to stop while its worker is at work, and sometimes the worker dies of something
     else before it can."""
     chance = random.Random(seed)
@@ -256,8 +256,8 @@ def _stopped_and_killed(seed: str) -> Plan:
     )
 
 
-def _many_sleepers(seed: str) -> Plan:
-    return Plan(
+def _many_sleepers(seed: str) -> RunPlan:
+    return RunPlan(
         seed=seed,
         copies=2,
         sessions=tuple(SessionPlan(f"sesn_Many{n}", ((5.0 + n, (1,)),), 0.2, Habits()) for n in range(20)),
@@ -265,7 +265,7 @@ def _many_sleepers(seed: str) -> Plan:
     )
 
 
-def _often_throttled(seed: str) -> Plan:
+def _often_throttled(seed: str) -> RunPlan:
     plan = plan_of(seed)
     held = [LineFault(f"c{copy}", "poll", number, Meets.THROTTLED) for copy in range(plan.copies) for number in (0, 2)]
     return replace(plan, line_faults=(*plan.line_faults, *held))

@@ -103,7 +103,7 @@ class BootFault:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     seed: str
     copies: int
     sessions: tuple[SessionPlan, ...]
@@ -135,7 +135,7 @@ class Plan:
         return lines
 
 
-def plan_of(seed: str) -> Plan:
+def plan_of(seed: str) -> RunPlan:
     """The plan of a seed. How much goes wrong differs much between seeds."""
     chance = random.Random(seed)
     roll = chance.random
@@ -148,7 +148,7 @@ def plan_of(seed: str) -> Plan:
     harsh = chance.choice((0.0, 0.5, 1.0, 1.0, 2.0))
     plain = chance.random() < 0.25  # nothing dies: then no turn may be broken off
     stale = chance.random() < 0.2  # look-ups are slow and sandboxes short-lived: what was seen is often outdated
-    return Plan(
+    return RunPlan(
         seed=seed,
         copies=copies,
         sessions=sessions,

@@ -25,13 +25,13 @@ from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import DrainReport, ItemEnd, ReconcileReport
 from shared.settings import Environment, Settings
-from tests.faults.explorer.plan import CHAOS, Plan, What
-from tests.faults.explorer.watch import Watch, WatchedHost, WatchedQueue
-from tests.support.model.claude import Claude, Losses, Phase, Session
-from tests.support.model.lines import Line, Meets, forever
+from tests.faults.explorer.plan import CHAOS, RunPlan, What
+from tests.faults.explorer.watch import RunWatch, WatchedHost, WatchedQueue
+from tests.support.model.claude import Losses, ModelClaude, ModelPhase, ModelSession
+from tests.support.model.lines import Meets, ModelLine, forever
 from tests.support.model.loop import VirtualLoop
 from tests.support.model.ports import moment
-from tests.support.model.sandboxes import Box, Process, Sandboxes
+from tests.support.model.sandboxes import ModelBox, ModelProcess, ModelSandboxes
 from tests.support.model.truth import Truth, Violation
 from tests.support.model.worker import Habits, Rules, worker
 from tests.support.single_flight import SingleFlight
@@ -74,7 +74,7 @@ LEASE: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class RunResult:
     """`ticks`: how many it took until everything was well, after the last fault."""
 
     violations: tuple[Violation, ...]
@@ -84,7 +84,7 @@ class Result:
     ticks: int
 
 
-def run(plan: Plan, loop: VirtualLoop, *, rules: Rules | None = None, tracing: bool = False) -> Result:
+def run(plan: RunPlan, loop: VirtualLoop, *, rules: Rules | None = None, tracing: bool = False) -> RunResult:
     """Plays the plan. What the product raises counts as a violation."""
     random.seed(plan.seed)  # the pauses' jitter
     world = _World(plan, loop, rules or Rules(), tracing)
@@ -93,7 +93,7 @@ def run(plan: Plan, loop: VirtualLoop, *, rules: Rules | None = None, tracing: b
     except Exception as error:
         world.truth.check("I7", False, f"the run ends in {type(error).__name__}: {error}", loop.time())
     truth = world.truth
-    return Result(tuple(truth.violations), truth.checks, tuple(truth.trace), loop.time(), world.ticks)
+    return RunResult(tuple(truth.violations), truth.checks, tuple(truth.trace), loop.time(), world.ticks)
 
 
 @contextmanager
@@ -119,7 +119,7 @@ class _Copy:
     world: _World
     index: int
     born: int = 0
-    line: Line = field(init=False)
+    line: ModelLine = field(init=False)
     drains: SingleFlight[DrainReport] = field(init=False)
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict)
 
@@ -232,21 +232,21 @@ class _Copy:
 class _World:
     """The run's state: both services, the copies, and what is still to go wrong."""
 
-    def __init__(self, plan: Plan, loop: VirtualLoop, rules: Rules, tracing: bool) -> None:
+    def __init__(self, plan: RunPlan, loop: VirtualLoop, rules: Rules, tracing: bool) -> None:
         self.plan = plan
         self.loop: asyncio.AbstractEventLoop = loop
         self.rules = rules
         self.truth = Truth(tracing=tracing)
         self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended)
         self.environment: Environment = self.settings.environments[ENVIRONMENT]
-        self.claude = Claude(loop, self.truth, lease=LEASE)
+        self.claude = ModelClaude(loop, self.truth, lease=LEASE)
         self.lost = Losses(self.claude)
-        self.sandboxes = Sandboxes(loop, self.truth, plan.manner, self._program, self._boot)
+        self.sandboxes = ModelSandboxes(loop, self.truth, plan.manner, self._program, self._boot)
         self.sessions = [names.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions]
         session_of = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
-        self.watch = Watch(self.settings, self.claude, self.sandboxes, self.truth, session_of)
-        self.serving: dict[str, list[Process]] = {}
-        self.tool_runs: dict[str, list[Process]] = {}
+        self.watch = RunWatch(self.settings, self.claude, self.sandboxes, self.truth, session_of)
+        self.serving: dict[str, list[ModelProcess]] = {}
+        self.tool_runs: dict[str, list[ModelProcess]] = {}
         self.reported: set[str] = set()
         # the latest report says that every session is unknown: nothing is ended then (docs/reconciler.md#limits)
         self.alarmed = False
@@ -274,8 +274,8 @@ class _World:
     def judge(self, rule: str, holds: bool, what: str) -> None:
         self.truth.check(rule, holds, what, self.loop.time())
 
-    def new_line(self, caller: str, serial: str, on_crash: Callable[[], None] = lambda: None) -> Line:
-        return Line(
+    def new_line(self, caller: str, serial: str, on_crash: Callable[[], None] = lambda: None) -> ModelLine:
+        return ModelLine(
             caller,
             self.loop,
             self._faults,
@@ -285,13 +285,13 @@ class _World:
             on_crash,
         )
 
-    def line(self, process: Process, session_id: str) -> Line:
+    def line(self, process: ModelProcess, session_id: str) -> ModelLine:
         return self.new_line(f"w{self._index[session_id]}", process.serial)
 
     def habits(self, session_id: str) -> Habits:
         return self.plan.sessions[self._index[session_id]].habits
 
-    def at(self, point: str, process: Process, session_id: str) -> Awaitable[None] | None:
+    def at(self, point: str, process: ModelProcess, session_id: str) -> Awaitable[None] | None:
         index = self._index[session_id]
         if self.truth.tracing:
             self.note(process.serial, f"{point} ({session_id}, {process.box.id})")
@@ -302,13 +302,13 @@ class _World:
         what = self._points.pop((index, point, number), None)
         return None if what is None else self._struck(what, process, session_id)
 
-    async def _struck(self, what: What, process: Process, session_id: str) -> None:
+    async def _struck(self, what: What, process: ModelProcess, session_id: str) -> None:
         self._strike(what, session_id, process)
         if not process.running:
             await forever()
         await process.awake()
 
-    def _program(self, process: Process) -> Coroutine[Any, Any, int]:
+    def _program(self, process: ModelProcess) -> Coroutine[Any, Any, int]:
         return worker(process, self)
 
     def _boot(self, spec: SandboxSpec, number: int) -> tuple[float, SandboxStatus]:
@@ -321,10 +321,10 @@ class _World:
         self.note(box.id, f"will be {fault.becomes} after {fault.seconds:g} s")
         return fault.seconds, fault.becomes
 
-    def _session_runs(self, session: Session) -> None:
+    def _session_runs(self, session: ModelSession) -> None:
         self._deliver(lambda copy: copy.wake())
 
-    def _session_over(self, session: Session) -> None:
+    def _session_over(self, session: ModelSession) -> None:
         self.note("user", f"{session.id} is {session.over}")
         self._deliver(lambda copy: copy.session_over(session.id))
 
@@ -336,7 +336,7 @@ class _World:
 
     # What goes wrong
 
-    def _strike(self, what: What, session_id: str, process: Process | None = None) -> None:
+    def _strike(self, what: What, session_id: str, process: ModelProcess | None = None) -> None:
         box = process.box if process is not None else self._box_of(session_id)
         if box is None or not box.exists or box.status is SandboxStatus.PENDING:
             return
@@ -370,7 +370,7 @@ class _World:
         for number in range(40):
             self._faults.pop((f"w{index}", "beat", number), None)
 
-    def _box_of(self, session_id: str) -> Box | None:
+    def _box_of(self, session_id: str) -> ModelBox | None:
         name = self.sessions[self._index[session_id]]
         return next((box for box in self.sandboxes.boxes.values() if box.exists and box.name == name), None)
 
@@ -434,7 +434,7 @@ class _World:
 
     def _troubles(self) -> Iterator[tuple[str, str]]:
         for session in self.claude.sessions.values():
-            if not session.over and (session.phase is not Phase.AT_REST or session.inbox):
+            if not session.over and (session.phase is not ModelPhase.AT_REST or session.inbox):
                 yield "I1", f"a turn is not finished: {session.id}, {session.phase.name}"
         for item in self.claude.items.values():
             if item.live and not (item.stale and item.state == "queued"):

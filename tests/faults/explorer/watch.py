@@ -19,10 +19,10 @@ from shared.ports import (
     WorkItem,
 )
 from shared.settings import Settings
-from tests.support.model.claude import Claude, Item, Losses
-from tests.support.model.lines import Line
+from tests.support.model.claude import Losses, ModelClaude, ModelItem
+from tests.support.model.lines import ModelLine
 from tests.support.model.ports import ModelHost, ModelQueue, moment
-from tests.support.model.sandboxes import Box, Process, Sandboxes
+from tests.support.model.sandboxes import ModelBox, ModelProcess, ModelSandboxes
 from tests.support.model.truth import Truth
 
 WIND_DOWN: Final = 240.0  # seconds that a worker has for its last tool
@@ -30,12 +30,12 @@ LOOK: Final = 5.0  # seconds: no look that a suspension or an end rests on is ol
 
 
 @dataclass(slots=True, eq=False)
-class Watch:
+class RunWatch:
     """The whole truth about one run, and the judgements on what a copy is about to do."""
 
     settings: Settings
-    claude: Claude
-    sandboxes: Sandboxes
+    claude: ModelClaude
+    sandboxes: ModelSandboxes
     truth: Truth
     sessions: dict[str, str]  # by the proper name of their sandbox
     marked: dict[str, float] = field(default_factory=dict)  # by sandbox: when its first mark was decided
@@ -47,14 +47,14 @@ class Watch:
     def now(self) -> float:
         return self.claude.time()
 
-    def session_of(self, box: Box) -> tuple[str | None, bool]:
+    def session_of(self, box: ModelBox) -> tuple[str | None, bool]:
         """The session, and whether the sandbox is marked for its end."""
         parsed = names.parse(self.settings.prefix, box.name)
         if isinstance(parsed, names.GoneSandbox):
             return self.sessions.get(parsed.proper), True
         return self.sessions.get(box.name), False
 
-    def working(self, session_id: str, box: Box | None = None) -> list[Process]:
+    def working(self, session_id: str, box: ModelBox | None = None) -> list[ModelProcess]:
         """Workers of a session that live and are not frozen."""
         boxes = self.sandboxes.boxes.values() if box is None else [box]
         return [
@@ -65,7 +65,7 @@ class Watch:
             if process.running
         ]
 
-    def old_item(self, session_id: str) -> Item | None:
+    def old_item(self, session_id: str) -> ModelItem | None:
         """The session's item, if it was queued, starting or active at every look that may still be relied on."""
         item = self.claude.live_item(session_id)
         if item is None or item.stale or item.created_at >= self.now() - LOOK:
@@ -75,13 +75,13 @@ class Watch:
     def judge(self, rule: str, holds: bool, what: str) -> None:
         self.truth.check(rule, holds, what, self.now())
 
-    def suspends(self, box: Box) -> None:
+    def suspends(self, box: ModelBox) -> None:
         session_id, _ = self.session_of(box)
         if session_id is not None:
             item = self.old_item(session_id)
             self.judge("I5", item is None, f"a sandbox is suspended whose item lives: {box.id}, {item and item.state}")
 
-    def marks(self, box: Box, name: str) -> None:
+    def marks(self, box: ModelBox, name: str) -> None:
         session_id, gone = self.session_of(box)
         if session_id is None or gone:
             return  # a mark is taken back
@@ -92,7 +92,7 @@ class Watch:
         if isinstance(mark, names.GoneSandbox):
             self.marked[box.id] = mark.marked_at
 
-    def ends(self, box: Box, *, dispatcher: bool) -> None:
+    def ends(self, box: ModelBox, *, dispatcher: bool) -> None:
         session_id, gone = self.session_of(box)
         failed = box.status in (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
         if session_id is None or failed or not box.exists:
@@ -120,7 +120,7 @@ class Watch:
         early = age < self.settings.reconcile.end_grace - 1.0
         self.judge("I5", not early, f"a sandbox is ended too soon after its mark: {box.id}")
 
-    def _over(self, session_id: str, box: Box) -> bool:
+    def _over(self, session_id: str, box: ModelBox) -> bool:
         """Is there a reason for the session's sandbox to go, or was there at a look that may still be relied on?"""
         session = self.claude.sessions[session_id]
         if session.updated_at > self.now() - LOOK:
@@ -155,7 +155,7 @@ class Watch:
         beaten = item.beat_at is not None and item.beat_at < self.now() - LOOK
         self.judge("I5", not beaten, f"an item is released that has a lease: {work_id}")
 
-    def starts(self, box: Box) -> None:
+    def starts(self, box: ModelBox) -> None:
         session_id, _ = self.session_of(box)
         if session_id is None:
             return
@@ -173,7 +173,7 @@ class Watch:
 class WatchedQueue(ModelQueue):
     """`began`: when the drain that uses it began."""
 
-    def __init__(self, watch: Watch, line: Line, *, dispatcher: bool, environment_id: str) -> None:
+    def __init__(self, watch: RunWatch, line: ModelLine, *, dispatcher: bool, environment_id: str) -> None:
         super().__init__(watch.claude, line, reclaim=watch.settings.times.reclaim, environment_id=environment_id)
         self._watch = watch
         self._dispatcher = dispatcher
@@ -199,12 +199,12 @@ class WatchedQueue(ModelQueue):
 
 
 class WatchedHost(ModelHost):
-    def __init__(self, watch: Watch, line: Line, *, dispatcher: bool) -> None:
+    def __init__(self, watch: RunWatch, line: ModelLine, *, dispatcher: bool) -> None:
         super().__init__(watch.sandboxes, line, bind=watch.settings.times.bind)
         self._watch = watch
         self._dispatcher = dispatcher
 
-    def _box(self, sandbox_id: str) -> Box | None:
+    def _box(self, sandbox_id: str) -> ModelBox | None:
         return None if self._line.dead else self._watch.sandboxes.boxes.get(sandbox_id)
 
     async def suspend(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:

@@ -27,7 +27,7 @@ GET = b"GET /now HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 @dataclass
-class Server:
+class ServedApp:
     """`/slow` is answered once `go` is set; `/refused` at once with 401, its body unread; all else with 200."""
 
     port: int = 0
@@ -60,9 +60,9 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedApp]:
     monkeypatch.setattr(http_protocol, "most_connections", lambda _: 10)
-    made = Server()
+    made = ServedApp()
     config = uvicorn.Config(
         made.app,
         interface="asgi3",
@@ -107,7 +107,7 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 def test_a_header_that_is_never_finished_is_answered_408_and_its_connection_closed(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ServedApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.2)
     for begun in (b"", b"POST / HTTP/1.1\r\nX-Half: "):
@@ -116,7 +116,7 @@ def test_a_header_that_is_never_finished_is_answered_408_and_its_connection_clos
 
 
 def test_bytes_that_trickle_in_do_not_renew_the_time_for_a_header(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ServedApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.5)
     with server.connect(b"GET / HTTP/1.1\r\nX: ") as connection:
@@ -132,7 +132,7 @@ def test_bytes_that_trickle_in_do_not_renew_the_time_for_a_header(
 
 
 def test_the_time_for_a_header_counts_on_a_connection_that_was_used_before(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ServedApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEADER_SECONDS", 0.2)
     with server.connect(GET) as connection:
@@ -141,7 +141,7 @@ def test_the_time_for_a_header_counts_on_a_connection_that_was_used_before(
         assert read_to_end(connection).startswith(b"HTTP/1.1 408")
 
 
-def test_many_connections_without_a_request_leave_room_for_one_with_a_request(server: Server) -> None:
+def test_many_connections_without_a_request_leave_room_for_one_with_a_request(server: ServedApp) -> None:
     held = [server.connect(b"POST / HTTP/1.1\r\nX-Half: ") for _ in range(60)]
     try:
         assert server.asked().startswith(b"HTTP/1.1 200")
@@ -151,7 +151,7 @@ def test_many_connections_without_a_request_leave_room_for_one_with_a_request(se
             each.close()
 
 
-def test_a_request_that_is_being_served_is_not_given_up_for_newer_connections(server: Server) -> None:
+def test_a_request_that_is_being_served_is_not_given_up_for_newer_connections(server: ServedApp) -> None:
     with server.connect(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n") as first:
         while not server.running:
             time.sleep(0.01)
@@ -162,7 +162,7 @@ def test_a_request_that_is_being_served_is_not_given_up_for_newer_connections(se
             each.close()
 
 
-def test_a_server_whose_connections_are_all_served_says_that_it_is_full(server: Server) -> None:
+def test_a_server_whose_connections_are_all_served_says_that_it_is_full(server: ServedApp) -> None:
     slow = [server.connect(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n") for _ in range(10)]
     while server.running < 10:
         time.sleep(0.01)
@@ -184,19 +184,19 @@ def test_a_server_whose_connections_are_all_served_says_that_it_is_full(server: 
     ],
     ids=["many lines", "one line that never ends", "one long line", "many long lines"],
 )
-def test_a_header_is_bounded_in_bytes_and_lines(server: Server, header: bytes, status: bytes) -> None:
+def test_a_header_is_bounded_in_bytes_and_lines(server: ServedApp, header: bytes, status: bytes) -> None:
     with server.connect() as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"GET /now HTTP/1.1\r\nHost: h\r\n" + header)
         assert read_to_end(connection)[:12] in (b"HTTP/1.1 " + status, b"HTTP/1.1 431", b"")
 
 
-def test_an_ordinary_large_header_passes(server: Server) -> None:
+def test_an_ordinary_large_header_passes(server: ServedApp) -> None:
     cookies = b"".join(b"X-Front-%d: %s\r\n" % (n, b"y" * 400) for n in range(50))
     assert server.asked(b"GET /now HTTP/1.1\r\nHost: h\r\n" + cookies + b"\r\n").startswith(b"HTTP/1.1 200")
 
 
-def test_some_requests_may_wait_behind_another_and_thousands_may_not(server: Server) -> None:
+def test_some_requests_may_wait_behind_another_and_thousands_may_not(server: ServedApp) -> None:
     with server.connect(GET * 3) as connection:
         heard = b""
         while heard.count(b"HTTP/1.1 200") < 3:
@@ -208,7 +208,7 @@ def test_some_requests_may_wait_behind_another_and_thousands_may_not(server: Ser
     assert server.running <= 1
 
 
-def test_whoever_is_refused_before_the_body_reads_the_answer_although_the_body_is_on_its_way(server: Server) -> None:
+def test_whoever_is_refused_before_the_body_reads_the_answer_although_the_body_is_on_its_way(server: ServedApp) -> None:
     with server.connect(b"POST /refused HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n") as connection:
         connection.sendall(b" " * 1_000_000)
         assert answer(connection).startswith(b"HTTP/1.1 401")
@@ -217,7 +217,7 @@ def test_whoever_is_refused_before_the_body_reads_the_answer_although_the_body_i
 
 
 def test_a_refused_body_that_never_ends_is_not_listened_to_for_long(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ServedApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "LINGER_SECONDS", 0.3)
     endless = b"POST /refused HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n"

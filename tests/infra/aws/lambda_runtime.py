@@ -34,7 +34,7 @@ class InvocationFailed(Exception):
         self.kind = kind
 
 
-class Runtime:
+class LambdaRuntime:
     """One Lambda process with one handler."""
 
     def __init__(self, code: Path, handler: str, environ: Mapping[str, str], timeout: float = 150.0) -> None:
@@ -145,7 +145,7 @@ class _Server(ThreadingHTTPServer):
         """A runtime client that is killed resets its connection."""
 
 
-def _handler(runtime: Runtime) -> type[BaseHTTPRequestHandler]:
+def _handler(runtime: LambdaRuntime) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

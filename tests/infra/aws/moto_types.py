@@ -155,7 +155,7 @@ class Schedule(Missing):
         return properties | {"Target": properties["Target"] | {"RetryPolicy": retries}}
 
 
-class Secret(Missing):
+class MotoSecret(Missing):
     TYPE = "AWS::SecretsManager::Secret"
 
     @classmethod
@@ -190,7 +190,7 @@ def _apply(change_set: Any) -> None:
     stack.create_resources()
 
 
-_OURS = (FunctionUrl, EventInvokeConfig, Schedule, Secret)
+_OURS = (FunctionUrl, EventInvokeConfig, Schedule, MotoSecret)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import pytest
 
 from infra.aws import package
 from tests.faults.test_claims_under_faults import PROMPT, runs
-from tests.infra.aws.lambda_runtime import InvocationFailed, Invoke, Runtime
+from tests.infra.aws.lambda_runtime import InvocationFailed, Invoke, LambdaRuntime
 from tests.support.lambda_events import eventbridge, http, rest_v1, sqs
 from tests.support.signing import KEY, delivery, signed
 from tests.support.world import Place
@@ -41,7 +41,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_webhook_function_answers_strangers_and_gateways_without_an_sdk(code: Path) -> None:
-    with Runtime(code, "functions.aws_lambda.on_run_started", NOBODY) as function:
+    with LambdaRuntime(code, "functions.aws_lambda.on_run_started", NOBODY) as function:
         body = delivery("session.updated")
         good = function.invoke(http(body, signed(body), base64_body=True))
         assert (good["statusCode"], json.loads(good["body"])) == (200, {"ignored": "session.updated"})
@@ -52,7 +52,7 @@ def test_the_webhook_function_answers_strangers_and_gateways_without_an_sdk(code
 
 
 def test_a_bad_event_is_an_error_that_lambda_counts_and_the_next_one_is_served(code: Path) -> None:
-    with Runtime(code, "functions.aws_lambda.poll_tick", NOBODY) as function:
+    with LambdaRuntime(code, "functions.aws_lambda.poll_tick", NOBODY) as function:
         with pytest.raises(InvocationFailed) as failed:
             function.invoke({"do": "rm"})
         assert failed.value.kind == "BadInvocation"
@@ -63,14 +63,14 @@ def test_a_bad_event_is_an_error_that_lambda_counts_and_the_next_one_is_served(c
 def test_a_session_is_served_by_the_webhook_function_and_the_next_by_a_tick(place: Place, code: Path) -> None:
     environ = {**NOBODY, **place.environ}
     first = place.session(PROMPT)
-    with Runtime(code, "functions.aws_lambda.on_run_started", environ) as function:
+    with LambdaRuntime(code, "functions.aws_lambda.on_run_started", environ) as function:
         body = delivery()
         answer = function.invoke(http(body, signed(body)))
         (drain,) = json.loads(answer["body"])["drains"]
         assert [item["end"] for item in drain["items"]] == ["handed_over"]
         place.wait_done(first)
     second = place.session(PROMPT)
-    with Runtime(code, "functions.aws_lambda.poll_tick", environ, timeout=120) as function:
+    with LambdaRuntime(code, "functions.aws_lambda.poll_tick", environ, timeout=120) as function:
         report = function.invoke({"do": "tick"})
         assert [item["end"] for item in report["drains"][0]["items"]] == ["handed_over"]
         place.wait_done(second)
@@ -98,14 +98,14 @@ def test_a_webhook_that_hands_its_work_on_gets_a_session_served_by_the_tick_func
             "DRAIN_MODE": "enqueue",
             "ENQUEUE_TO": f"aws-lambda:{tick_function}",
         }
-        with Runtime(code, "functions.aws_lambda.on_run_started", hands_on) as function:
+        with LambdaRuntime(code, "functions.aws_lambda.on_run_started", hands_on) as function:
             body = delivery()
             answer = function.invoke(http(body, signed(body)))
             assert (answer["statusCode"], "error" in json.loads(answer["body"])) == (200, False), function.output()
         name, event = invoke.next()
         assert invoke.none_left()
     assert (name, event["do"]) == (tick_function, "drain")
-    with Runtime(code, "functions.aws_lambda.poll_tick", {**NOBODY, **place.environ}, timeout=120) as function:
+    with LambdaRuntime(code, "functions.aws_lambda.poll_tick", {**NOBODY, **place.environ}, timeout=120) as function:
         (drain,) = function.invoke(event)["drains"]
         assert [item["end"] for item in drain["items"]] == ["handed_over"]
         place.wait_done(session)
@@ -120,7 +120,9 @@ def test_a_race_runs_in_the_fork_function(place: Place, code: Path) -> None:
         "script": "echo {i} > score.txt",
         "judge": {"type": "command", "script": "cat score.txt"},
     }
-    with Runtime(code, "functions.aws_lambda.fork_best_of_n", {**NOBODY, **place.environ}, timeout=120) as function:
+    with LambdaRuntime(
+        code, "functions.aws_lambda.fork_best_of_n", {**NOBODY, **place.environ}, timeout=120
+    ) as function:
         authorized = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
         answer = function.invoke(http(json.dumps(race).encode(), authorized))
         assert answer["statusCode"] == 200, answer

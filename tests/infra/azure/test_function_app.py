@@ -18,7 +18,7 @@ from tests.support.world import Place
 TOKEN = "a-token-of-nobody"
 
 
-class Context:
+class AzureContext:
     function_directory = ""
     function_name = "http_app_func"
     invocation_id = "1"
@@ -48,7 +48,7 @@ def test_http_and_timer_are_there_and_serve_a_session(module: ModuleType, place:
 
     async def main() -> list[int]:
         async def call(path: str, body: bytes, headers: dict[str, str]) -> int:
-            answer: Any = await functions["http_app_func"](post(path, body, headers), Context())
+            answer: Any = await functions["http_app_func"](post(path, body, headers), AzureContext())
             return int(answer.status_code)
 
         try:

@@ -27,7 +27,7 @@ TIMES = {"RUNNER_MAX_IDLE_SECONDS": "1", "WORKER_LIFETIME_SECONDS": "120"}
 
 
 @dataclass
-class Stage:
+class SandboxStage:
     platform: Platform
 
     def loaded(self, **extra: str) -> Loaded:
@@ -94,14 +94,14 @@ def platform() -> Iterator[Platform]:
         patch.setattr(plan, "source_files", lambda: files)
         patch.setattr(definition, "source_files", lambda: files)
         patch.setattr(server, "_CHECK", LOOKS)
-        stage = Stage(platform)
+        stage = SandboxStage(platform)
         assert webhook_sandbox.build(stage.loaded()) == 0
         yield platform
         assert webhook_sandbox.remove(stage.loaded()) == 0
 
 
 @pytest.fixture
-def stage(platform: Platform) -> Iterator[Stage]:
-    stage = Stage(platform)
+def stage(platform: Platform) -> Iterator[SandboxStage]:
+    stage = SandboxStage(platform)
     yield stage
     platform.tensorlake.patch("settings", {"suspend_seconds": 0.0, "resume_seconds": 0.0})

@@ -15,14 +15,16 @@ from infra.sandbox import plan, server
 from infra.sandbox.account import Account
 from infra.sandbox.look import described
 from shared import names
-from tests.infra.cli.conftest import Stage
+from tests.infra.cli.conftest import SandboxStage
 from tests.support.waiting import until
 
 PROMPT = "create hello.txt with 'hi' then read it back"
 QUIET = {"SELF_TICK_SECONDS": "0"}
 
 
-def test_webhooks_that_meet_it_falling_asleep_and_waking_are_answered_and_their_sessions_served(stage: Stage) -> None:
+def test_webhooks_that_meet_it_falling_asleep_and_waking_are_answered_and_their_sessions_served(
+    stage: SandboxStage,
+) -> None:
     seen = stage.up(STANDSTILL_SECONDS="1", **QUIET)  # no tick of its own: what is served was announced by a webhook
     before = stage.process()["pid"]
     assert seen.report is not None
@@ -46,7 +48,7 @@ def test_webhooks_that_meet_it_falling_asleep_and_waking_are_answered_and_their_
     assert (process["pid"], process["managed"]["restart_count"]) == (before, 0)
 
 
-def test_its_own_ticks_serve_what_no_webhook_announced(stage: Stage) -> None:
+def test_its_own_ticks_serve_what_no_webhook_announced(stage: SandboxStage) -> None:
     stage.up(SELF_TICK_SECONDS="0.3")
     for endpoint in stage.platform.claude.get("webhooks")["data"]:
         stage.platform.claude.delete(f"webhooks/{endpoint['id']}")
@@ -54,7 +56,7 @@ def test_its_own_ticks_serve_what_no_webhook_announced(stage: Stage) -> None:
     until(lambda: stage.answers(session) == 1, "no tick found the session")
 
 
-def test_without_requests_it_falls_asleep_by_itself_whatever_it_does_itself(stage: Stage) -> None:
+def test_without_requests_it_falls_asleep_by_itself_whatever_it_does_itself(stage: SandboxStage) -> None:
     assert webhook_sandbox.remove(stage.loaded()) == 0
     stage.up(WEBHOOK_SANDBOX_TIMEOUT_SECONDS="1", SELF_TICK_SECONDS="0.1")
     until(lambda: stage.box()["status"] == "suspended", "its own ticks keep it awake")
@@ -62,7 +64,7 @@ def test_without_requests_it_falls_asleep_by_itself_whatever_it_does_itself(stag
 
 
 def test_a_second_run_attaches_and_only_a_change_restarts(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: SandboxStage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = stage.up(**QUIET)
     pid = stage.process()["pid"]
@@ -94,7 +96,7 @@ def test_a_second_run_attaches_and_only_a_change_restarts(
     assert stage.process()["pid"] == process["pid"]
 
 
-def test_the_url_comes_before_the_signing_key(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_url_comes_before_the_signing_key(stage: SandboxStage, capsys: pytest.CaptureFixture[str]) -> None:
     first = stage.up(ANTHROPIC_WEBHOOK_SIGNING_KEY="", **QUIET)
     assert "run make webhook-sandbox again" in capsys.readouterr().out
     assert httpx2.post(first.url, content=b"{}", trust_env=False).status_code == 503
@@ -104,7 +106,7 @@ def test_the_url_comes_before_the_signing_key(stage: Stage, capsys: pytest.Captu
     assert httpx2.post(second.url, content=b"{}", trust_env=False).status_code == 401
 
 
-def test_a_server_that_dies_comes_back(stage: Stage) -> None:
+def test_a_server_that_dies_comes_back(stage: SandboxStage) -> None:
     seen = stage.up(**QUIET)
     process = stage.process()
     headers = {"host": f"{seen.sandbox_id}.local", "authorization": f"Bearer {stage.platform.keys.sandboxes}"}
@@ -115,7 +117,7 @@ def test_a_server_that_dies_comes_back(stage: Stage) -> None:
 
 
 def test_who_follows_the_log_reads_on_when_another_server_takes_over(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: Stage
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: SandboxStage
 ) -> None:
     class Ended(Exception):
         """The person has read enough."""
@@ -159,7 +161,7 @@ def test_who_follows_the_log_reads_on_when_another_server_takes_over(
 
 
 def test_a_server_that_cannot_run_is_said_with_its_last_words_and_mended(
-    stage: Stage, capsys: pytest.CaptureFixture[str]
+    stage: SandboxStage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = stage.up(**QUIET)
     port = stage.box()["exposed_ports"][0]
@@ -174,7 +176,7 @@ def test_a_server_that_cannot_run_is_said_with_its_last_words_and_mended(
     assert mended.current is True and mended.report is not None
 
 
-def test_two_who_bring_it_up_at_once_make_one_server(stage: Stage) -> None:
+def test_two_who_bring_it_up_at_once_make_one_server(stage: SandboxStage) -> None:
     assert webhook_sandbox.remove(stage.loaded()) == 0
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda _: webhook_sandbox.up(stage.loaded(**QUIET)), range(2))) == [0, 0]
@@ -183,7 +185,7 @@ def test_two_who_bring_it_up_at_once_make_one_server(stage: Stage) -> None:
 
 
 def test_a_second_server_sandbox_is_shown_and_ended_when_it_is_old_enough_to_be_nobodys(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: SandboxStage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = stage.up(**QUIET)
     account = Account.from_environ(stage.loaded().environ)
@@ -197,7 +199,7 @@ def test_a_second_server_sandbox_is_shown_and_ended_when_it_is_old_enough_to_be_
     assert stage.box()["name"] == first.name
 
 
-def test_strangers_find_one_door_and_are_counted(stage: Stage) -> None:
+def test_strangers_find_one_door_and_are_counted(stage: SandboxStage) -> None:
     seen = stage.up(**QUIET)
     assert seen.report is not None and seen.outside_ticks is not None
     before = seen.report["visits"]["strangers"]["count"]
@@ -213,7 +215,7 @@ def test_strangers_find_one_door_and_are_counted(stage: Stage) -> None:
     assert stage.look().outside_ticks == seen.outside_ticks + 1
 
 
-def test_no_secret_is_in_an_argument_a_file_or_the_sandboxes_record(stage: Stage) -> None:
+def test_no_secret_is_in_an_argument_a_file_or_the_sandboxes_record(stage: SandboxStage) -> None:
     stage.up(**QUIET)
     keys = stage.platform.keys
     told = repr(stage.box())
@@ -225,7 +227,9 @@ def test_no_secret_is_in_an_argument_a_file_or_the_sandboxes_record(stage: Stage
     assert not [name for name in variables if name.startswith("OFFLINE_") or name == "ANTHROPIC_API_KEY"]
 
 
-def test_a_status_wakes_nobody_and_after_rm_there_is_none(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_status_wakes_nobody_and_after_rm_there_is_none(
+    stage: SandboxStage, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert webhook_sandbox.remove(stage.loaded()) == 0
     assert webhook_sandbox.status(stage.loaded(), False) == 1
     assert "make webhook-sandbox" in capsys.readouterr().out

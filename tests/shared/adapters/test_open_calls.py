@@ -17,7 +17,7 @@ from shared.ports import OpenCalls
 SESSION = "sesn_1"
 
 
-class Session:
+class PagedSession:
     """A session's events on the wire, oldest first; it answers filters, order and pages, and notes each request."""
 
     def __init__(self, events: Sequence[dict[str, Any]]) -> None:
@@ -35,7 +35,7 @@ class Session:
         return httpx2.Response(200, text=body, headers={"content-type": "application/json"})
 
 
-def read(session: Session) -> OpenCalls:
+def read(session: PagedSession) -> OpenCalls:
     async def play() -> OpenCalls:
         transport = httpx2.MockTransport(session.answer)
         http = anthropic.DefaultAsyncHttpxClient(transport=transport)
@@ -63,7 +63,7 @@ TURN = {"type": "user.message", "processed_at": "2026-10-20T09:00:00Z", "content
 
 def test_a_session_that_waits_for_nothing_costs_one_small_question() -> None:
     history = [TURN, *(event for number in range(200) for event in (call(f"c{number}"), result(f"c{number}")))]
-    session = Session([*history, rests()])
+    session = PagedSession([*history, rests()])
     assert read(session) == OpenCalls()
     assert len(session.asked) == 1 and session.asked[0][1] < 1_000
 
@@ -71,25 +71,25 @@ def test_a_session_that_waits_for_nothing_costs_one_small_question() -> None:
 @pytest.mark.parametrize("between", [0, 150, 600])
 def test_a_call_is_found_however_many_events_came_after_it(between: int) -> None:
     many = [event for number in range(between) for event in (call(f"c{number}"), result(f"c{number}"))]
-    session = Session([TURN, call("lost"), *many, rests("lost")])
+    session = PagedSession([TURN, call("lost"), *many, rests("lost")])
     assert read(session) == OpenCalls(("lost",))
 
 
 def test_a_call_that_waits_for_a_person_is_not_a_workers_and_one_that_was_allowed_is() -> None:
     asked = [TURN, call("asked", "ask"), rests("asked")]
-    assert read(Session(asked)) == OpenCalls()
+    assert read(PagedSession(asked)) == OpenCalls()
     allowed = {"type": "user.tool_confirmation", "tool_use_id": "asked", "result": "allow"}
-    assert read(Session([*asked, allowed])) == OpenCalls(("asked",))
+    assert read(PagedSession([*asked, allowed])) == OpenCalls(("asked",))
 
 
 def test_a_turn_that_has_lost_a_call_before_is_known_by_its_answer_and_another_turn_is_not() -> None:
     before = [call("first"), rests("first"), result("first", LOST_CALL)]
     again = [call("second"), rests("second")]
-    assert read(Session([TURN, *before, *again])) == OpenCalls(("second",), given_up=True)
-    assert read(Session([TURN, *before, TURN, *again])) == OpenCalls(("second",))
+    assert read(PagedSession([TURN, *before, *again])) == OpenCalls(("second",), given_up=True)
+    assert read(PagedSession([TURN, *before, TURN, *again])) == OpenCalls(("second",))
 
 
 def test_what_cannot_be_found_is_an_error_and_never_nothing() -> None:
-    session = Session([TURN, *(call(f"c{number}") for number in range(2_100)), rests("never")])
+    session = PagedSession([TURN, *(call(f"c{number}") for number in range(2_100)), rests("never")])
     with pytest.raises(ValueError, match="not among its newest"):
         read(session)

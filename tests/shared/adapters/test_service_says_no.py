@@ -19,7 +19,7 @@ from shared.secret import Secret
 
 
 @dataclass
-class Service:
+class RefusingService:
     """Answers everything alike, but for a look-up of the sandbox `box`."""
 
     url: str = ""
@@ -30,8 +30,8 @@ class Service:
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    said = Service()
+def service() -> Iterator[RefusingService]:
+    said = RefusingService()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
@@ -65,7 +65,7 @@ def service() -> Iterator[Service]:
     thread.join()
 
 
-def queue(service: Service, holds: Holds, environment: str = "env_1") -> AnthropicQueue:
+def queue(service: RefusingService, holds: Holds, environment: str = "env_1") -> AnthropicQueue:
     key = Secret("KEY", "not-a-real-environment-key")
     return AnthropicQueue(base_url=service.url, environment_id=environment, key=key, reclaim_seconds=90.0, holds=holds)
 
@@ -73,7 +73,7 @@ def queue(service: Service, holds: Holds, environment: str = "env_1") -> Anthrop
 @pytest.mark.parametrize("status", [429, 503, 529])
 @pytest.mark.parametrize("headers, seconds", [({"retry-after": "20"}, 20.0), ({"retry-after-ms": "7000"}, 7.0)])
 def test_retry_after_holds_every_call_with_that_credential_in_the_process(
-    service: Service, status: int, headers: dict[str, str], seconds: float
+    service: RefusingService, status: int, headers: dict[str, str], seconds: float
 ) -> None:
     async def play() -> None:
         now = 0.0
@@ -97,7 +97,7 @@ def test_retry_after_holds_every_call_with_that_credential_in_the_process(
     asyncio.run(play())
 
 
-def test_a_429_that_does_not_say_for_how_long_is_believed_for_a_moment(service: Service) -> None:
+def test_a_429_that_does_not_say_for_how_long_is_believed_for_a_moment(service: RefusingService) -> None:
     async def play() -> None:
         one = queue(service, Holds())
         service.status = 429
@@ -108,7 +108,7 @@ def test_a_429_that_does_not_say_for_how_long_is_believed_for_a_moment(service: 
     asyncio.run(play())
 
 
-def sandboxes(service: Service) -> TensorlakeSandboxes:
+def sandboxes(service: RefusingService) -> TensorlakeSandboxes:
     return TensorlakeSandboxes(api_url=service.url, api_key=Secret("KEY", "not-a-real-key"), bind_seconds=5.0)
 
 
@@ -123,7 +123,7 @@ def sandboxes(service: Service) -> TensorlakeSandboxes:
 )
 @pytest.mark.parametrize("method", ["create", "resume"])
 def test_every_way_to_say_that_there_is_no_room_is_one_outcome(
-    service: Service, status: int, words: str, method: str
+    service: RefusingService, status: int, words: str, method: str
 ) -> None:
     async def play() -> None:
         host = sandboxes(service)
@@ -138,7 +138,7 @@ def test_every_way_to_say_that_there_is_no_room_is_one_outcome(
 @pytest.mark.parametrize(
     "status, words", [(403, "this key may not create sandboxes"), (400, "cpus: above the limit"), (401, "limit")]
 )
-def test_what_no_later_moment_changes_is_no_lack_of_room(service: Service, status: int, words: str) -> None:
+def test_what_no_later_moment_changes_is_no_lack_of_room(service: RefusingService, status: int, words: str) -> None:
     async def play() -> None:
         host = sandboxes(service)
         service.status, service.body = status, json.dumps({"error": words}).encode()
@@ -161,7 +161,7 @@ SECRET = "sk-work-0123456789abcdefghijklmnop"
     ],
 )
 def test_a_refused_start_says_why_in_the_services_words_and_quotes_no_secret(
-    service: Service, words: str, shown: bool
+    service: RefusingService, words: str, shown: bool
 ) -> None:
     async def play() -> None:
         host = sandboxes(service)
@@ -176,7 +176,7 @@ def test_a_refused_start_says_why_in_the_services_words_and_quotes_no_secret(
     asyncio.run(play())
 
 
-def test_a_resume_that_fails_with_500_is_in_doubt(service: Service) -> None:
+def test_a_resume_that_fails_with_500_is_in_doubt(service: RefusingService) -> None:
     async def play() -> None:
         host = sandboxes(service)
         service.status, service.body = 500, b'{"error": "internal"}'

@@ -34,7 +34,7 @@ NOW: Final = datetime(2026, 1, 2, tzinfo=UTC)
 BIND: Final = 45.0
 
 
-class Service(FakeHost):
+class NamedSandboxes(FakeHost):
     """Counts what it is asked, and lets a sandbox that was ended keep its name for `forgets` seconds."""
 
     def __init__(self, clock: Callable[[], float], forgets: float = 0.0) -> None:
@@ -74,7 +74,7 @@ class Service(FakeHost):
         return await super().terminate(sandbox_id)
 
 
-def binding(host: Service, clock: Callable[[], float], **more: object) -> Binding:
+def binding(host: NamedSandboxes, clock: Callable[[], float], **more: object) -> Binding:
     wanted = {
         "prefix": "hands",
         "resume_suspended": True,
@@ -87,7 +87,7 @@ def binding(host: Service, clock: Callable[[], float], **more: object) -> Bindin
 
 def test_a_sandbox_that_refuses_each_resume_is_kept_under_another_name_and_replaced() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         lost = host.add(NAME, SandboxStatus.SUSPENDED).record
         host.resumes = Refused(400, "HTTP 400: its snapshot is lost")
         bound = await binding(host, clock).bind(Deadline.after(BIND, clock))
@@ -105,7 +105,7 @@ def test_a_sandbox_that_refuses_each_resume_is_kept_under_another_name_and_repla
 @pytest.mark.parametrize("outcome", [Doubtful("HTTP 503"), Refused(409, "HTTP 409: suspending")])
 def test_a_resume_that_is_in_doubt_or_in_conflict_costs_nobody_his_sandbox(outcome: Refused | Doubtful) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         mine = host.add(NAME, SandboxStatus.SUSPENDED).record
         host.resumes = outcome
         bound = await binding(host, clock).bind(Deadline.after(BIND, clock))
@@ -118,7 +118,7 @@ def test_a_resume_that_is_in_doubt_or_in_conflict_costs_nobody_his_sandbox(outco
 @pytest.mark.parametrize("bind", [8.0, BIND, 120.0])
 def test_the_refusals_are_spread_over_the_time_to_bind_and_fit_into_it(bind: float) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         host.add(NAME, SandboxStatus.SUSPENDED)
         host.resumes = Refused(400, "HTTP 400")
         assert isinstance(await binding(host, clock).bind(Deadline.after(bind, clock)), Bound)
@@ -132,7 +132,7 @@ def test_a_failed_sandbox_is_replaced_and_told_of_only_where_the_session_had_use
     age: timedelta, told: bool
 ) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         box = host.add(NAME, SandboxStatus.FAILED)
         box.record = replace(box.record, created_at=NOW - age)
         bound = await binding(host, clock).bind(Deadline.after(BIND, clock))
@@ -145,7 +145,7 @@ def test_a_failed_sandbox_is_replaced_and_told_of_only_where_the_session_had_use
 @pytest.mark.parametrize("forgets", [0.3, 1.0, 2.5])
 def test_what_was_just_ended_is_not_taken_for_alive_while_its_name_is_not_free(forgets: float) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock, forgets)
+        host = NamedSandboxes(clock, forgets)
         old = host.add(NAME, SandboxStatus.SUSPENDED).record
         bound = await binding(host, clock, resume_suspended=False).bind(Deadline.after(BIND, clock))
         assert isinstance(bound, Bound) and bound.made and bound.sandbox.id != old.id
@@ -157,7 +157,7 @@ def test_what_was_just_ended_is_not_taken_for_alive_while_its_name_is_not_free(f
 @pytest.mark.parametrize("ghost", [1.0, 2.0])
 def test_a_sandbox_that_answered_that_it_is_gone_is_not_believed_alive_for_some_seconds(ghost: float) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock, ghost)
+        host = NamedSandboxes(clock, ghost)
         old = host.add(NAME).record
         one = binding(host, clock)
         assert await one.bind(Deadline.after(BIND, clock)) == Bound(old)
@@ -171,7 +171,7 @@ def test_a_sandbox_that_answered_that_it_is_gone_is_not_believed_alive_for_some_
 
 def test_a_look_that_still_says_so_after_that_is_believed() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         mine = host.add(NAME).record
         one = binding(host, clock)
         one.lost(mine.id, clock)
@@ -183,7 +183,7 @@ def test_a_look_that_still_says_so_after_that_is_believed() -> None:
 
 def test_a_session_with_a_sandbox_does_not_wait_for_room() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         host.no_room_until = 1000.0
         room = Capacity("env_1", clock)
         room.lacks("HTTP 429: quota")
@@ -196,7 +196,7 @@ def test_a_session_with_a_sandbox_does_not_wait_for_room() -> None:
 
 def test_without_room_the_service_is_asked_ever_more_rarely_and_the_item_gives_its_slot_up() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         host.no_room_until = 1000.0
         freed: list[float] = []
         one = binding(host, clock, free_slot=lambda: freed.append(clock()))
@@ -210,7 +210,7 @@ def test_without_room_the_service_is_asked_ever_more_rarely_and_the_item_gives_i
 
 def test_room_that_comes_in_time_is_taken() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         host.no_room_until = 10.0
         bound = await binding(host, clock).bind(Deadline.after(BIND, clock))
         assert isinstance(bound, Bound) and bound.made
@@ -221,7 +221,7 @@ def test_room_that_comes_in_time_is_taken() -> None:
 
 def test_a_quota_that_lets_nothing_wake_up_is_no_reason_to_set_a_sandbox_aside() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        host = Service(clock)
+        host = NamedSandboxes(clock)
         mine = host.add(NAME, SandboxStatus.SUSPENDED).record
         host.resumes = NoCapacity(403, "HTTP 403: limit of running sandboxes")
         bound = await binding(host, clock).bind(Deadline.after(BIND, clock))

@@ -27,7 +27,7 @@ ENVIRON: Final = {
 POLL: Final = 0.05  # seconds that a poll takes
 
 
-class Queue:
+class ClaimQueue:
     """Only what a claimer asks of one. `script` comes before the items."""
 
     def __init__(self, clock: Callable[[], float], script: Sequence[PollOutcome] = ()) -> None:
@@ -49,11 +49,11 @@ class Queue:
 
 
 @dataclass(slots=True)
-class Bench:
+class ClaimBench:
     """A claimer whose items take as long as `seconds` says; an item that is not in it takes none."""
 
     clock: Callable[[], float]
-    queue: Queue
+    queue: ClaimQueue
     seconds: dict[str, float] = field(default_factory=dict)
     claimed: dict[str, float] = field(default_factory=dict)
     served: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Bench:
 
 def test_a_wake_up_polls_at_once_while_earlier_items_are_still_served() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock), {"sesn_stuck": 80.0})
+        bench = ClaimBench(clock, ClaimQueue(clock), {"sesn_stuck": 80.0})
         claimer = bench.claimer()
         bench.queue.add("stuck")
         first = claimer.wake()
@@ -113,7 +113,7 @@ def test_a_wake_up_polls_at_once_while_earlier_items_are_still_served() -> None:
 
 def test_a_storm_of_wake_ups_costs_one_round_a_second_and_a_trailing_one_that_misses_nothing() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock))
+        bench = ClaimBench(clock, ClaimQueue(clock))
         claimer = bench.claimer()
         for _ in range(600):
             last = claimer.wake()
@@ -133,7 +133,7 @@ def test_a_storm_of_wake_ups_costs_one_round_a_second_and_a_trailing_one_that_mi
 @pytest.mark.parametrize("seconds", [20.0, 70.0])
 def test_a_service_that_says_when_to_come_back_is_believed_and_the_work_goes_on_by_itself(seconds: float) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock, [Throttled("HTTP 429", seconds)]))
+        bench = ClaimBench(clock, ClaimQueue(clock, [Throttled("HTTP 429", seconds)]))
         claimer = bench.claimer()
         bench.queue.add("waiting")
         began = clock()
@@ -149,7 +149,7 @@ def test_a_service_that_says_when_to_come_back_is_believed_and_the_work_goes_on_
 @pytest.mark.parametrize("stale", [60, 300])
 def test_stale_entries_are_progress_however_many(stale: int) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock, [StaleEntry()] * stale))
+        bench = ClaimBench(clock, ClaimQueue(clock, [StaleEntry()] * stale))
         claimer = bench.claimer()
         bench.queue.add("behind")
         report = await claimer.drain(Deadline.after(110.0, clock))
@@ -162,7 +162,7 @@ def test_stale_entries_are_progress_however_many(stale: int) -> None:
 def test_only_slots_bound_how_many_are_served_at_once_and_a_backlog_is_worked_off_by_itself() -> None:
     async def play(clock: Callable[[], float]) -> None:
         names = [f"{number}" for number in range(12)]
-        bench = Bench(clock, Queue(clock), {f"sesn_{name}": 40.0 for name in names})
+        bench = ClaimBench(clock, ClaimQueue(clock), {f"sesn_{name}": 40.0 for name in names})
         claimer = bench.claimer(DRAIN_CONCURRENCY="4")
         for name in names:
             bench.queue.add(name)
@@ -179,7 +179,7 @@ def test_only_slots_bound_how_many_are_served_at_once_and_a_backlog_is_worked_of
 def test_an_item_that_only_waits_for_room_keeps_no_slot_from_the_others() -> None:
     async def play(clock: Callable[[], float]) -> None:
         waiting = frozenset({"sesn_0", "sesn_1"})
-        bench = Bench(clock, Queue(clock), dict.fromkeys(waiting, 60.0), waits_for_room=waiting)
+        bench = ClaimBench(clock, ClaimQueue(clock), dict.fromkeys(waiting, 60.0), waits_for_room=waiting)
         claimer = bench.claimer(DRAIN_CONCURRENCY="2")
         for name in ("0", "1", "has-its-own"):
             bench.queue.add(name)
@@ -193,7 +193,7 @@ def test_an_item_that_only_waits_for_room_keeps_no_slot_from_the_others() -> Non
 
 def test_a_drain_too_short_for_any_claim_says_so_and_claims_nothing() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock))
+        bench = ClaimBench(clock, ClaimQueue(clock))
         claimer = bench.claimer()
         bench.queue.add("never")
         report = await claimer.drain(Deadline.after(SHORTEST_DRAIN - 1.0, clock))
@@ -207,7 +207,7 @@ def test_a_drain_too_short_for_any_claim_says_so_and_claims_nothing() -> None:
 @pytest.mark.parametrize("seconds", [27.0, 57.0, 87.0, 97.0])
 def test_a_short_drain_keeps_back_what_follows_a_claim_and_claims_in_the_rest(seconds: float) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock))
+        bench = ClaimBench(clock, ClaimQueue(clock))
         claimer = bench.claimer()
         bench.queue.add("one")
         report = await claimer.drain(Deadline.after(seconds, clock))
@@ -219,7 +219,7 @@ def test_a_short_drain_keeps_back_what_follows_a_claim_and_claims_in_the_rest(se
 
 def test_a_report_made_before_the_queue_has_answered_does_not_call_it_empty() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock))
+        bench = ClaimBench(clock, ClaimQueue(clock))
         claimer = bench.claimer()
         drain = claimer.wake()
         assert drain.report(clock()).end is DrainEnd.DEADLINE
@@ -232,7 +232,7 @@ def test_a_report_made_before_the_queue_has_answered_does_not_call_it_empty() ->
 
 def test_closing_lets_what_was_claimed_end_and_claims_nothing_more() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock), {"sesn_slow": 30.0, "sesn_stuck": 3000.0})
+        bench = ClaimBench(clock, ClaimQueue(clock), {"sesn_slow": 30.0, "sesn_stuck": 3000.0})
         claimer = bench.claimer()
         bench.queue.add("slow")
         bench.queue.add("stuck")
@@ -250,7 +250,7 @@ def test_closing_lets_what_was_claimed_end_and_claims_nothing_more() -> None:
 
 def test_what_is_imported_for_the_first_claim_is_imported_before_the_first_poll() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(clock, Queue(clock))
+        bench = ClaimBench(clock, ClaimQueue(clock))
         happened: list[str] = []
 
         async def prepare() -> None:

@@ -14,13 +14,13 @@ from shared.races.errors import BadRace
 from shared.races.judge_child import is_run_by_git
 from shared.races.scores import NoScore
 from tests.shared.races.helpers import SOURCE, asked, by_name, race, run
-from tests.support.fake_host import Call, FakeHost
+from tests.support.fake_host import FakeCall, FakeHost
 
 BY_CHILD: Final = {"type": "command", "command": ["score"]}
 
 
 def host_of(score: str = "1", quota: int | None = None) -> FakeHost:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         await asyncio.sleep(1.0)
         return CommandOutput(0, score if call.argv[0] == "score" else "", "", timed_out=False)
 
@@ -168,7 +168,7 @@ def test_names_of_failed_tests_are_bounded_and_printable() -> None:
 def test_a_suite_that_ends_badly_is_scored_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     from shared.races.shell import Contents
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(1 if call.argv[0] == "pytest" else 0, "1 failed", "", timed_out=False)
 
     async def read(self: object, sandbox_id: str, path: str, limit: int) -> Contents:

@@ -25,7 +25,7 @@ from shared.races.scores import NoScore, from_json, whole
 from shared.races.shell import NotDone
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run
-from tests.support.fake_host import Call, FakeHost
+from tests.support.fake_host import FakeCall, FakeHost
 
 METRICS: Final = '{"runs": [{"loss": 3}, {"loss": 0.25, "name": "x", "good": true}], "": 1, "huge": 1e999}'
 
@@ -103,10 +103,10 @@ def resources() -> list[str]:
     return text.split()
 
 
-def said(**texts: str) -> Callable[[Call], Awaitable[CommandOutput]]:
+def said(**texts: str) -> Callable[[FakeCall], Awaitable[CommandOutput]]:
     """Each branch by name: what it prints; a name with `bad` in it ends with 3."""
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         name = call.env.get("BRANCH_NAME", "")
         return CommandOutput(3 if "bad" in name else 0, texts.get(name, ""), "loss 7", timed_out=False)
 
@@ -146,7 +146,7 @@ def test_a_pattern_may_look_at_the_errors() -> None:
 
 
 def test_a_score_command_may_print_json() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         text = {"a": '{"score": 2}', "b": 'warning: slow\n{"score": 3}', "c": "4"}[call.env["BRANCH_NAME"]]
         return CommandOutput(0, text, "a warning", timed_out=False)
 
@@ -196,7 +196,7 @@ async def gives_up(context: JudgeContext) -> float:
 def judged_by(function: str, **fields: Any) -> RaceReport:
     settings = Settings.from_environ({**ENVIRON, "RACE_JUDGES": f"ours={__name__}:{function}"})
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(3 if call.env["BRANCH_NAME"] == "bad" and call.argv[0] == "try" else 0, "5", "", False)
 
     host = FakeHost(program=program)

@@ -18,14 +18,14 @@ from shared.races.shell import Done, SetAside
 from shared.races.workspace_promotion import PromotionRefused, WorkspacePromotion
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, SETTINGS, SOURCE, asked, run
-from tests.support.fake_host import Call, FakeHost, Fault, Method
+from tests.support.fake_host import FakeCall, FakeFault, FakeHost, Method
 
 KEEP = {"promote": "keep", "keep": {"name": "best", "timeout": 4_000}}
 WAYS: tuple[dict[str, Any], ...] = ({"promote": "workspace"}, {"promote": "snapshot"}, KEEP)
 BY_SCORE = {"type": "command", "command": ["score"], "in": "branch"}
 
 
-async def by_index(call: Call) -> CommandOutput:
+async def by_index(call: FakeCall) -> CommandOutput:
     """Branch i runs i + 1 seconds and scores i."""
     index = call.env["BRANCH_INDEX"]
     if call.argv[0] == "try":
@@ -55,7 +55,7 @@ def instead(monkeypatch: pytest.MonkeyPatch, promote: Promote) -> None:
     monkeypatch.setattr("shared.races.leader.promote_workspace", promote)
 
 
-def a_host(meet: Callable[[Method, str], Fault | None] = lambda method, what: None, **more: Any) -> FakeHost:
+def a_host(meet: Callable[[Method, str], FakeFault | None] = lambda method, what: None, **more: Any) -> FakeHost:
     host = FakeHost(program=by_index, meet=meet, **more)
     host.add(SOURCE)
     return host
@@ -122,7 +122,7 @@ def test_an_accepted_branch_is_promoted_at_once(promoted: list[Any]) -> None:
 def test_a_source_that_fell_asleep_is_woken_for_its_promotion(promoted: list[Any]) -> None:
     host = a_host()
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         source = host.boxes["id1"]
         source.record = replace(source.record, status=SandboxStatus.SUSPENDED)
         return CommandOutput(0, "1", "", timed_out=False)
@@ -175,8 +175,8 @@ def test_a_name_that_somebody_has_is_refused_before_anything_is_made() -> None:
 
 
 def test_a_name_of_which_nobody_knows_is_no_free_one() -> None:
-    def meet(method: Method, what: str) -> Fault | None:
-        return Fault.LOST_BEFORE if (method, what) == ("find", "keep-best") else None
+    def meet(method: Method, what: str) -> FakeFault | None:
+        return FakeFault.LOST_BEFORE if (method, what) == ("find", "keep-best") else None
 
     with pytest.raises(SourceUnknown, match="the name to keep"):
         a_race(a_host(meet), **KEEP)
@@ -185,7 +185,7 @@ def test_a_name_of_which_nobody_knows_is_no_free_one() -> None:
 def test_a_name_that_is_taken_during_the_race_costs_the_sandbox_and_not_the_report() -> None:
     host = a_host()
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         if "keep-best" not in host.alive():
             host.add("keep-best")
         return CommandOutput(0, "1", "", timed_out=False)
@@ -201,11 +201,11 @@ def test_a_name_that_is_taken_during_the_race_costs_the_sandbox_and_not_the_repo
     assert sorted(host.alive()) == [SOURCE, "keep-best"]
 
 
-@pytest.mark.parametrize("fault", [Fault.LOST_AFTER, Fault.LOST_BEFORE])
-def test_a_rename_whose_answer_is_lost_is_looked_up(fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [FakeFault.LOST_AFTER, FakeFault.LOST_BEFORE])
+def test_a_rename_whose_answer_is_lost_is_looked_up(fault: FakeFault) -> None:
     met: list[str] = []
 
-    def meet(method: Method, what: str) -> Fault | None:
+    def meet(method: Method, what: str) -> FakeFault | None:
         if method == "rename" and not met:
             met.append(what)
             return fault
@@ -219,8 +219,8 @@ def test_a_rename_whose_answer_is_lost_is_looked_up(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("way", [KEEP, {"promote": "snapshot"}])
-@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.LOST_BEFORE])
-def test_a_sandbox_that_cannot_be_renamed_is_ended(fault: Fault, way: dict[str, Any]) -> None:
+@pytest.mark.parametrize("fault", [FakeFault.REFUSED, FakeFault.LOST_BEFORE])
+def test_a_sandbox_that_cannot_be_renamed_is_ended(fault: FakeFault, way: dict[str, Any]) -> None:
     host = a_host(lambda method, what: fault if method == "rename" else None)
     report = a_race(host, **way)
     assert host.snapshots == {}
@@ -232,7 +232,7 @@ def test_a_sandbox_that_cannot_be_renamed_is_ended(fault: Fault, way: dict[str, 
 
 
 def test_a_snapshot_that_cannot_be_taken_costs_the_promotion_alone() -> None:
-    host = a_host(lambda method, what: Fault.REFUSED if method == "snapshot" and what != "id1" else None)
+    host = a_host(lambda method, what: FakeFault.REFUSED if method == "snapshot" and what != "id1" else None)
     report = a_race(host, promote="snapshot")
     assert report.winner == "b3"
     assert report.promotion is not None
@@ -285,7 +285,7 @@ def test_a_promotion_that_fails_leaves_the_winner_and_the_report(
 def test_a_source_that_is_gone_by_then_is_said(promoted: list[Any]) -> None:
     host = a_host()
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         await host.terminate("id1")
         return CommandOutput(0, "1", "", timed_out=False)
 
@@ -395,7 +395,7 @@ def test_the_last_line_of_a_running_branch_is_told_when_it_changes(monkeypatch: 
     host = a_host()
     request = asked(branches=[{"name": "slow", "command": ["try"]}])
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         await asyncio.sleep(5.5)
         return CommandOutput(0, "", "", timed_out=False)
 
@@ -416,7 +416,7 @@ def test_nobody_looks_at_the_output_when_nobody_listens(monkeypatch: pytest.Monk
 def test_a_reports_output_is_shared_evenly_among_the_branches() -> None:
     settings = Settings.from_environ({**ENVIRON, "RACE_OUTPUT_BYTES": "400"})
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(0, "grün" * 1_000 + "\ud800", "err" * 1_000, timed_out=False)
 
     host = FakeHost(program=program)

@@ -17,15 +17,15 @@ from shared.races.race import DEAD_MAN_SECONDS, IDENTITY_FILE
 from shared.races.report import BranchReport
 from shared.races.scores import winner
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run
-from tests.support.fake_host import Call, FakeHost
+from tests.support.fake_host import FakeCall, FakeHost
 
-Program = Callable[[Call], Awaitable[CommandOutput]]
+Program = Callable[[FakeCall], Awaitable[CommandOutput]]
 
 
 def scripted(**seconds_codes_scores: tuple[float, int, str]) -> Program:
     """Each branch by name: how long it runs, its exit code, and what the score command prints in its sandbox."""
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         seconds, code, score = seconds_codes_scores.get(call.env.get("BRANCH_NAME", ""), (0, 0, "1"))
         if call.argv[0] == "score":
             return CommandOutput(0, f"tried\nscore={score}", "", timed_out=False)
@@ -152,7 +152,7 @@ def test_no_acceptable_branch_no_winner() -> None:
 
 
 def test_a_score_command_that_fails_is_the_branchs_failure() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         if call.argv[0] == "score" and call.env["BRANCH_NAME"] == "a":
             return CommandOutput(1, "5", "no such module", timed_out=False)
         if call.argv[0] == "score" and call.env["BRANCH_NAME"] == "b":
@@ -176,7 +176,7 @@ def test_a_branch_that_failed_is_not_scored() -> None:
 def test_the_judges_files_come_after_the_branch_ended() -> None:
     seen: list[tuple[str, int]] = []
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         box = next(box for box in host.boxes.values() if box.record.name == call.sandbox)
         seen.append((call.argv[0], sum(path.endswith(".tar") for path in box.files)))
         return CommandOutput(0, "1", "", timed_out=False)
@@ -213,7 +213,7 @@ def test_a_source_that_does_not_say_its_policy_gives_children_the_environments()
 def test_a_child_does_not_say_that_it_is_its_session() -> None:
     seen: list[bytes] = []
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         box = next(box for box in host.boxes.values() if box.record.name == call.sandbox)
         seen.append(box.files[IDENTITY_FILE])
         return CommandOutput(0, "", "", timed_out=False)
@@ -229,7 +229,7 @@ def test_a_child_does_not_say_that_it_is_its_session() -> None:
 def test_the_base_of_a_setup_does_not_say_that_it_is_the_session_either() -> None:
     seen: list[bytes] = []
 
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         box = next(box for box in host.boxes.values() if box.record.name == call.sandbox)
         seen.append(box.files[IDENTITY_FILE])
         return CommandOutput(0, "", "", timed_out=False)
@@ -241,7 +241,7 @@ def test_the_base_of_a_setup_does_not_say_that_it_is_the_session_either() -> Non
 
 
 def test_a_sandbox_that_says_killed_for_out_of_time_is_understood() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         await asyncio.sleep(9.99 if call.env["BRANCH_NAME"] == "late" else 5)
         return CommandOutput(-9, "", "", timed_out=False)
 
@@ -283,7 +283,7 @@ def test_a_setup_never_runs_in_the_sessions_own_sandbox() -> None:
 
 
 def test_a_setup_that_fails_is_an_error_with_its_output() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(7, "", "no matching distribution", timed_out=False)
 
     host = FakeHost(program=program)

@@ -13,7 +13,7 @@ from shared.ports import Absent, CommandOutput, CreateOutcome, Doubtful, Refused
 from shared.races.race import DEAD_MAN_SECONDS, run_race
 from shared.races.report import RaceReport
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked
-from tests.support.fake_host import Call, FakeHost
+from tests.support.fake_host import FakeCall, FakeHost
 from tests.support.virtual_time import run_virtual
 
 SLOW: Final = 20.0
@@ -50,7 +50,7 @@ class Slow(FakeHost):
         return await super().snapshot(sandbox_id, kind)
 
 
-async def quick_first(call: Call) -> CommandOutput:
+async def quick_first(call: FakeCall) -> CommandOutput:
     await asyncio.sleep(1.0 if call.env["BRANCH_INDEX"] == "0" else 300.0)
     return CommandOutput(0, "", "", timed_out=False)
 

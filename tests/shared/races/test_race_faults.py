@@ -33,26 +33,26 @@ from shared.races.race import run_race
 from shared.races.report import RaceReport
 from shared.races.workspace_promotion import WorkspacePromotion
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, race, run
-from tests.support.fake_host import Bug, Call, FakeHost, Fault, Method
+from tests.support.fake_host import Bug, FakeCall, FakeFault, FakeHost, Method
 from tests.support.virtual_time import run_virtual
 
 METHODS: tuple[Method, ...] = ("create", "find", "terminate", "run", "write", "snapshot", "delete_snapshot", "rename")
-KINDS = (Fault.REFUSED, Fault.LOST_BEFORE, Fault.LOST_AFTER)
+KINDS = (FakeFault.REFUSED, FakeFault.LOST_BEFORE, FakeFault.LOST_AFTER)
 
 
-async def unlike(call: Call) -> CommandOutput:
+async def unlike(call: FakeCall) -> CommandOutput:
     """Branches of mixed length, all of which score."""
     await asyncio.sleep(1 + int(call.env.get("BRANCH_INDEX", 0)) * 0.7)
     return CommandOutput(0, call.env.get("BRANCH_INDEX", ""), "", timed_out=False)
 
 
-class Once:
+class FaultOnce:
     """The n-th call of a method meets a fault; `ever`: so does each that follows."""
 
-    def __init__(self, method: Method, fault: Fault, n: int, *, ever: bool) -> None:
+    def __init__(self, method: Method, fault: FakeFault, n: int, *, ever: bool) -> None:
         self._method, self._fault, self._n, self._ever = method, fault, n, ever
 
-    def __call__(self, method: Method, what: str) -> Fault | None:
+    def __call__(self, method: Method, what: str) -> FakeFault | None:
         if method != self._method:
             return None
         self._n -= 1
@@ -65,7 +65,7 @@ class Chance:
     def __init__(self, seed: int, probability: float, methods: frozenset[Method]) -> None:
         self._random, self._probability, self._methods = random.Random(seed), probability, methods
 
-    def __call__(self, method: Method, what: str) -> Fault | None:
+    def __call__(self, method: Method, what: str) -> FakeFault | None:
         if method in self._methods and self._random.random() < self._probability:
             return self._random.choice(KINDS)
         return None
@@ -95,11 +95,11 @@ def check_nothing_is_lost(host: FakeHost, report: RaceReport) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", KINDS)
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_one_failing_call_leaves_nothing(method: Method, fault: Fault, n: int) -> None:
-    host = FakeHost(program=unlike, meet=Once(method, fault, n, ever=False))
+def test_one_failing_call_leaves_nothing(method: Method, fault: FakeFault, n: int) -> None:
+    host = FakeHost(program=unlike, meet=FaultOnce(method, fault, n, ever=False))
     report = a_race(host, setup="make")
     assert host.alive() == [SOURCE]
-    if not (method == "snapshot" and fault is Fault.LOST_AFTER):
+    if not (method == "snapshot" and fault is FakeFault.LOST_AFTER):
         assert host.snapshots == {}
     if report is not None:
         check_nothing_is_lost(host, report)
@@ -133,10 +133,10 @@ def check_only_what_was_promoted_is_kept(host: FakeHost, report: RaceReport) -> 
 @pytest.mark.parametrize("fault", KINDS)
 @pytest.mark.parametrize(("n", "ever"), [(1, False), (2, False), (6, False), (2, True)])
 def test_a_failing_call_costs_no_more_than_the_promotion(
-    way: dict[str, Any], method: Method, fault: Fault, n: int, ever: bool, monkeypatch: pytest.MonkeyPatch
+    way: dict[str, Any], method: Method, fault: FakeFault, n: int, ever: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.races.leader.promote_workspace", quickly)
-    host = FakeHost(program=unlike, meet=Once(method, fault, n, ever=ever))
+    host = FakeHost(program=unlike, meet=FaultOnce(method, fault, n, ever=ever))
     report = a_race(host, **way)
     if report is None:
         assert method in ("find", "snapshot")
@@ -180,8 +180,8 @@ def test_whatever_fails_in_a_race_with_a_promotion_nothing_is_lost(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fault", KINDS)
-def test_a_call_that_fails_for_ever_is_reported(method: Method, fault: Fault) -> None:
-    host = FakeHost(program=unlike, meet=Once(method, fault, 2, ever=True))
+def test_a_call_that_fails_for_ever_is_reported(method: Method, fault: FakeFault) -> None:
+    host = FakeHost(program=unlike, meet=FaultOnce(method, fault, 2, ever=True))
     report = a_race(host)
     if report is not None:
         check_nothing_is_lost(host, report)
@@ -190,8 +190,8 @@ def test_a_call_that_fails_for_ever_is_reported(method: Method, fault: Fault) ->
 
 
 @pytest.mark.parametrize("fault", KINDS)
-def test_sandboxes_that_cannot_be_ended_are_leftovers(fault: Fault) -> None:
-    host = FakeHost(program=unlike, meet=Once("terminate", fault, 1, ever=True))
+def test_sandboxes_that_cannot_be_ended_are_leftovers(fault: FakeFault) -> None:
+    host = FakeHost(program=unlike, meet=FaultOnce("terminate", fault, 1, ever=True))
     report = a_race(host)
     assert report is not None
     assert len(report.leftovers) == 5
@@ -199,14 +199,14 @@ def test_sandboxes_that_cannot_be_ended_are_leftovers(fault: Fault) -> None:
 
 
 def test_one_lost_create_does_not_cost_its_branch() -> None:
-    for fault in (Fault.LOST_BEFORE, Fault.LOST_AFTER):
-        report = a_race(FakeHost(program=unlike, meet=Once("create", fault, 2, ever=False)))
+    for fault in (FakeFault.LOST_BEFORE, FakeFault.LOST_AFTER):
+        report = a_race(FakeHost(program=unlike, meet=FaultOnce("create", fault, 2, ever=False)))
         assert report is not None
         assert {branch.status for branch in report.branches} == {"ok"}
 
 
 def test_creates_that_never_made_anything_leave_nothing_to_report() -> None:
-    host = FakeHost(program=unlike, meet=Once("create", Fault.LOST_BEFORE, 1, ever=True))
+    host = FakeHost(program=unlike, meet=FaultOnce("create", FakeFault.LOST_BEFORE, 1, ever=True))
     report = a_race(host)
     assert report is not None
     assert {branch.reason for branch in report.branches} == {"the sandbox could not be made: dropped"}
@@ -215,7 +215,7 @@ def test_creates_that_never_made_anything_leave_nothing_to_report() -> None:
 
 
 def test_a_lost_run_is_not_run_again() -> None:
-    host = FakeHost(program=unlike, meet=Once("run", Fault.LOST_AFTER, 2, ever=False))
+    host = FakeHost(program=unlike, meet=FaultOnce("run", FakeFault.LOST_AFTER, 2, ever=False))
     report = a_race(host)
     assert report is not None
     assert [branch.status for branch in report.branches].count("failed") == 1
@@ -224,7 +224,7 @@ def test_a_lost_run_is_not_run_again() -> None:
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "rename"])
 def test_a_bug_is_raised_and_still_leaves_nothing(method: Method) -> None:
-    host = FakeHost(program=unlike, meet=Once(method, Fault.BUG, 1, ever=False))
+    host = FakeHost(program=unlike, meet=FaultOnce(method, FakeFault.BUG, 1, ever=False))
     host.add(SOURCE)
     with pytest.raises((Bug, ExceptionGroup)):
         run(host, asked(n=3, command=["try"]))
@@ -349,7 +349,7 @@ def test_an_agents_race_is_over_before_its_tool_call_is(
     branches = [{"name": "quick", "command": ["try"]}, {"name": "slow", "command": ["try"], "env": {"SLOW": "1"}}]
     request = in_time(asked(branches=branches, promote=promote, deadline=LONGEST_RACE, branch_timeout=300), 2.0)
 
-    async def slowly(call: Call) -> CommandOutput:
+    async def slowly(call: FakeCall) -> CommandOutput:
         await asyncio.sleep(500 if "SLOW" in call.env else 1)
         return CommandOutput(0, "", "", timed_out=False)
 

@@ -21,7 +21,7 @@ from shared.races.request import RaceRequest
 from shared.reports import Act
 from tests.faults.test_reconciler import acts, everything, reconcile
 from tests.support.waiting import until
-from tests.support.world import IMAGE, ROOT, Place, World, running
+from tests.support.world import IMAGE, ROOT, OfflineWorld, Place, running
 
 SESSION: Final = "sesn_0123456789AbCdEf"
 PATIENT: Final = {"BIND_SECONDS": "20", "RECLAIM_SECONDS": "60", "STRANDED_SECONDS": "70"}  # for a slow machine
@@ -73,7 +73,7 @@ def dying(place: Place, when: str, method: str, count: int, fields: dict[str, An
     return subprocess.Popen(command, cwd=ROOT, env={"PATH": os.environ["PATH"], **place.environ})
 
 
-def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: World) -> None:
+def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: OfflineWorld) -> None:
     places = [with_a_source(world.place(**PATIENT)) for _ in POINTS]
     races = [dying(place, *point) for place, point in zip(places, POINTS, strict=True)]
     try:
@@ -106,7 +106,7 @@ async def file_in_the_source(place: Place) -> object:
         return await dispatcher.host.read_file(source.id, "/workspace/file", 10)
 
 
-def test_what_was_kept_before_its_race_was_killed_stays_and_nothing_else_does(world: World) -> None:
+def test_what_was_kept_before_its_race_was_killed_stays_and_nothing_else_does(world: OfflineWorld) -> None:
     """The two moments in which nobody was told the id of what stays (docs/races.md)."""
     places = [with_a_source(world.place(**PATIENT)) for _ in range(2)]
     name = f"kill-{environment_tag(places[1].environment_id)}"
@@ -141,7 +141,7 @@ def test_what_was_kept_before_its_race_was_killed_stays_and_nothing_else_does(wo
     asyncio.run(end())
 
 
-def test_a_promoted_snapshot_is_not_taken_for_a_leftover(world: World) -> None:
+def test_a_promoted_snapshot_is_not_taken_for_a_leftover(world: OfflineWorld) -> None:
     place = with_a_source(world.place(**PATIENT))
 
     async def race() -> str | None:

@@ -28,7 +28,7 @@ BIND_SECONDS: Final = 20.0
 WORKSPACE: Final = "/workspace"
 
 
-class Stage:
+class RaceStage:
     """A session's sandbox, and races on it."""
 
     def __init__(self, place: Place, host: SandboxHost, source: str) -> None:
@@ -64,7 +64,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(place: Place, egress: EgressPolicy | None = None) -> AsyncIterator[Stage]:
+async def staged(place: Place, egress: EgressPolicy | None = None) -> AsyncIterator[RaceStage]:
     settings = place.settings
     host = TensorlakeSandboxes(
         api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=BIND_SECONDS
@@ -73,12 +73,12 @@ async def staged(place: Place, egress: EgressPolicy | None = None) -> AsyncItera
         name = names.sandbox_name(settings.prefix, place.environment_id, SESSION)
         made = await host.create(SandboxSpec(name=name, image=IMAGE, egress=egress or place.environment.egress))
         assert isinstance(made, Created), made
-        yield Stage(place, host, made.sandbox.id)
+        yield RaceStage(place, host, made.sandbox.id)
     finally:
         await host.aclose()
 
 
-def on_a_session(place: Place, test: Callable[[Stage], Awaitable[None]]) -> None:
+def on_a_session(place: Place, test: Callable[[RaceStage], Awaitable[None]]) -> None:
     async def main() -> None:
         async with staged(place) as stage:
             await test(stage)
@@ -92,7 +92,7 @@ def by_name(report: RaceReport) -> dict[str, BranchReport]:
 
 
 def test_four_branches_start_from_the_sessions_files_and_leave_them_as_they_were(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("mkdir -p src && echo 40 > src/number && echo hi > keep.txt")
         report = await stage.race(
             n=4,
@@ -110,7 +110,7 @@ def test_four_branches_start_from_the_sessions_files_and_leave_them_as_they_were
 
 
 def test_an_accepted_branch_ends_slow_ones_at_once(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         decided: list[float] = []
 
         def tell(event: Event) -> None:
@@ -141,7 +141,7 @@ def test_an_accepted_branch_ends_slow_ones_at_once(place: Place) -> None:
 
 
 def test_a_branch_out_of_time_is_killed_and_keeps_what_it_said(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         report = await stage.race(
             branches=[
                 {"name": "hang", "script": "echo so far; echo so bad >&2; sleep 60", "timeout": 1},
@@ -156,7 +156,7 @@ def test_a_branch_out_of_time_is_killed_and_keeps_what_it_said(place: Place) -> 
 
 
 def test_a_deadline_reports_what_finished(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         report = await stage.race(
             branches=[{"name": "fine", "script": "true"}, {"name": "hang", "script": "sleep 60"}], deadline=3
         )
@@ -168,7 +168,7 @@ def test_a_deadline_reports_what_finished(place: Place) -> None:
 
 
 def test_a_cancelled_race_leaves_nothing(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         task = asyncio.create_task(stage.race(n=3, command=["sleep", "60"]))
         await asyncio.sleep(1.0)
         task.cancel()
@@ -179,7 +179,7 @@ def test_a_cancelled_race_leaves_nothing(place: Place) -> None:
 
 
 def test_files_and_input_reach_the_branch_as_the_agents_own(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("mkdir -p outside && ln -s outside link && echo old > outside/x && ln -s x outside/y")
         report = await stage.race(
             branches=[
@@ -205,7 +205,7 @@ def test_files_and_input_reach_the_branch_as_the_agents_own(place: Place) -> Non
 
 
 def test_a_candidate_cannot_replace_its_judge(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         cheat = (
             "echo 'echo 1000' > score.sh; chmod 444 score.sh; "
             "(while true; do echo 'echo 1000' > score.sh; done) >/dev/null 2>&1 & "
@@ -239,7 +239,7 @@ def test_a_candidate_that_runs_on_cannot_write_its_own_score(place: Place, detac
     way = "stay" if detached else "fork"
     start = f"setsid env -i PATH=$PATH python3 /tmp/cheat.py {way} >/dev/null 2>&1 </dev/null &"
 
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         report = await stage.race(
             branches=[
                 {"name": "cheat", "script": f"cat > /tmp/cheat.py; {start} sleep 0.5", "stdin": program},
@@ -254,7 +254,7 @@ def test_a_candidate_that_runs_on_cannot_write_its_own_score(place: Place, detac
 
 
 def test_what_a_branch_leaves_running_does_not_hold_it_up(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         began = time.monotonic()
         report = await stage.race(n=1, script="sleep 60 & echo done")
         assert report.branches[0].stdout_tail == "done"
@@ -264,7 +264,7 @@ def test_what_a_branch_leaves_running_does_not_hold_it_up(place: Place) -> None:
 
 
 def test_a_flood_of_output_comes_back_as_its_tail(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         report = await stage.race(n=1, script="seq 1 2000000; echo the end")
         assert report.branches[0].status == "ok"
         assert report.branches[0].stdout_tail.endswith("\n2000000\nthe end")
@@ -274,7 +274,7 @@ def test_a_flood_of_output_comes_back_as_its_tail(place: Place) -> None:
 
 
 def test_a_program_that_does_not_exist_and_one_that_kills_itself_have_failed(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         report = await stage.race(
             branches=[{"name": "none", "command": ["no-such-program"]}, {"name": "dead", "script": "kill -SEGV $$"}]
         )
@@ -286,7 +286,7 @@ def test_a_program_that_does_not_exist_and_one_that_kills_itself_have_failed(pla
 
 
 def test_a_child_does_not_say_that_it_is_its_session(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.host.write_file(stage.source, f"{STATE_DIRECTORY}/session", SESSION.encode())
         report = await stage.race(n=1, command=["cat", f"{STATE_DIRECTORY}/session"])
         assert report.branches[0].stdout_tail == f"race {report.race_id}"
@@ -296,7 +296,7 @@ def test_a_child_does_not_say_that_it_is_its_session(place: Place) -> None:
 
 
 def test_a_setup_runs_once_before_all_branches(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         report = await stage.race(
             source={"image": IMAGE},
             setup="echo x >> ready",
@@ -309,7 +309,7 @@ def test_a_setup_runs_once_before_all_branches(place: Place) -> None:
 
 
 def test_what_runs_in_the_source_goes_on_during_a_race(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("(while true; do date +%s%N > beat; sleep 0.05; done) >/dev/null 2>&1 &")
         await asyncio.sleep(0.3)
         report = await stage.race(n=2, script="cat beat; sleep 0.3; ls /proc | grep -c '^[0-9]'")
@@ -322,7 +322,7 @@ def test_what_runs_in_the_source_goes_on_during_a_race(place: Place) -> None:
 
 
 def test_two_races_on_one_session_do_not_disturb_each_other(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("echo same > file")
         reports = await asyncio.gather(*(stage.race(n=2, script="cat file") for _ in range(2)))
         assert {branch.stdout_tail for report in reports for branch in report.branches} == {"same"}
@@ -332,7 +332,7 @@ def test_two_races_on_one_session_do_not_disturb_each_other(place: Place) -> Non
 
 
 def test_errors_of_the_service_cost_nothing_that_can_be_tried_again(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         lost = {"method": "POST", "path": "/sandboxes$", "action": "drop_after", "times": 1}
         slow = {"method": "DELETE", "path": "/sandboxes/", "action": "status", "status": 500, "times": 2}
         with place.world.tensorlake_admin.fault(lost), place.world.tensorlake_admin.fault(slow):
@@ -344,7 +344,7 @@ def test_errors_of_the_service_cost_nothing_that_can_be_tried_again(place: Place
 
 
 def test_files_are_judged_and_collected_as_the_agent_left_them(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         outside = "ln -s /etc/passwd m.json"
         report = await stage.race(
             branches=[
@@ -372,7 +372,7 @@ def test_files_are_judged_and_collected_as_the_agent_left_them(place: Place) -> 
 
 
 def test_the_winners_work_comes_into_the_session_and_the_judges_files_do_not(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("mkdir tests && echo old > tests/check && echo 1 > number && echo kept > same")
         report = await stage.race(
             branches=[
@@ -400,7 +400,7 @@ def test_the_winners_work_comes_into_the_session_and_the_judges_files_do_not(pla
 
 
 def test_what_the_source_changed_meanwhile_refuses_the_promotion_and_not_the_report(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("echo 1 > number")
         running = asyncio.Event()
 
@@ -422,7 +422,7 @@ def test_what_the_source_changed_meanwhile_refuses_the_promotion_and_not_the_rep
 
 
 def test_a_winner_lives_on_as_a_sandbox_and_as_a_snapshot(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         name = f"best-{place.environment_id[-6:].lower().replace('_', 'x')}"
         await stage.sh("echo 1 > number")
         asked: dict[str, Any] = {"n": 1, "script": "echo 2 > number"}
@@ -446,7 +446,7 @@ def test_a_winner_lives_on_as_a_sandbox_and_as_a_snapshot(place: Place) -> None:
 
 
 def test_memory_and_live_start_from_the_same_files(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("echo 40 > number")
         for kind in ("memory", "live"):
             report = await stage.race(n=2, script="expr $(cat number) + {i}", checkpoint=kind)
@@ -457,7 +457,7 @@ def test_memory_and_live_start_from_the_same_files(place: Place) -> None:
 
 
 def test_a_race_larger_than_the_quota_takes_its_turns(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         admin = place.world.tensorlake_admin
         used = [box for box in admin.call("GET", "state")["sandboxes"] if box["status"] != "terminated"]
         admin.call("PATCH", "settings", {"max_sandboxes": len(used) + 2})
@@ -472,7 +472,7 @@ def test_a_race_larger_than_the_quota_takes_its_turns(place: Place) -> None:
 
 
 def test_a_sleeping_source_is_woken_with_its_files(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("echo slept > file")
         assert await stage.host.suspend(stage.source) is None
         report = await stage.race(n=2, script="cat file")
@@ -482,7 +482,7 @@ def test_a_sleeping_source_is_woken_with_its_files(place: Place) -> None:
 
 
 def test_a_sandbox_that_failed_to_start_is_made_again(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         tag = names.environment_tag(place.environment_id)
         admin = place.world.tensorlake_admin
         admin.call("PATCH", "settings", {"start_faults": [{"outcome": "failed", "name_pattern": f"-{tag}-r"}]})
@@ -506,7 +506,7 @@ def test_a_call_that_fails_for_ever_is_told_and_leaves_what_can_be_ended(place: 
         "delete": {"method": "DELETE", "path": "/sandboxes/", "action": "status", "status": 500},
     }
 
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         with place.world.tensorlake_admin.fault(rules[what]):
             if what == "snapshot":
                 with pytest.raises((SourceNotReady, SourceUnknown)):

@@ -14,7 +14,7 @@ from shared.races.race import run_race
 from shared.races.report import PromotionReport, RaceReport
 from shared.races.request import RaceRequest
 from shared.races.workspace_promotion import PART_BYTES, WorkspacePromotion, promote_workspace
-from tests.shared.races.test_race_offline import Stage, on_a_session
+from tests.shared.races.test_race_offline import RaceStage, on_a_session
 from tests.support.world import Place
 
 CHANGES: Final = r"""
@@ -28,7 +28,7 @@ LIST: Final = (
 
 
 def test_what_the_winner_did_arrives_in_the_source_and_nothing_else_stays(place: Place) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("printf old > edited; printf d > deleted; mkdir gone kept; printf g > gone/f; printf s > script")
         await stage.sh("ln -s deleted link; printf k > kept/k; printf mine > untouched")
         before = set((await stage.sh("ls -a /tmp")).split())
@@ -50,7 +50,7 @@ def test_what_the_winner_did_arrives_in_the_source_and_nothing_else_stays(place:
 
 
 def test_a_source_that_changed_meanwhile_refuses_unless_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(stage: Stage) -> None:
+    async def test(stage: RaceStage) -> None:
         await stage.sh("printf old > both")
 
         async def race(meanwhile: str, **fields: Any) -> PromotionReport:

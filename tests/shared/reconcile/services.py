@@ -42,7 +42,7 @@ TAG: Final = names.environment_tag("env_1")
 ROWS: Final = 100  # a page of either list
 
 
-class Services:
+class FakeServices:
     """Both services: what they hold, which of their calls never answer (`hangs`: a method, or a method and a target) or
     answer something else (`answers`). What was done is in `done`; `calls` counts requests, each page of a list as one.
 
@@ -177,7 +177,7 @@ def settings(environ: Mapping[str, str]) -> Settings:
 
 
 def reconciled(
-    services: Services, environ: Mapping[str, str] = MappingProxyType({}), *, after: float = 0.0, place: float = 0.0
+    services: FakeServices, environ: Mapping[str, str] = MappingProxyType({}), *, after: float = 0.0, place: float = 0.0
 ) -> ReconcileReport:
     """One pass, so many seconds after NOW."""
     used = settings(environ)
@@ -188,7 +188,7 @@ def reconciled(
     )
 
 
-def over(services: Services, session_id: str, environ: Mapping[str, str] = MappingProxyType({})) -> ReconcileReport:
+def over(services: FakeServices, session_id: str, environ: Mapping[str, str] = MappingProxyType({})) -> ReconcileReport:
     """What a webhook about the end of a session leads to."""
     used = settings(environ)
     both: Any = services

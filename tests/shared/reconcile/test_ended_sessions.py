@@ -15,7 +15,7 @@ from shared.ports import SandboxStatus
 from shared.reconcile.ended_sessions import EndedSessions
 from shared.reports import ReconcileReport
 from shared.settings import Settings
-from tests.support.fake_host import FakeHost, Fault, Method
+from tests.support.fake_host import FakeFault, FakeHost, Method
 from tests.support.virtual_time import run_virtual
 
 SETTINGS: Final = Settings.from_environ(
@@ -27,17 +27,17 @@ SETTINGS: Final = Settings.from_environ(
 )
 
 
-class Bench:
+class EndedBench:
     """Counts the calls, and remembers for which sessions a pass was made."""
 
-    def __init__(self, fault: Fault | None = None) -> None:
+    def __init__(self, fault: FakeFault | None = None) -> None:
         self.calls: Counter[str] = Counter()
         self.passes: list[str] = []
         self.host = FakeHost(latency=0.05, meet=self._meet)
         self._fault = fault
         self.ended = EndedSessions(SETTINGS, lambda: self.host, self._pass)
 
-    def _meet(self, method: Method, _: str) -> Fault | None:
+    def _meet(self, method: Method, _: str) -> FakeFault | None:
         self.calls[method] += 1
         return self._fault
 
@@ -56,7 +56,7 @@ def foreign(count: int) -> Sequence[str]:
 
 def test_hundreds_of_foreign_deletions_cost_a_handful_of_calls_and_the_own_one_is_acted_on() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench()
+        bench = EndedBench()
         bench.own("sesn_01Mine")
         sessions = list(foreign(300))
         sessions.insert(100, "sesn_01Mine")
@@ -75,7 +75,7 @@ def test_hundreds_of_foreign_deletions_cost_a_handful_of_calls_and_the_own_one_i
 
 def test_a_session_without_a_sandbox_costs_one_look_by_name_and_no_list() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench()
+        bench = EndedBench()
         assert await asyncio.shield(bench.ended.add("sesn_01Gone")) == ()
         assert bench.calls == {"find": 1} and bench.passes == []
         bench.own("sesn_01Dead", SandboxStatus.TERMINATED)
@@ -87,7 +87,7 @@ def test_a_session_without_a_sandbox_costs_one_look_by_name_and_no_list() -> Non
 
 def test_one_session_that_is_told_of_ten_times_is_looked_after_once() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench()
+        bench = EndedBench()
         bench.own("sesn_01Mine")
         first = bench.ended.add("sesn_01Other")
         await asyncio.sleep(0.01)
@@ -102,7 +102,7 @@ def test_one_session_that_is_told_of_ten_times_is_looked_after_once() -> None:
 @pytest.mark.parametrize("count", [1, 50])
 def test_a_look_that_fails_is_left_to_the_next_tick(count: int) -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench(Fault.LOST_BEFORE)
+        bench = EndedBench(FakeFault.LOST_BEFORE)
         bench.own("sesn_01Mine")
         futures = [bench.ended.add(session) for session in ["sesn_01Mine", *foreign(count - 1)]]
         assert set(await asyncio.gather(*map(asyncio.shield, futures))) == {()}
@@ -114,7 +114,7 @@ def test_a_look_that_fails_is_left_to_the_next_tick(count: int) -> None:
 
 def test_closing_answers_whoever_waits() -> None:
     async def play(clock: Callable[[], float]) -> None:
-        bench = Bench()
+        bench = EndedBench()
         bench.own("sesn_01Mine")
         running = bench.ended.add("sesn_01Mine")
         await asyncio.sleep(0.1)

@@ -21,7 +21,7 @@ from shared.ports import (
 from shared.reports import Act
 from tests.shared.reconcile.services import (
     NOW,
-    Services,
+    FakeServices,
     active,
     acts,
     asleep,
@@ -39,9 +39,9 @@ CALLS = OpenCalls(("call_1",))
 SILENT = Doubtful("no answer")
 
 
-def stranded(**ago: float) -> Services:
+def stranded(**ago: float) -> FakeServices:
     lost = item(1, ItemState.STARTING, **({"created": 900.0, "acked": 890.0} | ago))
-    return Services([box(1)], [lost], waiting={"sesn_1": CALLS})
+    return FakeServices([box(1)], [lost], waiting={"sesn_1": CALLS})
 
 
 def test_a_release_answers_the_calls_that_waited_for_its_item() -> None:
@@ -68,7 +68,7 @@ def test_a_release_that_comes_late_leaves_the_turn_alone_that_has_gone_on_withou
 
 
 def test_calls_that_another_copy_has_answered_are_neither_answered_nor_interrupted() -> None:
-    services = Services([box(1)], waiting={"sesn_1": OpenCalls(("call_1",), given_up=True)})
+    services = FakeServices([box(1)], waiting={"sesn_1": OpenCalls(("call_1",), given_up=True)})
     looks = []
 
     def goes_on(call: str) -> None:
@@ -84,7 +84,7 @@ def test_calls_that_another_copy_has_answered_are_neither_answered_nor_interrupt
 @pytest.mark.parametrize(("asked", "released"), [(100.0, False), (7200.0, True)])
 def test_an_item_that_is_stopping_with_nobody_behind_it_is_ended(asked: float, released: bool) -> None:
     left = item(1, ItemState.STOPPING, created=9000.0, acked=8990.0, beat=asked, asked=asked)
-    services = Services([box(1)], [left], waiting={"sesn_1": CALLS})
+    services = FakeServices([box(1)], [left], waiting={"sesn_1": CALLS})
     reconciled(services, LONG)
     assert services.done == ([("force_stop", "work1"), ("give_up_calls", "sesn_1")] if released else [])
 
@@ -92,7 +92,7 @@ def test_an_item_that_is_stopping_with_nobody_behind_it_is_ended(asked: float, r
 def test_a_worker_that_winds_down_is_left_to_it_for_a_while_and_not_without_end() -> None:
     for asked, stopped in ((400.0, False), (1200.0, True)):
         left = item(1, ItemState.STOPPING, created=9000.0, acked=8990.0, asked=asked)
-        services = Services([box(1)], [left], processes={"box1": [worker()]})
+        services = FakeServices([box(1)], [left], processes={"box1": [worker()]})
         report = reconciled(services, LONG)
         assert (("force_stop", "work1") in services.done) is stopped
         assert any(alarm.startswith("sesn_1: ") for alarm in report.alarms) is stopped
@@ -112,9 +112,9 @@ def test_a_sandbox_that_does_not_answer_holds_an_item_only_while_a_worker_could_
 LIFE = {"WORKER_LIFETIME_SECONDS": "1000", **LONG}
 
 
-def overdue(seconds: float, processes: list[ProcessState] | Doubtful) -> Services:
+def overdue(seconds: float, processes: list[ProcessState] | Doubtful) -> FakeServices:
     held = item(1, ItemState.ACTIVE, created=1010.0 + seconds, acked=1000.0 + seconds, beat=5.0)
-    return Services([box(1)], [held], waiting={"sesn_1": CALLS}, processes={"box1": processes})
+    return FakeServices([box(1)], [held], waiting={"sesn_1": CALLS}, processes={"box1": processes})
 
 
 def test_an_item_past_its_lifetime_is_asked_then_killed_then_stopped() -> None:
@@ -147,15 +147,17 @@ def test_a_sandbox_that_does_not_answer_does_not_keep_an_item_past_its_lifetime(
 def test_an_active_item_that_nobody_renews_is_released_in_the_end() -> None:
     dead = item(1, ItemState.ACTIVE, created=9000.0, acked=8990.0, beat=7000.0)
     for sandbox in (box(1), asleep(1)):
-        services = Services([sandbox], [dead], processes={"box1": [worker()]})
+        services = FakeServices([sandbox], [dead], processes={"box1": [worker()]})
         assert acts(reconciled(services, LONG)) == [(Act.RELEASE, "work1")]
 
 
 def test_a_session_that_is_over_has_no_living_whatever_a_process_says() -> None:
-    services = Services([box(1)], processes={"box1": [worker()]}, sessions={"sesn_1": idle("sesn_1", archived=True)})
+    services = FakeServices(
+        [box(1)], processes={"box1": [worker()]}, sessions={"sesn_1": idle("sesn_1", archived=True)}
+    )
     assert acts(reconciled(services, LONG)) == [(Act.MARK, proper(1))]
     assert services.calls["process_names"] == 0, "asking would keep it awake"
-    ended = Services([marked(1)], processes={"box1": [worker()]})
+    ended = FakeServices([marked(1)], processes={"box1": [worker()]})
     assert acts(reconciled(ended, LONG)) == [(Act.END_MARKED, marked(1).name)]
     assert ended.calls["process_names"] == 0
 
@@ -164,13 +166,13 @@ def test_a_session_that_is_over_has_no_living_whatever_a_process_says() -> None:
 def test_a_process_that_only_claims_to_be_a_worker_keeps_no_sandbox_awake(quiet: float, suspended: bool) -> None:
     last = item(1, ItemState.STOPPED, created=quiet + 60, stopped=quiet)
     session = idle("sesn_1", timedelta(seconds=quiet))
-    services = Services([box(1)], [last], sessions={"sesn_1": session}, processes={"box1": [worker()]})
+    services = FakeServices([box(1)], [last], sessions={"sesn_1": session}, processes={"box1": [worker()]})
     reconciled(services, LONG)
     assert services.done == ([("suspend", "box1")] if suspended else [])
 
 
 def test_work_that_comes_between_the_look_and_the_deed_is_not_suspended() -> None:
-    services = Services([box(1)], [item(2, ItemState.STOPPED, created=600.0)])
+    services = FakeServices([box(1)], [item(2, ItemState.STOPPED, created=600.0)])
 
     def comes(call: str) -> None:
         if call == "find box1":
@@ -184,7 +186,7 @@ def test_work_that_comes_between_the_look_and_the_deed_is_not_suspended() -> Non
 def test_what_cannot_be_ended_takes_nothing_from_the_allowance_of_the_others() -> None:
     hopeless = [box(number, SandboxStatus.FAILED) for number in range(10, 14)]
     answers = {f"terminate box{number}": Refused(400, "not now") for number in range(10, 14)}
-    services = Services([*hopeless, marked(1), marked(2), marked(3)], answers=answers)
+    services = FakeServices([*hopeless, marked(1), marked(2), marked(3)], answers=answers)
     report = reconciled(services, LONG)
     assert sorted(acts(report)) == sorted((Act.END_MARKED, str(marked(number).name)) for number in (1, 2, 3))
     assert len([action for action in report.actions if action.problem == "not now"]) == 4
@@ -196,14 +198,14 @@ def test_the_leftovers_of_a_race_are_outside_the_cap_on_ends() -> None:
         box(number, name=names.race_sandbox_name("hands", "env_1", "0123456789ab", number, past))
         for number in range(24)
     ]
-    report = reconciled(Services(left), LONG)
+    report = reconciled(FakeServices(left), LONG)
     assert len(acts(report)) == 24 and report.alarms == ()
 
 
 def test_a_race_that_renewed_its_names_meanwhile_is_left_alone() -> None:
     past, later = int(NOW.timestamp()) - 1, int(NOW.timestamp()) + 600
     (old, new) = (names.race_sandbox_name("hands", "env_1", "0123456789ab", 1, moment) for moment in (past, later))
-    services = Services([box(1, name=old)])
+    services = FakeServices([box(1, name=old)])
 
     def renews(call: str) -> None:
         if call.startswith("find"):
@@ -222,7 +224,7 @@ def test_only_a_snapshot_that_has_a_races_name_to_prove_it_is_deleted() -> None:
     long_ago = NOW - timedelta(days=30)
     snapshots = [SnapshotRecord(f"snap-{each.id}", each.id, True, long_ago) for each in sandboxes]
     snapshots.append(SnapshotRecord("suspend-box1-1", "box1", True, long_ago))
-    services = Services(sandboxes, snapshots=snapshots, answers={"terminate": Refused(400, "not now")})
+    services = FakeServices(sandboxes, snapshots=snapshots, answers={"terminate": Refused(400, "not now")})
     reconciled(services, LONG)
     assert [target for method, target in services.done if method == "delete_snapshot"] == ["snap-box1"]
 
@@ -233,7 +235,7 @@ def test_no_active_sandbox_reaches_its_idle_time_out_between_two_ticks(period: i
     touched: dict[str, list[int]] = {f"box{number}": [0] for number in range(6)}
     for at in range(period, 9000, period):
         items = [active(number) for number in range(6)]
-        services = Services([box(number) for number in range(6)], items)
+        services = FakeServices([box(number) for number in range(6)], items)
         reconciled(services, LONG | {"WORKER_LIFETIME_SECONDS": "999999", "STRANDED_SECONDS": "20000"}, after=at)
         for _, target in services.done:
             touched[target].append(at)
@@ -247,7 +249,7 @@ def test_a_session_that_waits_for_a_person_for_long_may_sleep(patience: str, ask
         done = []
         for minute in range(35):
             held = item(1, ItemState.ACTIVE, created=7200.0, acked=7190.0, beat=10.0 - 60.0 * minute)
-            services = Services(
+            services = FakeServices(
                 [box(1)],
                 [held],
                 sessions={"sesn_1": idle("sesn_1", timedelta(hours=1))},
@@ -262,5 +264,5 @@ def test_a_session_that_waits_for_a_person_for_long_may_sleep(patience: str, ask
 
 def test_a_deleted_sessions_stale_entry_is_nobodys_work() -> None:
     left = item(1, ItemState.QUEUED, created=7200.0)
-    services = Services([box(1)], [left], sessions={"sesn_1": Absent()})
+    services = FakeServices([box(1)], [left], sessions={"sesn_1": Absent()})
     assert acts(reconciled(services, LONG)) == [(Act.MARK, proper(1))]

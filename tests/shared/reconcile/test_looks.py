@@ -14,7 +14,7 @@ from shared.reconcile.world import Items, World
 from shared.reports import Act
 from tests.shared.reconcile.services import (
     NOW,
-    Services,
+    FakeServices,
     acts,
     asleep,
     box,
@@ -30,10 +30,10 @@ LONG = {"RECONCILE_SECONDS": "40"}
 DAY = 86_400.0
 
 
-def sleepers(count: int, meanwhile: Callable[[str], None] = lambda call: None) -> Services:
+def sleepers(count: int, meanwhile: Callable[[str], None] = lambda call: None) -> FakeServices:
     history = [item(number % count, ItemState.STOPPED, created=12 * 3600 + 60.0 * number) for number in range(200)]
     sessions = {f"sesn_{number}": idle(f"sesn_{number}", timedelta(hours=12)) for number in range(count)}
-    return Services([asleep(number) for number in range(count)], history, sessions=sessions, meanwhile=meanwhile)
+    return FakeServices([asleep(number) for number in range(count)], history, sessions=sessions, meanwhile=meanwhile)
 
 
 @pytest.mark.parametrize("count", [1, 30, 100, 1000])
@@ -80,7 +80,7 @@ def test_what_runs_and_what_waits_comes_before_a_thousand_sleepers() -> None:
 
 
 def test_what_does_not_fit_into_the_look_ups_is_named_and_comes_in_turn() -> None:
-    services = Services([box(number) for number in range(30)])
+    services = FakeServices([box(number) for number in range(30)])
     done: set[str] = set()
     for minute in range(12):
         report = reconciled(services, LONG | {"RECONCILE_LOOKUPS": "10"}, after=60.0 * minute)
@@ -93,7 +93,7 @@ def test_more_items_than_a_pass_reads_do_not_switch_clean_up_off() -> None:
     """The session's own newest item is proof enough: it has one live item at most."""
     history = [item(10 + number % 40, ItemState.STOPPED, created=1800.0 + 94 * number) for number in range(2300)]
     mine = item(1, ItemState.STOPPED, created=5.2 * 3600, stopped=5.1 * 3600)
-    services = Services([box(1), box(2)], [*history, mine], sessions={"sesn_2": Absent()})
+    services = FakeServices([box(1), box(2)], [*history, mine], sessions={"sesn_2": Absent()})
     report = reconciled(services, LONG | {"RECONCILE_PAGES": "20"})
     assert acts(report) == [(Act.SUSPEND, proper(1)), (Act.MARK, proper(2))]
     assert any("read back to" in alarm and proper(2) in alarm for alarm in report.alarms)
@@ -102,7 +102,7 @@ def test_more_items_than_a_pass_reads_do_not_switch_clean_up_off() -> None:
 def test_where_no_proof_can_be_had_the_session_and_a_look_inside_decide() -> None:
     history = [item(10 + number % 40, ItemState.STOPPED, created=60.0 + 10 * number) for number in range(400)]
     old = idle("sesn_1", timedelta(hours=5))
-    services = Services([box(1)], history, sessions={"sesn_1": old})
+    services = FakeServices([box(1)], history, sessions={"sesn_1": old})
     report = reconciled(services, LONG | {"RECONCILE_PAGES": "2"})
     assert acts(report) == [(Act.SUSPEND, proper(1))]
     assert services.calls["process_names"] == 1
@@ -111,13 +111,13 @@ def test_where_no_proof_can_be_had_the_session_and_a_look_inside_decide() -> Non
 
 def test_only_the_newest_items_are_read_where_they_decide() -> None:
     history = [item(10 + number % 40, ItemState.STOPPED, created=60.0 + 300 * number) for number in range(900)]
-    services = Services([asleep(number) for number in range(10, 50)], history)
+    services = FakeServices([asleep(number) for number in range(10, 50)], history)
     reconciled(services, LONG)
     assert services.calls["list_items"] == 1
 
 
 def test_a_look_up_that_fails_twice_is_named() -> None:
-    services = Services([box(1), box(2)], answers={"session sesn_1": Doubtful("HTTP 500")})
+    services = FakeServices([box(1), box(2)], answers={"session sesn_1": Doubtful("HTTP 500")})
     report = reconciled(services, LONG)
     assert any("failed twice: sesn_1" in alarm for alarm in report.alarms)
     assert acts(report) == [(Act.SUSPEND, proper(2))]
@@ -125,7 +125,7 @@ def test_a_look_up_that_fails_twice_is_named() -> None:
 
 def test_a_status_that_stays_unknown_is_named() -> None:
     strange = replace(box(1), status=SandboxStatus.UNKNOWN)
-    report = reconciled(Services([strange], [item(2, ItemState.UNKNOWN)]), LONG)
+    report = reconciled(FakeServices([strange], [item(2, ItemState.UNKNOWN)]), LONG)
     (alarm,) = [alarm for alarm in report.alarms if "unknown status" in alarm]
     assert proper(1) in alarm and "work2" in alarm
     assert report.actions == ()
@@ -133,20 +133,20 @@ def test_a_status_that_stays_unknown_is_named() -> None:
 
 def test_a_session_of_unknown_status_is_asked_again_and_named() -> None:
     session = SessionRecord("sesn_1", SessionStatus.UNKNOWN, False, NOW)
-    services = Services([box(1)], sessions={"sesn_1": session})
+    services = FakeServices([box(1)], sessions={"sesn_1": session})
     report = reconciled(services, LONG)
     assert services.calls["session"] == 2
     assert any("sesn_1" in alarm for alarm in report.alarms)
 
 
 def test_the_end_of_a_session_without_a_sandbox_costs_one_call() -> None:
-    services = Services([box(2)])
+    services = FakeServices([box(2)])
     assert over(services, "sesn_1").actions == ()
     assert services.calls.total() == 1
 
 
 def test_the_end_of_a_session_marks_its_sandbox_without_listing_the_project() -> None:
-    services = Services([box(1), box(2)], sessions={"sesn_1": idle("sesn_1", archived=True)})
+    services = FakeServices([box(1), box(2)], sessions={"sesn_1": idle("sesn_1", archived=True)})
     assert acts(over(services, "session_1", LONG)) == [(Act.MARK, proper(1))]
     assert services.calls["list_sandboxes"] == 0
 
@@ -164,7 +164,7 @@ def test_sessions_that_lost_their_sandbox_are_asked_about_at_once_and_then_more_
     asked = []
     for minutes in (5, 50):
         left = [item(number, ItemState.STOPPED, created=3600.0, stopped=60.0 * minutes) for number in range(100)]
-        services = Services([], left)
+        services = FakeServices([], left)
         reconciled(services, LONG | {"RECONCILE_LOOKUPS": "1000"})
         asked.append(services.calls["session"])
     assert asked[0] == 100

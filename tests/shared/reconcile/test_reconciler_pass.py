@@ -6,13 +6,13 @@ import pytest
 
 from shared.ports import Doubtful, SandboxStatus
 from shared.reports import Act
-from tests.shared.reconcile.services import Services, active, acts, asleep, box, marked, reconciled
+from tests.shared.reconcile.services import FakeServices, active, acts, asleep, box, marked, reconciled
 
 
 @pytest.mark.parametrize("hangs", ["list_snapshots", "list_sandboxes", "session sesn_2"])
 def test_i1_a_sleeper_with_work_is_resumed_whatever_other_call_never_answers(hangs: str) -> None:
     sleeper = asleep(1)
-    services = Services([sleeper, box(2)], [active(1)], hangs=[hangs])
+    services = FakeServices([sleeper, box(2)], [active(1)], hangs=[hangs])
     report = reconciled(services)
     assert acts(report)[0] == (Act.RESUME, sleeper.name)
     assert services.done[0] == ("resume", "box1")
@@ -21,12 +21,12 @@ def test_i1_a_sleeper_with_work_is_resumed_whatever_other_call_never_answers(han
 
 
 def test_a_snapshot_list_that_fails_is_told() -> None:
-    report = reconciled(Services([box(1)], answers={"list_snapshots": Doubtful("HTTP 500")}))
+    report = reconciled(FakeServices([box(1)], answers={"list_snapshots": Doubtful("HTTP 500")}))
     assert any("snapshots could not be listed: HTTP 500" in alarm for alarm in report.alarms)
 
 
 def test_a_repair_that_hangs_is_named_and_keeps_no_other_one_waiting() -> None:
-    services = Services([marked(1), marked(2), marked(3)], hangs=["terminate box2"])
+    services = FakeServices([marked(1), marked(2), marked(3)], hangs=["terminate box2"])
     report = reconciled(services)
     assert sorted(target for _, target in acts(report)) == sorted(str(each.name) for each in (marked(1), marked(3)))
     (failed,) = [action for action in report.actions if not action.done]
@@ -36,14 +36,14 @@ def test_a_repair_that_hangs_is_named_and_keeps_no_other_one_waiting() -> None:
 
 @pytest.mark.parametrize(("sandboxes", "ended"), [(5, 3), (14, 3), (15, 3), (40, 8)])
 def test_i5_at_most_three_or_a_fifth_of_the_sandboxes_end_in_one_pass(sandboxes: int, ended: int) -> None:
-    report = reconciled(Services([marked(number) for number in range(sandboxes)]), {"RECONCILE_SECONDS": "40"})
+    report = reconciled(FakeServices([marked(number) for number in range(sandboxes)]), {"RECONCILE_SECONDS": "40"})
     assert [act for act, _ in acts(report)] == [Act.END_MARKED] * ended
     assert report.undone == sandboxes - ended
     assert any(f"{sandboxes - ended} repair(s) wait" in alarm for alarm in report.alarms)
 
 
 def test_i4_a_sandbox_that_failed_is_ended() -> None:
-    services = Services([box(1, SandboxStatus.FAILED)], [active(1)])
+    services = FakeServices([box(1, SandboxStatus.FAILED)], [active(1)])
     assert [act for act, _ in acts(reconciled(services))] == [Act.END_FAILED]
     assert services.done == [("terminate", "box1")]
 
@@ -52,9 +52,11 @@ def test_i7_touches_are_staggered_and_bounded() -> None:
     boxes, items = [box(number) for number in range(600)], [active(number) for number in range(600)]
     due = [
         act
-        for act, _ in acts(reconciled(Services(boxes, items), {"RECONCILE_SECONDS": "40", "RECONCILE_TOUCHES": "500"}))
+        for act, _ in acts(
+            reconciled(FakeServices(boxes, items), {"RECONCILE_SECONDS": "40", "RECONCILE_TOUCHES": "500"})
+        )
     ]
     assert 20 < due.count(Act.TOUCH) < 200, "each in turn: three times in an hour, seen by ticks a minute apart"
-    capped = reconciled(Services(boxes, items), {"RECONCILE_SECONDS": "40", "RECONCILE_TOUCHES": "7"})
+    capped = reconciled(FakeServices(boxes, items), {"RECONCILE_SECONDS": "40", "RECONCILE_TOUCHES": "7"})
     assert [act for act, _ in acts(capped)] == [Act.TOUCH] * 7
     assert capped.undone == due.count(Act.TOUCH) - 7

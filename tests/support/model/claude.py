@@ -35,7 +35,7 @@ class StaleError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Item:
+class ModelItem:
     id: str
     kind: str
     session_id: str
@@ -56,27 +56,27 @@ class Item:
         return self.state in LIVE
 
 
-class Phase(enum.Enum):
+class ModelPhase(enum.Enum):
     AT_REST = enum.auto()
     THINKING = enum.auto()
     PARKED = enum.auto()
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class ModelCall:
     id: str
     answered: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class Session:
+class ModelSession:
     id: str
     updated_at: float
     think: float = 1.0
-    phase: Phase = Phase.AT_REST
+    phase: ModelPhase = ModelPhase.AT_REST
     inbox: deque[Turn] = field(default_factory=deque)
     rounds: deque[int] = field(default_factory=deque)
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, ModelCall] = field(default_factory=dict)
     unserved: bool = False
     over: str | None = None  # archived or deleted
     over_at: float = 0.0
@@ -95,23 +95,23 @@ class Session:
     def status(self) -> str:
         if self.over == "archived":
             return "terminated"
-        return "running" if self.phase is Phase.THINKING else "idle"
+        return "running" if self.phase is ModelPhase.THINKING else "idle"
 
 
-class Claude:
+class ModelClaude:
     """The service. `lease` is the time to live of an active item; `on_run` is the webhook's sender."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, truth: Truth, *, lease: float) -> None:
         self._loop = loop
         self._truth = truth
         self.lease = lease
-        self.items: dict[str, Item] = {}
-        self._live: dict[str, Item] = {}
-        self.sessions: dict[str, Session] = {}
+        self.items: dict[str, ModelItem] = {}
+        self._live: dict[str, ModelItem] = {}
+        self.sessions: dict[str, ModelSession] = {}
         self.granted: set[str] = set()
         self.broken_off: set[tuple[str, int, float]] = set()  # session and turn that lost a call, and when
-        self.on_run: Callable[[Session], None] = lambda session: None
-        self.on_over: Callable[[Session], None] = lambda session: None
+        self.on_run: Callable[[ModelSession], None] = lambda session: None
+        self.on_over: Callable[[ModelSession], None] = lambda session: None
         self._numbers = itertools.count(1)
         self._calls = itertools.count(1)
         self._work = itertools.count(1)
@@ -121,32 +121,32 @@ class Claude:
 
     # What users do
 
-    def open(self, session_id: str, turn: Turn, think: float) -> Session:
-        session = Session(session_id, self._loop.time(), think)
+    def open(self, session_id: str, turn: Turn, think: float) -> ModelSession:
+        session = ModelSession(session_id, self._loop.time(), think)
         self.sessions[session_id] = session
         self.say(session, turn)
         return session
 
-    def say(self, session: Session, turn: Turn) -> None:
+    def say(self, session: ModelSession, turn: Turn) -> None:
         if session.over:
             return
         session.said += 1
         session.inbox.append(turn)
-        if session.phase is Phase.AT_REST:
+        if session.phase is ModelPhase.AT_REST:
             item = self.live_item(session.id)
             session.unserved = item is not None and item.state is ItemState.ACTIVE
             self._next_turn(session)
         elif session.open_calls:
             self._ensure_item(session)
 
-    def archive(self, session: Session) -> bool:
+    def archive(self, session: ModelSession) -> bool:
         """False where the session is running: that is refused."""
         if session.status == "running" or session.over:
             return False
         self._over(session, "archived")
         return True
 
-    def delete(self, session: Session) -> bool:
+    def delete(self, session: ModelSession) -> bool:
         if session.status == "running" or session.over == "deleted":
             return False
         item = self.live_item(session.id)
@@ -163,28 +163,28 @@ class Claude:
         if session.over:
             raise RefusedError(400)
         session._epoch += 1
-        if session.phase is not Phase.AT_REST:
+        if session.phase is not ModelPhase.AT_REST:
             session.interrupted += 1
             self.broken_off.add((session_id, session.done, self._loop.time()))
             session.done += 1
         session.calls.clear()
         session.rounds.clear()
-        session.phase = Phase.AT_REST
+        session.phase = ModelPhase.AT_REST
         self._touch(session)
         if session.inbox:
             self._next_turn(session)
         else:
             self._ensure_item(session)
 
-    def enqueue_healthcheck(self) -> Item:
+    def enqueue_healthcheck(self) -> ModelItem:
         return self._enqueue("healthcheck", f"check{next(self._numbers)}")
 
     # Turns
 
-    def _over(self, session: Session, how: str) -> None:
+    def _over(self, session: ModelSession, how: str) -> None:
         session.over, session.over_at = how, self._loop.time()
         session._epoch += 1
-        session.phase = Phase.AT_REST
+        session.phase = ModelPhase.AT_REST
         session.calls.clear()
         self._touch(session)
         self.on_over(session)
@@ -199,31 +199,31 @@ class Claude:
                 session.given_up = True
                 self.broken_off.add((session_id, session.done, self._loop.time()))
 
-    def _next_turn(self, session: Session) -> None:
+    def _next_turn(self, session: ModelSession) -> None:
         session.given_up = False
         session.rounds = deque(session.inbox.popleft())
         self._think(session)
 
-    def _think(self, session: Session) -> None:
-        session.phase = Phase.THINKING
+    def _think(self, session: ModelSession) -> None:
+        session.phase = ModelPhase.THINKING
         session._epoch += 1
         self._ensure_item(session)
         self._touch(session)
         self.on_run(session)
         self._loop.call_later(session.think, self._reply, session, session._epoch)
 
-    def _reply(self, session: Session, epoch: int) -> None:
+    def _reply(self, session: ModelSession, epoch: int) -> None:
         if epoch != session._epoch:
             return
         if session.rounds:
             for _ in range(session.rounds.popleft()):
-                call = Call(f"call{next(self._calls)}")
+                call = ModelCall(f"call{next(self._calls)}")
                 session.calls[call.id] = call
-            session.phase = Phase.PARKED
+            session.phase = ModelPhase.PARKED
             self._ensure_item(session)
         else:
             session.done += 1
-            session.phase = Phase.AT_REST
+            session.phase = ModelPhase.AT_REST
             if session.inbox:
                 self._next_turn(session)
         self._touch(session)
@@ -244,18 +244,18 @@ class Claude:
         self._touch(session)
         return True
 
-    def _touch(self, session: Session) -> None:
+    def _touch(self, session: ModelSession) -> None:
         session.updated_at = self._loop.time()
         for watcher in session.watchers:
             watcher.set()
 
     # The queue
 
-    def live_item(self, session_id: str) -> Item | None:
+    def live_item(self, session_id: str) -> ModelItem | None:
         self._sweep()
         return self._live.get(session_id)
 
-    def claim(self, reclaim: float) -> Item | None:
+    def claim(self, reclaim: float) -> ModelItem | None:
         """The oldest claimable item, by the polling request's window. Raises StaleError."""
         self._sweep()
         now = self._loop.time()
@@ -294,7 +294,7 @@ class Claude:
         self._live.pop(item.session_id, None)
         self._note(item, f"stopped by {by}")
         session = self.sessions.get(item.session_id)
-        if session is not None and not session.over and session.phase is not Phase.AT_REST and session.unserved:
+        if session is not None and not session.over and session.phase is not ModelPhase.AT_REST and session.unserved:
             self._ensure_item(session)
 
     def heartbeat(self, work_id: str, expected: str, by: str) -> tuple[int, dict[str, object]]:
@@ -337,18 +337,18 @@ class Claude:
         self._note(item, "asked to stop")
         return True
 
-    def listed(self) -> Iterator[Item]:
+    def listed(self) -> Iterator[ModelItem]:
         """Newest first."""
         self._sweep()
         return reversed(self.items.values())
 
-    def _ensure_item(self, session: Session) -> None:
+    def _ensure_item(self, session: ModelSession) -> None:
         if self.live_item(session.id) is None:
             session.unserved = False
             self._enqueue("session", session.id)
 
-    def _enqueue(self, kind: str, session_id: str) -> Item:
-        item = Item(f"work{next(self._work)}", kind, session_id, self._loop.time())
+    def _enqueue(self, kind: str, session_id: str) -> ModelItem:
+        item = ModelItem(f"work{next(self._work)}", kind, session_id, self._loop.time())
         self.items[item.id] = self._live[session_id] = item
         self._note(item, "enqueued")
         return item
@@ -360,12 +360,12 @@ class Claude:
             if lapses and now >= (item.beat_at or 0.0) + self.lease:
                 self._requeue(item)
 
-    def _requeue(self, item: Item) -> None:
+    def _requeue(self, item: ModelItem) -> None:
         item.state = ItemState.QUEUED
         item.reserved_at = item.acked_at = item.beat_at = item.beat = item.holder = None
         self._note(item, "lease lapsed")
 
-    def _note(self, item: Item, what: str) -> None:
+    def _note(self, item: ModelItem, what: str) -> None:
         if self._truth.tracing:
             self._truth.note(self._loop.time(), "queue", f"{item.id} of {item.session_id}: {what}")
 
@@ -375,7 +375,7 @@ class Losses:
     """Sessions that lost something, in which turn and when: that turn and the next may be broken off for it, and what
     waits for the same item until it is released; no other."""
 
-    claude: Claude
+    claude: ModelClaude
     turns: set[tuple[str, int, float]] = field(default_factory=set)
 
     def add(self, session_id: str, turn: int | None = None) -> None:

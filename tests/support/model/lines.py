@@ -60,7 +60,7 @@ Faults = dict[tuple[str, str, int], Meets]
 
 
 @dataclass(slots=True, eq=False)
-class Line:
+class ModelLine:
     """One caller's connection to both services. A caller that is dead makes no call any more."""
 
     caller: str

@@ -38,9 +38,9 @@ from shared.ports import (
     Throttled,
     WorkItem,
 )
-from tests.support.model.claude import Claude, Item, Phase, StaleError
-from tests.support.model.lines import Line, LostError, RefusedError, ThrottledError
-from tests.support.model.sandboxes import AbsentError, Box, Process, Sandboxes
+from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, StaleError
+from tests.support.model.lines import LostError, ModelLine, RefusedError, ThrottledError
+from tests.support.model.sandboxes import AbsentError, ModelBox, ModelProcess, ModelSandboxes
 
 EPOCH: Final = datetime(2026, 10, 20, 9, 0, tzinfo=UTC)
 CALL_SECONDS: Final = 15.0
@@ -57,7 +57,7 @@ def _maybe(seconds: float | None) -> datetime | None:
     return None if seconds is None else moment(seconds)
 
 
-async def _outcome(line: Line, method: str, effect: Callable[[], Any], about: str, seconds: float) -> Any:
+async def _outcome(line: ModelLine, method: str, effect: Callable[[], Any], about: str, seconds: float) -> Any:
     """What a call comes to, in the words of the ports. It is bounded, as every call of the adapters is."""
     try:
         return await line.call(method, effect, within=seconds, about=about)
@@ -72,7 +72,7 @@ async def _outcome(line: Line, method: str, effect: Callable[[], Any], about: st
 class ModelQueue:
     """One caller's queue of the one environment. `reclaim` is R."""
 
-    def __init__(self, claude: Claude, line: Line, *, reclaim: float, environment_id: str) -> None:
+    def __init__(self, claude: ModelClaude, line: ModelLine, *, reclaim: float, environment_id: str) -> None:
         self._claude = claude
         self._line = line
         self._reclaim = reclaim
@@ -130,7 +130,7 @@ class ModelQueue:
             session = self._claude.sessions.get(session_id)
             if session is None or session.over == "deleted":
                 return Absent()
-            ids = tuple(session.open_calls if session.phase is Phase.PARKED else ())
+            ids = tuple(session.open_calls if session.phase is ModelPhase.PARKED else ())
             return OpenCalls(ids, given_up=session.given_up and bool(ids))
 
         outcome: OpenCalls | Absent | Refused | Doubtful = await self._call("open_calls", effect, session_id)
@@ -166,7 +166,7 @@ def _absent_if_missing(effect: Callable[[], None]) -> Callable[[], Absent | None
     return guarded
 
 
-def _listed(item: Item) -> ListedItem:
+def _listed(item: ModelItem) -> ListedItem:
     return ListedItem(
         item.id,
         item.kind,
@@ -183,7 +183,7 @@ def _listed(item: Item) -> ListedItem:
 class ModelHost:
     """One caller's view of the project's sandboxes. `bind` bounds a create and a resume."""
 
-    def __init__(self, sandboxes: Sandboxes, line: Line, *, bind: float) -> None:
+    def __init__(self, sandboxes: ModelSandboxes, line: ModelLine, *, bind: float) -> None:
         self._sandboxes = sandboxes
         self._line = line
         self._bind = bind
@@ -192,7 +192,7 @@ class ModelHost:
         if spec.snapshot_id is not None:
             return Refused(501, "the model has no snapshots")
         outcome = await self._call("create", lambda: self._sandboxes.create(spec) or NameTaken(), spec.name, self._bind)
-        if isinstance(outcome, Box):
+        if isinstance(outcome, ModelBox):
             return Created(
                 SandboxRecord(outcome.id, spec.name, SandboxStatus.RUNNING, moment(outcome.created_at), spec.egress)
             )
@@ -218,7 +218,7 @@ class ModelHost:
         return await self._settling("suspend", sandbox_id, self._sandboxes.suspend, SandboxStatus.SUSPENDED)
 
     async def _settling(
-        self, method: str, sandbox_id: str, act: Callable[[Box], asyncio.Future[None]], wanted: SandboxStatus
+        self, method: str, sandbox_id: str, act: Callable[[ModelBox], asyncio.Future[None]], wanted: SandboxStatus
     ) -> Absent | Refused | Doubtful | None:
         outcome = await self._call(method, lambda: self._with(sandbox_id, lambda box: act(box)), sandbox_id, self._bind)
         if outcome is None and self._sandboxes.boxes[sandbox_id].status is not wanted:
@@ -247,7 +247,7 @@ class ModelHost:
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
         outcome = await self._inside("start", sandbox_id, lambda box: self._sandboxes.start(box, process))
-        return None if isinstance(outcome, Process) or outcome == Refused(409, "HTTP 409") else outcome
+        return None if isinstance(outcome, ModelProcess) or outcome == Refused(409, "HTTP 409") else outcome
 
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
         outcome: Sequence[ProcessState] | Absent | Doubtful = _not_refused(
@@ -320,7 +320,7 @@ class ModelHost:
         return outcome
 
     async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
-        def effect(box: Box) -> bytes | Absent:
+        def effect(box: ModelBox) -> bytes | Absent:
             return box.files.get(path, Absent())
 
         outcome: bytes | Absent | Refused | Doubtful = await self._inside("read_file", sandbox_id, effect)
@@ -374,14 +374,14 @@ class ModelHost:
         return None
 
     async def _plain(
-        self, method: str, sandbox_id: str, act: Callable[[Box], None]
+        self, method: str, sandbox_id: str, act: Callable[[ModelBox], None]
     ) -> Absent | Refused | Doubtful | None:
         outcome: Absent | Refused | Doubtful | None = await self._call(
             method, lambda: self._with(sandbox_id, act), sandbox_id
         )
         return outcome
 
-    async def _inside(self, method: str, sandbox_id: str, act: Callable[[Box], _T]) -> Any:
+    async def _inside(self, method: str, sandbox_id: str, act: Callable[[ModelBox], _T]) -> Any:
         loop = self._line.loop
 
         def reach() -> Any:
@@ -398,13 +398,13 @@ class ModelHost:
 
         return await self._call(method, reach, sandbox_id)
 
-    def _with(self, sandbox_id: str, act: Callable[[Box], _T]) -> _T | Absent:
+    def _with(self, sandbox_id: str, act: Callable[[ModelBox], _T]) -> _T | Absent:
         try:
             return act(self._sandboxes.find(sandbox_id))
         except AbsentError:
             return Absent()
 
-    def _record(self, box: Box) -> SandboxRecord:
+    def _record(self, box: ModelBox) -> SandboxRecord:
         return SandboxRecord(
             box.id,
             box.name,
@@ -418,7 +418,7 @@ class ModelHost:
         return await _outcome(self._line, method, effect, about, CALL_SECONDS if seconds is None else seconds + 5.0)
 
 
-def _state(process: Process) -> ProcessState:
+def _state(process: ModelProcess) -> ProcessState:
     return ProcessState(process.spec.name, process.running, process.exit_code)
 
 

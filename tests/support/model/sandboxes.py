@@ -26,8 +26,8 @@ class AbsentError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Process:
-    box: Box
+class ModelProcess:
+    box: ModelBox
     spec: ProcessSpec
     serial: str
     lines: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Process:
 
 
 @dataclass(slots=True, eq=False)
-class Box:
+class ModelBox:
     id: str
     name: str
     spec: SandboxSpec
@@ -58,10 +58,10 @@ class Box:
     status: SandboxStatus = SandboxStatus.PENDING
     since: float = 0.0  # when it took this status
     active_at: float = 0.0
-    processes: dict[str, Process] = field(default_factory=dict)
+    processes: dict[str, ModelProcess] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     session: str | None = None  # written down by the first worker
-    lock: Process | None = None
+    lock: ModelProcess | None = None
     desk: Any = None  # the lock holder's
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     settled: list[asyncio.Future[None]] = field(default_factory=list)
@@ -88,7 +88,7 @@ Boot = Callable[[SandboxSpec, int], tuple[float, SandboxStatus]]
 """For each create, by its number: how long it is pending, and what it becomes then."""
 
 
-class Sandboxes:
+class ModelSandboxes:
     """The service. `program` is what every process runs; its return is the exit code."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Sandboxes:
         loop: asyncio.AbstractEventLoop,
         truth: Truth,
         manner: Manner,
-        program: Callable[[Process], Coroutine[Any, Any, int]],
+        program: Callable[[ModelProcess], Coroutine[Any, Any, int]],
         boot: Boot | None = None,
     ) -> None:
         self._loop = loop
@@ -104,27 +104,27 @@ class Sandboxes:
         self._manner = manner
         self._program = program
         self._boot = boot or (lambda spec, number: (manner.boot, SandboxStatus.RUNNING))
-        self._names: dict[str, Box] = {}
-        self.boxes: dict[str, Box] = {}
+        self._names: dict[str, ModelBox] = {}
+        self.boxes: dict[str, ModelBox] = {}
         self._numbers = itertools.count(1)
         self._serials = itertools.count(1)
 
     # Lifecycle. What takes time answers a future.
 
-    def create(self, spec: SandboxSpec) -> asyncio.Future[Box | None] | None:
+    def create(self, spec: SandboxSpec) -> asyncio.Future[ModelBox | None] | None:
         """None: the name is taken. The future's None: it did not come to run."""
         if spec.name in self._names:
             return None
         number = next(self._numbers)
-        box = Box(f"box{number}", spec.name, spec, self._loop.time(), since=self._loop.time())
+        box = ModelBox(f"box{number}", spec.name, spec, self._loop.time(), since=self._loop.time())
         self.boxes[box.id] = self._names[spec.name] = box
         self._note(box, f"made as {spec.name}")
-        answer: asyncio.Future[Box | None] = self._loop.create_future()
+        answer: asyncio.Future[ModelBox | None] = self._loop.create_future()
         seconds, status = self._boot(spec, number)
         self._loop.call_later(seconds, self._booted, box, status, answer)
         return answer
 
-    def _booted(self, box: Box, status: SandboxStatus, answer: asyncio.Future[Box | None]) -> None:
+    def _booted(self, box: ModelBox, status: SandboxStatus, answer: asyncio.Future[ModelBox | None]) -> None:
         if box.status is SandboxStatus.PENDING:
             if status is SandboxStatus.RUNNING:
                 self._runs(box)
@@ -133,14 +133,14 @@ class Sandboxes:
         if not answer.done():
             answer.set_result(box if box.status is SandboxStatus.RUNNING else None)
 
-    def find(self, name_or_id: str) -> Box:
+    def find(self, name_or_id: str) -> ModelBox:
         """Raises AbsentError."""
         box = self.boxes.get(name_or_id) or self._names.get(name_or_id)
         if box is None:
             raise AbsentError
         return box
 
-    def suspend(self, box: Box) -> asyncio.Future[None]:
+    def suspend(self, box: ModelBox) -> asyncio.Future[None]:
         if not box.exists or box.status is SandboxStatus.PENDING:
             raise RefusedError(409)
         if box.status is SandboxStatus.RUNNING:
@@ -149,14 +149,14 @@ class Sandboxes:
             self._loop.call_later(self._manner.suspend, self._asleep, box)
         return self._settled(box, SandboxStatus.SUSPENDED)
 
-    def resume(self, box: Box) -> asyncio.Future[None]:
+    def resume(self, box: ModelBox) -> asyncio.Future[None]:
         if not box.exists or box.status is SandboxStatus.PENDING:
             raise RefusedError(409)
         if box.status in (SandboxStatus.SUSPENDED, SandboxStatus.SUSPENDING):
             self._loop.call_later(self._manner.resume, self._awake, box)
         return self._settled(box, SandboxStatus.RUNNING)
 
-    def rename(self, box: Box, name: str) -> None:
+    def rename(self, box: ModelBox, name: str) -> None:
         if not box.exists or (name in self._names and name != box.name):
             raise RefusedError(409)
         self._names.pop(box.name, None)
@@ -164,7 +164,7 @@ class Sandboxes:
         box.name = name
         self._names[name] = box
 
-    def end(self, box: Box, status: SandboxStatus = SandboxStatus.TERMINATED) -> None:
+    def end(self, box: ModelBox, status: SandboxStatus = SandboxStatus.TERMINATED) -> None:
         if box.status is SandboxStatus.TERMINATED:
             return
         self._become(box, status)
@@ -177,7 +177,7 @@ class Sandboxes:
             else:
                 self._free(box)
 
-    def shown(self, box: Box) -> SandboxStatus:
+    def shown(self, box: ModelBox) -> SandboxStatus:
         """As a look-up tells it: for about a second an ended one reads as running under its name
         (docs/wire/tensorlake.md#4-statuses)."""
         ended = box.status is SandboxStatus.TERMINATED and self._names.get(box.name) is box
@@ -185,25 +185,25 @@ class Sandboxes:
 
     # Inside
 
-    def reach(self, box: Box) -> asyncio.Future[None] | None:
+    def reach(self, box: ModelBox) -> asyncio.Future[None] | None:
         """For traffic into it: None if it runs, else a future for when it does. Raises AbsentError, RefusedError."""
         if not box.exists:
             raise AbsentError
         box.active_at = self._loop.time()
         return None if box.status is SandboxStatus.RUNNING else self.resume(box)
 
-    def start(self, box: Box, spec: ProcessSpec) -> Process:
+    def start(self, box: ModelBox, spec: ProcessSpec) -> ModelProcess:
         """A name that is taken already is the same start once more."""
         if spec.name in box.processes:
             return box.processes[spec.name]
-        process = Process(box, spec, f"p{next(self._serials)}")
+        process = ModelProcess(box, spec, f"p{next(self._serials)}")
         box.processes[spec.name] = process
         self._note(box, f"starts {process.serial}")
         process.task = self._loop.create_task(self._program(process))
         process.task.add_done_callback(lambda task: self._ended(process, task))
         return process
 
-    def cut(self, process: Process) -> None:
+    def cut(self, process: ModelProcess) -> None:
         """As SIGKILL does: no further step of it."""
         if process.running:
             process.running = False
@@ -213,7 +213,7 @@ class Sandboxes:
                 process.task.cancel()
             self._note(process.box, f"{process.serial} is killed")
 
-    def _ended(self, process: Process, task: asyncio.Task[int]) -> None:
+    def _ended(self, process: ModelProcess, task: asyncio.Task[int]) -> None:
         if task.cancelled():
             if process.running:
                 process.running = False
@@ -228,7 +228,7 @@ class Sandboxes:
 
     # Transitions
 
-    def _become(self, box: Box, status: SandboxStatus) -> None:
+    def _become(self, box: ModelBox, status: SandboxStatus) -> None:
         box.status, box.since = status, self._loop.time()
         self._note(box, status.value)
         waiting, box.settled = box.settled, []
@@ -236,14 +236,14 @@ class Sandboxes:
             if not future.done():
                 future.set_result(None)
 
-    def _runs(self, box: Box) -> None:
+    def _runs(self, box: ModelBox) -> None:
         box.active_at = self._loop.time()
         self._become(box, SandboxStatus.RUNNING)
         box.woken.set()
         if self._manner.idle_timer and box.spec.timeout_seconds:
             self._loop.call_later(box.spec.timeout_seconds, self._idle, box, box.since)
 
-    def _idle(self, box: Box, since: float) -> None:
+    def _idle(self, box: ModelBox, since: float) -> None:
         if box.status is not SandboxStatus.RUNNING or box.since != since:
             return
         left = box.active_at + (box.spec.timeout_seconds or 0) - self._loop.time()
@@ -252,17 +252,17 @@ class Sandboxes:
         else:
             self.suspend(box)
 
-    def _asleep(self, box: Box) -> None:
+    def _asleep(self, box: ModelBox) -> None:
         if box.status is SandboxStatus.SUSPENDING:
             self._become(box, SandboxStatus.SUSPENDED)
 
-    def _awake(self, box: Box) -> None:
+    def _awake(self, box: ModelBox) -> None:
         if box.status is SandboxStatus.SUSPENDED:
             self._runs(box)
         elif box.status is SandboxStatus.SUSPENDING:
             self._loop.call_later(self._manner.suspend, self._awake, box)
 
-    def _settled(self, box: Box, status: SandboxStatus) -> asyncio.Future[None]:
+    def _settled(self, box: ModelBox, status: SandboxStatus) -> asyncio.Future[None]:
         """Done at the wanted status, or when that cannot come any more."""
         answer: asyncio.Future[None] = self._loop.create_future()
 
@@ -279,10 +279,10 @@ class Sandboxes:
         look()
         return answer
 
-    def _free(self, box: Box) -> None:
+    def _free(self, box: ModelBox) -> None:
         if self._names.get(box.name) is box:
             del self._names[box.name]
 
-    def _note(self, box: Box, what: str) -> None:
+    def _note(self, box: ModelBox, what: str) -> None:
         if self._truth.tracing:
             self._truth.note(self._loop.time(), box.id, what)

@@ -21,9 +21,9 @@ from image.session.claim import Claim, Ended, Exit, Notice, Word
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from image.session.worker.lease import Lease, Verdict
 from shared.ports import SandboxStatus
-from tests.support.model.claude import Claude, Item, Losses, Phase, Session
-from tests.support.model.lines import Line, LostError, RefusedError
-from tests.support.model.sandboxes import Process
+from tests.support.model.claude import Losses, ModelClaude, ModelItem, ModelPhase, ModelSession
+from tests.support.model.lines import LostError, ModelLine, RefusedError
+from tests.support.model.sandboxes import ModelProcess
 from tests.support.model.truth import Truth
 
 CALL_SECONDS: Final = 5.0
@@ -54,24 +54,24 @@ class Habits:
 class Surroundings(Protocol):
     """What a worker needs of the run it is in."""
 
-    claude: Claude
+    claude: ModelClaude
     truth: Truth
     rules: Rules
     loop: asyncio.AbstractEventLoop
-    serving: dict[str, list[Process]]
+    serving: dict[str, list[ModelProcess]]
     lost: Losses
-    tool_runs: dict[str, list[Process]]
+    tool_runs: dict[str, list[ModelProcess]]
 
-    def line(self, process: Process, session_id: str) -> Line: ...
+    def line(self, process: ModelProcess, session_id: str) -> ModelLine: ...
 
     def habits(self, session_id: str) -> Habits: ...
 
-    def at(self, point: str, process: Process, session_id: str) -> Awaitable[None] | None:
+    def at(self, point: str, process: ModelProcess, session_id: str) -> Awaitable[None] | None:
         """Something of the plan's may happen here, and end the caller."""
         ...
 
 
-async def worker(process: Process, around: Surroundings) -> int:
+async def worker(process: ModelProcess, around: Surroundings) -> int:
     """The program of every process: its claim comes in the environment, its end is the exit status."""
     if process.spec.args[-1] not in process.box.files:
         await process.sleep(0.05)
@@ -82,13 +82,13 @@ async def worker(process: Process, around: Surroundings) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    process: Process
+    process: ModelProcess
     claim: Claim
     around: Surroundings
     lease: Lease = field(default_factory=Lease)
     nudged: asyncio.Event = field(default_factory=asyncio.Event)
     over: Verdict | None = None  # of the lease, while serving
-    line: Line = field(init=False)
+    line: ModelLine = field(init=False)
     desk: ClaimRegistry = field(init=False)
     chance: random.Random = field(init=False)
 
@@ -231,7 +231,7 @@ class _Worker:
         session = self.around.claude.sessions.get(self.claim.session_id)
         return session.done if session is not None else 0
 
-    def _left(self, item: Item, turn: int) -> None:
+    def _left(self, item: ModelItem, turn: int) -> None:
         """Unheard for the whole time of the gate, or with an ack on its way that had seen the worker wait."""
         if item.acked_at is not None:
             self.around.lost.add(self.claim.session_id, turn)
@@ -265,7 +265,7 @@ class _Worker:
         among.append(self.process)
         poke = asyncio.Event()
         beats = around.loop.create_task(self._keep_beating(poke))
-        session: Session | None = None
+        session: ModelSession | None = None
         try:
             await self._at("serving")
             self._leased_before("session call")
@@ -301,11 +301,11 @@ class _Worker:
         if self.claim.work_id in self.around.claude.items:
             self.around.claude.stop(self.claim.work_id, self.process.serial)
 
-    async def _session(self) -> Session | None:
+    async def _session(self) -> ModelSession | None:
         sessions = self.around.claude.sessions
         for attempt in range(9):
             try:
-                found: Session = await self._call("session", lambda: sessions[self.claim.session_id])
+                found: ModelSession = await self._call("session", lambda: sessions[self.claim.session_id])
                 return found
             except LostError:
                 await self.process.sleep(min(_AGAIN * 2**attempt, 5.0))
@@ -336,7 +336,7 @@ class _Worker:
                 return
             await self.process.sleep(self.lease.interval)
 
-    async def _run_tools(self, session: Session, habits: Habits, poke: asyncio.Event) -> None:
+    async def _run_tools(self, session: ModelSession, habits: Habits, poke: asyncio.Event) -> None:
         """Until the lease is over, the session is, or it has been idle for long. A tool under way is finished and
         its result posted, whatever happens to the lease meanwhile (docs/wire/anthropic.md#44-when-it-ends)."""
         handled: set[str] = set()
@@ -349,7 +349,7 @@ class _Worker:
                 await self._run_tool(session, waiting[0], habits)
                 idle_since = self.around.loop.time()
                 continue
-            if session.phase is not Phase.AT_REST:
+            if session.phase is not ModelPhase.AT_REST:
                 idle_since = self.around.loop.time()
             left = idle_since + (self.claim.max_idle or 1e9) - self.around.loop.time()
             if left <= 0:
@@ -363,7 +363,7 @@ class _Worker:
             if self.process.box.status is not SandboxStatus.RUNNING:
                 await self.process.awake()
 
-    async def _run_tool(self, session: Session, call: str, habits: Habits) -> None:
+    async def _run_tool(self, session: ModelSession, call: str, habits: Habits) -> None:
         around = self.around
         self._leased_before("tool run")
         earlier = around.tool_runs.setdefault(call, [])

@@ -106,7 +106,7 @@ class Worker:
             self.stderr.append(line.decode())
 
 
-class Sandbox:
+class WorkerSandbox:
     """A directory that stands for a sandbox; its processes end with it."""
 
     def __init__(self, root: Path) -> None:
@@ -134,8 +134,8 @@ class Sandbox:
 
 
 @contextlib.contextmanager
-def sandbox(root: Path) -> Iterator[Sandbox]:
-    made = Sandbox(root / "sandbox")
+def sandbox(root: Path) -> Iterator[WorkerSandbox]:
+    made = WorkerSandbox(root / "sandbox")
     try:
         yield made
     finally:

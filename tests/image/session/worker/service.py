@@ -23,7 +23,7 @@ WORK = "work_01Test"
 SESSION = "sesn_01TestAbc"
 
 
-class Fault(enum.Enum):
+class BeatFault(enum.Enum):
     NONE = enum.auto()
     ANSWER_LOST = enum.auto()  # takes effect, then the connection closes
     REQUEST_LOST = enum.auto()  # no effect, the connection closes
@@ -44,15 +44,15 @@ class Beat:
 
 
 @dataclass
-class Service:
+class WorkService:
     """Reads and writes under `lock`."""
 
     url: str = ""
     state: str = "queued"
     last_heartbeat: str | None = None
     ttl: float = 300
-    faults: list[Fault] = field(default_factory=list)
-    fault_for_ever: Fault | None = None
+    faults: list[BeatFault] = field(default_factory=list)
+    fault_for_ever: BeatFault | None = None
     refused_tokens: set[str] = field(default_factory=set)
     tool_calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     resources: list[dict[str, Any]] = field(default_factory=list)
@@ -107,27 +107,27 @@ class Service:
     def beat(self, expected: str, token: str) -> tuple[int | None, Any, float]:
         """Status (None closes the connection), body, and seconds to wait before it is sent."""
         with self.lock:
-            fault = self.faults.pop(0) if self.faults else self.fault_for_ever or Fault.NONE
+            fault = self.faults.pop(0) if self.faults else self.fault_for_ever or BeatFault.NONE
             status: int | None
             status, body = self._judge(expected, token, fault)
             delay = 0.0
-            if fault in (Fault.ANSWER_LOST, Fault.REQUEST_LOST):
+            if fault in (BeatFault.ANSWER_LOST, BeatFault.REQUEST_LOST):
                 status = None
-            elif fault in (Fault.ERROR, Fault.ERROR_AFTER):
+            elif fault in (BeatFault.ERROR, BeatFault.ERROR_AFTER):
                 status, body = 503, {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
-            elif fault is Fault.GARBAGE_AFTER:
+            elif fault is BeatFault.GARBAGE_AFTER:
                 body = "<html>"
-            elif fault is Fault.SLOW_AFTER:
+            elif fault is BeatFault.SLOW_AFTER:
                 delay = 7.0
             self.beats.append(Beat(expected, token, status, time.monotonic()))
             return status, body, delay
 
-    def _judge(self, expected: str, token: str, fault: Fault) -> tuple[int, Any]:
-        if fault is Fault.REFUSED or token in self.refused_tokens:
+    def _judge(self, expected: str, token: str, fault: BeatFault) -> tuple[int, Any]:
+        if fault is BeatFault.REFUSED or token in self.refused_tokens:
             return 401, _error("authentication_error")
-        if fault in (Fault.REQUEST_LOST, Fault.ERROR):
+        if fault in (BeatFault.REQUEST_LOST, BeatFault.ERROR):
             return 503, None
-        if fault is Fault.STOLEN:
+        if fault is BeatFault.STOLEN:
             self.state, self.last_heartbeat = "active", self._stamp()
         current = {
             "state": self.state,
@@ -182,7 +182,7 @@ class Service:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    service: Service
+    service: WorkService
 
     def log_message(self, format: str, *args: object) -> None:
         return None
@@ -283,8 +283,8 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def running(**settings: Any) -> Iterator[Service]:
-    service = Service(**settings)
+def running(**settings: Any) -> Iterator[WorkService]:
+    service = WorkService(**settings)
     handler = type("Handler", (_Handler,), {"service": service})
     server = _Server(("127.0.0.1", 0), handler)
     service.url = f"http://127.0.0.1:{server.server_address[1]}"

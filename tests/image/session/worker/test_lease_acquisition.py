@@ -17,13 +17,13 @@ from image.session.worker.lease import Lease
 from image.session.worker.lease_acquisition import LeaseKeeper, acquire_lease
 from image.session.worker.shutdown import Shutdown
 from tests.image.session.worker.harness import make_claim, secret_for
-from tests.image.session.worker.service import ENVIRONMENT, WORK, Fault, Service, running
+from tests.image.session.worker.service import ENVIRONMENT, WORK, BeatFault, WorkService, running
 
 
 class Gate:
     """A holder's side of the gate, without its process."""
 
-    def __init__(self, service: Service, *, gate: float = 10.0) -> None:
+    def __init__(self, service: WorkService, *, gate: float = 10.0) -> None:
         self.stop = Shutdown(last_resort=lambda status, detail: None)
         self.registry = ClaimRegistry(
             make_claim(service.url, Path("/w"), gate=gate), on_claim=lambda claim: self.stop.nudge()
@@ -53,7 +53,7 @@ class Gate:
             self.calls.close()
 
 
-def statuses(service: Service) -> Sequence[int | None]:
+def statuses(service: WorkService) -> Sequence[int | None]:
     return [beat.status for beat in service.beats]
 
 
@@ -76,8 +76,8 @@ def test_an_item_that_nobody_has_acked_is_asked_for_again_until_somebody_does() 
         assert 2 <= statuses(service).count(412) <= 4
 
 
-@pytest.mark.parametrize("lost", [Fault.ANSWER_LOST, Fault.ERROR_AFTER, Fault.GARBAGE_AFTER])
-def test_the_first_beats_lost_answer_is_found_again_in_the_412_that_follows(lost: Fault) -> None:
+@pytest.mark.parametrize("lost", [BeatFault.ANSWER_LOST, BeatFault.ERROR_AFTER, BeatFault.GARBAGE_AFTER])
+def test_the_first_beats_lost_answer_is_found_again_in_the_412_that_follows(lost: BeatFault) -> None:
     with running(state="starting", faults=[lost]) as service:
         gate = Gate(service)
         assert gate.run() == secret_for("token-of-a-test")
@@ -89,7 +89,7 @@ def test_the_first_beats_lost_answer_is_found_again_in_the_412_that_follows(lost
 
 def test_a_beat_without_an_answer_within_its_limit_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("image.session.worker.http_client.LIMIT", 0.3)
-    with running(state="starting", faults=[Fault.SLOW_AFTER]) as service:
+    with running(state="starting", faults=[BeatFault.SLOW_AFTER]) as service:
         began = time.monotonic()
         assert Gate(service).run() == secret_for("token-of-a-test")
         assert time.monotonic() - began < 20
@@ -130,8 +130,8 @@ def test_an_error_without_effect_earns_no_right_to_another_workers_lease() -> No
     assert lease.judge(412, _state("active", "2026-10-20T09:00:01Z")).name == "LOST"
 
 
-@pytest.mark.parametrize("fault", [Fault.ERROR, Fault.REQUEST_LOST])
-def test_errors_are_survived(fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [BeatFault.ERROR, BeatFault.REQUEST_LOST])
+def test_errors_are_survived(fault: BeatFault) -> None:
     with running(state="starting", faults=[fault, fault, fault]) as service:
         assert Gate(service).run() == secret_for("token-of-a-test")
 
@@ -145,9 +145,9 @@ def test_an_item_that_nobody_ever_acks_is_given_up_and_claims_are_refused_from_t
         assert gate.registry.offer(make_claim(service.url, Path("/w"))) is Reply.REFUSED
 
 
-@pytest.mark.parametrize(("fault", "reason"), [(Fault.REQUEST_LOST, "127.0.0.1"), (Fault.ERROR, "503")])
+@pytest.mark.parametrize(("fault", "reason"), [(BeatFault.REQUEST_LOST, "127.0.0.1"), (BeatFault.ERROR, "503")])
 def test_a_service_that_never_answers_is_given_up_with_the_reason_and_without_a_ready(
-    fault: Fault, reason: str
+    fault: BeatFault, reason: str
 ) -> None:
     """An answer that anything on the way could have given proves no way to the service."""
     with running(fault_for_ever=fault) as service:
@@ -160,7 +160,7 @@ def test_a_service_that_never_answers_is_given_up_with_the_reason_and_without_a_
 
 
 def test_ready_is_said_once_after_the_first_answered_beat() -> None:
-    with running(faults=[Fault.REQUEST_LOST]) as service:
+    with running(faults=[BeatFault.REQUEST_LOST]) as service:
         gate = Gate(service, gate=2.0)
         assert gate.run() is Exit.NEVER_ACKED
         assert (len(gate.said), gate.said[-1]) == (2, "ready")
@@ -260,7 +260,7 @@ def test_the_keeper_beats_until_the_hand_over_and_never_after() -> None:
 
 
 def test_the_keeper_finds_its_own_lost_beat() -> None:
-    with running(state="starting", ttl=2, faults=[Fault.NONE, Fault.ANSWER_LOST]) as service:
+    with running(state="starting", ttl=2, faults=[BeatFault.NONE, BeatFault.ANSWER_LOST]) as service:
         gate = Gate(service)
         secret = gate.acquire()
         lease_keeper = LeaseKeeper(gate.lease, gate.calls, secret)
@@ -270,11 +270,11 @@ def test_the_keeper_finds_its_own_lost_beat() -> None:
         gate.calls.close()
 
 
-@pytest.mark.parametrize(("fault", "end"), [(Fault.STOLEN, Exit.LEASE_LOST), (Fault.REFUSED, Exit.REFUSED)])
+@pytest.mark.parametrize(("fault", "end"), [(BeatFault.STOLEN, Exit.LEASE_LOST), (BeatFault.REFUSED, Exit.REFUSED)])
 def test_a_lease_that_is_lost_while_the_sdk_loads_ends_the_worker_before_any_session_call(
-    fault: Fault, end: Exit
+    fault: BeatFault, end: Exit
 ) -> None:
-    with running(state="starting", ttl=2, faults=[Fault.NONE, fault]) as service:
+    with running(state="starting", ttl=2, faults=[BeatFault.NONE, fault]) as service:
         gate = Gate(service)
         lease_keeper = LeaseKeeper(gate.lease, gate.calls, gate.acquire())
         time.sleep(1.3)

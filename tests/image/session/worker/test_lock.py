@@ -14,7 +14,7 @@ from image.session.claim import Exit, Word
 from image.session.worker import sealing
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from tests.image.session.worker.harness import make_claim, sandbox
-from tests.image.session.worker.service import Fault, running
+from tests.image.session.worker.service import BeatFault, running
 
 READ = ("glob", {"pattern": "*"})
 LONG = ("bash", {"command": "sleep 3"})
@@ -113,7 +113,7 @@ def test_a_claim_is_either_taken_and_waited_for_or_refused() -> None:
 
 
 def test_nobody_says_ready_on_behalf_of_a_holder_that_the_service_has_not_answered_yet(tmp_path: Path) -> None:
-    with running(fault_for_ever=Fault.REQUEST_LOST) as service, sandbox(tmp_path) as box:
+    with running(fault_for_ever=BeatFault.REQUEST_LOST) as service, sandbox(tmp_path) as box:
         holder = box.start(make_claim(service.url, box.workdir, reach=20.0))
         assert "does not answer" in holder.wait_for(Word.WAITING).detail
         passer = box.start(make_claim(service.url, box.workdir, token="second", lock_wait=20.0))

@@ -33,7 +33,7 @@ PROMPT = "create hello.txt with 'hi' then read it back"
 
 
 @dataclass
-class Claude:
+class OfflineClaude:
     service: RunningService
     api: anthropic.Anthropic
     queue: anthropic.Anthropic
@@ -73,17 +73,17 @@ class Claude:
 
 
 @pytest.fixture(scope="module")
-def claude() -> Iterator[Claude]:
+def claude() -> Iterator[OfflineClaude]:
     keys = {"LOCAL_CLAUDE_API_KEY": API_KEY, "LOCAL_CLAUDE_ENVIRONMENT_KEY": ENVIRONMENT_KEY}
     with (
         start_service("infra.local.claude", [], keys) as service,
         anthropic.Anthropic(api_key=API_KEY, base_url=service.url, max_retries=0) as api,
         anthropic.Anthropic(auth_token=ENVIRONMENT_KEY, base_url=service.url, max_retries=0) as queue,
     ):
-        yield Claude(service, api, queue, service.ready["environment_id"], service.ready["agent_id"])
+        yield OfflineClaude(service, api, queue, service.ready["environment_id"], service.ready["agent_id"])
 
 
-def test_a_session_of_the_offline_claude_side_is_served_end_to_end(claude: Claude, tmp_path: Path) -> None:
+def test_a_session_of_the_offline_claude_side_is_served_end_to_end(claude: OfflineClaude, tmp_path: Path) -> None:
     session_id = claude.begin(PROMPT)
     with sandbox(tmp_path) as box:
         claim = claude.claim(str(box.workdir))
@@ -96,7 +96,9 @@ def test_a_session_of_the_offline_claude_side_is_served_end_to_end(claude: Claud
     assert claude.api.beta.sessions.retrieve(session_id).status == "idle"
 
 
-def test_a_session_is_served_in_a_sandbox_of_the_image_as_the_agents_user(claude: Claude, tmp_path: Path) -> None:
+def test_a_session_is_served_in_a_sandbox_of_the_image_as_the_agents_user(
+    claude: OfflineClaude, tmp_path: Path
+) -> None:
     from tensorlake.sandbox import Sandbox
 
     with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as service:

@@ -12,7 +12,7 @@ from pathlib import Path
 from image.session.archive import build_archive, digest
 from image.session.claim import Exit, Word
 from tests.image.session.worker.harness import make_claim, sandbox
-from tests.image.session.worker.service import Fault, running
+from tests.image.session.worker.service import BeatFault, running
 
 WRITE = ("write", {"file_path": "hello.txt", "content": "hi"})
 READ = ("read", {"file_path": "hello.txt"})
@@ -74,7 +74,7 @@ def test_the_lease_is_kept_while_the_sdk_loads(tmp_path: Path) -> None:
 def test_a_later_beat_whose_answers_are_lost_does_not_end_the_lease(tmp_path: Path) -> None:
     """The SDK sends the beat again by itself, with the value that its lost success has outdated."""
     calls = [("bash", {"command": "sleep 3"}), READ]
-    faults = [Fault.NONE, Fault.NONE, Fault.ANSWER_LOST]
+    faults = [BeatFault.NONE, BeatFault.NONE, BeatFault.ANSWER_LOST]
     with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
         service.ack()
         worker = box.start(make_claim(service.url, box.workdir))
@@ -86,8 +86,15 @@ def test_a_later_beat_whose_answers_are_lost_does_not_end_the_lease(tmp_path: Pa
 def test_every_kind_of_doubtful_beat_is_survived(tmp_path: Path) -> None:
     calls = [("bash", {"command": "sleep 5.5"}), READ]
     faults = [
-        *(Fault.NONE, Fault.NONE, Fault.ERROR_AFTER, Fault.NONE, Fault.NONE),
-        *(Fault.GARBAGE_AFTER, Fault.NONE, Fault.NONE, Fault.ERROR, Fault.NONE, Fault.REQUEST_LOST),
+        *(BeatFault.NONE, BeatFault.NONE, BeatFault.ERROR_AFTER, BeatFault.NONE, BeatFault.NONE),
+        *(
+            BeatFault.GARBAGE_AFTER,
+            BeatFault.NONE,
+            BeatFault.NONE,
+            BeatFault.ERROR,
+            BeatFault.NONE,
+            BeatFault.REQUEST_LOST,
+        ),
     ]
     with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
         service.ack()
@@ -99,7 +106,7 @@ def test_every_kind_of_doubtful_beat_is_survived(tmp_path: Path) -> None:
 
 def test_an_answer_that_comes_too_late_is_a_lost_one(tmp_path: Path) -> None:
     calls = [("bash", {"command": "sleep 4"}), READ]
-    faults = [Fault.NONE, Fault.NONE, Fault.SLOW_AFTER]
+    faults = [BeatFault.NONE, BeatFault.NONE, BeatFault.SLOW_AFTER]
     with running(tool_calls=calls, ttl=3, faults=faults) as service, sandbox(tmp_path) as box:
         service.ack()
         worker = box.start(make_claim(service.url, box.workdir))
@@ -109,7 +116,7 @@ def test_an_answer_that_comes_too_late_is_a_lost_one(tmp_path: Path) -> None:
 
 def test_a_lease_that_another_worker_holds_is_lost_without_a_stop(tmp_path: Path) -> None:
     calls = [("bash", {"command": "sleep 2"})]
-    faults = [Fault.NONE, Fault.NONE, Fault.STOLEN]
+    faults = [BeatFault.NONE, BeatFault.NONE, BeatFault.STOLEN]
     with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
         service.ack()
         worker = box.start(make_claim(service.url, box.workdir))
@@ -133,7 +140,7 @@ def test_a_lease_that_nothing_answers_for_is_taken_for_lost(tmp_path: Path) -> N
         worker = box.start(make_claim(service.url, box.workdir))
         service.wait_for("/events/stream")  # the SDK has beaten once by now
         with service.lock:
-            service.fault_for_ever = Fault.REQUEST_LOST
+            service.fault_for_ever = BeatFault.REQUEST_LOST
         assert worker.exit() is Exit.LEASE_LOST, worker.report()
         assert service.stops() == 0
 
@@ -150,7 +157,7 @@ def test_an_item_that_is_stopped_while_served_ends_the_worker(tmp_path: Path) ->
 
 
 def test_a_credential_that_is_refused_while_serving_says_so(tmp_path: Path) -> None:
-    faults = [Fault.NONE, Fault.NONE, Fault.REFUSED]
+    faults = [BeatFault.NONE, BeatFault.NONE, BeatFault.REFUSED]
     calls = [("bash", {"command": "sleep 2"})]
     with running(tool_calls=calls, ttl=2, faults=faults) as service, sandbox(tmp_path) as box:
         service.ack()

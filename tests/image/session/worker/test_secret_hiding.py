@@ -27,8 +27,8 @@ from image.session.claim import (
 )
 from image.session.definition import Recipe, build
 from infra.local.process import start_service
-from tests.image.session.worker.harness import Sandbox, Worker, make_claim, sandbox, secret_for
-from tests.image.session.worker.service import Service, running
+from tests.image.session.worker.harness import Worker, WorkerSandbox, make_claim, sandbox, secret_for
+from tests.image.session.worker.service import WorkService, running
 
 TOKEN = "not-a-real-token-6f1c"
 
@@ -111,14 +111,14 @@ def jailed(root: Path) -> list[str]:
     ]
 
 
-def search_call(box: Sandbox) -> tuple[str, dict[str, str]]:
+def search_call(box: WorkerSandbox) -> tuple[str, dict[str, str]]:
     (box.root / "search.py").write_text(SEARCH)
     places = f"{box.state} {box.workdir} /tmp/hands-none"
     needles = f"{TOKEN[::-1]} {secret_for(TOKEN)[::-1]}"
     return ("bash", {"command": f"{shlex.quote(sys.executable)} -I {box.root}/search.py {needles} {places}"})
 
 
-def run_search(service: Service, box: Sandbox, *, bystander: bool) -> tuple[Worker, dict[str, object]]:
+def run_search(service: WorkService, box: WorkerSandbox, *, bystander: bool) -> tuple[Worker, dict[str, object]]:
     """The search's report, from a tool call of a worker that serves with the token."""
     name, arguments = search_call(box)
     if bystander:
@@ -166,7 +166,7 @@ def test_the_search_does_find_a_secret_that_nobody_hides(tmp_path: Path) -> None
 
 def test_a_tool_in_an_offline_sandbox_finds_the_secret_nowhere(tmp_path: Path) -> None:
     """Here the sandbox's own daemon, which was given the claim, runs as the same user."""
-    from tensorlake.sandbox import Sandbox as Box
+    from tensorlake.sandbox import WorkerSandbox as Box
 
     with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
         if not platform.ready["isolation"]["isolated"]:
@@ -244,7 +244,7 @@ while True:
 def test_a_program_that_watches_a_hand_over_gets_nothing_of_it(interpreter: str, tmp_path: Path) -> None:
     """Before, while and after a worker begins. With an interpreter that the agent may read it does get something,
     which shows that it watches well."""
-    from tensorlake.sandbox import Sandbox as Box
+    from tensorlake.sandbox import WorkerSandbox as Box
 
     with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
         if not platform.ready["isolation"]["isolated"]:

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from image.session.claim import Exit, Word
-from tests.image.session.worker.harness import Sandbox, make_claim, sandbox
-from tests.image.session.worker.service import Service, running
+from tests.image.session.worker.harness import WorkerSandbox, make_claim, sandbox
+from tests.image.session.worker.service import WorkService, running
 
 
 def bash(command: str) -> tuple[str, dict[str, str]]:
     return "bash", {"command": command}
 
 
-def run(service: Service, box: Sandbox) -> list[tuple[bool, str]]:
+def run(service: WorkService, box: WorkerSandbox) -> list[tuple[bool, str]]:
     """Serves the session's calls; whether each result is an error, and its text."""
     service.ack()
     worker = box.start(make_claim(service.url, box.workdir))

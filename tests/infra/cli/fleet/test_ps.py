@@ -14,22 +14,22 @@ from infra.cli.environ import Loaded
 from infra.cli.fleet.ps import as_line
 from infra.cli.fleet.survey import MOST_CALLS, look
 from infra.cli.session.follow import FeedRefused
-from tests.support.many_sessions import BUSY, ENVIRONMENT, SESSIONS, Service, many_sessions, variables
+from tests.support.many_sessions import BUSY, ENVIRONMENT, SESSIONS, CrowdedService, many_sessions, variables
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
+def service() -> Iterator[CrowdedService]:
     with many_sessions() as made:
         yield made
 
 
-def seen(service: Service) -> dict[str, Any]:
+def seen(service: CrowdedService) -> dict[str, Any]:
     found = asyncio.run(look(Loaded(variables(service), None), time.time()))
     whole: dict[str, Any] = json.loads(as_line(found, everything=False))
     return whole
 
 
-def test_a_thousand_sessions_cost_at_most_thirty_calls_and_the_working_ones_come_first(service: Service) -> None:
+def test_a_thousand_sessions_cost_at_most_thirty_calls_and_the_working_ones_come_first(service: CrowdedService) -> None:
     whole = seen(service)
     assert len(whole["sessions"]) == SESSIONS and whole["not_seen"] == []
     assert whole["calls"] == service.calls.total() <= MOST_CALLS
@@ -40,7 +40,7 @@ def test_a_thousand_sessions_cost_at_most_thirty_calls_and_the_working_ones_come
     assert states.count("asleep") == SESSIONS - BUSY and whole["sandboxes"] == []
 
 
-def test_a_part_that_cannot_be_read_is_said_and_the_rest_is_shown(service: Service) -> None:
+def test_a_part_that_cannot_be_read_is_said_and_the_rest_is_shown(service: CrowdedService) -> None:
     service.broken = {"/work": 503}
     whole = seen(service)
     assert len(whole["sessions"]) == SESSIONS
@@ -48,14 +48,14 @@ def test_a_part_that_cannot_be_read_is_said_and_the_rest_is_shown(service: Servi
     assert service.calls.total() <= MOST_CALLS
 
 
-def test_sandboxes_that_cannot_be_listed_are_unknown_and_never_absent(service: Service) -> None:
+def test_sandboxes_that_cannot_be_listed_are_unknown_and_never_absent(service: CrowdedService) -> None:
     service.broken = {"/sandboxes": 500}
     whole = seen(service)
     assert {row["sandbox_state"] for row in whole["sessions"]} == {"unknown"}
     assert "the sandboxes were not seen" in whole["not_seen"][0]
 
 
-def test_a_key_that_is_refused_is_an_error_with_the_next_step(service: Service) -> None:
+def test_a_key_that_is_refused_is_an_error_with_the_next_step(service: CrowdedService) -> None:
     service.broken = {"/v1/sessions": 401}
     with pytest.raises(FeedRefused, match="make doctor"):
         asyncio.run(look(Loaded(variables(service), None), time.time()))

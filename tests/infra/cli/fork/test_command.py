@@ -36,7 +36,7 @@ from shared.races import events
 from shared.service import Service
 from tests.functions.test_fork_best_of_n import SESSION, for_a_minute, served
 from tests.support.checkout import copy_checkout
-from tests.support.fake_host import Call, FakeHost
+from tests.support.fake_host import FakeCall, FakeHost
 from tests.support.serving import TOKEN
 from tests.support.waiting import until
 from tests.support.world import IMAGE, Place
@@ -146,7 +146,7 @@ def test_a_wrong_command_line_is_a_2_that_says_what_is_wrong(args: list[str], sa
 
 
 def test_on_a_terminal_the_race_is_a_table_that_moves() -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(0, "done \x1b[2J", "", timed_out=False)
 
     screen = io.StringIO()
@@ -288,7 +288,7 @@ def test_served_functions_race_with_their_token_and_no_other_key(capsys: pytest.
 
 
 def test_what_served_functions_refuse_is_said_and_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    async def program(call: Call) -> CommandOutput:
+    async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(2, "", "no rule\x1b[2J to make target", timed_out=False)
 
     environ = {"FUNCTIONS_TOKEN": TOKEN}

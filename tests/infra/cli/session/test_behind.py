@@ -37,7 +37,7 @@ def box(identity: str, status: SandboxStatus = SandboxStatus.RUNNING) -> Sandbox
 
 
 @dataclass
-class World:
+class BehindWorld:
     """What the two services answer next."""
 
     items: Listing[ListedItem] | Refused | Doubtful = field(default_factory=lambda: Listing((), complete=True))
@@ -52,9 +52,9 @@ class World:
         return self.sandbox
 
 
-def looks(*worlds: World) -> list[Look]:
+def looks(*worlds: BehindWorld) -> list[Look]:
     """The first world is how things were; each further one is looked at in turn."""
-    current = World()
+    current = BehindWorld()
 
     async def run() -> list[Look]:
         behind = Behind(SESSION, "name", cast("WorkQueue", current), cast("SandboxHost", current))
@@ -91,22 +91,25 @@ def queue(*items: ListedItem, complete: bool = True) -> Listing[ListedItem]:
 def test_nobody_serves_only_where_the_queue_says_so(
     items: Listing[ListedItem] | Refused | Doubtful, nobody: bool
 ) -> None:
-    (look,) = looks(World(), World(items))
+    (look,) = looks(BehindWorld(), BehindWorld(items))
     assert look.nobody_serves is nobody
 
 
 @pytest.mark.parametrize("state", [ItemState.STOPPING, ItemState.STOPPED])
 def test_a_stop_is_news_once_and_an_old_one_is_none(state: ItemState) -> None:
     old, running = item(ItemState.STOPPED, 1), item(ItemState.ACTIVE, 2)
-    stopped = World(queue(old, item(state, 2)))
-    first, second = looks(World(queue(old, running)), stopped, stopped)
+    stopped = BehindWorld(queue(old, item(state, 2)))
+    first, second = looks(BehindWorld(queue(old, running)), stopped, stopped)
     assert len(first.news) == 1 and "stopped from outside" in first.news[0]
     assert second.news == ()
 
 
 def test_a_lost_sandbox_is_told_and_so_is_the_new_one() -> None:
     lost, same, new = looks(
-        World(sandbox=box("a")), World(sandbox=Absent()), World(sandbox=Absent()), World(sandbox=box("b"))
+        BehindWorld(sandbox=box("a")),
+        BehindWorld(sandbox=Absent()),
+        BehindWorld(sandbox=Absent()),
+        BehindWorld(sandbox=box("b")),
     )
     assert "was lost, with the files in it" in lost.news[0]
     assert same.news == ()
@@ -114,21 +117,23 @@ def test_a_lost_sandbox_is_told_and_so_is_the_new_one() -> None:
 
 
 def test_a_sandbox_that_was_replaced_between_two_looks_is_told() -> None:
-    (look,) = looks(World(sandbox=box("a")), World(sandbox=box("b")))
+    (look,) = looks(BehindWorld(sandbox=box("a")), BehindWorld(sandbox=box("b")))
     assert len(look.news) == 1 and "new sandbox" in look.news[0]
 
 
 def test_an_ended_sandbox_counts_as_lost_and_a_sleeping_or_unseen_one_does_not() -> None:
-    (ended,) = looks(World(sandbox=box("a")), World(sandbox=box("a", SandboxStatus.TERMINATED)))
+    (ended,) = looks(BehindWorld(sandbox=box("a")), BehindWorld(sandbox=box("a", SandboxStatus.TERMINATED)))
     assert "was lost" in ended.news[0]
     quiet = looks(
-        World(sandbox=box("a")), World(sandbox=box("a", SandboxStatus.SUSPENDED)), World(sandbox=Doubtful("timeout"))
+        BehindWorld(sandbox=box("a")),
+        BehindWorld(sandbox=box("a", SandboxStatus.SUSPENDED)),
+        BehindWorld(sandbox=Doubtful("timeout")),
     )
     assert [look.news for look in quiet] == [(), ()]
 
 
 def test_a_service_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent(World):
+    class Silent(BehindWorld):
         async def find(self, name: str) -> FindOutcome:
             await asyncio.sleep(3600)
             raise AssertionError
@@ -143,5 +148,5 @@ def test_a_service_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.Monk
 
 
 def test_a_new_sessions_first_sandbox_is_no_news() -> None:
-    (look,) = looks(World(), World(sandbox=box("a")))
+    (look,) = looks(BehindWorld(), BehindWorld(sandbox=box("a")))
     assert look.news == ()

@@ -19,7 +19,7 @@ BETA = {"anthropic-beta": "managed-agents-2026-04-01"}
 
 
 @dataclass
-class Stage:
+class ClaudeStage:
     """One environment with its key and an agent, and a client for each kind of credential."""
 
     service: RunningService
@@ -146,7 +146,7 @@ def stage(
     admin: httpx2.Client,
     raw: httpx2.Client,
     clients: tuple[anthropic.Anthropic, anthropic.Anthropic],
-) -> Stage:
+) -> ClaudeStage:
     admin.delete("/_admin/faults")
     admin.patch("/_admin/settings", json=Knobs().model_dump())
     api, bearer = clients
@@ -154,4 +154,4 @@ def stage(
     key = admin.post("/_admin/keys/environment", json={"environment_id": environment.id}).json()["value"]
     agent = api.beta.agents.create(name="coder", model="claude-opus-5", tools=[{"type": "agent_toolset_20260401"}])
     worker = bearer.copy(auth_token=key)
-    return Stage(service, admin, raw, api, worker, environment.id, key, agent.id)
+    return ClaudeStage(service, admin, raw, api, worker, environment.id, key, agent.id)

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from infra.local.process import start_service
-from tests.infra.local.claude.conftest import Stage, message
+from tests.infra.local.claude.conftest import ClaudeStage, message
 from tests.support.waiting import until
 
 KEYS = {
@@ -74,14 +74,14 @@ def test_bad_options_are_one_line_and_exit_code_2(args: list[str], words: str) -
     assert words in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_settings_are_checked_all_or_nothing(stage: Stage) -> None:
+def test_settings_are_checked_all_or_nothing(stage: ClaudeStage) -> None:
     answer = stage.admin.patch("/_admin/settings", json={"lease_ttl": 5, "ping_interval": -1})
     assert answer.status_code == 400 and "ping_interval" in answer.text
     assert stage.admin.get("/_admin/settings").json()["lease_ttl"] == 300.0
     assert stage.admin.patch("/_admin/settings", json={"lease_tll": 5}).status_code == 400
 
 
-def test_requests_are_counted_by_route_dropped_ones_too(stage: Stage) -> None:
+def test_requests_are_counted_by_route_dropped_ones_too(stage: ClaudeStage) -> None:
     stage.admin.delete("/_admin/requests")
     stage.session()
     stage.fault(path="/ack$", action="drop_before", times=1)
@@ -97,7 +97,7 @@ def test_requests_are_counted_by_route_dropped_ones_too(stage: Stage) -> None:
     assert [entry["status"] for entry in log["recent"]] == [200, 200, None]
 
 
-def test_injected_errors_wear_the_services_envelope(stage: Stage) -> None:
+def test_injected_errors_wear_the_services_envelope(stage: ClaudeStage) -> None:
     stage.fault(path="/v1/agents", action="status", status=429, headers={"retry-after": "3"}, times=1)
     with pytest.raises(anthropic.RateLimitError) as caught:
         stage.api.beta.agents.list()
@@ -105,7 +105,7 @@ def test_injected_errors_wear_the_services_envelope(stage: Stage) -> None:
     assert caught.value.body["error"]["type"] == "rate_limit_error"  # type: ignore[index]  # the SDK types it as object
 
 
-def test_the_script_of_a_running_service_can_be_replaced(stage: Stage) -> None:
+def test_the_script_of_a_running_service_can_be_replaced(stage: ClaudeStage) -> None:
     try:
         answer = stage.admin.put("/_admin/script", content="turns: [{when: magic, rounds: [{say: abracadabra}]}]")
         assert answer.status_code == 200
@@ -117,7 +117,7 @@ def test_the_script_of_a_running_service_can_be_replaced(stage: Stage) -> None:
         stage.admin.put("/_admin/script", content="turns: []")
 
 
-def test_bad_bodies_are_400_and_unknown_routes_404(stage: Stage) -> None:
+def test_bad_bodies_are_400_and_unknown_routes_404(stage: ClaudeStage) -> None:
     headers = {"x-api-key": KEYS["LOCAL_CLAUDE_API_KEY"] + "-for-tests", "anthropic-beta": "managed-agents-2026-04-01"}
     for content in (b"{", b"[1]", b"\xff"):
         answer = stage.raw.post("/v1/sessions", content=content, headers=headers)

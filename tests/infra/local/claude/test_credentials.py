@@ -10,7 +10,7 @@ import pytest
 from infra.local.claude.clock import ManualClock
 from infra.local.claude.credentials import Keyring, SessionsToken
 from infra.local.claude.errors import ApiError
-from tests.infra.local.claude.conftest import API_KEY, BETA, Stage
+from tests.infra.local.claude.conftest import API_KEY, BETA, ClaudeStage
 from tests.infra.local.claude.test_work_api import token_of
 
 
@@ -18,7 +18,7 @@ from tests.infra.local.claude.test_work_api import token_of
 class Cast:
     """A session with a started item, and who may call on it."""
 
-    stage: Stage
+    stage: ClaudeStage
     session_id: str
     work_id: str
     tokens: dict[str, str]
@@ -32,7 +32,7 @@ class Cast:
 
 
 @pytest.fixture
-def cast(stage: Stage) -> Cast:
+def cast(stage: ClaudeStage) -> Cast:
     other_environment, other_key = stage.another_environment()
     session_id = stage.session()
     item = stage.claim()
@@ -101,13 +101,13 @@ def test_a_revoked_key_is_told_so_without_a_request_id_in_the_body(cast: Cast) -
     assert "revoked" in body["error"]["message"]
 
 
-def test_an_x_api_key_header_counts_as_well_and_none_is_401(stage: Stage) -> None:
+def test_an_x_api_key_header_counts_as_well_and_none_is_401(stage: ClaudeStage) -> None:
     url = "/v1/agents"
     assert stage.raw.get(url, headers={"x-api-key": API_KEY, **BETA}).status_code == 200
     assert stage.raw.get(url, headers=BETA).status_code == 401
 
 
-def test_without_the_beta_header_the_routes_are_not_there(stage: Stage) -> None:
+def test_without_the_beta_header_the_routes_are_not_there(stage: ClaudeStage) -> None:
     url, headers = "/v1/agents", {"x-api-key": API_KEY}
     assert stage.raw.get(url, headers=headers).status_code == 404
     stage.settings(require_beta_header=False)
@@ -123,7 +123,7 @@ def test_tokens_can_expire_at_once_and_end_with_their_item_after_the_grace(cast:
     assert cast.call("other item", "GET", "/v1/sessions/{session}").status_code == 401
 
 
-def test_the_envelope_repeats_the_request_id_of_the_header(stage: Stage) -> None:
+def test_the_envelope_repeats_the_request_id_of_the_header(stage: ClaudeStage) -> None:
     headers = {"x-api-key": API_KEY, **BETA}
     answer = stage.raw.get("/v1/sessions/sesn_nowhere", headers=headers)
     assert answer.status_code == 404
@@ -132,7 +132,7 @@ def test_the_envelope_repeats_the_request_id_of_the_header(stage: Stage) -> None
     assert answer.json()["request_id"] == answer.headers["request-id"]
 
 
-def test_the_admin_api_wants_its_token(stage: Stage) -> None:
+def test_the_admin_api_wants_its_token(stage: ClaudeStage) -> None:
     url = "/_admin/state"
     assert stage.raw.get(url).status_code == 403
     assert stage.raw.get(url, headers={"X-Admin-Token": "guess"}).status_code == 403

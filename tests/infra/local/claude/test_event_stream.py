@@ -11,11 +11,11 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.infra.local.claude.conftest import API_KEY, BETA, Stage, message
+from tests.infra.local.claude.conftest import API_KEY, BETA, ClaudeStage, message
 from tests.support.waiting import until
 
 
-def streamed(stage: Stage, session_id: str, act: Callable[[], object], until: str) -> list[Any]:
+def streamed(stage: ClaudeStage, session_id: str, act: Callable[[], object], until: str) -> list[Any]:
     """Open a stream, act, and collect events up to the first of type `until`."""
     seen = []
     with stage.api.beta.sessions.events.stream(session_id) as stream:
@@ -27,7 +27,7 @@ def streamed(stage: Stage, session_id: str, act: Callable[[], object], until: st
     return seen
 
 
-def test_a_stream_is_live_only_and_agrees_with_the_list(stage: Stage) -> None:
+def test_a_stream_is_live_only_and_agrees_with_the_list(stage: ClaudeStage) -> None:
     session_id = stage.session("hello")
     stage.until_idle(session_id)
     before = stage.events(session_id)
@@ -35,7 +35,7 @@ def test_a_stream_is_live_only_and_agrees_with_the_list(stage: Stage) -> None:
     assert [event.id for event in seen] == [event.id for event in stage.events(session_id)[len(before) :]]
 
 
-def test_every_listener_gets_every_event(stage: Stage) -> None:
+def test_every_listener_gets_every_event(stage: ClaudeStage) -> None:
     session_id = stage.session()
     seen: list[list[str]] = []
     ready = threading.Barrier(3)
@@ -54,7 +54,7 @@ def test_every_listener_gets_every_event(stage: Stage) -> None:
     assert len(seen) == 2 and seen[0] == seen[1] != []
 
 
-def test_frames_name_their_event_and_silence_is_pinged(stage: Stage) -> None:
+def test_frames_name_their_event_and_silence_is_pinged(stage: ClaudeStage) -> None:
     stage.settings(ping_interval=0.1)
     session_id = stage.session()
     headers = {"authorization": f"Bearer {API_KEY}", **BETA}
@@ -68,7 +68,7 @@ def test_frames_name_their_event_and_silence_is_pinged(stage: Stage) -> None:
         assert next(lines).startswith('data: {"type":"session.status_running","id":"sevt_')
 
 
-def test_the_sdk_does_not_see_pings(stage: Stage) -> None:
+def test_the_sdk_does_not_see_pings(stage: ClaudeStage) -> None:
     stage.settings(ping_interval=0.05)
     session_id = stage.session()
 
@@ -79,13 +79,13 @@ def test_the_sdk_does_not_see_pings(stage: Stage) -> None:
     assert streamed(stage, session_id, act, "session.status_running")[0].type == "session.status_running"
 
 
-def test_a_stream_ends_when_its_session_is_deleted(stage: Stage) -> None:
+def test_a_stream_ends_when_its_session_is_deleted(stage: ClaudeStage) -> None:
     session_id = stage.session()
     seen = streamed(stage, session_id, lambda: stage.api.beta.sessions.delete(session_id), "none")
     assert [event.type for event in seen] == ["session.deleted"]
 
 
-def test_streams_can_be_cut_on_request_and_listeners_are_forgotten(stage: Stage) -> None:
+def test_streams_can_be_cut_on_request_and_listeners_are_forgotten(stage: ClaudeStage) -> None:
     session_id = stage.session()
 
     def cut() -> None:
@@ -95,7 +95,7 @@ def test_streams_can_be_cut_on_request_and_listeners_are_forgotten(stage: Stage)
     assert _listeners(stage, session_id) == 0
 
 
-def test_a_client_that_goes_away_is_forgotten(stage: Stage) -> None:
+def test_a_client_that_goes_away_is_forgotten(stage: ClaudeStage) -> None:
     stage.settings(ping_interval=0.05)
     session_id = stage.session()
     with stage.api.beta.sessions.events.stream(session_id):
@@ -103,13 +103,13 @@ def test_a_client_that_goes_away_is_forgotten(stage: Stage) -> None:
     until(lambda: _listeners(stage, session_id) == 0, "the listener is gone")
 
 
-def _listeners(stage: Stage, session_id: str) -> int:
+def _listeners(stage: ClaudeStage, session_id: str) -> int:
     sessions = stage.admin.get("/_admin/state").json()["sessions"]
     count: int = next(session["listeners"] for session in sessions if session["id"] == session_id)
     return count
 
 
-def test_the_list_filters_orders_and_pages(stage: Stage) -> None:
+def test_the_list_filters_orders_and_pages(stage: ClaudeStage) -> None:
     session_id = stage.session("hello")
     stage.until_idle(session_id)
     events = stage.api.beta.sessions.events
@@ -125,7 +125,7 @@ def test_the_list_filters_orders_and_pages(stage: Stage) -> None:
         events.list(session_id, limit=1001)
 
 
-def test_only_known_previews_may_be_asked_for(stage: Stage) -> None:
+def test_only_known_previews_may_be_asked_for(stage: ClaudeStage) -> None:
     session_id = stage.session()
     with pytest.raises(anthropic.BadRequestError):
         stage.api.beta.sessions.events.stream(session_id, event_deltas=["user.message"])  # type: ignore[list-item]

@@ -12,7 +12,7 @@ import anthropic
 import pytest
 from anthropic.lib.tools._memories import SessionMemoryStores
 
-from tests.infra.local.claude.conftest import Stage
+from tests.infra.local.claude.conftest import ClaudeStage
 from tests.infra.local.claude.test_work_api import token_of
 
 
@@ -20,14 +20,14 @@ def sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_store(stage: Stage, name: str = "Team notes", **contents: str) -> str:
+def make_store(stage: ClaudeStage, name: str = "Team notes", **contents: str) -> str:
     store = stage.api.beta.memory_stores.create(name=name, description="what we know")
     for key, content in contents.items():
         stage.api.beta.memory_stores.memories.create(store.id, path=f"/{key}.md", content=content)
     return store.id
 
 
-def memories(stage: Stage, store_id: str) -> dict[str, Any]:
+def memories(stage: ClaudeStage, store_id: str) -> dict[str, Any]:
     listed = stage.api.beta.memory_stores.memories.list(store_id, view="full")
     return {row.path: row.content for row in listed if row.type == "memory"}
 
@@ -36,7 +36,7 @@ def attached(store_id: str, **more: str) -> dict[str, str]:
     return {"type": "memory_store", "memory_store_id": store_id, **more}
 
 
-def test_a_memory_shows_its_content_only_in_the_full_view(stage: Stage) -> None:
+def test_a_memory_shows_its_content_only_in_the_full_view(stage: ClaudeStage) -> None:
     api = stage.api.beta.memory_stores.memories
     store_id = make_store(stage)
     made = api.create(store_id, path="/a/b.md", content="häh")
@@ -47,7 +47,7 @@ def test_a_memory_shows_its_content_only_in_the_full_view(stage: Stage) -> None:
     assert list(api.list(store_id, path_prefix="/ab/")) == []
 
 
-def test_a_full_page_holds_twenty_memories_and_the_pages_hold_them_all(stage: Stage) -> None:
+def test_a_full_page_holds_twenty_memories_and_the_pages_hold_them_all(stage: ClaudeStage) -> None:
     store_id = make_store(stage, **{f"m{number:02}": str(number) for number in range(45)})
     api = stage.api.beta.memory_stores.memories
     page = api.list(store_id, view="full", limit=100)
@@ -55,7 +55,7 @@ def test_a_full_page_holds_twenty_memories_and_the_pages_hold_them_all(stage: St
     assert len(list(page)) == len(list(api.list(store_id, limit=7))) == 45
 
 
-def test_an_update_happens_only_to_the_content_it_expects(stage: Stage) -> None:
+def test_an_update_happens_only_to_the_content_it_expects(stage: ClaudeStage) -> None:
     api = stage.api.beta.memory_stores.memories
     store_id = make_store(stage, a="one")
     (memory,) = api.list(store_id)
@@ -84,7 +84,7 @@ def test_an_update_happens_only_to_the_content_it_expects(stage: Stage) -> None:
         api.delete(memory.id, memory_store_id=store_id)
 
 
-def test_a_path_is_taken_once_and_a_rename_keeps_the_id(stage: Stage) -> None:
+def test_a_path_is_taken_once_and_a_rename_keeps_the_id(stage: ClaudeStage) -> None:
     api = stage.api.beta.memory_stores.memories
     store_id = make_store(stage, a="one", b="two")
     with pytest.raises(anthropic.ConflictError):
@@ -98,17 +98,17 @@ def test_a_path_is_taken_once_and_a_rename_keeps_the_id(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "a", "/", "/a//b", "/../a", "/a/./b", "/a\nb", "/" + "x" * 1024, "/x" * 21])
-def test_a_path_that_is_none_is_refused(stage: Stage, path: str) -> None:
+def test_a_path_that_is_none_is_refused(stage: ClaudeStage, path: str) -> None:
     with pytest.raises(anthropic.BadRequestError, match="path"):
         stage.api.beta.memory_stores.memories.create(make_store(stage), path=path, content="")
 
 
-def test_content_that_is_too_large_is_refused(stage: Stage) -> None:
+def test_content_that_is_too_large_is_refused(stage: ClaudeStage) -> None:
     with pytest.raises(anthropic.RequestTooLargeError):
         stage.api.beta.memory_stores.memories.create(make_store(stage), path="/a", content="x" * 102_401)
 
 
-def test_an_archived_store_is_read_but_neither_written_nor_attached(stage: Stage) -> None:
+def test_an_archived_store_is_read_but_neither_written_nor_attached(stage: ClaudeStage) -> None:
     store_id = make_store(stage, a="one")
     assert stage.api.beta.memory_stores.archive(store_id).archived_at is not None
     assert memories(stage, store_id) == {"/a.md": "one"}
@@ -122,7 +122,7 @@ def test_an_archived_store_is_read_but_neither_written_nor_attached(stage: Stage
         stage.api.beta.memory_stores.retrieve(store_id)
 
 
-def test_a_session_shows_its_stores_with_their_mount_paths(stage: Stage) -> None:
+def test_a_session_shows_its_stores_with_their_mount_paths(stage: ClaudeStage) -> None:
     first, second = make_store(stage, "Team -- Notes!"), make_store(stage, "team notes")
     session_id = stage.session(resources=[attached(first), attached(second, access="read_only")])
     stage.api.beta.memory_stores.update(first, name="Renamed")
@@ -134,7 +134,7 @@ def test_a_session_shows_its_stores_with_their_mount_paths(stage: Stage) -> None
     ]
 
 
-def test_at_most_eight_stores_each_known_and_attached_once(stage: Stage) -> None:
+def test_at_most_eight_stores_each_known_and_attached_once(stage: ClaudeStage) -> None:
     ids = [make_store(stage, f"store {number}") for number in range(9)]
     assert stage.session(resources=[attached(store_id) for store_id in ids[:8]])
     with pytest.raises(anthropic.BadRequestError, match="at most 8"):
@@ -145,7 +145,7 @@ def test_at_most_eight_stores_each_known_and_attached_once(stage: Stage) -> None
         stage.session(resources=[attached("memstore_none")])
 
 
-def test_a_sessions_token_reaches_its_own_stores_alone_and_the_environment_key_none(stage: Stage) -> None:
+def test_a_sessions_token_reaches_its_own_stores_alone_and_the_environment_key_none(stage: ClaudeStage) -> None:
     mine, read_only, foreign = (make_store(stage, name, a="x") for name in ("mine", "fixed", "foreign"))
     stage.session(resources=[attached(mine), attached(read_only, access="read_only")])
     token = stage.client(token_of(stage.claim())).beta.memory_stores.memories
@@ -167,7 +167,7 @@ def test_a_sessions_token_reaches_its_own_stores_alone_and_the_environment_key_n
     assert memories(stage, read_only) == {"/a.md": "x"}
 
 
-def test_the_sdks_sync_brings_a_store_to_disk_and_changes_back(stage: Stage, tmp_path: Path) -> None:
+def test_the_sdks_sync_brings_a_store_to_disk_and_changes_back(stage: ClaudeStage, tmp_path: Path) -> None:
     store_id = make_store(stage, kept="old", gone="to be deleted", same="same")
     session_id = stage.session(resources=[attached(store_id)])
     token = token_of(stage.claim())
@@ -192,7 +192,7 @@ def test_the_sdks_sync_brings_a_store_to_disk_and_changes_back(stage: Stage, tmp
     assert memories(stage, store_id) == {"/kept.md": "new", "/same.md": "same", "/deep/made.md": "made"}
 
 
-def test_the_sdks_sync_lets_a_change_made_elsewhere_win(stage: Stage, tmp_path: Path) -> None:
+def test_the_sdks_sync_lets_a_change_made_elsewhere_win(stage: ClaudeStage, tmp_path: Path) -> None:
     store_id = make_store(stage, a="one")
     session_id = stage.session(resources=[attached(store_id)])
     token = token_of(stage.claim())

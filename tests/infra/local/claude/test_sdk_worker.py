@@ -8,10 +8,10 @@ from pathlib import Path
 import anthropic
 
 from infra.local.claude.agents import DEFAULT_AGENT
-from tests.infra.local.claude.conftest import Stage, message
+from tests.infra.local.claude.conftest import ClaudeStage, message
 
 
-def run_worker(stage: Stage, workdir: Path, seconds: float = 20.0) -> None:
+def run_worker(stage: ClaudeStage, workdir: Path, seconds: float = 20.0) -> None:
     """`EnvironmentWorker.run()` until the environment's newest item is stopped."""
 
     async def serve() -> None:
@@ -39,7 +39,7 @@ def run_worker(stage: Stage, workdir: Path, seconds: float = 20.0) -> None:
     asyncio.run(serve())
 
 
-def test_the_quickstart_is_served_from_claim_to_idle(stage: Stage, tmp_path: Path) -> None:
+def test_the_quickstart_is_served_from_claim_to_idle(stage: ClaudeStage, tmp_path: Path) -> None:
     session_id = stage.session("create hello.txt with 'hi' then read it back")
     run_worker(stage, tmp_path)
     assert (tmp_path / "hello.txt").read_text() == "hi"
@@ -48,7 +48,7 @@ def test_the_quickstart_is_served_from_claim_to_idle(stage: Stage, tmp_path: Pat
     assert stage.status(session_id) == "idle"
 
 
-def test_all_six_tools_and_a_second_turn_go_through_it(stage: Stage, tmp_path: Path) -> None:
+def test_all_six_tools_and_a_second_turn_go_through_it(stage: ClaudeStage, tmp_path: Path) -> None:
     lines = ["write a.txt: alpha", "edit a.txt: alpha => beta", "$ cat a.txt", "glob *.txt", "grep beta", "read a.txt"]
     session_id = stage.session("\n".join(lines))
     run_worker(stage, tmp_path)
@@ -63,7 +63,7 @@ def test_all_six_tools_and_a_second_turn_go_through_it(stage: Stage, tmp_path: P
     assert [item.state for item in stage.items()] == ["stopped", "stopped"]
 
 
-def test_the_default_agent_has_the_whole_toolset(stage: Stage) -> None:
+def test_the_default_agent_has_the_whole_toolset(stage: ClaudeStage) -> None:
     agent = stage.api.beta.agents.create(**DEFAULT_AGENT)
     names = {config.name for tool in agent.tools if tool.type == "agent_toolset_20260401" for config in tool.configs}
     assert {"bash", "read", "write", "edit", "glob", "grep"} <= names

@@ -9,10 +9,10 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.infra.local.claude.conftest import Stage, message
+from tests.infra.local.claude.conftest import ClaudeStage, message
 
 
-def test_a_session_carries_what_a_worker_needs_and_its_id_is_mixed_case(stage: Stage) -> None:
+def test_a_session_carries_what_a_worker_needs_and_its_id_is_mixed_case(stage: ClaudeStage) -> None:
     session_id = stage.session(title="demo", metadata={"repo": "a@1"})
     assert re.fullmatch(r"sesn_[A-Za-z0-9]{24}", session_id)
     session = stage.api.beta.sessions.retrieve(session_id)
@@ -21,7 +21,7 @@ def test_a_session_carries_what_a_worker_needs_and_its_id_is_mixed_case(stage: S
     assert session.outcome_evaluations == []
 
 
-def test_the_other_prefix_names_the_same_session_and_case_matters(stage: Stage) -> None:
+def test_the_other_prefix_names_the_same_session_and_case_matters(stage: ClaudeStage) -> None:
     session_id = stage.session()
     suffix = session_id.removeprefix("sesn_")
     assert stage.api.beta.sessions.retrieve(f"session_{suffix}").id == session_id
@@ -30,7 +30,7 @@ def test_the_other_prefix_names_the_same_session_and_case_matters(stage: Stage) 
         stage.api.beta.sessions.retrieve(f"sesn_{suffix.swapcase()}")
 
 
-def test_metadata_merges_null_deletes_and_the_limits_hold(stage: Stage) -> None:
+def test_metadata_merges_null_deletes_and_the_limits_hold(stage: ClaudeStage) -> None:
     session_id = stage.session(metadata={"a": "1", "b": "2"})
     sessions = stage.api.beta.sessions
     assert sessions.update(session_id, metadata={"a": None, "c": "3"}).metadata == {"b": "2", "c": "3"}
@@ -41,12 +41,12 @@ def test_metadata_merges_null_deletes_and_the_limits_hold(stage: Stage) -> None:
             sessions.update(session_id, metadata=bad)
 
 
-def test_other_resources_than_memory_stores_are_refused_with_the_reason(stage: Stage) -> None:
+def test_other_resources_than_memory_stores_are_refused_with_the_reason(stage: ClaudeStage) -> None:
     with pytest.raises(anthropic.BadRequestError, match="not supported in self-hosted"):
         stage.session(resources=[{"type": "file", "file_id": "file_1", "mount_path": "/x"}])
 
 
-def test_a_running_session_is_neither_archived_nor_deleted(stage: Stage) -> None:
+def test_a_running_session_is_neither_archived_nor_deleted(stage: ClaudeStage) -> None:
     stage.settings(think_seconds=5)
     session_id = stage.session("$ ls")
     sessions = stage.api.beta.sessions
@@ -58,7 +58,7 @@ def test_a_running_session_is_neither_archived_nor_deleted(stage: Stage) -> None
     assert sessions.archive(session_id).status == "terminated"
 
 
-def test_an_archived_session_is_terminated_takes_no_events_and_leaves_the_list(stage: Stage) -> None:
+def test_an_archived_session_is_terminated_takes_no_events_and_leaves_the_list(stage: ClaudeStage) -> None:
     session_id = stage.session()
     archived = stage.api.beta.sessions.archive(session_id)
     assert archived.status == "terminated" and archived.archived_at is not None
@@ -73,14 +73,14 @@ def test_an_archived_session_is_terminated_takes_no_events_and_leaves_the_list(s
     assert stage.poll().data.id == session_id, "an archived session's item is still handed out"
 
 
-def test_a_deleted_session_is_gone(stage: Stage) -> None:
+def test_a_deleted_session_is_gone(stage: ClaudeStage) -> None:
     session_id = stage.session()
     assert stage.api.beta.sessions.delete(session_id).type == "session_deleted"
     with pytest.raises(anthropic.NotFoundError):
         stage.api.beta.sessions.retrieve(session_id)
 
 
-def test_the_list_is_newest_first_filtered_and_paged(stage: Stage) -> None:
+def test_the_list_is_newest_first_filtered_and_paged(stage: ClaudeStage) -> None:
     ids = [stage.session() for _ in range(5)]
     sessions = stage.api.beta.sessions
     assert [s.id for s in sessions.list(agent_id=stage.agent_id, limit=2)] == ids[::-1]
@@ -90,7 +90,7 @@ def test_the_list_is_newest_first_filtered_and_paged(stage: Stage) -> None:
     assert [s.id for s in sessions.list(agent_id=stage.agent_id, created_at_gt=middle)] == [ids[4], ids[3]]
 
 
-def test_no_session_in_an_archived_or_cloud_environment(stage: Stage) -> None:
+def test_no_session_in_an_archived_or_cloud_environment(stage: ClaudeStage) -> None:
     cloud = stage.api.beta.environments.create(name="cloud", config={"type": "cloud"})
     with pytest.raises(anthropic.BadRequestError, match="offline"):
         stage.api.beta.sessions.create(agent=stage.agent_id, environment_id=cloud.id)
@@ -102,7 +102,7 @@ def test_no_session_in_an_archived_or_cloud_environment(stage: Stage) -> None:
     assert stage.poll() is not None, "queued work of an archived environment still drains"
 
 
-def test_an_environments_kind_cannot_be_changed(stage: Stage) -> None:
+def test_an_environments_kind_cannot_be_changed(stage: ClaudeStage) -> None:
     environments = stage.api.beta.environments
     with pytest.raises(anthropic.BadRequestError) as caught:
         environments.update(stage.environment_id, config={"type": "cloud"})
@@ -112,7 +112,7 @@ def test_an_environments_kind_cannot_be_changed(stage: Stage) -> None:
     assert environments.retrieve(stage.environment_id).config.type == "self_hosted"
 
 
-def test_an_agents_version_counts_effective_updates_and_guards_against_stale_ones(stage: Stage) -> None:
+def test_an_agents_version_counts_effective_updates_and_guards_against_stale_ones(stage: ClaudeStage) -> None:
     agents = stage.api.beta.agents
     assert agents.update(stage.agent_id, system="Be terse.").version == 2
     assert agents.update(stage.agent_id, system="Be terse.").version == 2
@@ -122,7 +122,7 @@ def test_an_agents_version_counts_effective_updates_and_guards_against_stale_one
     assert [agent.version for agent in agents.versions.list(stage.agent_id)] == [3, 2, 1]
 
 
-def test_a_session_pins_the_agent_version_it_was_created_with(stage: Stage) -> None:
+def test_a_session_pins_the_agent_version_it_was_created_with(stage: ClaudeStage) -> None:
     session_id = stage.session()
     stage.api.beta.agents.update(stage.agent_id, system="Be terse.")
     assert stage.api.beta.sessions.retrieve(session_id).agent.version == 1
@@ -137,7 +137,7 @@ def test_a_session_pins_the_agent_version_it_was_created_with(stage: Stage) -> N
     assert (overridden.agent.version, overridden.agent.system) == (2, "Mine.")
 
 
-def test_tool_configs_are_echoed_resolved(stage: Stage) -> None:
+def test_tool_configs_are_echoed_resolved(stage: ClaudeStage) -> None:
     agent = stage.api.beta.agents.create(
         name="careful",
         model="claude-opus-5",
@@ -168,12 +168,12 @@ def test_tool_configs_are_echoed_resolved(stage: Stage) -> None:
         ({"multiagent": {"type": "coordinator"}}, "not supported offline"),
     ],
 )
-def test_a_bad_agent_is_refused_with_the_field_named(stage: Stage, changes: Any, words: str) -> None:
+def test_a_bad_agent_is_refused_with_the_field_named(stage: ClaudeStage, changes: Any, words: str) -> None:
     with pytest.raises(anthropic.BadRequestError, match=words):
         stage.api.beta.agents.create(**{"name": "a", "model": "claude-opus-5", **changes})
 
 
-def test_the_primary_thread_is_there_to_be_read(stage: Stage) -> None:
+def test_the_primary_thread_is_there_to_be_read(stage: ClaudeStage) -> None:
     session_id = stage.session("hello")
     stage.until_idle(session_id)
     threads = list(stage.api.beta.sessions.threads.list(session_id))

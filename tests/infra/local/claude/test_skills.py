@@ -13,7 +13,7 @@ import pytest
 
 from infra.local.claude.errors import ApiError
 from infra.local.claude.multipart import parse_form
-from tests.infra.local.claude.conftest import Stage
+from tests.infra.local.claude.conftest import ClaudeStage
 from tests.infra.local.claude.test_sdk_worker import run_worker
 from tests.infra.local.claude.test_work_api import token_of
 
@@ -24,17 +24,17 @@ def skill_md(text: str = "Do as told.", name: str = "report") -> tuple[str, byte
     return (f"{name}/SKILL.md", f"---\nname: {name}\ndescription: Writes reports\n---\n{text}\n".encode())
 
 
-def make_skill(stage: Stage, *files: tuple[str, bytes]) -> Any:
+def make_skill(stage: ClaudeStage, *files: tuple[str, bytes]) -> Any:
     return stage.api.skills.create(files=list(files or [skill_md()]))
 
 
-def agent_with(stage: Stage, *skills: dict[str, Any]) -> str:
+def agent_with(stage: ClaudeStage, *skills: dict[str, Any]) -> str:
     tools: Any = [{"type": "agent_toolset_20260401"}]
     given: Any = list(skills)
     return stage.api.beta.agents.create(name="skilled", model="claude-opus-5", tools=tools, skills=given).id
 
 
-def test_a_skill_has_the_name_and_description_of_its_front_matter(stage: Stage) -> None:
+def test_a_skill_has_the_name_and_description_of_its_front_matter(stage: ClaudeStage) -> None:
     skill = make_skill(stage)
     assert (skill.display_name, skill.source.type) == ("report", "custom")
     latest = stage.api.skills.versions.retrieve("latest", skill_id=skill.id)
@@ -43,7 +43,7 @@ def test_a_skill_has_the_name_and_description_of_its_front_matter(stage: Stage) 
     assert skill.id in [row.id for row in stage.api.skills.list(source="custom")]
 
 
-def test_the_content_is_a_zip_of_exactly_the_files_in_the_skills_directory(stage: Stage) -> None:
+def test_the_content_is_a_zip_of_exactly_the_files_in_the_skills_directory(stage: ClaudeStage) -> None:
     skill = make_skill(stage, skill_md(), ("report/data/all.bin", BINARY))
     content = stage.api.beta.skills.versions.download(skill.latest_version_id, skill_id=skill.id).read()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -51,7 +51,7 @@ def test_the_content_is_a_zip_of_exactly_the_files_in_the_skills_directory(stage
         assert archive.read("report/data/all.bin") == BINARY
 
 
-def test_latest_is_the_newest_version_and_an_older_one_stays(stage: Stage) -> None:
+def test_latest_is_the_newest_version_and_an_older_one_stays(stage: ClaudeStage) -> None:
     skill = make_skill(stage)
     newer = stage.api.skills.versions.create(skill.id, files=[skill_md("Better.")])
     versions = stage.api.skills.versions
@@ -72,12 +72,12 @@ def test_latest_is_the_newest_version_and_an_older_one_stays(stage: Stage) -> No
         ([("report/SKILL.md", b"---\n[\n---\n")], "unreadable"),
     ],
 )
-def test_files_that_are_no_skill_are_refused_with_the_reason(stage: Stage, files: Any, words: str) -> None:
+def test_files_that_are_no_skill_are_refused_with_the_reason(stage: ClaudeStage, files: Any, words: str) -> None:
     with pytest.raises(anthropic.BadRequestError, match=words):
         stage.api.skills.create(files=files)
 
 
-def test_an_agents_skill_defaults_to_latest_and_must_exist(stage: Stage) -> None:
+def test_an_agents_skill_defaults_to_latest_and_must_exist(stage: ClaudeStage) -> None:
     skill = make_skill(stage)
     agent_id = agent_with(stage, {"type": "custom", "skill_id": skill.id})
     (reference,) = stage.api.beta.sessions.create(agent=agent_id, environment_id=stage.environment_id).agent.skills
@@ -88,7 +88,7 @@ def test_an_agents_skill_defaults_to_latest_and_must_exist(stage: Stage) -> None
         agent_with(stage, {"type": "custom", "skill_id": "skill_none"})
 
 
-def test_a_session_may_replace_its_agents_skills(stage: Stage) -> None:
+def test_a_session_may_replace_its_agents_skills(stage: ClaudeStage) -> None:
     skill = make_skill(stage)
     agent: Any = {
         "type": "agent_with_overrides",
@@ -99,7 +99,7 @@ def test_a_session_may_replace_its_agents_skills(stage: Stage) -> None:
     assert [row.version for row in session.agent.skills] == [skill.latest_version_id]
 
 
-def test_workers_read_versions_but_not_the_collection(stage: Stage) -> None:
+def test_workers_read_versions_but_not_the_collection(stage: ClaudeStage) -> None:
     skill = make_skill(stage)
     stage.session()
     for credential in (stage.environment_key, token_of(stage.claim())):
@@ -111,7 +111,7 @@ def test_workers_read_versions_but_not_the_collection(stage: Stage) -> None:
                 refused()
 
 
-def test_the_sdks_worker_unpacks_the_agents_skills_and_clears_them_away(stage: Stage, tmp_path: Path) -> None:
+def test_the_sdks_worker_unpacks_the_agents_skills_and_clears_them_away(stage: ClaudeStage, tmp_path: Path) -> None:
     skill = make_skill(stage, skill_md("Say hello."), ("report/scripts/run.sh", b"echo ran the script\n"))
     stage.agent_id = agent_with(stage, {"type": "custom", "skill_id": skill.id})
     session_id = stage.session("read skills/report/SKILL.md\n$ bash skills/report/scripts/run.sh")

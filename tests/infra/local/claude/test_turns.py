@@ -7,7 +7,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.infra.local.claude.conftest import Stage, message
+from tests.infra.local.claude.conftest import ClaudeStage, message
 from tests.support.waiting import until
 
 HEAD = ["session.status_running", "session.thread_status_running"]
@@ -21,13 +21,13 @@ CUSTOM = {
 }
 
 
-def parked(stage: Stage, session_id: str) -> list[str]:
+def parked(stage: ClaudeStage, session_id: str) -> list[str]:
     """Wait until the turn is parked; the ids it waits for."""
     ids: list[str] = stage.until_idle(session_id, "requires_action").stop_reason.event_ids
     return ids
 
 
-def agent_with(stage: Stage, *tools: Any) -> None:
+def agent_with(stage: ClaudeStage, *tools: Any) -> None:
     toolset: Any = {"type": "agent_toolset_20260401"}
     stage.api.beta.agents.update(stage.agent_id, tools=list(tools) or [toolset])
 
@@ -36,7 +36,7 @@ def script(*rounds: str) -> str:
     return "script:\n" + "\n".join(f"- {line}" for line in rounds)
 
 
-def test_the_events_of_a_turn_come_in_the_documented_order(stage: Stage) -> None:
+def test_the_events_of_a_turn_come_in_the_documented_order(stage: ClaudeStage) -> None:
     session_id = stage.session("create hello.txt with 'hi' then read it back")
     for result in ("wrote 2 bytes to hello.txt", "hi"):
         [call] = parked(stage, session_id)
@@ -52,7 +52,7 @@ def test_the_events_of_a_turn_come_in_the_documented_order(stage: Stage) -> None
     assert "hi" in said.content[0].text and "scripted brain, not a model" in said.content[0].text
 
 
-def test_every_event_has_an_id_and_a_time_and_spans_pair_up(stage: Stage) -> None:
+def test_every_event_has_an_id_and_a_time_and_spans_pair_up(stage: ClaudeStage) -> None:
     session_id = stage.session("hello there")
     stage.until_idle(session_id)
     events = stage.events(session_id)
@@ -61,14 +61,14 @@ def test_every_event_has_an_id_and_a_time_and_spans_pair_up(stage: Stage) -> Non
     assert end.model_request_start_id == start.id
 
 
-def test_a_message_nobody_understands_is_answered_plainly_and_ends_the_turn(stage: Stage) -> None:
+def test_a_message_nobody_understands_is_answered_plainly_and_ends_the_turn(stage: ClaudeStage) -> None:
     session_id = stage.session("What is the meaning of life?")
     stage.until_idle(session_id)
     said = next(event for event in stage.events(session_id) if event.type == "agent.message")
     assert "I do not understand" in said.content[0].text and "$ COMMAND" in said.content[0].text
 
 
-def test_parallel_calls_park_until_every_id_is_answered(stage: Stage) -> None:
+def test_parallel_calls_park_until_every_id_is_answered(stage: ClaudeStage) -> None:
     session_id = stage.session(
         script(
             "calls: [{tool: bash, input: {command: ls}}, {tool: read, input: {file_path: a}}]",
@@ -85,7 +85,7 @@ def test_parallel_calls_park_until_every_id_is_answered(stage: Stage) -> None:
     assert said.content[0].text == "got one\ntwo"
 
 
-def test_a_second_result_for_one_call_is_accepted_and_ignored(stage: Stage) -> None:
+def test_a_second_result_for_one_call_is_accepted_and_ignored(stage: ClaudeStage) -> None:
     session_id = stage.session("$ ls")
     [call] = parked(stage, session_id)
     stage.send(session_id, stage.answer(call, "first"))
@@ -96,7 +96,7 @@ def test_a_second_result_for_one_call_is_accepted_and_ignored(stage: Stage) -> N
     assert stage.types(session_id) == before
 
 
-def test_a_result_for_an_unknown_call_or_of_the_wrong_kind_is_400(stage: Stage) -> None:
+def test_a_result_for_an_unknown_call_or_of_the_wrong_kind_is_400(stage: ClaudeStage) -> None:
     session_id = stage.session("$ ls")
     [call] = parked(stage, session_id)
     for wrong in (
@@ -110,7 +110,7 @@ def test_a_result_for_an_unknown_call_or_of_the_wrong_kind_is_400(stage: Stage) 
     assert parked(stage, session_id) == [call]
 
 
-def test_custom_tools_are_answered_by_a_custom_result(stage: Stage) -> None:
+def test_custom_tools_are_answered_by_a_custom_result(stage: ClaudeStage) -> None:
     agent_with(stage, CUSTOM)
     session_id = stage.session('call get_order {"order_id": "7"}')
     [call] = parked(stage, session_id)
@@ -121,7 +121,7 @@ def test_custom_tools_are_answered_by_a_custom_result(stage: Stage) -> None:
     stage.until_idle(session_id)
 
 
-def test_web_tools_are_answered_by_the_server_without_a_second_running_pair(stage: Stage) -> None:
+def test_web_tools_are_answered_by_the_server_without_a_second_running_pair(stage: ClaudeStage) -> None:
     session_id = stage.session(
         script("calls: [{tool: web_search, input: {query: x}, result: 'sunny'}]", "say: 'it is {last}'")
     )
@@ -133,7 +133,7 @@ def test_web_tools_are_answered_by_the_server_without_a_second_running_pair(stag
     assert events[-5].content[0].text == "it is sunny"
 
 
-def test_a_call_to_a_tool_that_is_switched_off_is_denied_and_the_turn_goes_on(stage: Stage) -> None:
+def test_a_call_to_a_tool_that_is_switched_off_is_denied_and_the_turn_goes_on(stage: ClaudeStage) -> None:
     agent_with(stage, {"type": "agent_toolset_20260401", "configs": [{"name": "bash", "enabled": False}]})
     session_id = stage.session("$ ls")
     stage.until_idle(session_id)
@@ -144,7 +144,7 @@ def test_a_call_to_a_tool_that_is_switched_off_is_denied_and_the_turn_goes_on(st
     assert (result.tool_use_id, result.is_error) == (call.id, True)
 
 
-def asking(stage: Stage) -> tuple[str, str]:
+def asking(stage: ClaudeStage) -> tuple[str, str]:
     policy = {"name": "bash", "permission_policy": {"type": "always_ask"}}
     agent_with(stage, {"type": "agent_toolset_20260401", "configs": [policy]})
     session_id = stage.session("$ ls")
@@ -154,7 +154,7 @@ def asking(stage: Stage) -> tuple[str, str]:
     return session_id, call
 
 
-def test_an_asked_call_waits_for_the_users_word_and_then_for_its_result(stage: Stage) -> None:
+def test_an_asked_call_waits_for_the_users_word_and_then_for_its_result(stage: ClaudeStage) -> None:
     session_id, call = asking(stage)
     with pytest.raises(anthropic.BadRequestError, match="confirmation"):
         stage.send(session_id, stage.answer(call))
@@ -164,7 +164,7 @@ def test_an_asked_call_waits_for_the_users_word_and_then_for_its_result(stage: S
     stage.until_idle(session_id)
 
 
-def test_a_denied_call_is_resolved_by_the_server_with_the_users_reason(stage: Stage) -> None:
+def test_a_denied_call_is_resolved_by_the_server_with_the_users_reason(stage: ClaudeStage) -> None:
     session_id, call = asking(stage)
     stage.send(
         session_id,
@@ -176,7 +176,7 @@ def test_a_denied_call_is_resolved_by_the_server_with_the_users_reason(stage: St
     assert "not on prod" in result.content[0].text
 
 
-def test_an_interrupt_ends_a_parked_turn_and_answers_its_calls(stage: Stage) -> None:
+def test_an_interrupt_ends_a_parked_turn_and_answers_its_calls(stage: ClaudeStage) -> None:
     session_id = stage.session("$ sleep 100")
     [call] = parked(stage, session_id)
     stage.send(session_id, {"type": "user.interrupt"})
@@ -186,7 +186,7 @@ def test_an_interrupt_ends_a_parked_turn_and_answers_its_calls(stage: Stage) -> 
     assert stage.types(session_id)[-1] == "session.status_idle"
 
 
-def test_an_interrupt_ends_a_running_turn_and_closes_its_span(stage: Stage) -> None:
+def test_an_interrupt_ends_a_running_turn_and_closes_its_span(stage: ClaudeStage) -> None:
     stage.settings(think_seconds=30)
     session_id = stage.session("$ ls")
     until(lambda: "span.model_request_start" in stage.types(session_id), "the model is asked")
@@ -196,7 +196,7 @@ def test_an_interrupt_ends_a_running_turn_and_closes_its_span(stage: Stage) -> N
     assert stage.status(session_id) == "idle"
 
 
-def test_messages_wait_for_their_turn_at_the_tail_of_the_list(stage: Stage) -> None:
+def test_messages_wait_for_their_turn_at_the_tail_of_the_list(stage: ClaudeStage) -> None:
     session_id = stage.session("$ ls")
     [call] = parked(stage, session_id)
     queued = stage.send(session_id, message("hello")).data[0]
@@ -209,7 +209,7 @@ def test_messages_wait_for_their_turn_at_the_tail_of_the_list(stage: Stage) -> N
     assert [event.processed_at is not None for event in processed] == [True]
 
 
-def test_a_system_message_follows_what_it_accompanies(stage: Stage) -> None:
+def test_a_system_message_follows_what_it_accompanies(stage: ClaudeStage) -> None:
     session_id = stage.session()
     note = {"type": "system.message", "content": [{"type": "text", "text": "be brief"}]}
     stage.send(session_id, message("hello"), note)
@@ -219,7 +219,7 @@ def test_a_system_message_follows_what_it_accompanies(stage: Stage) -> None:
         stage.send(session_id, note)
 
 
-def test_a_failure_that_is_retried_reschedules_and_then_goes_on(stage: Stage) -> None:
+def test_a_failure_that_is_retried_reschedules_and_then_goes_on(stage: ClaudeStage) -> None:
     failure = "fail: {type: model_overloaded_error, message: busy, retry: retrying, times: 2}, say: 'at last'"
     session_id = stage.session("script:\n- {" + failure + "}")
     stage.until_idle(session_id)
@@ -228,7 +228,7 @@ def test_a_failure_that_is_retried_reschedules_and_then_goes_on(stage: Stage) ->
     assert types[-5] == "agent.message"
 
 
-def test_an_exhausted_failure_leaves_the_session_idle_and_a_terminal_one_ends_it(stage: Stage) -> None:
+def test_an_exhausted_failure_leaves_the_session_idle_and_a_terminal_one_ends_it(stage: ClaudeStage) -> None:
     exhausted = stage.session("script:\n- fail: {retry: exhausted}")
     stage.until_idle(exhausted, "retries_exhausted")
     terminal = stage.session("script:\n- fail: {retry: terminal}")
@@ -239,7 +239,7 @@ def test_an_exhausted_failure_leaves_the_session_idle_and_a_terminal_one_ends_it
 # What is queued (docs/wire/anthropic.md#33-state-machine)
 
 
-def test_one_session_has_one_live_item_and_a_message_to_a_dormant_one_queues_a_new_one(stage: Stage) -> None:
+def test_one_session_has_one_live_item_and_a_message_to_a_dormant_one_queues_a_new_one(stage: ClaudeStage) -> None:
     session_id = stage.session("hello")
     stage.until_idle(session_id)
     stage.send(session_id, message("hello again"))
@@ -250,7 +250,7 @@ def test_one_session_has_one_live_item_and_a_message_to_a_dormant_one_queues_a_n
     assert [item.state for item in stage.items()] == ["queued", "stopped"]
 
 
-def test_a_stop_with_unanswered_calls_queues_nothing_until_an_interrupt_or_a_message(stage: Stage) -> None:
+def test_a_stop_with_unanswered_calls_queues_nothing_until_an_interrupt_or_a_message(stage: ClaudeStage) -> None:
     session_id = stage.session("$ ls")
     parked(stage, session_id)
     stage.stop(stage.claim().id, force=True)
@@ -265,7 +265,7 @@ def test_a_stop_with_unanswered_calls_queues_nothing_until_an_interrupt_or_a_mes
     assert stage.poll().data.id == other
 
 
-def test_a_message_that_its_worker_no_longer_sees_gets_a_new_item_at_the_stop(stage: Stage) -> None:
+def test_a_message_that_its_worker_no_longer_sees_gets_a_new_item_at_the_stop(stage: ClaudeStage) -> None:
     session_id = stage.session("hello")
     stage.until_idle(session_id)
     item = stage.claim()
@@ -277,7 +277,7 @@ def test_a_message_that_its_worker_no_longer_sees_gets_a_new_item_at_the_stop(st
     assert fresh.data.id == session_id and fresh.id != item.id
 
 
-def test_a_late_result_that_wakes_the_session_queues_it_again(stage: Stage) -> None:
+def test_a_late_result_that_wakes_the_session_queues_it_again(stage: ClaudeStage) -> None:
     session_id = stage.session(script("calls: [{tool: bash, input: {command: ls}}]", "say: done"))
     [call] = parked(stage, session_id)
     stage.stop(stage.claim().id, force=True)
@@ -286,7 +286,7 @@ def test_a_late_result_that_wakes_the_session_queues_it_again(stage: Stage) -> N
     assert stage.poll().data.id == session_id
 
 
-def test_workers_can_be_limited_to_results(stage: Stage) -> None:
+def test_workers_can_be_limited_to_results(stage: ClaudeStage) -> None:
     session_id = stage.session("$ ls")
     [call] = parked(stage, session_id)
     stage.settings(results_only_for_workers=True)

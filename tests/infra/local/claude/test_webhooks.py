@@ -13,7 +13,7 @@ import anthropic
 import pytest
 from standardwebhooks import Webhook
 
-from tests.infra.local.claude.conftest import Stage, message
+from tests.infra.local.claude.conftest import ClaudeStage, message
 from tests.support.waiting import until
 
 SIGNING_KEY = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").decode()
@@ -58,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def receiver(stage: Stage) -> Iterator[Receiver]:
+def receiver(stage: ClaudeStage) -> Iterator[Receiver]:
     server = Receiver()
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -74,7 +74,7 @@ def receiver(stage: Stage) -> Iterator[Receiver]:
         thread.join(5)
 
 
-def subscribe(stage: Stage, receiver: Receiver, *types: str) -> str:
+def subscribe(stage: ClaudeStage, receiver: Receiver, *types: str) -> str:
     body = {"url": receiver.url, "signing_key": SIGNING_KEY, "types": list(types) or None}
     answer = stage.admin.post("/_admin/webhooks", json=body)
     assert answer.status_code == 201, answer.text
@@ -82,12 +82,12 @@ def subscribe(stage: Stage, receiver: Receiver, *types: str) -> str:
     return identifier
 
 
-def deliveries(stage: Stage, session_id: str) -> list[dict[str, Any]]:
+def deliveries(stage: ClaudeStage, session_id: str) -> list[dict[str, Any]]:
     everything = stage.admin.get("/_admin/state").json()["deliveries"]
     return [delivery for delivery in everything if delivery["session_id"] == session_id]
 
 
-def settled(stage: Stage, session_id: str) -> list[dict[str, Any]]:
+def settled(stage: ClaudeStage, session_id: str) -> list[dict[str, Any]]:
     """The session's deliveries once none is pending."""
 
     def look() -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def settled(stage: Stage, session_id: str) -> list[dict[str, Any]]:
     return list(until(look, "all deliveries are settled"))
 
 
-def test_a_delivery_is_thin_signed_and_accepted_by_the_sdk(stage: Stage, receiver: Receiver) -> None:
+def test_a_delivery_is_thin_signed_and_accepted_by_the_sdk(stage: ClaudeStage, receiver: Receiver) -> None:
     subscribe(stage, receiver, RUN_STARTED)
     session_id = stage.session("hello")
     until(lambda: receiver.arrived, "a delivery")
@@ -114,7 +114,7 @@ def test_a_delivery_is_thin_signed_and_accepted_by_the_sdk(stage: Stage, receive
 
 
 def test_every_transition_to_running_is_announced_and_the_item_is_there_by_then(
-    stage: Stage, receiver: Receiver
+    stage: ClaudeStage, receiver: Receiver
 ) -> None:
     subscribe(stage, receiver, RUN_STARTED)
     session_id = stage.session("$ one\n$ two")
@@ -128,7 +128,7 @@ def test_every_transition_to_running_is_announced_and_the_item_is_there_by_then(
     assert stage.poll().data.id == session_id
 
 
-def test_the_other_types_follow_the_sessions_life(stage: Stage, receiver: Receiver) -> None:
+def test_the_other_types_follow_the_sessions_life(stage: ClaudeStage, receiver: Receiver) -> None:
     subscribe(stage, receiver)
     session_id = stage.session("hello")
     stage.until_idle(session_id)
@@ -148,7 +148,9 @@ def test_the_other_types_follow_the_sessions_life(stage: Stage, receiver: Receiv
     assert receiver.events("session.thread_idled")[0]["data"]["session_thread_id"].startswith("sthr_")
 
 
-def test_a_failing_endpoint_gets_three_attempts_and_then_the_event_is_dropped(stage: Stage, receiver: Receiver) -> None:
+def test_a_failing_endpoint_gets_three_attempts_and_then_the_event_is_dropped(
+    stage: ClaudeStage, receiver: Receiver
+) -> None:
     receiver.statuses = [500, 503, 500]
     subscribe(stage, receiver, RUN_STARTED)
     [delivery] = settled(stage, stage.session("hello"))
@@ -157,14 +159,14 @@ def test_a_failing_endpoint_gets_three_attempts_and_then_the_event_is_dropped(st
     assert len({json.loads(body)["id"] for _, body in receiver.arrived}) == 1
 
 
-def test_an_attempt_that_succeeds_ends_the_retries(stage: Stage, receiver: Receiver) -> None:
+def test_an_attempt_that_succeeds_ends_the_retries(stage: ClaudeStage, receiver: Receiver) -> None:
     receiver.statuses = [500]
     subscribe(stage, receiver, RUN_STARTED)
     [delivery] = settled(stage, stage.session("hello"))
     assert ([attempt["status"] for attempt in delivery["attempts"]], delivery["outcome"]) == ([500, 200], "delivered")
 
 
-def test_an_endpoint_that_is_not_there_is_an_error_in_the_log(stage: Stage, receiver: Receiver) -> None:
+def test_an_endpoint_that_is_not_there_is_an_error_in_the_log(stage: ClaudeStage, receiver: Receiver) -> None:
     body = {"url": "http://127.0.0.1:9/hook", "signing_key": SIGNING_KEY}
     stage.admin.post("/_admin/webhooks", json={**body, "types": [RUN_STARTED]})
     [delivery] = settled(stage, stage.session("hello"))
@@ -173,7 +175,7 @@ def test_an_endpoint_that_is_not_there_is_an_error_in_the_log(stage: Stage, rece
 
 
 def test_a_redirect_disables_the_endpoint_until_it_is_enabled_and_nothing_is_replayed(
-    stage: Stage, receiver: Receiver
+    stage: ClaudeStage, receiver: Receiver
 ) -> None:
     receiver.statuses = [302]
     endpoint = subscribe(stage, receiver, RUN_STARTED)
@@ -186,7 +188,9 @@ def test_a_redirect_disables_the_endpoint_until_it_is_enabled_and_nothing_is_rep
     assert len(receiver.arrived) == 2
 
 
-def test_uninterrupted_failure_disables_the_endpoint_when_that_is_switched_on(stage: Stage, receiver: Receiver) -> None:
+def test_uninterrupted_failure_disables_the_endpoint_when_that_is_switched_on(
+    stage: ClaudeStage, receiver: Receiver
+) -> None:
     stage.settings(webhook_disable_after=0.001)
     receiver.statuses = [500, 500, 500]
     subscribe(stage, receiver, RUN_STARTED)
@@ -194,14 +198,14 @@ def test_uninterrupted_failure_disables_the_endpoint_when_that_is_switched_on(st
     assert delivery["outcome"] == "endpoint disabled"
 
 
-def test_duplicates_carry_the_same_id(stage: Stage, receiver: Receiver) -> None:
+def test_duplicates_carry_the_same_id(stage: ClaudeStage, receiver: Receiver) -> None:
     stage.settings(webhook_duplicates=2.0)
     subscribe(stage, receiver, RUN_STARTED)
     assert len(settled(stage, stage.session("hello"))) == 3
     assert len({event["id"] for event in receiver.events()}) == 1
 
 
-def test_events_can_be_dropped_and_reordered(stage: Stage, receiver: Receiver) -> None:
+def test_events_can_be_dropped_and_reordered(stage: ClaudeStage, receiver: Receiver) -> None:
     subscribe(stage, receiver, RUN_STARTED)
     stage.settings(webhook_drop=1.0)
     assert deliveries(stage, stage.session("hello")) == []
@@ -213,7 +217,7 @@ def test_events_can_be_dropped_and_reordered(stage: Stage, receiver: Receiver) -
     assert arrived != sessions
 
 
-def test_the_api_does_not_wait_for_a_slow_endpoint(stage: Stage, receiver: Receiver) -> None:
+def test_the_api_does_not_wait_for_a_slow_endpoint(stage: ClaudeStage, receiver: Receiver) -> None:
     receiver.go.clear()
     subscribe(stage, receiver, RUN_STARTED)
     session_id = stage.session("hello")
@@ -228,13 +232,13 @@ def test_the_api_does_not_wait_for_a_slow_endpoint(stage: Stage, receiver: Recei
 @pytest.mark.parametrize(
     "body", [{"url": "ftp://x", "signing_key": SIGNING_KEY}, {"url": "http://x/", "signing_key": "whsec_"}]
 )
-def test_an_endpoint_that_cannot_work_is_refused(stage: Stage, body: dict[str, str]) -> None:
+def test_an_endpoint_that_cannot_work_is_refused(stage: ClaudeStage, body: dict[str, str]) -> None:
     answer = stage.admin.post("/_admin/webhooks", json=body)
     assert answer.status_code == 400
     assert SIGNING_KEY not in answer.text
 
 
-def test_a_work_item_makes_no_webhook_of_its_own(stage: Stage, receiver: Receiver) -> None:
+def test_a_work_item_makes_no_webhook_of_its_own(stage: ClaudeStage, receiver: Receiver) -> None:
     subscribe(stage, receiver)
     session_id = stage.session()
     item = stage.claim()

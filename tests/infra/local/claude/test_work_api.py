@@ -12,7 +12,7 @@ import anthropic
 import httpx2
 import pytest
 
-from tests.infra.local.claude.conftest import BETA, Stage
+from tests.infra.local.claude.conftest import BETA, ClaudeStage
 from tests.support.waiting import until
 
 
@@ -22,14 +22,14 @@ def token_of(item: Any) -> str:
     return token
 
 
-def test_a_created_session_is_queued_with_and_without_initial_events(stage: Stage) -> None:
+def test_a_created_session_is_queued_with_and_without_initial_events(stage: ClaudeStage) -> None:
     silent, running = stage.session(), stage.session("$ ls")
     assert (stage.status(silent), stage.poll().data.id) == ("idle", silent)
     assert stage.poll().data.id == running
     assert stage.poll() is None
 
 
-def test_an_empty_poll_is_null_with_a_json_content_type(stage: Stage) -> None:
+def test_an_empty_poll_is_null_with_a_json_content_type(stage: ClaudeStage) -> None:
     url = f"/v1/environments/{stage.environment_id}/work/poll"
     headers = {"authorization": f"Bearer {stage.environment_key}", **BETA}
     answer = stage.raw.get(url, headers=headers)
@@ -38,13 +38,13 @@ def test_an_empty_poll_is_null_with_a_json_content_type(stage: Stage) -> None:
     assert answer.headers["request-id"].startswith("req_")
 
 
-def test_a_poll_holds_until_its_time_is_over(stage: Stage) -> None:
+def test_a_poll_holds_until_its_time_is_over(stage: ClaudeStage) -> None:
     start = time.monotonic()
     assert stage.poll(block_ms=300) is None
     assert 0.29 <= time.monotonic() - start < 20
 
 
-def test_a_held_poll_gets_an_item_the_moment_it_arrives(stage: Stage) -> None:
+def test_a_held_poll_gets_an_item_the_moment_it_arrives(stage: ClaudeStage) -> None:
     found: list[tuple[Any, float]] = []
     waiter = threading.Thread(target=lambda: found.append((stage.poll(block_ms=999), time.monotonic())))
     waiter.start()
@@ -56,7 +56,7 @@ def test_a_held_poll_gets_an_item_the_moment_it_arrives(stage: Stage) -> None:
     assert found[0][1] - created < 0.3
 
 
-def test_a_held_poll_whose_client_has_gone_takes_nothing(stage: Stage) -> None:
+def test_a_held_poll_whose_client_has_gone_takes_nothing(stage: ClaudeStage) -> None:
     url = f"/v1/environments/{stage.environment_id}/work/poll?block_ms=999"
     headers = {"authorization": f"Bearer {stage.environment_key}", **BETA}
     with pytest.raises(httpx2.ReadTimeout):
@@ -67,12 +67,12 @@ def test_a_held_poll_whose_client_has_gone_takes_nothing(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("block_ms", [0, 1000, -1])
-def test_a_block_time_out_of_range_is_400(stage: Stage, block_ms: int) -> None:
+def test_a_block_time_out_of_range_is_400(stage: ClaudeStage, block_ms: int) -> None:
     with pytest.raises(anthropic.BadRequestError, match="block_ms"):
         stage.poll(block_ms=block_ms)
 
 
-def test_the_secret_is_on_the_polls_answer_alone_and_new_on_each_hand_out(stage: Stage) -> None:
+def test_the_secret_is_on_the_polls_answer_alone_and_new_on_each_hand_out(stage: ClaudeStage) -> None:
     session_id = stage.session()
     first = stage.poll()
     time.sleep(0.02)
@@ -85,13 +85,13 @@ def test_the_secret_is_on_the_polls_answer_alone_and_new_on_each_hand_out(stage:
         assert stage.client(token).beta.sessions.retrieve(session_id).id == session_id
 
 
-def test_the_secret_can_be_withheld(stage: Stage) -> None:
+def test_the_secret_can_be_withheld(stage: ClaudeStage) -> None:
     stage.settings(null_secret=True)
     stage.session()
     assert stage.poll().secret is None
 
 
-def test_a_lost_heartbeat_meets_412_with_the_state_the_sdk_reads(stage: Stage) -> None:
+def test_a_lost_heartbeat_meets_412_with_the_state_the_sdk_reads(stage: ClaudeStage) -> None:
     stage.session()
     item = stage.claim()
     beat = stage.beat(item.id)
@@ -106,7 +106,7 @@ def test_a_lost_heartbeat_meets_412_with_the_state_the_sdk_reads(stage: Stage) -
     assert stage.beat(item.id, beat.last_heartbeat).lease_extended is True
 
 
-def test_a_lapsed_lease_makes_the_item_claimable_without_a_webhook(stage: Stage) -> None:
+def test_a_lapsed_lease_makes_the_item_claimable_without_a_webhook(stage: ClaudeStage) -> None:
     stage.settings(lease_ttl=0.3)
     stage.session()
     item = stage.claim()
@@ -119,7 +119,7 @@ def test_a_lapsed_lease_makes_the_item_claimable_without_a_webhook(stage: Stage)
     assert caught.value.body["error"]["details"]["current_state"]["state"] == "queued"  # type: ignore[index]
 
 
-def test_an_item_can_be_made_to_lapse_by_hand(stage: Stage) -> None:
+def test_an_item_can_be_made_to_lapse_by_hand(stage: ClaudeStage) -> None:
     stage.session()
     item = stage.claim()
     assert stage.poll(reclaim_older_than_ms=1) is None
@@ -127,7 +127,7 @@ def test_an_item_can_be_made_to_lapse_by_hand(stage: Stage) -> None:
     assert stage.poll().id == item.id
 
 
-def test_stops_answer_200_with_the_item_however_often(stage: Stage) -> None:
+def test_stops_answer_200_with_the_item_however_often(stage: ClaudeStage) -> None:
     stage.session()
     item = stage.claim()
     assert stage.stop(item.id).state == "stopping"
@@ -136,7 +136,7 @@ def test_stops_answer_200_with_the_item_however_often(stage: Stage) -> None:
     assert stage.stop(item.id, force=True).state == "stopped"
 
 
-def test_the_list_is_newest_first_and_paged(stage: Stage) -> None:
+def test_the_list_is_newest_first_and_paged(stage: ClaudeStage) -> None:
     sessions = [stage.session() for _ in range(5)]
     work = stage.worker.beta.environments.work
     page = work.list(stage.environment_id, limit=2)
@@ -144,7 +144,7 @@ def test_the_list_is_newest_first_and_paged(stage: Stage) -> None:
     assert [item.data.id for item in work.list(stage.environment_id, limit=2)] == sessions[::-1]
 
 
-def test_stats_over_the_wire(stage: Stage) -> None:
+def test_stats_over_the_wire(stage: ClaudeStage) -> None:
     for _ in range(3):
         stage.session()
     work = stage.worker.beta.environments.work
@@ -153,7 +153,7 @@ def test_stats_over_the_wire(stage: Stage) -> None:
     assert (stats.depth, stats.pending, stats.workers_polling) == (2, 1, 1)
 
 
-def test_metadata_of_an_item_merges_and_null_deletes(stage: Stage) -> None:
+def test_metadata_of_an_item_merges_and_null_deletes(stage: ClaudeStage) -> None:
     stage.session()
     work, item = stage.api.beta.environments.work, stage.poll()
     work.update(item.id, environment_id=stage.environment_id, metadata={"a": "1", "b": "2"})
@@ -162,7 +162,7 @@ def test_metadata_of_an_item_merges_and_null_deletes(stage: Stage) -> None:
     assert work.retrieve(item.id, environment_id=stage.environment_id).metadata == {"b": "2"}
 
 
-def test_a_deleted_sessions_entry_answers_404_once_and_polling_moves_past_it(stage: Stage) -> None:
+def test_a_deleted_sessions_entry_answers_404_once_and_polling_moves_past_it(stage: ClaudeStage) -> None:
     doomed, other = stage.session(), stage.session()
     stage.api.beta.sessions.delete(doomed)
     with pytest.raises(anthropic.NotFoundError):
@@ -170,7 +170,7 @@ def test_a_deleted_sessions_entry_answers_404_once_and_polling_moves_past_it(sta
     assert stage.poll().data.id == other
 
 
-def test_a_healthcheck_item_comes_on_request_and_ends_with_a_forced_stop(stage: Stage) -> None:
+def test_a_healthcheck_item_comes_on_request_and_ends_with_a_forced_stop(stage: ClaudeStage) -> None:
     stage.admin.post("/_admin/healthchecks", json={"environment_id": stage.environment_id})
     item = stage.claim()
     assert item.data.type == "healthcheck"
@@ -178,7 +178,7 @@ def test_a_healthcheck_item_comes_on_request_and_ends_with_a_forced_stop(stage: 
     assert stage.poll() is None
 
 
-def test_the_queue_of_a_cloud_environment(stage: Stage) -> None:
+def test_the_queue_of_a_cloud_environment(stage: ClaudeStage) -> None:
     cloud = stage.api.beta.environments.create(name="cloud", config={"type": "cloud"})
     minted = stage.admin.post("/_admin/keys/environment", json={"environment_id": cloud.id}).json()["value"]
     work = stage.client(minted).beta.environments.work
@@ -189,7 +189,7 @@ def test_the_queue_of_a_cloud_environment(stage: Stage) -> None:
     assert work.stats(cloud.id).workers_polling is None
 
 
-def test_a_lost_poll_answer_leaves_the_item_reserved_until_the_window_is_over(stage: Stage) -> None:
+def test_a_lost_poll_answer_leaves_the_item_reserved_until_the_window_is_over(stage: ClaudeStage) -> None:
     stage.session()
     stage.fault(path="/work/poll$", action="drop_after", times=1)
     with pytest.raises(anthropic.APIConnectionError):
@@ -199,7 +199,7 @@ def test_a_lost_poll_answer_leaves_the_item_reserved_until_the_window_is_over(st
     assert stage.poll(reclaim_older_than_ms=20) is not None
 
 
-def test_a_lost_heartbeat_answer_is_a_beat_all_the_same(stage: Stage) -> None:
+def test_a_lost_heartbeat_answer_is_a_beat_all_the_same(stage: ClaudeStage) -> None:
     stage.session()
     item = stage.claim()
     stage.fault(path="/heartbeat$", query="NO_HEARTBEAT", action="drop_after", times=1)

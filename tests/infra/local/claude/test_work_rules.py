@@ -12,7 +12,7 @@ from infra.local.claude.work import State, WorkItem, WorkQueue
 ENV = "env_1"
 
 
-class Bench:
+class WorkBench:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.knobs = Knobs(lease_ttl=10)
@@ -42,7 +42,7 @@ class Bench:
 
 
 def test_a_claimed_item_stays_queued_and_is_not_offered_again_within_the_window() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item = bench.enqueue()
     assert bench.queue.claim(ENV) is item
     assert item.state is State.QUEUED
@@ -51,7 +51,7 @@ def test_a_claimed_item_stays_queued_and_is_not_offered_again_within_the_window(
 
 
 def test_the_window_is_a_property_of_whoever_polls_next() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item = bench.enqueue()
     bench.queue.claim(ENV, 60_000)
     bench.clock.advance(3.0)
@@ -61,14 +61,14 @@ def test_the_window_is_a_property_of_whoever_polls_next() -> None:
 
 
 def test_items_are_offered_oldest_first_and_only_to_their_environment() -> None:
-    bench = Bench()
+    bench = WorkBench()
     first, second = bench.enqueue("sesn_a"), bench.enqueue("sesn_b")
     assert bench.queue.claim("env_2") is None
     assert [bench.queue.claim(ENV), bench.queue.claim(ENV)] == [first, second]
 
 
 def test_an_ack_starts_the_item_once_and_repeating_it_changes_nothing() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item = bench.started()
     acknowledged = item.acknowledged_at
     bench.clock.advance(1.0)
@@ -77,7 +77,7 @@ def test_an_ack_starts_the_item_once_and_repeating_it_changes_nothing() -> None:
 
 
 def test_a_beat_on_an_item_nobody_acknowledged_is_refused_with_state_queued() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item = bench.enqueue()
     bench.queue.claim(ENV)
     assert bench.refused(item, "NO_HEARTBEAT") == {
@@ -89,7 +89,7 @@ def test_a_beat_on_an_item_nobody_acknowledged_is_refused_with_state_queued() ->
 
 
 def test_the_first_beat_activates_and_later_ones_must_echo_the_last_value_exactly() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item, first = bench.active()
     assert (item.state, item.started_at is not None) == (State.ACTIVE, True)
     assert bench.refused(item, "NO_HEARTBEAT")["last_heartbeat"] == first
@@ -100,7 +100,7 @@ def test_the_first_beat_activates_and_later_ones_must_echo_the_last_value_exactl
 
 
 def test_a_lapsed_lease_queues_the_same_item_again_and_forgets_its_heartbeat() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item, last = bench.active()
     bench.clock.advance(10.0)
     assert bench.refused(item, last)["state"] == "queued"
@@ -109,7 +109,7 @@ def test_a_lapsed_lease_queues_the_same_item_again_and_forgets_its_heartbeat() -
 
 
 def test_a_start_up_lease_never_lapses_unless_it_is_switched_on() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item = bench.started()
     bench.clock.advance(1e6)
     assert bench.queue.claim(ENV) is None
@@ -118,7 +118,7 @@ def test_a_start_up_lease_never_lapses_unless_it_is_switched_on() -> None:
 
 
 def test_a_graceful_stop_is_told_on_the_next_beat_whatever_that_expects() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item, _ = bench.active()
     bench.queue.stop(item, force=False)
     answer = bench.queue.heartbeat(item, "anything")
@@ -128,7 +128,7 @@ def test_a_graceful_stop_is_told_on_the_next_beat_whatever_that_expects() -> Non
 
 
 def test_a_claim_beat_on_a_stopping_item_that_never_beat_reports_an_empty_heartbeat() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item = bench.started()
     bench.queue.stop(item, force=False)
     assert bench.queue.heartbeat(item, "NO_HEARTBEAT") == {
@@ -141,7 +141,7 @@ def test_a_claim_beat_on_a_stopping_item_that_never_beat_reports_an_empty_heartb
 
 
 def test_a_stop_is_idempotent_and_a_queued_item_stops_at_once() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item = bench.enqueue()
     bench.queue.stop(item, force=False)
     stopped = item.stopped_at
@@ -152,7 +152,7 @@ def test_a_stop_is_idempotent_and_a_queued_item_stops_at_once() -> None:
 
 
 def test_a_stopping_item_whose_worker_died_stops_when_its_lease_lapses() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item, _ = bench.active()
     bench.queue.stop(item, force=False)
     bench.clock.advance(10.0)
@@ -161,7 +161,7 @@ def test_a_stopping_item_whose_worker_died_stops_when_its_lease_lapses() -> None
 
 
 def test_the_item_of_a_deleted_session_answers_one_poll_with_404_and_is_gone() -> None:
-    bench = Bench()
+    bench = WorkBench()
     bench.enqueue("sesn_a")
     other = bench.enqueue("sesn_b")
     bench.queue.forsake("sesn_a")
@@ -172,7 +172,7 @@ def test_the_item_of_a_deleted_session_answers_one_poll_with_404_and_is_gone() -
 
 
 def test_stats_count_waiting_reserved_and_the_workers_of_the_last_half_minute() -> None:
-    bench = Bench()
+    bench = WorkBench()
     first = bench.enqueue("sesn_a")
     bench.clock.advance(1.0)
     bench.enqueue("sesn_b")
@@ -189,7 +189,7 @@ def test_stats_count_waiting_reserved_and_the_workers_of_the_last_half_minute() 
 
 
 def test_a_desired_ttl_can_only_shorten_the_lease() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item, last = bench.active()
     assert bench.queue.heartbeat(item, last, desired_ttl=3)["ttl_seconds"] == 3
     last = item.last_heartbeat or ""
@@ -197,7 +197,7 @@ def test_a_desired_ttl_can_only_shorten_the_lease() -> None:
 
 
 def test_a_412_can_be_had_on_demand() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item, last = bench.active()
     bench.knobs.heartbeat_412 = 1
     assert bench.refused(item, last) == {
@@ -210,7 +210,7 @@ def test_a_412_can_be_had_on_demand() -> None:
 
 
 def test_an_item_can_be_aged_alone_so_that_its_reservation_and_its_lease_lapse() -> None:
-    bench = Bench()
+    bench = WorkBench()
     item, other = bench.enqueue("sesn_a"), bench.enqueue("sesn_b")
     assert [bench.queue.claim(ENV, 60_000), bench.queue.claim(ENV, 60_000)] == [item, other]
     bench.queue.age(item, 61)

@@ -7,14 +7,14 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.infra.local.claude.conftest import Stage, message
+from tests.infra.local.claude.conftest import ClaudeStage, message
 from tests.infra.local.claude.test_skills import make_skill, skill_md
 from tests.support.waiting import until
 
 BINARY = bytes(range(256)) + b"\r\n--boundary\r\n\r\n"
 
 
-def test_the_models_are_the_scripted_brain_and_what_the_agents_name(stage: Stage) -> None:
+def test_the_models_are_the_scripted_brain_and_what_the_agents_name(stage: ClaudeStage) -> None:
     models = [model.id for model in stage.api.models.list()]
     assert "offline-scripted-brain" in models
     agent = stage.api.beta.agents.create(name="a", model="claude-opus-5", tools=[])
@@ -24,7 +24,7 @@ def test_the_models_are_the_scripted_brain_and_what_the_agents_name(stage: Stage
         stage.api.models.retrieve("claude-unheard-of")
 
 
-def test_a_file_is_uploaded_listed_downloaded_and_deleted(stage: Stage) -> None:
+def test_a_file_is_uploaded_listed_downloaded_and_deleted(stage: ClaudeStage) -> None:
     made = stage.api.files.upload(file=("all bytes.bin", BINARY, "application/x-own"))
     assert (made.filename, made.mime_type, made.size_bytes) == ("all bytes.bin", "application/x-own", len(BINARY))
     assert made.id in [row.id for row in stage.api.beta.files.list()]
@@ -37,7 +37,7 @@ def test_a_file_is_uploaded_listed_downloaded_and_deleted(stage: Stage) -> None:
         stage.api.files.upload(file=("a/b", b"", "text/plain"))
 
 
-def test_a_vault_keeps_credentials_and_shows_no_secret(stage: Stage) -> None:
+def test_a_vault_keeps_credentials_and_shows_no_secret(stage: ClaudeStage) -> None:
     vaults = stage.api.beta.vaults
     vault = vaults.create(display_name="Tools", metadata={"team": "a"})
     assert vault.id in [row.id for row in vaults.list()]
@@ -58,11 +58,11 @@ def test_a_vault_keeps_credentials_and_shows_no_secret(stage: Stage) -> None:
         vaults.retrieve(vault.id)
 
 
-def _headers(stage: Stage) -> dict[str, str]:
+def _headers(stage: ClaudeStage) -> dict[str, str]:
     return {"x-api-key": stage.api.api_key or "", "anthropic-beta": "managed-agents-2026-04-01"}
 
 
-def test_a_user_profile_is_made_changed_and_deleted(stage: Stage) -> None:
+def test_a_user_profile_is_made_changed_and_deleted(stage: ClaudeStage) -> None:
     profiles = stage.api.user_profiles
     made = profiles.create(name="Ada", external_user_details={"country": "GB"})
     assert (made.enforcement_status, made.external_user_details.country) == ("unrestricted", "GB")
@@ -71,7 +71,7 @@ def test_a_user_profile_is_made_changed_and_deleted(stage: Stage) -> None:
     assert profiles.delete(made.id).type == "user_profile_deleted"
 
 
-def test_a_deployment_begins_a_session_on_request_and_not_while_it_is_paused(stage: Stage) -> None:
+def test_a_deployment_begins_a_session_on_request_and_not_while_it_is_paused(stage: ClaudeStage) -> None:
     deployments = stage.api.beta.deployments
     events: Any = [message("hello")]
     made = deployments.create(
@@ -91,7 +91,7 @@ def test_a_deployment_begins_a_session_on_request_and_not_while_it_is_paused(sta
     assert made.id not in [row.id for row in deployments.list()]
 
 
-def test_a_cloud_environment_shows_its_network_and_packages(stage: Stage) -> None:
+def test_a_cloud_environment_shows_its_network_and_packages(stage: ClaudeStage) -> None:
     environments = stage.api.beta.environments
     plain: Any = environments.create(name="plain", config={"type": "cloud"}).config
     assert (plain.networking.type, plain.packages.pip) == ("unrestricted", [])
@@ -106,7 +106,7 @@ def test_a_cloud_environment_shows_its_network_and_packages(stage: Stage) -> Non
         environments.create(name="x", config=wrong)
 
 
-def test_an_agent_with_mcp_servers_keeps_them_and_serves_its_sessions(stage: Stage) -> None:
+def test_an_agent_with_mcp_servers_keeps_them_and_serves_its_sessions(stage: ClaudeStage) -> None:
     servers: Any = [{"type": "url", "name": "search", "url": "https://mcp.example.com"}]
     tools: Any = [{"type": "agent_toolset_20260401"}, {"type": "mcp_toolset", "mcp_server_name": "search"}]
     agent: Any = stage.api.beta.agents.create(name="m", model="claude-opus-5", tools=tools, mcp_servers=servers)
@@ -122,7 +122,7 @@ def test_an_agent_with_mcp_servers_keeps_them_and_serves_its_sessions(stage: Sta
         stage.api.beta.agents.create(name="m", model="claude-opus-5", tools=wrong, mcp_servers=servers)
 
 
-def test_a_skill_and_its_versions_are_deleted(stage: Stage) -> None:
+def test_a_skill_and_its_versions_are_deleted(stage: ClaudeStage) -> None:
     skill = make_skill(stage)
     newer = stage.api.skills.versions.create(skill.id, files=[skill_md("Better.")])
     deleted = stage.api.skills.versions.delete(newer.id, skill_id=skill.id)
@@ -135,7 +135,7 @@ def test_a_skill_and_its_versions_are_deleted(stage: Stage) -> None:
         stage.api.skills.retrieve(skill.id)
 
 
-def test_each_operation_on_a_memory_is_a_version_that_can_be_redacted(stage: Stage) -> None:
+def test_each_operation_on_a_memory_is_a_version_that_can_be_redacted(stage: ClaudeStage) -> None:
     stores = stage.api.beta.memory_stores
     store = stores.create(name="Notes").id
     made = stores.memories.create(store, path="/a.md", content="one")
@@ -151,7 +151,7 @@ def test_each_operation_on_a_memory_is_a_version_that_can_be_redacted(stage: Sta
     assert stores.memory_versions.retrieve(versions[1].id, memory_store_id=store).content == "two"
 
 
-def test_the_resources_of_a_session_are_listed_and_detached(stage: Stage) -> None:
+def test_the_resources_of_a_session_are_listed_and_detached(stage: ClaudeStage) -> None:
     store = stage.api.beta.memory_stores.create(name="Notes").id
     attached: Any = [{"type": "memory_store", "memory_store_id": store}]
     session = stage.api.beta.sessions.create(
@@ -167,7 +167,7 @@ def test_the_resources_of_a_session_are_listed_and_detached(stage: Stage) -> Non
     assert list(resources.list(session)) == []
 
 
-def test_a_healthcheck_that_the_sdk_answers_and_stops_is_over(stage: Stage) -> None:
+def test_a_healthcheck_that_the_sdk_answers_and_stops_is_over(stage: ClaudeStage) -> None:
     from anthropic.lib.environments import iter_work
 
     stage.admin.post("/_admin/healthchecks", json={"environment_id": stage.environment_id}).raise_for_status()

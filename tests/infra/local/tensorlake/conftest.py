@@ -13,18 +13,18 @@ import pytest
 from tensorlake.sandbox import Sandbox
 
 from infra.local.process import RunningService, start_service
-from tests.support.admin import Admin
+from tests.support.admin import AdminAccess
 
 KEY = "tl-key-of-no-real-account"
 _names = itertools.count(1)
 
 
 @dataclass
-class Stage:
+class TensorlakeStage:
     """One running service, the real SDK pointed at it, and a bare client for what the SDK does not show."""
 
     service: RunningService
-    admin: Admin
+    admin: AdminAccess
     raw: httpx2.Client
     made: list[Sandbox] = field(default_factory=list)
 
@@ -88,22 +88,22 @@ def services() -> Iterator[Services]:
         yield service
 
 
-def _stage(service: RunningService) -> Iterator[Stage]:
+def _stage(service: RunningService) -> Iterator[TensorlakeStage]:
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx2.Client(base_url=service.url, headers=headers, timeout=20.0, trust_env=False) as raw:
-        stage = Stage(service, Admin(service), raw)
+        stage = TensorlakeStage(service, AdminAccess(service), raw)
         yield stage
         stage.admin.call("POST", "reset")
 
 
 @pytest.fixture
-def stage(services: Services) -> Iterator[Stage]:
+def stage(services: Services) -> Iterator[TensorlakeStage]:
     """The best level that works here."""
     yield from _stage(services("auto"))
 
 
 @pytest.fixture(params=["overlay", "copy", "plain"])
-def each_level(request: pytest.FixtureRequest, services: Services) -> Iterator[Stage]:
+def each_level(request: pytest.FixtureRequest, services: Services) -> Iterator[TensorlakeStage]:
     finding = services("auto").ready["isolation"]["findings"][request.param]
     if finding != "works":
         pytest.skip(f"{request.param} does not work here: {finding}")

@@ -9,13 +9,13 @@ from tensorlake.sandbox.exceptions import RemoteAPIError
 
 from infra.local.tensorlake import files
 from infra.local.tensorlake.errors import ApiError
-from tests.infra.local.tensorlake.conftest import Stage, out
+from tests.infra.local.tensorlake.conftest import TensorlakeStage, out
 
 PATHS = ["/workspace/a/b.bin", "/opt/hands/program.py", "/d/a b&c.txt", "/tmp/x", "/etc/thing.conf"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_file_is_written_read_seen_inside_and_deleted(each_level: Stage, path: str) -> None:
+def test_a_file_is_written_read_seen_inside_and_deleted(each_level: TensorlakeStage, path: str) -> None:
     sandbox = each_level.named()
     data = bytes(range(256)) * 9
     sandbox.write_file(path, b"before")
@@ -31,14 +31,14 @@ def test_a_file_is_written_read_seen_inside_and_deleted(each_level: Stage, path:
     assert (gone.value.status_code, gone.value.code) == (404, "NOT_FOUND")
 
 
-def test_an_empty_and_a_large_file_arrive_whole(each_level: Stage) -> None:
+def test_an_empty_and_a_large_file_arrive_whole(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     for data in (b"", b"0123456789abcdef" * 800_000):
         sandbox.write_file("/workspace/f", data)
         assert sandbox.read_file("/workspace/f").value == data
 
 
-def test_directories_come_first_and_have_no_size(stage: Stage) -> None:
+def test_directories_come_first_and_have_no_size(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     out(sandbox, "mkdir z; touch a b; ln -s nowhere broken")
     entries = sandbox.list_directory("/workspace").value.entries
@@ -67,7 +67,9 @@ CODES: list[tuple[str, str, int, str]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "status", "code"), CODES)
-def test_what_goes_wrong_has_the_contracts_code(stage: Stage, method: str, path: str, status: int, code: str) -> None:
+def test_what_goes_wrong_has_the_contracts_code(
+    stage: TensorlakeStage, method: str, path: str, status: int, code: str
+) -> None:
     sandbox = stage.named()
     out(sandbox, "mkdir dir; echo x > file; mkfifo pipe")
     content: dict[str, Any] = {"content": b"x"} if method == "PUT" else {}
@@ -75,7 +77,7 @@ def test_what_goes_wrong_has_the_contracts_code(stage: Stage, method: str, path:
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-def test_a_list_of_a_file_or_of_nothing_is_refused(stage: Stage) -> None:
+def test_a_list_of_a_file_or_of_nothing_is_refused(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     out(sandbox, "echo x > file")
     for path, status, code in (("/workspace/file", 400, "NOT_A_DIRECTORY"), ("/workspace/no", 404, "NOT_FOUND")):
@@ -84,7 +86,7 @@ def test_a_list_of_a_file_or_of_nothing_is_refused(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("path", ["/workspace/f", "/opt/hands/f"])
-def test_too_large_a_body_is_a_413_and_replaces_nothing(stage: Stage, path: str) -> None:
+def test_too_large_a_body_is_a_413_and_replaces_nothing(stage: TensorlakeStage, path: str) -> None:
     sandbox = stage.named()
     sandbox.write_file(path, b"small")
     stage.settings(max_file_bytes=1000)
@@ -96,14 +98,14 @@ def test_too_large_a_body_is_a_413_and_replaces_nothing(stage: Stage, path: str)
     assert not [each for each in sandbox.list_directory("/workspace").value.entries if "partial" in each.name]
 
 
-def test_a_write_keeps_the_mode_and_follows_a_link(stage: Stage) -> None:
+def test_a_write_keeps_the_mode_and_follows_a_link(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     out(sandbox, "echo x > run.sh; chmod 755 run.sh; ln -s run.sh link")
     sandbox.write_file("/workspace/link", b"#!/bin/sh\necho ran\n")
     assert out(sandbox, "test -L link && ./run.sh") == "ran"
 
 
-def test_the_machines_own_files_cannot_be_written(stage: Stage) -> None:
+def test_the_machines_own_files_cannot_be_written(stage: TensorlakeStage) -> None:
     if not stage.service.ready["isolation"]["isolated"]:
         pytest.skip("this level says that it is not isolated")
     sandbox = stage.named()
@@ -114,7 +116,7 @@ def test_the_machines_own_files_cannot_be_written(stage: Stage) -> None:
     assert sandbox.run("sh", ["-c", "touch /usr/x"]).exit_code != 0
 
 
-def test_no_link_from_inside_leads_a_write_out_of_the_sandbox(each_level: Stage, tmp_path: Any) -> None:
+def test_no_link_from_inside_leads_a_write_out_of_the_sandbox(each_level: TensorlakeStage, tmp_path: Any) -> None:
     if not each_level.service.ready["isolation"]["isolated"]:
         pytest.skip("this level says that it is not isolated")
     sandbox = each_level.named()

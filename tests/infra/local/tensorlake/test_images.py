@@ -14,7 +14,7 @@ from tensorlake.sandbox.exceptions import RemoteAPIError
 
 from infra.local.tensorlake import dockerfile
 from infra.local.tensorlake.dockerfile import DockerfileError
-from tests.infra.local.tensorlake.conftest import KEY, Stage, out
+from tests.infra.local.tensorlake.conftest import KEY, TensorlakeStage, out
 
 DOCKERFILE = """
 ARG BASE=python:3.14-trixie
@@ -38,7 +38,7 @@ CMD ["true"]
 """
 
 
-def sdk(stage: Stage, code: str, **names: Any) -> Any:
+def sdk(stage: TensorlakeStage, code: str, **names: Any) -> Any:
     """Run SDK code that takes its address from the environment; answers what it binds to `answer`."""
     script = f"import json, sys\nglobals().update(json.loads(sys.argv[1]))\n{code}\nprint(json.dumps(answer))"
     environment = {**os.environ, "TENSORLAKE_API_URL": stage.service.url, "TENSORLAKE_API_KEY": KEY}
@@ -48,7 +48,7 @@ def sdk(stage: Stage, code: str, **names: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def build(stage: Stage, context: Path, name: str) -> Any:
+def build(stage: TensorlakeStage, context: Path, name: str) -> Any:
     code = """
 from tensorlake.image.sandbox_builder import build_sandbox_image
 try:
@@ -72,7 +72,7 @@ def context(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_dockerfile_becomes_the_root_of_a_sandbox(each_level: Stage, context: Path) -> None:
+def test_a_dockerfile_becomes_the_root_of_a_sandbox(each_level: TensorlakeStage, context: Path) -> None:
     built = build(each_level, context, "Session-One")
     assert isinstance(built, dict) and built["name"] == "session-one", built
     sandbox = each_level.named(image="session-one")
@@ -87,7 +87,7 @@ def test_a_dockerfile_becomes_the_root_of_a_sandbox(each_level: Stage, context: 
     assert out(other, "ls /data/inner") == "file"
 
 
-def test_root_is_run_as_the_images_user_and_marked(stage: Stage, context: Path) -> None:
+def test_root_is_run_as_the_images_user_and_marked(stage: TensorlakeStage, context: Path) -> None:
     build(stage, context, "marked")
     sandbox = stage.named(image="marked")
     started = stage.inside(sandbox, "POST", "/api/v1/processes", json={"command": "true", "user": "root"}).json()
@@ -97,7 +97,7 @@ def test_root_is_run_as_the_images_user_and_marked(stage: Stage, context: Path) 
     assert row["notes"] == [started["note"]]
 
 
-def test_what_was_not_executed_is_told(stage: Stage, context: Path) -> None:
+def test_what_was_not_executed_is_told(stage: TensorlakeStage, context: Path) -> None:
     build(stage, context, "told")
     report = next(row for row in stage.admin.call("GET", "state")["images"] if row["name"] == "told")
     assert report["from"] == "python:3.14-trixie"
@@ -105,7 +105,7 @@ def test_what_was_not_executed_is_told(stage: Stage, context: Path) -> None:
     assert any("CMD" in note for note in report["notes"])
 
 
-def test_an_image_object_builds_and_is_found_listed_and_deleted(stage: Stage, context: Path) -> None:
+def test_an_image_object_builds_and_is_found_listed_and_deleted(stage: TensorlakeStage, context: Path) -> None:
     code = """
 from tensorlake.image import Image
 from tensorlake.image.sandbox_builder import (
@@ -124,7 +124,7 @@ answer = [built["id"] == found["id"], listed, find_sandbox_image_by_name("made")
     assert refusal.value.status_code == 400 and "not registered" in refusal.value.message
 
 
-def test_an_image_may_start_from_another_and_a_rebuild_replaces_it(each_level: Stage, context: Path) -> None:
+def test_an_image_may_start_from_another_and_a_rebuild_replaces_it(each_level: TensorlakeStage, context: Path) -> None:
     build(each_level, context, "parent")
     before = each_level.named(image="parent")
     (context / "Dockerfile").write_text("FROM parent\nCOPY --chmod=755 program /opt/hands/bin/second\nENV MORE=1\n")
@@ -135,12 +135,12 @@ def test_an_image_may_start_from_another_and_a_rebuild_replaces_it(each_level: S
     assert out(before, "cat /data/inner/file") == "seeded"
 
 
-def test_a_build_that_fails_says_where(stage: Stage, context: Path) -> None:
+def test_a_build_that_fails_says_where(stage: TensorlakeStage, context: Path) -> None:
     (context / "Dockerfile").write_text("FROM x\nRUN true\nCOPY nothing /x\n")
     assert "line 3: 'nothing' is not in the build context" in build(stage, context, "bad")
 
 
-def test_a_context_with_another_digest_is_refused(stage: Stage) -> None:
+def test_a_context_with_another_digest_is_refused(stage: TensorlakeStage) -> None:
     admitted = stage.post("/images/v4/builds", {"name": "x", "kind": "dockerfile"}).json()
     stage.raw.put(admitted["context_upload"]["url"], content=b"abc")
     answer = stage.post(f"/images/v4/builds/{admitted['build_id']}/context/seal", {"digest": "0" * 64})
@@ -148,7 +148,7 @@ def test_a_context_with_another_digest_is_refused(stage: Stage) -> None:
     assert stage.raw.put(f"/_upload/{admitted['build_id']}/guess", content=b"abc").status_code == 404
 
 
-def test_a_repeated_build_request_starts_one_build(stage: Stage) -> None:
+def test_a_repeated_build_request_starts_one_build(stage: TensorlakeStage) -> None:
     headers = {"idempotency-key": "same"}
     body = {"name": "x", "kind": "dockerfile"}
     builds = [stage.raw.post("/images/v4/builds", json=body, headers=headers).json()["build_id"] for _ in range(2)]

@@ -12,14 +12,14 @@ import pytest
 from tensorlake.sandbox import Sandbox, SandboxClient
 from tensorlake.sandbox.exceptions import PoolInUseError, PoolNotFoundError, RemoteAPIError
 
-from tests.infra.local.tensorlake.conftest import KEY, Stage, out
+from tests.infra.local.tensorlake.conftest import KEY, TensorlakeStage, out
 from tests.support.waiting import PATIENCE, until
 
 IMAGE = "tensorlake/ubuntu-minimal"
 
 
 @pytest.fixture
-def client(stage: Stage) -> Iterator[SandboxClient]:
+def client(stage: TensorlakeStage) -> Iterator[SandboxClient]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield SandboxClient(api_url=stage.service.url, api_key=KEY)
@@ -34,14 +34,14 @@ def made(client: SandboxClient, **options: Any) -> str:
     return str(client.create_pool(image=IMAGE, **options).value.pool_id)
 
 
-def claimed(stage: Stage, client: SandboxClient, pool: str) -> Sandbox:
+def claimed(stage: TensorlakeStage, client: SandboxClient, pool: str) -> Sandbox:
     identity = client.claim(pool).value.sandbox_id
     sandbox = Sandbox.connect(identity, **stage.sdk)
     stage.made.append(sandbox)
     return sandbox
 
 
-def test_a_claim_takes_a_warm_container_which_is_replaced(stage: Stage, client: SandboxClient) -> None:
+def test_a_claim_takes_a_warm_container_which_is_replaced(stage: TensorlakeStage, client: SandboxClient) -> None:
     pool = made(client, warm_containers=2, max_containers=3, cpus=1.0)
     assert [state for state, _ in containers(client, pool)] == ["Idle", "Idle"]
     sandbox = claimed(stage, client, pool)
@@ -52,13 +52,15 @@ def test_a_claim_takes_a_warm_container_which_is_replaced(stage: Stage, client: 
     assert sandbox.sandbox_id in [row.sandbox_id for row in client.list()]
 
 
-def test_without_a_warm_container_a_claim_starts_a_cold_one(stage: Stage, client: SandboxClient) -> None:
+def test_without_a_warm_container_a_claim_starts_a_cold_one(stage: TensorlakeStage, client: SandboxClient) -> None:
     pool = made(client)
     assert containers(client, pool) == []
     assert out(claimed(stage, client, pool), "echo up") == "up"
 
 
-def test_a_full_pool_makes_a_claim_wait_until_a_container_is_free(stage: Stage, client: SandboxClient) -> None:
+def test_a_full_pool_makes_a_claim_wait_until_a_container_is_free(
+    stage: TensorlakeStage, client: SandboxClient
+) -> None:
     pool = made(client, max_containers=1)
     first = claimed(stage, client, pool)
     second: list[str] = []
@@ -81,13 +83,17 @@ def test_a_full_pool_makes_a_claim_wait_until_a_container_is_free(stage: Stage, 
     assert out(sandbox, "echo up") == "up"
 
 
-def test_a_claimed_sandbox_is_suspended_at_its_time_out_and_wakes(stage: Stage, client: SandboxClient) -> None:
+def test_a_claimed_sandbox_is_suspended_at_its_time_out_and_wakes(
+    stage: TensorlakeStage, client: SandboxClient
+) -> None:
     sandbox = claimed(stage, client, made(client, timeout_secs=1))
     until(lambda: client.get(sandbox.sandbox_id).value.status.value == "suspended")
     assert out(sandbox, "echo awake") == "awake"
 
 
-def test_an_update_replaces_the_warm_containers_and_keeps_the_claimed(stage: Stage, client: SandboxClient) -> None:
+def test_an_update_replaces_the_warm_containers_and_keeps_the_claimed(
+    stage: TensorlakeStage, client: SandboxClient
+) -> None:
     pool = made(client, warm_containers=1)
     sandbox = claimed(stage, client, pool)
     before = [each for state, each in containers(client, pool) if state == "Idle"]
@@ -98,7 +104,7 @@ def test_an_update_replaces_the_warm_containers_and_keeps_the_claimed(stage: Sta
     assert out(sandbox, "echo still") == "still"
 
 
-def test_a_pool_with_a_claimed_container_is_not_deleted(stage: Stage, client: SandboxClient) -> None:
+def test_a_pool_with_a_claimed_container_is_not_deleted(stage: TensorlakeStage, client: SandboxClient) -> None:
     pool = made(client, warm_containers=1)
     sandbox = claimed(stage, client, pool)
     with pytest.raises(PoolInUseError):
@@ -117,13 +123,13 @@ def test_a_pool_that_cannot_be_is_refused(client: SandboxClient) -> None:
         client.create_pool(image="unheard-of")
 
 
-def test_a_key_says_which_project_it_belongs_to(stage: Stage) -> None:
+def test_a_key_says_which_project_it_belongs_to(stage: TensorlakeStage) -> None:
     answer = stage.post("/platform/v1/keys/introspect")
     assert answer.status_code == 200
     assert set(answer.json()) == {"id", "projectId", "organizationId"}
 
 
-def test_a_sandbox_that_timed_out_says_so(stage: Stage, client: SandboxClient) -> None:
+def test_a_sandbox_that_timed_out_says_so(stage: TensorlakeStage, client: SandboxClient) -> None:
     sandbox = stage.create(timeout_secs=1)
     until(lambda: client.get(sandbox.sandbox_id).value.status.value == "terminated")
     info = client.get(sandbox.sandbox_id).value

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from tensorlake.sandbox import Sandbox, SandboxStatus
 
-from tests.infra.local.tensorlake.conftest import Stage
+from tests.infra.local.tensorlake.conftest import TensorlakeStage
 
 SERVER = """
 import http.server, sys
@@ -39,14 +39,16 @@ def port() -> int:
 
 
 @pytest.fixture
-def served(stage: Stage, port: int) -> Iterator[Sandbox]:
+def served(stage: TensorlakeStage, port: int) -> Iterator[Sandbox]:
     sandbox = stage.named(exposed_ports=[port])
     sandbox.write_file("/workspace/server.py", SERVER.encode())
     sandbox.start_process(PYTHON, ["/workspace/server.py", str(port)])
     yield sandbox
 
 
-def test_a_port_is_reached_by_path_and_by_host_with_any_method(stage: Stage, served: Sandbox, port: int) -> None:
+def test_a_port_is_reached_by_path_and_by_host_with_any_method(
+    stage: TensorlakeStage, served: Sandbox, port: int
+) -> None:
     answer = stage.raw.post(f"/_ports/{served.name}/{port}/a/b?c=d", content=b"body", headers={"x-mine": "m"})
     assert (answer.status_code, answer.text) == (201, "POST /a/b?c=d m body")
     url = served.info().url_for_port(port)
@@ -57,7 +59,7 @@ def test_a_port_is_reached_by_path_and_by_host_with_any_method(stage: Stage, ser
     assert rows[0]["url"].endswith(f"/_ports/{served.name}/{port}") and rows[0]["needs_api_key"] is True
 
 
-def test_a_port_wakes_a_sleeper_if_it_may(stage: Stage, served: Sandbox, port: int) -> None:
+def test_a_port_wakes_a_sleeper_if_it_may(stage: TensorlakeStage, served: Sandbox, port: int) -> None:
     path = f"/_ports/{served.sandbox_id}/{port}/"
     assert stage.raw.get(path).status_code == 200
     served.suspend()
@@ -68,26 +70,28 @@ def test_a_port_wakes_a_sleeper_if_it_may(stage: Stage, served: Sandbox, port: i
     assert stage.raw.get(path).status_code == 409
 
 
-def test_a_port_needs_the_key_unless_it_is_public(stage: Stage, served: Sandbox, port: int) -> None:
+def test_a_port_needs_the_key_unless_it_is_public(stage: TensorlakeStage, served: Sandbox, port: int) -> None:
     path = f"/_ports/{served.sandbox_id}/{port}/"
     assert stage.raw.get(path, headers={"authorization": ""}).status_code == 401
     served.update(allow_unauthenticated_access=True)
     assert stage.raw.get(path, headers={"authorization": ""}).status_code == 200
 
 
-def test_a_port_that_is_not_exposed_or_not_listened_on_is_refused(stage: Stage, served: Sandbox, port: int) -> None:
+def test_a_port_that_is_not_exposed_or_not_listened_on_is_refused(
+    stage: TensorlakeStage, served: Sandbox, port: int
+) -> None:
     assert stage.raw.get(f"/_ports/{served.sandbox_id}/{port + 1}/").status_code == 403
     served.update(exposed_ports=[1])
     answer = stage.raw.get(f"/_ports/{served.sandbox_id}/1/")
     assert (answer.status_code, answer.json()["code"]) == (502, "PORT_UNREACHABLE")
 
 
-def test_a_body_over_the_cap_is_a_413(stage: Stage, served: Sandbox, port: int) -> None:
+def test_a_body_over_the_cap_is_a_413(stage: TensorlakeStage, served: Sandbox, port: int) -> None:
     stage.settings(max_port_body_bytes=10)
     assert stage.raw.post(f"/_ports/{served.sandbox_id}/{port}/", content=b"x" * 11).status_code == 413
 
 
-def test_somebody_elses_server_never_answers_for_a_sandbox(stage: Stage, served: Sandbox, port: int) -> None:
+def test_somebody_elses_server_never_answers_for_a_sandbox(stage: TensorlakeStage, served: Sandbox, port: int) -> None:
     other = stage.named(exposed_ports=[port])
     assert stage.raw.get(f"/_ports/{served.name}/{port}/").status_code == 200
     answer = stage.raw.get(f"/_ports/{other.name}/{port}/")

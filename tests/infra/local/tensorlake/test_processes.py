@@ -10,34 +10,34 @@ import pytest
 from tensorlake.sandbox import AsyncSandbox, ProcessStatus, StdinMode
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
-from tests.infra.local.tensorlake.conftest import Stage, out
+from tests.infra.local.tensorlake.conftest import TensorlakeStage, out
 from tests.support.waiting import until
 
 NEVER = {"policy": "never"}
 
 
-def test_a_run_gives_both_streams_the_exit_code_and_no_exception(each_level: Stage) -> None:
+def test_a_run_gives_both_streams_the_exit_code_and_no_exception(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     result = sandbox.run("sh", ["-c", "echo out; echo err >&2; printf rest; exit 3"])
     assert (result.stdout, result.stderr, result.exit_code) == ("out\nrest", "err", 3)
     assert str(result.reason.value) == "exited"
 
 
-def test_a_run_has_its_own_environment_and_directory(each_level: Stage) -> None:
+def test_a_run_has_its_own_environment_and_directory(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     sandbox.write_file("/workspace/sub/file.txt", b"x")
     assert out(sandbox, "echo $MINE; ls", env={"MINE": "yes"}, working_dir="/workspace/sub") == "yes\nfile.txt"
     assert out(sandbox, "echo ${MINE:-gone}") == "gone"
 
 
-def test_a_sandbox_counts_its_own_processors(stage: Stage) -> None:
+def test_a_sandbox_counts_its_own_processors(stage: TensorlakeStage) -> None:
     count = "nproc; python3 -c 'import os; print(os.environ[\"PYTHON_CPU_COUNT\"])'"
     assert out(stage.create(cpus=1.0), count).split() == ["1", "1"]
     most = os.cpu_count() or 1
     assert out(stage.create(cpus=most + 3.0), count).split() == [str(most)] * 2
 
 
-def test_a_run_over_its_time_is_killed_with_its_whole_tree(each_level: Stage) -> None:
+def test_a_run_over_its_time_is_killed_with_its_whole_tree(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     script = "echo begun; (setsid sleep 333 &); sleep 334 & sleep 335"
     begin = time.monotonic()
@@ -48,25 +48,25 @@ def test_a_run_over_its_time_is_killed_with_its_whole_tree(each_level: Stage) ->
     until(lambda: sandbox.run("pgrep", ["-f", "sleep 33[45]"]).exit_code == 1)
 
 
-def test_a_run_ends_promptly_though_a_child_holds_its_pipes(each_level: Stage) -> None:
+def test_a_run_ends_promptly_though_a_child_holds_its_pipes(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     begin = time.monotonic()
     assert out(sandbox, "sleep 20 & echo done") == "done"
     assert time.monotonic() - begin < 2
 
 
-def test_a_quiet_run_outlives_the_time_between_bytes(stage: Stage) -> None:
+def test_a_quiet_run_outlives_the_time_between_bytes(stage: TensorlakeStage) -> None:
     sandbox = stage.named(request_timeout=2.0)
     assert sandbox.run("sh", ["-c", "sleep 3; echo late"]).stdout == "late"
 
 
-def test_a_signal_ends_a_run_as_signaled(stage: Stage) -> None:
+def test_a_signal_ends_a_run_as_signaled(stage: TensorlakeStage) -> None:
     result = stage.named().run("sh", ["-c", "kill -TERM $$"])
     assert (result.exit_code, str(result.reason.value)) == (-15, "signaled")
 
 
 @pytest.mark.parametrize("command", ["no-such-program", "/opt/no/such", "./nothing"])
-def test_a_missing_executable_is_a_400_with_its_name(each_level: Stage, command: str) -> None:
+def test_a_missing_executable_is_a_400_with_its_name(each_level: TensorlakeStage, command: str) -> None:
     sandbox = each_level.named()
     for start in (sandbox.run, sandbox.start_process):
         with pytest.raises(RemoteAPIError) as refusal:
@@ -74,7 +74,7 @@ def test_a_missing_executable_is_a_400_with_its_name(each_level: Stage, command:
         assert refusal.value.status_code == 400 and command in refusal.value.message
 
 
-def test_a_missing_directory_and_a_null_character_are_400(stage: Stage) -> None:
+def test_a_missing_directory_and_a_null_character_are_400(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     with pytest.raises(RemoteAPIError, match="does not exist"):
         sandbox.run("true", working_dir="/nowhere")
@@ -82,7 +82,7 @@ def test_a_missing_directory_and_a_null_character_are_400(stage: Stage) -> None:
     assert stage.inside(sandbox, "POST", "/api/v1/processes", json=body).status_code == 400
 
 
-def test_input_is_piped_until_it_is_closed(each_level: Stage) -> None:
+def test_input_is_piped_until_it_is_closed(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     process = sandbox.start_process("cat", stdin_mode=StdinMode.PIPE).value
     assert process.stdin_writable
@@ -95,14 +95,14 @@ def test_input_is_piped_until_it_is_closed(each_level: Stage) -> None:
         sandbox.write_stdin(process.pid, b"more")
 
 
-def test_a_process_without_a_pipe_takes_no_input(stage: Stage) -> None:
+def test_a_process_without_a_pipe_takes_no_input(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     process = sandbox.start_process("sleep", ["60"]).value
     with pytest.raises(RemoteAPIError, match="STDIN_NOT_WRITABLE"):
         sandbox.write_stdin(process.pid, b"x")
 
 
-def test_output_is_kept_by_stream_and_followed_to_its_end(stage: Stage) -> None:
+def test_output_is_kept_by_stream_and_followed_to_its_end(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     script = "echo a; echo b >&2; sleep 0.2; echo c"
     process = sandbox.start_process("sh", ["-c", script]).value
@@ -114,7 +114,7 @@ def test_output_is_kept_by_stream_and_followed_to_its_end(stage: Stage) -> None:
     assert sandbox.get_output(process.pid).value.line_count == 3
 
 
-def test_discarded_output_is_not_kept(stage: Stage) -> None:
+def test_discarded_output_is_not_kept(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     body = {"command": "echo", "args": ["x"], "stdout_mode": "discard"}
     pid = stage.inside(sandbox, "POST", "/api/v1/processes", json=body).json()["pid"]
@@ -122,7 +122,7 @@ def test_discarded_output_is_not_kept(stage: Stage) -> None:
     assert sandbox.get_output(pid).value.lines == []
 
 
-def test_a_named_process_is_found_by_name_and_runs_once(each_level: Stage) -> None:
+def test_a_named_process_is_found_by_name_and_runs_once(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     first = sandbox.start_process("sleep", ["60"], name="web 1", restart=NEVER).value
     with pytest.raises(RemoteAPIError) as refusal:
@@ -138,7 +138,7 @@ def test_a_named_process_is_found_by_name_and_runs_once(each_level: Stage) -> No
     assert [process.args for process in sandbox.list_processes()] == [["62"]]
 
 
-def test_signals_go_to_the_group_and_kill_is_final(stage: Stage) -> None:
+def test_signals_go_to_the_group_and_kill_is_final(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     script = "trap 'echo caught; exit 7' TERM; sleep 60 & wait"
     process = sandbox.start_process("sh", ["-c", script]).value
@@ -154,7 +154,7 @@ def test_signals_go_to_the_group_and_kill_is_final(stage: Stage) -> None:
     assert gone.value.status_code == 400
 
 
-def test_a_process_that_is_not_there_is_a_404(stage: Stage) -> None:
+def test_a_process_that_is_not_there_is_a_404(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     for call in (sandbox.get_process, sandbox.kill_process, sandbox.get_output, sandbox.close_stdin):
         with pytest.raises(RemoteAPIError) as missing:
@@ -162,7 +162,7 @@ def test_a_process_that_is_not_there_is_a_404(stage: Stage) -> None:
         assert missing.value.status_code == 404
 
 
-def test_an_isolated_process_is_one_user_without_capabilities(each_level: Stage) -> None:
+def test_an_isolated_process_is_one_user_without_capabilities(each_level: TensorlakeStage) -> None:
     if not each_level.service.ready["isolation"]["isolated"]:
         pytest.skip("this level says that it is not isolated")
     sandbox = each_level.named()
@@ -172,7 +172,7 @@ def test_an_isolated_process_is_one_user_without_capabilities(each_level: Stage)
     assert int(processes) < 8
 
 
-def test_root_is_run_as_the_one_user_and_marked(stage: Stage) -> None:
+def test_root_is_run_as_the_one_user_and_marked(stage: TensorlakeStage) -> None:
     sandbox = stage.named(image=None)
     started = stage.inside(sandbox, "POST", "/api/v1/processes", json={"command": "true", "user": "root"}).json()
     assert "note" not in started  # The built-in image's user is called root.
@@ -180,7 +180,7 @@ def test_root_is_run_as_the_one_user_and_marked(stage: Stage) -> None:
     assert answer.status_code == 400 and "postgres" in answer.json()["error"]
 
 
-def test_the_supervisor_cannot_be_read_or_reached_from_inside(stage: Stage) -> None:
+def test_the_supervisor_cannot_be_read_or_reached_from_inside(stage: TensorlakeStage) -> None:
     if not stage.service.ready["isolation"]["isolated"]:
         pytest.skip("this level says that it is not isolated")
     sandbox = stage.named()
@@ -192,7 +192,7 @@ def test_the_supervisor_cannot_be_read_or_reached_from_inside(stage: Stage) -> N
     assert out(sandbox, "echo alive") == "alive"
 
 
-def test_health_and_info_count_processes(stage: Stage) -> None:
+def test_health_and_info_count_processes(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     sandbox.start_process("sleep", ["60"])
     sandbox.run("true")
@@ -201,7 +201,7 @@ def test_health_and_info_count_processes(stage: Stage) -> None:
     assert (info.running_processes, info.total_processes) == (1, 2)
 
 
-def test_long_output_and_odd_bytes_arrive_whole(stage: Stage) -> None:
+def test_long_output_and_odd_bytes_arrive_whole(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     result = sandbox.run("sh", ["-c", "seq 1 20000; printf 'a\\377b\\n\\n'; head -c 300000 /dev/zero | tr '\\0' x"])
     lines = result.stdout.split("\n")
@@ -209,7 +209,7 @@ def test_long_output_and_odd_bytes_arrive_whole(stage: Stage) -> None:
     assert (lines[20_000], lines[20_001], len(lines[20_002])) == ("a\ufffdb", "", 300_000)
 
 
-def test_the_async_client_does_the_same(stage: Stage) -> None:
+def test_the_async_client_does_the_same(stage: TensorlakeStage) -> None:
     async def play() -> None:
         sandbox = await AsyncSandbox.create(name=stage.name(), **stage.sdk)
         result = await sandbox.run("sh", ["-c", "echo $A"], env={"A": "1"})
@@ -223,7 +223,7 @@ def test_the_async_client_does_the_same(stage: Stage) -> None:
     asyncio.run(play())
 
 
-def test_a_client_that_hangs_up_leaves_its_run_running(stage: Stage) -> None:
+def test_a_client_that_hangs_up_leaves_its_run_running(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
 
     async def play() -> None:
@@ -235,7 +235,7 @@ def test_a_client_that_hangs_up_leaves_its_run_running(stage: Stage) -> None:
     until(lambda: sandbox.run("test", ["-e", "/workspace/done"]).exit_code == 0)
 
 
-def test_tunnels_say_that_they_are_not_supported(stage: Stage) -> None:
+def test_tunnels_say_that_they_are_not_supported(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     for path in ("/api/v1/tunnels/tcp?port=80",):
         answer = stage.inside(sandbox, "POST", path, json={})

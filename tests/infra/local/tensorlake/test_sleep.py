@@ -9,21 +9,21 @@ import pytest
 from tensorlake.sandbox import Sandbox, SandboxStatus
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
-from tests.infra.local.tensorlake.conftest import Stage
+from tests.infra.local.tensorlake.conftest import TensorlakeStage
 from tests.support.waiting import until
 
 COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.02; done"
 NEVER = {"policy": "never"}
 
 
-def count(stage: Stage, sandbox: Sandbox) -> int:
+def count(stage: TensorlakeStage, sandbox: Sandbox) -> int:
     """How far the counter is, asked behind the back of the wake-up."""
     row = next(each for each in stage.admin.call("GET", "state")["sandboxes"] if each["id"] == sandbox.sandbox_id)
     lines: int = row["processes"][0]["output_lines"]
     return lines
 
 
-def test_a_suspended_sandbox_stands_still_and_goes_on_where_it_was(each_level: Stage) -> None:
+def test_a_suspended_sandbox_stands_still_and_goes_on_where_it_was(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     sandbox.start_process("sh", ["-c", COUNTER], name="count", restart=NEVER)
     until(lambda: count(each_level, sandbox) > 3)
@@ -37,7 +37,7 @@ def test_a_suspended_sandbox_stands_still_and_goes_on_where_it_was(each_level: S
     until(lambda: count(each_level, sandbox) > before + 3)
 
 
-def test_grandchildren_in_other_groups_are_frozen_too(each_level: Stage) -> None:
+def test_grandchildren_in_other_groups_are_frozen_too(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     script = f"(setsid sh -c '{COUNTER}' &) ; sleep 600"
     sandbox.start_process("sh", ["-c", script], name="count", restart=NEVER)
@@ -48,7 +48,7 @@ def test_grandchildren_in_other_groups_are_frozen_too(each_level: Stage) -> None
     assert count(each_level, sandbox) - before <= 1
 
 
-def test_a_process_its_user_stopped_stays_stopped_after_the_thaw(stage: Stage) -> None:
+def test_a_process_its_user_stopped_stays_stopped_after_the_thaw(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     process = sandbox.start_process("sh", ["-c", COUNTER]).value
     until(lambda: count(stage, sandbox) > 3)
@@ -61,7 +61,7 @@ def test_a_process_its_user_stopped_stays_stopped_after_the_thaw(stage: Stage) -
     assert count(stage, sandbox) - before <= 1
 
 
-def test_traffic_wakes_a_sleeper_once_for_many_callers(each_level: Stage) -> None:
+def test_traffic_wakes_a_sleeper_once_for_many_callers(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     sandbox.suspend()
     with ThreadPoolExecutor(8) as pool:
@@ -70,7 +70,7 @@ def test_traffic_wakes_a_sleeper_once_for_many_callers(each_level: Stage) -> Non
     assert sandbox.status is SandboxStatus.RUNNING
 
 
-def test_a_look_does_not_wake_a_sleeper(stage: Stage) -> None:
+def test_a_look_does_not_wake_a_sleeper(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     sandbox.suspend()
     handle = Sandbox.connect(sandbox.name, **stage.sdk)
@@ -78,7 +78,7 @@ def test_a_look_does_not_wake_a_sleeper(stage: Stage) -> None:
     assert [row.status for row in Sandbox.list(**stage.sdk)] == [SandboxStatus.SUSPENDED]
 
 
-def test_without_auto_resume_traffic_is_a_409_until_it_is_resumed(stage: Stage) -> None:
+def test_without_auto_resume_traffic_is_a_409_until_it_is_resumed(stage: TensorlakeStage) -> None:
     sandbox = stage.named(auto_resume=False)
     sandbox.suspend()
     with pytest.raises(RemoteAPIError) as refusal:
@@ -88,7 +88,7 @@ def test_without_auto_resume_traffic_is_a_409_until_it_is_resumed(stage: Stage) 
     assert sandbox.run("echo", ["x"]).stdout == "x"
 
 
-def test_get_or_create_resumes_a_sleeper(stage: Stage) -> None:
+def test_get_or_create_resumes_a_sleeper(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     sandbox.suspend()
     again = Sandbox.get_or_create(sandbox.name, **stage.sdk)
@@ -96,7 +96,7 @@ def test_get_or_create_resumes_a_sleeper(stage: Stage) -> None:
     assert (again.sandbox_id, again.status) == (sandbox.sandbox_id, SandboxStatus.RUNNING)
 
 
-def test_suspend_and_resume_answer_202_until_they_are_done(stage: Stage) -> None:
+def test_suspend_and_resume_answer_202_until_they_are_done(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     stage.settings(suspend_seconds=0.3, resume_seconds=0.3)
     path = f"/sandboxes/{sandbox.sandbox_id}"
@@ -111,7 +111,7 @@ def test_suspend_and_resume_answer_202_until_they_are_done(stage: Stage) -> None
     assert stage.post(f"{path}/resume").status_code == 200
 
 
-def test_an_ephemeral_sandbox_cannot_sleep_until_it_is_named(stage: Stage) -> None:
+def test_an_ephemeral_sandbox_cannot_sleep_until_it_is_named(stage: TensorlakeStage) -> None:
     sandbox = stage.create()
     with pytest.raises((RemoteAPIError, SandboxError)):
         sandbox.suspend()
@@ -121,7 +121,7 @@ def test_an_ephemeral_sandbox_cannot_sleep_until_it_is_named(stage: Stage) -> No
     assert sandbox.status is SandboxStatus.SUSPENDED
 
 
-def test_the_idle_timer_suspends_the_named_and_ends_the_ephemeral(stage: Stage) -> None:
+def test_the_idle_timer_suspends_the_named_and_ends_the_ephemeral(stage: TensorlakeStage) -> None:
     named, ephemeral = stage.named(timeout_secs=1), stage.create(timeout_secs=1)
     begin = time.monotonic()
     until(lambda: named.status is SandboxStatus.SUSPENDED)
@@ -129,7 +129,7 @@ def test_the_idle_timer_suspends_the_named_and_ends_the_ephemeral(stage: Stage) 
     assert time.monotonic() - begin > 0.5
 
 
-def test_traffic_holds_the_idle_timer_back_and_a_look_does_not(stage: Stage) -> None:
+def test_traffic_holds_the_idle_timer_back_and_a_look_does_not(stage: TensorlakeStage) -> None:
     busy, watched, running = (stage.named(timeout_secs=1) for _ in range(3))
     with ThreadPoolExecutor(1) as pool:
         quiet = pool.submit(running.run, "sleep", ["1.8"])
@@ -142,7 +142,7 @@ def test_traffic_holds_the_idle_timer_back_and_a_look_does_not(stage: Stage) -> 
     assert statuses == [SandboxStatus.RUNNING, SandboxStatus.SUSPENDED, SandboxStatus.RUNNING]
 
 
-def test_an_operator_can_let_the_time_pass(stage: Stage) -> None:
+def test_an_operator_can_let_the_time_pass(stage: TensorlakeStage) -> None:
     sandbox = stage.named(timeout_secs=3600)
     stage.admin.call("POST", f"sandboxes/{sandbox.sandbox_id}/expire")
     assert sandbox.status is SandboxStatus.SUSPENDED

@@ -8,7 +8,7 @@ import pytest
 from tensorlake.sandbox import CheckpointType, Sandbox, SandboxStatus
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
-from tests.infra.local.tensorlake.conftest import Stage, out
+from tests.infra.local.tensorlake.conftest import TensorlakeStage, out
 from tests.support.waiting import until
 
 
@@ -19,7 +19,7 @@ def checkpoint(sandbox: Sandbox, **options: object) -> str:
     return snapshot_id
 
 
-def test_a_child_has_the_sources_files_and_neither_sees_the_other(each_level: Stage) -> None:
+def test_a_child_has_the_sources_files_and_neither_sees_the_other(each_level: TensorlakeStage) -> None:
     source = each_level.named()
     source.write_file("/workspace/kept.txt", b"one")
     source.write_file("/workspace/deep/er/gone.txt", b"x")
@@ -38,7 +38,7 @@ def test_a_child_has_the_sources_files_and_neither_sees_the_other(each_level: St
     assert out(source, "cat kept.txt") == "one"
 
 
-def test_deletions_and_replaced_directories_survive_generations(each_level: Stage) -> None:
+def test_deletions_and_replaced_directories_survive_generations(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     out(sandbox, "mkdir -p d/old; touch d/old/f a b")
     for generation in range(11):
@@ -51,7 +51,7 @@ def test_deletions_and_replaced_directories_survive_generations(each_level: Stag
     assert out(sandbox, "ls d") == "new10"
 
 
-def test_processes_do_not_survive_a_filesystem_snapshot_and_run_on_in_the_source(each_level: Stage) -> None:
+def test_processes_do_not_survive_a_filesystem_snapshot_and_run_on_in_the_source(each_level: TensorlakeStage) -> None:
     source = each_level.named()
     source.start_process("sleep", ["60"], name="s", restart={"policy": "never"})
     child = each_level.named(snapshot_id=checkpoint(source))
@@ -60,7 +60,7 @@ def test_processes_do_not_survive_a_filesystem_snapshot_and_run_on_in_the_source
     assert source.status is SandboxStatus.RUNNING
 
 
-def test_with_overlays_a_fork_copies_the_changes_and_never_the_base(stage: Stage) -> None:
+def test_with_overlays_a_fork_copies_the_changes_and_never_the_base(stage: TensorlakeStage) -> None:
     if stage.level != "overlay":
         pytest.skip("overlays do not work here")
     source = stage.named()
@@ -77,7 +77,7 @@ def test_with_overlays_a_fork_copies_the_changes_and_never_the_base(stage: Stage
     assert sizes[0] >= 30_000_000 and sizes[1] < 1000
 
 
-def test_layers_live_as_long_as_somebody_stands_on_them(each_level: Stage) -> None:
+def test_layers_live_as_long_as_somebody_stands_on_them(each_level: TensorlakeStage) -> None:
     source = each_level.named()
     source.write_file("/workspace/f", b"x")
     snapshot_id = checkpoint(source)
@@ -92,7 +92,7 @@ def test_layers_live_as_long_as_somebody_stands_on_them(each_level: Stage) -> No
     assert list((root / "s").iterdir()) == []
 
 
-def test_a_snapshot_passes_through_its_stages(stage: Stage) -> None:
+def test_a_snapshot_passes_through_its_stages(stage: TensorlakeStage) -> None:
     stage.settings(snapshot_local_seconds=0.2, snapshot_completed_seconds=0.2)
     source = stage.named()
     answer = stage.post(f"/sandboxes/{source.sandbox_id}/snapshot")
@@ -110,7 +110,7 @@ def test_a_snapshot_passes_through_its_stages(stage: Stage) -> None:
     assert seen == ["in_progress", "local_ready", "completed"]
 
 
-def test_an_unfinished_failed_or_unknown_snapshot_is_not_restored(stage: Stage) -> None:
+def test_an_unfinished_failed_or_unknown_snapshot_is_not_restored(stage: TensorlakeStage) -> None:
     source = stage.named()
     stage.settings(snapshot_local_seconds=0.5)
     unfinished = stage.post(f"/sandboxes/{source.sandbox_id}/snapshot").json()["snapshot_id"]
@@ -128,7 +128,7 @@ def test_an_unfinished_failed_or_unknown_snapshot_is_not_restored(stage: Stage) 
     assert unknown.value.status_code == 404
 
 
-def test_a_memory_snapshot_is_taken_where_no_process_runs_and_says_so(stage: Stage) -> None:
+def test_a_memory_snapshot_is_taken_where_no_process_runs_and_says_so(stage: TensorlakeStage) -> None:
     source = stage.named(cpus=2, memory_mb=2048)
     source.write_file("/workspace/f", b"kept")
     out(source, "echo more >> /workspace/f")
@@ -144,7 +144,7 @@ def test_a_memory_snapshot_is_taken_where_no_process_runs_and_says_so(stage: Sta
 
 
 @pytest.mark.parametrize("asleep", [False, True])
-def test_a_running_process_is_never_cloned(stage: Stage, asleep: bool) -> None:
+def test_a_running_process_is_never_cloned(stage: TensorlakeStage, asleep: bool) -> None:
     source = stage.named()
     source.start_process("sleep", ["60"])
     if asleep:
@@ -159,7 +159,7 @@ def test_a_running_process_is_never_cloned(stage: Stage, asleep: bool) -> None:
     assert source.checkpoint() is not None
 
 
-def test_live_copies_are_sandboxes_of_their_own_without_a_name(each_level: Stage) -> None:
+def test_live_copies_are_sandboxes_of_their_own_without_a_name(each_level: TensorlakeStage) -> None:
     source = each_level.named(timeout_secs=77)
     source.write_file("/workspace/f", b"source")
     copies = source.copy(times=2).value
@@ -174,7 +174,7 @@ def test_live_copies_are_sandboxes_of_their_own_without_a_name(each_level: Stage
         handle.terminate()
 
 
-def test_a_copy_beyond_the_quota_fails_for_itself(stage: Stage) -> None:
+def test_a_copy_beyond_the_quota_fails_for_itself(stage: TensorlakeStage) -> None:
     source = stage.named()
     stage.settings(max_sandboxes=2)
     answer = stage.post(f"/sandboxes/{source.sandbox_id}/copy?times=2")
@@ -187,14 +187,14 @@ def test_a_copy_beyond_the_quota_fails_for_itself(stage: Stage) -> None:
         assert stage.post(f"/sandboxes/{source.sandbox_id}/copy?times={times}").status_code == 400
 
 
-def test_a_busy_source_is_refused(stage: Stage) -> None:
+def test_a_busy_source_is_refused(stage: TensorlakeStage) -> None:
     source = stage.named()
     path = f"/sandboxes/{source.sandbox_id}/snapshot"
     source.write_file("/workspace/big", b"x" * 30_000_000)
     assert [stage.post(path).status_code for _ in range(2)] == [202, 409]
 
 
-def test_a_sleeper_is_snapshotted_without_being_woken(stage: Stage) -> None:
+def test_a_sleeper_is_snapshotted_without_being_woken(stage: TensorlakeStage) -> None:
     source = stage.named()
     source.write_file("/workspace/f", b"asleep")
     source.suspend()
@@ -203,7 +203,7 @@ def test_a_sleeper_is_snapshotted_without_being_woken(stage: Stage) -> None:
     assert stage.named(snapshot_id=snapshot_id).read_file("/workspace/f").value == b"asleep"
 
 
-def test_snapshots_are_listed_found_and_deleted(stage: Stage) -> None:
+def test_snapshots_are_listed_found_and_deleted(stage: TensorlakeStage) -> None:
     source, other = stage.named(), stage.named()
     mine = checkpoint(source)
     checkpoint(other)

@@ -11,7 +11,7 @@ import pytest
 from tensorlake.sandbox import ProcessInfo, Sandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
-from tests.infra.local.tensorlake.conftest import Stage
+from tests.infra.local.tensorlake.conftest import TensorlakeStage
 from tests.support.waiting import until
 
 QUICK = {"initial_backoff_ms": 20, "max_backoff_ms": 100}
@@ -52,7 +52,7 @@ def health(sandbox: Sandbox, name: str = "web") -> str:
     return str(managed(sandbox, name).health_status.value)
 
 
-def test_a_failure_is_restarted_under_the_same_name_and_another_pid(each_level: Stage) -> None:
+def test_a_failure_is_restarted_under_the_same_name_and_another_pid(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     first = sandbox.start_process("sh", ["-c", "echo up; sleep 60"], name="web", restart=ON_FAILURE).value
     sandbox.send_signal("web", 9)
@@ -63,7 +63,7 @@ def test_a_failure_is_restarted_under_the_same_name_and_another_pid(each_level: 
     until(lambda: sandbox.get_stdout("web").value.lines == ["up", "up"])
 
 
-def test_on_failure_leaves_a_good_end_alone_and_always_does_not(stage: Stage) -> None:
+def test_on_failure_leaves_a_good_end_alone_and_always_does_not(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     sandbox.start_process("true", name="once", restart=ON_FAILURE)
     sandbox.start_process("true", name="on and on", restart={**ALWAYS, "max_restarts": 3})
@@ -73,7 +73,7 @@ def test_on_failure_leaves_a_good_end_alone_and_always_does_not(stage: Stage) ->
     assert managed(sandbox, "on and on").restart_count == 3
 
 
-def test_a_name_alone_opts_into_restarts_on_failure(stage: Stage) -> None:
+def test_a_name_alone_opts_into_restarts_on_failure(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     sandbox.start_process("false", name="web")
     seen: list[Any] = []
@@ -92,7 +92,7 @@ def test_a_name_alone_opts_into_restarts_on_failure(stage: Stage) -> None:
     assert status(sandbox) == "stopped"
 
 
-def test_pauses_double_up_to_the_longest(stage: Stage) -> None:
+def test_pauses_double_up_to_the_longest(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     restart = {"policy": "on_failure", "max_restarts": 4, "initial_backoff_ms": 40, "max_backoff_ms": 160}
     began = time.monotonic()
@@ -101,7 +101,7 @@ def test_pauses_double_up_to_the_longest(stage: Stage) -> None:
     assert time.monotonic() - began >= (40 + 80 + 160 + 160) / 1000
 
 
-def test_a_kill_is_for_good_and_a_restart_brings_it_back(stage: Stage) -> None:
+def test_a_kill_is_for_good_and_a_restart_brings_it_back(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     first = sandbox.start_process("sleep", ["60"], name="web", restart=ALWAYS).value
     sandbox.kill_process("web")
@@ -114,7 +114,7 @@ def test_a_kill_is_for_good_and_a_restart_brings_it_back(stage: Stage) -> None:
     until(lambda: managed(sandbox).restart_count == 2 and status(sandbox) == "running")
 
 
-def test_only_a_managed_process_can_be_restarted(stage: Stage) -> None:
+def test_only_a_managed_process_can_be_restarted(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     plain = sandbox.start_process("sleep", ["60"]).value
     with pytest.raises(RemoteAPIError) as refusal:
@@ -122,7 +122,7 @@ def test_only_a_managed_process_can_be_restarted(stage: Stage) -> None:
     assert refusal.value.status_code == 400
 
 
-def test_a_restart_policy_without_a_name_is_managed_by_pid(stage: Stage) -> None:
+def test_a_restart_policy_without_a_name_is_managed_by_pid(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     first = sandbox.start_process("sleep", ["60"], restart=ON_FAILURE).value
     assert first.managed is not None and first.managed.name is None and first.managed.id
@@ -140,7 +140,7 @@ def serve(sandbox: Sandbox, *more: str, restart: dict[str, Any] = ON_FAILURE, **
     sandbox.start_process("/opt/hands/venv/bin/python", command, name="web", restart=restart, health_check=check)
 
 
-def test_an_unhealthy_server_is_restarted_though_it_ends_well_when_asked(stage: Stage) -> None:
+def test_an_unhealthy_server_is_restarted_though_it_ends_well_when_asked(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     serve(sandbox, "exit 0 on SIGTERM", timeout_ms=5000, failure_threshold=1, initial_delay_ms=2000)
     assert health(sandbox) == "starting"
@@ -150,7 +150,7 @@ def test_an_unhealthy_server_is_restarted_though_it_ends_well_when_asked(stage: 
     assert "503" in str(managed(sandbox).last_error)
 
 
-def test_with_the_policy_never_an_unhealthy_process_is_only_reported(stage: Stage) -> None:
+def test_with_the_policy_never_an_unhealthy_process_is_only_reported(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     check = {"type": "tcp", "port": free_port(), "initial_delay_ms": 0, "interval_ms": 10, "failure_threshold": 2}
     started = sandbox.start_process("sleep", ["60"], name="web", restart={"policy": "never"}, health_check=check).value
@@ -160,7 +160,7 @@ def test_with_the_policy_never_an_unhealthy_process_is_only_reported(stage: Stag
     assert sandbox.get_process("web").value.pid == started.pid and status(sandbox) == "running"
 
 
-def test_sleep_neither_fails_a_health_check_nor_restarts_anything(stage: Stage) -> None:
+def test_sleep_neither_fails_a_health_check_nor_restarts_anything(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     serve(sandbox, timeout_ms=3000, failure_threshold=2, initial_delay_ms=1500)
     sandbox.start_process("false", name="failing", restart={"policy": "on_failure", "initial_backoff_ms": 400})
@@ -182,7 +182,7 @@ def test_sleep_neither_fails_a_health_check_nor_restarts_anything(stage: Stage) 
     assert managed(sandbox).restart_count == 0
 
 
-def test_the_end_of_a_sandbox_is_the_end_of_what_it_restarts(stage: Stage) -> None:
+def test_the_end_of_a_sandbox_is_the_end_of_what_it_restarts(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     restart = {"policy": "always", "initial_backoff_ms": 0, "max_backoff_ms": 0}
     sandbox.start_process("sh", ["-c", "sleep 0.01"], name="web", restart=restart)
@@ -205,7 +205,7 @@ def test_the_end_of_a_sandbox_is_the_end_of_what_it_restarts(stage: Stage) -> No
         {"name": "17"},
     ],
 )
-def test_what_supervision_cannot_mean_is_a_400(stage: Stage, wrong: dict[str, object]) -> None:
+def test_what_supervision_cannot_mean_is_a_400(stage: TensorlakeStage, wrong: dict[str, object]) -> None:
     sandbox = stage.named()
     answer = stage.inside(sandbox, "POST", "/api/v1/processes", json={"command": "true", **wrong})
     assert answer.status_code == 400

@@ -12,12 +12,12 @@ import pytest
 from tensorlake.sandbox import AsyncSandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxConnectionError
 
-from tests.infra.local.tensorlake.conftest import Stage
+from tests.infra.local.tensorlake.conftest import TensorlakeStage
 from tests.support.waiting import until
 
 
 @dataclass
-class Screen:
+class TerminalScreen:
     """What a terminal has shown."""
 
     text: str = ""
@@ -34,9 +34,9 @@ class Screen:
 
 
 @contextlib.asynccontextmanager
-async def terminal(stage: Stage, name: str, script: str) -> AsyncIterator[Screen]:
+async def terminal(stage: TensorlakeStage, name: str, script: str) -> AsyncIterator[TerminalScreen]:
     sandbox = await AsyncSandbox.connect(name, **stage.sdk)
-    screen = Screen()
+    screen = TerminalScreen()
     screen.pty = await sandbox.create_pty("sh", ["-c", script], rows=20, cols=70, on_data=screen.show)
     try:
         yield screen
@@ -46,7 +46,7 @@ async def terminal(stage: Stage, name: str, script: str) -> AsyncIterator[Screen
 
 
 def test_a_program_has_a_terminal_of_the_size_that_was_asked_for_and_its_exit_code_comes_back(
-    each_level: Stage,
+    each_level: TensorlakeStage,
 ) -> None:
     sandbox = each_level.named()
 
@@ -65,7 +65,7 @@ def test_a_program_has_a_terminal_of_the_size_that_was_asked_for_and_its_exit_co
     assert asyncio.run(talk()) == 7
 
 
-def test_ctrl_c_reaches_the_program_and_a_signal_is_a_negative_exit_code(stage: Stage) -> None:
+def test_ctrl_c_reaches_the_program_and_a_signal_is_a_negative_exit_code(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
 
     async def talk() -> int:
@@ -78,7 +78,7 @@ def test_ctrl_c_reaches_the_program_and_a_signal_is_a_negative_exit_code(stage: 
     assert asyncio.run(talk()) == -2
 
 
-def test_a_client_that_hangs_up_ends_its_program(stage: Stage) -> None:
+def test_a_client_that_hangs_up_ends_its_program(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
 
     async def leave() -> None:
@@ -89,7 +89,7 @@ def test_a_client_that_hangs_up_ends_its_program(stage: Stage) -> None:
     until(lambda: sandbox.run("pgrep", ["-f", "sleep 6543"]).exit_code == 1, "it outlived its terminal")
 
 
-def test_a_sleeper_is_woken_by_its_terminal(stage: Stage) -> None:
+def test_a_sleeper_is_woken_by_its_terminal(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     sandbox.suspend()
 
@@ -100,7 +100,7 @@ def test_a_sleeper_is_woken_by_its_terminal(stage: Stage) -> None:
     asyncio.run(talk())
 
 
-def test_another_token_and_a_second_client_do_not_come_in(stage: Stage) -> None:
+def test_another_token_and_a_second_client_do_not_come_in(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
 
     async def try_in() -> None:
@@ -117,7 +117,7 @@ def test_another_token_and_a_second_client_do_not_come_in(stage: Stage) -> None:
     asyncio.run(try_in())
 
 
-def test_there_are_at_most_64_terminals_in_a_sandbox(stage: Stage) -> None:
+def test_there_are_at_most_64_terminals_in_a_sandbox(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
 
     async def fill() -> None:
