@@ -24,7 +24,7 @@ from image.session.claim import STATE_DIRECTORY, WORKER_PYTHON
 from image.session.worker.lock import LOCK_NAME
 from shared import names
 from shared.claims.handover import WORKER_NAMES
-from shared.ports import Absent, ProcessSpec, ProcessState, SandboxHost, SandboxRecord, SandboxSpec
+from shared.ports import Absent, ProcessSpec, ProcessState, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
 from shared.reports import Act, ActionReport, TickReport
 from shared.service import Service
 from tests.faults.test_claims_under_faults import drain
@@ -145,7 +145,8 @@ def is_active(place: Place, session: str) -> bool:
 
 def has_begun_the_first_call(place: Place, session: str) -> bool:
     sandbox = sandbox_of(place, session)
-    return sandbox is not None and lines(place, sandbox.id) == ["one"]
+    made = sandbox is not None and sandbox.status is SandboxStatus.RUNNING
+    return made and lines(place, running(sandbox).id) == ["one"]
 
 
 def idles(place: Place, session: str) -> bool:
@@ -161,7 +162,9 @@ STEPS: Final[Mapping[str, KillStep]] = {
     "before its ready": KillStep(lock_taken=True, reached=lambda place, session: bool(workers(place, session))),
     "after its ready, unseen by the dispatcher": KillStep(
         claude=[DEAF],
-        tensorlake=[{"method": "GET", "path": r"/api/v1/processes/.*/stdout$", "action": "status", "status": 500}],
+        tensorlake=[
+            {"method": "GET", "path": r"/api/v1/processes/.*/stdout(/follow)?$", "action": "status", "status": 500}
+        ],
         reoffered=True,
         idle="60",
     ),

@@ -66,7 +66,7 @@ def run(environ: Mapping[str, str], options: Options, folder: Path = CHECKOUT) -
         operator_environ.apply(loaded, os.environ)
         if options.probe and not options.json and sys.stderr.isatty():
             print("Looking; a probe sandbox takes up to a minute ...", file=sys.stderr)
-        findings, where = asyncio.run(examine(loaded, options)), loaded.where
+        findings, where = asyncio.run(examine(loaded, options)), Redactor.of(loaded.environ).clean(loaded.where)
     if options.json:
         print(report.as_json(findings, where, time.monotonic() - began))
     else:

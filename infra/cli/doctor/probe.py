@@ -2,7 +2,7 @@
 
 It bears the name of a race's sandbox with a dead-man time (shared/names.py), so that a tick ends it should
 doctor die. The worker gets a claim that nobody queued, with a credential that nobody issued: it comes up as for a
-session, says `ready`, asks for the lease, is refused by the API, and ends with the documented status. The queue
+session, asks for the lease, is refused by the API, and ends with the documented status. The queue
 is never touched.
 """
 
@@ -43,7 +43,7 @@ _END_SECONDS: Final = 30.0
 _END_TRIES: Final = 3
 _QUOTA: Final = re.compile(r"HTTP (?:402|403|429)\b|max_capacity|quota", re.IGNORECASE)
 _LOCKED: Final = re.compile(r"^anthropic==([0-9][^ \\;]*)", re.MULTILINE)
-_AS_DOCUMENTED: Final = (wire.Exit.REFUSED, wire.Exit.NEVER_ACKED)
+_UNANSWERED: Final = (wire.Exit.UNREACHABLE, wire.Exit.NEVER_ACKED)
 
 
 def seconds(context: DoctorContext) -> float:
@@ -120,10 +120,10 @@ async def _end(host: SandboxHost, name: str, sandbox_id: str | None, about: str,
 
 @dataclass(frozen=True, slots=True)
 class _Heard:
-    """What a worker said and how it ended; `ready_seconds` from its start."""
+    """What a worker said and how it ended; `first_seconds` from its start to the first of both notices."""
 
     ready: wire.Notice | None
-    ready_seconds: float
+    first_seconds: float
     ended: wire.Notice | None
     state: ProcessState | None
 
@@ -156,21 +156,23 @@ def _say_worker(heard: _Heard, context: DoctorContext, about: str, say: Say) -> 
     status = heard.state.exit_code if heard.state is not None and not heard.state.running else None
     name = wire.Exit(status).name.lower() if status in set(wire.Exit) else f"status {status}"
     detail = f": {heard.ended.detail}" if heard.ended is not None and heard.ended.detail else ""
-    if heard.ready is None:
+    # A worker is ready once a heartbeat was answered; the made-up credential's is refused before that.
+    first = heard.ready or (heard.ended if status in (wire.Exit.REFUSED, *_UNANSWERED) else None)
+    if first is None:
         end = f"it ended as {name}{detail}" if status is not None else "it said nothing in time"
         say(error("HANDS603", f"{about}the worker was never ready: {end}"))
         return None
-    _say_sdk(heard.ready.sdk, context, about, say)
-    took = f"{about}the worker was ready in {heard.ready_seconds:.1f} s"
+    _say_sdk(first.sdk, context, about, say)
+    took = f"{about}the worker had started in {heard.first_seconds:.1f} s"
     if status == wire.Exit.REFUSED:
         say(ok("HANDS603", f"{took}, and the API refused its made-up credential as it should"))
-    elif status in _AS_DOCUMENTED:
+    elif status in _UNANSWERED:
         say(warning("HANDS603", f"{took}, but the API did not answer it as it answers a caller without a key{detail}"))
     elif status is None:
         say(warning("HANDS603", f"{took}, but it did not end in time"))
     else:
         say(warning("HANDS603", f"{took}, and ended as {name} where a refusal was due{detail}"))
-    return heard.ready_seconds
+    return None if status in _UNANSWERED else heard.first_seconds  # it waited for the API: no time of its own
 
 
 def _say_sdk(sdk: str, context: DoctorContext, about: str, say: Say) -> None:
@@ -228,16 +230,17 @@ async def _start_worker(context: DoctorContext, sandbox_id: str, claim: wire.Cla
             return reason
     end = began + context.settings.times.handover + _GATE
     ready: wire.Notice | None = None
-    ready_seconds = 0.0
+    first_seconds: float | None = None
     while True:
         state = await host.process_state(sandbox_id, process.name)
         over = isinstance(state, ProcessState) and not state.running
         lines = await host.process_output(sandbox_id, process.name)
         notices = [] if isinstance(lines, Absent | Doubtful) else [wire.Notice.from_line(line) for line in lines]
         said = {notice.word: notice for notice in notices if notice is not None}
-        if ready is None and wire.Word.READY in said:
-            ready, ready_seconds = said[wire.Word.READY], time.monotonic() - began
+        ready = ready or said.get(wire.Word.READY)
+        if first_seconds is None and (ready or wire.Word.ENDED in said):
+            first_seconds = time.monotonic() - began
         if over or time.monotonic() > end:
             known = state if isinstance(state, ProcessState) else None
-            return _Heard(ready, ready_seconds, said.get(wire.Word.ENDED), known)
+            return _Heard(ready, first_seconds or 0.0, said.get(wire.Word.ENDED), known)
         await asyncio.sleep(0.15)

@@ -166,7 +166,7 @@ def test_the_search_does_find_a_secret_that_nobody_hides(tmp_path: Path) -> None
 
 def test_a_tool_in_an_offline_sandbox_finds_the_secret_nowhere(tmp_path: Path) -> None:
     """Here the sandbox's own daemon, which was given the claim, runs as the same user."""
-    from tensorlake.sandbox import WorkerSandbox as Box
+    from tensorlake.sandbox import Sandbox as Box
 
     with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
         if not platform.ready["isolation"]["isolated"]:
@@ -244,7 +244,7 @@ while True:
 def test_a_program_that_watches_a_hand_over_gets_nothing_of_it(interpreter: str, tmp_path: Path) -> None:
     """Before, while and after a worker begins. With an interpreter that the agent may read it does get something,
     which shows that it watches well."""
-    from tensorlake.sandbox import WorkerSandbox as Box
+    from tensorlake.sandbox import Sandbox as Box
 
     with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
         if not platform.ready["isolation"]["isolated"]:

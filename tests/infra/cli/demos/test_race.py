@@ -50,5 +50,12 @@ def test_its_judge_tells_right_from_wrong(tmp_path: Path, name: str, score: floa
     (code,) = (branch["files"]["candidate.py"] for branch in race["branches"] if branch["name"] == name)
     (tmp_path / "median.py").write_text(code, encoding="utf-8")
     (tmp_path / "judge.py").write_text(race["judge"]["files"]["judge.py"], encoding="utf-8")
-    done = subprocess.run([sys.executable, "-I", "judge.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert float(done.stdout) == pytest.approx(score)
+    written = tmp_path / "score"
+    subprocess.run(
+        [sys.executable, "-I", "judge.py"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "SCORE_FILE": str(written)},
+        check=True,
+        timeout=60,
+    )
+    assert float(written.read_text(encoding="utf-8")) == pytest.approx(score)

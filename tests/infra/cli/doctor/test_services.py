@@ -27,6 +27,9 @@ from tests.support.serving import UVICORN, serving
 from tests.support.signing import OTHER_KEY
 from tests.support.world import Place
 
+LONG = 100.0
+"""Seconds: more than the R and the T of tests/support/world.py."""
+
 
 def queue(place: Place) -> list[Finding]:
     context = ground_of(place)
@@ -94,7 +97,7 @@ def test_a_wrong_api_key_and_a_missing_agent_are_found(place: Place) -> None:
 def test_work_that_waits_longer_than_the_reclaim_window_is_found(place: Place) -> None:
     place.session("read a.txt")
     assert "the oldest for" in seen(queue(place), "HANDS301")
-    context = ground_of(place, now=lambda: time.time() + 30)
+    context = ground_of(place, now=lambda: time.time() + LONG)
     environment = next(iter(context.settings.environments.values()))
     findings = said(context, lambda context, say: work.check_environment(context, environment, say))
     assert bad(findings) == {"HANDS301": Severity.ERROR}
@@ -106,7 +109,7 @@ def test_an_item_that_was_acked_and_never_beaten_is_stranded(place: Place) -> No
         item = worker.beta.environments.work.poll(place.environment_id)
         assert item is not None
         worker.beta.environments.work.ack(item.id, environment_id=place.environment_id)
-    context = ground_of(place, now=lambda: time.time() + 30)
+    context = ground_of(place, now=lambda: time.time() + LONG)
     environment = next(iter(context.settings.environments.values()))
     findings = said(context, lambda context, say: work.check_environment(context, environment, say))
     assert bad(findings) == {"HANDS302": Severity.ERROR}

@@ -373,7 +373,7 @@ BEGAN: Final = b'{"event":"race","race_id":"r1","branches":["a","b"],"at":0.0}\n
         (stream(BEGAN, b"<html>\n"), "another version"),
         (
             stream(BEGAN, '{"event":"error","error":{"type":"internal","message":"a\u2028fault"}}\n'.encode()),
-            "afault",
+            "a\\u2028fault",
         ),
     ],
 )
