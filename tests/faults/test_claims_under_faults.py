@@ -180,7 +180,8 @@ def test_i1_an_ack_that_never_gets_an_answer_is_given_up_before_the_claim_is_old
 def test_i1_no_tool_runs_before_the_lease_is_held(place: Place) -> None:
     session = place.session(PROMPT)
     # The first beat is answered "not acked yet", which `ready` needs; every later one fails.
-    with place.world.claude_admin.fault(BEAT | {"action": "status", "status": 503, "skip": 1}):
+    path = f"/work/{place.item(session)['id']}/heartbeat$"
+    with place.world.claude_admin.fault(BEAT | {"path": path, "action": "status", "status": 503, "skip": 1}):
         (item,) = drain(place).items
         assert item.end is ItemEnd.HANDED_OVER
         asyncio.run(asyncio.sleep(2))

@@ -23,8 +23,6 @@ from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, run
 from tests.support.waiting import until
 from tests.support.world import API_KEY, OfflineWorld, Place, running
 
-DEAF = {**BEAT, "action": "status", "status": 503, "skip": 1}
-"""The worker reaches the service once, before it says that it is ready, and never again."""
 QUICK = {"IDLE_GRACE_SECONDS": "0", "END_GRACE_SECONDS": "60"}
 
 
@@ -39,6 +37,13 @@ async def reconciler(place: Place, ahead: float = 0.0) -> AsyncIterator[Reconcil
             dispatcher.host,
             now=lambda: datetime.now(UTC) + timedelta(seconds=ahead),
         )
+
+
+def deaf(place: Place, session: str) -> dict[str, object]:
+    """The session's worker reaches the service once, before it says that it is ready, and never again. Of this item
+    alone: another one's worker would use up the beat that passes."""
+    path = f"/work/{place.item(session)['id']}/heartbeat$"
+    return {**BEAT, "path": path, "action": "status", "status": 503, "skip": 1}
 
 
 def reconcile(place: Place, ahead: float = 0.0) -> ReconcileReport:
@@ -96,7 +101,7 @@ def test_i1_a_sleeping_sandbox_whose_item_is_active_is_resumed_at_once(world: Of
 def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault(DEAF):
+    with world.claude_admin.fault(deaf(place, session)):
         (item,) = drain(place).items
         assert item.end is ItemEnd.HANDED_OVER
 
@@ -119,7 +124,7 @@ def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: OfflineWo
 def test_i5_an_item_whose_worker_still_waits_is_not_released_however_old_it_looks(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault(DEAF):
+    with world.claude_admin.fault(deaf(place, session)):
         drain(place)
         assert acts(reconcile(place, ahead=3600)) == []
         assert place.item(session)["state"] == "starting"
@@ -383,7 +388,7 @@ def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_doe
 ) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault(DEAF):
+    with world.claude_admin.fault(deaf(place, session)):
         drain(place)
 
         async def kill() -> None:
