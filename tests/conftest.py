@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.world import OfflineWorld, Place, offline_world
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_loggers() -> None:
+    """Each test finds our loggers as before `configure_logging`, so that `caplog` has a record once: whoever serves in
+    this process keeps them to itself, and pytest listens at such loggers and at the root."""
+    for name in ("functions", "shared"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -282,10 +282,11 @@ def draining(place: Place) -> Iterator[None]:
 def killed_at(place: Place, step: KillStep, sessions: Mapping[str, str]) -> dict[str, list[str]]:
     """Bring each session's worker to the step and kill there; the lines that were in its sandbox by then."""
     seen: dict[str, list[str]] = {}
-    with draining(place), contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         if step.lock_taken:
             for session in sessions.values():
                 held.enter_context(lock_taken(place, session))
+        held.enter_context(draining(place))  # after the locks: a drain would put the sandbox to sleep under them
         reached = {session: held.enter_context(armed(place, session, step)) for session in sessions.values()}
         end = time.monotonic() + PATIENCE
         while len(seen) < len(sessions):

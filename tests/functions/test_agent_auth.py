@@ -95,7 +95,7 @@ def test_an_agent_races_in_its_own_session_without_naming_it(state: ItemState) -
         answer = post(http)
         named = post(http, {**RACE, "source": {"session_id": SESSION}, "environment_id": "env_1"})
     assert (answer.status_code, named.status_code) == (200, 200)
-    assert answer.json()["winner"] == "b0"
+    assert answer.json()["winner"] in ("b0", "b1")
 
 
 @pytest.mark.parametrize("state", [ItemState.QUEUED, ItemState.STOPPING, ItemState.STOPPED, ItemState.UNKNOWN])

@@ -424,7 +424,7 @@ def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pyt
     race = {"source": {"image": "agent-cli"}, "n": 2, "command": ["true"], "env": {"A": "1"}}
     answer = aws_lambda.fork_best_of_n(race, LambdaContext())
     assert answer["statusCode"] == 200, answer
-    assert json.loads(answer["body"])["winner"] == "b0"
+    assert json.loads(answer["body"])["winner"] in ("b0", "b1")
     assert aws_lambda.fork_best_of_n({"n": 7}, LambdaContext())["statusCode"] == 400
     unauthorized = http(json.dumps(race).encode())
     assert process.invoke(unauthorized, LambdaContext(), fork_best_of_n)["statusCode"] == 401

@@ -41,6 +41,8 @@ ENVIRON: Final = {
 }
 AUTHORIZED: Final = {"authorization": f"Bearer {TOKEN}"}
 GOOD: Final[Mapping[str, Any]] = {"source": {"session_id": SESSION}, "n": 2, "command": ["try"]}
+EQUALS: Final = ("b0", "b1")
+"""Branches of `GOOD`: nothing but their speed on this machine decides between them."""
 
 
 def application(host: FakeHost, environ: Mapping[str, str]) -> Starlette:
@@ -75,7 +77,7 @@ def test_a_race_is_answered_with_its_report() -> None:
         answer = post(http)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     report = answer.json()
-    assert report["winner"] == "b0"
+    assert report["winner"] in EQUALS
     assert [branch["status"] for branch in report["branches"]] == ["ok", "ok"]
     assert report["leftovers"] == []
 
@@ -176,7 +178,8 @@ def test_what_happens_is_streamed_and_the_report_comes_last() -> None:
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/x-ndjson")
     first, *between, last = events_of(answer)
     assert (first["event"], first["branches"]) == ("race", ["b0", "b1"])
-    assert (last["event"], last["report"]["winner"], last["report"]["race_id"]) == ("report", "b0", first["race_id"])
+    assert (last["event"], last["report"]["race_id"]) == ("report", first["race_id"])
+    assert last["report"]["winner"] in EQUALS
     told = [(each["branch"], each["phase"]) for each in between if each["event"] == "phase"]
     assert told[:2] == [(None, "source"), (None, "checkpoint")]
     assert [phase for branch, phase in told if branch == "b1"] == ["boot", "files", "run", "judge"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 import pytest
@@ -151,9 +150,8 @@ def test_an_id_that_nobody_signed_keeps_no_delivery_out(client: TestClient) -> N
 
 @pytest.mark.parametrize("age, word", [(720, "seconds_old=720"), (-725, "seconds_ahead=725")])
 def test_a_stale_delivery_is_told_in_the_log_once_a_minute_since_the_clock_may_be_off(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, age: int, word: str
+    caplog: pytest.LogCaptureFixture, age: int, word: str
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("functions"), "propagate", True)
     body = delivery()
     with serving(ENVIRON) as client:
         for _ in range(50):

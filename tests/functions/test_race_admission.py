@@ -97,10 +97,7 @@ def test_refused_and_dry_calls_of_an_agent_count(caplog: pytest.LogCaptureFixtur
         assert operators.status_code == 400  # another caller's calls are not counted
 
 
-def test_who_asked_for_a_race_and_from_what_is_logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("functions"), "propagate", True)
+def test_who_asked_for_a_race_and_from_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     operators = json.dumps({**RACE, "source": {"session_id": SESSION}, "dry_run": True})
     with caplog.at_level(logging.INFO, "functions"), client(Listed(listing(item(ItemState.ACTIVE)))) as http:
         post(http)

@@ -18,12 +18,6 @@ class SecretClock:
         return self.now
 
 
-@pytest.fixture(autouse=True)
-def heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever serves keeps our loggers to itself; another test of this process may have."""
-    monkeypatch.setattr(logging.getLogger("shared"), "propagate", True)
-
-
 @pytest.fixture
 def clock() -> SecretClock:
     return SecretClock()
