@@ -115,6 +115,7 @@ class Process:
         self._ended = time.time()
         self._seen_empty = 0.0
         self._warned = False
+        self._left = 0.0
 
     def settings(self) -> Settings:
         """Raises SettingsError."""
@@ -125,14 +126,7 @@ class Process:
     def invoke(self, event: Any, context: Context, handler: lambda_http.Handler) -> Any:
         """One invocation, from event to answer, ended in time. Raises for what Lambda should count as an error."""
         left = context.get_remaining_time_in_millis() / 1000
-        if left < SHORTEST_TIMEOUT and not self._warned:
-            self._warned = True
-            log.error(
-                "lambda.timeout_too_short seconds=%.0f needed=%.0f: no work item can ever be claimed in this time; "
-                "raise the function's time-out",
-                left,
-                SHORTEST_TIMEOUT,
-            )
+        self._left = left
         until = Deadline.after(max(0.0, left - _ANSWER_SECONDS))
         try:
             return self._loop.run_until_complete(self._bounded(self._handle(event, until, handler), until))
@@ -167,6 +161,8 @@ class Process:
             state = await self._ready()
         except SettingsError as error:
             return _refusal(503, "not_configured", str(error))
+        if state.service.settings.drain_mode != "enqueue":
+            self._tell_of_too_short_a_time()
         try:
             # The handler's own work ends before ours does, so that its answer can say so.
             async with asyncio.timeout(until.left() - _ANSWER_SECONDS / 2) as scope:
@@ -207,6 +203,7 @@ class Process:
         from shared.reports import to_json
 
         service = (await self._ready()).service
+        self._tell_of_too_short_a_time()
         began = time.time()
         match invocation.do:
             case "tick":
@@ -223,6 +220,18 @@ class Process:
             log_remarks(each)
         self._saw(drains, began)
         return orjson.loads(to_json({"drains": drains}))
+
+    def _tell_of_too_short_a_time(self) -> None:
+        """Once, and only where this function drains: one that hands wake-ups on needs no more than seconds."""
+        if self._left >= SHORTEST_TIMEOUT or self._warned:
+            return
+        self._warned = True
+        log.error(
+            "lambda.timeout_too_short seconds=%.0f needed=%.0f: no work item can ever be claimed in this time; "
+            "raise the function's time-out",
+            self._left,
+            SHORTEST_TIMEOUT,
+        )
 
     def _saw(self, drains: Sequence[DrainReport], began: float) -> None:
         """Remember that drains which began then found every queue empty in the end."""

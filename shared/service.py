@@ -57,6 +57,13 @@ class Service:
         self._retired: list[WorkQueue | SandboxHost] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._retirement: asyncio.TimerHandle | None = None
+        for environment in settings.environments.values():
+            if environment.hosts_added:
+                log.info(
+                    "egress.extended environment=%s setting=SANDBOX_ALLOW_OUT hosts=%s",
+                    environment.id,
+                    ",".join(environment.hosts_added),
+                )
 
     @cached_property
     def host(self) -> SandboxHost:

@@ -63,6 +63,7 @@ class Environment:
     disk_mb: int
     timeout_seconds: int
     egress: EgressPolicy
+    hosts_added: tuple[str, ...] = ()  # to the list of hosts that was given, since nothing works without them
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +385,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
     if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
         raise SettingsError(f"{where}: allow_out must be a list of host names")
     open_to_all = "*" in hosts
-    hosts = [*hosts, *(host for host in needed if host not in hosts)]
+    missing = tuple(dict.fromkeys(host for host in needed if host not in hosts))
     try:
         return Environment(
             id=id_,
@@ -394,7 +395,8 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             memory_mb=int(table["memory_mb"]),
             disk_mb=int(table["disk_mb"]),
             timeout_seconds=int(table["timeout_seconds"]),
-            egress=EgressPolicy() if open_to_all else EgressPolicy(allow=tuple(hosts)),
+            egress=EgressPolicy() if open_to_all else EgressPolicy(allow=(*hosts, *missing)),
+            hosts_added=missing if hosts and not open_to_all else (),
         )
     except (TypeError, ValueError):
         raise SettingsError(f"{where}: cpus, memory_mb, disk_mb and timeout_seconds must be numbers") from None

@@ -1,7 +1,7 @@
 """The hand-over's wire schema: what the dispatcher tells a worker, and what the worker answers.
 
-Both ends read this one module. It imports the standard library only, since in the sandbox it is loaded before
-anything else (docs/claim-protocol.md#step-3-hand-over).
+Both ends read this one module. It imports the standard library only, and little of that (dataclasses alone would be
+half of its time), since in the sandbox it is loaded before anything else (docs/claim-protocol.md#step-3-hand-over).
 
 The dispatcher starts `COMMAND` as a named process with one environment variable, `CLAIM_VARIABLE`, that holds a
 `Claim` as JSON. The worker answers on standard output with one JSON object a line (`Notice`), and at the end with
@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import enum
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 PROTOCOL_VERSION: Final = 1
 CLAIM_VARIABLE: Final = "HANDS_CLAIM"
@@ -65,8 +64,7 @@ class Word(enum.StrEnum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """One work item on its way to its worker. Times are in seconds."""
 
     work_id: str
@@ -91,7 +89,7 @@ class Claim:
         return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self._asdict(), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Claim:
@@ -104,7 +102,7 @@ class Claim:
             raise ClaimError("the claim is not a JSON object")
         if raw.get("protocol") != PROTOCOL_VERSION:
             raise ClaimError(f"the claim's protocol is not {PROTOCOL_VERSION}")
-        known = {field.name: raw[field.name] for field in fields(cls) if field.name in raw}
+        known = {name: raw[name] for name in cls._fields if name in raw}
         for name in (
             "work_id",
             "environment_id",
@@ -132,8 +130,7 @@ class Claim:
         return cls(**known)
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """One line of the worker's standard output."""
 
     word: Word
@@ -147,7 +144,7 @@ class Notice:
     nonce: str = ""  # the claim's, which only its own worker knows
 
     def to_json(self) -> str:
-        return json.dumps({"hands": PROTOCOL_VERSION, **asdict(self)}, separators=(",", ":"))
+        return json.dumps({"hands": PROTOCOL_VERSION, **self._asdict()}, separators=(",", ":"))
 
     @classmethod
     def from_line(cls, line: str) -> Notice | None:

@@ -51,7 +51,8 @@ NEW_WORKSPACE_FILE: Final = "THIS-WORKSPACE-IS-NEW.txt"
 NEW_WORKSPACE_TEXT: Final = "This workspace is new. What this session had made before is not here:"
 
 SECRETLESS: Final = (
-    "the service issued no work secret with the item, and nothing else may enter a sandbox: the session is not served"
+    "the service issued no work secret with the item, and no other credential may enter a sandbox: the session is not "
+    "served (docs/claim-protocol.md#poison)"
 )
 
 _PAUSE: Final = 0.2
@@ -130,9 +131,7 @@ class Dispatcher:
         if item.secret is None:
             # The only other credential is the environment key, and that never enters a sandbox
             # (docs/architecture.md#i6).
-            return _End(
-                ItemEnd.FAILED, "the service issued no work secret with the item: it cannot be served", alarm=True
-            )
+            return _End(ItemEnd.FAILED, SECRETLESS, alarm=True)
         binding = Binding(
             self.host,
             self._spec(name),

@@ -276,6 +276,15 @@ def test_a_time_out_in_which_nothing_can_be_claimed_is_named_at_the_first_invoca
     assert all("time-out" in text and f"seconds={seconds:.0f}" in text for text in said)
 
 
+def test_a_function_that_only_hands_wake_ups_on_may_be_short(caplog: pytest.LogCaptureFixture) -> None:
+    bench = LambdaBench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:tick")
+    with caplog.at_level(logging.ERROR, logger="functions"):
+        body = delivery("agent.updated")
+        assert bench(http(body, signed(body)), on_run_started, seconds=14.0)["statusCode"] == 200
+    assert not caplog.records
+    bench.process.close()
+
+
 def test_a_webhook_that_is_answered_inline_reports_what_is_served_yet_before_the_function_ends() -> None:
     bench = LambdaBench(DRAIN_MODE="inline")
     bench({})

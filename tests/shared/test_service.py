@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from datetime import UTC, datetime
 from typing import Final
+
+import pytest
 
 from shared.deadline import Deadline
 from shared.ports import CommandOutput, CreateOutcome, Empty, PollOutcome, SandboxSpec, WorkItem, WorkQueue
@@ -27,6 +30,14 @@ ENVIRON: Final = {
 async def never(_: FakeCall) -> CommandOutput:
     await asyncio.Event().wait()
     raise AssertionError
+
+
+def test_the_start_tells_which_hosts_were_added_to_the_list_of_hosts(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="shared.service"):
+        for hosts in ("", "*", "pypi.org,api.anthropic.com", "pypi.org"):
+            Service(Settings.from_environ(ENVIRON | {"SANDBOX_ALLOW_OUT": hosts}))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == "egress.extended environment=env_1 setting=SANDBOX_ALLOW_OUT hosts=api.anthropic.com"
 
 
 def test_a_race_is_over_before_the_deadline_of_its_caller_and_the_next_one_has_its_own() -> None:

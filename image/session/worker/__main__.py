@@ -10,31 +10,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
-from image.session.claim import CLAIM_VARIABLE, Exit
-from image.session.worker import secret_hiding
+from image.session.worker import secret_hiding, tool_environment
+
+TYPE_CHECKING = False  # typing itself would be a third of the first start
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 _SECOND_START = "--claim"
 
 
-def main() -> NoReturn:
-    """Runs as `python -I worker-XXXX.pyz`; never returns."""
+def main(claim_variable: str, state_variable: str) -> NoReturn:
+    """Runs as `python -I worker-XXXX.pyz`; never returns. What the dispatcher says to the worker stands in these."""
     if sys.argv[1:2] == [_SECOND_START]:
         _second_start(int(sys.argv[2]))
-    text = os.environ.pop(CLAIM_VARIABLE, "")
+    text = os.environ.pop(claim_variable, "")
+    clean = tool_environment.clean_environment(os.environ, keep=state_variable)
     if secret_hiding.sealed():
-        clean = secret_hiding.clean_environment(os.environ)
         os.environ.clear()
         os.environ.update(clean)
         _run(text, ())
     descriptor = secret_hiding.stash(text)
-    os.execve(  # noqa: S606 - no shell wanted
-        sys.executable,
-        [sys.executable, "-I", sys.argv[0], _SECOND_START, str(descriptor)],
-        secret_hiding.clean_environment(os.environ),
-    )
+    command = [sys.executable, "-I", sys.argv[0], _SECOND_START, str(descriptor)]
+    os.execve(sys.executable, command, clean)  # noqa: S606 - no shell wanted
 
 
 def _second_start(descriptor: int) -> NoReturn:
@@ -46,4 +45,3 @@ def _run(text: str, open_points: Sequence[str]) -> NoReturn:
     from image.session.worker import program
 
     program.run(text, archive=sys.argv[0], open_points=open_points)
-    os._exit(Exit.FAILED)

@@ -12,9 +12,7 @@ import hashlib
 import hmac
 import json
 import logging
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from image.session.claim import Ended
 from image.session.worker.state_directory import StateDirectory
@@ -30,8 +28,7 @@ _LONGEST_ID: Final = 256
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Surroundings:
+class _Surroundings(NamedTuple):
     """What tells one kind of end from another: the machine's start, and how often its memory has run out."""
 
     boot: str
@@ -45,12 +42,19 @@ class _Surroundings:
         return cls(_text("/proc/sys/kernel/random/boot_id"), ends or 0)
 
 
-@dataclass(slots=True)
 class _Notes:
-    running: str | None = None
-    boot: str = ""
-    out_of_memory: int = 0
-    deaths: dict[str, list[str]] = field(default_factory=dict)  # by call: how each worker ended
+    def __init__(
+        self,
+        running: str | None = None,
+        boot: str = "",
+        out_of_memory: int = 0,
+        deaths: dict[str, list[str]] | None = None,
+    ) -> None:
+        """`deaths`: by call, how each worker ended."""
+        self.running = running
+        self.boot = boot
+        self.out_of_memory = out_of_memory
+        self.deaths = {} if deaths is None else deaths
 
 
 class CallNotes:
@@ -121,7 +125,7 @@ class CallNotes:
             return _Notes()
 
     def _write(self) -> None:
-        body = json.dumps(asdict(self._notes)).encode()
+        body = json.dumps(vars(self._notes)).encode()
         try:
             self._state.replace(NOTES_NAME, self._seal(body) + b"\n" + body)
         except (OSError, Ended) as error:  # a full disk must not stop the agent from making room
@@ -151,8 +155,8 @@ def _checked(raw: Any) -> _Notes:
 
 
 def _text(path: str) -> str:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text(encoding="ascii", errors="replace").strip()
+    with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
+        return file.read().strip()
     return ""
 
 

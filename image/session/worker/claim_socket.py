@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from base64 import b64decode, b64encode
-from pathlib import Path
 from typing import Final
 
 from image.session.claim import Claim, Ended
@@ -75,7 +74,7 @@ class ClaimSocket:
         self._state.set_aside(SOCKET_NAME)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(SOCKET_NAME)
-        Path(SOCKET_NAME).chmod(0o600)
+        os.chmod(SOCKET_NAME, 0o600)
         self._socket.listen(16)
         self._thread = threading.Thread(target=self._serve, name="claims", daemon=True)
         self._thread.start()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from image.session.claim import Ended, Exit
+from image.session.worker.backoff import pauses
 from image.session.worker.claim_registry import ClaimRegistry
 from image.session.worker.credentials import token_of
 from image.session.worker.http_client import Unanswered, WorkItemClient
@@ -62,7 +62,7 @@ def acquire_lease(
     claim that comes too late is refused instead of taken.
     """
     first_contact = _FirstContact(announcer, clock() + reach)
-    pause = _FIRST_PAUSE
+    waits = pauses(_FIRST_PAUSE, _UNREACHED_PAUSE, factor=_GROWTH)
     while True:
         stop.check()
         secret = registry.secret()
@@ -70,6 +70,7 @@ def acquire_lease(
         if not first_contact.made and verdict in _PROOFS:
             first_contact.made = True
             announcer.ready()
+            waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE, factor=_GROWTH)
         match verdict:
             case Verdict.HELD:
                 registry.leased()
@@ -97,12 +98,11 @@ def acquire_lease(
                     raise Ended(Exit.UNREACHABLE, f"no heartbeat was answered within {reach:g} s; {trouble}")
                 if first_contact.made and registry.give_up():
                     raise Ended(Exit.NEVER_ACKED, f"asked in vain, last answer: {trouble}")
-        longest = _LONGEST_PAUSE if first_contact.made else _UNREACHED_PAUSE
-        before = time.monotonic()
-        stop.wait(random.uniform(0.75 * pause, pause))  # noqa: S311 - spreads retries
-        woken_early = time.monotonic() - before < 0.7 * pause
-        # A claim that has just arrived promises an ack at once.
-        pause = _FIRST_PAUSE if woken_early else min(pause * _GROWTH, longest)
+        pause, before = next(waits), time.monotonic()
+        stop.wait(pause)
+        if time.monotonic() - before < 0.9 * pause:  # woken: the claim that has just arrived promises an ack at once
+            longest = _LONGEST_PAUSE if first_contact.made else _UNREACHED_PAUSE
+            waits = pauses(_FIRST_PAUSE, longest, factor=_GROWTH)
 
 
 class _FirstContact:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -17,10 +16,12 @@ from urllib.parse import quote
 
 import httpx2
 
+from image.session.worker.backoff import pauses
 from image.session.worker.lease import Lease, Verdict
 
 LOOK_UP_PATIENCE: Final = 30.0  # seconds; less than any lease
 LOOK_UP_PAUSE: Final = 0.5  # seconds after the first failure; it doubles
+_LONGEST_LOOK_UP_PAUSE: Final = 5.0
 STREAM_SILENCE: Final = 90.0  # seconds without a byte, pings included, until an event stream counts as dead
 _LONGEST_BEAT: Final = 10.0  # seconds; a third of the interval leaves the SDK time to ask again within it
 _TRANSIENT: Final = frozenset({408, 409, 429})  # statuses that the SDK asks again after
@@ -107,8 +108,9 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         (docs/wire/anthropic.md#44-when-it-ends): a short trouble of the service would break off a turn. So this is
         asked for longer."""
         end = time.monotonic() + LOOK_UP_PATIENCE
-        pause = LOOK_UP_PAUSE
+        waits = pauses(LOOK_UP_PAUSE, _LONGEST_LOOK_UP_PAUSE)
         while True:
+            pause = next(waits)
             patient = time.monotonic() + pause < end
             try:
                 response = await self._complete(request)
@@ -119,8 +121,7 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
                 passing = response.status_code >= 500 or response.status_code in _TRANSIENT
                 if not passing or not patient:
                     break
-            await asyncio.sleep(pause * random.uniform(0.7, 1.0))  # noqa: S311 - spreads retries
-            pause = min(pause * 2, 5.0)
+            await asyncio.sleep(pause)
         if response.status_code == 200:
             self._on_session(response.content)
         return response

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import random
 import time
 from typing import Final
 
 from image.session.claim import Claim, Ended, Exit, Word
+from image.session.worker.backoff import pauses
 from image.session.worker.claim_registry import Reply
 from image.session.worker.claim_socket import pass_on
 from image.session.worker.output import NoticeWriter
@@ -56,7 +56,7 @@ def take_lock(claim: Claim, lock: Lock, notices: NoticeWriter, stop: Shutdown) -
     `claim.lock_wait` seconds of another work item or of a holder with a lease, or the reason to stop.
     """
     deadline = time.monotonic() + claim.lock_wait
-    pause = _FIRST_PAUSE
+    waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE, factor=1.5)
     waiting = False
     while not lock.take():
         stop.check()
@@ -74,5 +74,4 @@ def take_lock(claim: Claim, lock: Lock, notices: NoticeWriter, stop: Shutdown) -
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise Ended(Exit.LOCKED_OUT, f"the lock's holder answers: {reply or 'nothing'}")
-        stop.wait(min(remaining, random.uniform(pause / 2, pause)))  # noqa: S311 - spreads retries
-        pause = min(pause * 1.5, _LONGEST_PAUSE)
+        stop.wait(min(remaining, next(waits)))

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final, TextIO
 
 from image.session.claim import LONGEST_DETAIL, PROTOCOL_VERSION, Exit, Notice, Word
@@ -20,7 +19,7 @@ _MASK: Final = "[secret]"
 def digest_of(archive: str) -> str:
     """SHA-256 (hex) of the file that runs, "" where it cannot be read."""
     try:
-        with Path(archive).open("rb") as file:
+        with open(archive, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
@@ -30,12 +29,12 @@ def installed_sdk() -> str:
     """The anthropic package's version as its installation record names it, without importing anything of it."""
     for directory in sys.path:
         try:
-            entries = list(Path(directory).iterdir())
+            names = os.listdir(directory)
         except OSError:
             continue
-        for entry in entries:
-            if entry.name.startswith("anthropic-") and entry.name.endswith(".dist-info"):
-                return entry.name.removeprefix("anthropic-").removesuffix(".dist-info")
+        for name in names:
+            if name.startswith("anthropic-") and name.endswith(".dist-info"):
+                return name.removeprefix("anthropic-").removesuffix(".dist-info")
     return ""
 
 

@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, NoReturn
 
 from image.session.claim import STATE_DIRECTORY, STATE_VARIABLE, Claim, ClaimError, Ended, Exit, Word
@@ -50,7 +49,7 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
         # Before anything that can block: whoever wants this worker gone must be heard from here on.
         stop = Shutdown(last_resort=lambda status, detail: _leave(notices, redactor, Ended(status, detail)))
         stop.listen(claim.lifetime, claim.lock_wait + claim.reach + _START_GRACE)
-        state = StateDirectory(Path(os.environ.pop(STATE_VARIABLE, STATE_DIRECTORY)).absolute())
+        state = StateDirectory(os.path.abspath(os.environ.pop(STATE_VARIABLE, STATE_DIRECTORY)))
         lock = Lock(state)
         ended = _work(claim, state, lock, notices, redactor, stop)
     except Ended as end:
@@ -136,10 +135,10 @@ class _Announcer:
         self._notices.say(Word.WAITING, f"the service does not answer: {reason}")
 
 
-def _workdir(claim: Claim) -> Path:
-    workdir = Path(claim.workdir).absolute()
+def _workdir(claim: Claim) -> str:
+    workdir = os.path.abspath(claim.workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        os.makedirs(workdir, exist_ok=True)
     except OSError as error:
         raise Ended(Exit.FAILED, f"no workdir at {workdir}: {error.strerror}") from None
     return workdir

@@ -6,73 +6,27 @@ process without CAP_SYS_PTRACE, with no moment at which they are not (`sealed`).
 without isolation, macOS) the worker closes itself as its first act (`harden`), and a program that is quicker than that
 finds the claim in the environment; a log line says so. tests/image/session/worker/test_secret_hiding.py looks from both
 sides.
+
+Loaded by the program's first start, which is over in a few milliseconds: it imports nothing that takes longer.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import resource
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Final
 
-from image.session.claim import STATE_VARIABLE
+LONGEST_CLAIM = 65_536  # bytes; a work secret is a few kilobytes
 
-LONGEST_CLAIM: Final = 65_536  # bytes; a work secret is a few kilobytes
-
-_PR_SET_DUMPABLE: Final = 4
-_DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-# Whatever the image sets is meant for the agent's shell, except what is ours, what the names of secrets look like, what
-# the shell sets itself, and what would run code of the image's in our own interpreter's place.
-_OURS: Final = ("HANDS_", "ANTHROPIC_", "CLAUDE_", "TENSORLAKE_", "TL_", "FUNCTIONS_")
-_SECRET: Final = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|COOKIE|(API|ACCESS|PRIVATE|SIGNING|ENCRYPTION|MASTER|AUTH)_?KEY|(^|_)KEYS?$"
-)
-_SHELLS: Final = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "BASH_ENV", "ENV", "PS1", "PS2"})
-_WAY_OUT: Final = frozenset({"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "ALL_PROXY"})
-_PASSWORD_IN_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]*:[^/\s]+@", re.IGNORECASE)
-
-
-def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables for the agent's tools: the image's, without what is ours and without secrets, by name or where a
-    URL holds a password. A proxy keeps its password, since it is the way out for the tools too."""
-    kept = {name: value for name, value in environ.items() if name == STATE_VARIABLE or _for_tools(name, value)}
-    kept.setdefault("PATH", _DEFAULT_PATH)
-    kept.setdefault("LANG", "C.UTF-8")
-    # A daemon that starts processes for another user may leave its own home here.
-    if not os.access(kept.get("HOME", ""), os.W_OK):
-        kept["HOME"] = _home()
-    return kept
-
-
-def _for_tools(name: str, value: str) -> bool:
-    upper = name.upper()
-    if upper in _WAY_OUT:
-        return True
-    if upper in _SHELLS or upper.startswith(_OURS) or _SECRET.search(upper):
-        return False
-    return not _PASSWORD_IN_URL.search(value)
+_PR_SET_DUMPABLE = 4
 
 
 def sealed() -> bool:
     """Whether this process has been closed to others of its user since it began. A process that is not dumpable has
     its directory in /proc owned by somebody else; for root there is no difference to see, and none to make."""
     try:
-        return sys.platform == "linux" and Path("/proc/self").stat().st_uid != os.geteuid()
+        return sys.platform == "linux" and os.stat("/proc/self").st_uid != os.geteuid()
     except OSError:
         return False
-
-
-def _home() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:  # a container may run under a number without a name
-        return "/"
 
 
 def stash(text: str) -> int:
@@ -108,6 +62,8 @@ def harden() -> tuple[str, ...]:
     CAP_SYS_PTRACE, and cannot be traced. Children that execute another program are dumpable again and share none of
     its memory.
     """
+    import resource
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform != "linux":
         return (f"memory is not hidden from the agent's own processes on {sys.platform}",)

@@ -12,7 +12,6 @@ import logging
 import os
 import stat
 import time
-from pathlib import Path
 from typing import Final
 
 from image.session.claim import Ended, Exit
@@ -26,12 +25,12 @@ log = logging.getLogger(__name__)
 class StateDirectory:
     """Names below are plain file names in the directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Makes the directory (mode 0700) where there is none. Raises Ended(FAILED) where it cannot be had."""
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.makedirs(path, mode=0o700, exist_ok=True)
             with contextlib.suppress(PermissionError):
-                path.chmod(0o700)
+                os.chmod(path, 0o700)
             self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise Ended(Exit.FAILED, f"no state directory at {path}: {error.strerror}") from None

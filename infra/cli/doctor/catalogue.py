@@ -128,6 +128,13 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "dropped webhooks and re-queued items are found by `poll_tick` alone",
         "call `POST /poll_tick` once a minute, or run `make serve` or `make poll`",
     ),
+    "HANDS305": Entry(
+        "work is polled and waits all the same",
+        "each claim of the item fails: no room for a sandbox, a worker that does not come up, or the service issues "
+        "no work secret with its items, and without one no session is served",
+        "`make tick` and the log of the functions give the item's reason; where it is the secret, ask Anthropic to "
+        "switch it on for the organisation",
+    ),
     "HANDS401": Entry(
         "the image is not registered",
         "it was not built, or for another Tensorlake project",

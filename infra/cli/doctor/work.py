@@ -147,7 +147,7 @@ def _say_depth(
     age = (now - _moment(stats.oldest_queued_at)).total_seconds()
     seen = f"{about}{stats.depth} wait, {stats.pending} are claimed, the oldest for {age:.0f} s"
     if age > context.settings.times.reclaim:
-        say(error("HANDS301", seen) if not stats.workers_polling else warning("HANDS301", seen))
+        say(warning("HANDS305", seen) if stats.workers_polling else error("HANDS301", seen))
     else:
         say(ok("HANDS301", seen))
 

@@ -10,6 +10,7 @@ import contextlib
 import enum
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -283,11 +284,16 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def running(**settings: Any) -> Iterator[WorkService]:
+def running(*, certificate: str | None = None, **settings: Any) -> Iterator[WorkService]:
+    """certificate: path of a file with a key and a certificate, for https."""
     service = WorkService(**settings)
     handler = type("Handler", (_Handler,), {"service": service})
     server = _Server(("127.0.0.1", 0), handler)
-    service.url = f"http://127.0.0.1:{server.server_address[1]}"
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    service.url = f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
     service.begin_session()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -18,6 +18,7 @@ from image.session.worker.lease_acquisition import LeaseKeeper, acquire_lease
 from image.session.worker.shutdown import Shutdown
 from tests.image.session.worker.harness import make_claim, secret_for
 from tests.image.session.worker.service import ENVIRONMENT, WORK, BeatFault, WorkService, running
+from tests.support.certificates import self_signed
 
 
 class Gate:
@@ -315,6 +316,23 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> 
         assert calls.heartbeat("NO_HEARTBEAT", "t").status == 200
         assert service.targets[-1].startswith("http://service.invalid/v1/environments/")
         assert service.proxy_credentials == "Basic dXNlcjpwYXNz"
+        calls.close()
+
+
+def test_an_authority_that_only_the_systems_file_has_is_found_with_a_second_handshake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificate = self_signed(tmp_path)
+    (tmp_path / "directory").mkdir()
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "directory"))
+    with running(state="starting", certificate=certificate) as service:
+        with pytest.raises(Unanswered, match="certificate"):
+            WorkItemClient(service.url, ENVIRONMENT, WORK).heartbeat("NO_HEARTBEAT", "t")
+        assert not service.beats
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        calls = WorkItemClient(service.url, ENVIRONMENT, WORK)
+        assert calls.heartbeat("NO_HEARTBEAT", "t").status == 200
+        assert len(service.beats) == 1
         calls.close()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from image.session.archive import build_archive, digest
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Exit, Notice, Word
-from image.session.worker import secret_hiding
+from image.session.worker import tool_environment
 from tests.image.session.worker.harness import make_claim, sandbox, secret_for
 from tests.image.session.worker.service import running
 
@@ -140,11 +140,11 @@ def test_the_tools_get_what_the_image_sets_and_neither_ours_nor_secrets(tmp_path
             "PIP_INDEX_URL": "https://:t@h/",
         },
     }
-    assert secret_hiding.clean_environment(ordinary | images | ours | secrets) == ordinary | images
+    assert tool_environment.clean_environment(ordinary | images | ours | secrets) == ordinary | images
 
 
 def test_a_home_that_does_not_exist_is_replaced_by_the_users(tmp_path: Path) -> None:
-    assert Path(secret_hiding.clean_environment({"HOME": str(tmp_path / "gone")})["HOME"]).is_dir()
+    assert Path(tool_environment.clean_environment({"HOME": str(tmp_path / "gone")})["HOME"]).is_dir()
 
 
 def test_the_archive_is_the_same_from_build_to_build() -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from infra.cli.doctor.findings import Finding, Severity
 from infra.sandbox.look import Look
 from shared.names import new_race_id, new_server_name, race_sandbox_name, sandbox_name
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
+from tests.support.certificates import self_signed
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import OTHER_KEY
 from tests.support.world import Place
@@ -101,6 +101,10 @@ def test_work_that_waits_longer_than_the_reclaim_window_is_found(place: Place) -
     environment = next(iter(context.settings.environments.values()))
     findings = said(context, lambda context, say: work.check_environment(context, environment, say))
     assert bad(findings) == {"HANDS301": Severity.ERROR}
+    # A copy that takes it, and cannot serve it:
+    as_worker(place).beta.environments.work.poll(environment.id, anthropic_worker_id="another")
+    findings = said(context, lambda context, say: work.check_environment(context, environment, say))
+    assert bad(findings) == {"HANDS305": Severity.WARNING}
 
 
 def test_an_item_that_was_acked_and_never_beaten_is_stranded(place: Place) -> None:
@@ -297,7 +301,7 @@ def test_a_certificate_that_nobody_vouches_for_is_found(place: Place, tmp_path: 
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), partial(_Answers, 200)) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(_self_signed(tmp_path))
+        context.load_cert_chain(self_signed(tmp_path))
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hangs up, as it should
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -310,29 +314,3 @@ def test_a_certificate_that_nobody_vouches_for_is_found(place: Place, tmp_path: 
             thread.join()
     assert bad(findings) == {"HANDS502": Severity.ERROR}
     assert "certificate" in seen(findings, "HANDS502")
-
-
-def _self_signed(folder: Any) -> str:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "self.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
-    return str(path)
