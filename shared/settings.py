@@ -11,6 +11,8 @@ TOML file that describes several instead:
     disk_mb = 25600
     timeout_seconds = 3600
     allow_out = ["api.anthropic.com", "pypi.org"]
+    setup_repository = "https://git.example/team/app"
+    setup_env = { REGION = "eu" }
 
 Nothing else in the project reads the process's environment, but for secrets that a setting refers to. What each
 variable means, and its default, is said once: in settings_table.py.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from shared.egress import EgressPolicy
@@ -33,16 +35,24 @@ from shared.settings_table import (
     TABLE,
     Access,
     Auth,
+    Choice,
     Claims,
     Drain,
     DrainMode,
+    Pairs,
     Races,
     Reconcile,
     Sandboxes,
     Server,
     Services,
+    Setting,
+    Text,
+    Texts,
     Workers,
 )
+
+if TYPE_CHECKING:
+    from image.session.setup import SetupPolicy
 
 _JUDGE: Final = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<target>entry-point:[\w.-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)", re.ASCII
@@ -64,6 +74,8 @@ class Environment:
     timeout_seconds: int
     egress: EgressPolicy
     hosts_added: tuple[str, ...] = ()  # to the list of hosts that was given, since nothing works without them
+    setup: SetupPolicy | None = None
+    """None: nothing is made ready, and callers may ask for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +372,8 @@ def _environments(environ: Mapping[str, str], anthropic_url: str, fork_url: str 
     keyed = Services.ANTHROPIC_ENVIRONMENT_KEY
     defaults: dict[str, Any] = {name: each.read(environ) for name, each in _FILE_KEYS.items() if each is not keyed}
     needed = tuple(host for host in (api_host, fork_host) if host)
-    defaults["allow_out"] = list(defaults["allow_out"])
+    for name in [name for name, each in _FILE_KEYS.items() if isinstance(each, Texts)]:
+        defaults[name] = list(defaults[name])
     file = Services.ENVIRONMENTS_FILE.read(environ)
     if file:
         return {id_: _environment(id_, defaults | table, needed) for id_, table in _tables(file).items()}
@@ -382,10 +395,11 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
     key, hosts = table.get("key"), table["allow_out"]
     if not isinstance(key, str) or not key:
         raise SettingsError(f"{where}: key is missing")
-    if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
-        raise SettingsError(f"{where}: allow_out must be a list of host names")
+    for name, each in _FILE_KEYS.items():
+        _check_kind(where, name, each, table.get(name))
     open_to_all = "*" in hosts
     missing = tuple(dict.fromkeys(host for host in needed if host not in hosts))
+    egress = EgressPolicy() if open_to_all else EgressPolicy(allow=(*hosts, *missing))
     try:
         return Environment(
             id=id_,
@@ -395,11 +409,35 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             memory_mb=int(table["memory_mb"]),
             disk_mb=int(table["disk_mb"]),
             timeout_seconds=int(table["timeout_seconds"]),
-            egress=EgressPolicy() if open_to_all else EgressPolicy(allow=(*hosts, *missing)),
             hosts_added=missing if hosts and not open_to_all else (),
+            egress=egress,
+            setup=_setup(where, table, egress),
         )
     except (TypeError, ValueError):
         raise SettingsError(f"{where}: cpus, memory_mb, disk_mb and timeout_seconds must be numbers") from None
+
+
+def _check_kind(where: str, name: str, setting: Setting[Any], value: object) -> None:
+    """A value of ENVIRONMENTS_FILE, or one that has been parsed already. Raises SettingsError."""
+    match setting:
+        case Texts() if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise SettingsError(f"{where}: {name} must be a list of texts")
+        case Pairs() if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value.values()):
+            raise SettingsError(f"{where}: {name} must be a table of texts")
+        case Text() if not isinstance(value, str):
+            raise SettingsError(f"{where}: {name} must be a text")
+        case Choice(choices=choices) if value not in choices:
+            raise SettingsError(f"{where}: {name} must be one of {', '.join(choices)}")
+
+
+def _setup(where: str, table: Mapping[str, Any], egress: EgressPolicy) -> SetupPolicy | None:
+    """Raises SettingsError, ValueError where a number is none."""
+    wanted = ("setup_repository", "setup_files", "setup_script", "setup_env", "setup_caller_keys")
+    if not any(table[each] for each in wanted):
+        return None
+    from shared.session_setup import read_setup
+
+    return read_setup(where, table, egress)
 
 
 def _toml(file: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ LONGEST_AGENT_RACE: Final = 120.0
 
 DrainMode = Literal["auto", "inline", "background", "enqueue"]
 Auth = Literal["token", "platform"]
+OnFailure = Literal["tell", "continue"]
 SetBy = Literal["operator", "deployment", "runtime"]
 """Whose business a value is: a cloud deployment hands over the operator's and chooses its own; a runtime brings its."""
 T = TypeVar("T")
@@ -97,6 +98,24 @@ class Texts(Setting[tuple[str, ...]]):
         return tuple(text.replace(",", " ").split())
 
 
+class Pairs(Setting[Mapping[str, str]]):
+    """`name=value` pairs, as a shell would split a line of them."""
+
+    __slots__ = ()
+    kind = "name=value pairs"
+
+    def parse(self, text: str) -> Mapping[str, str]:
+        import shlex
+
+        try:
+            pairs = [word.partition("=") for word in shlex.split(text)]
+        except ValueError as error:
+            raise SettingsError(f"{self.name} cannot be read: {error}") from None
+        if not all(name and equals for name, equals, _ in pairs):
+            raise SettingsError(f"{self.name} must be name=value pairs, such as A=1 B='two words'")
+        return {name: value for name, _, value in pairs}
+
+
 class Address(Setting[str]):
     """Where a key may be sent to: https, or plain http to this machine alone. No slash at its end."""
 
@@ -163,9 +182,9 @@ class Choice(Setting[C]):
     __slots__ = ("choices",)
     kind = "choice"
 
-    def __init__(self, choices: tuple[C, ...], meaning: str, *, set_by: SetBy = "operator") -> None:
+    def __init__(self, choices: tuple[C, ...], meaning: str, *, file_key: str = "", set_by: SetBy = "operator") -> None:
         """The first choice is the default."""
-        super().__init__(choices[0], meaning, set_by=set_by)
+        super().__init__(choices[0], meaning, file_key=file_key, set_by=set_by)
         self.choices = choices
 
     def parse(self, text: str) -> C:
@@ -275,6 +294,40 @@ class Workers:
     WORKER_LIFETIME_SECONDS = Seconds(86_400.0, "The longest that one worker lives.")
 
 
+class SessionSetup:
+    """What a session starts with (docs/setup.md)"""
+
+    SETUP_REPOSITORY = Text("", "An https URL of a repository for every session.", file_key="setup_repository")
+    SETUP_REVISION = Text("", "Its branch, tag or commit.", file_key="setup_revision")
+    SETUP_SUBDIR = Text("", "The only folder of it that is checked out.", file_key="setup_subdir")
+    SETUP_FILES = Text(
+        "", "URLs of files for every session, each with #sha256=HEX&target=PATH if need be.", file_key="setup_files"
+    )
+    SETUP_SCRIPT = Text("", "A script for every session: its text, or file:PATH.", file_key="setup_script")
+    SETUP_ENV = Pairs({}, "Variables of the agent's tools. An agent can read them.", file_key="setup_env")
+    SETUP_SCRIPTS = Pairs(
+        {}, "Scripts that a session's metadata may name: name=TEXT or name=file:PATH.", file_key="setup_scripts"
+    )
+    SETUP_CALLER_KEYS = Texts(
+        ("repo", "ref", "subdir", "files", "setup"),
+        "Keys of metadata that whoever creates a session may set. There are setup.inline, env.NAME and env.* besides; "
+        "none: nothing.",
+        file_key="setup_caller_keys",
+    )
+    SETUP_OTHER_KEYS = Texts(
+        (), "Keys of metadata that mean something else, PREFIX* for many.", file_key="setup_other_keys"
+    )
+    SETUP_SECONDS = Seconds(600.0, "The longest set-up.", file_key="setup_seconds")
+    SETUP_ON_FAILURE: Choice[OnFailure] = Choice(
+        ("tell", "continue"),
+        "tell: the session's calls get an error; continue: it runs, with SETUP_FAILED.txt in its workspace.",
+        file_key="setup_on_failure",
+    )
+    SETUP_CLONE_DEPTH = Whole(
+        1, "Commits of history that a repository comes with; 0: all.", unit="commits", file_key="setup_clone_depth"
+    )
+
+
 class Claims:
     """The claim protocol's times (docs/claim-protocol.md)"""
 
@@ -371,7 +424,7 @@ class Logging:
 
 
 SECTIONS: Final = (
-    *(Services, Access, Sandboxes, Workers, Claims, Drain),
+    *(Services, Access, Sandboxes, Workers, SessionSetup, Claims, Drain),
     *(Reconcile, Races, Server, Logging),
 )
 

@@ -22,7 +22,12 @@ _REGULAR_FILE: Final = 0o100644 << 16
 _MAIN: Final = (
     f"from image.session.worker.__main__ import main\n\nmain({CLAIM_VARIABLE!r}, {STATE_VARIABLE!r})\n".encode()
 )
-_PACKAGES: Final = ("image/__init__.py", "image/session/__init__.py", "image/session/claim.py")
+_PACKAGES: Final = (
+    "image/__init__.py",
+    "image/session/__init__.py",
+    "image/session/claim.py",
+    "image/session/setup.py",
+)
 
 
 @functools.cache

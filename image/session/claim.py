@@ -61,6 +61,7 @@ class Word(enum.StrEnum):
     READY = "ready"  # the lock is held and the service has answered a heartbeat
     WAITING = "waiting"  # for the lock, or for the service's first answer; the detail says which and why
     LEASED = "leased"
+    SETUP = "setup"  # the detail says what is done to make the session ready
     ENDED = "ended"
 
 
@@ -84,6 +85,8 @@ class Claim(NamedTuple):
     fork_url: str | None = None
     session_key: str | None = None  # the same in all claims of a session: workers prove to each other what they are
     nonce: str = ""  # each notice of this claim's process carries it
+    setup: dict[str, Any] | None = None  # image/session/setup.py's SetupPolicy; None: nothing is made ready
+    signed: dict[str, str] | None = None  # where the set-up's objects of a store are fetched, by their URLs
 
     def __repr__(self) -> str:
         return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
@@ -127,6 +130,9 @@ class Claim(NamedTuple):
             value = known.get(name)
             if value is not None and not isinstance(value, str):
                 raise ClaimError(f"the claim's {name} is not a text")
+        for name in ("setup", "signed"):
+            if not isinstance(known.get(name), dict | None):
+                raise ClaimError(f"the claim's {name} is not an object")
         return cls(**known)
 
 

@@ -165,7 +165,7 @@ class Dispatcher:
                     if remark:
                         log.warning("worker.remark work=%s session=%s said=%s", item.id, item.session_id, remark)
                     end = await self._ack(item, claimed_at)
-                    return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk)
+                    return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk, remark)
                 case handover.Hopeless(deaths=deaths):
                     return await self._give_up(item, deaths)
                 case handover.NotReady(sandbox_gone=True):
@@ -282,6 +282,7 @@ class Dispatcher:
             fork_url=self.settings.fork_url if token else None,
             session_key=session_key,
             nonce=nonce,
+            setup=self.environment.setup.to_wire() if self.environment.setup is not None else None,
         )
 
     def _report(self, item: WorkItem, claimed_at: float, end: _End, sandbox: str | None = None) -> ItemReport:
@@ -307,10 +308,11 @@ class Dispatcher:
         return report
 
 
-def _handed_over(bound: Bound, worker_sdk: str) -> _End:
+def _handed_over(bound: Bound, worker_sdk: str, remark: str) -> _End:
+    """`remark`: what the worker says of the one before it: that it died in a call, or that a set-up failed."""
     if bound.replaces:
         return _End(ItemEnd.HANDED_OVER, f"the workspace is new: {bound.replaces}", alarm=True)
-    return _End(ItemEnd.HANDED_OVER, _sdk_difference(worker_sdk))
+    return _End(ItemEnd.HANDED_OVER, remark or _sdk_difference(worker_sdk))
 
 
 def _sdk_difference(worker_sdk: str) -> str:

@@ -22,7 +22,9 @@ from shared.settings import Settings
 from tests.infra.cli.fork.test_command import environ_of
 from tests.support.checkout import ROOT
 from tests.support.serving import TOKEN, UVICORN, serving
-from tests.support.world import OfflineWorld, Place
+from tests.support.waiting import PATIENCE
+from tests.support.web import make_repository, web
+from tests.support.world import API_KEY, OfflineWorld, Place
 
 EXAMPLES: Final = ROOT / "examples"
 PATH: Final = os.environ["PATH"]
@@ -100,6 +102,32 @@ def test_fork_is_called_from_python(server: str) -> None:
     environ["FUNCTIONS_TOKEN"] = "another"
     done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "token" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_session_is_about_a_repository_at_a_commit(place: Place, tmp_path: Path) -> None:
+    """`repository_at_a_commit.py`, up to what the agent sees in its sandbox."""
+    first, _ = make_repository(tmp_path, "app")
+    with web(tmp_path) as remote:
+        environ = {
+            "PATH": PATH,
+            "ANTHROPIC_API_KEY": API_KEY,
+            "ANTHROPIC_BASE_URL": place.world.claude.url,
+            "ANTHROPIC_AGENT_ID": place.world.agent_id,
+            "ANTHROPIC_ENVIRONMENT_ID": place.environment_id,
+        }
+        asked = [str(EXAMPLES / "repository_at_a_commit.py"), remote.repository("app"), first, "$ cat app/version"]
+        called = subprocess.Popen([sys.executable, "-I", *asked], env=environ, stdout=subprocess.PIPE, text=True)
+        assert called.stdout is not None
+        session_id = called.stdout.readline().strip()
+
+        async def served() -> None:
+            async with place.dispatcher() as dispatcher:
+                await dispatcher.drain()
+
+        asyncio.run(served())
+        said, _ = called.communicate(timeout=PATIENCE)
+    assert called.returncode == 0 and place.answers(session_id) == [said.strip()]
+    assert said.startswith("bash cat app/version returned: 1\n"), said
 
 
 def shell(command: str, **environ: str) -> int:

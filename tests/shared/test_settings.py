@@ -175,3 +175,55 @@ def test_a_weak_token_is_known_where_agents_have_none_of_it_and_refused_nowhere(
     assert Settings.from_environ(without | {"FUNCTIONS_TOKEN": "letmein2024"}).weak_token
     for token in ("", STRONG, "file:/x"):
         assert not Settings.from_environ(without | {"FUNCTIONS_TOKEN": token}).weak_token
+
+
+def test_a_set_up_comes_from_plain_variables_or_from_the_file(tmp_path: Path) -> None:
+    script = tmp_path / "test.sh"
+    script.write_text("make test\n")
+    plain = {
+        "SETUP_REPOSITORY": "https://git.example/app",
+        "SETUP_REVISION": "v1",
+        "SETUP_FILES": "https://git.example/f.csv#target=in.csv",
+        "SETUP_SCRIPT": "make deps",
+        "SETUP_SCRIPTS": f"test=file:{script} lint='make lint'",
+        "SETUP_ENV": "A=1 B='two words'",
+        "SETUP_ON_FAILURE": "continue",
+        "SANDBOX_ALLOW_OUT": "git.example",
+    }
+    (environment,) = Settings.from_environ(PLAIN | plain).environments.values()
+    setup = environment.setup
+    assert setup is not None
+    assert (setup.base.repo, setup.base.ref, setup.base.scripts) == ("https://git.example/app", "v1", ("make deps",))
+    assert setup.base.env == {"A": "1", "B": "two words"} and setup.base.files[0].target == "in.csv"
+    assert setup.scripts == {"test": "make test\n", "lint": "make lint"} and setup.go_on
+    assert setup.callers == ("repo", "ref", "subdir", "files", "setup") and setup.hosts is not None
+    file = tmp_path / "environments.toml"
+    file.write_text(
+        '[environments.env_a]\nkey = "k"\nsetup_env = { A = "2" }\nsetup_scripts = {}\nsetup_revision = "v2"\n'
+        '[environments.env_b]\nkey = "k"\nsetup_repository = ""\nsetup_revision = ""\nsetup_files = ""\n'
+        'setup_script = ""\nsetup_env = {}\nsetup_caller_keys = []\n'
+    )
+    settings = Settings.from_environ(PLAIN | plain | {"ENVIRONMENTS_FILE": str(file)})
+    one, none = settings.environments["env_a"].setup, settings.environments["env_b"].setup
+    assert one is not None and (one.base.env, one.base.ref, one.scripts) == ({"A": "2"}, "v2", {})
+    assert none is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"SETUP_REPOSITORY": "git@git.example:app"}, "repo must be a URL with https"),
+        ({"SETUP_REPOSITORY": "https://git.example/app"}, "may not reach 'git.example'.*SANDBOX_ALLOW_OUT"),
+        ({"SETUP_REVISION": "v1"}, "setup_revision and setup_subdir are of setup_repository"),
+        ({"SETUP_CALLER_KEYS": "repo,rev"}, "setup_caller_keys has 'rev'"),
+        ({"SETUP_SCRIPT": "file:/nowhere/at/all"}, "the set-up script /nowhere/at/all cannot be read"),
+        ({"SETUP_SCRIPT": "x" * 30_000}, "24576 at most travel with a claim"),
+        ({"SETUP_ENV": "A"}, "SETUP_ENV must be name=value pairs"),
+        ({"SETUP_ENV": "ANTHROPIC_API_KEY=x"}, "cannot be the name of a variable"),
+        ({"SETUP_SCRIPTS": "'A b'=x"}, "cannot be the name of a script"),
+        ({"SETUP_SECONDS": "0"}, "setup_seconds must be above 0"),
+    ],
+)
+def test_a_set_up_that_no_session_could_have_is_refused_at_start(variables: dict[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Settings.from_environ(PLAIN | variables)

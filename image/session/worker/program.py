@@ -21,6 +21,7 @@ from image.session.worker.claim_socket import ClaimSocket
 from image.session.worker.credentials import token_of
 from image.session.worker.lock import Lock, take_lock
 from image.session.worker.output import NoticeWriter, Outputs, Redactor, configure_logging
+from image.session.worker.setup_mark import Mark
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.state_directory import StateDirectory
 
@@ -84,12 +85,20 @@ def _work(
     try:
         notes = CallNotes(state, claim.session_key)
         os.chdir(_workdir(claim))
-        return _hold(claim, registry, notes, stop, notices)
+        return _hold(claim, registry, notes, stop, notices, state, redactor)
     finally:
         claim_socket.close()
 
 
-def _hold(claim: Claim, registry: ClaimRegistry, notes: CallNotes, stop: Shutdown, notices: NoticeWriter) -> Ended:
+def _hold(
+    claim: Claim,
+    registry: ClaimRegistry,
+    notes: CallNotes,
+    stop: Shutdown,
+    notices: NoticeWriter,
+    state: StateDirectory,
+    redactor: Redactor,
+) -> Ended:
     """With the lock held. What it imports is too slow to be imported before the lock is."""
     from image.session.worker.http_client import WorkItemClient
     from image.session.worker.lease import Lease
@@ -100,16 +109,19 @@ def _hold(claim: Claim, registry: ClaimRegistry, notes: CallNotes, stop: Shutdow
     except ValueError as error:
         raise Ended(Exit.BAD_CLAIM, str(error)) from None
     lease = Lease()
-    announcer = _Announcer(claim, registry, notes.last_death, stop, notices)
+    remarks = [each for each in (notes.last_death, Mark.read(state).remark) if each]
+    announcer = _Announcer(claim, registry, "; ".join(remarks), stop, notices)
     secret = acquire_lease(lease, calls, registry, stop, announcer, reach=claim.reach)
     notices.say(Word.LEASED)
     lease_keeper = LeaseKeeper(lease, calls, secret)
     from image.session.worker.sdk_worker import serve
+    from image.session.worker.session_setup import setup_of
 
+    setup = setup_of(claim, state, redactor, lambda said: notices.say(Word.SETUP, redactor.apply(said)))
     lease_keeper.hand_over()
     calls.close()
     stop.check()
-    return serve(claim, secret, lease, notes, stop)
+    return serve(claim, secret, lease, notes, stop, setup)
 
 
 class _Announcer:

@@ -22,6 +22,7 @@ from image.session.worker.http_client import proxy_for
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.lease_transport import LeaseTransport
 from image.session.worker.memory_stores import set_aside
+from image.session.worker.session_setup import SessionSetup
 from image.session.worker.shell import Shell
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.tool_calls import guarded
@@ -30,26 +31,47 @@ from image.session.worker.tool_calls import guarded
 # (docs/wire/anthropic.md#t22).
 _TIMEOUT: Final = httpx2.Timeout(30.0, connect=5.0)
 _RETRIES: Final = 2
+_LOOK: Final = 1.0  # seconds between two looks at the lease while a call waits for the set-up
 
 log = logging.getLogger(__name__)
 
 
-def serve(claim: Claim, secret: str, lease: Lease, notes: CallNotes, stop: Shutdown) -> Ended:
+def serve(
+    claim: Claim, secret: str, lease: Lease, notes: CallNotes, stop: Shutdown, setup: SessionSetup | None = None
+) -> Ended:
     """Serves until the session is idle, the lease is gone, or somebody asks to stop. The event loop is left as it
-    is: the process ends right after, and closing the loop could wait for threads."""
+    is: the process ends right after, and closing the loop could wait for threads.
+
+    setup: what is done beside the SDK's own preparations, and waited for by the first call."""
     agent_toolset.BashSession = Shell  # type: ignore[misc] # the SDK's tool looks its shell up there
-    with guarded(notes):
-        return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, stop))
+    return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, notes, stop, setup))
 
 
-async def _serve(claim: Claim, secret: str, lease: Lease, stop: Shutdown) -> Ended:
+async def _serve(
+    claim: Claim, secret: str, lease: Lease, notes: CallNotes, stop: Shutdown, setup: SessionSetup | None
+) -> Ended:
+    def on_session(body: bytes) -> None:
+        set_aside(body, claim.workdir)
+        if setup is not None:
+            setup.begin(body)
+
+    async def not_ready() -> str:
+        """Waits for the set-up; why it leaves no tool to run."""
+        if setup is None:
+            return ""
+        while not await setup.over(_LOOK):
+            if transport.verdict in (Verdict.LOST, Verdict.STOPPED, Verdict.REFUSED):
+                setup.abort("the session's work was stopped or given to another worker")
+        Shell.variables = setup.variables
+        return setup.failure
+
     transport = LeaseTransport(
         httpx2.AsyncHTTPTransport(limits=DEFAULT_CONNECTION_LIMITS, proxy=proxy_for(claim.base_url)),
         lease,
         environment_id=claim.environment_id,
         work_id=claim.work_id,
         session_id=claim.session_id,
-        on_session=lambda body: _make_room(body, claim.workdir),
+        on_session=on_session,
     )
     client = AsyncAnthropic(
         auth_token=token_of(secret),
@@ -62,8 +84,14 @@ async def _serve(claim: Claim, secret: str, lease: Lease, stop: Shutdown) -> End
     worker = EnvironmentWorker(client, tools=tools, workdir=claim.workdir, max_idle=claim.max_idle)
     loop = asyncio.get_running_loop()
     # A scope, not the task, is cancelled: that respects what the SDK shields, the tool in flight before all.
-    with anyio.CancelScope() as scope:
-        stop.on_request(lambda: loop.call_soon_threadsafe(scope.cancel))
+    with anyio.CancelScope() as scope, guarded(notes, not_ready):
+
+        def wind_down() -> None:
+            if setup is not None:
+                setup.abort("the worker was asked to end")
+            scope.cancel()
+
+        stop.on_request(lambda: loop.call_soon_threadsafe(wind_down))
         try:
             await worker.handle_item(
                 work_id=claim.work_id,
@@ -75,6 +103,10 @@ async def _serve(claim: Claim, secret: str, lease: Lease, stop: Shutdown) -> End
             causes = _causes(error)
             log.exception("serving.failed")
             return _end(transport, stop, causes)
+        finally:
+            if setup is not None:
+                with anyio.CancelScope(shield=True):
+                    await setup.aclose()
     return _end(transport, stop, None)
 
 
@@ -99,10 +131,6 @@ def _end(transport: LeaseTransport, stop: Shutdown, failure: str | None) -> Ende
         # The SDK leaves an item alone only if it takes its lease for lost: here, after a whole TTL unanswered.
         return Ended(Exit.LEASE_LOST, "no heartbeat was answered for a whole lease")
     return Ended(Exit.SERVED)
-
-
-def _make_room(session: bytes, workdir: str) -> None:
-    set_aside(session, workdir)
 
 
 def _causes(error: BaseException) -> str:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import anyio
 import anyio.abc
@@ -41,6 +41,8 @@ class Shell(BashSession):
     """Takes the place of the SDK's `BashSession`; same use, same errors."""
 
     _output: _Output
+    variables: ClassVar[Mapping[str, str]] = {}
+    """What the session's set-up adds to the environment of each shell."""
 
     @classmethod
     async def start(cls, workdir: str | os.PathLike[str], *, env: Mapping[str, str] | None = None) -> Shell:
@@ -50,7 +52,7 @@ class Shell(BashSession):
             process = await anyio.open_process(
                 ["/bin/bash", "--noprofile", "--norc"],
                 cwd=workdir,
-                env={**(os.environ if env is None else env), "PS1": "", "PS2": "", "TERM": "dumb"},
+                env={**(os.environ if env is None else env), **cls.variables, "PS1": "", "PS2": "", "TERM": "dumb"},
                 stdin=subprocess.PIPE,
                 stdout=output.write_end,
                 stderr=subprocess.STDOUT,

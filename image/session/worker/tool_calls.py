@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from anthropic.lib.tools import ToolError
@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def guarded(notes: CallNotes) -> Iterator[None]:
-    """Within, each call is noted while it runs, and one that killed its workers is answered with an error."""
+def guarded(notes: CallNotes, not_ready: Callable[[], Awaitable[str]]) -> Iterator[None]:
+    """Within, each call is noted while it runs, and one that killed its workers is answered with an error. Before it
+    runs it waits for `not_ready`, which tells why it must not run at all, or nothing."""
     run: Any = getattr(SessionToolRunner, _STEP, None)
     if run is None:
         log.warning("calls.unguarded: this SDK's runner has no %s", _STEP)
@@ -29,8 +30,8 @@ def guarded(notes: CallNotes) -> Iterator[None]:
         return
 
     async def call(runner: SessionToolRunner, tool: Any, event: Any, arguments: dict[str, object]) -> Any:
-        refusal = notes.refusal(event.id)
-        if refusal is not None:
+        refusal = notes.refusal(event.id) or await not_ready()
+        if refusal:
             log.warning("call.refused call=%s tool=%s", event.id, event.name)
             return await run(runner, _Refusing(refusal), event, arguments)
         notes.began(event.id)

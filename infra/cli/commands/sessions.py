@@ -18,7 +18,7 @@ app = typer.Typer()
     "session",
     SESSIONS,
     "session 'list /workspace'",
-    "session --prompt-file task.md --title 'nightly build' --meta repo=a@1",
+    "session --prompt-file task.md --title 'nightly build' --meta repo=https://git.example/team/app --meta ref=v2",
     "session --session sesn_01H2...",
     "session --json 'run the tests' | jq -r .type",
 )

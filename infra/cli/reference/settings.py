@@ -57,10 +57,12 @@ def _file() -> Iterator[str]:
 def default(setting: Setting[Any]) -> str:
     if setting in _REQUIRED:
         return "required"
-    if is_secret(setting) or setting.default in ("", ()):
+    if is_secret(setting) or setting.default in ("", (), {}):
         return "none"
     if isinstance(setting, Flag):
         return f"`{str(setting.default).lower()}`"
+    if isinstance(setting.default, tuple):
+        return f"`{','.join(setting.default)}`"
     return f"`{setting.default}`"
 
 

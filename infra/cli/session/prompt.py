@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from image.session.setup import BadSetup, check_form
 from shared.errors import SettingsError
 
 STANDARD_INPUT: Final = "-"
@@ -39,7 +40,7 @@ def read_prompt(text: str, file: str) -> str:
 
 def read_metadata(pairs: Iterable[str], line: str = "") -> Mapping[str, str]:
     """`name=value` pairs, or a line of them as a shell would split it. Raises SettingsError for what the service
-    would refuse (docs/wire/anthropic.md, section 8)."""
+    would refuse (docs/wire/anthropic.md, section 8), and for a set-up that no worker could do (docs/setup.md)."""
     try:
         words = [*pairs, *shlex.split(line)]
     except ValueError as error:
@@ -58,6 +59,10 @@ def read_metadata(pairs: Iterable[str], line: str = "") -> Mapping[str, str]:
         found[name] = value
     if len(found) > _PAIRS:
         raise SettingsError(f"META has {len(found)} pairs; a session takes {_PAIRS}")
+    try:
+        check_form(found)
+    except BadSetup as error:
+        raise SettingsError(f"META: {error}") from None
     return found
 
 

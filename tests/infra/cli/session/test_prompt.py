@@ -72,6 +72,8 @@ def test_metadata_is_read_as_a_shell_would_read_it() -> None:
         ("a", "'a', which is no name=value"),
         ("=b", "'=b', which is no name=value"),
         ("a='b", "META cannot be read"),
+        ("repo=a@1", "META: repo must be a URL with https://"),
+        ("repo=https://git.example/a ref=--x", "META: ref is no branch, tag or commit"),
         (f"{'n' * 65}=1", "is too long"),
         (f"n={'v' * 513}", "is too long"),
         (" ".join(f"n{number}=1" for number in range(17)), "17 pairs; a session takes 16"),

@@ -1,0 +1,250 @@
+"""A session's sandbox is made ready: with the lease held and beating, as the agent's user, before the first tool call.
+
+Once: what has been asked for is marked on disk by its digest. A mark `running` that a worker finds at its start is of
+one that was interrupted: that set-up is done again in full, and what it left is removed first. A set-up that failed is
+done again by the next worker, except where the session was let run in spite of it (docs/setup.md#once).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from image.session.claim import Claim, Ended, Exit
+from image.session.setup import FAILED_FILE, STAGING, BadSetup, SetupPolicy, Wishes, bare
+from image.session.worker.output import Redactor
+from image.session.worker.setup_commands import LONGEST_TAIL, CommandFailed, Commands, printable
+from image.session.worker.setup_mark import DONE, FAILED, GIVEN_UP, RUNNING, Mark
+from image.session.worker.setup_sources import SourceFailed, clone, download, place
+from image.session.worker.state_directory import StateDirectory
+
+_LONGEST_REASON: Final = 1000  # characters
+
+log = logging.getLogger(__name__)
+
+
+class SessionSetup:
+    """One session's set-up in one worker. Made on the event loop; `begin` is called when the session is known."""
+
+    def __init__(
+        self,
+        policy: SetupPolicy,
+        state: StateDirectory,
+        workdir: Path,
+        redactor: Redactor,
+        say: Callable[[str], object],
+        signed: Mapping[str, str] | None = None,
+    ) -> None:
+        """`say` tells the operator a step. `signed`: where an object of a store is fetched, by its s3:// or gs://
+        URL."""
+        self._policy = policy
+        self._state = state
+        self._workdir = workdir
+        self._redactor = redactor
+        self._say = say
+        self._commands = Commands()
+        self._mark = Mark()
+        self._signed = signed or {}
+        self._task: asyncio.Task[None] | None = None
+        self._aborted = ""
+        self.failure = ""
+        """Why no tool may run, in words for the agent; empty where they may. Known once it is `over`."""
+        self.variables: Mapping[str, str] = {}
+        """For the agent's tools."""
+
+    def begin(self, session: bytes) -> None:
+        """Starts it, once; `session` is the session's JSON."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(session))
+
+    async def over(self, patience: float | None = None) -> bool:
+        """Waits for its end, at most `patience` seconds, and says whether it has come. One that has not begun is over:
+        the session is known before its first call."""
+        if self._task is None:
+            return True
+        await asyncio.wait({self._task}, timeout=patience)
+        return self._task.done()
+
+    def abort(self, why: str) -> None:
+        """Ends it where it is; the next worker begins anew."""
+        if self._task is not None and not self._task.done():
+            self._aborted = why
+            self._task.cancel()
+
+    async def aclose(self) -> None:
+        self.abort("the worker ends")
+        await self.over()
+
+    async def _run(self, session: bytes) -> None:
+        self._mark = Mark.read(self._state)
+        try:
+            wishes = self._policy.wishes(metadata_of(session))
+            self.variables = dict(wishes.env)
+            if wishes.work:
+                await self._unless_done(wishes)
+        except BadSetup as error:
+            self._fail(str(error), "")
+        except asyncio.CancelledError:
+            self.failure = f"The set-up of this session was broken off: {self._aborted}. Its next turn begins it anew."
+            self._tell(f"broken off: {self._aborted}")
+        except Exception as error:  # the edge: a bug in a set-up is told and ends no worker
+            log.exception("setup.bug")
+            self._fail(f"{type(error).__name__}: {error}", "")
+
+    async def _unless_done(self, wishes: Wishes) -> None:
+        digest = wishes.digest()
+        if self._mark.digest == digest and self._mark.state in (DONE, GIVEN_UP):
+            log.info("setup.known state=%s digest=%s", self._mark.state, digest[:12])
+            return
+        # No tool of the agent's runs before the end: what an unfinished one has put somewhere is nobody's work.
+        unfinished = self._mark.state in (RUNNING, FAILED)
+        made = self._mark.made if unfinished else ()
+        self._tell("begins anew" if unfinished else "begins")
+        began = time.monotonic()
+        reason, tail = await self._bounded(wishes, Mark(digest, RUNNING, made))
+        if reason:
+            self._mark = replace(self._mark, digest=digest, state=GIVEN_UP if self._policy.go_on else FAILED)
+            self._fail(reason, tail)
+        else:
+            self._tell(f"done in {time.monotonic() - began:.1f} s")
+
+    async def _bounded(self, wishes: Wishes, mark: Mark) -> tuple[str, str]:
+        """Why it failed and the end of what was said; two empty texts where it is done."""
+        try:
+            async with asyncio.timeout(self._policy.seconds):
+                self._note(mark)
+                await self._work(wishes)
+                self._note(replace(self._mark, state=DONE))
+        except TimeoutError:
+            return f"it took longer than {self._policy.seconds:g} s (SETUP_SECONDS)", self._commands.tail
+        except (SourceFailed, CommandFailed) as error:
+            return str(error), error.tail
+        except BadSetup as error:
+            return str(error), ""
+        except (OSError, Ended) as error:
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            return f"the sandbox's files: {said or type(error).__name__}", ""
+        finally:
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, self._staging, ignore_errors=True))
+        return "", ""
+
+    def _note(self, mark: Mark) -> None:
+        """Raises OSError, Ended."""
+        mark.write(self._state)
+        self._mark = mark
+
+    def _tell(self, what: str) -> None:
+        log.info("setup.%s", what)
+        self._say(what)
+
+    @property
+    def _staging(self) -> Path:
+        return self._workdir / STAGING
+
+    async def _work(self, wishes: Wishes) -> None:
+        await asyncio.to_thread(_remove, self._staging)
+        self._staging.mkdir(mode=0o700)
+        (self._workdir / FAILED_FILE).unlink(missing_ok=True)
+        env = {**os.environ, **wishes.env}
+        cwd = self._workdir
+        if wishes.repo:
+            self._tell(f"clones {bare(wishes.repo)} at {wishes.ref or 'its default branch'}")
+            checkout = await clone(wishes, self._policy, self._staging / "repository", env, self._commands)
+            await self._put(self._staging / "repository", wishes.folder)
+            cwd = self._workdir / wishes.folder
+            self._tell(f"cloned {bare(wishes.repo)}: {checkout.what} at {checkout.commit}")
+        for number, source in enumerate(wishes.files):
+            made = self._staging / f"file-{number}"
+            size = await download(source, self._url_of(source.url), self._policy, made)
+            await self._put(made, source.target)
+            self._tell(f"fetched {bare(source.url)}: {size} bytes in {source.target}")
+        for number, text in enumerate(wishes.scripts, 1):
+            what = f"set-up script {number} of {len(wishes.scripts)}" if len(wishes.scripts) > 1 else "set-up script"
+            self._tell(f"runs the {what}")
+            await self._script(text, what, cwd, env)
+
+    def _url_of(self, url: str) -> str:
+        if url.startswith("https:") or url.startswith("http:"):
+            return url
+        if url not in self._signed:
+            raise BadSetup(f"{bare(url)}: the functions have made no address for it to be fetched from (docs/setup.md)")
+        return self._signed[url]
+
+    async def _put(self, made: Path, target: str) -> None:
+        """What lies in its place is ours where an unfinished set-up has put it there; else it is somebody's work, and
+        is renamed."""
+        there = self._workdir / target
+        if target in self._mark.made:
+            await asyncio.to_thread(_remove, there)
+        with contextlib.suppress(FileNotFoundError):
+            aside = there.with_name(f"{there.name}.left-{time.time_ns()}")
+            there.rename(aside)
+            self._tell(f"set aside what lay at {target}: {aside.name}")
+        self._note(replace(self._mark, made=(*self._mark.made, target)))
+        place(made, there, self._workdir)
+
+    async def _script(self, text: str, what: str, cwd: Path, env: Mapping[str, str]) -> None:
+        """As CI systems run one: it ends at the first command that fails. One with a `#!` line chooses its program."""
+        script = self._staging / "script"
+        script.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
+        script.chmod(0o700)
+        shell = ["/bin/bash", "--noprofile", "--norc", "-eo", "pipefail"]
+        await self._commands.run(what, [*([] if text.startswith("#!") else shell), str(script)], cwd=cwd, env=env)
+
+    def _fail(self, reason: str, tail: str) -> None:
+        reason = self._redactor.apply(reason)[:_LONGEST_REASON]
+        tail = self._redactor.apply(tail)[-LONGEST_TAIL:]
+        self._tell(f"failed: {printable(reason, _LONGEST_REASON)}")
+        with contextlib.suppress(OSError, Ended):
+            self._note(replace(self._mark, reason=printable(reason, _LONGEST_REASON)))
+        said = f"\n\nThe end of what it said:\n{tail}" if tail else ""
+        if self._policy.go_on:
+            with contextlib.suppress(OSError):
+                text = f"The set-up of this session failed: {reason}.{said}\n"
+                (self._workdir / FAILED_FILE).write_text(text, encoding="utf-8", errors="replace")
+            return
+        self.failure = (
+            f"This call was not run: the set-up of this session failed: {reason}. The session's next turn tries it "
+            f"again from the start; what is wrong has to be mended outside of the sandbox first.{said}"
+        )
+
+
+def setup_of(
+    claim: Claim, state: StateDirectory, redactor: Redactor, say: Callable[[str], object]
+) -> SessionSetup | None:
+    """None where the claim names none. Raises Ended(BAD_CLAIM) where it names one that cannot be read."""
+    if claim.setup is None:
+        return None
+    try:
+        policy = SetupPolicy.from_wire(claim.setup)
+    except BadSetup as error:
+        raise Ended(Exit.BAD_CLAIM, str(error)) from None
+    return SessionSetup(policy, state, Path(claim.workdir).absolute(), redactor, say, claim.signed)
+
+
+def metadata_of(session: bytes) -> dict[str, str]:
+    """A session's metadata, from its JSON; what is no text is left out."""
+    try:
+        raw: Any = json.loads(session).get("metadata")
+    except (ValueError, AttributeError):
+        return {}
+    if not isinstance(raw, dict):
+        return {}
+    return {key: value for key, value in raw.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def _remove(path: Path) -> None:
+    """Whatever lies there, if anything does; a link itself."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

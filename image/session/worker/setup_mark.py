@@ -1,0 +1,51 @@
+"""How far a session's set-up has come, marked on disk for the worker after this one.
+
+The agent's user owns the file and may have written anything: that harms its own session alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from image.session.worker.state_directory import StateDirectory
+
+MARK_NAME: Final = "setup"
+RUNNING: Final = "running"
+DONE: Final = "done"
+FAILED: Final = "failed"
+GIVEN_UP: Final = "given up"  # it failed, and the session goes on without it
+
+_LONGEST: Final = 65_536  # bytes
+_LONGEST_REASON: Final = 1000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """`digest`: of what was asked for. `made`: what it has put into the workdir so far, by relative path. `reason`: of
+    the last failure, in words for the operator."""
+
+    digest: str = ""
+    state: str = ""
+    made: tuple[str, ...] = ()
+    reason: str = ""
+
+    @classmethod
+    def read(cls, state: StateDirectory) -> Mark:
+        """An empty one where there is none, or none that can be read."""
+        try:
+            raw: Any = json.loads(state.read(MARK_NAME, _LONGEST))
+            made = tuple(str(each) for each in raw["made"])
+            return cls(str(raw["digest"]), str(raw["state"]), made, str(raw["reason"])[:_LONGEST_REASON])
+        except (ValueError, KeyError, TypeError, OSError):
+            return cls()
+
+    def write(self, state: StateDirectory) -> None:
+        """Raises OSError, Ended."""
+        state.replace(MARK_NAME, json.dumps(asdict(self)).encode())
+
+    @property
+    def remark(self) -> str:
+        """For the operator, with the next hand-over; empty where all is well."""
+        return f"the last set-up failed: {self.reason}" if self.reason else ""

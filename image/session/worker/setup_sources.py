@@ -1,0 +1,265 @@
+"""Where a session's repository and files come from: git over https, and plain downloads over https.
+
+Everything is made in a staging folder beside its place and moved there when it is whole, so that nobody ever finds half
+of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin, urlsplit
+
+from image.session.setup import LOOPBACK, BadSetup, FileSource, SetupPolicy, Wishes, bare
+from image.session.worker.setup_commands import CommandFailed, Commands, printable
+
+if TYPE_CHECKING:
+    import httpx2
+
+_SILENCE: Final = 60.0  # seconds without a byte
+_REDIRECTS: Final = 5
+_TRIES: Final = 3
+_CHUNK: Final = 1 << 20
+_REPORT: Final = 5.0  # seconds between two lines about one download
+_COMMIT: Final = re.compile(r"[0-9a-f]{7,40}")
+_UNREACHED: Final = re.compile(
+    r"could not resolve|failed to connect|couldn't connect|connection (refused|timed out|reset)|timed out|"
+    r"network is unreachable|no route to host",
+    re.IGNORECASE,
+)
+_PRIVATE: Final = re.compile(
+    r"could not read (username|password)|authentication failed|repository not found|terminal prompts disabled|"
+    r"returned error: (401|403|404)",
+    re.IGNORECASE,
+)
+
+log = logging.getLogger(__name__)
+
+
+class SourceFailed(Exception):
+    """The text says what could not be had and what to do; `tail` is the end of what a program said about it."""
+
+    def __init__(self, what: str, tail: str = "") -> None:
+        super().__init__(what)
+        self.tail = tail
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """What of a repository was checked out, and its commit."""
+
+    what: str
+    commit: str
+
+
+async def clone(
+    wishes: Wishes, policy: SetupPolicy, target: Path, env: Mapping[str, str], commands: Commands
+) -> Checkout:
+    """The repository at its revision, in a folder that does not exist yet. Raises SourceFailed, BadSetup."""
+    policy.reaches(wishes.repo)
+    try:
+        return await _Clone(wishes, policy, target, env, commands).run()
+    except CommandFailed as failed:
+        raise SourceFailed(_explained(str(failed), failed.tail, wishes.repo), failed.tail) from None
+
+
+def _explained(what: str, said: str, url: str) -> str:
+    host = urlsplit(url).hostname or ""
+    if _UNREACHED.search(said):
+        return f"{what}: {host} was not reached; if the sandbox may not reach it, SANDBOX_ALLOW_OUT lacks it"
+    if _PRIVATE.search(said):
+        return f"{what}: {bare(url)} is not there, or is private and no credential for it is at hand"
+    return what
+
+
+class _Clone:
+    def __init__(
+        self, wishes: Wishes, policy: SetupPolicy, target: Path, env: Mapping[str, str], commands: Commands
+    ) -> None:
+        self._wishes = wishes
+        self._commands = commands
+        self._depth = ["--depth", str(policy.depth)] if policy.depth else []
+        self._target = target
+        scheme = urlsplit(wishes.repo).scheme
+        # Nothing that an earlier turn may have left in the home folder leads elsewhere; the image's settings count.
+        self._env = {
+            **env,
+            "GIT_ALLOW_PROTOCOL": scheme,
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_ASKPASS": "/bin/false",
+            "GIT_HTTP_LOW_SPEED_LIMIT": "1",
+            "GIT_HTTP_LOW_SPEED_TIME": f"{_SILENCE:.0f}",
+        }
+
+    async def run(self) -> Checkout:
+        self._target.mkdir(parents=True)
+        await self._git("init", "--quiet", "--template=")
+        await self._git("remote", "add", "origin", self._wishes.repo)
+        if self._wishes.subdir:
+            await self._git("config", "remote.origin.promisor", "true")
+            await self._git("config", "remote.origin.partialclonefilter", "blob:none")
+            await self._git("sparse-checkout", "set", "--cone", "--", self._wishes.subdir)
+        checkout = await self._check_out()
+        if self._wishes.subdir and not (self._target / self._wishes.subdir).is_dir():
+            raise SourceFailed(f"{bare(self._wishes.repo)} has no folder {self._wishes.subdir} at {checkout.what}")
+        if (self._target / ".gitmodules").is_file() and not self._wishes.subdir:
+            await self._git("submodule", "update", "--init", "--recursive", *self._depth)
+        return checkout
+
+    async def _check_out(self) -> Checkout:
+        ref, url = self._wishes.ref, bare(self._wishes.repo)
+        offered = await self._offered()
+        branch = ref or offered.get("HEAD", "")
+        if f"refs/heads/{branch}" in offered:
+            await self._fetch(f"+refs/heads/{branch}:refs/remotes/origin/{branch}")
+            await self._git("checkout", "--quiet", "-B", branch, "--track", f"origin/{branch}")
+            return Checkout(f"branch {branch}", await self._commit())
+        if not ref:
+            raise SourceFailed(f"{url} has no branch that could be checked out: it is empty")
+        if f"refs/tags/{ref}" in offered:
+            await self._fetch(f"+refs/tags/{ref}:refs/tags/{ref}")
+            await self._git("checkout", "--quiet", "--detach", f"refs/tags/{ref}")
+            return Checkout(f"tag {ref}", await self._commit())
+        if not _COMMIT.fullmatch(ref):
+            raise SourceFailed(f"{url} has no branch or tag {ref}")
+        await self._fetch_commit(ref)
+        try:
+            await self._git("checkout", "--quiet", "--detach", f"{ref}^{{commit}}")
+        except CommandFailed as failed:
+            raise SourceFailed(f"{url} has no branch, tag or commit {ref}", failed.tail) from None
+        return Checkout("a commit", await self._commit())
+
+    async def _fetch_commit(self, ref: str) -> None:
+        """Alone where the server gives a commit by its name, else with everything."""
+        if len(ref) == 40:
+            try:
+                await self._fetch(ref)
+            except CommandFailed as failed:
+                log.info("setup.commit_not_offered reason=%s", printable(failed.tail))
+            else:
+                return
+        await self._git("fetch", "--progress", "--tags", *self._filter, "origin", "+refs/heads/*:refs/remotes/origin/*")
+
+    async def _offered(self) -> dict[str, str]:
+        """Commits by the full names of refs, with the default branch's short name as HEAD."""
+        said = await self._git("ls-remote", "--symref", "origin", "HEAD", *self._patterns(), echo=False)
+        offered: dict[str, str] = {}
+        for line in said.splitlines():
+            value, _, name = line.partition("\t")
+            if value.startswith("ref: refs/heads/"):
+                offered["HEAD"] = value.removeprefix("ref: refs/heads/")
+                offered.setdefault(value.removeprefix("ref: "), "")
+            elif name.startswith("refs/"):
+                offered[name] = value
+        return offered
+
+    def _patterns(self) -> list[str]:
+        ref = self._wishes.ref
+        return [f"refs/heads/{ref}", f"refs/tags/{ref}"] if ref else []
+
+    @property
+    def _filter(self) -> list[str]:
+        return ["--filter=blob:none"] if self._wishes.subdir else []
+
+    async def _fetch(self, what: str) -> None:
+        await self._git("fetch", "--progress", "--no-tags", *self._depth, *self._filter, "origin", what)
+
+    async def _commit(self) -> str:
+        return (await self._git("rev-parse", "HEAD", echo=False)).strip()
+
+    async def _git(self, *arguments: str, echo: bool = True) -> str:
+        name = f"git {arguments[0]}"
+        try:
+            return await self._commands.run(name, ["git", *arguments], cwd=self._target, env=self._env, echo=echo)
+        except FileNotFoundError:
+            raise SourceFailed("a repository needs git in the sandbox's image") from None
+
+
+async def download(source: FileSource, url: str, policy: SetupPolicy, target: Path) -> int:
+    """The file as `target`, and its size in bytes. `url` is where it really is: the source's own, or one that is
+    signed. Raises SourceFailed, BadSetup."""
+    import httpx2
+
+    shown = bare(source.url)
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return await _download(source, url, policy, target)
+        except (httpx2.TransportError, ssl.SSLError) as error:
+            if attempt == _TRIES:
+                raise SourceFailed(
+                    f"{shown} was not reached ({type(error).__name__}: {printable(str(error))}); if the sandbox may "
+                    "not reach its host, SANDBOX_ALLOW_OUT lacks it"
+                ) from None
+            log.info("setup.download_again url=%s error=%s", shown, type(error).__name__)
+            await asyncio.sleep(attempt)
+    raise AssertionError("unreachable")
+
+
+async def _download(source: FileSource, url: str, policy: SetupPolicy, target: Path) -> int:
+    import httpx2
+
+    shown = bare(source.url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    patience = httpx2.Timeout(_SILENCE, connect=20.0)
+    near = urlsplit(url).hostname in LOOPBACK  # no proxy leads there
+    async with httpx2.AsyncClient(timeout=patience, follow_redirects=False, trust_env=not near) as client:
+        client.headers["accept-encoding"] = "identity"
+        for _ in range(_REDIRECTS + 1):
+            policy.reaches(url)
+            async with client.stream("GET", url) as answer:
+                if answer.is_redirect:
+                    url = _next(url, answer.headers.get("location", ""), shown)
+                    continue
+                if answer.status_code >= 500:
+                    raise httpx2.RemoteProtocolError(f"HTTP {answer.status_code}")
+                if answer.status_code != 200:
+                    raise SourceFailed(f"{shown}: HTTP {answer.status_code}")
+                return await _write(source, answer, target)
+    raise SourceFailed(f"{shown} is redirected more than {_REDIRECTS} times")
+
+
+def _next(url: str, location: str, shown: str) -> str:
+    following = urljoin(url, location)
+    parts = urlsplit(following)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        raise SourceFailed(f"{shown} is redirected to {bare(following)[:200]}, which is no https address")
+    return following
+
+
+async def _write(source: FileSource, answer: httpx2.Response, target: Path) -> int:
+    """Flushed to the disk before anybody counts on it."""
+    shown, digest, size, said_at = bare(source.url), hashlib.sha256(), 0, time.monotonic()
+    announced = answer.headers.get("content-length", "")
+    with target.open("wb") as file:
+        async for chunk in answer.aiter_raw(_CHUNK):
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+            if time.monotonic() - said_at > _REPORT:
+                said_at = time.monotonic()
+                log.info("setup.downloads url=%s bytes=%d of=%s", shown, size, printable(announced, 20) or "unknown")
+        file.flush()
+        os.fsync(file.fileno())
+    if source.sha256 and digest.hexdigest() != source.sha256:
+        raise SourceFailed(
+            f"{shown} is not the file that was asked for: its sha256 is {digest.hexdigest()}, not {source.sha256}"
+        )
+    return size
+
+
+def place(made: Path, target: Path, workdir: Path) -> None:
+    """Moves what was made to its place, where nothing lies. Raises BadSetup where a link leads out of the workdir."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.resolve().is_relative_to(workdir.resolve()):
+        raise BadSetup(f"{target.relative_to(workdir)} leads out of the workspace by a link")
+    made.rename(target)
