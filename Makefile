@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run stop interrupt archive rm keep suspend resume confirm alarms top cost doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run stop interrupt archive rm keep suspend resume confirm alarms top cost doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -34,6 +34,8 @@ confirm: export HANDS_DENY = $(value DENY)
 serve webhook: export HANDS_HOST = $(if $(filter command,$(origin HOST)),$(value HOST))
 fork: export HANDS_RACE_FILE = $(value FILE)
 fork: export HANDS_SESSION = $(value SESSION)
+tool-test: export HANDS_TOOL = $(if $(filter command environment,$(origin NAME)),$(value NAME))
+tool-test: export HANDS_TOOL_INPUT = $(value INPUT)
 agent: export HANDS_AGENT_NAME = $(value NAME)
 
 PY := .venv/bin/python
@@ -50,6 +52,9 @@ setup: ## make .venv (every other target does this by itself)
 
 setup-dev: ## the same with what tests and checks need
 	@sh requirements/install.sh dev
+
+setup-mcp: setup ## what SANDBOX_MCP needs on this machine
+	@$(PY) -m pip install -qq --require-hashes --requirement requirements/mcp.lock
 
 demo: setup ## a whole session on this machine, start to end, in seconds
 	@$(HANDS) demo session
@@ -77,6 +82,12 @@ lint: setup-dev ## style, types, import rules
 
 build: setup ## build and register the image of the session sandboxes
 	@$(HANDS) build
+
+tools: setup ## list the tools of your own (SANDBOX_TOOLS, SANDBOX_PRIVATE_TOOLS, SANDBOX_MCP)
+	@$(HANDS) tools
+
+tool-test: setup ## call one here, NAME=... INPUT='{"key": "value"}'; WATCH=1 again after each change
+	@$(HANDS) tool-test $(if $(WATCH),--watch)
 
 agent: setup ## create an agent, NAME="..."; prints its id
 	@$(HANDS) agent

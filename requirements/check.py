@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
-LOCKS: Final = ("dev", "user", "runtime", "worker", "node")
+LOCKS: Final = ("dev", "user", "runtime", "worker", "node", "mcp")
 _PIN: Final = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)")
 _OURS: Final = "(pyproject.toml"
 
@@ -57,6 +57,7 @@ def _wanted(declared: Mapping[str, Any]) -> dict[str, list[Requirement]]:
         "runtime": project["dependencies"],
         "worker": groups["worker"],
         "node": groups["node"],
+        "mcp": groups["mcp"],
     }
     return {name: [Requirement(line) for line in lines] for name, lines in lists.items()}
 

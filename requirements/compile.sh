@@ -17,5 +17,6 @@ compile "$@" --all-extras --group build -c requirements/dev.lock pyproject.toml 
 compile "$@" -c requirements/dev.lock pyproject.toml -o requirements/runtime.lock
 # Without a source file, a group stands for itself alone: the worker needs one library and none of ours.
 compile "$@" -c requirements/dev.lock --group worker -o requirements/worker.lock
+compile "$@" -c requirements/dev.lock --group mcp -o requirements/mcp.lock
 # The session image's Node, a hashed wheel like everything else there.
 compile "$@" --group node -o requirements/node.lock

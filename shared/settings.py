@@ -31,6 +31,7 @@ from shared.errors import SettingsError
 from shared.secret import SHORTEST_SECRET, Secret, is_reference, strong
 from shared.settings_table import (
     LONGEST_AGENT_RACE,
+    LONGEST_TOOL_CALL,
     LOOPBACK,
     TABLE,
     Access,
@@ -76,6 +77,7 @@ class Environment:
     hosts_added: tuple[str, ...] = ()  # to the list of hosts that was given, since nothing works without them
     setup: SetupPolicy | None = None
     """None: nothing is made ready, and callers may ask for nothing."""
+    tool_secrets: Mapping[str, Secret] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,8 @@ class Settings:
     """Who is the operator: `platform` also believes Cloud Run's front end (functions/cloud_run_iam.py)."""
     auth_callers: tuple[str, ...] = ()
     auth_own_url: str = ""
+    tool_seconds: float = LONGEST_TOOL_CALL
+    tool_output_bytes: int = Workers.TOOL_OUTPUT_BYTES.default
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -247,6 +251,8 @@ class Settings:
             workdir=Sandboxes.SANDBOX_WORKDIR.read(environ),
             max_idle_seconds=Workers.RUNNER_MAX_IDLE_SECONDS.read(environ) or None,
             worker_lifetime=Workers.WORKER_LIFETIME_SECONDS.read(environ),
+            tool_seconds=_tool_seconds(environ),
+            tool_output_bytes=Workers.TOOL_OUTPUT_BYTES.read(environ),
             resume_suspended=Sandboxes.RESUME_SUSPENDED_SESSIONS.read(environ),
             drain_mode=drain_mode,
             enqueue_to=_enqueue_to(Drain.ENQUEUE_TO.read(environ), drain_mode),
@@ -359,6 +365,13 @@ def _agent_seconds(environ: Mapping[str, str]) -> float:
     return seconds
 
 
+def _tool_seconds(environ: Mapping[str, str]) -> float:
+    seconds = Workers.TOOL_SECONDS.read(environ)
+    if not 0 < seconds <= LONGEST_TOOL_CALL:
+        raise SettingsError(f"TOOL_SECONDS must be above 0 and at most {LONGEST_TOOL_CALL:g} seconds")
+    return seconds
+
+
 def _standstill(environ: Mapping[str, str]) -> float:
     seconds = Server.STANDSTILL_SECONDS.read(environ)
     if seconds < 1:  # below it the look itself would be most of what the server does
@@ -400,6 +413,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
     open_to_all = "*" in hosts
     missing = tuple(dict.fromkeys(host for host in needed if host not in hosts))
     egress = EgressPolicy() if open_to_all else EgressPolicy(allow=(*hosts, *missing))
+    secrets = table["tool_secrets"]
     try:
         return Environment(
             id=id_,
@@ -412,6 +426,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             hosts_added=missing if hosts and not open_to_all else (),
             egress=egress,
             setup=_setup(where, table, egress),
+            tool_secrets=secrets if isinstance(secrets, Mapping) else Workers.TOOL_SECRETS.parse(str(secrets)),
         )
     except (TypeError, ValueError):
         raise SettingsError(f"{where}: cpus, memory_mb, disk_mb and timeout_seconds must be numbers") from None

@@ -17,11 +17,12 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
-from shared.secret import Secret
+from shared.secret import SCHEMES, Secret, is_reference
 
 LOOPBACK: Final = ("localhost", "127.0.0.1")  # exactly these: docs/wire/tensorlake.md#21-which-host-goes-where
 # seconds; a tool call gets 150 (docs/wire/anthropic.md#5-session-tool-runner), and the rest is for its ends
 LONGEST_AGENT_RACE: Final = 120.0
+LONGEST_TOOL_CALL: Final = 120.0  # seconds; the same, and the rest is for starting and ending what runs the tool
 
 DrainMode = Literal["auto", "inline", "background", "enqueue"]
 Auth = Literal["token", "platform"]
@@ -227,6 +228,30 @@ class Keys(Setting[tuple[Secret, ...]]):
         return tuple(Secret(self.name, key) for key in text.replace(",", " ").split())
 
 
+class References(Setting[Mapping[str, Secret]]):
+    """Secrets under names of the operator's choice, each by reference: the setting itself holds none."""
+
+    __slots__ = ()
+    kind = "list of NAME=reference"
+
+    def parse(self, text: str) -> Mapping[str, Secret]:
+        found: dict[str, Secret] = {}
+        for entry in text.replace(",", " ").split():
+            name, equals, reference = entry.partition("=")
+            if not equals or not name.isidentifier() or not name.isascii() or name in found:
+                raise SettingsError(f"{self.name} must be NAME=reference, with spaces between; each NAME once")
+            if name in _TAKEN or not is_reference(reference):
+                why = (
+                    "belongs to the system" if name in _TAKEN else f"is no reference ({', '.join(SCHEMES)}: and where)"
+                )
+                raise SettingsError(f"{self.name}: {name} {why}")
+            found[name] = Secret(f"{self.name}: {name}", reference)
+        return found
+
+
+_TAKEN: Final = frozenset({"PATH", "HOME", "USER", "LOGNAME", "LANG", "HANDS_TOOLS", "HANDS_PYTHON"})
+
+
 class Services:
     """The environment that is served, and the two services"""
 
@@ -292,6 +317,15 @@ class Workers:
 
     RUNNER_MAX_IDLE_SECONDS = Seconds(60.0, "How long it waits for more work of an idle session; 0: without limit.")
     WORKER_LIFETIME_SECONDS = Seconds(86_400.0, "The longest that one worker lives.")
+    TOOL_SECONDS = Seconds(LONGEST_TOOL_CALL, "The longest call of a tool of your own (docs/tools.md); 120 at most.")
+    TOOL_OUTPUT_BYTES = Whole(102_400, "The longest text that such a call returns.", unit="bytes")
+    TOOL_SECRETS = References(
+        {},
+        "What private tools and MCP servers find in their environment: NAME=reference, with spaces between, such as "
+        "DB_PASSWORD=aws-sm:db. The agent cannot read it, and a tool that is badly written can give it away "
+        "(docs/tools.md#what-private-does-not-protect-against).",
+        file_key="tool_secrets",
+    )
 
 
 class SessionSetup:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 PROTOCOL_VERSION: Final = 1
@@ -87,6 +88,9 @@ class Claim(NamedTuple):
     nonce: str = ""  # each notice of this claim's process carries it
     setup: dict[str, Any] | None = None  # image/session/setup.py's SetupPolicy; None: nothing is made ready
     signed: dict[str, str] | None = None  # where the set-up's objects of a store are fetched, by their URLs
+    tool_seconds: float = 120.0  # how long a call of one of the operator's own tools may take
+    tool_output_bytes: int = 102_400
+    tool_secrets: Mapping[str, str] | None = None  # the environment of the operator's private tools
 
     def __repr__(self) -> str:
         return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
@@ -118,12 +122,12 @@ class Claim(NamedTuple):
             value = known.get(name, DEFAULT_WORKDIR if name == "workdir" else None)
             if not isinstance(value, str) or not value:
                 raise ClaimError(f"the claim's {name} is missing or not a text")
-        for name in ("reach", "gate", "lock_wait", "lifetime", "max_idle"):
+        for name in ("reach", "gate", "lock_wait", "lifetime", "max_idle", "tool_seconds", "tool_output_bytes"):
             value = known.get(name, 0.0)
             if name == "max_idle" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ClaimError(f"the claim's {name} is not a number of seconds")
+                raise ClaimError(f"the claim's {name} is not a number that it can be")
         if not isinstance(known.get("nonce", ""), str):
             raise ClaimError("the claim's nonce is not a text")
         for name in ("capability_token", "fork_url", "session_key"):
@@ -133,6 +137,9 @@ class Claim(NamedTuple):
         for name in ("setup", "signed"):
             if not isinstance(known.get(name), dict | None):
                 raise ClaimError(f"the claim's {name} is not an object")
+        secrets = known.get("tool_secrets") or {}
+        if not isinstance(secrets, dict) or not all(isinstance(text, str) for text in secrets.values()):
+            raise ClaimError("the claim's tool_secrets are not texts")
         return cls(**known)
 
 

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,9 @@ from image.session.claim import (
     worker_path,
 )
 from image.session.seed import SeedError, check_seed, clone, pack
+from image.session.tools import REQUIREMENTS, OwnTools
+from image.session.tools import stage as stage_tools
+from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_PACKAGES, TOOLS_USER, Kind
 
 DEFAULT_BASE: Final = "python:3.14-slim-trixie"  # any Debian or Ubuntu with Python 3.11 or newer will do
 DEFAULT_NAME: Final = "agent-cli"
@@ -63,6 +66,7 @@ _FULL: Final = (
 _LOCKS: Final = Path(__file__).resolve().parents[2] / "requirements"
 _WORKER_LOCK: Final = "worker.lock"
 _NODE_LOCK: Final = "node.lock"
+_MCP_LOCK: Final = "mcp.lock"
 _CONTEXT: Final = ".session-image"
 """The folder of the build context that holds our files, beside whatever an operator's Dockerfile needs."""
 _NODE: Final = "/opt/node"
@@ -99,7 +103,7 @@ class Recipe:
     `base_image`; its folder is its build context. `packages` are apt's names, with `=version` if need be.
     `seed_repository` is an https, ssh or file URL that git on the building machine can clone without asking anybody;
     `seed_revision` a branch or tag of it. Commits are made by `git_name` and `git_email` where a repository does not
-    say otherwise.
+    say otherwise. `tools` are the operator's own (docs/tools.md).
     """
 
     name: str
@@ -111,6 +115,7 @@ class Recipe:
     seed_revision: str | None = None
     git_name: str = DEFAULT_GIT_NAME
     git_email: str = DEFAULT_GIT_EMAIL
+    tools: OwnTools = field(default_factory=OwnTools)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > 255 or re.fullmatch(r"[0-9a-f]{64}", self.name):
@@ -138,8 +143,8 @@ class Recipe:
             raise BadRecipe(str(error)) from None
 
 
-def recipe_from(environ: Mapping[str, str]) -> Recipe:
-    """What the variables of `make build` ask for; empty ones count as not set. Raises BadRecipe."""
+def recipe_from(environ: Mapping[str, str], tools: OwnTools | None = None) -> Recipe:
+    """What the variables of `make build` ask for, with these tools; empty ones count as not set. Raises BadRecipe."""
 
     def given(variable: str) -> str | None:
         return environ.get(variable, "").strip() or None
@@ -161,6 +166,7 @@ def recipe_from(environ: Mapping[str, str]) -> Recipe:
             seed_revision=given("SANDBOX_SEED_REVISION"),
             git_name=given("SANDBOX_GIT_NAME") or DEFAULT_GIT_NAME,
             git_email=given("SANDBOX_GIT_EMAIL") or DEFAULT_GIT_EMAIL,
+            tools=tools or OwnTools(),
         )
     except BadRecipe as error:
         raise BadRecipe(f"{error} (SANDBOX_IMAGE_*, SANDBOX_PACKAGES, SANDBOX_SEED_*, SANDBOX_GIT_*)") from None
@@ -205,6 +211,10 @@ def stage(recipe: Recipe, directory: Path) -> Path:
     for lock in (_WORKER_LOCK, _NODE_LOCK):
         shutil.copyfile(_LOCKS / lock, ours / lock)
     (ours / "gitconfig").write_text(gitconfig(recipe), encoding="utf-8")
+    if recipe.tools.entries:
+        stage_tools(recipe.tools, ours / "tools")
+    if recipe.tools.servers:
+        shutil.copyfile(_LOCKS / _MCP_LOCK, ours / _MCP_LOCK)
     if recipe.seed_repository is not None:
         with tempfile.TemporaryDirectory(prefix="seed-") as place:
             tree = Path(place) / "tree"
@@ -340,6 +350,8 @@ def _steps(recipe: Recipe) -> Iterator[str]:
         f" && chmod 0111 {WORKER_PYTHON}"
     )
     yield f"COPY --chown=root:root {_CONTEXT}/{Path(_worker_file()).name} {_worker_file()}"
+    if recipe.tools.entries:
+        yield from _tool_steps(recipe.tools)
     if recipe.seed_repository is not None:
         # ADD unpacks the archive; its files are root's until the next step.
         yield f"ADD --chown={AGENT_USER}:{AGENT_USER} {_CONTEXT}/seed.tar {DEFAULT_WORKDIR}/"
@@ -360,6 +372,25 @@ def _node_steps() -> Iterator[str]:
         f" && ln -sf {npm}/npm-cli.js /usr/local/bin/npm && ln -sf {npm}/npx-cli.js /usr/local/bin/npx"
     )
     yield f"ENV NPM_CONFIG_PREFIX=/home/{AGENT_USER}/.local"
+
+
+def _tool_steps(tools: OwnTools) -> Iterator[str]:
+    """The operator's own tools: root's, and the private ones for their own user's eyes alone."""
+    pip = f"{WORKER_DIRECTORY}/venv/bin/pip install --no-cache-dir"
+    place = TOOLS_DIRECTORY.as_posix()
+    if tools.servers:
+        yield f"COPY --chown=root:root {_CONTEXT}/{_MCP_LOCK} {WORKER_DIRECTORY}/{_MCP_LOCK}"
+        yield f"RUN {pip} --only-binary :all: --require-hashes --requirement {WORKER_DIRECTORY}/{_MCP_LOCK}"
+    if Kind.PRIVATE in tools.kinds:
+        yield f"RUN id {TOOLS_USER} || useradd --system --no-create-home --home-dir {TOOLS_HOME} {TOOLS_USER}"
+        yield f"RUN install --directory --mode=0700 --owner={TOOLS_USER} --group={TOOLS_USER} {TOOLS_HOME}"
+    yield f"COPY --chown=root:root {_CONTEXT}/tools {place}"
+    for kind in tools.requirements:
+        yield f"RUN {pip} --target {TOOLS_PACKAGES} --requirement {place}/{kind}/{REQUIREMENTS}"
+    yield f"RUN chmod --recursive u=rwX,go=rX {place}"
+    if Kind.PRIVATE in tools.kinds:
+        private = f"{place}/{Kind.PRIVATE}"
+        yield f"RUN chown --recursive root:{TOOLS_USER} {private} && chmod --recursive u=rwX,g=rX,o= {private}"
 
 
 def _worker_file() -> str:

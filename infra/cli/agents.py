@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, cast
 
 from image.session.worker import fork_tool_schema
+from image.session.worker.tool_manifest import Entry
 from infra.cli.environ import Loaded
 from infra.cli.session.command import open_client
 from infra.cli.session.feed import translated
 from infra.cli.session.follow import FeedRefused
+from infra.cli.tools import own_tools
 
 if TYPE_CHECKING:
     from anthropic.types.beta.agent_create_params import Tool
@@ -30,6 +34,7 @@ async def create(loaded: Loaded, name: str, *, model: str | None, system: str | 
     name = name.strip()
     if not name:
         raise FeedRefused('an agent needs a name: make agent NAME="Managed Agent"')
+    own = await asyncio.to_thread(own_tools, loaded.environ)
     async with open_client(loaded) as client:
         with translated():
             async for agent in client.beta.agents.list():
@@ -41,22 +46,26 @@ async def create(loaded: Loaded, name: str, *, model: str | None, system: str | 
                 name=name,
                 model=model or loaded.environ.get("ANTHROPIC_AGENT_MODEL", "").strip() or DEFAULT_MODEL,
                 system=system or DEFAULT_SYSTEM,
-                tools=tools(fork=_may_fork(loaded)),
+                tools=tools(fork=_may_fork(loaded), own=own.entries),
             )
     print(f"Created agent {agent.name!r}, version {agent.version}, on {loaded.where}.")
+    for entry in own.entries:
+        print(f"  {entry.kind.value} tool {entry.name}")
     _say_where(loaded, agent.id)
     return 0
 
 
-def tools(*, fork: bool) -> list[Tool]:
-    """The agent's tools; with `fork` also `fork_best_of_n`, which only a worker that may fork answers."""
+def tools(*, fork: bool, own: Sequence[Entry] = ()) -> list[Tool]:
+    """The agent's tools; with `fork` also `fork_best_of_n`, which only a worker that may fork answers. `own`: the
+    operator's, which only an image that has them serves."""
     toolset: Tool = {
         "type": "agent_toolset_20260401",
         # An allow-list: a tool that the toolset gains later stays off.
         "default_config": {"enabled": False, "permission_policy": {"type": "always_allow"}},
         "configs": _enabled(*SANDBOX_TOOLS, *WEB_TOOLS),
     }
-    return [toolset, cast("Tool", fork_tool_schema.definition())] if fork else [toolset]
+    custom = [fork_tool_schema.definition()] if fork else []
+    return [toolset, *cast("list[Tool]", [*custom, *(entry.definition() for entry in own)])]
 
 
 def _may_fork(loaded: Loaded) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from image.session.definition import BadRecipe, recipe_from
 from image.session.definition import build as build_recipe
 from infra.cli.environ import Loaded
+from infra.cli.tools import own_tools
 from shared.errors import SettingsError
 from shared.secret import Secret
 
@@ -24,7 +25,7 @@ def build(loaded: Loaded) -> int:
     from tensorlake.image.sandbox_builder import SandboxImageError
 
     try:
-        recipe = recipe_from(loaded.environ)
+        recipe = recipe_from(loaded.environ, own_tools(loaded.environ))
     except BadRecipe as error:
         raise SettingsError(str(error)) from None
     print(
@@ -43,6 +44,8 @@ def build(loaded: Loaded) -> int:
     except SandboxImageError as error:
         print(f"The build failed: {error}", file=sys.stderr)
         return 1
+    for entry in recipe.tools.entries:
+        print(f"  {entry.kind.value} tool {entry.name}")
     print(f"Registered {record.get('name', recipe.name)!r} in {time.monotonic() - began:.1f} s.")
     return 0
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -39,6 +39,14 @@ def load(*, served_elsewhere: bool = False) -> Loaded:
         loaded = environ.elsewhere(os.environ)
     environ.apply(loaded, os.environ)
     return loaded
+
+
+def load_files() -> Mapping[str, str]:
+    """The settings of a command that asks no service: the environment and the .env files, whatever is missing."""
+    from infra.cli import environ
+
+    os.environ.update(environ.with_files(os.environ))
+    return os.environ
 
 
 def finish(work: Coroutine[Any, Any, int]) -> None:

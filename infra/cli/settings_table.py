@@ -51,6 +51,13 @@ class Images:
     SANDBOX_GIT_EMAIL = Text(DEFAULT_GIT_EMAIL, "The address for that.")
     SANDBOX_SEED_REPOSITORY = Text("", "A repository that `make build` puts into the workspace of the image.")
     SANDBOX_SEED_REVISION = Text("", "Its branch or tag.")
+    SANDBOX_TOOLS = Text(
+        "", "A folder of Python files with tools of your own, which `make build` puts into the image (docs/tools.md)."
+    )
+    SANDBOX_PRIVATE_TOOLS = Text(
+        "", "The same for tools that run as another user than the agent, with what TOOL_SECRETS names."
+    )
+    SANDBOX_MCP = Text("", "A JSON file with `mcpServers`, whose tools are served beside them.")
 
 
 ALL_SECTIONS: Final = (*SECTIONS, ServerSandbox, Commands, Images, aws.Deployment, gcp.Deployment)

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -59,6 +59,7 @@ _PAUSE: Final = 0.2
 _NEW: Final = 3.0  # seconds of age below which an item cannot have had a worker that died, or is slow
 _REBINDS: Final = 3
 _REACH_SHARE: Final = 0.6  # of a hand-over's time: a worker that reaches no API says so while somebody still listens
+_MOST_SECRETS: Final = 32_768  # characters; a claim has to fit into a variable of a process
 _QUIET: Final = (ItemEnd.HANDED_OVER, ItemEnd.DISMISSED, ItemEnd.NO_CAPACITY)
 
 
@@ -259,6 +260,20 @@ class Dispatcher:
         )
         return capability.issue(issued, keys[0])
 
+    async def _tool_secrets(self, item: WorkItem) -> Mapping[str, str]:
+        """What private tools get. One that cannot be had now is left out: the tool that wants it says so to the agent,
+        and the others work."""
+        found: dict[str, str] = {}
+        for name, secret in self.environment.tool_secrets.items():
+            try:
+                found[name] = await secret.areveal()
+            except SecretUnavailable as error:
+                log.warning("tool_secret.left_out work=%s reason=%s", item.id, error)
+        if sum(map(len, found.values())) > _MOST_SECRETS:
+            log.error("tool_secret.left_out work=%s reason=all together are longer than %d", item.id, _MOST_SECRETS)
+            return {}
+        return found
+
     async def _claim(self, item: WorkItem, secret: str) -> wire.Claim:
         token = await self._capability(item)
         try:
@@ -283,6 +298,9 @@ class Dispatcher:
             session_key=session_key,
             nonce=nonce,
             setup=self.environment.setup.to_wire() if self.environment.setup is not None else None,
+            tool_seconds=self.settings.tool_seconds,
+            tool_output_bytes=self.settings.tool_output_bytes,
+            tool_secrets=await self._tool_secrets(item),
         )
 
     def _report(self, item: WorkItem, claimed_at: float, end: _End, sandbox: str | None = None) -> ItemReport:

@@ -176,7 +176,8 @@ def _is_ready(notice: wire.Notice, work_id: str, digest: str) -> bool:
 
 
 def _secrets_of(claim: wire.Claim) -> tuple[str, ...]:
-    return tuple(text for text in (claim.secret, claim.capability_token, claim.session_key, claim.nonce) if text)
+    own = (claim.secret, claim.capability_token, claim.session_key, claim.nonce, *(claim.tool_secrets or {}).values())
+    return tuple(text for text in own if text)
 
 
 @dataclass(frozen=True, slots=True)

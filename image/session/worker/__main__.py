@@ -19,12 +19,23 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _SECOND_START = "--claim"
+_SUPERVISOR = "--tool-supervisor"  # this file runs the operator's tools, too (tool_supervisor.py)
+_TOOL_HOST = "--tool-host"
 
 
 def main(claim_variable: str, state_variable: str) -> NoReturn:
     """Runs as `python -I worker-XXXX.pyz`; never returns. What the dispatcher says to the worker stands in these."""
     if sys.argv[1:2] == [_SECOND_START]:
         _second_start(int(sys.argv[2]))
+    if sys.argv[1:2] == [_SUPERVISOR]:
+        from image.session.worker import tool_supervisor
+
+        tool_supervisor.main(int(sys.argv[2]), sys.argv[0])
+        os._exit(0)
+    if sys.argv[1:2] == [_TOOL_HOST]:
+        from image.session.worker import tool_host
+
+        tool_host.main(int(sys.argv[2]))
     text = os.environ.pop(claim_variable, "")
     clean = tool_environment.clean_environment(os.environ, keep=state_variable)
     if secret_hiding.sealed():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -24,14 +25,16 @@ from image.session.worker.output import NoticeWriter, Outputs, Redactor, configu
 from image.session.worker.setup_mark import Mark
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.state_directory import StateDirectory
+from image.session.worker.tool_processes import OperatorTools
 
 _START_GRACE: Final = 30.0  # seconds for the steps that wait for nobody, on the busiest machine
 
 log = logging.getLogger(__name__)
 
 
-def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn:
-    """Serves the claim in `text` and ends the process with its `Exit`."""
+def run(text: str, *, archive: str, open_points: Sequence[str] = (), private: socket.socket | None = None) -> NoReturn:
+    """Serves the claim in `text` and ends the process with its `Exit`. `private`: who runs the operator's private tools
+    (tool_processes.py)."""
     os.umask(0o022)
     redactor = Redactor()
     outputs = Outputs()
@@ -52,7 +55,7 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
         stop.listen(claim.lifetime, claim.lock_wait + claim.reach + _START_GRACE)
         state = StateDirectory(os.path.abspath(os.environ.pop(STATE_VARIABLE, STATE_DIRECTORY)))
         lock = Lock(state)
-        ended = _work(claim, state, lock, notices, redactor, stop)
+        ended = _work(claim, state, lock, notices, redactor, stop, OperatorTools(archive, private))
     except Ended as end:
         ended = end
     except BaseException as error:  # the process's edge: whatever it was becomes an exit status and one line
@@ -64,9 +67,17 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = ()) -> NoReturn
 
 
 def _work(
-    claim: Claim, state: StateDirectory, lock: Lock, notices: NoticeWriter, redactor: Redactor, stop: Shutdown
+    claim: Claim,
+    state: StateDirectory,
+    lock: Lock,
+    notices: NoticeWriter,
+    redactor: Redactor,
+    stop: Shutdown,
+    tools: OperatorTools,
 ) -> Ended:
     redactor.add(token_of(claim.secret))
+    for secret in (claim.tool_secrets or {}).values():
+        redactor.add(secret)
     redactor.add(claim.capability_token)
     if not notices.sdk:
         raise Ended(Exit.FAILED, "the anthropic package is not installed here")
@@ -85,7 +96,7 @@ def _work(
     try:
         notes = CallNotes(state, claim.session_key)
         os.chdir(_workdir(claim))
-        return _hold(claim, registry, notes, stop, notices, state, redactor)
+        return _hold(claim, registry, notes, stop, notices, state, redactor, tools)
     finally:
         claim_socket.close()
 
@@ -98,6 +109,7 @@ def _hold(
     notices: NoticeWriter,
     state: StateDirectory,
     redactor: Redactor,
+    tools: OperatorTools,
 ) -> Ended:
     """With the lock held. What it imports is too slow to be imported before the lock is."""
     from image.session.worker.http_client import WorkItemClient
@@ -121,7 +133,7 @@ def _hold(
     lease_keeper.hand_over()
     calls.close()
     stop.check()
-    return serve(claim, secret, lease, notes, stop, setup)
+    return serve(claim, secret, lease, notes, stop, setup, tools)
 
 
 class _Announcer:

@@ -22,10 +22,12 @@ from image.session.worker.http_client import proxy_for
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.lease_transport import LeaseTransport
 from image.session.worker.memory_stores import set_aside
+from image.session.worker.operator_tools import with_operator_tools
 from image.session.worker.session_setup import SessionSetup
 from image.session.worker.shell import Shell
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.tool_calls import guarded
+from image.session.worker.tool_processes import OperatorTools, ToolSettings
 
 # Seconds. The SDK's own read time-out of ten minutes, three times over, outlives every lease
 # (docs/wire/anthropic.md#t22).
@@ -37,18 +39,30 @@ log = logging.getLogger(__name__)
 
 
 def serve(
-    claim: Claim, secret: str, lease: Lease, notes: CallNotes, stop: Shutdown, setup: SessionSetup | None = None
+    claim: Claim,
+    secret: str,
+    lease: Lease,
+    notes: CallNotes,
+    stop: Shutdown,
+    setup: SessionSetup | None = None,
+    own: OperatorTools | None = None,
 ) -> Ended:
     """Serves until the session is idle, the lease is gone, or somebody asks to stop. The event loop is left as it
     is: the process ends right after, and closing the loop could wait for threads.
 
     setup: what is done beside the SDK's own preparations, and waited for by the first call."""
     agent_toolset.BashSession = Shell  # type: ignore[misc] # the SDK's tool looks its shell up there
-    return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, notes, stop, setup))
+    return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, notes, stop, setup, own))
 
 
 async def _serve(
-    claim: Claim, secret: str, lease: Lease, notes: CallNotes, stop: Shutdown, setup: SessionSetup | None
+    claim: Claim,
+    secret: str,
+    lease: Lease,
+    notes: CallNotes,
+    stop: Shutdown,
+    setup: SessionSetup | None,
+    own: OperatorTools | None,
 ) -> Ended:
     def on_session(body: bytes) -> None:
         set_aside(body, claim.workdir)
@@ -81,6 +95,8 @@ async def _serve(
         max_retries=_RETRIES,
     )
     tools = with_fork(claim.fork_url, claim.capability_token)
+    if own is not None:
+        tools = with_operator_tools(tools, ToolSettings.of(claim), own, lambda: Shell.variables)
     worker = EnvironmentWorker(client, tools=tools, workdir=claim.workdir, max_idle=claim.max_idle)
     loop = asyncio.get_running_loop()
     # A scope, not the task, is cancelled: that respects what the SDK shields, the tool in flight before all.

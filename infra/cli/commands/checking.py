@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from infra.cli.edge import edge, finish, load
-from infra.cli.options import CHECKING, AsJson, command
+from infra.cli.edge import edge, finish, load, load_files
+from infra.cli.options import CHECKING, AsJson, Watch, command
 
 app = typer.Typer()
 
@@ -24,6 +24,28 @@ def agent(
 
     with edge():
         finish(create(load(), name, model=model, system=system))
+
+
+@command(app, "tools", CHECKING, "tools")
+def tools() -> None:
+    """List the tools of your own: files and MCP servers, checked as `build` checks them."""
+    from infra.cli.tools import say_tools
+
+    with edge():
+        raise typer.Exit(say_tools(load_files()))
+
+
+@command(app, "tool-test", CHECKING, 'tool-test add --input \'{"a": 1, "b": 2}\'', "tool-test add --watch")
+def tool_test(
+    name: Annotated[str, typer.Argument(envvar="HANDS_TOOL", help="the tool's name")],
+    given: Annotated[str, typer.Option("--input", envvar="HANDS_TOOL_INPUT", help="its input, a JSON object")] = "{}",
+    watch: Watch = False,
+) -> None:
+    """Call a tool of your own on this machine, as a worker calls it; --watch calls it again after each change."""
+    from infra.cli.tools import try_tool
+
+    with edge():
+        raise typer.Exit(try_tool(load_files(), name, given, watch=watch))
 
 
 @command(app, "build", CHECKING, "build")
