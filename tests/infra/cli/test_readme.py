@@ -84,6 +84,7 @@ def test_another_value_than_the_default_makes_a_difference(name: str, default: s
         "SANDBOX_WORKDIR": "/other",
         "HANDOVER_SECONDS": "29",
         "RACE_AGENT_SECONDS": "60",
+        "TOOL_SECONDS": "60",
         "SETUP_CALLER_KEYS": "repo",
         "SETUP_ON_FAILURE": "continue",
     }
