@@ -9,6 +9,7 @@ injective: two ids never share a name, and the id can be read back from the name
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import secrets
@@ -24,6 +25,7 @@ _DIGITS62: Final = string.digits + string.ascii_uppercase + string.ascii_lowerca
 _DIGITS36: Final = string.digits + string.ascii_lowercase
 _SESSION_ID: Final = re.compile(r"(?:sesn|session)_(?P<suffix>.+)", re.DOTALL)
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9]{0,7}")
+_NAMES_AT_HAND: Final = 8192  # each tick reads the same ones again
 _TAG_LENGTH: Final = 8
 _MOMENT_LENGTH: Final = 7
 _LONGEST_CODE: Final = 34  # so that a mark (gone_name) stays within LONGEST_NAME, whatever the prefix
@@ -110,6 +112,7 @@ SandboxName = (
 )
 
 
+@functools.lru_cache(maxsize=_NAMES_AT_HAND)
 def parse(prefix: str, name: str | None) -> SandboxName:
     """What a sandbox of this name is to a deployment with this prefix. Total: whatever it does not know is foreign."""
     tagged = re.fullmatch(rf"{re.escape(prefix)}-([0-9a-z]{{{_TAG_LENGTH}}})-([0-9a-z-]+)", name or "")
@@ -190,6 +193,7 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+@functools.lru_cache(maxsize=64)  # it is part of every sandbox's name
 def environment_tag(environment_id: str) -> str:
     """Eight base-36 digits that stand for an environment in sandbox names."""
     return _hash(environment_id, _TAG_LENGTH)
@@ -207,6 +211,7 @@ def canonical_session_id(session_id: str) -> str:
     return f"sesn_{match['suffix']}"
 
 
+@functools.lru_cache(maxsize=_NAMES_AT_HAND)
 def sandbox_name(prefix: str, environment_id: str, session_id: str) -> str:
     """The name of the one sandbox of this session. At most 57 characters, `^[a-z][a-z0-9-]*[a-z0-9]$`."""
     suffix = canonical_session_id(session_id).removeprefix("sesn_")

@@ -192,9 +192,11 @@ class AnthropicQueue:
                 await self._connected()
                 key = self._client[0] if self._client is not None else ""
                 held = self._holds.left(key)
+                if not held:
+                    await budget.admit(priority)
+                    held = self._holds.left(key)  # others may have been told meanwhile
                 if held:
                     return Throttled(f"the service said to wait, for {held:.0f} s yet", held)
-                await budget.admit(priority)
                 answer = await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
             outcome = _outcome(error)

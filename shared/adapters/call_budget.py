@@ -82,6 +82,9 @@ class Holds:
         return seconds
 
     def answered(self, credential: str) -> None:
+        """A call had an answer. One that was sent before the service said to wait takes nothing of that back."""
+        if self.left(credential):
+            return
         self._until.pop(credential, None)
         self._waits.pop(credential, None)
 

@@ -307,10 +307,12 @@ class _Round:
             return False
         slots = self._claimer._slots
         try:
-            # A time-out of 0 lets a slot that is free be taken all the same.
             if self._cut_off <= self._dispatcher.clock():
                 raise TimeoutError
-            async with asyncio.timeout(self._cut_off - self._dispatcher.clock()):
+            if slots.locked():
+                async with asyncio.timeout(self._cut_off - self._dispatcher.clock()):
+                    await slots.acquire()
+            else:
                 await slots.acquire()
         except TimeoutError:
             self._drain.stop(DrainEnd.DEADLINE, "the time for claims is over")

@@ -349,6 +349,8 @@ class _Pass:
     async def _asked(self, ask: Callable[[str], Awaitable[object]], asked: Sequence[str]) -> dict[str, object]:
         """The answers, eight questions at a time, that come within half of the time that is left."""
         answers: dict[str, object] = {}
+        if not asked:
+            return answers
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(question: str) -> None:

@@ -16,8 +16,8 @@ from tests.support.model.truth import Violation
 from tests.support.model.worker import Rules
 
 _PARTS: Final = (
-    "point_faults", "timed_faults", "crashes", "line_faults", "boot_faults", "hook_faults", "healthchecks",
-    "wakes",
+    "point_faults", "timed_faults", "crashes", "line_faults", "boot_faults", "hook_faults", "quotas",
+    "healthchecks", "wakes",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ A mutant that the explorer lets live shows a rule that nothing checks.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,21 +16,46 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from shared import names
-from shared.claims import handover
+from shared.adapters.call_budget import Holds
+from shared.claims import binding, claimer, handover
 from shared.claims.binding import Binding, Unbound
+from shared.claims.capacity import Capacity
 from shared.claims.claimer import _Round
 from shared.claims.dispatcher import Dispatcher, _End
 from shared.deadline import Deadline
-from shared.ports import Absent, Doubtful, ItemState, ListedItem, Listing, OpenCalls, Refused, Throttled, WorkItem
+from shared.ports import (
+    Absent,
+    Doubtful,
+    ItemState,
+    ListedItem,
+    Listing,
+    OpenCalls,
+    Refused,
+    SandboxRecord,
+    SandboxStatus,
+    StaleEntry,
+    WorkItem,
+)
 from shared.reconcile import lookups, reconciler, world
 from shared.reconcile import plan as plan_module
 from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.repairs import Done, EndMarked, Mark, Outcome, Release, Suspend
 from shared.reports import DrainEnd, ItemEnd
 from tests.faults.explorer.explore import rare_collections
-from tests.faults.explorer.plan import HookFault, LineFault, PointFault, RunPlan, SessionPlan, Wake, plan_of, slow_looks
+from tests.faults.explorer.plan import (
+    BootFault,
+    FullQuota,
+    HookFault,
+    LineFault,
+    PointFault,
+    RunPlan,
+    SessionPlan,
+    TimedFault,
+    Wake,
+    plan_of,
+    slow_looks,
+)
 from tests.faults.explorer.run import prepared, run
-from tests.faults.explorer.watch import WatchedQueue
 from tests.support.model.lines import Meets
 from tests.support.model.ports import ModelHost, ModelQueue
 from tests.support.model.truth import Violation
@@ -70,7 +96,7 @@ async def _ack_first(
     if acked.end is not ItemEnd.HANDED_OVER:
         return acked
     times = self.settings.times
-    binding = Binding(
+    way = Binding(
         self.host,
         self._spec(name),
         prefix=self.settings.prefix,
@@ -78,7 +104,7 @@ async def _ack_first(
         capacity=self._room(),
         now=self.now,
     )
-    bound = await binding.bind(deadline.sooner(self.clock() + times.bind))
+    bound = await way.bind(deadline.sooner(self.clock() + times.bind))
     if isinstance(bound, Unbound):
         return _End(ItemEnd.FAILED, bound.reason)
     outcome = await handover.hand_over(
@@ -271,12 +297,84 @@ def _often_throttled(seed: str) -> RunPlan:
     return replace(plan, line_faults=(*plan.line_faults, *held))
 
 
-_poll = WatchedQueue.poll
+def _one_hangs(seed: str) -> RunPlan:
+    """A session whose sandbox does not come up, and another one that comes a little later."""
+    chance = random.Random(seed)
+    later = 3.0 + chance.random()
+    return RunPlan(
+        seed=seed,
+        copies=1,
+        sessions=tuple(
+            SessionPlan(f"sesn_Hangs{at:.0f}", ((at, (1,)),), 0.2, Habits()) for at in (1.0, later, later + 2.0)
+        ),
+        boot_faults=(BootFault(1, 30.0, SandboxStatus.TERMINATED),),
+    )
 
 
-async def _poll_unheeding(self: WatchedQueue) -> Any:
-    outcome = await _poll(self)
-    return Doubtful(outcome.reason) if isinstance(outcome, Throttled) else outcome
+def _storm(seed: str) -> RunPlan:
+    """Many webhooks for each turn."""
+    return replace(
+        _one_hangs(seed), hook_faults=tuple(HookFault(n, tuple(0.15 * k for k in range(20))) for n in range(6))
+    )
+
+
+def _full(seed: str) -> RunPlan:
+    return replace(_one_hangs(seed), boot_faults=(), quotas=(FullQuota(0.5, 60.0),))
+
+
+def _asleep_and_spoken_to(seed: str, *faults: LineFault) -> RunPlan:
+    return replace(
+        _spoken_to(seed, 60.0, (), *faults), hook_faults=tuple(HookFault(number, (0.1,)) for number in range(4))
+    )
+
+
+def _resume_refused_once(seed: str) -> RunPlan:
+    return _asleep_and_spoken_to(seed, *(LineFault(f"c{copy}", "resume", 0, Meets.REFUSAL) for copy in range(2)))
+
+
+def _stuck(seed: str) -> RunPlan:
+    return replace(_asleep_and_spoken_to(seed), timed_faults=(TimedFault(50.0, 0, "stuck"),))
+
+
+def _partial_lists(seed: str) -> RunPlan:
+    """Several sessions at work for long, of which every list shows half."""
+    partial = [
+        LineFault(f"c{copy}", "list_items", number, Meets.PARTIAL) for copy in range(2) for number in range(1, 20)
+    ]
+    return RunPlan(
+        seed=seed,
+        copies=2,
+        sessions=tuple(
+            SessionPlan(f"sesn_Part{n}", ((2.0 + n, (1, 1)),), 3.0, Habits(tool=45.0, load=4.0)) for n in range(4)
+        ),
+        eager=True,
+        slow=1.0,
+        wakes=tuple(Wake(10.0 * n, n % 2) for n in range(1, 10)),
+        point_faults=tuple(PointFault(n, "serving", 0, "suspend") for n in range(4)),
+        line_faults=tuple(partial),
+    )
+
+
+async def _waits_for_what_it_serves(self: _Round) -> None:
+    await _round(self)
+    while self._drain.serving:
+        await asyncio.wait(self._drain.serving)
+
+
+async def _listed_as_whole(self: ModelQueue, pages: int, back_to: datetime | None = None) -> Any:
+    outcome = await _list_items(self, pages, back_to)
+    return Listing(outcome.rows, complete=True) if isinstance(outcome, Listing) else outcome
+
+
+async def _never_set_aside(self: Binding, sandbox: SandboxRecord, reason: str) -> None:
+    pass
+
+
+def _lifted_by_any_answer(self: Holds, credential: str) -> None:
+    self._until.pop(credential, None)
+
+
+_round = _Round.run
 
 
 MUTANTS: Final = (
@@ -343,8 +441,32 @@ MUTANTS: Final = (
     _mutant(
         "retry-after is not honoured",
         "I9",
-        (WatchedQueue, "poll", _poll_unheeding),
+        (Holds, "left", lambda self, credential: 0.0),
         plans=_often_throttled,
+    ),
+    _mutant(
+        "an answer that was under way lifts what retry-after said",
+        "I9",
+        (Holds, "answered", _lifted_by_any_answer),
+        plans=_often_throttled,
+    ),
+    _mutant("polls wait for what is served", "I9", (_Round, "run", _waits_for_what_it_serves), plans=_one_hangs),
+    _mutant("each webhook polls", "I9", (claimer, "ROUND_SECONDS", 0.0), plans=_storm),
+    _mutant("an empty queue is polled on", "I9", (claimer, "Empty", StaleEntry), plans=_one_hangs),
+    _mutant("each item tries a full quota", "I9", (Capacity, "lacks", lambda self, reason: None), plans=_full),
+    _mutant("the first refusal sets a sandbox aside", "I5", (binding, "_RESUMES", 1), plans=_resume_refused_once),
+    _mutant("a stuck sandbox is waited for", "I1", (Binding, "_set_aside", _never_set_aside), plans=_stuck),
+    _mutant(
+        "half a list is taken for a whole one",
+        "I5 I1 I4",
+        (ModelQueue, "list_items", _listed_as_whole),
+        plans=_partial_lists,
+    ),
+    _mutant(
+        "an old address is kept",
+        "I1 I4 I5",
+        (ModelHost, "route_known_after", staticmethod(lambda known, box: known)),
+        plans=_asleep_and_spoken_to,
     ),
     _mutant("a drain that claims past its deadline", "I7", (_Round, "_may_claim", _claims_for_ever)),
 )

@@ -15,9 +15,9 @@ from tests.support.model.worker import Habits
 
 ORDINARY: Final = Manner()
 CHAOS: Final = 100.0  # seconds until the last fault
-What = Literal["kill", "end", "fail", "suspend", "expire", "outage", "stop"]
-"""Done to a session's worker (kill), sandbox (end, fail, suspend), lease (expire), connection (outage), or item
-(stop: somebody asks it to)."""
+What = Literal["kill", "end", "fail", "suspend", "stuck", "expire", "outage", "stop"]
+"""Done to a session's worker (kill), sandbox (end, fail, suspend; stuck: suspended, and refuses to be resumed for
+good), lease (expire), connection (outage), or item (stop: somebody asks it to)."""
 
 _METHODS: Final = (
     "poll", "poll", "create", "find", "start", "process_output", "process_state", "process_names", "ack", "ack",
@@ -103,6 +103,14 @@ class BootFault:
 
 
 @dataclass(frozen=True, slots=True)
+class FullQuota:
+    """There is no room for another sandbox for so many seconds."""
+
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     seed: str
     copies: int
@@ -120,6 +128,7 @@ class RunPlan:
     crashes: tuple[CopyCrash, ...] = ()
     hook_faults: tuple[HookFault, ...] = ()
     boot_faults: tuple[BootFault, ...] = ()
+    quotas: tuple[FullQuota, ...] = ()
 
     def described(self) -> list[str]:
         """What differs from a plan where nothing special happens, one line each."""
@@ -147,6 +156,7 @@ def plan_of(seed: str) -> RunPlan:
     sessions = tuple(_session(chance, suffix) for suffix in suffixes)
     harsh = chance.choice((0.0, 0.5, 1.0, 1.0, 2.0))
     plain = chance.random() < 0.25  # nothing dies: then no turn may be broken off
+    lasting = random.Random(f"{seed} lasting")  # apart, so that the rest of a seed's plan stays as it is
     stale = chance.random() < 0.2  # look-ups are slow and sandboxes short-lived: what was seen is often outdated
     return RunPlan(
         seed=seed,
@@ -166,7 +176,7 @@ def plan_of(seed: str) -> RunPlan:
         wakes=tuple(Wake(at + 6.0 * roll(), chance.randrange(copies)) for at in _every(chance, stale)),
         line_faults=(*_line_faults(chance, copies, count, harsh), *(slow_looks(chance, copies) if stale else ())),
         point_faults=() if plain else _point_faults(chance, count, harsh),
-        timed_faults=() if plain else _timed_faults(chance, count, harsh),
+        timed_faults=() if plain else (*_timed_faults(chance, count, harsh), *_stuck(lasting, count)),
         crashes=tuple(CopyCrash(roll() * CHAOS, chance.randrange(copies)) for _ in range(_few(chance, harsh * 0.7))),
         hook_faults=tuple(
             HookFault(number, chance.choice(((), (), (0.1, 0.1), (0.1, 0.3, 5.0), (20.0,), (0.0, 0.0, 0.0, 30.0))))
@@ -182,7 +192,12 @@ def plan_of(seed: str) -> RunPlan:
             for number in (1, 2, 3)
             if roll() < 0.15 * harsh
         ),
+        quotas=(FullQuota(lasting.uniform(0.0, 40.0), lasting.uniform(5.0, 60.0)),) if lasting.random() < 0.1 else (),
     )
+
+
+def _stuck(chance: random.Random, sessions: int) -> tuple[TimedFault, ...]:
+    return (TimedFault(chance.uniform(5.0, CHAOS), chance.randrange(sessions), "stuck"),) * (chance.random() < 0.06)
 
 
 def _session(chance: random.Random, suffix: str) -> SessionPlan:

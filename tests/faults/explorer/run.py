@@ -18,26 +18,27 @@ from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
 from shared import names
 from shared.claims import dispatcher as dispatcher_module
+from shared.claims.capacity import Capacity
+from shared.claims.claimer import ROUND_SECONDS, Claimer, Drain
 from shared.claims.dispatcher import Dispatcher
-from shared.deadline import Deadline
-from shared.ports import SandboxSpec, SandboxStatus
+from shared.ports import ItemState, SandboxSpec, SandboxStatus
 from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
-from shared.reports import DrainReport, ItemEnd, ReconcileReport
+from shared.reports import ItemEnd, ItemReport, ReconcileReport
 from shared.settings import Environment, Settings
 from tests.faults.explorer.plan import CHAOS, RunPlan, What
-from tests.faults.explorer.watch import RunWatch, WatchedHost, WatchedQueue
-from tests.support.model.claude import Losses, ModelClaude, ModelPhase, ModelSession
+from tests.faults.explorer.watch import Polling, RunWatch, WatchedHost, WatchedQueue
+from tests.support.model.claude import Losses, ModelClaude, ModelItem, ModelPhase, ModelSession
 from tests.support.model.lines import Meets, ModelLine, forever
 from tests.support.model.loop import VirtualLoop
 from tests.support.model.ports import moment
 from tests.support.model.sandboxes import ModelBox, ModelProcess, ModelSandboxes
 from tests.support.model.truth import Truth, Violation
 from tests.support.model.worker import Habits, Rules, worker
-from tests.support.single_flight import SingleFlight
 
 ENVIRONMENT: Final = "env_01Explored"
 TICK: Final = 20.0  # seconds between two ticks once the dust settles
+SOON: Final = 6.0  # seconds from a wake-up until what waited then is claimed: a round that runs, a pause, one more
 TICKS: Final = 64  # so many at most until everything is well
 MOST_STEPS: Final = 200_000
 
@@ -92,8 +93,9 @@ def run(plan: RunPlan, loop: VirtualLoop, *, rules: Rules | None = None, tracing
         loop.run(world.play(), most_steps=MOST_STEPS)
     except Exception as error:
         world.truth.check("I7", False, f"the run ends in {type(error).__name__}: {error}", loop.time())
-    truth = world.truth
-    return RunResult(tuple(truth.violations), truth.checks, tuple(truth.trace), loop.time(), world.ticks)
+    truth, ticks = world.truth, world.ticks
+    world.forget()
+    return RunResult(tuple(truth.violations), truth.checks, tuple(truth.trace), loop.time(), ticks)
 
 
 @contextmanager
@@ -114,28 +116,49 @@ def prepared() -> Iterator[VirtualLoop]:
 
 @dataclass(slots=True, eq=False)
 class _Copy:
-    """One process of the bundle, as functions/state.py makes it; a crash ends it, the next wake-up starts another."""
+    """One process of the bundle, as shared/service.py makes it; a crash ends it, the next wake-up starts another."""
 
     world: _World
     index: int
     born: int = 0
     line: ModelLine = field(init=False)
-    drains: SingleFlight[DrainReport] = field(init=False)
+    claimer: Claimer = field(init=False)
+    polling: Polling = field(init=False)
+    routes: dict[str, int] = field(init=False)
     tasks: dict[asyncio.Task[Any], None] = field(default_factory=dict)
+    drains: dict[Drain, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        self.line = self.world.new_line(f"c{self.index}", str(self.born), on_crash=self.crash)
-        self.drains = SingleFlight(lambda _: self.drain())
+        world = self.world
+        self.line = world.new_line(f"c{self.index}", str(self.born), on_crash=self.crash)
+        self.polling = Polling(world.loop.time)
+        self.routes = {}
+        self.drains = {}
+        room = Capacity(ENVIRONMENT, world.loop.time)
+        self.claimer = Claimer(lambda: self._dispatcher(room), on_item=self._item_ended)
         self.born += 1
+
+    def _dispatcher(self, room: Capacity) -> Dispatcher:
+        """For one round of polls."""
+        world, loop = self.world, self.world.loop
+        queue = WatchedQueue(
+            world.watch, self.line, dispatcher=True, environment_id=ENVIRONMENT, polling=self.polling, began=loop.time()
+        )
+        host = WatchedHost(world.watch, self.line, dispatcher=True, routes=self.routes)
+        return Dispatcher(world.settings, world.environment, queue, host, loop.time, world.now, room)
 
     def crash(self) -> None:
         """No further call of this process reaches a service; those that were sent do."""
         self.line.dead = True
         self.world.note(f"c{self.index}", "crashes")
-        for task in self.tasks:
+        claimer = self.claimer
+        claimer._closed, claimer._next = True, None
+        if claimer._put_off is not None:
+            claimer._put_off.cancel()
+        for task in (*self.tasks, *claimer._items, *([claimer._rounds] if claimer._rounds else [])):
             task.cancel()
         self.tasks.clear()
 
@@ -155,43 +178,59 @@ class _Copy:
     def wake(self) -> None:
         if self.line.dead:
             self.start()
-        self.spawn(self.drains.wake())
+        self._claim()
 
     def tick(self) -> None:
         if self.line.dead:
             self.start()
-        self.spawn(self._tick())
+        self._claim()  # no repair waits for it
+        self.spawn(self._reconcile(lambda reconciler: reconciler.reconcile()))
 
     def session_over(self, session_id: str) -> None:
         if self.line.dead:
             self.start()
         self.spawn(self._session_over(session_id))
 
-    async def drain(self) -> DrainReport:
-        world, loop, line = self.world, self.world.loop, self.line
-        began, calls = loop.time(), line.calls
-        queue = WatchedQueue(world.watch, line, dispatcher=True, environment_id=ENVIRONMENT)
-        queue.began = began
-        host = WatchedHost(world.watch, line, dispatcher=True)
-        work = Dispatcher(world.settings, world.environment, queue, host, loop.time, world.now)
-        world.note(line.caller, "drains")
-        report = await work.drain(Deadline.after(world.settings.drain.deadline, loop.time))
-        took = loop.time() - began
-        world.judge("I7", took <= world.settings.drain.deadline + 0.1, f"a drain outlives its deadline: {took:.1f} s")
-        made = line.calls - calls
-        world.judge("I7", made <= 40 + 250 * queue.claimed, f"a drain makes too many calls: {made}")
-        for item in report.items:
-            world.judge("I1", not item.reason.startswith("bug"), f"an item meets a bug: {item.reason}")
-            world.note(line.caller, f"{item.work_id} ends {item.end}: {item.reason}")
-            if item.end is ItemEnd.POISONED:
-                world.reported.add(item.session_id)
-        return report
+    def _claim(self) -> None:
+        self._expect_claims()
+        drain = self.claimer.wake()
+        if drain not in self.drains:
+            self.drains[drain] = None
+            self.spawn(self._judge_drain(drain))
 
-    async def _tick(self) -> None:
-        drain = self.drains.wake()
-        self.spawn(drain)
-        await asyncio.shield(drain)
-        await self._reconcile(lambda reconciler: reconciler.reconcile())
+    def _expect_claims(self) -> None:
+        """Whoever is woken claims soon what waits then, whatever it has in hand."""
+        loop, polling = self.world.loop, self.polling
+        waiting = [(item, item.handed_out) for item in self.world.claude.claimable(self.world.settings.times.reclaim)]
+        if waiting and not polling.holds.left(ENVIRONMENT):
+            loop.call_later(SOON, self._judge_claims, self.born, polling.trouble, waiting)
+
+    def _judge_claims(self, born: int, trouble: int, waiting: list[tuple[ModelItem, int]]) -> None:
+        if self.line.dead or (born, trouble) != (self.born, self.polling.trouble) or self.polling.hangs():
+            return
+        for item, handed_out in waiting:
+            waits = item.state is ItemState.QUEUED and not item.stale and item.handed_out == handed_out
+            self.world.judge("I9", not waits, f"an item waits though somebody was woken: {item.id}")
+
+    async def _judge_drain(self, drain: Drain) -> None:
+        world = self.world
+        await drain.polled.wait()
+        world.judge("I1", not drain.reason.startswith("bug"), f"a round meets a bug: {drain.reason}")
+        earlier, self.polling.round_began = self.polling.round_began, drain.began
+        hurried = drain.polls and drain.began < earlier + ROUND_SECONDS - 0.001
+        world.judge("I9", not hurried, f"rounds of polls come too often: {drain.began - earlier:.2f} s apart")
+        extra = drain.polls - len(drain.items) - len(drain.serving)
+        most = 16 + 2 * len(world.sessions)  # one empty poll a poller, and what fails or is stale
+        world.judge("I9", extra <= most, f"a round makes too many polls: {extra}")
+
+    def _item_ended(self, item: ItemReport) -> None:
+        world = self.world
+        world.judge("I1", not item.reason.startswith("bug"), f"an item meets a bug: {item.reason}")
+        late = item.seconds > world.settings.times.reclaim + 0.1
+        world.judge("I7", not late, f"an item is served for longer than its claim is good for: {item.seconds:.1f} s")
+        world.note(self.line.caller, f"{item.work_id} ends {item.end}: {item.reason}")
+        if item.end is ItemEnd.POISONED:
+            world.reported.add(item.session_id)
 
     async def idles(self) -> None:
         """A tick when nothing has changed for long."""
@@ -212,8 +251,10 @@ class _Copy:
     async def _reconcile(self, what: Callable[[Reconciler], Awaitable[ReconcileReport]]) -> ReconcileReport:
         world, loop, line = self.world, self.world.loop, self.line
         began, calls = loop.time(), line.calls
-        queue = WatchedQueue(world.watch, line, dispatcher=False, environment_id=ENVIRONMENT)
-        host = WatchedHost(world.watch, line, dispatcher=False)
+        queue = WatchedQueue(
+            world.watch, line, dispatcher=False, environment_id=ENVIRONMENT, polling=self.polling, began=began
+        )
+        host = WatchedHost(world.watch, line, dispatcher=False, routes=self.routes)
         report = await what(
             Reconciler(world.settings, world.environment, queue, host, loop.time, world.now, self.index / 5)
         )
@@ -262,6 +303,20 @@ class _World:
         self.copies = [_Copy(self, index) for index in range(plan.copies)]
         self.claude.on_run = self._session_runs
         self.claude.on_over = self._session_over
+
+    def forget(self) -> None:
+        """Cut what goes round in circles, which else only the collector finds."""
+        for box in self.sandboxes.boxes.values():
+            for process in box.processes.values():
+                process.task = None
+            box.processes.clear()
+            box.lock = box.desk = None
+        for copy in self.copies:
+            copy.drains.clear()
+            copy.tasks.clear()
+        vars(self.sandboxes).clear()
+        vars(self.claude).clear()
+        vars(self).clear()
 
     # What the model asks for
 
@@ -355,6 +410,12 @@ class _World:
                 self.sandboxes.end(box, SandboxStatus.FAILED)
             case "suspend":
                 self.sandboxes.suspend(box)
+            case "stuck":
+                self.lost.add(session_id)
+                for victim in box.processes.values():  # its memory cannot be had again
+                    self.sandboxes.cut(victim)
+                box.stuck = True
+                self.sandboxes.suspend(box)
             case "expire":
                 if self.claude.expire(session_id):  # to the service the worker is dead from now on, though it lives
                     self.lost.add(session_id)
@@ -391,6 +452,8 @@ class _World:
             loop.call_at(wake.at, self._tick_of, wake.copy)
         for crash in plan.crashes:
             loop.call_at(crash.at, self._crash_of, crash.copy)
+        for quota in plan.quotas:
+            loop.call_at(quota.at, self._fill, quota.seconds)
         for fault in plan.timed_faults:
             loop.call_at(fault.at, self._strike, fault.what, plan.sessions[fault.session].id)
         await asyncio.sleep(CHAOS + 15.0)
@@ -398,6 +461,7 @@ class _World:
         self._points.clear()
         self._hooks.clear()
         self._boots.clear()
+        self.sandboxes.full_until = 0.0
         self.note("fate", "the dust settles")
         for number in range(TICKS):
             self.ticks = number
@@ -422,6 +486,18 @@ class _World:
         if not ended and not session.over:
             self.loop.call_later(3.0, self._end, session_id, how)
 
+    def _fill(self, seconds: float) -> None:
+        self.note("fate", f"no room for another sandbox for {seconds:.0f} s")
+        self.sandboxes.full_until = self.loop.time() + seconds
+        before = self.sandboxes.turned_away
+        self.loop.call_later(seconds, self._judge_full, before, seconds)
+
+    def _judge_full(self, before: int, seconds: float) -> None:
+        """Each process asks again with growing pauses for all of its items; what was under way comes on top."""
+        made = self.sandboxes.turned_away - before
+        most = len(self.sessions) + (len(self.copies) + len(self.plan.crashes)) * (8 + seconds / 20)
+        self.judge("I9", made <= most, f"a full quota is hammered: {made} creates in {seconds:.0f} s")
+
     def _tick_of(self, number: int) -> None:
         self.copies[number % len(self.copies)].tick()
 
@@ -442,6 +518,8 @@ class _World:
         all_unknown = self.alarmed and all(session.over == "deleted" for session in self.claude.sessions.values())
         for box in self.sandboxes.boxes.values() if not all_unknown else ():
             session_id, gone = self.watch.session_of(box)
+            if self.watch.is_kept(box):
+                continue
             if not box.exists and box.status is not SandboxStatus.FAILED:
                 continue
             over = session_id is None or self.claude.sessions[session_id].over is not None
@@ -458,7 +536,8 @@ class _World:
                 continue
             broken = [(turn, at) for of, turn, at in self.claude.broken_off if of == session.id]
             for turn, at in sorted(broken):
-                excused = self.lost.excuse(session.id, turn, at) or self.watch.poisoned.excuse(session.id, turn, at)
+                losses = (self.lost, self.watch.poisoned, self.watch.set_aside)
+                excused = any(each.excuse(session.id, turn, at) for each in losses)
                 self.judge("I1", excused, f"a turn is broken off, nobody having died: {session.id}, turn {turn}")
             self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")
         if self.plan.copies > 1:
@@ -470,7 +549,8 @@ class _World:
         for number in range(6 + len(self.sessions) // 2):  # a few are looked up and a few may end in one tick
             self._tick_of(number)
             await asyncio.sleep(TICK)
-        left = [box.id for box in self.sandboxes.boxes.values() if box.exists and not self.alarmed]
+        boxes = [box for box in self.sandboxes.boxes.values() if not self.watch.is_kept(box)]
+        left = [box.id for box in boxes if box.exists and not self.alarmed]
         self.judge("I4", not left, f"a sandbox outlives its retention: {left}")
 
 

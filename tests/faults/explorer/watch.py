@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from shared import names
+from shared.adapters.call_budget import Holds
+from shared.claims.claimer import ROUND_SECONDS
 from shared.claims.handover import attempt_prefix
 from shared.ports import (
     Absent,
@@ -26,6 +31,8 @@ from tests.support.model.sandboxes import ModelBox, ModelProcess, ModelSandboxes
 from tests.support.model.truth import Truth
 
 WIND_DOWN: Final = 240.0  # seconds that a worker has for its last tool
+REFUSALS: Final = 4  # of a resume, until it is taken for the service's last word
+_QUICK: Final = 0.25  # seconds; a poll that meets nothing takes at most 0.11
 LOOK: Final = 5.0  # seconds: no look that a suspension or an end rests on is older (docs/architecture.md#i5)
 
 
@@ -39,10 +46,12 @@ class RunWatch:
     truth: Truth
     sessions: dict[str, str]  # by the proper name of their sandbox
     marked: dict[str, float] = field(default_factory=dict)  # by sandbox: when its first mark was decided
+    refusals: Counter[str] = field(default_factory=Counter)  # by sandbox: resumes that a copy was told no for
     poisoned: Losses = field(init=False)  # sessions with an item that was given up
+    set_aside: Losses = field(init=False)  # sessions whose sandbox was
 
     def __post_init__(self) -> None:
-        self.poisoned = Losses(self.claude)
+        self.poisoned, self.set_aside = Losses(self.claude), Losses(self.claude)
 
     def now(self) -> float:
         return self.claude.time()
@@ -81,11 +90,24 @@ class RunWatch:
             item = self.old_item(session_id)
             self.judge("I5", item is None, f"a sandbox is suspended whose item lives: {box.id}, {item and item.state}")
 
+    def is_kept(self, box: ModelBox) -> bool:
+        return isinstance(names.parse(self.settings.prefix, box.name), names.KeptSandbox)
+
     def marks(self, box: ModelBox, name: str) -> None:
         session_id, gone = self.session_of(box)
+        if isinstance(names.parse(self.settings.prefix, name), names.KeptSandbox):
+            refused = self.refusals[box.id]
+            self.judge(
+                "I5", refused >= REFUSALS, f"a sandbox is set aside that may yet be resumed: {box.id}, {refused}"
+            )
+            for process in box.processes.values():  # asleep for good: nobody wakes what is kept
+                self.sandboxes.cut(process)
+            if session_id is not None:
+                self.set_aside.add(session_id)
+            return
         if session_id is None or gone:
             return  # a mark is taken back
-        item = self.old_item(session_id)
+        item = None if self.claude.sessions[session_id].over else self.old_item(session_id)
         self.judge("I5", item is None, f"a sandbox is marked whose item lives: {box.id}, {item and item.state}")
         self.judge("I4", self._over(session_id, box), f"a sandbox is marked without a reason: {box.id}")
         mark = names.parse(self.settings.prefix, name)  # it tells when it was decided: a rename may take long to arrive
@@ -113,7 +135,7 @@ class RunWatch:
             and self.session_of(other) == (session_id, False)
             for other in self.sandboxes.boxes.values()
         )
-        item = self.old_item(session_id)
+        item = None if self.claude.sessions[session_id].over else self.old_item(session_id)
         self.judge("I5", holder or item is None, f"a session's only sandbox is ended though its item lives: {box.id}")
         now = moment(self.now()).timestamp()
         age = now - self.marked.get(box.id, now)
@@ -170,26 +192,78 @@ class RunWatch:
         self.judge("I7", self.now() <= cut_off + 0.001, "an item is claimed past the cut-off")
 
 
-class WatchedQueue(ModelQueue):
-    """`began`: when the drain that uses it began."""
+class Polling:
+    """What one process has met while it polled.
 
-    def __init__(self, watch: RunWatch, line: ModelLine, *, dispatcher: bool, environment_id: str) -> None:
+    holds: until when the service said not to call, as shared/adapters/anthropic_queue.py keeps it.
+    trouble: polls that were answered late or with nothing to rely on.
+    """
+
+    def __init__(self, time: Callable[[], float]) -> None:
+        self._time = time
+        self.holds = Holds(time)
+        self.held_until = 0.0
+        self.trouble = 0
+        self.round_began = -ROUND_SECONDS
+        self._flying: dict[object, float] = {}
+
+    def hangs(self) -> bool:
+        """A poll is under way for longer than a healthy one takes."""
+        return any(self._time() - sent > _QUICK for sent in self._flying.values())
+
+    @contextmanager
+    def flight(self) -> Iterator[None]:
+        me, sent = object(), self._time()
+        self._flying[me] = sent
+        try:
+            yield
+        finally:
+            del self._flying[me]
+            self.trouble += self._time() - sent > _QUICK
+
+
+class WatchedQueue(ModelQueue):
+    """`began`: when the round, or the pass, that uses it began."""
+
+    def __init__(
+        self,
+        watch: RunWatch,
+        line: ModelLine,
+        *,
+        dispatcher: bool,
+        environment_id: str,
+        polling: Polling,
+        began: float,
+    ) -> None:
         super().__init__(watch.claude, line, reclaim=watch.settings.times.reclaim, environment_id=environment_id)
         self._watch = watch
         self._dispatcher = dispatcher
-        self.began = 0.0
-        self.held_until = 0.0  # the service said not to poll before
-        self.claimed = 0
+        self._polling = polling
+        self._began = began
 
     async def poll(self) -> PollOutcome:
         if not self._line.dead:
-            self._watch.claims(self.began)
-            early = self._watch.now() < self.held_until
-            self._watch.judge("I9", not early, "a poll comes sooner than the service allowed")
-        outcome = await super().poll()
-        if isinstance(outcome, Throttled) and self.claimed <= 1:  # the only poll: what others learn, the adapter tells
-            self.held_until = self._watch.now() + outcome.seconds - 0.1  # the answer was under way
-        self.claimed += isinstance(outcome, WorkItem)
+            self._watch.claims(self._began)
+        with self._polling.flight():
+            outcome = await super().poll()
+        self._polling.trouble += isinstance(outcome, Refused | Doubtful | Throttled)
+        return outcome
+
+    async def _call(self, method: str, effect: Callable[[], Any], about: str = "") -> Any:
+        """As the adapter does for all who share the credential."""
+        polling = self._polling
+        left = polling.holds.left(self._environment_id)
+        if left:
+            return Throttled("the service said to wait", left)
+        if polling.held_until and not self._line.dead:
+            early = self._watch.now() < polling.held_until
+            self._watch.judge("I9", not early, f"a call comes sooner than the service allowed: {method}")
+        outcome = await super()._call(method, effect, about)
+        if isinstance(outcome, Throttled):
+            polling.holds.hold(self._environment_id, outcome.seconds)
+            polling.held_until = self._watch.now() + outcome.seconds - 0.1
+        elif not isinstance(outcome, Doubtful | Refused):
+            polling.holds.answered(self._environment_id)
         return outcome
 
     async def force_stop(self, work_id: str) -> AckOutcome:
@@ -199,8 +273,8 @@ class WatchedQueue(ModelQueue):
 
 
 class WatchedHost(ModelHost):
-    def __init__(self, watch: RunWatch, line: ModelLine, *, dispatcher: bool) -> None:
-        super().__init__(watch.sandboxes, line, bind=watch.settings.times.bind)
+    def __init__(self, watch: RunWatch, line: ModelLine, *, dispatcher: bool, routes: dict[str, int]) -> None:
+        super().__init__(watch.sandboxes, line, bind=watch.settings.times.bind, routes=routes)
         self._watch = watch
         self._dispatcher = dispatcher
 
@@ -211,6 +285,11 @@ class WatchedHost(ModelHost):
         if (box := self._box(sandbox_id)) is not None:
             self._watch.suspends(box)
         return await super().suspend(sandbox_id)
+
+    async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
+        outcome = await super().resume(sandbox_id)
+        self._watch.refusals[sandbox_id] += isinstance(outcome, Refused)
+        return outcome
 
     async def terminate(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         if (box := self._box(sandbox_id)) is not None:

@@ -274,6 +274,17 @@ class ModelClaude:
             return item
         return None
 
+    def claimable(self, reclaim: float) -> list[ModelItem]:
+        """What a poll may hand out now."""
+        self._sweep()
+        latest = self._loop.time() - reclaim
+        return [
+            item
+            for item in self._live.values()
+            if item.state is ItemState.QUEUED and not item.stale
+            if item.reserved_at is None or item.reserved_at < latest
+        ]
+
     def ack(self, work_id: str) -> None:
         """Raises KeyError for an item that is no more."""
         self._sweep()

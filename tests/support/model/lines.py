@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from shared.ports import Listing
+
 
 class Meets(StrEnum):
     """What a call meets instead of a quick answer."""
@@ -23,6 +25,7 @@ class Meets(StrEnum):
     ERROR = "5xx"  # no effect, at once
     REFUSAL = "4xx"  # no effect, at once
     THROTTLED = "429"  # no effect, at once: not before so many seconds (WAIT)
+    PARTIAL = "partial list"  # half of the rows, and no word on the others; any other answer is whole
     SLOW_REQUEST = "slow request"  # the effect comes late
     SLOW_ANSWER = "slow answer"  # the effect comes soon, the answer late
     CRASH_BEFORE = "crash before"  # the caller's process dies before it has sent the request
@@ -128,6 +131,8 @@ class ModelLine:
             await forever()
         if meets is Meets.LOST_ANSWER:
             raise LostError("dropped")
+        if meets is Meets.PARTIAL and isinstance(result, Listing):
+            return Listing(result.rows[: len(result.rows) // 2], complete=False)
         return result
 
     def _arrive(self, effect: Callable[[], Any], answer: asyncio.Future[Any], back: float, left: float) -> None:

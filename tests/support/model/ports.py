@@ -20,6 +20,7 @@ from shared.ports import (
     ListedItem,
     Listing,
     NameTaken,
+    NoCapacity,
     OpenCalls,
     OutputEnded,
     PollOutcome,
@@ -40,7 +41,7 @@ from shared.ports import (
 )
 from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, StaleError
 from tests.support.model.lines import LostError, ModelLine, RefusedError, ThrottledError
-from tests.support.model.sandboxes import AbsentError, ModelBox, ModelProcess, ModelSandboxes
+from tests.support.model.sandboxes import NO_ROOM, AbsentError, ModelBox, ModelProcess, ModelSandboxes
 
 EPOCH: Final = datetime(2026, 10, 20, 9, 0, tzinfo=UTC)
 CALL_SECONDS: Final = 15.0
@@ -183,7 +184,11 @@ def _listed(item: ModelItem) -> ListedItem:
 class ModelHost:
     """One caller's view of the project's sandboxes. `bind` bounds a create and a resume."""
 
-    def __init__(self, sandboxes: ModelSandboxes, line: ModelLine, *, bind: float) -> None:
+    def __init__(
+        self, sandboxes: ModelSandboxes, line: ModelLine, *, bind: float, routes: dict[str, int] | None = None
+    ) -> None:
+        """routes: what this process knows of where each sandbox is reached."""
+        self._routes = {} if routes is None else routes
         self._sandboxes = sandboxes
         self._line = line
         self._bind = bind
@@ -198,6 +203,8 @@ class ModelHost:
             )
         if outcome is None:
             return Doubtful("the sandbox failed to start")
+        if isinstance(outcome, Refused) and outcome.status == NO_ROOM:
+            return NoCapacity(outcome.status, outcome.reason)
         result: CreateOutcome = outcome
         return result
 
@@ -272,20 +279,31 @@ class ModelHost:
     async def follow_output(
         self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
     ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
+        """One call opens the stream; each line is under way for a moment."""
+        process = _not_refused(
+            await self._inside("process_output", sandbox_id, lambda box: box.processes.get(name, Absent()))
+        )
+        if not isinstance(process, ModelProcess):
+            yield process
+            return
         seen = 0
         while True:
-            lines = await self.process_output(sandbox_id, name)
-            if isinstance(lines, Absent | Doubtful):
-                yield lines
+            while seen < len(process.lines):
+                seen += 1
+                yield process.lines[seen - 1]
+            if not process.running:
+                yield OutputEnded() if process.box.status is SandboxStatus.RUNNING else Doubtful("the stream broke")
                 return
-            for line in lines[seen:]:
-                yield line
-            seen = len(lines)
-            state = await self.process_state(sandbox_id, name)
-            if not isinstance(state, ProcessState) or not state.running:
-                yield state if isinstance(state, Absent | Doubtful) else OutputEnded()
+            process.heard.clear()
+            try:
+                async with asyncio.timeout(silence):
+                    await process.heard.wait()
+            except TimeoutError:
+                yield Doubtful("nothing was heard")
                 return
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.02)
+            if self._line.dead:
+                raise asyncio.CancelledError
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
         outcome: ProcessState | Absent | Doubtful = _not_refused(
@@ -391,12 +409,23 @@ class ModelHost:
             except AbsentError:
                 return Absent()
             if waking is None:
-                return act(box)
+                return self._by_route(box, act)
             answer: asyncio.Future[Any] = loop.create_future()
             waking.add_done_callback(lambda _: answer.set_result(act(box) if box.exists else Absent()))
+            self._routes.pop(box.id, None)
             return answer
 
         return await self._call(method, reach, sandbox_id)
+
+    def _by_route(self, box: ModelBox, act: Callable[[ModelBox], _T]) -> _T | Doubtful:
+        """What is known of a sandbox that has moved leads nowhere, once."""
+        known = self._routes.get(box.id, box.route)
+        self._routes[box.id] = self.route_known_after(known, box)
+        return act(box) if known == box.route else Doubtful("no sandbox answers at its old address")
+
+    @staticmethod
+    def route_known_after(known: int, box: ModelBox) -> int:
+        return box.route
 
     def _with(self, sandbox_id: str, act: Callable[[ModelBox], _T]) -> _T | Absent:
         try:

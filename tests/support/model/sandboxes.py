@@ -18,6 +18,8 @@ from shared.ports import ProcessSpec, SandboxSpec, SandboxStatus
 from tests.support.model.lines import RefusedError, forever
 from tests.support.model.truth import Truth
 
+NO_ROOM = 429  # the status of a create for which there is none
+
 OVER = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 
 
@@ -35,6 +37,11 @@ class ModelProcess:
     exit_code: int | None = None
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[int] | None = None
+    heard: asyncio.Event = field(default_factory=asyncio.Event)  # it has said something, or ended
+
+    def says(self, line: str) -> None:
+        self.lines.append(line)
+        self.heard.set()
 
     async def awake(self) -> None:
         """Returns while the sandbox runs; never where it has ended, since its processes have ended with it."""
@@ -65,6 +72,8 @@ class ModelBox:
     desk: Any = None  # the lock holder's
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     settled: list[asyncio.Future[None]] = field(default_factory=list)
+    route: int = 0  # where it is reached; another one each time that it comes to run
+    stuck: bool = False  # refuses to be resumed, for good
 
     @property
     def exists(self) -> bool:
@@ -106,15 +115,20 @@ class ModelSandboxes:
         self._boot = boot or (lambda spec, number: (manner.boot, SandboxStatus.RUNNING))
         self._names: dict[str, ModelBox] = {}
         self.boxes: dict[str, ModelBox] = {}
+        self.full_until = 0.0  # no room for another sandbox before
+        self.turned_away = 0  # creates for want of room
         self._numbers = itertools.count(1)
         self._serials = itertools.count(1)
 
     # Lifecycle. What takes time answers a future.
 
     def create(self, spec: SandboxSpec) -> asyncio.Future[ModelBox | None] | None:
-        """None: the name is taken. The future's None: it did not come to run."""
+        """None: the name is taken. The future's None: it did not come to run. Raises RefusedError(NO_ROOM)."""
         if spec.name in self._names:
             return None
+        if self._loop.time() < self.full_until:
+            self.turned_away += 1
+            raise RefusedError(NO_ROOM)
         number = next(self._numbers)
         box = ModelBox(f"box{number}", spec.name, spec, self._loop.time(), since=self._loop.time())
         self.boxes[box.id] = self._names[spec.name] = box
@@ -152,6 +166,8 @@ class ModelSandboxes:
     def resume(self, box: ModelBox) -> asyncio.Future[None]:
         if not box.exists or box.status is SandboxStatus.PENDING:
             raise RefusedError(409)
+        if box.stuck:
+            raise RefusedError(400)
         if box.status in (SandboxStatus.SUSPENDED, SandboxStatus.SUSPENDING):
             self._loop.call_later(self._manner.resume, self._awake, box)
         return self._settled(box, SandboxStatus.RUNNING)
@@ -207,6 +223,7 @@ class ModelSandboxes:
         """As SIGKILL does: no further step of it."""
         if process.running:
             process.running = False
+            process.heard.set()
             if process.box.lock is process:
                 process.box.lock = process.box.desk = None
             if process.task is not None:
@@ -223,6 +240,7 @@ class ModelSandboxes:
             self._loop.call_exception_handler({"message": "a program failed", "exception": error})
         if process.running:
             process.running = False
+            process.heard.set()
             process.exit_code = None if error is not None else task.result()
             self._note(process.box, f"{process.serial} exits {process.exit_code}")
 
@@ -238,6 +256,7 @@ class ModelSandboxes:
 
     def _runs(self, box: ModelBox) -> None:
         box.active_at = self._loop.time()
+        box.route += 1
         self._become(box, SandboxStatus.RUNNING)
         box.woken.set()
         if self._manner.idle_timer and box.spec.timeout_seconds:

@@ -141,7 +141,7 @@ class _Worker:
         notice = Notice(
             word, self.claim.work_id, wire.PROTOCOL_VERSION, digest, _SDK, 1, detail, on_behalf, self.claim.nonce
         )
-        self.process.lines.append(notice.to_json())
+        self.process.says(notice.to_json())
 
     async def _at(self, point: str) -> None:
         happens = self.around.at(point, self.process, self.claim.session_id)
