@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run stop interrupt archive rm keep suspend resume confirm alarms top cost doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost doctor deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -29,6 +29,8 @@ session: export HANDS_TITLE = $(value TITLE)
 session: export HANDS_META = $(value META)
 STEERED := show logs shell run stop interrupt archive rm keep suspend resume confirm
 $(STEERED): export HANDS_SESSION = $(value SESSION)
+cp ls cat: export HANDS_FROM = $(value FROM)
+cp: export HANDS_TO = $(value TO)
 run: export HANDS_COMMAND = $(value COMMAND)
 confirm: export HANDS_DENY = $(value DENY)
 serve webhook: export HANDS_HOST = $(if $(filter command,$(origin HOST)),$(value HOST))
@@ -138,6 +140,15 @@ shell: setup ## a terminal in SESSION's sandbox, as the agent's user
 
 run: setup ## a command in SESSION's sandbox, as the agent's user: COMMAND='ls -l'
 	@$(HANDS) run "$$HANDS_SESSION" -- sh -c "$$HANDS_COMMAND"
+
+cp: setup ## copy files, FROM=sesn_...:out/report.csv TO=. or the other way round
+	@$(HANDS) cp
+
+ls: setup ## what a folder in a sandbox holds, FROM=sesn_...:/workspace
+	@$(HANDS) ls $(if $(JSON),--json)
+
+cat: setup ## print a file of a sandbox, FROM=sesn_...:out/report.csv
+	@$(HANDS) cat
 
 stop: setup ## stop SESSION's work; YES=1 does not ask
 	@$(HANDS) stop $(if $(YES),--yes)

@@ -78,6 +78,52 @@ def run_command(
         finish(run(load(), session, words, timeout=timeout))
 
 
+@command(
+    app,
+    "cp",
+    SEEING,
+    "cp sesn_01H2...:out/report.csv .",
+    "cp data/ sesn_01H2...:/workspace/data",
+    "pg_dump shop | hands cp - sesn_01H2...:shop.sql",
+)
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", envvar="HANDS_FROM", help="a path, or sesn_...:/path")],
+    sink: Annotated[str, typer.Argument(metavar="TO", envvar="HANDS_TO", help="a path, or sesn_...:/path")],
+) -> None:
+    """Copy files and folders between this machine and a session's sandbox. Wakes a sleeper.
+
+    A path without / begins in the workspace; - is standard input or output. A folder's copy is TO itself, or lies in TO
+    where that ends with a slash. The same command again goes on where it was broken off.
+    """
+    from infra.cli.fleet.copy import copy as copy_files
+
+    with edge():
+        finish(copy_files(load(), source, sink))
+
+
+@command(app, "ls", SEEING, "ls sesn_01H2...:", "ls sesn_01H2...:/workspace/out --json")
+def list_files(
+    place: Annotated[str, typer.Argument(metavar="SESSION:PATH", envvar="HANDS_FROM", help="sesn_...:/path")],
+    as_json: AsJson = False,
+) -> None:
+    """What a folder in a session's sandbox holds. Wakes a sleeper."""
+    from infra.cli.fleet.copy import entries
+
+    with edge():
+        finish(entries(load(), place, as_json=as_json))
+
+
+@command(app, "cat", SEEING, "cat sesn_01H2...:out/report.csv")
+def cat(
+    place: Annotated[str, typer.Argument(metavar="SESSION:PATH", envvar="HANDS_FROM", help="sesn_...:/path")],
+) -> None:
+    """Print a file of a session's sandbox. Wakes a sleeper."""
+    from infra.cli.fleet.copy import show as show_file
+
+    with edge():
+        finish(show_file(load(), place))
+
+
 @command(app, "shell", SEEING, "shell sesn_01H2...")
 def shell(session: SessionArgument) -> None:
     """A terminal in the session's sandbox, as the agent's user. Wakes a sleeper and keeps it awake while you are in.

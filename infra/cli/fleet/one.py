@@ -191,10 +191,7 @@ async def run(loaded: Loaded, session_id: str, command: Sequence[str], *, timeou
     """Run a command in the session's sandbox as the agent's user; its exit code, 128 + n after signal n."""
     try:
         async with target(loaded, session_id) as aim:
-            box = await aim.need_sandbox()
-            if box.status not in AWAKE:
-                print(f"(waking {box.id}; it stays awake, and costs, until it has been idle)", file=sys.stderr)
-                done(await aim.host.resume(box.id), f"waking {box.id}")
+            box = await aim.awake_sandbox()
             found = await aim.host.run(
                 box.id,
                 command[0],

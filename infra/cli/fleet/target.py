@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -63,6 +64,14 @@ class Target:
         if record is None:
             raise NotDone(f"{self.session.id} has no sandbox now: it gets one with its next message (make session)")
         return record
+
+    async def awake_sandbox(self) -> SandboxRecord:
+        """Its running sandbox; a sleeper is woken, and whoever asked is told. Raises NotDone."""
+        box = await self.need_sandbox()
+        if box.status not in AWAKE:
+            print(f"(waking {box.id}; it stays awake, and costs, until it has been idle)", file=sys.stderr)
+            done(await self.host.resume(box.id), f"waking {box.id}")
+        return box
 
 
 @asynccontextmanager
