@@ -84,7 +84,7 @@ def run_command(
     SEEING,
     "cp sesn_01H2...:out/report.csv .",
     "cp data/ sesn_01H2...:/workspace/data",
-    "pg_dump shop | hands cp - sesn_01H2...:shop.sql",
+    "cp - sesn_01H2...:shop.sql < shop.sql",
 )
 def copy(
     source: Annotated[str, typer.Argument(metavar="FROM", envvar="HANDS_FROM", help="a path, or sesn_...:/path")],
