@@ -13,15 +13,16 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE
+from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, USER_VARIABLE
 
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file knows
 _REGULAR_FILE: Final = 0o100644 << 16
 
 # Python puts the archive itself on the module path, so the modules keep the names they have here.
 _MAIN: Final = (
-    f"from image.session.worker.__main__ import main\n\nmain({CLAIM_VARIABLE!r}, {STATE_VARIABLE!r})\n".encode()
-)
+    "from image.session.worker.__main__ import main\n\n"
+    f"main({CLAIM_VARIABLE!r}, {STATE_VARIABLE!r}, {USER_VARIABLE!r})\n"
+).encode()
 _PACKAGES: Final = (
     "image/__init__.py",
     "image/session/__init__.py",

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 PROTOCOL_VERSION: Final = 1
 CLAIM_VARIABLE: Final = "HANDS_CLAIM"
 STATE_VARIABLE: Final = "HANDS_STATE"  # where the lock lives, if not in STATE_DIRECTORY
+USER_VARIABLE: Final = "HANDS_USER"  # whom a worker that starts as root becomes before anything else
 WORKER_DIRECTORY: Final = "/opt/hands"
 WORKER_PYTHON: Final = "/opt/hands/venv/bin/python"
 STATE_DIRECTORY: Final = "/var/lib/hands"
@@ -54,6 +55,7 @@ class Exit(enum.IntEnum):
     LIFETIME = 17
     UNREACHABLE = 18  # the service answered no heartbeat: no way out of the sandbox
     HUNG = 19  # something that was to be quick did not return
+    NO_USER = 20  # it was started as root, and the user to become is not there or could not be become
 
 
 class Word(enum.StrEnum):

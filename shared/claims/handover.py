@@ -12,10 +12,12 @@ import functools
 import hashlib
 import hmac
 import importlib.metadata
+import itertools
+import logging
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from image.session import claim as wire
@@ -23,6 +25,8 @@ from image.session.archive import build_archive
 from shared.backoff import pauses
 from shared.deadline import Deadline
 from shared.ports import Absent, Doubtful, OutputEnded, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
+
+log = logging.getLogger(__name__)
 
 WORKER_NAMES: Final = "hands-"
 """Names of the processes that are workers begin so."""
@@ -32,11 +36,12 @@ _LOOKED_AT: Final = 3  # living workers of one item whose output is read
 _LONGEST_TEXT: Final = 200
 _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
-_STARTS: Final = 3
+_STARTS: Final = 4
+_ROOT: Final = "root"
 
 _NOT_THE_ITEMS_FAULT: Final = frozenset(
     {wire.Exit.SERVED, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED, wire.Exit.LOCKED_OUT, wire.Exit.PASSED_ON}
-    | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE, wire.Exit.UNREACHABLE}
+    | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE, wire.Exit.UNREACHABLE, wire.Exit.NO_USER}
 )
 
 
@@ -75,6 +80,30 @@ def attempt_prefix(item: WorkItem) -> str:
     return f"{WORKER_NAMES}{digest[:12]}-"
 
 
+def worker_process(name: str, claim: wire.Claim, user: str | None) -> ProcessSpec:
+    """A worker that starts as root and becomes `user` as its first act: no process of that user can look into it, not
+    even while the service starts it (docs/security.md#what-a-sandbox-hides-from-its-agent). Without a `user`, as the
+    image's own."""
+    return ProcessSpec(
+        name=name,
+        command=wire.WORKER_PYTHON,
+        args=("-I", wire.worker_path(claim.worker_digest)),
+        env={
+            wire.CLAIM_VARIABLE: claim.to_json(),
+            wire.STATE_VARIABLE: wire.STATE_DIRECTORY,
+            **({wire.USER_VARIABLE: user} if user else {}),
+        },
+        user=_ROOT if user else None,
+        secrets=_secrets_of(claim),
+    )
+
+
+def not_as_root(process: ProcessSpec) -> ProcessSpec | None:
+    """The same worker, started as the user that it would become; None where it is not to start as root."""
+    user = process.env.get(wire.USER_VARIABLE)
+    return replace(process, user=user) if process.user == _ROOT and user else None
+
+
 _Output = AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]
 
 
@@ -111,21 +140,19 @@ async def _start_and_watch(
     host: SandboxHost, sandbox_id: str, item: WorkItem, claim: wire.Claim, user: str | None, deadline: Deadline
 ) -> Ready | NotReady:
     outcome: Ready | NotReady = NotReady("time ran out")
+    as_root = True
     for _ in range(_STARTS):
-        process = ProcessSpec(
-            name=attempt_prefix(item) + secrets.token_hex(4),
-            command=wire.WORKER_PYTHON,
-            args=("-I", wire.worker_path(claim.worker_digest)),
-            env={wire.CLAIM_VARIABLE: claim.to_json(), wire.STATE_VARIABLE: wire.STATE_DIRECTORY},
-            user=user,
-            secrets=_secrets_of(claim),
-        )
+        process = worker_process(attempt_prefix(item) + secrets.token_hex(4), claim, user)
+        if not as_root:
+            process = not_as_root(process) or process
         match await _start(host, sandbox_id, process, deadline):
             case NotReady() as failed:
                 return failed
             case None:
                 pass
         match await _watch(host, sandbox_id, process.name, item.id, claim, deadline):
+            case _NoUser():  # the service may say better what is wrong with that user
+                as_root = False
             case _Outdated(running=running):
                 if running:
                     await host.kill(sandbox_id, process.name)
@@ -181,6 +208,11 @@ def _secrets_of(claim: wire.Claim) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class _NoUser:
+    """Started as root, the worker could not become the agent's user."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Outdated:
     """The sandbox has no worker file of ours: an old sandbox or image, or a file that was cut or changed since."""
 
@@ -188,8 +220,11 @@ class _Outdated:
 
 
 async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadline: Deadline) -> NotReady | None:
-    """None once the process was started, or may have been and is there."""
+    """None once the process was started, or may have been and is there. Not every service lets a process be root: it is
+    started as the agent's user then, where the image's interpreter alone hides the claim. An answer in doubt may be
+    that refusal, so the two take turns."""
     waits = pauses(_FIRST_LOOK, _LONGEST_PAUSE)
+    others: Iterator[ProcessSpec] = itertools.cycle([not_as_root(process) or process, process])
     while True:
         match await host.start(sandbox_id, process):
             case None:
@@ -197,10 +232,16 @@ async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadl
             case Absent():
                 return NotReady("the sandbox is gone", sandbox_gone=True)
             case Refused(reason=reason):
-                return NotReady(f"start refused: {reason}")
+                plain = not_as_root(process)
+                if plain is None:
+                    return NotReady(f"start refused: {reason}")
+                log.warning("worker.not_as_root sandbox=%s reason=%s", sandbox_id, reason)
+                process, others = plain, itertools.repeat(plain)
+                continue
             case Doubtful(reason=reason):
                 if isinstance(await host.process_state(sandbox_id, process.name), ProcessState):
                     return None
+                process = next(others)
                 if deadline.passed:
                     return NotReady(f"start failed: {reason}")
         await asyncio.sleep(min(next(waits), deadline.left()))
@@ -208,7 +249,7 @@ async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadl
 
 async def _watch(
     host: SandboxHost, sandbox_id: str, name: str, work_id: str, claim: wire.Claim, deadline: Deadline
-) -> Ready | NotReady | _Outdated:
+) -> Ready | NotReady | _Outdated | _NoUser:
     """Hear what the worker says as it says it: one call. Where the stream breaks, look again and again."""
     heard = _Heard(claim, work_id)
     try:
@@ -251,7 +292,7 @@ async def _heard_until_ready(lines: _Output, heard: _Heard) -> OutputEnded | Abs
 
 async def _look_again(
     host: SandboxHost, sandbox_id: str, name: str, heard: _Heard, deadline: Deadline
-) -> Ready | NotReady | _Outdated:
+) -> Ready | NotReady | _Outdated | _NoUser:
     waits = pauses(_FIRST_LOOK, _LONGEST_PAUSE)
     over: ProcessState | None = None
     while True:
@@ -304,7 +345,7 @@ class _Heard:
     def _first(self, word: wire.Word) -> wire.Notice | None:
         return next((notice for notice in self._notices if notice.word is word), None)
 
-    def outcome(self, over: ProcessState | None) -> Ready | NotReady | _Outdated | None:
+    def outcome(self, over: ProcessState | None) -> Ready | NotReady | _Outdated | _NoUser | None:
         """`over`: the process as it was before its whole output was read, if it had ended. None: nothing is settled."""
         ready, ended = self.ready, self._first(wire.Word.ENDED)
         if ended is not None and (ready is None or not ready.on_behalf):
@@ -320,6 +361,8 @@ class _Heard:
             return None
         if over.exit_code == wire.Exit.UNREADABLE:
             return _Outdated(running=False)
+        if over.exit_code == wire.Exit.NO_USER:
+            return _NoUser()
         return NotReady(f"the worker ended: {_describe(over)}{self._last_words()}")
 
     def too_late(self) -> NotReady:

@@ -1,9 +1,10 @@
-"""First instructions of the worker: take the claim out of sight, then run.
+"""First instructions of the worker: take the claim out of the agent's sight, then run.
 
 The agent's tools run as the same user as the worker, and a user reads the environment and the memory of its own
-processes, unless the kernel has closed this one from its start (secret_hiding.py). Where it has not, the program starts
-twice: the first start only moves the claim from the environment into an anonymous file and executes itself again with
-a clean environment; the second closes itself to its own user and reads the claim.
+processes, unless the kernel has closed this one from its start (secret_hiding.py). A worker that starts as root becomes
+the agent's user here, before it looks at its claim. Where nothing has closed the process, the program starts twice: the
+first start only moves the claim from the environment into an anonymous file and executes itself again with a clean
+environment; the second closes itself to its own user and reads the claim.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _SUPERVISOR = "--tool-supervisor"  # this file runs the operator's tools, too (t
 _TOOL_HOST = "--tool-host"
 
 
-def main(claim_variable: str, state_variable: str) -> NoReturn:
+def main(claim_variable: str, state_variable: str, user_variable: str) -> NoReturn:
     """Runs as `python -I worker-XXXX.pyz`; never returns. What the dispatcher says to the worker stands in these."""
     if sys.argv[1:2] == [_SECOND_START]:
         _second_start(int(sys.argv[2]))
@@ -36,15 +37,29 @@ def main(claim_variable: str, state_variable: str) -> NoReturn:
         from image.session.worker import tool_host
 
         tool_host.main(int(sys.argv[2]))
+    user = os.environ.pop(user_variable, "")
+    was_root = bool(user) and os.geteuid() == 0
+    open_points = _become(user) if was_root else ()
     text = os.environ.pop(claim_variable, "")
     clean = tool_environment.clean_environment(os.environ, keep=state_variable)
-    if secret_hiding.sealed():
+    if was_root or secret_hiding.sealed():
         os.environ.clear()
         os.environ.update(clean)
-        _run(text, ())
+        _run(text, open_points)
     descriptor = secret_hiding.stash(text)
     command = [sys.executable, "-I", sys.argv[0], _SECOND_START, str(descriptor)]
     os.execve(sys.executable, command, clean)  # noqa: S606 - no shell wanted
+
+
+def _become(user: str) -> tuple[str, ...]:
+    try:
+        return secret_hiding.become(user)
+    except secret_hiding.NoSuchUser as error:
+        from image.session.claim import Exit
+
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(Exit.NO_USER)
 
 
 def _second_start(descriptor: int) -> NoReturn:

@@ -231,6 +231,11 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "`SANDBOX_USER` is root in the image, or may become it",
         "leave `SANDBOX_USER` at `agent` and `make build`",
     ),
+    "HANDS705": Entry(
+        "no worker may start as root",
+        "the service refuses a process of root's, so the interpreter's mode alone hides a claim from its agent",
+        "`make build`: in an image of this version the interpreter may be run and not read by `SANDBOX_USER`",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import json
 import re
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from image.session import claim as wire
@@ -22,6 +22,7 @@ from image.session.archive import build_archive, digest
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, error, info, ok, warning
 from infra.cli.doctor.isolation import RUN_SECONDS, check_inside
+from shared.claims.handover import not_as_root, worker_process
 from shared.names import new_race_id, race_sandbox_name
 from shared.ports import (
     Absent,
@@ -126,6 +127,7 @@ class _Heard:
     first_seconds: float
     ended: wire.Notice | None
     state: ProcessState | None
+    not_as_root: str = ""  # why it had to be started as the agent's user
 
 
 async def _check_hand_over(context: DoctorContext, environment: Environment, sandbox_id: str, say: Say) -> float | None:
@@ -163,6 +165,10 @@ def _say_worker(heard: _Heard, context: DoctorContext, about: str, say: Say) -> 
         say(error("HANDS603", f"{about}the worker was never ready: {end}"))
         return None
     _say_sdk(first.sdk, context, about, say)
+    if heard.not_as_root:
+        say(warning("HANDS705", f"{about}the worker had to start as the tools' user: {heard.not_as_root}"))
+    elif context.settings.sandbox_user:
+        say(ok("HANDS705", f"{about}the service took the start as root"))
     took = f"{about}the worker had started in {heard.first_seconds:.1f} s"
     if status == wire.Exit.REFUSED:
         say(ok("HANDS603", f"{took}, and the API refused its made-up credential as it should"))
@@ -214,14 +220,23 @@ def _claim(context: DoctorContext, environment: Environment, worker_digest: str)
 
 async def _start_worker(context: DoctorContext, sandbox_id: str, claim: wire.Claim) -> _Heard | str:
     """Started as the dispatcher starts one (shared/claims/handover.py) and followed to its end; a text says why not."""
+    process = worker_process(f"doctor-{secrets.token_hex(6)}", claim, context.settings.sandbox_user or None)
+    plain = not_as_root(process)
+    heard = await _follow_worker(context, sandbox_id, process)
+    if plain is None:
+        return heard
+    if isinstance(heard, str):
+        reason = heard
+    elif heard.state is not None and heard.state.exit_code == wire.Exit.NO_USER:
+        reason = f"it cannot become {context.settings.sandbox_user!r}"
+    else:
+        return heard
+    again = await _follow_worker(context, sandbox_id, replace(plain, name=f"{process.name}-plain"))
+    return again if isinstance(again, str) else replace(again, not_as_root=reason)
+
+
+async def _follow_worker(context: DoctorContext, sandbox_id: str, process: ProcessSpec) -> _Heard | str:
     host = context.service.host
-    process = ProcessSpec(
-        name=f"doctor-{secrets.token_hex(6)}",
-        command=wire.WORKER_PYTHON,
-        args=("-I", wire.worker_path(claim.worker_digest)),
-        env={wire.CLAIM_VARIABLE: claim.to_json(), wire.STATE_VARIABLE: wire.STATE_DIRECTORY},
-        user=context.settings.sandbox_user,
-    )
     began = time.monotonic()
     match await host.start(sandbox_id, process):
         case Absent():

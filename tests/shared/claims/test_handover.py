@@ -14,7 +14,16 @@ from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared.claims.handover import Hopeless, NotReady, Ready, attempt_prefix, hand_over
 from shared.deadline import Deadline
-from shared.ports import LARGEST_OUTPUT, Absent, Doubtful, OutputEnded, ProcessState, WorkItem
+from shared.ports import (
+    LARGEST_OUTPUT,
+    Absent,
+    Doubtful,
+    OutputEnded,
+    ProcessSpec,
+    ProcessState,
+    Refused,
+    WorkItem,
+)
 from tests.support.fake_host import FakeHost
 
 DIGEST = digest(build_archive())
@@ -168,6 +177,57 @@ def test_a_failure_quotes_the_workers_last_line_cut_printable_and_without_the_cl
     outcome = handed_over(Told([[loud]], exit_code=1, running=False), look_first=False)
     assert isinstance(outcome, NotReady) and "ModuleNotFoundError" in outcome.reason
     assert CLAIM.secret not in outcome.reason and "\x1b" not in outcome.reason and len(outcome.reason) < 400
+
+
+class Users(FakeHost):
+    """Answers each start by the user that the process is to run as."""
+
+    def __init__(self, as_root: Refused | Doubtful | wire.Exit | None) -> None:
+        super().__init__()
+        self._as_root = as_root
+        self.asked: list[tuple[str | None, str | None]] = []
+        self._ended: wire.Exit | None = None
+
+    async def start(self, sandbox_id: str, process: ProcessSpec) -> Refused | Doubtful | None:
+        self.asked.append((process.user, process.env.get(wire.USER_VARIABLE)))
+        self._ended = self._as_root if process.user == "root" and isinstance(self._as_root, wire.Exit) else None
+        return self._as_root if process.user == "root" and isinstance(self._as_root, Refused | Doubtful) else None
+
+    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str]:
+        return [] if self._ended else [said(wire.Word.READY)]
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent:
+        if isinstance(self._as_root, Doubtful) and len(self.asked) == 1:
+            return Absent()
+        return ProcessState(name, self._ended is None, self._ended)
+
+
+ROOT, PLAIN = ("root", "agent"), ("agent", "agent")
+
+
+@pytest.mark.parametrize(
+    ("as_root", "asked"),
+    [
+        (None, [ROOT]),
+        (Refused(400, "no process may be root here"), [ROOT, PLAIN]),
+        (Doubtful("HTTP 500"), [ROOT, PLAIN]),
+        (wire.Exit.NO_USER, [ROOT, PLAIN]),
+    ],
+    ids=["root", "refused", "in doubt", "no such user"],
+)
+def test_a_worker_starts_as_root_and_where_it_may_not_as_the_agents_user(
+    as_root: Refused | Doubtful | wire.Exit | None, asked: list[tuple[str, str]]
+) -> None:
+    host = Users(as_root)
+    told = asyncio.run(hand_over(host, "box", ITEM, CLAIM, user="agent", deadline=Deadline.after(60.0)))
+    assert told == Ready(SDK)
+    assert host.asked == asked
+
+
+def test_where_no_user_is_set_a_worker_starts_as_the_images_own() -> None:
+    host = Users(None)
+    assert asyncio.run(hand_over(host, "box", ITEM, CLAIM, user=None, deadline=Deadline.after(60.0))) == Ready(SDK)
+    assert host.asked == [(None, None)]
 
 
 class Streaming(Remembering):

@@ -8,10 +8,8 @@ does not hide itself is there for comparison, so that a search that finds nothin
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -191,95 +189,6 @@ def test_a_tool_in_an_offline_sandbox_finds_the_secret_nowhere(tmp_path: Path) -
         box.terminate()
     assert report["found"] == []
     assert report["processes"] >= 3
-
-
-SPY = """
-import ctypes, os, sys, time
-needle, known = sys.argv[1][::-1].encode(), set(os.listdir("/proc"))
-libc, seen, found = ctypes.CDLL(None, use_errno=True), set(), open("/workspace/found", "a", buffering=1)
-open("/workspace/watching", "w").close()
-def look(pid, what, data):
-    if needle in data and (pid, what) not in seen:
-        seen.add((pid, what))
-        found.write(f"{what}\\n")
-while True:
-    time.sleep(0.001)  # a worker takes tens of milliseconds to begin, and has to have a processor for that
-    for pid in os.listdir("/proc"):
-        if not pid.isdigit() or pid in known or pid == str(os.getpid()):
-            continue
-        try:
-            if "worker-" not in open(f"/proc/{pid}/cmdline").read():
-                continue  # reading a shell's input would take it from the shell
-        except OSError:
-            continue
-        for name in ("environ", "cmdline", "auxv", "stack"):
-            try:
-                look(pid, name, open(f"/proc/{pid}/{name}", "rb").read())
-            except OSError:
-                pass
-        for number in range(12):
-            path = f"/proc/{pid}/fd/{number}"
-            for mode in (os.O_RDONLY, os.O_WRONLY):
-                try:
-                    opened = os.open(path, mode | os.O_NONBLOCK)
-                except OSError:
-                    continue
-                try:
-                    if (pid, path) not in seen:
-                        seen.add((pid, path))
-                        found.write(f"descriptor {number}\\n")
-                    look(pid, f"content of {number}", os.read(opened, 100000))
-                except OSError:
-                    pass
-                finally:
-                    os.close(opened)
-        if sys.argv[2:] and libc.ptrace(16, int(pid), 0, 0) == 0:
-            libc.ptrace(17, int(pid), 0, 0)
-            if (pid, "ptrace") not in seen:
-                seen.add((pid, "ptrace"))
-                found.write("ptrace\\n")
-"""
-
-
-@pytest.mark.skipif(
-    "HANDS_SPY" not in os.environ,
-    reason="HANDS_SPY=1 runs it: its spy traces the sandbox's processes without a pause and can hang the turn",
-)
-@pytest.mark.parametrize("interpreter", [WORKER_PYTHON, f"{WORKER_PYTHON}3"], ids=["sealed", "readable"])
-def test_a_program_that_watches_a_hand_over_gets_nothing_of_it(interpreter: str, tmp_path: Path) -> None:
-    """Before, while and after a worker begins. With an interpreter that the agent may read it does get something,
-    which shows that it watches well."""
-    from tensorlake.sandbox import Sandbox as Box
-
-    with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
-        if not platform.ready["isolation"]["isolated"]:
-            pytest.skip("the offline platform has no isolation on this machine, and says so")
-        build(Recipe("agent-cli"), api_key="a-key", api_url=platform.url)
-        box = Box.create(image="agent-cli", name="watched", api_key="a-key", api_url=platform.url)
-        box.write_file("/opt/hands/spy.py", SPY.encode())
-        secret = secret_for(TOKEN)
-        trace = ["trace"] if interpreter == WORKER_PYTHON else []  # a success would stop the worker
-        spy = ["python3", "-S", "/opt/hands/spy.py", secret[::-1], *trace]
-        box.start_process("/usr/bin/env", spy, user=AGENT_USER)
-        deadline = time.monotonic() + 30
-        while box.run("test", ["-e", "/workspace/watching"]).exit_code != 0:
-            assert time.monotonic() < deadline, "the spy does not watch"
-        for number in range(2):
-            with running(tool_calls=[("bash", {"command": "sleep 0.3"})], state="starting") as service:
-                claim = make_claim(service.url, Path("/workspace"), token=TOKEN)
-                box.start_process(
-                    interpreter,
-                    ["-I", worker_path(claim.worker_digest)],
-                    env={CLAIM_VARIABLE: claim.to_json(), STATE_VARIABLE: STATE_DIRECTORY},
-                    user=AGENT_USER,
-                    name=f"w{number}",
-                )
-                service.wait_for("/stop", within=200)
-        found = box.run("cat", ["/workspace/found"]).stdout.split("\n")
-        box.terminate()
-    assert ("environ" in found) == (interpreter != WORKER_PYTHON), found
-    if interpreter == WORKER_PYTHON:
-        assert found in ([""], []), found
 
 
 def test_neither_arguments_nor_environment_of_the_worker_hold_the_claim(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_a_probe_shows_everything_from_inside_and_is_gone_afterwards(place: Plac
     assert "refused its made-up credential" in seen(findings, "HANDS603")
     well = {each.code for each in findings if each.severity is Severity.OK}
     assert well >= {"HANDS402", "HANDS403", "HANDS601", "HANDS602", "HANDS603", "HANDS604", "HANDS605", "HANDS704"}
+    assert "HANDS705" in well
     assert place.sandboxes() == []
 
 
