@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -94,6 +94,20 @@ def collect(sources: ToolSources, environ: Mapping[str, str] | None = None) -> O
     return OwnTools(sources, tuple(entries), servers)
 
 
+def known_names(sources: ToolSources) -> Callable[[str], bool]:
+    """Whether a name is that of a tool which the sources have; of an MCP server's tools the server's name counts, which
+    is not started for it. Raises ToolsError."""
+    problems: list[str] = []
+    names = {entry.name for kind, folder in sources.folders.items() for entry in _from_folder(kind, folder, problems)}
+    servers: tuple[ServerDefinition, ...] = ()
+    if sources.mcp is not None:
+        _, servers = _read_servers(sources.mcp, problems)
+    if problems:
+        raise ToolsError("\n".join(problems))
+    begins = tuple(f"{server.name}__" for server in servers)
+    return lambda name: name in names or name.startswith(begins)
+
+
 def stage(tools: OwnTools, target: Path) -> None:
     """Fills an empty folder with what the image gets at /opt/hands/tools."""
     target.mkdir()
@@ -150,17 +164,8 @@ def _described(folder: Path, variable: str, problems: list[str]) -> Sequence[dic
 def _from_servers(
     sources: ToolSources, path: Path, environ: Mapping[str, str], problems: list[str]
 ) -> tuple[list[Entry], dict[Kind, dict[str, Any]]]:
-    try:
-        content = json.loads(path.read_bytes())
-        servers = servers_in(content)
-    except OSError as error:
-        problems.append(f"SANDBOX_MCP: {path} cannot be read: {error.strerror}")
-        return [], {}
-    except McpConfigError as error:
-        problems.append(f"SANDBOX_MCP: {error}")
-        return [], {}
-    except ValueError:
-        problems.append(f"SANDBOX_MCP: {path} is not JSON")
+    content, servers = _read_servers(path, problems)
+    if not servers:
         return [], {}
     try:
         import mcp  # noqa: F401
@@ -174,6 +179,19 @@ def _from_servers(
         kept.setdefault(kind, {"mcpServers": {}})["mcpServers"][server.name] = content["mcpServers"][server.name]
         entries += _from_server(server, kind, {**environ, **_places(sources, kind)}, problems)
     return entries, kept
+
+
+def _read_servers(path: Path, problems: list[str]) -> tuple[Any, tuple[ServerDefinition, ...]]:
+    try:
+        content = json.loads(path.read_bytes())
+        return content, servers_in(content)
+    except OSError as error:
+        problems.append(f"SANDBOX_MCP: {path} cannot be read: {error.strerror}")
+    except McpConfigError as error:
+        problems.append(f"SANDBOX_MCP: {error}")
+    except ValueError:
+        problems.append(f"SANDBOX_MCP: {path} is not JSON")
+    return None, ()
 
 
 def _from_server(

@@ -107,6 +107,13 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "it was archived, or belongs to another workspace than the API key",
         "`make agent`, and put the id that it prints into `.env.local`",
     ),
+    "HANDS207": Entry(
+        "an agent's custom tool is none of yours",
+        "neither SANDBOX_TOOLS, SANDBOX_PRIVATE_TOOLS nor SANDBOX_MCP has it, so no sandbox serves it; a session that "
+        "calls it waits until a program of yours sends its result",
+        "set those as they were for `make agent` and `make build`, or let your program answer; `make session` says "
+        "which call a session waits for",
+    ),
     "HANDS301": Entry(
         "work waits and nobody takes it",
         "no copy of the functions polls this environment",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from image.session.tools import ToolsError, ToolSources, known_names
+from image.session.worker import fork_tool_schema
 from infra.cli.doctor.context import DoctorContext, claude_client, http_client
 from infra.cli.doctor.findings import Say, error, info, ok, warning
 from shared.errors import SecretUnavailable
@@ -89,3 +93,25 @@ async def check_person(context: DoctorContext, say: Say) -> None:
         say(error("HANDS206", "the agent is archived"))
     else:
         say(ok("HANDS206", "the agent is there"))
+        await _check_custom_tools(context, [tool.name for tool in record.tools if tool.type == "custom"], say)
+
+
+async def _check_custom_tools(context: DoctorContext, declared: Sequence[str], say: Say) -> None:
+    """Does an image of ours serve each custom tool of the agent?"""
+    declared = [name for name in declared if name != fork_tool_schema.NAME]  # every worker answers it
+    if not declared:
+        return
+    try:
+        known = await asyncio.to_thread(known_names, ToolSources.from_environ(context.environ))
+    except ToolsError as problem:
+        say(error("HANDS101", str(problem)))
+        return
+    foreign = [name for name in declared if not known(name)]
+    if foreign:
+        say(
+            warning(
+                "HANDS207", f"the agent has the custom tool {', '.join(foreign[:20])[:500]}, which nobody serves here"
+            )
+        )
+    else:
+        say(ok("HANDS207", f"each of the agent's {len(declared)} custom tools is one of yours"))

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from image.session.worker.tool_manifest import MANIFEST, TOOLS_DIRECTORY
 from infra.cli.environ import Loaded
 from shared import names
 from shared.errors import SecretUnavailable, SettingsError
-from shared.ports import Absent, FindOutcome, ItemState, ListedItem, Listing, SandboxHost, SandboxRecord, WorkQueue
+from shared.ports import (
+    Absent,
+    Doubtful,
+    FindOutcome,
+    ItemState,
+    ListedItem,
+    Listing,
+    Refused,
+    SandboxHost,
+    SandboxRecord,
+    SandboxStatus,
+    WorkQueue,
+)
 from shared.settings import Settings
 
 _PAGES: Final = 1
 _LOOK_SECONDS: Final = 3.0
+_LONGEST_MANIFEST: Final = 1 << 20  # bytes
 _STOPPED: Final = (
     "its work was stopped from outside: the running command ends, and its result may be lost. A next message starts "
     "new work; make repair frees a session that waits for a lost result"
@@ -32,11 +47,13 @@ class Look:
     """`item`: the session's newest work item, None where it has none. `known`: False where the queue was not seen.
 
     news: what has changed since the last look and a person should know, one line each.
+    own_tools: the custom tools that the sandbox's image has; None where that was not asked or could not be seen.
     """
 
     item: ListedItem | None = None
     known: bool = False
     news: tuple[str, ...] = ()
+    own_tools: frozenset[str] | None = None
 
     @property
     def nobody_serves(self) -> bool:
@@ -59,10 +76,11 @@ class Behind:
     _sandbox: str | None = None
     _lost: bool = False
     _stopped: set[str] = field(default_factory=set)
+    _manifest: tuple[str, frozenset[str]] | None = None
 
-    async def look(self) -> Look:
+    async def look(self, *, own_tools: bool = False) -> Look:
         """Two calls, side by side, of _LOOK_SECONDS together: whoever watches waits for them, and a slow service
-        must not hold up the other one's events. Never raises for what a service does."""
+        must not hold up the other one's events. Never raises for what a service does. With `own_tools` a third one."""
         try:
             async with asyncio.timeout(_LOOK_SECONDS), asyncio.TaskGroup() as group:
                 items = group.create_task(self.queue.list_items(_PAGES))
@@ -75,11 +93,28 @@ class Behind:
         own = [item for item in listing.rows if names.canonical_session_id(item.session_id) == self.session_id]
         news = self._stops(own) + lost
         newest = max(own, key=lambda item: item.created_at, default=None)
-        return Look(newest, newest is not None or listing.complete, tuple(news))
+        served = await self._own_tools(sandbox.result()) if own_tools and newest is not None else None
+        return Look(newest, newest is not None or listing.complete, tuple(news), served)
 
     async def begin(self) -> None:
         """Remember how things are: only what changes from now on is news."""
         await self.look()
+
+    async def _own_tools(self, found: FindOutcome) -> frozenset[str] | None:
+        """What `make build` wrote into the image, read in a sandbox that runs: reading wakes one that sleeps. It is
+        shown to a person and decides nothing."""
+        if not isinstance(found, SandboxRecord) or found.status is not SandboxStatus.RUNNING:
+            return None
+        if self._manifest is None or self._manifest[0] != found.id:
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    read = await self.host.read_file(found.id, str(TOOLS_DIRECTORY / MANIFEST), _LONGEST_MANIFEST)
+            except TimeoutError:
+                return None
+            if isinstance(read, Refused | Doubtful):
+                return None
+            self._manifest = (found.id, frozenset() if isinstance(read, Absent) else _names(read))
+        return self._manifest[1]
 
     def _stops(self, items: Sequence[ListedItem]) -> list[str]:
         stopped = {item.id for item in items if item.state in (ItemState.STOPPING, ItemState.STOPPED)}
@@ -98,6 +133,13 @@ class Behind:
                     self._lost = True
                     return ["the session's sandbox was lost, with the files in it; a new one takes its place"]
         return []
+
+
+def _names(manifest: bytes) -> frozenset[str]:
+    try:
+        return frozenset(str(entry["name"]) for entry in json.loads(manifest))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return frozenset()
 
 
 @contextlib.asynccontextmanager

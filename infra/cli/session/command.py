@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from image.session.worker import fork_tool_schema
 from infra.cli.environ import Loaded
 from infra.cli.session import confirmations
 from infra.cli.session.behind import Behind, behind
@@ -113,7 +114,9 @@ async def watch(
     async with _asking(feed, screen) as ask, contextlib.aclosing(follower.events()) as events:
         async for event in events:
             if isinstance(event, Quiet):
-                remarks.quiet(event, await back.look() if back is not None and event.waiting else BehindLook())
+                custom = any(call.custom for call in event.calls)
+                seen = await back.look(own_tools=custom) if back is not None and event.waiting else BehindLook()
+                remarks.quiet(event, seen)
             else:
                 screen.show(event)
                 if remarks.was_silent_over_a_call and back is not None:
@@ -196,13 +199,10 @@ class _Remarks:
         asking = next((call for call in quiet.calls if call.asks), None)
         if asking is not None:
             return f"it waits for a person to allow {_named(asking)}: hands confirm {self.session_id}"
-        running = [call for call in quiet.calls if not call.custom]
-        if not running and quiet.calls:
-            return (
-                f"it waits for the result of {_named(quiet.calls[0])}, a custom tool: your own program must send it "
-                "(user.custom_tool_result)"
-            )
-        what = _named(running[0]) if running else "its tools"
+        running = [call for call in quiet.calls if _is_served(call, look)]
+        if not running and quiet.calls and not look.nobody_serves:
+            return _unserved(quiet.calls[0], look)
+        what = _named((running or quiet.calls)[0]) if quiet.calls else "its tools"
         since = _seconds(quiet, running[0]) if running else quiet.seconds
         if look.nobody_serves:
             return (
@@ -212,6 +212,26 @@ class _Remarks:
         if look.worker_starts:
             return f"a worker is starting for {what}, {since:.0f} s so far"
         return f"{what} runs, {since:.0f} s so far" if look.known else f"waiting for {what}, {since:.0f} s so far"
+
+
+def _is_served(call: Call, look: BehindLook) -> bool:
+    """By the session's worker, if there is one."""
+    return not call.custom or call.name == fork_tool_schema.NAME or call.name in (look.own_tools or ())
+
+
+def _unserved(call: Call, look: BehindLook) -> str:
+    waits = f"it waits for the result of {_named(call)}, a custom tool"
+    if look.own_tools is None:
+        return (
+            f"{waits}: the sandbox's image must have it (make build), or a program of yours sends it "
+            "(user.custom_tool_result)"
+        )
+    has = f"has {clean(', '.join(sorted(look.own_tools)))}" if look.own_tools else "has no tools of your own"
+    return (
+        f"{waits} that nobody serves: the image of this sandbox {has}.\n"
+        "  Build it with the tool (SANDBOX_TOOLS, make build) and begin a new session, or let a program of yours send "
+        "the result (user.custom_tool_result)"
+    )
 
 
 def _named(call: Call) -> str:

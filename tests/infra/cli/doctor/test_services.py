@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -92,6 +93,24 @@ def test_a_wrong_api_key_and_a_missing_agent_are_found(place: Place) -> None:
     api_key = str(place.world.api.api_key)
     context.environ = {**context.environ, "ANTHROPIC_API_KEY": api_key, "ANTHROPIC_AGENT_ID": "agent_gone"}
     assert bad(said(context, services.check_person)) == {"HANDS206": Severity.ERROR}
+
+
+def test_a_custom_tool_that_no_image_of_ours_has_is_named(place: Place, tmp_path: Path) -> None:
+    schema: Any = {"type": "object", "properties": {}}
+    agent = place.world.api.beta.agents.create(
+        name="with a tool",
+        model="claude-opus-5",
+        tools=[{"type": "custom", "name": "wiki__search", "description": "Finds pages.", "input_schema": schema}],
+    )
+    context = ground_of(place)
+    own = {"ANTHROPIC_API_KEY": str(place.world.api.api_key), "ANTHROPIC_AGENT_ID": agent.id}
+    context.environ = {**context.environ, **own}
+    findings = said(context, services.check_person)
+    assert bad(findings) == {"HANDS207": Severity.WARNING}
+    assert "wiki__search" in seen(findings, "HANDS207")
+    (tmp_path / "mcp.json").write_text('{"mcpServers": {"wiki": {"command": "wiki-server"}}}')
+    context.environ = {**context.environ, "SANDBOX_MCP": str(tmp_path / "mcp.json")}
+    assert bad(said(context, services.check_person)) == {}
 
 
 def test_work_that_waits_longer_than_the_reclaim_window_is_found(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -115,6 +116,30 @@ def test_where_nobody_serves_it_is_said_with_the_way_out(unserved: CommandLine) 
         watching.communicate(timeout=60)
     assert "no worker serves the session" in lines[0] and "bash  echo never waits" in lines[0]
     assert "make serve" in lines[1]
+
+
+def test_a_custom_tool_that_nobody_serves_is_named_with_the_reason(served: CommandLine) -> None:
+    tool: Any = {
+        "type": "custom",
+        "name": "get_order",
+        "description": "Finds an order.",
+        "input_schema": {"type": "object", "properties": {}},
+    }
+    with served.api() as api:
+        agent = api.beta.agents.create(
+            name="with a tool of nobody's", model="claude-sonnet-4-6", tools=[{"type": "agent_toolset_20260401"}, tool]
+        )
+    offline: dict[str, Any] = {**served.platform.environ, "ANTHROPIC_AGENT_ID": agent.id}
+    with served.start("session", "call get_order {}", **offline) as watching:
+        assert watching.stderr is not None
+        lines = list(itertools.takewhile(lambda line: "custom_tool_result" not in line, watching.stderr))
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=60)
+    said = "".join(lines)
+    assert "it waits for the result of get_order" in said
+    assert "nobody serves: the image of this sandbox has no tools of your own" in said
+    with served.api() as api:
+        api.beta.sessions.events.send(str(served.sessions()[-1]["id"]), events=[{"type": "user.interrupt"}])
 
 
 def asking_agent(shell: CommandLine) -> str:
