@@ -106,7 +106,7 @@ def log_asked(race: RaceRequest, caller: Capability | None) -> None:
         caller.work_id if caller else "-",
         kind,
         source,
-        race.n or len(race.branches or ()),
+        len(race.candidates()),
         race.promote,
         race.dry_run,
     )

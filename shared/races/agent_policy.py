@@ -76,9 +76,8 @@ def narrowed(race: RaceRequest, caller: Capability) -> RaceRequest:
         raise NotAllowed("checkpoint", "an agent's race starts from the files of its sandbox")
     if race.judge.type == "plugin":
         raise NotAllowed("judge", "plug-ins are for the operator")
-    count = race.n or len(race.branches or ())
-    if count > caller.branches:
-        raise NotAllowed("n" if race.n is not None else "branches", f"at most {caller.branches} branches here")
+    if len(race.candidates()) > caller.branches:
+        raise NotAllowed(race.branches_field, f"at most {caller.branches} branches here")
     if race.deadline is not None and race.deadline > caller.seconds:
         raise NotAllowed("deadline", f"at most {caller.seconds:g} seconds here")
     return race.model_copy(update={"deadline": race.deadline or caller.seconds})

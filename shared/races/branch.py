@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shared.races.patches import Base
 from shared.races.report import JUDGE_TAIL_CHARACTERS, TAIL_CHARACTERS, Artifact, BranchReport, BranchStatus
 from shared.races.request import Branch
 from shared.races.shell import Ran
@@ -43,6 +44,9 @@ class BranchRunner:
     stderr: str = field(default="", repr=False)
     judged: str = field(default="", repr=False)
     failing: tuple[str, ...] = ()
+    base: Base | None = None
+    diff: str = field(default="", repr=False)
+    diff_reason: str | None = None
     artifacts: tuple[Artifact, ...] = ()
     artifacts_reason: str | None = None
 
@@ -71,6 +75,9 @@ class BranchRunner:
             stderr_tail=self.stderr,
             judge_tail=self.judged,
             failing=self.failing,
+            params=self.branch.params,
+            diff=self.diff,
+            diff_reason=self.diff_reason,
             artifacts=self.artifacts,
             artifacts_reason=self.artifacts_reason,
         )

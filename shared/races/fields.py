@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -52,8 +53,12 @@ def _variable(name: str) -> str:
     return name
 
 
+def begins_with_a_program(command: Sequence[str]) -> bool:
+    return bool(command[0]) and "=" not in command[0]
+
+
 def _executable(command: tuple[str, ...]) -> tuple[str, ...]:
-    if not command[0] or "=" in command[0]:
+    if not begins_with_a_program(command):
         raise ValueError("begins with the name of a program, without =")
     return command
 
@@ -71,6 +76,19 @@ Variables = Annotated[
         Annotated[str, Field(max_length=128), AfterValidator(_variable)], Annotated[Argument, Field(max_length=8_192)]
     ],
     Field(max_length=64),
+]
+
+
+def _parameter(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name == "i":
+        raise ValueError("a parameter's name has letters, digits and _, no digit first, and is not i")
+    return name
+
+
+ParameterValue = Annotated[str, Field(max_length=8_192), AfterValidator(_argument)] | bool | int | float
+Parameters = Annotated[
+    dict[Annotated[str, Field(max_length=64), AfterValidator(_parameter)], ParameterValue],
+    Field(min_length=1, max_length=64),
 ]
 
 

@@ -19,7 +19,7 @@ from image.session.claim import STATE_DIRECTORY
 from shared.deadline import Clock, Deadline
 from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
-from shared.races import artifacts, events, judges, plugins, safe_regex, scores
+from shared.races import artifacts, copies, events, judges, patches, plugins, safe_regex, scores
 from shared.races.branch import BranchRunner, OutputBudget
 from shared.races.errors import BadRace, SourceAbsent, SourceUnknown
 from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
@@ -55,8 +55,7 @@ def environment_for(request: RaceRequest, settings: Settings) -> Environment:
 def check_limits(request: RaceRequest, limits: RaceLimits) -> None:
     """Raises BadRace for more than the settings allow."""
     if len(request.candidates()) > limits.max_branches:
-        field = "n" if request.n is not None else "branches"
-        raise BadRace(field, f"at most {limits.max_branches} branches are allowed here")
+        raise BadRace(request.branches_field, f"at most {limits.max_branches} branches are allowed here")
     if request.max_parallel is not None and request.max_parallel > limits.max_parallel:
         raise BadRace("max_parallel", f"at most {limits.max_parallel} are allowed here")
     at_once = request.max_parallel or limits.max_parallel
@@ -290,7 +289,11 @@ class _Race:
     async def _try(self, runner: BranchRunner, fork_point: ForkPoint, child: SandboxRecord) -> None:
         """The branch in its own sandbox, up to its verdict."""
         branch = runner.branch
-        env = {"BRANCH_INDEX": str(runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
+        env = {f"PARAM_{name}": copies.as_text(value) for name, value in (branch.params or {}).items()}
+        env |= {"BRANCH_INDEX": str(runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
+        if self._request.diff:
+            with self._timeline.span("diff", branch.name):
+                await self._keep_base(runner, child)
         with self._timeline.span("files", branch.name):
             if fork_point.holds_identity:
                 try:
@@ -314,6 +317,9 @@ class _Race:
         if isinstance(ran, NotRun):
             return runner.fail(ran.reason)
         runner.ran(ran)
+        if runner.base is not None:
+            with self._timeline.span("diff", branch.name):
+                await self._take_diff(runner, runner.base, child)
         if ran.timed_out:
             await self._collect(runner, child)
             runner.status, runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
@@ -350,6 +356,26 @@ class _Race:
         spec = fork_point.spec(name, self._environment, self._longest(runner.branch))
         return JudgeChild(self._context, spec, fork_point.holds_identity, candidate, self._last_resort)
 
+    async def _keep_base(self, runner: BranchRunner, child: SandboxRecord) -> None:
+        match await patches.keep_base(self._shell, child.id):
+            case NotDone(reason=reason):
+                runner.diff_reason = f"diff: {reason}"
+            case base:
+                runner.base = base
+
+    async def _take_diff(self, runner: BranchRunner, base: patches.Base, child: SandboxRecord) -> None:
+        running = await self._shell.clear(child.id)
+        if isinstance(running, NotDone):
+            runner.diff_reason = f"diff: {running.reason}"
+            return
+        budget = min(patches.MOST_BYTES, self._artifact_bytes)
+        match await patches.take(self._shell, child.id, base, budget):
+            case NotDone(reason=reason):
+                runner.diff_reason = f"diff: {reason}"
+            case patch:
+                runner.diff = patch.text
+                runner.diff_reason = f"diff: only its first {budget} bytes are here" if patch.cut else None
+
     async def _collect(self, runner: BranchRunner, child: SandboxRecord) -> None:
         if not self._request.artifacts:
             return
@@ -358,8 +384,9 @@ class _Race:
             if isinstance(running, NotDone):
                 runner.artifacts_reason = f"artifacts: {running.reason}"
                 return
+            left = max(0, self._artifact_bytes - len(runner.diff.encode()))
             runner.artifacts, runner.artifacts_reason = await artifacts.collect(
-                self._request.artifacts, shell=self._shell, sandbox_id=child.id, budget=self._artifact_bytes
+                self._request.artifacts, shell=self._shell, sandbox_id=child.id, budget=left
             )
 
     def _decide(self, runner: BranchRunner, verdict: judges.Score | judges.Unjudged) -> None:

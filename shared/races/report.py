@@ -30,8 +30,8 @@ class Artifact(Model):
 class BranchReport(Model):
     """What became of one branch. `ok` means that it ended, was scored and may win; `score` and `exit_code` are null
     where there is none. The tails are the last characters of its output, and of what its judge said.
-    `failing` are names of failed tests, where the judge
-    tells them. `artifacts_reason` says why there are no (or not all) artifacts."""
+    `failing` are names of failed tests, where the judge tells them. `diff` is what it changed in the working
+    directory, as a patch in git's format. `diff_reason` and `artifacts_reason` say why one is missing or not whole."""
 
     name: str
     index: int
@@ -46,6 +46,9 @@ class BranchReport(Model):
     stderr_tail: str = ""
     judge_tail: str = ""
     failing: tuple[str, ...] = ()
+    params: dict[str, str | bool | int | float] | None = None
+    diff: str = Field(default="", repr=False)
+    diff_reason: str | None = None
     artifacts: tuple[Artifact, ...] = ()
     artifacts_reason: str | None = None
 
@@ -73,7 +76,9 @@ class PromotionReport(Model):
     sandbox_id: str | None = None
 
 
-Phase = Literal["source", "setup", "checkpoint", "boot", "files", "run", "judge", "artifacts", "reap", "promote"]
+Phase = Literal[
+    "source", "setup", "checkpoint", "boot", "files", "run", "diff", "judge", "artifacts", "reap", "promote"
+]
 
 
 class Span(Model):

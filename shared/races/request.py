@@ -7,10 +7,12 @@ never something that is passed over. Times are in seconds. Errors never show the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from shared.races import copies, fields
 from shared.races.fields import (
     BranchName,
     Command,
@@ -21,6 +23,7 @@ from shared.races.fields import (
     JsonPath,
     KeptName,
     Model,
+    Parameters,
     Path,
     PluginName,
     Script,
@@ -52,9 +55,11 @@ class _Program(Model):
 
 
 class Branch(_Program):
-    """One candidate. A `timeout` of its own wins over the race's `branch_timeout`."""
+    """One candidate. A `timeout` of its own wins over the race's `branch_timeout`. `params` are values: `{name}` in its
+    command or script stands for one, and the variable PARAM_name holds it."""
 
     name: BranchName
+    params: Parameters | None = None
     stdin: Annotated[str, Field(max_length=1_000_000)] | None = None
     timeout: Seconds | None = None
 
@@ -188,7 +193,9 @@ OnConflict = Literal["refuse", "theirs", "ours"]
 
 
 class RaceRequest(Model):
-    """One race. Either `branches`, or `n` copies of one `command` or `script` in which `{i}` is the copy's index.
+    """One race. Either `branches`, or copies of one `command` or `script`: `n` of them, or one for each of `params`,
+    whose values stand where `{name}` does and are in the variables PARAM_name. `{i}` is the copy's index. `diff` asks
+    for each branch's changes of the working directory as a patch.
 
     `on_conflict`, for what the source changed since the checkpoint as well: `refuse` promotes nothing, `theirs` takes
     the winner's, `ours` leaves the source's. `artifacts` are globs below the working directory (`**` for any depth).
@@ -200,6 +207,7 @@ class RaceRequest(Model):
     setup_timeout: Seconds = 300.0
     branches: Annotated[tuple[Branch, ...], Field(min_length=1, max_length=MOST_BRANCHES)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_BRANCHES)] | None = None
+    params: Annotated[tuple[Parameters, ...], Field(min_length=1, max_length=MOST_BRANCHES)] | None = None
     command: Command | None = None
     script: Script | None = None
     files: Files = Field(default_factory=dict)
@@ -216,20 +224,25 @@ class RaceRequest(Model):
     on_conflict: OnConflict = "refuse"
     keep: Keep | None = None
     artifacts: Annotated[tuple[Glob, ...], Field(max_length=MOST_GLOBS)] = ()
+    diff: bool = False
     dry_run: bool = False
+    _candidates: tuple[Branch, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _one_way_to_say_the_branches(self) -> Self:
-        if (self.branches is None) == (self.n is None):
-            raise ValueError("needs exactly one of branches and n")
-        if self.n is not None and (self.command is None) == (self.script is None):
-            raise ValueError("n needs exactly one of command and script")
+        if sum(way is not None for way in (self.branches, self.n, self.params)) != 1:
+            raise ValueError("needs exactly one of branches, n and params")
+        if self.branches is None and (self.command is None) == (self.script is None):
+            raise ValueError("n and params need exactly one of command and script")
+        if self.params is not None and any(values.keys() != self.params[0].keys() for values in self.params):
+            raise ValueError("all params have the same names")
         if self.branches is not None:
             if self.command is not None or self.script is not None or self.files or self.env:
-                raise ValueError("command, script, files and env belong to n; with branches each has its own")
+                raise ValueError("command, script, files and env belong to n or params; with branches each has its own")
             names = [branch.name for branch in self.branches]
             if len(set(names)) != len(names):
                 raise ValueError("two branches have the same name")
+        self._candidates = self._written_out()
         return self
 
     @model_validator(mode="after")
@@ -258,20 +271,42 @@ class RaceRequest(Model):
             raise ValueError("promote keep gives a time-out, which live copies do not take")
         return self
 
+    @property
+    def branches_field(self) -> str:
+        """The field that says the branches."""
+        return next(name for name in ("branches", "n", "params") if getattr(self, name) is not None)
+
     def candidates(self) -> tuple[Branch, ...]:
-        """The branches in order, the `n` copies written out (their names are b0, b1, …)."""
+        """The branches in order, the copies written out (their names are b0, b1, …)."""
+        return self._candidates
+
+    def _written_out(self) -> tuple[Branch, ...]:
+        """Raises ValueError for a copy that is no command, or is too long."""
         if self.branches is not None:
-            return self.branches
-        return tuple(
-            Branch(
-                name=f"b{index}",
-                command=self.command and tuple(part.replace("{i}", str(index)) for part in self.command),
-                script=self.script and self.script.replace("{i}", str(index)),
-                files=self.files,
-                env=self.env,
+            return tuple(
+                _copies(branch, [branch.params], numbered=False)[0] if branch.params else branch
+                for branch in self.branches
             )
-            for index in range(self.n or 0)
+        one = Branch(name="b", command=self.command, script=self.script, files=self.files, env=self.env)
+        return _copies(one, self.params or [None] * (self.n or 0), numbered=True)
+
+
+def _copies(branch: Branch, params: Sequence[Parameters | None], *, numbered: bool) -> tuple[Branch, ...]:
+    """The branch with each of these values. `numbered`: `{i}` is the index, and the names are b0, b1, …"""
+    values = [{name: copies.as_text(value) for name, value in (each or {}).items()} for each in params]
+    if numbered:
+        values = [{**each, "i": str(index)} for index, each in enumerate(values)]
+    filled = copies.written_out(branch.command or (branch.script or "",), values)
+    if branch.command and not all(fields.begins_with_a_program(written) for written in filled):
+        raise ValueError("with its values, a command does not begin with the name of a program, without =")
+    return tuple(
+        branch.model_copy(
+            update={
+                "name": f"b{index}" if numbered else branch.name,
+                "command": tuple(written) if branch.command else None,
+                "script": None if branch.command else written[0],
+                "params": each,
+            }
         )
-
-
-# ----------------------------------------------------------------------------------------------------------- report
+        for index, (each, written) in enumerate(zip(params, filled, strict=True))
+    )

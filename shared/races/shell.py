@@ -229,7 +229,7 @@ class SandboxShell:
 
     async def read(self, sandbox_id: str, path: str, limit: int) -> Contents | NotDone:
         """A file below `workdir` of at most `limit` bytes, read as the user."""
-        outcome = await self._sh(sandbox_id, programs.text("read_file.sh"), (path, str(limit)), limit=_as_base64(limit))
+        outcome = await self._sh(sandbox_id, programs.text("read_file.sh"), (path, str(limit)), limit=as_base64(limit))
         if not isinstance(outcome, CommandOutput):
             return NotDone(f"the file could not be read: {why(outcome)}")
         if outcome.exit_code != 0 or outcome.timed_out:
@@ -308,6 +308,12 @@ class SandboxShell:
             case _:
                 return NotRun(why(outcome))
 
+    async def program(
+        self, sandbox_id: str, text: str, args: Sequence[str], *, user: str, timeout: float, limit: int
+    ) -> CommandOutput | Absent | Refused | Doubtful:
+        """Runs a shell program of ours as this user. What it prints has at most `limit` bytes."""
+        return await self._sh(sandbox_id, text, args, user=user, timeout=timeout, limit=max(limit, LARGEST_OUTPUT))
+
     async def stamp(self, sandbox_id: str, path: str, text: str) -> Done | NotDone:
         """Overwrites a file of the sandbox's own."""
         return await self._put(sandbox_id, path, text.encode())
@@ -373,7 +379,7 @@ def why(outcome: Absent | Refused | Doubtful) -> str:
             return f"no clear answer: {reason}"
 
 
-def _as_base64(size: int) -> int:
+def as_base64(size: int) -> int:
     """How long the output is that carries so many bytes: four for three, and a line break now and then."""
     return size * 4 // 3 + size // 1024 + 64
 

@@ -167,11 +167,17 @@ def test_what_reaches_beyond_the_session_is_refused_with_the_field(fields: dict[
     assert host.calls == []
 
 
-def test_too_many_branches_written_out_are_refused_too() -> None:
-    branches = [{"name": f"b{number}", "command": ["true"]} for number in range(4)]
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [
+        ("branches", {"branches": [{"name": f"b{number}", "command": ["true"]} for number in range(4)]}),
+        ("params", {"params": [{"x": number} for number in range(4)], "command": ["true"]}),
+    ],
+)
+def test_too_many_branches_written_out_are_refused_too(field: str, asked: dict[str, Any]) -> None:
     with client(Listed(listing(item(ItemState.ACTIVE)))) as http:
-        answer = post(http, {"branches": branches})
-    assert (answer.status_code, answer.json()["error"]["field"]) == (403, "branches")
+        answer = post(http, asked)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (403, field)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"n": NaN, "command": ["x"]}'])

@@ -38,6 +38,7 @@ def fork(
     promote: Annotated[str | None, typer.Option(help="none, workspace, snapshot or keep")] = None,
     on_conflict: Annotated[str | None, typer.Option(help="refuse, theirs or ours")] = None,
     keep: Annotated[str | None, typer.Option(help="keep the winner's sandbox, as keep-NAME")] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="report what each branch changed, as a patch")] = False,
     artifact: Annotated[list[str] | None, typer.Option(help="files to report, as a glob; repeat it")] = None,
     environment: Annotated[str | None, typer.Option(help="which, where several are served")] = None,
     dry_run: Annotated[bool, typer.Option(help="look at the source and begin nothing")] = False,
@@ -68,6 +69,7 @@ def fork(
         on_conflict=on_conflict,
         keep=keep,
         artifacts=artifact or (),
+        diff=diff,
         dry_run=dry_run,
     )
     with edge():

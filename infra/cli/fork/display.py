@@ -32,6 +32,7 @@ DOING: Final[dict[Phase, str]] = {
     "boot": "starting",
     "files": "writing files",
     "run": "running",
+    "diff": "comparing",
     "judge": "judging",
     "artifacts": "collecting",
     "reap": "ending",

@@ -35,6 +35,7 @@ _SHOWN: Final[dict[Phase, str]] = {
     "boot": "boot",
     "files": "files",
     "run": "run",
+    "diff": "diff",
     "judge": "judge",
     "artifacts": "artifacts",
     "promote": "promotion",

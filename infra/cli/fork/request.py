@@ -49,6 +49,7 @@ class Flags:
     on_conflict: str | None = None
     keep: str | None = None
     artifacts: Sequence[str] = ()
+    diff: bool = False
     dry_run: bool = False
 
 
@@ -131,7 +132,7 @@ def _with_flags(fields: dict[str, Any], flags: Flags) -> dict[str, Any]:
     if source:
         fields["source"] = source
     if flags.tries:
-        for name in ("n", "command", "script"):
+        for name in ("n", "params", "command", "script"):
             fields.pop(name, None)
         fields["branches"] = [_branch(each) for each in flags.tries]
     if flags.score is not None:
@@ -147,6 +148,7 @@ def _with_flags(fields: dict[str, Any], flags: Flags) -> dict[str, Any]:
         deadline=flags.deadline,
         max_parallel=flags.parallel,
         artifacts=list(flags.artifacts) or None,
+        diff=flags.diff or None,
         dry_run=flags.dry_run or None,
     )
     return fields

@@ -343,6 +343,42 @@ def test_errors_of_the_service_cost_nothing_that_can_be_tried_again(place: Place
     on_a_session(place, test)
 
 
+def test_each_branchs_changes_come_as_a_patch_that_it_cannot_touch(place: Place) -> None:
+    async def test(stage: RaceStage) -> None:
+        await stage.sh("mkdir src && printf '1\\n2\\n' > src/a && echo old > gone && printf 'log\\n' > .gitignore")
+        report = await stage.race(
+            branches=[
+                {
+                    "name": "edit",
+                    "script": "echo 3 >> src/a; rm gone; echo x > 'new file'; echo y > log; ln -s a src/b",
+                },
+                {"name": "none", "script": "echo {word}", "params": {"word": "quiet"}},
+                {"name": "hide", "script": "git init -q; echo 3 >> src/a; rm -rf /tmp/race-*-base; exit 1"},
+                {"name": "much", "script": "seq 1 100000 > numbers; head -c 9000 /dev/zero > zeros"},
+            ],
+            diff=True,
+            artifacts=["src/a"],
+        )
+        got = by_name(report)
+        edit = got["edit"].diff
+        assert "\n+3\n" in edit and "deleted file mode 100644" in edit and "+++ b/new file\t\n" in edit, edit
+        assert "new file mode 120000" in edit and "log" not in edit
+        assert (got["none"].diff, got["none"].diff_reason, got["none"].stdout_tail) == ("", None, "quiet")
+        assert got["none"].params == {"word": "quiet"}
+        assert got["hide"].status == "failed" and ("\n+3\n" in got["hide"].diff or got["hide"].diff_reason)
+        assert got["much"].diff.endswith("\n") and len(got["much"].diff) <= 262_144
+        assert got["much"].diff_reason == "diff: only its first 262144 bytes are here"
+        assert got["edit"].artifacts[0].size == 6
+        await stage.sh("printf '1\\n2\\n' > src/a && test ! -e .git && echo old > gone")
+        written = await stage.host.write_file(stage.source, "/tmp/edit.patch", edit.encode())
+        assert written is None
+        assert (
+            await stage.sh("git apply /tmp/edit.patch && cat src/a && test ! -e gone && cat 'new file'") == "1\n2\n3\nx"
+        )
+
+    on_a_session(place, test)
+
+
 def test_files_are_judged_and_collected_as_the_agent_left_them(place: Place) -> None:
     async def test(stage: RaceStage) -> None:
         outside = "ln -s /etc/passwd m.json"

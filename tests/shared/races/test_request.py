@@ -31,6 +31,25 @@ def refusal(fields: dict[str, Any]) -> tuple[str, str]:
     return ".".join(str(part) for part in first["loc"]), first["msg"]
 
 
+def test_each_of_the_params_is_a_branch_with_its_values_in_the_place_of_their_names() -> None:
+    params = [{"rate": 0.1, "name": "a b", "fast": True}, {"rate": 2, "name": "{rate}{i}", "fast": False}]
+    request = parse(n=None, params=params, command=["run", "{rate}-{i}", "{name}", "{fast}", "{other} ${rate}"])
+    assert [branch.argv for branch in request.candidates()] == [
+        ("run", "0.1-0", "a b", "true", "{other} $0.1"),
+        ("run", "2-1", "{rate}{i}", "false", "{other} $2"),
+    ]
+    assert [(branch.name, branch.params) for branch in request.candidates()] == [("b0", params[0]), ("b1", params[1])]
+
+
+def test_a_branch_may_have_values_of_its_own() -> None:
+    request = with_branches(
+        {"name": "a", "script": "echo {x} {i}", "params": {"x": 1}}, {"name": "b", "script": "echo {x}", "timeout": 5}
+    )
+    first, second = request.candidates()
+    assert (first.name, first.script, first.params) == ("a", "echo 1 {i}", {"x": 1})
+    assert (second.script, second.params, second.timeout) == ("echo {x}", None, 5)
+
+
 def test_copies_of_one_command_are_written_out() -> None:
     request = parse(n=3, command=["run", "--seed={i}", "{i}{i}"], env={"A": "{i}"})
     assert [branch.name for branch in request.candidates()] == ["b0", "b1", "b2"]
@@ -94,7 +113,17 @@ def test_a_score_command_is_read() -> None:
         ({"n": 0}, "n", "greater than or equal"),
         ({"n": 65}, "n", "less than or equal"),
         ({"n": "2"}, "n", "valid integer"),
-        ({"n": None}, "", "exactly one of branches and n"),
+        ({"n": None}, "", "exactly one of branches, n and params"),
+        ({"params": [{"a": 1}]}, "", "exactly one of branches, n and params"),
+        ({"n": None, "params": []}, "params", "at least 1"),
+        ({"n": None, "params": [{}]}, "params.0", "at least 1"),
+        ({"n": None, "params": [{"a": 1}, {"b": 1}]}, "", "all params have the same names"),
+        ({"n": None, "params": [{"i": 1}]}, "params.0.i.[key]", "is not i"),
+        ({"n": None, "params": [{"a b": 1}]}, "params.0.a b.[key]", "letters, digits and _"),
+        ({"n": None, "params": [{"a": "=x"}], "command": ["{a}"]}, "", "does not begin with the name of a program"),
+        ({"n": None, "params": [{"a": "x" * 8_000}], "command": ["do", "{a}" * 20]}, "", "longer than 100000 bytes"),
+        ({"n": 64, "command": ["do", *["{i}" + "x" * 50_000] * 10]}, "", "hold more than"),
+        ({"n": 2, "command": ["do", "{i}" * 1_001]}, "", "at most 1000 places"),
         ({"command": None}, "", "exactly one of command and script"),
         ({"script": "x"}, "", "exactly one of command and script"),
         ({"command": []}, "command", "at least 1"),
@@ -102,7 +131,7 @@ def test_a_score_command_is_read() -> None:
         ({"command": ["a\0"]}, "command.0", "NUL"),
         ({"command": ["a", "é" * 60_000]}, "command.1", "longer than"),
         ({"setup": ""}, "setup", "at least 1"),
-        ({"branches": [{"name": "a", "script": "x"}]}, "", "exactly one of branches and n"),
+        ({"branches": [{"name": "a", "script": "x"}]}, "", "exactly one of branches, n and params"),
         ({"max_parallel": 0}, "max_parallel", "greater than"),
         ({"deadline": 0}, "deadline", "greater than 0"),
         ({"branch_timeout": 86_401}, "branch_timeout", "less than"),

@@ -99,6 +99,9 @@ def race(text: str) -> RaceReport:
             judge_tail=text,
             artifacts=(Artifact(path=text, size=12_345, truncated=text), Artifact(path="small", size=2, base64="aGk=")),
             artifacts_reason=text,
+            params={"name": text},
+            diff=text,
+            diff_reason=text,
         )
         for index, status in enumerate(states)
     )

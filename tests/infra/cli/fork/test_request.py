@@ -46,6 +46,7 @@ def test_flags_alone_make_a_race() -> None:
         promote="workspace",
         on_conflict="theirs",
         artifacts=("out/*", "log"),
+        diff=True,
         environment="env_1",
         dry_run=True,
     )
@@ -63,6 +64,7 @@ def test_flags_alone_make_a_race() -> None:
         "promote": "workspace",
         "on_conflict": "theirs",
         "artifacts": ["out/*", "log"],
+        "diff": True,
         "environment_id": "env_1",
         "dry_run": True,
     }
