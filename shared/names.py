@@ -36,7 +36,10 @@ PRISTINE: Final = 999  # the index of the child that a workspace promotion compa
 _BASE: Final = "b"
 _LATEST: Final = 36**8 - 1  # keeps a name within 57 characters
 _RACE_ID: Final = re.compile(rf"[0-9a-z]{{{RACE_ID_LENGTH}}}")
-_RACE: Final = re.compile(rf"r([0-9a-z]{{{RACE_ID_LENGTH}}})-(b|0|[1-9][0-9]{{0,2}})-([0-9a-z]{{1,8}})")
+_SNAPSHOT_LENGTH: Final = 10  # digits of base 36 that stand for a snapshot's id
+_RACE: Final = re.compile(
+    rf"r([0-9a-z]{{{RACE_ID_LENGTH}}})-(b|0|[1-9][0-9]{{0,2}})-([0-9a-z]{{1,8}})(?:-([0-9a-z]{{{_SNAPSHOT_LENGTH}}}))?"
+)
 _KEPT_SNAPSHOT: Final = re.compile(rf"k([0-9a-z]{{{RACE_ID_LENGTH}}})-([0-9a-z]{{1,8}})")
 _GONE: Final = re.compile(rf"gone-([0-9a-z]{{{_MOMENT_LENGTH}}})-([0-9a-z]{{{_TAG_LENGTH}}})-([sx][0-9a-z]+)")
 
@@ -71,13 +74,15 @@ class GoneSandbox:
 
 @dataclass(frozen=True, slots=True)
 class RaceSandbox:
-    """A sandbox of a race. `index` is None for the base, where the set-up runs; `dead_man` in epoch seconds."""
+    """A sandbox of a race. `index` is None for the base, where the set-up runs; `dead_man` in epoch seconds.
+    `snapshot_tag` stands for the snapshot that the race took of its source, where it took one."""
 
     prefix: str
     environment_tag: str
     race_id: str
     index: int | None
     dead_man: int
+    snapshot_tag: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +158,9 @@ def _parse_tagged(prefix: str, tag: str, rest: str) -> SandboxName | None:
         if kind == "x" or suffix is not None:
             return SessionSandbox(prefix, tag, None if suffix is None else f"sesn_{suffix}")
     if race := _RACE.fullmatch(rest):
-        race_id, place, code = race.groups()
+        race_id, place, code, snapshot = race.groups()
         if to_base36(int(code, 36)) == code:
-            return RaceSandbox(prefix, tag, race_id, None if place == _BASE else int(place), int(code, 36))
+            return RaceSandbox(prefix, tag, race_id, None if place == _BASE else int(place), int(code, 36), snapshot)
     if kept := _KEPT_SNAPSHOT.fullmatch(rest):
         return KeptSnapshotSandbox(prefix, tag, kept[1], int(kept[2], 36))
     return None
@@ -264,8 +269,17 @@ def new_race_id() -> str:
     return to_base36(secrets.randbelow(36**RACE_ID_LENGTH)).rjust(RACE_ID_LENGTH, "0")
 
 
-def race_sandbox_name(prefix: str, environment_id: str, race_id: str, index: int | None, dead_man: int) -> str:
-    """At most 57 characters, `^[a-z][a-z0-9-]*[a-z0-9]$`. Raises BadName for what no name can hold."""
+def snapshot_tag(snapshot_id: str) -> str:
+    """Ten base-36 digits that stand for a snapshot in the names of the sandboxes that a race makes of it: a snapshot
+    has no name, and these prove that it is the race's and nobody else's."""
+    return _hash(snapshot_id, _SNAPSHOT_LENGTH)
+
+
+def race_sandbox_name(
+    prefix: str, environment_id: str, race_id: str, index: int | None, dead_man: int, snapshot_id: str | None = None
+) -> str:
+    """At most 57 characters, `^[a-z][a-z0-9-]*[a-z0-9]$`. `snapshot_id` is what the race took of its source. Raises
+    BadName for what no name can hold."""
     if not _RACE_ID.fullmatch(race_id):
         raise BadName(f"a race id has {RACE_ID_LENGTH} digits of base 36")
     if index is not None and not 0 <= index <= 999:
@@ -273,7 +287,8 @@ def race_sandbox_name(prefix: str, environment_id: str, race_id: str, index: int
     if not 0 <= dead_man <= _LATEST:
         raise BadName("a dead-man time is in seconds since the epoch")
     place = _BASE if index is None else str(index)
-    return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-r{race_id}-{place}-{to_base36(dead_man)}"
+    name = f"{check_prefix(prefix)}-{environment_tag(environment_id)}-r{race_id}-{place}-{to_base36(dead_man)}"
+    return name if snapshot_id is None else f"{name}-{snapshot_tag(snapshot_id)}"
 
 
 def kept_snapshot_name(prefix: str, environment_id: str, race_id: str, dead_man: int) -> str:

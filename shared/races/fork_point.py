@@ -32,7 +32,8 @@ _SETUP_TAIL: Final = 1_000
 class ForkPoint:
     """What a child is made of. With `snapshot_id` the image is the snapshot's own. `egress` is the source's policy.
     `sandbox` is the source where that is one; `idle_seconds` the least time-out of every child. `kind` is that of the
-    checkpoint; with `live` there is none, and the children are copies that exist already."""
+    checkpoint; with `live` there is none, and the children are copies that exist already. `taken` is the snapshot that
+    the race took of the source."""
 
     egress: EgressPolicy
     image: str | None = None
@@ -40,6 +41,7 @@ class ForkPoint:
     sandbox: SandboxRecord | None = None
     idle_seconds: int = 600
     kind: Checkpoint = "filesystem"
+    taken: str | None = None
 
     @property
     def holds_identity(self) -> bool:
@@ -63,7 +65,8 @@ class ForkPoint:
 
 @dataclass(frozen=True, slots=True)
 class RaceContext:
-    """What preparing a fork point needs. `base_name` names the set-up's sandbox; `identity` goes into each child."""
+    """What preparing a fork point needs. `base_name` names the set-up's sandbox, given what was taken of the source;
+    `identity` goes into each child."""
 
     host: SandboxHost
     environment: Environment
@@ -73,7 +76,7 @@ class RaceContext:
     timeouts: RaceTimeouts
     timeline: Timeline
     clock: Clock
-    base_name: Callable[[], str]
+    base_name: Callable[[str | None], str]
     identity_file: str
     identity: str
     server_sandbox: str = ""
@@ -136,7 +139,11 @@ async def prepare(
         with context.timeline.span("checkpoint"):
             snapshot_id = await _checkpoint(request.checkpoint, record, context, stack, names)
         fork_point = ForkPoint(
-            _egress_of(record, context.environment), snapshot_id=snapshot_id, sandbox=record, kind=request.checkpoint
+            _egress_of(record, context.environment),
+            snapshot_id=snapshot_id,
+            sandbox=record,
+            kind=request.checkpoint,
+            taken=snapshot_id,
         )
     else:
         fork_point = ForkPoint(
@@ -173,7 +180,7 @@ async def _checkpoint(
 async def _set_up(
     request: RaceRequest, script: str, fork_point: ForkPoint, context: RaceContext, stack: AsyncExitStack
 ) -> ForkPoint:
-    name = context.base_name()
+    name = context.base_name(fork_point.taken)
     spec = fork_point.spec(name, context.environment, request.setup_timeout)
     try:
         async with context.resources.sandbox(spec) as base:

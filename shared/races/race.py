@@ -133,7 +133,8 @@ class _Race:
         self._id = new_race_id()
         self._deadline = request.deadline or settings.races.deadline
         self._wall = now
-        self._places: dict[str, int | None] = {}
+        self._places: dict[str, tuple[int | None, str | None]] = {}
+        self._taken: str | None = None
         self._linger = math.inf if in_background is None else timeouts.linger
         self._shell = SandboxShell(host, settings.sandbox_user, settings.workdir, clock)
         self._progress = RaceProgress(on_event, self._shell, self._now)
@@ -150,7 +151,7 @@ class _Race:
             timeouts=timeouts,
             timeline=self._timeline,
             clock=clock,
-            base_name=lambda: self._name(None),
+            base_name=lambda taken: self._name(None, taken),
             identity_file=IDENTITY_FILE,
             identity=f"race {self._id}\n",
             server_sandbox=settings.server_sandbox,
@@ -193,7 +194,7 @@ class _Race:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            await self._resources.renew(lambda name: self._name(self._places[name]))
+            await self._resources.renew(lambda name: self._name(*self._places[name]))
 
     async def _run(self) -> tuple[tuple[BranchReport, ...], BranchReport | None, bool]:
         """The branches, the winner, and whether the deadline passed."""
@@ -240,7 +241,7 @@ class _Race:
     async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
         self._copies = [self._name(runner.index) for runner in self._runners]
         fork_point = await prepare(self._request, source, self._context, stack, self._copies)
-        self._checkpoint = fork_point.snapshot_id
+        self._checkpoint, self._taken = fork_point.snapshot_id, fork_point.taken
         if self._request.promote != "none":
             leader = Leader(
                 self._request,
@@ -446,10 +447,11 @@ class _Race:
     def _dead_man(self) -> int:
         return math.ceil(self._wall() + DEAD_MAN_SECONDS)
 
-    def _name(self, index: int | None) -> str:
-        """The name to give a sandbox now."""
-        name = race_sandbox_name(self._settings.prefix, self._environment.id, self._id, index, self._dead_man)
-        self._places[name] = index
+    def _name(self, index: int | None, taken: str | None = None) -> str:
+        """The name to give a sandbox now. `taken`: the snapshot of the source, where the race does not know it yet."""
+        taken = taken or self._taken
+        name = race_sandbox_name(self._settings.prefix, self._environment.id, self._id, index, self._dead_man, taken)
+        self._places[name] = index, taken
         return name
 
     def _kept_name(self) -> str:

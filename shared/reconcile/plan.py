@@ -7,6 +7,7 @@ Nothing here acts. A repair that would end, suspend or release something is look
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, assert_never
 
@@ -70,9 +71,18 @@ def snapshots_due(
     snapshots: Iterable[SnapshotRecord], world: World, settings: Settings, environment_id: str
 ) -> Iterator[DeleteSnapshot]:
     """Snapshots that no race can still be using. A race's are known for certain by the race's name of the sandbox that
-    they were taken of; one of a session's own sandbox may be a person's and is left alone (`unclaimed`)."""
+    they were taken of, or of one that was made of them; any other one of a session's own sandbox may be a person's and
+    is left alone (`unclaimed`)."""
     longest = timedelta(seconds=2 * (settings.races.deadline + settings.times.bind) + _AFTER_A_RACE)
+    made_of = _made_of(world, settings, environment_id)
     for snapshot in snapshots:
+        children = made_of.get(names.snapshot_tag(snapshot.id))
+        if children is not None and not snapshot.id.startswith(_ASLEEP):
+            old = snapshot.created_at is not None and world.now - snapshot.created_at >= longest
+            # One that lives past its time proves that the race is dead: a living race renews its sandboxes' names.
+            if children.dead_man <= world.now.timestamp() and (children.one_lives or old):
+                yield DeleteSnapshot(snapshot, "left by a race that was killed")
+            continue
         kind = _source(snapshot, world, settings, environment_id)
         if not isinstance(kind, names.RaceSandbox) or kind.dead_man > world.now.timestamp():
             continue
@@ -80,6 +90,26 @@ def snapshots_due(
             age = world.now - snapshot.created_at
             if age >= longest:
                 yield DeleteSnapshot(snapshot, "left by a race")
+
+
+@dataclass(slots=True)
+class _Children:
+    """The sandboxes that a race has made of one snapshot: the latest of their dead-man times."""
+
+    dead_man: int = 0
+    one_lives: bool = False
+
+
+def _made_of(world: World, settings: Settings, environment_id: str) -> dict[str, _Children]:
+    """By the tag of the snapshot. Sandboxes that have ended count as well, as long as the service lists them."""
+    found: dict[str, _Children] = {}
+    for record in world.project.values():
+        kind = names.parse(settings.prefix, record.name)
+        if isinstance(kind, names.RaceSandbox) and kind.snapshot_tag and names.belongs_to(kind, environment_id):
+            children = found.setdefault(kind.snapshot_tag, _Children())
+            children.dead_man = max(children.dead_man, kind.dead_man)
+            children.one_lives |= record.status is not SandboxStatus.TERMINATED
+    return found
 
 
 def unclaimed(

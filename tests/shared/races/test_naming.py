@@ -21,6 +21,7 @@ from shared.names import (
     parse,
     race_sandbox_name,
     sandbox_name,
+    snapshot_tag,
 )
 
 prefixes = st.from_regex(r"[a-z][a-z0-9]{0,7}", fullmatch=True)
@@ -29,16 +30,17 @@ places = st.none() | st.integers(0, 999)
 moments = st.integers(0, 36**8 - 1)
 
 
-@given(prefixes, st.text(min_size=1), race_ids, places, moments)
+@given(prefixes, st.text(min_size=1), race_ids, places, moments, st.none() | st.text(min_size=1))
 def test_a_name_is_read_back_and_fits(
-    prefix: str, environment: str, race_id: str, index: int | None, dead_man: int
+    prefix: str, environment: str, race_id: str, index: int | None, dead_man: int, snapshot: str | None
 ) -> None:
-    name = race_sandbox_name(prefix, environment, race_id, index, dead_man)
+    name = race_sandbox_name(prefix, environment, race_id, index, dead_man, snapshot)
     assert len(name) <= LONGEST_NAME
     assert re.fullmatch(r"[a-z][a-z0-9-]*[a-z0-9]", name)
     parsed = parse(prefix, name)
     assert isinstance(parsed, RaceSandbox)
     assert (parsed.race_id, parsed.index, parsed.dead_man) == (race_id, index, dead_man)
+    assert parsed.snapshot_tag == (None if snapshot is None else snapshot_tag(snapshot))
     assert (parsed.prefix, parsed.environment_tag) == (prefix, environment_tag(environment))
 
 

@@ -229,6 +229,30 @@ def test_only_a_snapshot_that_has_a_races_name_to_prove_it_is_deleted() -> None:
     assert [target for method, target in services.done if method == "delete_snapshot"] == ["snap-box1"]
 
 
+def test_a_snapshot_of_a_session_is_deleted_when_a_dead_races_sandbox_proves_that_it_took_it() -> None:
+    past, later = int(NOW.timestamp()) - 1, int(NOW.timestamp()) + 60
+    race = "hands", "env_1", "0123456789ab"
+    sandboxes = [
+        box(1, name=names.race_sandbox_name(*race, 0, past, "of-a-dead-race")),
+        box(2, SandboxStatus.TERMINATED, names.race_sandbox_name(*race, 1, past, "ended-before-it")),
+        box(3, SandboxStatus.TERMINATED, names.race_sandbox_name(*race, 2, past, "just-between-two")),
+        box(4, SandboxStatus.TERMINATED, names.race_sandbox_name(*race, 3, past, "of-a-living-race")),
+        box(5, name=names.race_sandbox_name(*race, 4, later, "of-a-living-race")),
+        box(6, name=names.race_sandbox_name("hands", "env_2", race[2], 5, past, "of-another-environment")),
+        asleep(7),
+    ]
+    new, old = NOW - timedelta(minutes=3), NOW - timedelta(days=30)
+    made = {"ended-before-it": old, "a-persons": old}
+    snapshots = [
+        SnapshotRecord(each, "box7", True, made.get(each, new))
+        for each in ("of-a-dead-race", "just-between-two", "of-a-living-race", "of-another-environment", *made)
+    ]
+    services = FakeServices(sandboxes, snapshots=snapshots)
+    reconciled(services, LONG)
+    deleted = [target for method, target in services.done if method == "delete_snapshot"]
+    assert sorted(deleted) == ["ended-before-it", "of-a-dead-race"]
+
+
 @pytest.mark.parametrize("period", [60, 300])
 def test_no_active_sandbox_reaches_its_idle_time_out_between_two_ticks(period: int) -> None:
     """However often ticks come, five minutes apart at most."""
