@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
@@ -166,6 +166,7 @@ class _Race:
         self._last_resort = asyncio.Lock()
         self._leader: Leader | None = None
         self._accepted: str | None = None
+        self._budget_spent = False
         self._checkpoint: str | None = None
         self._promotion: PromotionReport | None = None
 
@@ -206,14 +207,16 @@ class _Race:
                         await self._check_kept_name()
                         self._begin()
                         if not self._request.dry_run:
-                            await self._race(source, stack)
+                            async with self._within_budget(scope):
+                                await self._race(source, stack)
                 except TimeoutError:
                     if not scope.expired():
                         raise
                     self._begin()
                 if not self._request.dry_run and all(runner.refused == 404 for runner in self._runners):
                     raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
-                why_not = "this is a dry run" if self._request.dry_run else "the race's deadline passed"
+                passed = "its max_sandbox_seconds are spent" if self._budget_spent else "the race's deadline passed"
+                why_not = "this is a dry run" if self._request.dry_run else passed
                 branches = self._conclude(f"{self._accepted} was accepted" if self._accepted else why_not)
                 best = scores.winner(branches, higher_is_better=self._request.higher_is_better)
                 if best is not None and self._leader is not None:
@@ -221,7 +224,23 @@ class _Race:
                     self._progress.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
             finally:
                 self._resources.hurry()  # before the stack ends anything
-        return branches, best, scope.expired()
+        return branches, best, scope.expired() and not self._budget_spent
+
+    @asynccontextmanager
+    async def _within_budget(self, scope: asyncio.Timeout) -> AsyncIterator[None]:
+        """Ends the block as the deadline does when the race's sandbox-seconds are spent."""
+
+        async def watch(most: float) -> None:
+            await self._resources.meter.spent(most)
+            self._budget_spent = True
+            scope.reschedule(asyncio.get_running_loop().time())
+
+        most = self._request.max_sandbox_seconds
+        watching = asyncio.create_task(watch(most)) if most is not None else None
+        try:
+            yield
+        finally:
+            await drop(watching)
 
     async def _check_kept_name(self) -> None:
         """Raises BadRace for a name that somebody has, SourceUnknown where that cannot be said."""
@@ -433,6 +452,8 @@ class _Race:
             speedup=self._speedup(branches),
             seconds=self._timeline.now(),
             deadline_passed=deadline_passed,
+            sandbox_seconds=round(self._resources.meter.seconds(), 3),
+            budget_spent=self._budget_spent,
             dry_run=self._request.dry_run,
         )
 

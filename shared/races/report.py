@@ -95,7 +95,8 @@ class RaceReport(Model):
     `ending` and `leftovers` hold names of sandboxes and ids of snapshots: those that have ended, those whose end goes
     on behind the report, and those whose end could not be confirmed. `speedup` is how many times as long the branches'
     runs and judges would have taken one after the other, null where nothing ran. `promotion` is null where none was
-    asked for, or nobody won."""
+    asked for, or nobody won. `sandbox_seconds` is how long the race's sandboxes lived, all together and
+    up to the report; `budget_spent` says that this ended the race (`max_sandbox_seconds`)."""
 
     race_id: str
     winner: str | None
@@ -109,4 +110,6 @@ class RaceReport(Model):
     speedup: float | None = None
     seconds: float
     deadline_passed: bool = False
+    sandbox_seconds: float = 0.0
+    budget_spent: bool = False
     dry_run: bool = False

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from shared.races import copies, fields
 from shared.races.fields import (
+    LONGEST_SECONDS,
     BranchName,
     Command,
     Files,
@@ -195,7 +196,8 @@ OnConflict = Literal["refuse", "theirs", "ours"]
 class RaceRequest(Model):
     """One race. Either `branches`, or copies of one `command` or `script`: `n` of them, or one for each of `params`,
     whose values stand where `{name}` does and are in the variables PARAM_name. `{i}` is the copy's index. `diff` asks
-    for each branch's changes of the working directory as a patch.
+    for each branch's changes of the working directory as a patch. `max_sandbox_seconds` ends the race as a deadline
+    does, when its sandboxes have lived for so long, all together; a promotion comes after that.
 
     `on_conflict`, for what the source changed since the checkpoint as well: `refuse` promotes nothing, `theirs` takes
     the winner's, `ours` leaves the source's. `artifacts` are globs below the working directory (`**` for any depth).
@@ -219,6 +221,7 @@ class RaceRequest(Model):
     max_parallel: Annotated[int, Field(ge=1, le=MOST_BRANCHES)] | None = None
     branch_timeout: Seconds = 300.0
     deadline: Seconds | None = None
+    max_sandbox_seconds: Annotated[float, Field(gt=0, le=MOST_BRANCHES * LONGEST_SECONDS)] | None = None
     checkpoint: Checkpoint = "filesystem"
     promote: Promote = "none"
     on_conflict: OnConflict = "refuse"

@@ -32,6 +32,7 @@ from shared.ports import (
     SnapshotKind,
 )
 from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceUnknown
+from shared.races.meter import SandboxMeter
 from shared.tasks import drop
 
 # The service does not know what it is asked for, or may not give it: no later moment changes that.
@@ -146,6 +147,7 @@ class RaceResources:
         self._host = host
         self._timeouts = timeouts
         self._room = _Room()
+        self.meter = SandboxMeter(clock)
         self._tenures: dict[str, _Tenure] = {}
         self._kept_snapshots: set[str] = set()
         self.give_way: Callable[[], Awaitable[bool]] | None = None
@@ -324,6 +326,8 @@ class RaceResources:
             await drop(after)
         gone = await _within(self._end(tenure), self._reap_seconds())
         await drop(tenure.making)
+        if gone and tenure.id is not None:
+            self.meter.ended(tenure.id)
         if not gone:
             self.leftovers.append(tenure.name)
         elif tenure.id is not None:
@@ -336,11 +340,13 @@ class RaceResources:
             seen = self._room.ended
             self._room.enter()
             tenure.in_room = True
+            asked = self._clock()
             tenure.making = asyncio.create_task(self._host.create(spec))
             await asyncio.wait({tenure.making})  # cancelled here, the call goes on and _end waits for its answer
             match tenure.making.result():
                 case Created(sandbox=record):
                     tenure.id = record.id
+                    self.meter.began(record.id, asked)
                     return record
                 case Refused(status=status, reason=reason) if status in _FINAL_REFUSALS:
                     raise NotMade(f"the sandbox was refused: {reason}", status)
@@ -356,6 +362,7 @@ class RaceResources:
                 failures = len(tenure.failed)
                 adopted = await self._adopt(tenure)
                 if adopted is not None:
+                    self.meter.began(adopted.id, asked)
                     return adopted
                 if len(tenure.failed) > failures:
                     reason = "it failed to start"
@@ -431,6 +438,7 @@ class RaceResources:
         return False
 
     async def _copy(self, sandbox_id: str, tenures: Sequence[_Tenure], label: str) -> None:
+        asked = self._clock()
         match await self._host.copy(sandbox_id, [tenure.name for tenure in tenures]):
             case Absent():
                 self._forget(tenures)
@@ -446,6 +454,7 @@ class RaceResources:
                     match row:
                         case SandboxRecord(id=found):
                             tenure.id = found
+                            self.meter.began(found, asked)
                         case Refused(reason=reason):
                             tenure.doubted, tenure.lost = False, reason
                         case Doubtful(reason=reason):

@@ -176,6 +176,8 @@ def conclusion(report: RaceReport) -> Iterator[Line]:
         yield Line(f"{one_line(report.winner)} won; {took}.", Look.STRONG)
     if report.deadline_passed:
         yield Line("The race's deadline passed: what finished by then was judged.", Look.WRONG)
+    if report.budget_spent:
+        yield Line("Its max_sandbox_seconds are spent: what finished by then was judged.", Look.WRONG)
     if report.promotion is not None:
         yield Line(promoted(report.promotion), Look.PLAIN if report.promotion.done else Look.WRONG)
         yield from _paths(report.promotion)

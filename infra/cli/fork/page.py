@@ -109,6 +109,7 @@ def _in_order(report: RaceReport, *, higher_is_better: bool) -> list[BranchRepor
 def _facts(report: RaceReport, request: RaceRequest | None) -> Iterator[tuple[str, str]]:
     yield "race", report.race_id
     yield "took", f"{report.seconds:.1f} s"
+    yield "sandbox seconds", f"{report.sandbox_seconds:.1f}"
     yield "speed-up", f"{report.speedup:g} ×" if report.speedup is not None else "–"
     yield "branches", str(len(report.branches))
     if request is not None:

@@ -112,6 +112,24 @@ def test_a_deadline_reports_what_finished() -> None:
     assert host.snapshots == {}
 
 
+def test_a_race_ends_when_its_sandbox_seconds_are_spent_and_says_what_it_used() -> None:
+    host = host_with_source(program=scripted(a=(1, 0, "1"), b=(500, 0, "1"), c=(500, 0, "1")))
+    report = run(host, asked(branches=branches("a", "b", "c"), max_sandbox_seconds=20))
+    assert report.budget_spent and not report.deadline_passed
+    assert report.winner == "a"
+    assert report.branches[1].reason == "its max_sandbox_seconds are spent"
+    assert 20 <= report.sandbox_seconds < 20 + 3 * 1.0 + 3
+    assert report.seconds < 15
+    assert host.alive() == [SOURCE]
+
+
+def test_a_race_that_keeps_within_its_sandbox_seconds_is_not_touched() -> None:
+    host = host_with_source(program=scripted(a=(4, 0, "1"), b=(6, 0, "1")))
+    report = run(host, asked(branches=branches("a", "b"), max_sandbox_seconds=20))
+    assert not report.budget_spent and {branch.status for branch in report.branches} == {"ok"}
+    assert 10 <= report.sandbox_seconds < 12
+
+
 def test_a_deadline_may_pass_before_there_is_a_checkpoint() -> None:
     host = host_with_source(latency=3.0)
     report = run(host, asked(n=2, command=["try"], deadline=4))
