@@ -85,6 +85,7 @@ def _call(environ: Mapping[str, str], name: str, arguments: dict[str, Any]) -> i
         seconds=Workers.TOOL_SECONDS.read(environ),
         longest=Workers.TOOL_OUTPUT_BYTES.read(environ),
         secrets=secrets(environ) if private else {},
+        one_user=True,
     )
     with tempfile.TemporaryDirectory(prefix="tool-test-") as place:
         stage(tools, Path(place, "tools"))

@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import pytest
 
+from image.session.definition import build, recipe_from
 from infra.cli import agents
-from infra.cli.build import build
-from infra.cli.environ import Loaded
-from infra.cli.tools import try_tool
+from infra.cli.tools import own_tools, try_tool
 from tests.support.checkout import ROOT
-from tests.support.world import API_KEY, Place
+from tests.support.world import Place
 
 TOOLS: Final = ROOT / "examples" / "tools"
 SOURCES: Final = {
@@ -35,13 +34,12 @@ def test_a_session_uses_files_private_files_and_an_mcp_server(place: Place, monk
     pytest.importorskip("mcp")
     monkeypatch.setenv("ORDERS_DATABASE", f"/tmp/orders-{secrets.token_hex(4)}.sqlite")
     monkeypatch.setenv("NOTES_TOKEN", "token-of-nobody")
-    mine = place.adjusted(**SOURCES, SANDBOX_IMAGE_NAME="image-with-tools", ANTHROPIC_API_KEY=API_KEY)
-    loaded = Loaded(dict(mine.environ), None)
-    assert build(loaded) == 0
-    assert asyncio.run(agents.create(loaded, "with tools", model=None, system=None)) == 0
-
+    mine = place.adjusted(**SOURCES, SANDBOX_IMAGE_NAME="image-with-tools")
+    own = own_tools(mine.environ)
+    build(recipe_from(mine.environ, own), api_key="tl-key-of-no-real-account", api_url=mine.settings.tensorlake_url)
     api = mine.world.api
-    (agent,) = [agent for agent in api.beta.agents.list() if agent.name == "with tools"]
+    tools: Any = agents.tools(fork=False, own=own.entries)
+    agent = api.beta.agents.create(name="with tools", model="claude-opus-5", tools=tools)
     message: Any = {"type": "user.message", "content": [{"type": "text", "text": PROMPT}]}
     session = api.beta.sessions.create(agent=agent.id, environment_id=mine.environment_id, initial_events=[message])
     asyncio.run(_drained(mine))

@@ -2,7 +2,7 @@
 
 Public tools run as the agent's user, in a process that is started at their first call. Private ones run as a user of
 their own, in a process that was started before the worker gave root up (tool_processes.py); where that was not
-possible, the worker starts it as its own user and says so.
+possible they are not served, except on the offline platform, whose sandboxes have one user.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anthropic.lib.tools import BetaAsyncBuiltinFunctionTool, ToolError
 from image.session.worker import tool_manifest
 from image.session.worker.tool_frames import FrameError, FrameReader, pack
 from image.session.worker.tool_manifest import Entry, Kind
-from image.session.worker.tool_processes import OperatorTools, ToolSettings
+from image.session.worker.tool_processes import NotPrivate, OperatorTools, ToolSettings
 
 if TYPE_CHECKING:
     from anthropic.lib.environments import EnvironmentWorkerTools
@@ -80,6 +80,8 @@ class ToolServer:
                     f"the process that runs this sandbox's own tools has ended ({type(error).__name__}); the call may "
                     "have had its effect: look before you repeat it"
                 ) from None
+            except NotPrivate as error:
+                raise ToolError(str(error)) from None
             except TimeoutError:
                 raise ToolError(
                     "no result in time; the call may have had its effect: look before you repeat it"

@@ -31,16 +31,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ToolSettings:
-    """What a claim says of them: seconds of a call, bytes of a result's text, and what private tools may know."""
+    """What a claim says of them: seconds of a call, bytes of a result's text, and what private tools may know.
+
+    one_user: whether private tools may run as the user that everything else runs as, if there is no other one.
+    """
 
     workdir: str
     seconds: float
     longest: int
     secrets: Mapping[str, str]
+    one_user: bool = False
 
     @classmethod
     def of(cls, claim: Claim) -> ToolSettings:
-        return cls(claim.workdir, claim.tool_seconds, claim.tool_output_bytes, claim.tool_secrets or {})
+        # Plain http is this machine's offline platform and nothing else: its sandboxes have one user.
+        offline = claim.base_url.startswith("http://")
+        return cls(claim.workdir, claim.tool_seconds, claim.tool_output_bytes, claim.tool_secrets or {}, offline)
+
+
+class NotPrivate(Exception):
+    """Private tools would have to run as the agent's user."""
 
 
 def start_as_root(text: str, archive: str, directory: Path = TOOLS_DIRECTORY) -> tuple[str, socket.socket | None]:
@@ -55,7 +65,10 @@ def start_as_root(text: str, archive: str, directory: Path = TOOLS_DIRECTORY) ->
     if user is None:
         return claim._replace(tool_secrets=None).to_json(), None
     configuration = _private_configuration(ToolSettings.of(claim), TOOLS_HOME, directory)
-    started = _spawn(archive, configuration, user=user.pw_uid, group=user.pw_gid)
+    try:
+        started = _spawn(archive, configuration, user=user.pw_uid, group=user.pw_gid)
+    except (OSError, subprocess.SubprocessError):  # then there are no private tools, and the session goes on
+        started = None
     return claim._replace(tool_secrets=None).to_json(), started
 
 
@@ -73,10 +86,13 @@ class OperatorTools:
         return _spawn(self.archive, made)
 
     def start_private(self, settings: ToolSettings) -> socket.socket:
-        """Where no other user is to be had: hidden as well as the worker itself is, and no better."""
+        """Where no other user is to be had: hidden as well as the worker itself is, and no better. Raises NotPrivate
+        where that may not be."""
         if self.private is not None:
             return self.private
-        log.warning("tools.not_private: the worker did not start as root, so private tools run as the agent's own user")
+        if not settings.one_user:
+            raise NotPrivate("private tools are not served here: this worker could not start them as another user")
+        log.info("tools.not_private: this sandbox has one user, and private tools run as it")
         home = TOOLS_HOME if os.access(TOOLS_HOME, os.W_OK) else tempfile.mkdtemp(prefix="tools-")
         return _spawn(self.archive, _private_configuration(settings, home, self.directory))
 

@@ -30,7 +30,7 @@ def add(a: int, b: int) -> str:
 async def where() -> str:
     """Says who runs it, and where."""
     await asyncio.sleep(0)
-    return f"{os.getuid()} {Path.cwd()} {os.environ.get('DB_PASSWORD', '')}"
+    return f"{os.getuid()} {Path.cwd()} {os.environ.get('DB_PASSWORD', '')} {os.getppid()}"
 
 
 @beta_tool
