@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shared.claims.capacity import Capacity
     from shared.claims.claimer import Claimer, Drain
     from shared.claims.dispatcher import Dispatcher
+    from shared.claims.known_sandboxes import KnownSandboxes
     from shared.ports import SandboxHost, WorkQueue
     from shared.races.events import OnEvent
     from shared.races.report import RaceReport
@@ -53,6 +54,7 @@ class Service:
         self._queues: dict[str, WorkQueue] = {}
         self._claimers: dict[str, Claimer] = {}
         self._capacities: dict[str, Capacity] = {}
+        self._known: dict[str, KnownSandboxes] = {}
         self._imports: asyncio.Task[None] | None = None
         self._retired: list[WorkQueue | SandboxHost] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -106,9 +108,13 @@ class Service:
     def dispatcher(self, environment: Environment) -> Dispatcher:
         from shared.claims.capacity import Capacity
         from shared.claims.dispatcher import Dispatcher
+        from shared.claims.known_sandboxes import LONGEST, KnownSandboxes
 
+        # Not as long as it takes until a sleeper is marked for its end by its name.
+        longest = min(LONGEST, self.settings.reconcile.retention / 4)
         room = self._capacities.setdefault(environment.id, Capacity(environment.id))
-        return Dispatcher(self.settings, environment, self.queue(environment), self.host, capacity=room)
+        known = self._known.setdefault(environment.id, KnownSandboxes(time.monotonic, longest))
+        return Dispatcher(self.settings, environment, self.queue(environment), self.host, capacity=room, known=known)
 
     def reconciler(self, environment: Environment) -> Reconciler:
         from shared.reconcile.reconciler import Reconciler

@@ -30,6 +30,7 @@ from shared.claims import handover, worker_keys
 from shared.claims.binding import Binding, Bound, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
+from shared.claims.known_sandboxes import KnownSandboxes
 from shared.deadline import Clock, Deadline
 from shared.errors import SecretUnavailable, SettingsError
 from shared.ports import (
@@ -85,6 +86,7 @@ class Dispatcher:
     clock: Clock = time.monotonic
     now: Callable[[], datetime] = utc_now
     capacity: Capacity | None = None  # what is known of the service's room beyond one drain
+    known: KnownSandboxes | None = None  # where sessions were served last, beyond one drain
 
     async def drain(self, deadline: Deadline | None = None) -> DrainReport:
         """Claim until the queue is empty, the limit is reached or the time for claims is over; then finish.
@@ -144,9 +146,12 @@ class Dispatcher:
             since=item.created_at,
         )
         offered_before = (self.now() - item.created_at).total_seconds() > _NEW
-        reason = ""
+        times, reason = self.settings.times, ""
+        remembered = self._remembered(name)
         for _ in range(_REBINDS):
-            bound = await binding.bind(until.sooner(self.clock() + self.settings.times.bind))
+            by_name = remembered is None
+            bound = remembered or await binding.bind(until.sooner(self.clock() + times.bind))
+            remembered = None
             if isinstance(bound, Unbound):
                 return _End(ItemEnd.NO_CAPACITY if bound.no_capacity else ItemEnd.FAILED, bound.reason)
             if bound.replaces:
@@ -157,24 +162,36 @@ class Dispatcher:
                 item,
                 await self._claim(item, item.secret),
                 user=self.settings.sandbox_user or None,
-                deadline=until.sooner(self.clock() + self.settings.times.handover),
+                deadline=until.sooner(self.clock() + times.handover),
                 look_first=offered_before and not bound.made,
-                deaths=self.settings.times.poison_attempts,
+                deaths=times.poison_attempts,
             )
             match outcome:
                 case handover.Ready(sdk=sdk, remark=remark):
                     if remark:
                         log.warning("worker.remark work=%s session=%s said=%s", item.id, item.session_id, remark)
+                    if self.known is not None and by_name:
+                        self.known.seen(name, bound.sandbox)
                     end = await self._ack(item, claimed_at)
                     return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk, remark)
                 case handover.Hopeless(deaths=deaths):
                     return await self._give_up(item, deaths)
-                case handover.NotReady(sandbox_gone=True):
+                case handover.NotReady(sandbox_gone=gone):
                     reason = outcome.reason
-                    binding.lost(bound.sandbox.id, self.clock)
-                case handover.NotReady():
-                    return _End(ItemEnd.FAILED, outcome.reason)
+                    if self.known is not None:
+                        self.known.forget(name)
+                    if gone:
+                        binding.lost(bound.sandbox.id, self.clock)
+                    elif by_name or until.left() < times.bind + times.handover:
+                        return _End(ItemEnd.FAILED, reason)
         return _End(ItemEnd.FAILED, reason)
+
+    def _remembered(self, name: str) -> Bound | None:
+        """Where the session was served last. Not where sleepers are replaced: a start there would wake one."""
+        if self.known is None or not self.settings.resume_suspended:
+            return None
+        sandbox = self.known.get(name)
+        return None if sandbox is None else Bound(sandbox)
 
     def _room(self) -> Capacity:
         return self.capacity or Capacity(self.environment.id, self.clock)

@@ -16,6 +16,7 @@ from typing import Final
 import httpx2
 
 from shared.reports import DrainReport, ItemEnd
+from shared.service import Service
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median
 from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage
 from tests.support.waiting import until
@@ -23,8 +24,9 @@ from tests.support.world import Place
 
 OTHERS: Final = (1, 1000)
 RUNS: Final = 3
-AIM: Final = 6
 STATES: Final = ("new", "running", "suspended")
+AIMS: Final = {False: {"new": 6, "running": 7, "suspended": 8}, True: {"new": 6, "running": 5, "suspended": 7}}
+"""By whether the process has served the session before."""
 
 _DISPATCHERS: Final = ("/work/poll", "/ack", "/stop")
 
@@ -43,6 +45,7 @@ class Calls:
 
 def run() -> BenchmarkResult:
     found: dict[tuple[str, int], list[Calls]] = {(state, others): [] for others in OTHERS for state in STATES}
+    knowing: dict[str, list[Calls]] = {state: [] for state in STATES}
     with stage() as world:
         place = production_place(world)
         present = 0
@@ -50,13 +53,19 @@ def run() -> BenchmarkResult:
             _crowd(place, others - present)
             present = others
             for _ in range(RUNS):
-                for state, calls in _session(place).items():
+                for state, calls in _session(place, lambda: asyncio.run(_drained(place))).items():
                     found[state, others].append(calls)
+        with asyncio.Runner() as loop:
+            service = Service(place.settings)
+            for _ in range(RUNS):
+                for state, calls in _session(place, lambda: loop.run(_drained_by(service))).items():
+                    knowing[state].append(calls)
+            loop.run(service.aclose())
         delays(world, on=False)
-    return _result(found)
+    return _result(found, knowing)
 
 
-def _session(place: Place) -> Mapping[str, Calls]:
+def _session(place: Place, drain: Callable[[], DrainReport]) -> Mapping[str, Calls]:
     """One session through its three states; a turn each."""
     found = {}
     session = place.session(PROMPT)
@@ -68,7 +77,7 @@ def _session(place: Place) -> Mapping[str, Calls]:
                 place.world.tensorlake_admin.call("POST", f"sandboxes/{place.sandbox(session)}/suspend")
             place.say(session, PROMPT)
             until(_queued(place, session, turn), "the message queued no item")
-        found[state] = _drain(place)
+        found[state] = _drain(place, drain)
         place.wait_done(session, turn)
     until(lambda: place.item(session)["state"] == "stopped", "the worker did not end")
     end_sandboxes(place)
@@ -80,11 +89,11 @@ def _queued(place: Place, session: str, turn: int) -> Callable[[], bool]:
     return lambda: len(place.items(session)) == turn
 
 
-def _drain(place: Place) -> Calls:
+def _drain(place: Place, drain: Callable[[], DrainReport]) -> Calls:
     world = place.world
     world.claude_admin.call("DELETE", "requests")
     world.tensorlake_admin.call("DELETE", "counts")
-    report = asyncio.run(_drained(place))
+    report = drain()
     assert [item.end for item in report.items] == [ItemEnd.HANDED_OVER], report
     claude: Mapping[str, int] = world.claude_admin.call("GET", "requests")["counts"]
     tensorlake: Mapping[str, int] = world.tensorlake_admin.call("GET", "counts")["routes"]
@@ -96,6 +105,11 @@ def _drain(place: Place) -> Calls:
 async def _drained(place: Place) -> DrainReport:
     async with place.dispatcher() as dispatcher:
         return await dispatcher.drain()
+
+
+async def _drained_by(service: Service) -> DrainReport:
+    (report,) = await service.drain()
+    return report
 
 
 def _crowd(place: Place, more: int) -> None:
@@ -118,7 +132,9 @@ def _crowd(place: Place, more: int) -> None:
     delays(world, on=True)
 
 
-def _result(found: Mapping[tuple[str, int], Sequence[Calls]]) -> BenchmarkResult:
+def _result(
+    found: Mapping[tuple[str, int], Sequence[Calls]], knowing: Mapping[str, Sequence[Calls]]
+) -> BenchmarkResult:
     totals = {key: median([calls.total for calls in runs]) for key, runs in found.items()}
     few, many = OTHERS
     rows = [
@@ -126,10 +142,11 @@ def _result(found: Mapping[tuple[str, int], Sequence[Calls]]) -> BenchmarkResult
             f"{state} session",
             *(f"{totals[state, others]:g}" for others in OTHERS),
             *(_spread([calls.total for calls in found[state, others]]) for others in OTHERS),
+            _spread([calls.total for calls in knowing[state]]),
         )
         for state in STATES
     ]
-    head = ("", *(f"among {others}" for others in OTHERS), *(f"runs, {others}" for others in OTHERS))
+    head = ("", *(f"among {others}" for others in OTHERS), *(f"runs, {others}" for others in OTHERS), "by who knows it")
     listed = []
     for state in STATES:
         typical = min(found[state, many], key=lambda calls: abs(calls.total - totals[state, many]))
@@ -156,7 +173,14 @@ def _result(found: Mapping[tuple[str, int], Sequence[Calls]]) -> BenchmarkResult
             "looked at depends on how fast the worker boots."
         ),
         aims=(
-            Aim("calls of a new session", new, AIM, "calls"),
+            *(
+                Aim(f"calls of a {state} session, {who}", figure, AIMS[knows][state], "calls")
+                for state in STATES
+                for knows, who, figure in (
+                    (False, "never seen before", max(totals[state, others] for others in OTHERS)),
+                    (True, "known", median([calls.total for calls in knowing[state]])),
+                )
+            ),
             Aim(f"more calls among {many} sandboxes than among {few}", growth, 0, "calls"),
         ),
     )

@@ -22,6 +22,7 @@ from shared.claims.binding import Binding, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import _Round
 from shared.claims.dispatcher import Dispatcher, _End
+from shared.claims.known_sandboxes import KnownSandboxes
 from shared.deadline import Deadline
 from shared.ports import (
     Absent,
@@ -355,6 +356,12 @@ def _partial_lists(seed: str) -> RunPlan:
     )
 
 
+def _served_marked_and_spoken_to(seed: str) -> RunPlan:
+    """The copy that served the session does nothing until a webhook wakes it; the other one has marked its sandbox."""
+    plan = _spoken_to(seed, 66.0 + random.Random(seed).random(), (Wake(60.0, 1),))
+    return replace(plan, hook_faults=plan.hook_faults[:2])
+
+
 async def _waits_for_what_it_serves(self: _Round) -> None:
     await _round(self)
     while self._drain.serving:
@@ -455,6 +462,12 @@ MUTANTS: Final = (
     _mutant("an empty queue is polled on", "I9", (claimer, "Empty", StaleEntry), plans=_one_hangs),
     _mutant("each item tries a full quota", "I9", (Capacity, "lacks", lambda self, reason: None), plans=_full),
     _mutant("the first refusal sets a sandbox aside", "I5", (binding, "_RESUMES", 1), plans=_resume_refused_once),
+    _mutant(
+        "a sandbox is remembered indefinitely",
+        "I2",
+        (KnownSandboxes, "get", lambda self, name: self._known.get(name, (0.0, None))[1]),
+        plans=_served_marked_and_spoken_to,
+    ),
     _mutant("a stuck sandbox is waited for", "I1", (Binding, "_set_aside", _never_set_aside), plans=_stuck),
     _mutant(
         "half a list is taken for a whole one",

@@ -21,6 +21,7 @@ from shared.claims import dispatcher as dispatcher_module
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import ROUND_SECONDS, Claimer, Drain
 from shared.claims.dispatcher import Dispatcher
+from shared.claims.known_sandboxes import LONGEST, KnownSandboxes
 from shared.ports import ItemState, SandboxSpec, SandboxStatus
 from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
@@ -138,17 +139,18 @@ class _Copy:
         self.routes = {}
         self.drains = {}
         room = Capacity(ENVIRONMENT, world.loop.time)
-        self.claimer = Claimer(lambda: self._dispatcher(room), on_item=self._item_ended)
+        known = KnownSandboxes(world.loop.time, min(LONGEST, world.settings.reconcile.retention / 4))
+        self.claimer = Claimer(lambda: self._dispatcher(room, known), on_item=self._item_ended)
         self.born += 1
 
-    def _dispatcher(self, room: Capacity) -> Dispatcher:
+    def _dispatcher(self, room: Capacity, known: KnownSandboxes) -> Dispatcher:
         """For one round of polls."""
         world, loop = self.world, self.world.loop
         queue = WatchedQueue(
             world.watch, self.line, dispatcher=True, environment_id=ENVIRONMENT, polling=self.polling, began=loop.time()
         )
         host = WatchedHost(world.watch, self.line, dispatcher=True, routes=self.routes)
-        return Dispatcher(world.settings, world.environment, queue, host, loop.time, world.now, room)
+        return Dispatcher(world.settings, world.environment, queue, host, loop.time, world.now, room, known)
 
     def crash(self) -> None:
         """No further call of this process reaches a service; those that were sent do."""

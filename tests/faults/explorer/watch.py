@@ -178,9 +178,12 @@ class RunWatch:
         self.judge("I5", not beaten, f"an item is released that has a lease: {work_id}")
 
     def starts(self, box: ModelBox) -> None:
-        session_id, _ = self.session_of(box)
+        session_id, gone = self.session_of(box)
         if session_id is None:
             return
+        now = moment(self.now()).timestamp()
+        late = gone and now - self.marked.get(box.id, now) > LOOK
+        self.judge("I2", not late, f"a worker is started in a sandbox that is marked: {box.id}")
         self.judge(
             "I2",
             box.session in (None, session_id),
