@@ -112,6 +112,7 @@ class Act(StrEnum):
 
 
 ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE})
+COLLECTING = frozenset({Act.SUSPEND, Act.END_MARKED})  # where outputs are collected first
 CAPPED = ENDS - {Act.END_RACE}  # a race's dead-man time leaves no mistake to be bounded
 
 

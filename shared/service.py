@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shared.claims.claimer import Claimer, Drain
     from shared.claims.dispatcher import Dispatcher
     from shared.claims.known_sandboxes import KnownSandboxes
+    from shared.outputs.collector import Collector
     from shared.ports import SandboxHost, WorkQueue
     from shared.races.events import OnEvent
     from shared.races.report import RaceReport
@@ -119,7 +120,15 @@ class Service:
     def reconciler(self, environment: Environment) -> Reconciler:
         from shared.reconcile.reconciler import Reconciler
 
-        return Reconciler(self.settings, environment, self.queue(environment), self.host)
+        return Reconciler(self.settings, environment, self.queue(environment), self.host, collector=self.collector())
+
+    def collector(self) -> Collector | None:
+        """None where no outputs are collected."""
+        if self.settings.outputs is None:
+            return None
+        from shared.outputs.collector import Collector
+
+        return Collector(self.settings.outputs, self.host, user=self.settings.sandbox_user or None)
 
     @cached_property
     def _ended_sessions(self) -> EndedSessions:

@@ -40,6 +40,7 @@ from shared.settings_table import (
     Claims,
     Drain,
     DrainMode,
+    Outputs,
     Pairs,
     Races,
     Reconcile,
@@ -142,6 +143,19 @@ class ReconcileTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputSettings:
+    """to: a target that `shared/outputs/stores.py` knows. signature: the query of one by https. folder: in a sandbox.
+    seconds: bounds one look. largest: bytes of a file. patience: seconds that a failing target delays an end."""
+
+    to: str
+    signature: Secret | None
+    folder: str
+    seconds: float
+    largest: int
+    patience: float
+
+
+@dataclass(frozen=True, slots=True)
 class CallLimits:
     """Calls a minute that this process makes at most. The defaults are the limits of an organisation
     (docs/wire/anthropic.md); 0 is no limit."""
@@ -194,6 +208,8 @@ class Settings:
     reconcile: ReconcileTimes
     races: RaceLimits
     calls: CallLimits = field(default_factory=CallLimits)
+    outputs: OutputSettings | None = None
+    """None: nothing is collected."""
     weak_token: bool = False
     """FUNCTIONS_TOKEN is set and so short that it could be guessed; refused where agents could do it off line."""
     agent_fork: bool = False
@@ -269,6 +285,7 @@ class Settings:
                 lookups=Reconcile.RECONCILE_LOOKUPS.read(environ),
                 touches=Reconcile.RECONCILE_TOUCHES.read(environ),
             ),
+            outputs=_outputs(environ),
             calls=CallLimits(
                 anthropic_reads=Services.ANTHROPIC_READS_PER_MINUTE.read(environ),
                 anthropic_writes=Services.ANTHROPIC_WRITES_PER_MINUTE.read(environ),
@@ -297,6 +314,27 @@ class Settings:
             auth_callers=Access.AUTH_CALLERS.read(environ),
             auth_own_url=Access.AUTH_OWN_URL.text(environ).rstrip("/"),
         )
+
+
+def _outputs(environ: Mapping[str, str]) -> OutputSettings | None:
+    target = Outputs.OUTPUTS_TO.read(environ)
+    if not target:
+        return None
+    from shared.outputs.stores import check_target
+
+    if not Sandboxes.RESUME_SUSPENDED_SESSIONS.read(environ):
+        raise SettingsError("OUTPUTS_TO needs RESUME_SUSPENDED_SESSIONS: sleepers would be ended with their outputs")
+    folder = Outputs.OUTPUTS_DIR.read(environ)
+    if not folder.startswith("/") or ".." in folder.split("/"):
+        raise SettingsError("OUTPUTS_DIR must be an absolute path in the sandbox")
+    return OutputSettings(
+        to=check_target(target),
+        signature=Outputs.OUTPUTS_SIGNATURE.read(environ),
+        folder=folder.rstrip("/") or "/",
+        seconds=Outputs.OUTPUTS_SECONDS.read(environ),
+        largest=Outputs.OUTPUTS_FILE_MB.read(environ) * 1_000_000,
+        patience=Outputs.OUTPUTS_PATIENCE_SECONDS.read(environ),
+    )
 
 
 def _fork_url(environ: Mapping[str, str]) -> str | None:

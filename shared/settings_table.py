@@ -407,6 +407,19 @@ class Reconcile:
     RECONCILE_TOUCHES = Whole(100, "Sandboxes that one pass changes.", unit="sandboxes")
 
 
+class Outputs:
+    """What comes out of a session (docs/files.md)"""
+
+    OUTPUTS_TO = Text(
+        "", "Where outputs are collected to: file:///folder, s3://bucket/prefix, gs://bucket/prefix or https://..."
+    )
+    OUTPUTS_SIGNATURE = Key(KeyKind.UNKNOWN, "The query of an https address that is signed.")
+    OUTPUTS_DIR = Text("/workspace/outputs", "The folder in a sandbox that is collected.")
+    OUTPUTS_SECONDS = Seconds(25.0, "The longest that one look at a session's outputs may take.")
+    OUTPUTS_FILE_MB = Whole(1024, "The largest file that is collected.", unit="MB")
+    OUTPUTS_PATIENCE_SECONDS = Seconds(86_400.0, "How long uncollected outputs delay an end.")
+
+
 class Races:
     """The bounds of races, whatever a request asks for (docs/races.md)"""
 
@@ -459,7 +472,7 @@ class Logging:
 
 SECTIONS: Final = (
     *(Services, Access, Sandboxes, Workers, SessionSetup, Claims, Drain),
-    *(Reconcile, Races, Server, Logging),
+    *(Reconcile, Outputs, Races, Server, Logging),
 )
 
 

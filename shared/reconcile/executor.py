@@ -12,12 +12,13 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, assert_never
 
 from shared import names
 from shared.claims.handover import WORKER_NAMES
 from shared.deadline import Clock
+from shared.outputs.collector import Collector, NotCollected
 from shared.ports import (
     Absent,
     AckOutcome,
@@ -79,6 +80,7 @@ class RepairExecutor:
     now: Callable[[], datetime]
     world: World
     clock: Clock = time.monotonic
+    collector: Collector | None = None
     needs_interrupt: list[str] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
     _looked: tuple[float, datetime | None, Items] | None = None
@@ -287,6 +289,7 @@ class RepairExecutor:
                     return Failed("its processes could not be looked at")
                 case [_, *_]:
                     return Skipped("its worker lives")
+        await self._collect_at_rest(repair)
         began = self.clock()
         session, found, items = await asyncio.gather(
             self.queue.session(repair.session_id), self.host.find(sandbox.id), self._recent()
@@ -324,6 +327,8 @@ class RepairExecutor:
     async def _end_marked(self, repair: EndMarked) -> Outcome:
         """A session that got work between the mark and now has it in another sandbox, unless its worker came into
         this one just before the mark."""
+        if (uncollected := await self._collect_before_end(repair)) is not None:
+            return uncollected
         began = self.clock()
         found, holder, items = await asyncio.gather(
             self.host.find(repair.sandbox.id), self.host.find(repair.proper), self._recent()
@@ -347,7 +352,60 @@ class RepairExecutor:
             return Failed("it could not be looked at again")
         if isinstance(found, Absent) or found.status is not sandbox.status or found.name != sandbox.name:
             return Skipped("it is not what it was")
+        if self.collector is not None:
+            self.alarms.append(f"{sandbox.name}: it failed, and what it made after its last rest is not collected")
         return _outcome(await self.host.terminate(sandbox.id))
+
+    # Outputs
+
+    async def _collect_at_rest(self, repair: Suspend) -> None:
+        """What cannot be collected now stays in the sandbox, and is tried again before its end."""
+        if self.collector is None:
+            return
+        try:
+            await self.collector.collect(names.canonical_session_id(repair.session_id), repair.sandbox.id)
+        except NotCollected as error:
+            self.alarms.append(f"{repair.session_id}: its outputs were not collected: {error}")
+
+    async def _collect_before_end(self, repair: EndMarked) -> Failed | None:
+        """None where nothing stands against the end. A sleeper is woken only where it may hold something new."""
+        if self.collector is None or not isinstance(repair.sandbox.kind, names.GoneSandbox):
+            return None
+        kind = names.parse(self.settings.prefix, repair.proper)
+        session = kind.session_id if isinstance(kind, names.SessionSandbox) else None
+        key = repair.proper if session is None else names.canonical_session_id(session)
+        marked_at = datetime.fromtimestamp(repair.sandbox.kind.marked_at, UTC)
+        try:
+            await self._collect_marked(repair, self.collector, key, marked_at)
+        except NotCollected as error:
+            patience = self.settings.outputs.patience if self.settings.outputs is not None else 0.0
+            until = marked_at + timedelta(seconds=self.settings.reconcile.end_grace + patience)
+            if self.now() > until:
+                self.alarms.append(f"{key}: deleted with outputs that could not be collected: {error}")
+                return None
+            self.alarms.append(f"{key}: kept until {until:%F %T} UTC, its outputs are not collected: {error}")
+            return Failed(f"its outputs are not collected: {error}")
+        return None
+
+    async def _collect_marked(self, repair: EndMarked, collector: Collector, key: str, marked_at: datetime) -> None:
+        """Raises NotCollected."""
+        sandbox = repair.sandbox
+        known = self.world.items is not None and repair.proper in self.world.items.latest
+        if await collector.current(key, self.world.last_sign(repair.proper, sandbox) if known else None):
+            return
+        asleep = sandbox.status is SandboxStatus.SUSPENDED
+        if asleep:
+            woken = await self.host.resume(sandbox.id)
+            if woken is not None:
+                raise NotCollected(f"it could not be woken: {_reason(woken) or 'it is gone'}")
+        elif sandbox.status is not SandboxStatus.RUNNING:
+            raise NotCollected(f"it is {sandbox.status.value}")
+        try:
+            await collector.collect(key, sandbox.id, marked_at=marked_at)
+        except NotCollected:
+            if asleep:
+                await self.host.suspend(sandbox.id)
+            raise
 
     async def _end_race(self, repair: EndRace) -> Outcome:
         """A race that lives on renames its sandboxes with a later time."""

@@ -7,7 +7,7 @@ place of its own kind for that long. The cap on ends counts what was ended, not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from shared.reconcile.repairs import Done, Failed, Outcome, Repair
@@ -25,7 +25,8 @@ _LANES: Final = (
 
 
 class Lanes:
-    """The lanes of one pass. `seconds` bounds each repair, `ends` is how many capped ends may be done."""
+    """The lanes of one pass. `seconds` bounds each repair, `longer` those of some kinds instead; `ends` is how many
+    capped ends may be done."""
 
     def __init__(
         self,
@@ -34,10 +35,12 @@ class Lanes:
         *,
         seconds: float,
         ends: int,
+        longer: Mapping[Act, float] | None = None,
     ) -> None:
         self._do = do
         self._report = report
         self._seconds = seconds
+        self._longer = longer or {}
         self._places = {lane: asyncio.Semaphore(AT_ONCE) for lane in _LANES}
         self._allowance = _Allowance(ends)
         self.waiting: list[Repair] = []  # neither done nor tried
@@ -66,11 +69,12 @@ class Lanes:
                 self.capped.append(repair)
 
     async def _bounded(self, repair: Repair) -> Outcome:
+        seconds = self._longer.get(repair.act, self._seconds)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 return await self._do(repair)
         except TimeoutError:
-            return Failed(f"no answer within {self._seconds:g} s")
+            return Failed(f"no answer within {seconds:g} s")
 
     def _settle(self, repair: Repair, outcome: Outcome) -> None:
         self.waiting.remove(repair)

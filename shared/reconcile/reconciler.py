@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from shared import names
 from shared.claims.dispatcher import utc_now
 from shared.deadline import Clock, Deadline
+from shared.outputs.collector import Collector
 from shared.ports import (
     Absent,
     Doubtful,
@@ -40,7 +41,7 @@ from shared.reconcile.lookups import Lookups, questions, ring_share
 from shared.reconcile.plan import due, snapshots_due
 from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Skipped, Touch
 from shared.reconcile.world import Items, World
-from shared.reports import Act, ActionReport, ReconcileReport
+from shared.reports import COLLECTING, Act, ActionReport, ReconcileReport
 from shared.settings import Environment, Settings
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Reconciler:
     clock: Clock = time.monotonic
     now: Callable[[], datetime] = utc_now
     place: float = _RING
+    collector: Collector | None = None
 
     async def reconcile(self, deadline: Deadline | None = None) -> ReconcileReport:
         """One pass. `deadline` defaults to the settings' own. Never raises for what a service does."""
@@ -241,7 +243,9 @@ class _Pass:
 
     def _hands(self, world: World) -> tuple[RepairExecutor, Lanes]:
         of = self._of
-        executor = RepairExecutor(of.settings, of.environment.id, of.queue, of.host, of.now, world, of.clock)
+        executor = RepairExecutor(
+            of.settings, of.environment.id, of.queue, of.host, of.now, world, of.clock, of.collector
+        )
 
         async def do(repair: Repair) -> Outcome:
             try:
@@ -251,7 +255,14 @@ class _Pass:
                 return Failed(f"bug: {type(error).__name__}")
 
         seconds = min(_LONGEST_REPAIR, self._settings.reconcile.deadline / 4)
-        return executor, Lanes(do, self._reported, seconds=seconds, ends=max(3, len(world.sandboxes) // 5))
+        outputs = self._settings.outputs
+        return executor, Lanes(
+            do,
+            self._reported,
+            seconds=seconds,
+            ends=max(3, len(world.sandboxes) // 5),
+            longer=dict.fromkeys(COLLECTING, seconds + outputs.seconds) if outputs is not None else {},
+        )
 
     async def _work_off(self, lanes: Lanes, repairs: Sequence[Repair]) -> None:
         if self._settings.dry_run:

@@ -18,11 +18,13 @@ import yaml
 from infra.cli.environ import Loaded
 from infra.cli.fork.command import Options, run
 from infra.cli.fork.request import Flags, read_request
+from shared import names
+from shared.service import Service
 from shared.settings import Settings
 from tests.infra.cli.fork.test_command import environ_of
 from tests.support.checkout import ROOT
 from tests.support.serving import TOKEN, UVICORN, serving
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until_async
 from tests.support.web import make_repository, web
 from tests.support.world import API_KEY, OfflineWorld, Place
 
@@ -128,6 +130,49 @@ def test_a_session_is_about_a_repository_at_a_commit(place: Place, tmp_path: Pat
         said, _ = called.communicate(timeout=PATIENCE)
     assert called.returncode == 0 and place.answers(session_id) == [said.strip()]
     assert said.startswith("bash cat app/version returned: 1\n"), said
+
+
+def test_a_csv_goes_in_and_a_report_comes_out(place: Place, tmp_path: Path) -> None:
+    """`csv_in_report_out.py`, with a script in the place of its prompt."""
+    place = place.adjusted(OUTPUTS_TO=f"file://{tmp_path}/results", IDLE_GRACE_SECONDS="0")
+    sums = "awk -F, 'NR > 1 {s[$1] += $2} END {for (r in s) print r, s[r]}' sales.csv"
+    script = f"$ mkdir -p outputs && {sums} | sort > outputs/report.csv"
+    with web(tmp_path) as remote:
+        remote.files["/sales.csv"] = b"region,amount\nnorth,2\nsouth,5\nnorth,3\n"
+        environ = {
+            "PATH": PATH,
+            "ANTHROPIC_API_KEY": API_KEY,
+            "ANTHROPIC_BASE_URL": place.world.claude.url,
+            "ANTHROPIC_AGENT_ID": place.world.agent_id,
+            "ANTHROPIC_ENVIRONMENT_ID": place.environment_id,
+        }
+        asked = [
+            str(EXAMPLES / "csv_in_report_out.py"),
+            f"{remote.url}/sales.csv",
+            f"{script} | sort > outputs/report.csv",
+        ]
+        called = subprocess.run(
+            [sys.executable, "-I", *asked], env=environ, capture_output=True, text=True, timeout=PATIENCE
+        )
+        session_id = called.stdout.strip()
+        report = tmp_path / "results" / names.canonical_session_id(session_id) / "files" / "report.csv"
+
+        async def served() -> None:
+            service = Service(place.settings)
+            try:
+                await service.drain()
+                await asyncio.to_thread(place.wait_done, session_id)
+
+                async def collected() -> bool:
+                    await service.tick()
+                    return report.exists()
+
+                await until_async(collected)
+            finally:
+                await service.aclose()
+
+        asyncio.run(served())
+    assert report.read_text() == "north 5\nsouth 5\n"
 
 
 def shell(command: str, **environ: str) -> int:

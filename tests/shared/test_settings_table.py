@@ -48,7 +48,7 @@ class Asked(Mapping[str, str]):
 
 
 def test_settings_read_every_line_of_the_table_and_no_other_variable() -> None:
-    asked = Asked(PLAIN | ON_CLOUD_RUN | WITH_AGENTS)
+    asked = Asked(PLAIN | ON_CLOUD_RUN | WITH_AGENTS | {"OUTPUTS_TO": "s3://results"})
     Settings.from_environ(asked)
     assert asked.names == {each.name for each in TABLE} - {each.name for each in settings_of(Logging)}
 

@@ -11,6 +11,7 @@ from typing import Final
 from infra.cli.environ import Loaded
 from infra.cli.fleet.target import NotDone, Target, done, target
 from infra.cli.session.follow import FeedBroken, FeedRefused
+from shared import names
 from shared.ports import ItemState, SandboxRecord, SandboxStatus, SessionStatus
 
 _WAIT_SECONDS: Final = 90.0
@@ -105,6 +106,7 @@ async def remove(aim: Target, confirm: Confirm) -> str | None:
     if not confirm(f"This deletes {aim.session.id} with its history{files}."):
         return None
     await _at_rest_first(aim)
+    await _collect_first(aim, box)
     await aim.people.delete(aim.session.id)
     if box is not None:
         done(await aim.host.terminate(box.id), f"the session is deleted; ending its sandbox {box.id}")
@@ -114,6 +116,24 @@ async def remove(aim: Target, confirm: Confirm) -> str | None:
 
         await _until(gone, f"the session is deleted, and its sandbox {box.id} has not ended yet")
     return f"Deleted {aim.session.id}{' and its sandbox' if box is not None else ''}."
+
+
+async def _collect_first(aim: Target, box: SandboxRecord | None) -> None:
+    """Raises NotDone where OUTPUTS_TO is set and something of the session's outputs is not there yet."""
+    outputs = aim.settings.outputs
+    if outputs is None or box is None:
+        return
+    from shared.outputs.collector import Collector, NotCollected
+
+    try:
+        await aim.awake_sandbox()
+        collector = Collector(outputs, aim.host, user=aim.settings.sandbox_user or None)
+        await collector.collect(names.canonical_session_id(aim.session.id), box.id)
+    except NotCollected as error:
+        raise NotDone(
+            f"its outputs are not collected: {error}. Fetch them yourself (hands cp), or give them up: "
+            f"OUTPUTS_TO= hands rm {aim.session.id}"
+        ) from None
 
 
 async def keep(aim: Target, confirm: Confirm) -> str | None:

@@ -177,14 +177,21 @@ def settings(environ: Mapping[str, str]) -> Settings:
 
 
 def reconciled(
-    services: FakeServices, environ: Mapping[str, str] = MappingProxyType({}), *, after: float = 0.0, place: float = 0.0
+    services: FakeServices,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    *,
+    after: float = 0.0,
+    place: float = 0.0,
+    collector: Any = None,
 ) -> ReconcileReport:
     """One pass, so many seconds after NOW."""
     used = settings(environ)
     now = NOW + timedelta(seconds=after)
     both: Any = services
     return asyncio.run(
-        Reconciler(used, used.environments["env_1"], both, both, now=lambda: now, place=place).reconcile()
+        Reconciler(
+            used, used.environments["env_1"], both, both, now=lambda: now, place=place, collector=collector
+        ).reconcile()
     )
 
 
