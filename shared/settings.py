@@ -320,20 +320,36 @@ def _outputs(environ: Mapping[str, str]) -> OutputSettings | None:
     target = Outputs.OUTPUTS_TO.read(environ)
     if not target:
         return None
-    from shared.outputs.stores import check_target
-
     if not Sandboxes.RESUME_SUSPENDED_SESSIONS.read(environ):
         raise SettingsError("OUTPUTS_TO needs RESUME_SUSPENDED_SESSIONS: sleepers would be ended with their outputs")
     folder = Outputs.OUTPUTS_DIR.read(environ)
     if not folder.startswith("/") or ".." in folder.split("/"):
         raise SettingsError("OUTPUTS_DIR must be an absolute path in the sandbox")
     return OutputSettings(
-        to=check_target(target),
+        to=_target(target),
         signature=Outputs.OUTPUTS_SIGNATURE.read(environ),
         folder=folder.rstrip("/") or "/",
         seconds=Outputs.OUTPUTS_SECONDS.read(environ),
         largest=Outputs.OUTPUTS_FILE_MB.read(environ) * 1_000_000,
         patience=Outputs.OUTPUTS_PATIENCE_SECONDS.read(environ),
+    )
+
+
+def _target(target: str) -> str:
+    """Raises SettingsError."""
+    parts = urlsplit(target)
+    match parts.scheme:
+        case "file" if not parts.netloc and parts.path.startswith("/") and not parts.query:
+            return target
+        case "s3" | "gs" if parts.netloc and not parts.query:
+            return target
+        case "https" if parts.hostname and not parts.username and not parts.query:
+            return target
+        case "http" if parts.hostname in LOOPBACK and not parts.username and not parts.query:
+            return target
+    raise SettingsError(
+        "OUTPUTS_TO must be file:///folder, s3://bucket/prefix, gs://bucket/prefix, or an https address that takes "
+        "PUT, whose query goes into OUTPUTS_SIGNATURE"
     )
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from shared.errors import HandsError, SettingsError
+from shared.errors import HandsError
 from shared.secret import Secret
-from shared.settings_table import LOOPBACK
 
 _LARGEST_MANIFEST: Final = 64 * 1024 * 1024
 _SECONDS: Final = 60.0  # of silence
@@ -36,24 +35,6 @@ class Store(Protocol):
 
     def write(self, name: str, file: Path) -> None:
         """Raises StoreFailed."""
-
-
-def check_target(target: str) -> str:
-    """Raises SettingsError."""
-    parts = urlsplit(target)
-    match parts.scheme:
-        case "file" if not parts.netloc and parts.path.startswith("/") and not parts.query:
-            return target
-        case "s3" | "gs" if parts.netloc and not parts.query:
-            return target
-        case "https" if parts.hostname and not parts.username and not parts.query:
-            return target
-        case "http" if parts.hostname in LOOPBACK and not parts.username and not parts.query:
-            return target
-    raise SettingsError(
-        "OUTPUTS_TO must be file:///folder, s3://bucket/prefix, gs://bucket/prefix, or an https address that takes "
-        "PUT, whose query goes into OUTPUTS_SIGNATURE"
-    )
 
 
 def open_store(target: str, signature: Secret | None = None) -> Store:

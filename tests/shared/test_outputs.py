@@ -14,7 +14,7 @@ from moto import mock_aws
 
 from shared.errors import SettingsError
 from shared.outputs.collector import Collector, NotCollected
-from shared.outputs.stores import FolderStore, StoreFailed, check_target, open_store
+from shared.outputs.stores import FolderStore, StoreFailed, open_store
 from shared.secret import Secret
 from shared.settings import OutputSettings, Settings
 from tests.shared.test_sandbox_files import ThisMachine, awaited
@@ -151,7 +151,7 @@ def test_a_signed_address_gets_each_object_with_its_signature_which_no_error_sho
 )
 def test_a_target_that_is_none_is_refused(target: str) -> None:
     with pytest.raises(SettingsError, match="OUTPUTS_TO must be"):
-        check_target(target)
+        Settings.from_environ({**PLAIN, "OUTPUTS_TO": target})
 
 
 def test_outputs_are_off_unless_they_have_a_target_and_sleepers_are_kept() -> None:
