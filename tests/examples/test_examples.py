@@ -226,5 +226,7 @@ def test_every_example_is_named_in_the_readme_and_run_here() -> None:
     here = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     for path in EXAMPLES.rglob("*"):
         if path.is_file() and path.name != "README.md" and "__pycache__" not in path.parts:
-            assert path.name in here or path.stem in here, path
-            assert f"({path.relative_to(EXAMPLES)})" in readme or f"({path.parent.name}/)" in readme, path
+            folders = [folder for folder in path.relative_to(EXAMPLES).parents if folder != Path()]
+            assert path.name in here or path.stem in here or any(f'"{each.name}"' in here for each in folders), path
+            linked = [f"({path.relative_to(EXAMPLES)})", *(f"({each}/)" for each in folders)]
+            assert any(each in readme for each in linked), path
