@@ -74,8 +74,8 @@ def narrowed(race: RaceRequest, caller: Capability) -> RaceRequest:
         raise NotAllowed("promote", "an agent may promote into its workspace, or not at all")
     if race.checkpoint != "filesystem":
         raise NotAllowed("checkpoint", "an agent's race starts from the files of its sandbox")
-    if race.judge.type == "plugin":
-        raise NotAllowed("judge", "plug-ins are for the operator")
+    if any(step.judge.type == "plugin" for step in race.panel):
+        raise NotAllowed("judge" if race.judges is None else "judges", "plug-ins are for the operator")
     if len(race.candidates()) > caller.branches:
         raise NotAllowed(race.branches_field, f"at most {caller.branches} branches here")
     if race.deadline is not None and race.deadline > caller.seconds:

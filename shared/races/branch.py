@@ -34,6 +34,7 @@ class BranchRunner:
     told: bool = False
     status: BranchStatus | None = None
     score: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
     exit_code: int | None = None
     reason: str | None = None
     refused: int | None = None
@@ -66,6 +67,7 @@ class BranchRunner:
             index=self.index,
             status=self.status or undecided,
             score=self.score,
+            scores=self.scores,
             exit_code=self.exit_code,
             reason=self.reason if self.status else why_not,
             boot_seconds=self.boot_seconds,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -19,7 +19,7 @@ from image.session.claim import STATE_DIRECTORY
 from shared.deadline import Clock, Deadline
 from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
-from shared.races import artifacts, copies, events, judges, patches, plugins, safe_regex, scores
+from shared.races import artifacts, copies, events, judges, panel, patches, plugins, safe_regex, scores
 from shared.races.branch import BranchRunner, OutputBudget
 from shared.races.errors import BadRace, SourceAbsent, SourceUnknown
 from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
@@ -27,14 +27,22 @@ from shared.races.judge_child import JudgeChild
 from shared.races.leader import Leader
 from shared.races.progress import RaceProgress, Timeline
 from shared.races.report import BranchReport, PromotionReport, RaceReport
-from shared.races.request import Branch, CommandJudge, JunitJudge, PluginJudge, RaceRequest, RegexJudge
+from shared.races.request import (
+    MOST_BRANCHES,
+    Branch,
+    CommandJudge,
+    JunitJudge,
+    PluginJudge,
+    RaceRequest,
+    RegexJudge,
+)
 from shared.races.resources import InBackground, NotMade, RaceResources, RaceTimeouts
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, new_mark
 from shared.settings import Environment, RaceLimits, Settings
 from shared.tasks import drop, shielded
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
-JUDGES: Final = 500  # a branch's judge works in the child with this index and the branch's
+JUDGES: Final = 500  # from here on: a judge's position times MOST_BRANCHES, and the branch's index
 # A killed race's sandboxes are paid for until then; a race that lives renews it well before.
 DEAD_MAN_SECONDS: Final = 180.0
 RENEW_SECONDS: Final = 45.0
@@ -61,8 +69,10 @@ def check_limits(request: RaceRequest, limits: RaceLimits) -> None:
     at_once = request.max_parallel or limits.max_parallel
     if request.checkpoint == "live" and len(request.candidates()) > at_once:
         raise BadRace("checkpoint", f"live makes all branches at once, and at most {at_once} may be")
-    if isinstance(request.judge, PluginJudge) and request.judge.name not in limits.judges:
-        raise BadRace("judge.name", "no such judge is configured here")
+    for step, by in enumerate(step.judge for step in request.panel):
+        if isinstance(by, PluginJudge) and by.name not in limits.judges:
+            field = "judge.name" if request.judges is None else f"judges.{step}.judge.name"
+            raise BadRace(field, "no such judge is configured here")
     if request.deadline is not None and request.deadline > limits.deadline:
         raise BadRace("deadline", f"at most {limits.deadline:g} seconds are allowed here")
 
@@ -91,13 +101,15 @@ async def run_race(
     race that is refused before anything was begun.
     """
     check_limits(request, settings.races)
-    by = request.judge
-    plugin = plugins.load(by.name, settings.races.judges[by.name]) if isinstance(by, PluginJudge) else None
-    if isinstance(by, RegexJudge):
-        await _check_pattern(by)
+    loaded: dict[str, plugins.Plugin] = {}
+    for by in (step.judge for step in request.panel):
+        if isinstance(by, PluginJudge):
+            loaded[by.name] = plugins.load(by.name, settings.races.judges[by.name])
+        elif isinstance(by, RegexJudge):
+            await _check_pattern(by)
     timeouts = timeouts or RaceTimeouts(boot=settings.times.bind)
     return await _Race(
-        request, host, settings, environment, plugin, on_event, timeouts, clock, now, in_background
+        request, host, settings, environment, loaded, on_event, timeouts, clock, now, in_background
     ).run()
 
 
@@ -116,7 +128,7 @@ class _Race:
         host: SandboxHost,
         settings: Settings,
         environment: Environment,
-        plugin: plugins.Plugin | None,
+        loaded: Mapping[str, plugins.Plugin],
         on_event: events.OnEvent | None,
         timeouts: RaceTimeouts,
         clock: Clock,
@@ -126,7 +138,7 @@ class _Race:
         self._request = request
         self._settings = settings
         self._environment = environment
-        self._plugin = plugin
+        self._loaded = loaded
         self._clock = clock
         self._host = host
         self._timeouts = timeouts
@@ -352,27 +364,36 @@ class _Race:
     async def _judge(
         self, runner: BranchRunner, ran: Ran, fork_point: ForkPoint, child: SandboxRecord, env: dict[str, str]
     ) -> judges.Score | judges.Unjudged:
-        judge_input = judges.JudgeInput(
-            shell=self._shell,
-            sandbox_id=child.id,
-            branch=runner.branch.name,
-            env=env,
-            restores=self._leader is not None,
-            plugin=self._plugin,
-            child=self._judge_child(runner, fork_point, child),
-        )
+        steps = self._request.panel
+
+        def input_of(position: int) -> judges.JudgeInput:
+            by = steps[position].judge
+            return judges.JudgeInput(
+                shell=self._shell,
+                sandbox_id=child.id,
+                branch=runner.branch.name,
+                env=env,
+                restores=self._leader is not None or position < len(steps) - 1,
+                plugin=self._loaded[by.name] if isinstance(by, PluginJudge) else None,
+                child=self._judge_child(runner, fork_point, child, position),
+            )
+
         began = self._clock()
         with self._timeline.span("judge", runner.branch.name):
-            verdict = await judges.judge(self._request.judge, ran, judge_input)
+            judged = await panel.judge(steps, ran, input_of, higher_is_better=self._request.higher_is_better)
+        verdict = judged.verdict
+        runner.scores = judged.parts if self._request.judges is not None else {}
         runner.judge_seconds = round(self._clock() - began, 3)
         runner.judged = runner.budget.of_judge(verdict.tail)
         runner.failing = verdict.failing if isinstance(verdict, judges.Score) else ()
         return verdict
 
-    def _judge_child(self, runner: BranchRunner, fork_point: ForkPoint, candidate: SandboxRecord) -> JudgeChild | None:
+    def _judge_child(
+        self, runner: BranchRunner, fork_point: ForkPoint, candidate: SandboxRecord, position: int
+    ) -> JudgeChild | None:
         if fork_point.kind == "live":
             return None
-        name = self._name(JUDGES + runner.index)
+        name = self._name(JUDGES + position * MOST_BRANCHES + runner.index)
         spec = fork_point.spec(name, self._environment, self._longest(runner.branch))
         return JudgeChild(self._context, spec, fork_point.holds_identity, candidate, self._last_resort)
 
@@ -485,6 +506,6 @@ class _Race:
         """For how long a child may go without traffic: one that is to be promoted waits for the race's end."""
         if self._request.promote != "none":
             return self._deadline + self._timeouts.promote
-        by = self._request.judge
-        judging = by.timeout if isinstance(by, CommandJudge | JunitJudge | PluginJudge) else 0.0
+        programs = (CommandJudge, JunitJudge, PluginJudge)
+        judging = sum(step.judge.timeout for step in self._request.panel if isinstance(step.judge, programs))
         return max(self._timeout(branch), judging)

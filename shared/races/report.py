@@ -30,13 +30,15 @@ class Artifact(Model):
 class BranchReport(Model):
     """What became of one branch. `ok` means that it ended, was scored and may win; `score` and `exit_code` are null
     where there is none. The tails are the last characters of its output, and of what its judge said.
-    `failing` are names of failed tests, where the judge tells them. `diff` is what it changed in the working
-    directory, as a patch in git's format. `diff_reason` and `artifacts_reason` say why one is missing or not whole."""
+    `scores` are those of several judges, by their names. `failing` are names of failed tests, where a judge tells them.
+    `params` are its values. `diff` is what it changed in the working directory, as a patch in git's format;
+    `diff_reason` and `artifacts_reason` say why one is missing or not whole."""
 
     name: str
     index: int
     status: BranchStatus
     score: float | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
     exit_code: int | None = None
     reason: str | None = None
     boot_seconds: float | None = None

@@ -34,6 +34,7 @@ from shared.races.fields import (
 
 MOST_BRANCHES: Final = 64
 MOST_GLOBS: Final = 20
+MOST_JUDGES: Final = 5
 
 
 class _Program(Model):
@@ -153,6 +154,16 @@ Judge = Annotated[
 ]
 
 
+class PanelJudge(Model):
+    """One of several judges. The branch's score is the mean of theirs by `weight`; where one does not reach its `gate`,
+    the branch has failed and later judges do not run. A `weight` of 0 only bars the way."""
+
+    name: BranchName
+    judge: Judge
+    weight: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
+    gate: float | None = None
+
+
 # ---------------------------------------------------------------------------------------------------------- request
 
 
@@ -215,6 +226,7 @@ class RaceRequest(Model):
     files: Files = Field(default_factory=dict)
     env: Variables = Field(default_factory=dict)
     judge: Judge = Field(default_factory=ExitCodeJudge)
+    judges: Annotated[tuple[PanelJudge, ...], Field(min_length=1, max_length=MOST_JUDGES)] | None = None
     higher_is_better: bool = True
     accept: float | None = None
     min_score: float | None = None
@@ -249,6 +261,19 @@ class RaceRequest(Model):
         return self
 
     @model_validator(mode="after")
+    def _judges_that_can_be(self) -> Self:
+        if self.judges is None:
+            return self
+        if "judge" in self.model_fields_set:
+            raise ValueError("takes judge or judges, not both")
+        names = [step.name for step in self.judges]
+        if len(set(names)) != len(names):
+            raise ValueError("two judges have the same name")
+        if not any(step.weight for step in self.judges):
+            raise ValueError("at least one of the judges has a weight above 0")
+        return self
+
+    @model_validator(mode="after")
     def _a_promotion_that_can_be(self) -> Self:
         if (self.promote == "keep") != (self.keep is not None):
             raise ValueError("promote keep and keep (a name, a timeout) go together")
@@ -266,13 +291,18 @@ class RaceRequest(Model):
             raise ValueError("checkpoint memory and live need a source that runs: a session_id or a sandbox_id")
         if self.setup is not None:
             raise ValueError("checkpoint memory and live leave no place for a setup: run it in the source before")
-        if self.checkpoint == "live" and getattr(self.judge, "place", "branch") == "child":
+        if self.checkpoint == "live" and any(getattr(step.judge, "place", "branch") == "child" for step in self.panel):
             raise ValueError("checkpoint live takes no checkpoint that a judge could start from: say judge.in branch")
         if self.checkpoint == "live" and self.promote == "workspace":
             raise ValueError("promote workspace needs a checkpoint to compare with, which live does not take")
         if self.checkpoint == "live" and self.promote == "keep":
             raise ValueError("promote keep gives a time-out, which live copies do not take")
         return self
+
+    @property
+    def panel(self) -> tuple[PanelJudge, ...]:
+        """The judges in order; `judge` alone where there are no `judges`."""
+        return self.judges or (PanelJudge(name="judge", judge=self.judge),)
 
     @property
     def branches_field(self) -> str:

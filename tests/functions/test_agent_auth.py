@@ -155,6 +155,7 @@ def test_an_item_is_looked_for_behind_the_first_page_too() -> None:
         ({"promote": "snapshot"}, "promote"),
         ({"promote": "keep", "keep": {"name": "mine"}}, "promote"),
         ({"judge": {"type": "plugin", "name": "own"}}, "judge"),
+        ({"judges": [{"name": "a", "judge": {"type": "plugin", "name": "own"}}]}, "judges"),
         ({"n": 4}, "n"),
         ({"deadline": 61}, "deadline"),
     ],

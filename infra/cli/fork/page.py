@@ -129,8 +129,9 @@ def _judge(request: RaceRequest) -> str:
     better = "higher" if request.higher_is_better else "lower"
     accept = f", {request.accept:g} ends the race" if request.accept is not None else ""
     least = f", at least {request.min_score:g}" if request.min_score is not None else ""
-    kind = request.judge.type.replace("_", " ")
-    return kind if request.judge.type == "exit_code" else f"{kind}, {better} is better{least}{accept}"
+    kinds = [step.judge.type.replace("_", " ") for step in request.panel]
+    kind = ", ".join(kinds)
+    return kind if kinds == ["exit code"] else f"{kind}, {better} is better{least}{accept}"
 
 
 def _bars(report: RaceReport, branches: list[BranchReport], end: float) -> Iterator[_Bar]:

@@ -136,6 +136,7 @@ def _with_flags(fields: dict[str, Any], flags: Flags) -> dict[str, Any]:
             fields.pop(name, None)
         fields["branches"] = [_branch(each) for each in flags.tries]
     if flags.score is not None:
+        fields.pop("judges", None)
         fields["judge"] = {"type": "command", "script": flags.score}
     _promotion(fields, flags)
     fields |= _given(
