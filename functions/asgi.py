@@ -24,12 +24,14 @@ from starlette.routing import Route
 from functions.fork_best_of_n import fork_best_of_n
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
+from functions.request_spans import RequestSpanMiddleware
 from functions.requests import HttpError
 from functions.server.descriptors import check_descriptor_limit
-from functions.server.health import healthz, readyz, status
+from functions.server.health import healthz, metrics, readyz, status
 from functions.server.lifecycle import ServerLifecycle
 from functions.server.request_counter import RequestCounterMiddleware
 from functions.state import STATE, FunctionsState
+from shared import otel
 from shared.service import Service
 from shared.settings import Settings
 from shared.telemetry import configure_logging
@@ -38,6 +40,7 @@ from shared.telemetry import configure_logging
 @contextlib.asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
     configure_logging(os.environ)
+    otel.start(os.environ)
     check_descriptor_limit()
     state = FunctionsState(Service(Settings.from_environ(os.environ)), background=True)
     preload = asyncio.create_task(state.service.preload())
@@ -48,6 +51,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
     finally:
         await asyncio.gather(preload, return_exceptions=True)
         await state.service.aclose()
+        await asyncio.to_thread(otel.stop)
 
 
 async def refused(request: Request, error: Exception) -> Response:
@@ -68,8 +72,9 @@ app = Starlette(
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/status", status, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
     ],
-    middleware=[Middleware(RequestCounterMiddleware)],
+    middleware=[Middleware(RequestCounterMiddleware), Middleware(RequestSpanMiddleware)],
     exception_handlers={HTTPException: refused},
     lifespan=lifespan,
 )

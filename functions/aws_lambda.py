@@ -24,8 +24,10 @@ import orjson
 
 from functions import lambda_http
 from functions.invocations import BadInvocation, Invocation
+from functions.request_spans import request_span
 from functions.state import DEADLINE, STATE, FunctionsState
 from functions.tick_remarks import log_remarks
+from shared import otel, tracing
 from shared.deadline import Deadline
 from shared.errors import SettingsError
 from shared.service import Service
@@ -154,7 +156,9 @@ class Process:
             return await self._http(event, until, handler)
         if "Records" in event:
             return {"batchItemFailures": await self._batch(event["Records"], until)}
-        return await self._serve(_invocation(event), until)
+        invocation = _invocation(event)
+        with tracing.span(f"invocation {invocation.do}", kind="server"):
+            return await self._serve(invocation, until)
 
     async def _http(self, event: Mapping[str, Any], until: Deadline, handler: lambda_http.Handler) -> dict[str, Any]:
         try:
@@ -167,7 +171,10 @@ class Process:
             # The handler's own work ends before ours does, so that its answer can say so.
             async with asyncio.timeout(until.left() - _ANSWER_SECONDS / 2) as scope:
                 ends = until.sooner(until.at - _ANSWER_SECONDS)
-                return await lambda_http.respond(handler, event, {STATE: state, DEADLINE: ends})
+                with request_span(*lambda_http.method_and_path(event)) as answered:
+                    answer = await lambda_http.respond(handler, event, {STATE: state, DEADLINE: ends})
+                    answered.status = answer["statusCode"]
+                return answer
         except lambda_http.BadHttpEvent as error:
             return _refusal(400, "invalid_request", str(error))
         except TimeoutError:
@@ -270,12 +277,7 @@ def flush() -> None:
             handler.flush()
     sys.stdout.flush()
     sys.stderr.flush()
-    if "opentelemetry.sdk.trace" in sys.modules:  # somebody set up tracing
-        from opentelemetry import trace
-
-        force_flush = getattr(trace.get_tracer_provider(), "force_flush", None)
-        if force_flush is not None:
-            force_flush(timeout_millis=2000)
+    otel.flush()
 
 
 def _invocation(event: Mapping[str, Any]) -> Invocation:
@@ -322,5 +324,6 @@ def _process() -> Process:
     global _of_this_process
     if _of_this_process is None:
         configure_logging(os.environ)
+        otel.start(os.environ)
         _of_this_process = Process(os.environ)
     return _of_this_process

@@ -72,6 +72,13 @@ async def respond(handler: Handler, event: Mapping[str, Any], state: Mapping[str
     return _answer(status, headers, b"".join(parts))
 
 
+def method_and_path(event: Mapping[str, Any]) -> tuple[str, str]:
+    """Of an event that may be none of this format's; empty texts then."""
+    context = event.get("requestContext")
+    http = context.get("http") if isinstance(context, Mapping) else None
+    return str(http.get("method", "")) if isinstance(http, Mapping) else "", str(event.get("rawPath", ""))
+
+
 def request_event(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
     """A POST of this body, as an event: for a direct invocation that stands for a request."""
     return {

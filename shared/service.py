@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from shared import metrics, tracing
 from shared.deadline import Deadline
 from shared.settings import Environment, Settings
 
 if TYPE_CHECKING:
+    from shared.adapters.call_budget import CallBudget
     from shared.claims.capacity import Capacity
     from shared.claims.claimer import Claimer, Drain
     from shared.claims.dispatcher import Dispatcher
@@ -70,16 +72,25 @@ class Service:
 
     @cached_property
     def host(self) -> SandboxHost:
-        from shared.adapters.call_budget import CallBudget
+        from shared.adapters.observed import observed
         from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 
         settings = self.settings
-        return TensorlakeSandboxes(
+        made = TensorlakeSandboxes(
             api_url=settings.tensorlake_url,
             api_key=settings.tensorlake_key,
             bind_seconds=settings.times.bind,
-            budget=CallBudget(settings.calls.tensorlake),
+            budget=self._tensorlake_calls,
         )
+        return observed(made, "tensorlake")
+
+    @cached_property
+    def _tensorlake_calls(self) -> CallBudget:
+        from shared.adapters.call_budget import CallBudget
+
+        budget = CallBudget(self.settings.calls.tensorlake)
+        _show(budget, "tensorlake", "calls")
+        return budget
 
     @cached_property
     def _anthropic_calls(self) -> Mapping[str, Any]:
@@ -87,23 +98,24 @@ class Service:
         from shared.adapters.call_budget import CallBudget, Holds
 
         calls = self.settings.calls
-        return {
-            "reads": CallBudget(calls.anthropic_reads),
-            "writes": CallBudget(calls.anthropic_writes),
-            "holds": Holds(),
-        }
+        reads, writes = CallBudget(calls.anthropic_reads), CallBudget(calls.anthropic_writes)
+        _show(reads, "anthropic", "reads")
+        _show(writes, "anthropic", "writes")
+        return {"reads": reads, "writes": writes, "holds": Holds()}
 
     def queue(self, environment: Environment) -> WorkQueue:
         from shared.adapters.anthropic_queue import AnthropicQueue
+        from shared.adapters.observed import observed
 
         if environment.id not in self._queues:
-            self._queues[environment.id] = AnthropicQueue(
+            made = AnthropicQueue(
                 base_url=self.settings.anthropic_url,
                 environment_id=environment.id,
                 key=environment.key,
                 reclaim_seconds=self.settings.times.reclaim,
                 **self._anthropic_calls,
             )
+            self._queues[environment.id] = observed(made, "anthropic")
         return self._queues[environment.id]
 
     def dispatcher(self, environment: Environment) -> Dispatcher:
@@ -187,21 +199,23 @@ class Service:
         from shared.reports import TickReport, to_json
 
         began = time.monotonic()
-        bound = self._bound(deadline, patience)
-        drains = self.wake(deadline)
-        until = _sooner(Deadline.after(self.settings.reconcile.deadline), deadline)
-        await self.preload()
-        async with asyncio.TaskGroup() as group:
-            passes = [
-                group.create_task(self.reconciler(environment).reconcile(until))
-                for environment in self.settings.environments.values()
-            ]
-        await self._settled(drains, bound)
-        report = TickReport(
-            drains=[drain.report(time.monotonic()) for drain in drains],
-            reconciled=[each.result() for each in passes],
-            seconds=round(time.monotonic() - began, 3),
-        )
+        with tracing.span("tick"):
+            bound = self._bound(deadline, patience)
+            drains = self.wake(deadline)
+            until = _sooner(Deadline.after(self.settings.reconcile.deadline), deadline)
+            await self.preload()
+            async with asyncio.TaskGroup() as group:
+                passes = [
+                    group.create_task(self.reconciler(environment).reconcile(until))
+                    for environment in self.settings.environments.values()
+                ]
+            await self._settled(drains, bound)
+            report = TickReport(
+                drains=[drain.report(time.monotonic()) for drain in drains],
+                reconciled=[each.result() for each in passes],
+                seconds=round(time.monotonic() - began, 3),
+            )
+        metrics.record(metrics.TICKS, report.seconds, {})
         log.info("tick.done report=%s", to_json(report).decode())
         return report
 
@@ -256,15 +270,25 @@ class Service:
         if deadline is not None:
             longest = min(settings.races.deadline, deadline.left() * FOR_RACES)
             settings = replace(settings, races=replace(settings.races, deadline=longest))
-        return await run_race(
-            request,
-            host=self.host,
-            settings=settings,
-            environment=environment_for(request, settings),
-            on_event=on_event,
-            timeouts=timeouts,
-            in_background=self.in_background,
-        )
+        began, outcome = time.monotonic(), "error"
+        with tracing.span("race") as span:
+            try:
+                report = await run_race(
+                    request,
+                    host=self.host,
+                    settings=settings,
+                    environment=environment_for(request, settings),
+                    on_event=on_event,
+                    timeouts=timeouts,
+                    in_background=self.in_background,
+                )
+                outcome = "won" if report.winner else "no_winner"
+                span.set({"hands.race.id": report.race_id, tracing.OUTCOME: outcome})
+            finally:
+                metrics.record(metrics.RACES, time.monotonic() - began, {metrics.OUTCOME: outcome})
+        for branch in report.branches:
+            metrics.record(metrics.BRANCHES, 1, {metrics.OUTCOME: branch.status})
+        return report
 
     def in_background(self, work: Coroutine[None, None, _R]) -> asyncio.Task[_R]:
         """A task that this service sees to the end."""
@@ -310,6 +334,14 @@ class Service:
             await queue.aclose()
         if "host" in self.__dict__:  # it was used
             await self.host.aclose()
+
+
+def _show(budget: CallBudget, service: str, kind: str) -> None:
+    def read() -> Iterable[tuple[float, metrics.Attributes]]:
+        if budget.left is not None:
+            yield budget.left, {metrics.SERVICE: service, "hands.call.kind": kind}
+
+    metrics.observe(metrics.BUDGET, read)
 
 
 def _import_sdks() -> None:

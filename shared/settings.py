@@ -48,6 +48,7 @@ from shared.settings_table import (
     Server,
     Services,
     Setting,
+    Telemetry,
     Text,
     Texts,
     Workers,
@@ -228,6 +229,8 @@ class Settings:
     auth_own_url: str = ""
     tool_seconds: float = LONGEST_TOOL_CALL
     tool_output_bytes: int = Workers.TOOL_OUTPUT_BYTES.default
+    worker_otlp: str = ""
+    """Where workers send their spans; empty: nowhere."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -252,8 +255,9 @@ class Settings:
         _check_times(times, drain)
         drain_mode = Drain.DRAIN_MODE.read(environ)
         fork_url = _fork_url(environ)
+        worker_otlp = Telemetry.WORKER_OTLP_ENDPOINT.read(environ)
         return cls(
-            environments=_environments(environ, anthropic_url, fork_url),
+            environments=_environments(environ, (anthropic_url, fork_url or "", worker_otlp)),
             anthropic_url=anthropic_url,
             tensorlake_url=tensorlake_url,
             tensorlake_key=Services.TENSORLAKE_API_KEY.required(
@@ -313,6 +317,7 @@ class Settings:
             auth=_auth(environ),
             auth_callers=Access.AUTH_CALLERS.read(environ),
             auth_own_url=Access.AUTH_OWN_URL.text(environ).rstrip("/"),
+            worker_otlp=worker_otlp,
         )
 
 
@@ -433,12 +438,11 @@ def _standstill(environ: Mapping[str, str]) -> float:
     return seconds
 
 
-def _environments(environ: Mapping[str, str], anthropic_url: str, fork_url: str | None) -> Mapping[str, Environment]:
-    api_host = urlsplit(anthropic_url).hostname or ""
-    fork_host = urlsplit(fork_url).hostname if fork_url else None
+def _environments(environ: Mapping[str, str], reached: Sequence[str]) -> Mapping[str, Environment]:
+    """`reached`: addresses that every sandbox has business with, or empty texts."""
     keyed = Services.ANTHROPIC_ENVIRONMENT_KEY
     defaults: dict[str, Any] = {name: each.read(environ) for name, each in _FILE_KEYS.items() if each is not keyed}
-    needed = tuple(host for host in (api_host, fork_host) if host)
+    needed = tuple(host for url in reached if (host := urlsplit(url).hostname))
     for name in [name for name, each in _FILE_KEYS.items() if isinstance(each, Texts)]:
         defaults[name] = list(defaults[name])
     file = Services.ENVIRONMENTS_FILE.read(environ)

@@ -470,9 +470,19 @@ class Logging:
     LOG_FORMAT = Choice(("text", "json"), "How a line looks.")
 
 
+class Telemetry:
+    """OpenTelemetry (docs/observability.md), beside its own OTEL_* variables"""
+
+    WORKER_OTLP_ENDPOINT = Address(
+        "",
+        "Where workers in sandboxes send their spans, by OTLP over HTTP and without any credential: a collector's "
+        "address. Its host is added to the sandboxes' allow-list.",
+    )
+
+
 SECTIONS: Final = (
     *(Services, Access, Sandboxes, Workers, SessionSetup, Claims, Drain),
-    *(Reconcile, Outputs, Races, Server, Logging),
+    *(Reconcile, Outputs, Races, Server, Logging, Telemetry),
 )
 
 

@@ -1,8 +1,8 @@
-"""Whether a server lives, is ready and fares well: `/healthz`, `/readyz` and `/status`.
+"""Whether a server lives, is ready and fares well: `/healthz`, `/readyz`, `/status` and `/metrics`.
 
 In a sandbox (SERVER_SANDBOX) only the webhook is open without a token: whatever the public address shows to
-unauthenticated callers is shown to everybody, so `/healthz` and `/readyz` are closed there too. `/status` is closed
-everywhere.
+unauthenticated callers is shown to everybody, so `/healthz` and `/readyz` are closed there too. `/status` and
+`/metrics` are closed everywhere.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from starlette.responses import Response
 from functions.auth import require_token
 from functions.requests import HttpError, json_response, not_configured
 from functions.server.lifecycle import ServerLifecycle
+from shared import otel
 from shared.errors import SecretUnavailable, SettingsError
 from shared.owner_keys import HEADER, PARAMETER, owner_key
 
@@ -43,6 +44,20 @@ async def readyz(request: Request) -> Response:
 async def status(request: Request) -> Response:
     """How this server fares, for its owner: counters since its start. 401 without the token or the owner's key."""
     return await _refusal(request, always=True) or json_response(lifecycle_of(request).report())
+
+
+async def metrics(request: Request) -> Response:
+    """In Prometheus' text format, for whoever has the token (OTEL_METRICS_EXPORTER=prometheus). 401; 404 where it is
+    off."""
+    refusal = await _refusal(request, always=True)
+    if refusal is not None:
+        return refusal
+    told = otel.prometheus_text()
+    if told is None:
+        message = "set OTEL_METRICS_EXPORTER=prometheus, and install the extra: serverless-hands[otel]"
+        return HttpError(404, "not_configured", message).response()
+    text, media_type = told
+    return Response(text, headers={"content-type": media_type, "cache-control": "no-store"})
 
 
 async def _refusal(request: Request, *, health: bool = False, always: bool = False) -> Response | None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 WEBHOOK_PATHS: Final = frozenset({"/", "/on_run_started"})
-OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/status"})
+OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/status", "/metrics"})
 TICK_PATH: Final = "/poll_tick"
 
 

@@ -25,6 +25,7 @@ STATE_DIRECTORY: Final = "/var/lib/hands"
 SESSION_FILE: Final = "session"  # in the state directory: the id of the session that this sandbox belongs to
 AGENT_USER: Final = "agent"  # the worker and the agent's tools run as this user of the image
 DEFAULT_WORKDIR: Final = "/workspace"
+LAST_DEATH: Final = "the last worker died in call "  # how a remark with `ready` begins that tells of it
 LONGEST_DETAIL: Final = 500  # characters of a notice's detail
 _LONGEST_FIELD: Final = 128
 
@@ -88,6 +89,8 @@ class Claim(NamedTuple):
     fork_url: str | None = None
     session_key: str | None = None  # the same in all claims of a session: workers prove to each other what they are
     nonce: str = ""  # each notice of this claim's process carries it
+    traceparent: str | None = None  # W3C Trace Context: what the worker does is part of this trace
+    otlp_url: str | None = None  # with `traceparent`: where the worker sends its spans, by OTLP over HTTP
     setup: dict[str, Any] | None = None  # image/session/setup.py's SetupPolicy; None: nothing is made ready
     signed: dict[str, str] | None = None  # where the set-up's objects of a store are fetched, by their URLs
     tool_seconds: float = 120.0  # how long a call of one of the operator's own tools may take
@@ -132,7 +135,7 @@ class Claim(NamedTuple):
                 raise ClaimError(f"the claim's {name} is not a number that it can be")
         if not isinstance(known.get("nonce", ""), str):
             raise ClaimError("the claim's nonce is not a text")
-        for name in ("capability_token", "fork_url", "session_key"):
+        for name in ("capability_token", "fork_url", "session_key", "traceparent", "otlp_url"):
             value = known.get(name)
             if value is not None and not isinstance(value, str):
                 raise ClaimError(f"the claim's {name} is not a text")

@@ -48,12 +48,21 @@ class CallBudget:
         self._tokens = self._size
         self._filled_at = clock()
 
+    @property
+    def left(self) -> float | None:
+        """Calls that may be made at once; None without a limit."""
+        self._fill()
+        return self._tokens if self._limited else None
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._size, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+
     async def admit(self, priority: Priority) -> None:
         """Returns when the call may be sent."""
         while self._limited:
-            now = self._clock()
-            self._tokens = min(self._size, self._tokens + (now - self._filled_at) * self._rate)
-            self._filled_at = now
+            self._fill()
             lacking = 1.0 + min(priority.value * self._size, self._size - 1.0) - self._tokens
             if lacking <= 0:
                 self._tokens -= 1.0

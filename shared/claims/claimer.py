@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from shared import metrics, tracing
 from shared.backoff import pause_before
 from shared.deadline import Clock, Deadline
 from shared.ports import Doubtful, Empty, Refused, StaleEntry, Throttled, WorkItem, WorkQueue
@@ -27,8 +28,10 @@ ROUND_SECONDS: Final = 1.0
 SHORTEST_DRAIN: Final = 10.0
 """With less time than this no claim is made: no sandbox is made and no worker started so fast."""
 
+_MOST_WAKERS: Final = 16
 _DOUBTFUL_IN_A_ROW: Final = 3
 _PAUSE: Final = 0.2
+_WELL: Final = (ItemEnd.HANDED_OVER, ItemEnd.DISMISSED)
 _KEPT_BACK: Final = 2 / 3  # of a short drain's time: claims are made in the rest
 _LONGEST_PUT_OFF: Final = 600.0  # seconds; the schedule's next tick asks anyway
 
@@ -71,10 +74,15 @@ class Drain:
         self.items: list[ItemReport] = []
         self.serving: dict[asyncio.Task[None], tuple[WorkItem, float]] = {}
         self.polled = asyncio.Event()
+        self.wakers: list[Any] = []  # spans of whoever asked for it
 
     def stop(self, end: DrainEnd, reason: str) -> None:
         if self.end is DrainEnd.EMPTY:
             self.end, self.reason = end, reason
+
+    def alarm(self, text: str) -> None:
+        self.alarms.append(text)
+        metrics.record(metrics.ALARMS, 1, {metrics.ENVIRONMENT: self.environment_id, "hands.alarm.source": "drain"})
 
     async def settled(self) -> None:
         """Returns when the queue was empty and every claimed item has its end."""
@@ -144,6 +152,8 @@ class Claimer:
         drain = self._next
         if deadline is not None:
             drain.until = deadline if drain.until is None else drain.until.sooner(deadline.at)
+        if len(drain.wakers) < _MOST_WAKERS:
+            drain.wakers += tracing.here()
         if self._rounds is None or self._rounds.done():
             self._rounds = asyncio.create_task(self._run())
         return drain
@@ -180,7 +190,9 @@ class Claimer:
             drain.began = self._last_began = self._clock()
             try:
                 await self._prepare()
-                await _Round(self, drain).run()
+                with tracing.span("poll", {tracing.ENVIRONMENT: drain.environment_id}, causes=drain.wakers) as span:
+                    await _Round(self, drain).run()
+                    span.set({tracing.OUTCOME: drain.end.value, "hands.polls": drain.polls})
             except Exception as error:  # the edge: the next round must come, and the report says that this one broke
                 log.exception("drain.bug environment=%s", drain.environment_id)
                 drain.stop(DrainEnd.UNAVAILABLE, f"bug: {type(error).__name__}")
@@ -240,7 +252,7 @@ class _Round:
                 f"{left:.1f} s are left where at least {SHORTEST_DRAIN:g} s are needed, so nothing is ever claimed: "
                 "raise the time-out of the function or DRAIN_DEADLINE_SECONDS"
             )
-            self._drain.alarms.append(text)
+            self._drain.alarm(text)
             self._drain.stop(DrainEnd.DEADLINE, text)
             return
         async with asyncio.TaskGroup() as group:
@@ -359,16 +371,22 @@ async def _served(
     until: Deadline | None,
 ) -> None:
     slot = Slot(claimer._slots)
+    known = {tracing.ENVIRONMENT: drain.environment_id, tracing.WORK: item.id, tracing.SESSION: item.session_id}
     try:
-        report = await dispatcher.serve(item, claimed_at, until, free_slot=slot.free)
+        with tracing.span("item", known) as span:
+            report = await dispatcher.serve(item, claimed_at, until, free_slot=slot.free)
+            span.set({tracing.OUTCOME: report.end.value, tracing.SANDBOX: report.sandbox or ""})
+            if report.end not in _WELL:
+                span.fail(report.end.value)
     except Exception as error:  # the edge: one item's bug must not end the others, and it becomes a report
         log.exception("item.bug work=%s", item.id)
         report = ItemReport(item.id, item.session_id, ItemEnd.FAILED, 0.0, None, f"bug: {type(error).__name__}")
     finally:
         slot.free()
     drain.items.append(report)
+    metrics.record(metrics.ITEMS, 1, {metrics.ENVIRONMENT: drain.environment_id, metrics.OUTCOME: report.end.value})
     if report.end is ItemEnd.NO_CAPACITY:
-        drain.alarms.append(report.reason)  # once, for however many
+        drain.alarm(report.reason)  # once, for however many
     elif report.alarm:
-        drain.alarms.append(f"{item.session_id}: {report.reason}")
+        drain.alarm(f"{item.session_id}: {report.reason}")
     claimer._on_item(report)

@@ -24,7 +24,7 @@ from typing import Final
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared import capability, names
+from shared import capability, metrics, names, tracing
 from shared.backoff import pauses
 from shared.claims import handover, worker_keys
 from shared.claims.binding import Binding, Bound, Unbound
@@ -150,29 +150,36 @@ class Dispatcher:
         remembered = self._remembered(name)
         for _ in range(_REBINDS):
             by_name = remembered is None
-            bound = remembered or await binding.bind(until.sooner(self.clock() + times.bind))
+            with tracing.span("bind") as span:
+                bound = remembered or await binding.bind(until.sooner(self.clock() + times.bind))
+                _tell(span, bound)
             remembered = None
             if isinstance(bound, Unbound):
                 return _End(ItemEnd.NO_CAPACITY if bound.no_capacity else ItemEnd.FAILED, bound.reason)
             if bound.replaces:
                 await self._say_it_is_new(bound)
-            outcome = await handover.hand_over(
-                self.host,
-                bound.sandbox.id,
-                item,
-                await self._claim(item, item.secret),
-                user=self.settings.sandbox_user or None,
-                deadline=until.sooner(self.clock() + times.handover),
-                look_first=offered_before and not bound.made,
-                deaths=times.poison_attempts,
-            )
+            with tracing.span("hand over") as span:
+                outcome = await handover.hand_over(
+                    self.host,
+                    bound.sandbox.id,
+                    item,
+                    await self._claim(item, item.secret),
+                    user=self.settings.sandbox_user or None,
+                    deadline=until.sooner(self.clock() + times.handover),
+                    look_first=offered_before and not bound.made,
+                    deaths=times.poison_attempts,
+                )
+                self._note_deaths(span, outcome)
             match outcome:
                 case handover.Ready(sdk=sdk, remark=remark):
                     if remark:
                         log.warning("worker.remark work=%s session=%s said=%s", item.id, item.session_id, remark)
                     if self.known is not None and by_name:
                         self.known.seen(name, bound.sandbox)
-                    end = await self._ack(item, claimed_at)
+                    with tracing.span("ack") as span:
+                        end = await self._ack(item, claimed_at)
+                        span.set({tracing.OUTCOME: end.end.value})
+                    self._note_served(item, end)
                     return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk, remark)
                 case handover.Hopeless(deaths=deaths):
                     return await self._give_up(item, deaths)
@@ -192,6 +199,24 @@ class Dispatcher:
             return None
         sandbox = self.known.get(name)
         return None if sandbox is None else Bound(sandbox)
+
+    def _note_served(self, item: WorkItem, end: _End) -> None:
+        if end.end is ItemEnd.HANDED_OVER:
+            seconds = max(0.0, (self.now() - item.created_at).total_seconds())
+            metrics.record(metrics.SERVED, seconds, {metrics.ENVIRONMENT: self.environment.id})
+
+    def _note_deaths(self, span: tracing.Span, outcome: handover.Outcome) -> None:
+        """A worker that died while somebody listened, and one that the next worker tells of."""
+        died = False
+        match outcome:
+            case handover.Ready(died=died):
+                span.set({tracing.OUTCOME: "ready"})
+            case handover.NotReady(died=died):
+                span.fail("not_ready")
+            case handover.Hopeless():
+                span.fail("hopeless")
+        if died:
+            metrics.record(metrics.DEATHS, 1, {metrics.ENVIRONMENT: self.environment.id})
 
     def _room(self) -> Capacity:
         return self.capacity or Capacity(self.environment.id, self.clock)
@@ -314,6 +339,8 @@ class Dispatcher:
             fork_url=self.settings.fork_url if token else None,
             session_key=session_key,
             nonce=nonce,
+            traceparent=tracing.traceparent(),
+            otlp_url=self.settings.worker_otlp or None,
             setup=self.environment.setup.to_wire() if self.environment.setup is not None else None,
             tool_seconds=self.settings.tool_seconds,
             tool_output_bytes=self.settings.tool_output_bytes,
@@ -341,6 +368,13 @@ class Dispatcher:
             report.reason,
         )
         return report
+
+
+def _tell(span: tracing.Span, bound: Bound | Unbound) -> None:
+    if isinstance(bound, Unbound):
+        span.fail("no_capacity" if bound.no_capacity else "unbound")
+    else:
+        span.set({tracing.OUTCOME: "made" if bound.made else "found", "hands.sandbox.id": bound.sandbox.id})
 
 
 def _handed_over(bound: Bound, worker_sdk: str, remark: str) -> _End:

@@ -52,6 +52,11 @@ class Ready:
     sdk: str
     remark: str = ""  # what the worker has to say about its session all the same
 
+    @property
+    def died(self) -> bool:
+        """Whether the worker before this one died in a call."""
+        return self.remark.startswith(wire.LAST_DEATH)
+
 
 @dataclass(frozen=True, slots=True)
 class NotReady:
@@ -59,6 +64,7 @@ class NotReady:
 
     reason: str
     sandbox_gone: bool = False
+    died: bool = False  # the worker, and nobody had asked it to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,9 @@ class Hopeless:
     """None of the item's workers lives, and too many have died. Each death in words."""
 
     deaths: tuple[str, ...]
+
+
+Outcome = Ready | NotReady | Hopeless
 
 
 @functools.cache
@@ -353,7 +362,7 @@ class _Heard:
             return NotReady(f"the worker ended: {_shown(ended.detail, self._claim)}")
         if ready is not None and ready.work_id == self._work_id:
             if over is not None and not ready.on_behalf:
-                return NotReady(f"the worker died after its ready: {_describe(over)}")
+                return NotReady(f"the worker died after its ready: {_describe(over)}", died=True)
             if ready.worker != self._claim.worker_digest and not ready.on_behalf:
                 return _Outdated(running=True)
             return Ready(ready.sdk, _shown(ready.detail, self._claim))
@@ -363,7 +372,8 @@ class _Heard:
             return _Outdated(running=False)
         if over.exit_code == wire.Exit.NO_USER:
             return _NoUser()
-        return NotReady(f"the worker ended: {_describe(over)}{self._last_words()}")
+        died = over.exit_code not in _NOT_THE_ITEMS_FAULT
+        return NotReady(f"the worker ended: {_describe(over)}{self._last_words()}", died=died)
 
     def too_late(self) -> NotReady:
         said = "nothing"

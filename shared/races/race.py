@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
+from shared import tracing
 from shared.deadline import Clock, Deadline
 from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
@@ -287,6 +288,13 @@ class _Race:
                 self._tasks.append(group.create_task(self._run_one(runner, fork_point)))
 
     async def _run_one(self, runner: BranchRunner, fork_point: ForkPoint) -> None:
+        with tracing.span("branch", {"hands.race.branch": runner.index}) as span:
+            try:
+                await self._run_branch(runner, fork_point)
+            finally:
+                span.set({tracing.OUTCOME: runner.status or "undecided"})
+
+    async def _run_branch(self, runner: BranchRunner, fork_point: ForkPoint) -> None:
         async with self._slots:
             runner.begun = True
             name = runner.branch.name

@@ -12,12 +12,13 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
-from shared import names
+from shared import metrics, names, tracing
 from shared.claims.dispatcher import utc_now
 from shared.deadline import Clock, Deadline
 from shared.outputs.collector import Collector
@@ -98,10 +99,18 @@ class _Pass:
 
     async def run(self, only: str | None = None) -> ReconcileReport:
         """`only`: leave all sessions but this one alone."""
+        with tracing.span("reconcile", {tracing.ENVIRONMENT: self._of.environment.id}) as span:
+            report = await self._reported_pass(only)
+            span.set({"hands.repairs.done": sum(action.done for action in report.actions)})
+        return report
+
+    async def _reported_pass(self, only: str | None) -> ReconcileReport:
         world = World(self._of.now())
         try:
             async with asyncio.timeout(self._deadline.left()):
                 world = await (self._look() if only is None else self._look_at(only))
+                if only is None:
+                    measure(world, self._of.environment.id)
                 await (self._repair(world) if only is None else self._end(world, only))
         except TimeoutError:
             self._alarms.append("time ran out")
@@ -249,7 +258,11 @@ class _Pass:
 
         async def do(repair: Repair) -> Outcome:
             try:
-                return await executor.do(repair)
+                with tracing.span(f"repair {repair.act.value}", {"hands.repair.target": repair.target}) as span:
+                    outcome = await executor.do(repair)
+                    if isinstance(outcome, Failed):
+                        span.fail("not_done")
+                    return outcome
             except Exception as error:  # the edge: one repair's bug must not stop the others
                 log.exception("repair.bug act=%s target=%s", repair.act.value, repair.target)
                 return Failed(f"bug: {type(error).__name__}")
@@ -272,6 +285,10 @@ class _Pass:
         await lanes.run(repairs)
 
     def _reported(self, repair: Repair, outcome: Outcome) -> None:
+        if not isinstance(outcome, Skipped):
+            word = "done" if isinstance(outcome, Done) else "failed"
+            of = {metrics.ENVIRONMENT: self._of.environment.id, "hands.repair.act": repair.act.value}
+            metrics.record(metrics.REPAIRS, 1, of | {metrics.OUTCOME: word})
         match outcome:
             case Done(note=note):
                 why = f"{repair.why}: {note}" if note else repair.why
@@ -383,6 +400,10 @@ class _Pass:
         return list(snapshots_due(rows, world, self._settings, self._of.environment.id))
 
     def _log(self, report: ReconcileReport) -> None:
+        raised = len(report.alarms) + len(report.needs_interrupt)
+        if raised:
+            of = {metrics.ENVIRONMENT: report.environment_id, "hands.alarm.source": "reconcile"}
+            metrics.record(metrics.ALARMS, raised, of)
         done = sum(action.done for action in report.actions)
         log.log(
             logging.WARNING if report.alarms or report.needs_interrupt else logging.INFO,
@@ -396,6 +417,20 @@ class _Pass:
             list(report.alarms),
             report.seconds,
         )
+
+
+def measure(world: World, environment_id: str) -> None:
+    """The gauges of what a look has seen; what was not seen keeps its last value."""
+    of = {metrics.ENVIRONMENT: environment_id}
+    if world.listed:
+        counts = Counter(sandbox.status for sandbox in world.sandboxes)
+        for status in SandboxStatus:
+            metrics.record(metrics.SANDBOXES, counts[status], of | {"hands.sandbox.state": status.value})
+    if world.items is not None:
+        waiting = [item.created_at for item in world.items.live.values() if item.state is ItemState.QUEUED]
+        oldest = max(0.0, (world.now - min(waiting)).total_seconds()) if waiting else 0.0
+        metrics.record(metrics.QUEUE_DEPTH, len(waiting), of)
+        metrics.record(metrics.QUEUE_AGE, oldest, of)
 
 
 def _unknown(said: object) -> bool:

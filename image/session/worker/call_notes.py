@@ -14,7 +14,7 @@ import json
 import logging
 from typing import Any, Final, NamedTuple
 
-from image.session.claim import Ended
+from image.session.claim import LAST_DEATH, Ended
 from image.session.worker.state_directory import StateDirectory
 
 NOTES_NAME: Final = "calls"
@@ -108,7 +108,7 @@ class CallNotes:
         self._notes.running = None
         self._write()
         given_up = "; it gets an error instead of a further run" if len(deaths) >= MOST_DEATHS else ""
-        self.last_death = f"the last worker died in call {call_id} ({cause}, time {len(deaths)}){given_up}"
+        self.last_death = f"{LAST_DEATH}{call_id} ({cause}, time {len(deaths)}){given_up}"
         log.warning("call.killed_its_worker call=%s cause=%s deaths=%d", call_id, cause, len(deaths))
 
     def _read(self) -> _Notes:

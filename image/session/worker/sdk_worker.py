@@ -26,6 +26,7 @@ from image.session.worker.operator_tools import with_operator_tools
 from image.session.worker.session_setup import SessionSetup
 from image.session.worker.shell import Shell
 from image.session.worker.shutdown import Shutdown
+from image.session.worker.spans import Spans
 from image.session.worker.tool_calls import guarded
 from image.session.worker.tool_processes import OperatorTools, ToolSettings
 
@@ -52,7 +53,10 @@ def serve(
 
     setup: what is done beside the SDK's own preparations, and waited for by the first call."""
     agent_toolset.BashSession = Shell  # type: ignore[misc] # the SDK's tool looks its shell up there
-    return asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, notes, stop, setup, own))
+    spans = Spans(claim)
+    ended = asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, notes, stop, setup, own, spans))
+    spans.close(ended.exit_status.name.lower())
+    return ended
 
 
 async def _serve(
@@ -63,11 +67,16 @@ async def _serve(
     stop: Shutdown,
     setup: SessionSetup | None,
     own: OperatorTools | None,
+    spans: Spans,
 ) -> Ended:
+    watching: set[asyncio.Task[None]] = set()
+
     def on_session(body: bytes) -> None:
         set_aside(body, claim.workdir)
         if setup is not None:
             setup.begin(body)
+            if not watching:
+                watching.add(asyncio.create_task(_watched(setup, spans)))
 
     async def not_ready() -> str:
         """Waits for the set-up; why it leaves no tool to run."""
@@ -100,7 +109,7 @@ async def _serve(
     worker = EnvironmentWorker(client, tools=tools, workdir=claim.workdir, max_idle=claim.max_idle)
     loop = asyncio.get_running_loop()
     # A scope, not the task, is cancelled: that respects what the SDK shields, the tool in flight before all.
-    with anyio.CancelScope() as scope, guarded(notes, not_ready):
+    with anyio.CancelScope() as scope, guarded(notes, spans, not_ready):
 
         def wind_down() -> None:
             if setup is not None:
@@ -123,7 +132,16 @@ async def _serve(
             if setup is not None:
                 with anyio.CancelScope(shield=True):
                     await setup.aclose()
+                    await asyncio.gather(*watching)
     return _end(transport, stop, None)
+
+
+async def _watched(setup: SessionSetup, spans: Spans) -> None:
+    with spans.span("set-up", {}) as told:
+        while not await setup.over(_LOOK):
+            pass
+        if setup.failure:
+            told["error.type"] = "setup_failed"
 
 
 def _end(transport: LeaseTransport, stop: Shutdown, failure: str | None) -> Ended:

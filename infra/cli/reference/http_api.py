@@ -160,6 +160,16 @@ ENDPOINTS: Final = (
         None,
         {200: ("Counters by name.", {"application/json": _ANY_OBJECT})},
     ),
+    Endpoint(
+        "/metrics",
+        "get",
+        "Metrics",
+        "Prometheus' text format, with `OTEL_METRICS_EXPORTER=prometheus` (docs/observability.md).",
+        ("operator",),
+        (401, 404, 503),
+        None,
+        {200: ("The metrics of this process.", {"text/plain": {"schema": {"type": "string"}}})},
+    ),
 )
 
 

@@ -1,0 +1,151 @@
+"""OpenTelemetry end to end: a session whose worker dies once, a fault and a race, and what a collector gets of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from shared.metrics import CATALOGUE
+from tests.support.otlp import Received, otlp_receiver
+from tests.support.serving import TOKEN, UVICORN, serving, webhooks_to
+from tests.support.signing import KEY
+from tests.support.waiting import until
+from tests.support.world import ROOT, Place
+
+PROMPT = "prompt-of-nobody"
+OUTPUT = "output-of-nobody"
+ONCE = "test -e killed || { touch killed; kill -9 $PPID; sleep 1; }"
+NAMING = (
+    ROOT / "infra/observability/dashboard.json",
+    ROOT / "infra/observability/alerts.yaml",
+    ROOT / "docs/observability.md",
+)
+SERIES = re.compile(r"\bhands_[a-z_]+|\bhttp_server_[a-z_]+")
+_OF_HISTOGRAMS = re.compile(r"_(bucket|count|sum)$")
+LABELS = {
+    f"hands_{name}"
+    for name in ("environment_id", "outcome", "route", "call_kind", "sandbox_state", "repair_act", "alarm_source")
+}
+AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
+
+
+def named_in(path: Path) -> set[str]:
+    """The metrics that a page, a dashboard or an alert names, as Prometheus knows them."""
+    return {_OF_HISTOGRAMS.sub("", name) for name in SERIES.findall(path.read_text(encoding="utf-8"))} - LABELS
+
+
+def test_each_metric_that_dashboard_alerts_and_page_name_is_one_of_ours_and_none_is_forgotten() -> None:
+    ours = {metric.prometheus for metric in CATALOGUE}
+    for path in NAMING:
+        assert named_in(path) <= ours, path
+    assert named_in(NAMING[2]) == ours
+    dotted = NAMING[2].read_text(encoding="utf-8")
+    assert all(f"`{metric.name}`" in dotted for metric in CATALOGUE)
+
+
+def test_a_session_a_fault_and_a_race_are_told_and_no_secret_prompt_or_output_is(place: Place) -> None:
+    place = place.adjusted(IDLE_GRACE_SECONDS="0")
+    with otlp_receiver() as received:
+        with (
+            serving(
+                place,
+                UVICORN,
+                OTEL_EXPORTER_OTLP_ENDPOINT=received.url,
+                OTEL_METRICS_EXPORTER="otlp,prometheus",
+                OTEL_METRIC_EXPORT_INTERVAL="500",
+                OTEL_BSP_SCHEDULE_DELAY="200",
+                WORKER_OTLP_ENDPOINT=received.url,
+            ) as url,
+            webhooks_to(place, f"{url}/"),
+        ):
+            prometheus = play(place, url, received)
+        check_traces(received, place)
+    assert set(received.metrics) >= {metric.name for metric in CATALOGUE}
+    for metric in CATALOGUE:
+        assert metric.prometheus in prometheus, metric.name
+    everything = json.dumps(received.bodies) + prometheus
+    for secret in (PROMPT, OUTPUT, TOKEN, KEY, *place.environ.values()):
+        allowed = secret in (place.environment_id, "") or len(secret) < 16
+        assert allowed or secret not in everything
+    assert not any("authorization" in {name.lower() for name in each} for each in received.headers)
+
+
+def play(place: Place, url: str, received: Received) -> str:
+    def tick() -> None:
+        assert httpx2.post(f"{url}/poll_tick", headers=AUTHORIZED, timeout=120).status_code == 200
+
+    listing = {"method": "GET", "path": "/sandboxes*", "action": "status", "status": 500, "times": 3}
+    with place.world.tensorlake_admin.fault(listing):
+        tick()
+    session = place.session(f"{PROMPT}\n$ echo {OUTPUT}; {ONCE}")
+
+    def over() -> bool:
+        tick()
+        return place.done(session) and bool(received.metrics.get("hands.repairs"))
+
+    until(over, "the session was not served again and put to sleep", seconds=120)
+    body = {"source": {"image": place.environ["SANDBOX_IMAGE_NAME"]}, "n": 2, "command": ["echo", OUTPUT]}
+    won = httpx2.post(f"{url}/fork_best_of_n", json=body, headers=AUTHORIZED, timeout=120)
+    assert won.status_code == 200 and won.json()["winner"]
+    assert httpx2.post(f"{url}/nowhere-of-{OUTPUT}", timeout=30).status_code == 404
+    assert httpx2.get(f"{url}/metrics", timeout=30).status_code == 401
+    until(lambda: received.span("execute_tool bash") is not None, "the worker's spans did not come")
+    shown = httpx2.get(f"{url}/metrics", headers=AUTHORIZED, timeout=30)
+    assert shown.headers["content-type"].startswith("text/plain")
+    return shown.text
+
+
+def check_traces(received: Received, place: Place) -> None:
+    """Webhook, poll, item with its steps, worker and tool call are one trace; so are tick and repairs, race and
+    branches."""
+    spans = {span["spanId"]: span for span in received.spans}
+
+    def way(span: object) -> list[str]:
+        names = []
+        while isinstance(span, dict):
+            names.append(span["name"])
+            span = spans.get(span.get("parentSpanId", ""))
+        return names
+
+    served = [way(span) for span in received.spans if span["name"] == "execute_tool bash"]
+    expected = ["execute_tool bash", "worker", "hand over", "item", "poll"]
+    assert any(each[:5] == expected for each in served), served
+    items = [span for span in received.spans if span["name"] == "item"]
+    assert {"POST /", "POST /poll_tick"} & {way(span)[-1] for span in items}
+    for step in ("bind", "hand over", "ack"):
+        assert any(way(span)[:2] == [step, "item"] for span in received.spans if span["name"] == step)
+    repairs = [way(span) for span in received.spans if span["name"].startswith("repair ")]
+    assert any(each[1:4] == ["reconcile", "tick", "POST /poll_tick"] for each in repairs), repairs
+    branches = [way(span) for span in received.spans if span["name"] == "branch"]
+    assert [each[:3] for each in branches] == [["branch", "race", "POST /fork_best_of_n"]] * 2
+    assert {span["attributes"].get("gen_ai.conversation.id") for span in items} == {
+        span["attributes"]["gen_ai.conversation.id"] for span in received.spans if span["name"] == "worker"
+    }
+    routes = {each["attributes"]["http.route"] for each in received.metrics["http.server.request.duration"]}
+    assert routes <= {"/", "/poll_tick", "/fork_best_of_n", "other"} and "other" in routes
+
+
+@pytest.mark.parametrize("variables", [{}, {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}])
+def test_without_its_variables_nothing_of_it_is_imported(variables: dict[str, str]) -> None:
+    code = (
+        "import sys, functions.asgi, functions.aws_lambda\nfrom shared import otel, tracing, metrics\n"
+        f"otel.start({variables!r})\n"
+        "with tracing.span('x') as span: span.set({'a': 1}); span.fail('b')\n"
+        "metrics.record(metrics.ITEMS, 1, {}); otel.flush()\n"
+        "print([name for name in sys.modules if name.startswith('opentelemetry')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_wrong_with_the_variables_is_said_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    from shared import otel
+
+    otel.start({"OTEL_TRACES_EXPORTER": "zipkin"})
+    assert "OTEL_TRACES_EXPORTER must be of otlp, none" in caplog.text
