@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.world import OfflineWorld, Place, offline_world
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """The SDKs and the tests themselves are millions of objects that live until the end: the collector would walk them
+    hundreds of times."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ _FOLDERS: Final = ("functions", "shared", "image", "infra", "requirements")
 
 
 def copy_checkout(target: Path) -> Path:
-    """The program, without tests, settings and byte code."""
+    """The program with its byte code, without tests and settings."""
     for folder in _FOLDERS:
-        shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns("*.pyc.*"))
     return target
