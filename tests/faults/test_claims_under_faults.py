@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ from image.session.claim import worker_path
 from shared.ports import Absent, Created, SandboxSpec
 from shared.reports import DrainReport, ItemEnd
 from tests.support.admin import AdminAccess
+from tests.support.preloaded import Preloaded
 from tests.support.waiting import PATIENCE, until
 from tests.support.world import HURRIED, IMAGE, ROOT, Place, running
 
@@ -206,15 +206,16 @@ CRASHES: Final = [
 
 
 def kill_a_copy(place: Place, when: str, method: str) -> None:
-    killed = subprocess.run(
-        [sys.executable, "-m", "tests.support.crashing", when, method],
+    with Preloaded(
+        ["-m", "tests.support.crashing", when, method],
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", **place.environ},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
-    )
-    assert killed.returncode == -9, killed.stderr
+    ) as killed:
+        _, errors = killed.communicate(timeout=PATIENCE)
+    assert killed.returncode == -9, errors
 
 
 @pytest.mark.parametrize("when, method", CRASHES)

@@ -9,7 +9,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,8 @@ from pathlib import Path
 import anthropic
 
 from infra.local.platform import Platform
-
-_PATIENCE = 60.0
+from tests.support.preloaded import Preloaded
+from tests.support.waiting import PATIENCE
 
 
 class CommandLine:
@@ -34,8 +33,8 @@ class CommandLine:
 
     def start(self, *args: str | bytes, given: bool = False, **environ: str) -> subprocess.Popen[str]:
         """`given`: standard input is a pipe; else it is empty."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", *args],
+        return Preloaded(
+            ["-m", "infra.cli", *args],
             cwd=self.checkout,
             env={**self.environ, **environ},
             stdin=subprocess.PIPE if given else subprocess.DEVNULL,
@@ -47,7 +46,7 @@ class CommandLine:
 
     def run(self, *args: str | bytes, given: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
         with self.start(*args, given=given is not None, **environ) as process:
-            out, err = process.communicate(given, timeout=_PATIENCE)
+            out, err = process.communicate(given, timeout=PATIENCE)
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     @contextlib.contextmanager
@@ -55,15 +54,15 @@ class CommandLine:
         """The command in a pseudo-terminal of its own."""
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (rows, columns))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "infra.cli", *args],
+        process = Preloaded(
+            ["-m", "infra.cli", *args],
             cwd=self.checkout,
             env={**self.environ, "TERM": "xterm-256color", **environ},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
             # A new session whose controlling terminal is this one: ctrl-C reaches the command as it would a user's.
-            preexec_fn=lambda: (os.setsid(), _take_terminal()),  # type: ignore[func-returns-value]
+            terminal=True,
         )
         os.close(theirs)
         terminal = PseudoTerminal(ours, process)
@@ -93,7 +92,7 @@ class PseudoTerminal:
     _at: int = 0
     _raw: bytes = field(default=b"")
 
-    def expect(self, words: str, seconds: float = _PATIENCE) -> str:
+    def expect(self, words: str, seconds: float = PATIENCE) -> str:
         """Wait until these words are shown, after what was expected before; answers all up to them."""
         end = time.monotonic() + seconds
         while words not in self.seen[self._at :]:
@@ -110,7 +109,7 @@ class PseudoTerminal:
         termios.tcsetwinsize(self.descriptor, (rows, columns))
         os.killpg(self.process.pid, signal.SIGWINCH)
 
-    def end(self, seconds: float = _PATIENCE) -> int:
+    def end(self, seconds: float = PATIENCE) -> int:
         """Wait for the command's end; its exit code."""
         end = time.monotonic() + seconds
         while self._read(end):
@@ -134,9 +133,3 @@ class PseudoTerminal:
 def plain(text: str) -> str:
     """Without colours and cursor movements."""
     return re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[()][A-Z0-9]|[=>78])", "", text).replace("\r\n", "\n")
-
-
-def _take_terminal() -> None:
-    import fcntl
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -12,11 +12,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 
 from functions.server import UVICORN_OPTIONS
+from tests.support.preloaded import Preloaded
 from tests.support.signing import KEY
 from tests.support.waiting import PATIENCE
 from tests.support.world import ROOT, Place
@@ -62,13 +63,12 @@ def serving(
         environ |= {name: value.replace("{port}", str(port)) for name, value in exactly.items()}
     inside = ROOT if command[:2] == UVICORN[:2] else Path(tempfile.gettempdir())
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, *(part.format(port=port) for part in command)],
-            cwd=inside,
-            env=environ,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        started = [part.format(port=port) for part in command]
+        options: dict[str, Any] = {"cwd": inside, "env": environ, "stdout": output, "stderr": output}
+        process: subprocess.Popen[bytes] = (
+            Preloaded(started, start_new_session=True, **options)
+            if inside == ROOT
+            else subprocess.Popen([sys.executable, *started], start_new_session=True, **options)
         )
         try:
             if not _answers(url, process):

@@ -19,6 +19,7 @@ from infra.local import discovery
 from infra.local.platform import Options, Platform
 from tests.support.checkout import copy_checkout
 from tests.support.command_line import CommandLine
+from tests.support.waiting import PATIENCE
 
 QUICKSTART = "create hello.txt with 'hi' then read it back"
 
@@ -78,7 +79,7 @@ def test_streams_that_the_service_ends_lose_nothing(served: CommandLine) -> None
         for _ in range(3):
             served.platform.claude.post("streams/close")
             time.sleep(0.3)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert rest.count("← survived") == 1
     assert "→ bash" not in rest
@@ -104,7 +105,7 @@ def test_without_a_worker_it_says_so_and_ctrl_c_leaves_the_session_running(unser
         assert "bash  echo never waits, and no worker serves the session" in process.stderr.readline()
         assert "make serve" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert f"make session SESSION={identity}" in errors and "Traceback" not in errors
     found = next(session for session in unserved.sessions() if session["id"] == identity)
@@ -117,7 +118,7 @@ def test_a_terminated_session_is_a_failure(unserved: CommandLine) -> None:
         read_until(process, "→ bash")
         with unserved.api() as api:
             api.beta.sessions.archive(identity)
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "terminated" in rest
 
@@ -216,7 +217,7 @@ def test_serve_takes_the_offline_webhooks_while_it_runs(served: CommandLine) -> 
         url = process.stderr.readline().split()[1]
         assert "/poll_tick" in process.stderr.readline()
         assert "schedule" in process.stderr.readline()
-        end = time.monotonic() + 15
+        end = time.monotonic() + PATIENCE
         while url not in endpoints() and time.monotonic() < end:
             time.sleep(0.1)
         assert endpoints() == [*before, url]
@@ -227,7 +228,7 @@ def test_serve_takes_the_offline_webhooks_while_it_runs(served: CommandLine) -> 
             except httpx2.HTTPError:
                 time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert endpoints() == before
 
@@ -263,7 +264,7 @@ def test_serve_answers_at_an_ipv6_address(served: CommandLine) -> None:
         line = next(line for line in process.stderr if "webhook" in line)
         answer = httpx2.get(f"http://[::1]:{port}/healthz", trust_env=False)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE)
     assert f"http://[::1]:{port}/ " in line
     assert answer.json() == {"ok": True}
     assert process.returncode == 0
@@ -273,9 +274,9 @@ def test_serve_finds_what_was_queued_before_it_began(unserved: CommandLine) -> N
     with unserved.start("session", "$ echo found") as session:
         read_until(session, "→ bash")
         with unserved.start("serve", "--port", "0", FUNCTIONS_TOKEN="") as server:
-            rest, errors = session.communicate(timeout=60)
+            rest, errors = session.communicate(timeout=PATIENCE)
             server.send_signal(signal.SIGTERM)
-            server.communicate(timeout=30)
+            server.communicate(timeout=PATIENCE)
     assert session.returncode == 0, errors
     assert "← found" in rest
 
@@ -286,7 +287,7 @@ def test_poll_serves_sessions_and_sigterm_stops_it_calmly(unserved: CommandLine)
         assert "Polling" in poller.stderr.readline()
         done = unserved.run("session", QUICKSTART)
         poller.send_signal(signal.SIGTERM)
-        _, errors = poller.communicate(timeout=30)
+        _, errors = poller.communicate(timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "handed_over" in errors and "Stopped." in errors
     assert poller.returncode == 0

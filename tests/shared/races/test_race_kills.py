@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from typing import Any, Final
 
 import pytest
@@ -20,6 +19,7 @@ from shared.races.race import run_race
 from shared.races.request import RaceRequest
 from shared.reports import Act
 from tests.faults.test_reconciler import acts, everything, reconcile
+from tests.support.preloaded import Preloaded
 from tests.support.waiting import until
 from tests.support.world import IMAGE, ROOT, OfflineWorld, Place, running
 
@@ -69,8 +69,8 @@ def with_a_source(place: Place) -> Place:
 
 def dying(place: Place, when: str, method: str, count: int, fields: dict[str, Any]) -> subprocess.Popen[bytes]:
     asked = {"source": {"session_id": SESSION}, "n": 2, "script": "echo {i} > file", **fields}
-    command = [sys.executable, "-m", "tests.support.dying_race", when, method, str(count), json.dumps(asked)]
-    return subprocess.Popen(command, cwd=ROOT, env={"PATH": os.environ["PATH"], **place.environ})
+    command = ["-m", "tests.support.dying_race", when, method, str(count), json.dumps(asked)]
+    return Preloaded(command, cwd=ROOT, env={"PATH": os.environ["PATH"], **place.environ})
 
 
 def test_a_race_that_is_killed_leaves_only_what_the_reconciler_ends(world: OfflineWorld) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from image.session.archive import build_archive, digest
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Claim, Exit, Notice, Word
 from tests.image.session.worker.service import ENVIRONMENT, SESSION, WORK
+from tests.support.preloaded import Preloaded
 
 PATIENCE = 90.0
 
@@ -79,6 +80,14 @@ class Worker:
             reader.join(within)
         return Exit(self.process.returncode)
 
+    def close(self) -> None:
+        """A stream that a grandchild still holds is left to its reader: closing it under a read would break that."""
+        self.process.wait()
+        for reader, stream in zip(self._readers, (self.process.stdout, self.process.stderr), strict=True):
+            reader.join(0.5)
+            if not reader.is_alive() and stream is not None:
+                stream.close()
+
     def words(self) -> list[Word]:
         return [notice.word for notice in self.notices]
 
@@ -119,14 +128,20 @@ class WorkerSandbox:
         self.workers: list[Worker] = []
 
     def start(self, claim: Claim | str, *, env: Mapping[str, str] | None = None, wrapper: Sequence[str] = ()) -> Worker:
+        """`wrapper` starts an interpreter; without one the worker is forked (tests/support/preloaded.py)."""
         text = claim if isinstance(claim, str) else claim.to_json()
-        process = subprocess.Popen(
-            [*wrapper, sys.executable, "-I", str(self.archive)],
-            env={CLAIM_VARIABLE: text, STATE_VARIABLE: str(self.state), **(env or {})},
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        options: dict[str, Any] = {
+            "env": {CLAIM_VARIABLE: text, STATE_VARIABLE: str(self.state), **(env or {})},
+            "cwd": "/",
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        command = ["-I", str(self.archive)]
+        process: subprocess.Popen[bytes] = (
+            subprocess.Popen([*wrapper, sys.executable, *command], **options)
+            if wrapper
+            else Preloaded(command, **options)
         )
         worker = Worker(process)
         self.workers.append(worker)
@@ -142,9 +157,4 @@ def sandbox(root: Path) -> Iterator[WorkerSandbox]:
         for worker in made.workers:
             if worker.process.poll() is None:
                 worker.process.send_signal(signal.SIGKILL)
-            worker.process.wait()
-            for stream in (worker.process.stdout, worker.process.stderr):
-                # A grandchild may still hold the other end; the readers are daemons.
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            worker.close()

@@ -94,7 +94,8 @@ def test_a_beat_without_an_answer_within_its_limit_is_doubtful(monkeypatch: pyte
         began = time.monotonic()
         assert Gate(service).run() == secret_for("token-of-a-test")
         assert time.monotonic() - began < 20
-        assert statuses(service)[1:] == [412, 200]
+        *doubted, last = statuses(service)[1:]  # on a busy machine another answer may be late too
+        assert (set(doubted), last) == ({412}, 200)
 
 
 def test_a_lost_answer_while_the_item_is_unacked_counts_as_doubt_for_good() -> None:

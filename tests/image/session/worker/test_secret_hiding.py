@@ -194,7 +194,11 @@ def test_a_tool_in_an_offline_sandbox_finds_the_secret_nowhere(tmp_path: Path) -
 def test_neither_arguments_nor_environment_of_the_worker_hold_the_claim(tmp_path: Path) -> None:
     """Even for a reader who may read everything, once the worker is ready."""
     with running() as service, sandbox(tmp_path) as box:
-        worker = box.start(make_claim(service.url, box.workdir, token=TOKEN), env={"SOME_KEY": "of-the-platform"})
+        worker = box.start(
+            make_claim(service.url, box.workdir, token=TOKEN),
+            env={"SOME_KEY": "of-the-platform"},
+            wrapper=["/usr/bin/env"],
+        )
         worker.wait_for(Word.READY)
         process = Path(f"/proc/{worker.process.pid}")
         seen = process.joinpath("environ").read_bytes() + process.joinpath("cmdline").read_bytes()

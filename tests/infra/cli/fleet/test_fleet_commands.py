@@ -14,7 +14,7 @@ from infra.local.platform import Options, Platform
 from tests.infra.cli.session.test_session_command import asking_agent
 from tests.support.checkout import copy_checkout
 from tests.support.command_line import CommandLine
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 NOBODY = "sesn_000000000000000000000000"
 
@@ -107,7 +107,7 @@ def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(se
             assert refused.returncode == 1 and f"hands stop {session}" in refused.stderr
         ended = served.run("interrupt", session)
         assert ended.returncode == 0 and "Interrupted" in ended.stdout
-        watching.communicate(timeout=60)
+        watching.communicate(timeout=PATIENCE)
     assert row(served, session)["state"] in ("idle", "asleep")
 
 
@@ -129,7 +129,7 @@ def test_stopping_asks_first_and_is_done_when_it_says_so(served: CommandLine) ->
         facts = json.loads(served.run("show", session, "--json").stdout)
         assert facts["items"][-1]["state"] == "stopped"
         watching.send_signal(signal.SIGINT)
-        watching.communicate(timeout=60)
+        watching.communicate(timeout=PATIENCE)
 
 
 def test_a_kept_sandbox_is_nobodys_and_an_archived_session_takes_no_more(served: CommandLine) -> None:
@@ -170,14 +170,14 @@ def test_a_call_that_waits_for_a_person_is_answered_by_a_flag_or_at_the_terminal
             terminal.type("y\n")
             terminal.expect("Allowed: bash")
             assert terminal.end() == 0
-        out, _ = watching.communicate(timeout=60)
+        out, _ = watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 0 and "← one-42" in out
     assert served.run("confirm", session, "--allow").returncode == 0
     with served.start("session", "$ echo two", "--session", session, **offline) as watching:
         until(lambda: row(served, session)["state"].startswith("waits for a person: bash"), "it does not wait")
         denied = served.run("confirm", session, "--deny", "not on prod")
         assert denied.returncode == 0 and "Denied: bash" in denied.stdout
-        out, _ = watching.communicate(timeout=60)
+        out, _ = watching.communicate(timeout=PATIENCE)
     assert "· denied: not on prod" in out
     both = served.run("confirm", session, "--allow", "--deny", "x")
     assert both.returncode == 2

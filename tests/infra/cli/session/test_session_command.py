@@ -16,6 +16,7 @@ from infra.local import discovery
 from infra.local.platform import Platform
 from tests.support.checkout import copy_checkout
 from tests.support.command_line import CommandLine
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_while_a_command_runs_it_is_named_with_its_time_and_no_worker_is_missed(
         assert watching.stderr is not None
         line = watching.stderr.readline()
         watching.send_signal(signal.SIGINT)
-        _, rest = watching.communicate(timeout=60)
+        _, rest = watching.communicate(timeout=PATIENCE)
     assert line.startswith("  bash  sleep 600; echo over runs, ") and line.endswith(" s so far\n")
     assert watching.returncode == 130
     session = str(served.sessions()[-1]["id"])
@@ -113,7 +114,7 @@ def test_where_nobody_serves_it_is_said_with_the_way_out(unserved: CommandLine) 
         assert watching.stderr is not None
         lines = [watching.stderr.readline(), watching.stderr.readline()]
         watching.send_signal(signal.SIGINT)
-        watching.communicate(timeout=60)
+        watching.communicate(timeout=PATIENCE)
     assert "no worker serves the session" in lines[0] and "bash  echo never waits" in lines[0]
     assert "make serve" in lines[1]
 
@@ -191,7 +192,7 @@ def test_in_a_pipe_nobody_is_asked_and_the_way_to_answer_is_said(served: Command
         assert watching.stderr is not None
         line = watching.stderr.readline()
         watching.send_signal(signal.SIGINT)
-        watching.communicate(timeout=60)
+        watching.communicate(timeout=PATIENCE)
     assert f"hands confirm {served.sessions()[-1]['id']}" in line
 
 
