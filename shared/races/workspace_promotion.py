@@ -47,10 +47,12 @@ PART_BYTES: Final = 1024 * 1024
 _TEMPORARY: Final = "/tmp"
 _AT_ONCE: Final = 4  # parts on their way
 _ATTEMPTS: Final = 3
-_LARGEST_LISTING: Final = 16 * 1024 * 1024  # packed: it goes from one sandbox to the other and is not read here
+_LARGEST_LISTING: Final = 16 * 1024 * 1024  # packed: it goes from one sandbox to the other, part by part
 _LARGEST_ANSWER: Final = 4 * 1024 * 1024  # packed
 _SMALL_ANSWER: Final = 65_536  # packed: it is read at once, another one in a thread
 _LARGEST_UNPACKED: Final = 16 * 1024 * 1024
+_MOST_VALUES: Final = 500_000  # 20,000 changes have two thirds of it
+_VALUE_SIGNS: Final = (b",", b"[", b"{")
 # A promotion is over by then, so what is older was left by one that was killed.
 _LEFT_SECONDS: Final = 180.0
 _PREFIX: Final = "race-promotion-"
@@ -191,10 +193,18 @@ class _Promotion:
 
     async def _compare(self) -> Difference:
         """The winner's listing goes to the checkpoint's sandbox, where nothing of the winner's ran: what it would take
-        to compare two large workspaces is memory of that sandbox and not of this process."""
-        packed = await self._winner.answer("scan", str(self._limits.entries), limit=_LARGEST_LISTING)
-        parts = [packed[start : start + PART_BYTES] for start in range(0, len(packed), PART_BYTES)]
-        names = ",".join([Path(await self._base.put(part)).name for part in parts])
+        to compare two large workspaces is memory of that sandbox and not of this process, which holds one part."""
+        await self._winner.run("scan", str(self._limits.entries), str(PART_BYTES), self._winner.scratch)
+        parts: list[str] = []
+        size = PART_BYTES
+        while size == PART_BYTES:
+            if len(parts) > _LARGEST_LISTING // PART_BYTES:
+                raise PromotionRefused(f"{self._winner.label}: its listing has more than {_LARGEST_LISTING} bytes")
+            part = await self._winner.read(f"listing-{len(parts)}", PART_BYTES)
+            size = len(part)
+            if size or not parts:
+                parts.append(Path(await self._base.put(part)).name)
+        names = ",".join(parts)
         most, most_changes = str(self._limits.entries), str(self._limits.changes)
         try:
             said = await self._base.ask("diff", _TEMPORARY, names, most, most_changes)
@@ -304,7 +314,7 @@ class _Site:
         self._host = host
         self._shell = shell
         self._id = sandbox_id
-        self._label = label
+        self.label: Final = label
         self._seconds = seconds
         self._written: list[str] = []
         self._ran = False
@@ -316,24 +326,20 @@ class _Site:
         self._ran = True
         said = await self._shell.python(self._id, _program(), (self.scratch, operation, *args), self._seconds)
         if isinstance(said, NotRun):
-            raise PromotionRefused(f"{self._label}: {said.reason}")
+            raise PromotionRefused(f"{self.label}: {said.reason}")
         try:
             stopped = json.loads(said.text).get("stopped")
         except (ValueError, AttributeError):
             raise self.nonsense() from None
         if stopped is not None:
-            raise _Stopped(self._label, str(stopped))
+            raise _Stopped(self.label, str(stopped))
 
-    async def answer(self, operation: str, *args: str, limit: int = _LARGEST_ANSWER) -> bytes:
+    async def ask(self, operation: str, *args: str) -> Any:
         """What an operation leaves in a file, whose name is its last argument. Raises PromotionRefused."""
         self._asked += 1
         name = f"{operation}-{self._asked}"
         await self.run(operation, *args, f"{self.scratch}/{name}")
-        return await self.read(name, limit)
-
-    async def ask(self, operation: str, *args: str) -> Any:
-        """The same, unpacked."""
-        packed = await self.answer(operation, *args)
+        packed = await self.read(name, _LARGEST_ANSWER)
         if len(packed) <= _SMALL_ANSWER:
             return self._unpacked(packed)
         return await asyncio.to_thread(self._unpacked, packed)
@@ -361,7 +367,7 @@ class _Site:
             if not isinstance(outcome, Doubtful):
                 break
         if not isinstance(outcome, bytes):
-            raise PromotionRefused(f"{self._label}: a file could not be read: {why(outcome)}")
+            raise PromotionRefused(f"{self.label}: a file could not be read: {why(outcome)}")
         return outcome
 
     async def put(self, data: bytes) -> str:
@@ -374,7 +380,7 @@ class _Site:
             if not isinstance(outcome, Doubtful):
                 break
         if outcome is not None:
-            raise PromotionRefused(f"{self._label}: a file could not be written: {why(outcome)}")
+            raise PromotionRefused(f"{self.label}: a file could not be written: {why(outcome)}")
         return path
 
     async def clean(self) -> None:
@@ -394,14 +400,17 @@ class _Site:
         await asyncio.gather(*map(one, paths))
 
     def nonsense(self) -> PromotionRefused:
-        return PromotionRefused(f"{self._label}: its answer makes no sense")
+        return PromotionRefused(f"{self.label}: its answer makes no sense")
 
     def _unpacked(self, data: bytes) -> Any:
         try:
             whole = zlib.decompressobj()
             text = whole.decompress(data, _LARGEST_UNPACKED)
             if whole.unconsumed_tail:
-                raise PromotionRefused(f"{self._label}: its answer is too large")
+                raise PromotionRefused(f"{self.label}: its answer is too large")
+            # A value takes up to forty times the memory of its text: they are counted before they are made.
+            if sum(map(text.count, _VALUE_SIGNS)) > _MOST_VALUES:
+                raise PromotionRefused(f"{self.label}: its answer has too many values")
             return json.loads(text)
         except (zlib.error, ValueError, RecursionError):
             raise self.nonsense() from None

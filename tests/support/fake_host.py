@@ -257,7 +257,8 @@ class FakeHost:
         # ["-c", text, "sh", user, directory, mark, folder, input, bytes, *argv]; the rest is the race's housekeeping.
         if args[1] == programs.text("run_python.sh") and args[6:7] in (["scan"], ["diff"]):
             nothing: object = [] if args[6] == "scan" else {"changes": [], "skipped": []}
-            box.files[args[-1]] = zlib.compress(json.dumps(nothing).encode())
+            where = f"{args[-1]}/listing-0" if args[6] == "scan" else args[-1]
+            box.files[where] = zlib.compress(json.dumps(nothing).encode())
             return CommandOutput(0, "{}", "", timed_out=False)
         if args[1] != programs.text("sweep.sh", "run_program.sh"):
             return CommandOutput(0, "", "", timed_out=False)

@@ -625,24 +625,32 @@ def load(path: str) -> Any:
         return json.loads(zlib.decompressobj().decompress(file.read(LARGEST_LISTING), LARGEST_LISTING))
 
 
+def packed(value: Any) -> bytes:
+    return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
+
+
 def store(path: str, value: Any) -> None:
     with open(path, "xb") as file:
-        file.write(zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1))
+        file.write(packed(value))
 
 
-def scan(tree: Tree, most: str, out: str) -> None:
-    store(out, [[to_text(path), *entry] for path, entry in tree.walk(int(most))])
+def scan(tree: Tree, most: str, size: str, directory: str) -> None:
+    """Writes the listing into parts of `size` bytes, named listing-0, listing-1, ...; the last one is shorter."""
+    listing = packed([[to_text(path), *entry] for path, entry in tree.walk(int(most))])
+    for number in range(len(listing) // int(size) + 1):
+        with open(os.path.join(directory, f"listing-{number}"), "xb") as part:
+            part.write(listing[number * int(size) : (number + 1) * int(size)])
 
 
 def diff(tree: Tree, directory: str, parts: str, most: str, most_changes: str, out: str) -> None:
     """What the winner changed of this tree. Its listing is in parts, whose names have commas between them."""
-    packed = b""
+    listing = b""
     for name in parts.split(","):
         with open(os.path.join(directory, name), "rb") as file:
-            packed += file.read()
+            listing += file.read()
     try:
         whole = zlib.decompressobj()
-        text = whole.decompress(packed, LARGEST_LISTING)
+        text = whole.decompress(listing, LARGEST_LISTING)
         if whole.unconsumed_tail:
             raise Stop("the winner's listing is too large")
         rows = json.loads(text)

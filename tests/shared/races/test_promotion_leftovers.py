@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,48 @@ def test_artifacts_below_a_deep_folder_are_found(tmp_path: Path, monkeypatch: py
         assert list(pack_artifacts.found(["**/*.txt"])) == ["d/d/found.txt"]
     finally:
         workspace_tree.remove_tree(b"d", os.open(tmp_path, os.O_RDONLY))
+
+
+def test_a_listing_travels_in_parts_and_one_without_an_end_is_given_up(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workspace_promotion, "PART_BYTES", 100)
+    monkeypatch.setattr(workspace_promotion, "_LARGEST_LISTING", 2_000)
+    for number in range(20):
+        (folders["winner"] / f"file-{number}").write_bytes(os.urandom(20))
+    assert folders.promote().added == 20
+    folders.check_nothing_is_left()
+    scan, read = workspace_tree.scan, folders.read_file
+    longest = 0
+
+    def endless(tree: workspace_tree.Tree, most: str, size: str, directory: str) -> None:
+        scan(tree, most, size, directory)
+        for number in range(1_000):
+            Path(directory, f"listing-{number}").write_bytes(b"x" * int(size))
+
+    async def reading(sandbox_id: str, path: str, limit: int) -> Any:
+        nonlocal longest
+        longest = max(longest, limit if "listing" in path else 0)
+        return await read(sandbox_id, path, limit)
+
+    monkeypatch.setitem(workspace_tree.OPERATIONS, "scan", endless)
+    monkeypatch.setattr(folders, "read_file", reading)
+    with pytest.raises(PromotionRefused, match="more than 2000 bytes"):
+        folders.promote()
+    assert longest == 100  # what this process held of it
+    folders.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("value", ["[],", "{},", "1,"])
+def test_an_answer_of_many_values_is_refused_before_they_are_made(folders: Folders, value: str) -> None:
+    """16 MiB of empty lists would be 400 MB of this process."""
+
+    def check(tree: workspace_tree.Tree, asked: str, out: str) -> None:
+        Path(out).write_bytes(zlib.compress(f"[{value * 600_000}1]".encode()))
+
+    (folders["winner"] / "a").write_bytes(b"winner")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(workspace_tree.OPERATIONS, "check", check)
+        with pytest.raises(PromotionRefused, match="too many values"):
+            folders.promote()
+    folders.check_nothing_is_left()

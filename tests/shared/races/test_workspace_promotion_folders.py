@@ -473,8 +473,8 @@ def test_our_own_temporary_names_are_not_promoted(folders: Folders) -> None:
 def test_a_listing_that_makes_no_sense_is_refused(folders: Folders, rows: Any) -> None:
     (folders["winner"] / "a").write_bytes(b"winner")
 
-    def scan(tree: workspace_tree.Tree, most: str, out: str) -> None:
-        workspace_tree.store(out, rows)
+    def scan(tree: workspace_tree.Tree, most: str, size: str, directory: str) -> None:
+        workspace_tree.store(f"{directory}/listing-0", rows)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(workspace_tree.OPERATIONS, "scan", scan)
