@@ -2,11 +2,15 @@
 
 Each call bounds its own answer; together they are bounded here. An answer grows as it is read, and one that finds the
 budget used up is given up: a wait could be one of a hundred readers for each other. What small answers need is set
-aside, so that races which are flooded take nothing from claims.
+aside, so that races which are flooded take nothing from claims; and a race, and each of its branches, has a share
+(`within`), so that one that is flooded leaves room for the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 SMALL: Final = 65_536
@@ -15,6 +19,26 @@ _SHARE_OF_SMALL: Final = 0.25
 
 class BudgetUsedUp(Exception):
     """Too many bytes are held already."""
+
+
+class Share:
+    """What one asker's answers may have of the budget together: `total` in bytes."""
+
+    def __init__(self, total: int) -> None:
+        self.free = total
+
+
+_SHARES: ContextVar[tuple[Share, ...]] = ContextVar("shares", default=())
+
+
+@contextmanager
+def within(share: Share) -> Iterator[None]:
+    """What this block asks for, and what its tasks ask for, counts against this share too."""
+    token = _SHARES.set((*_SHARES.get(), share))
+    try:
+        yield
+    finally:
+        _SHARES.reset(token)
 
 
 class ByteBudget:
@@ -51,6 +75,7 @@ class HeldBytes:
     def __init__(self, budget: ByteBudget, *, small: bool) -> None:
         self._budget = budget
         self._small = small
+        self._shares = _SHARES.get()
         self._held = 0
 
     def __enter__(self) -> HeldBytes:
@@ -58,9 +83,15 @@ class HeldBytes:
 
     def __exit__(self, *_: object) -> None:
         self._budget.give_back(self._held, small=self._small)
+        for share in self._shares:
+            share.free += self._held
         self._held = 0
 
     def grow(self, count: int) -> None:
         """Raises BudgetUsedUp."""
+        if any(count > share.free for share in self._shares):
+            raise BudgetUsedUp
         self._budget.take(count, small=self._small)
+        for share in self._shares:
+            share.free -= count
         self._held += count

@@ -17,6 +17,7 @@ from typing import Final
 
 from image.session.claim import STATE_DIRECTORY
 from shared import tracing
+from shared.byte_budget import Share, within
 from shared.deadline import Clock, Deadline
 from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
@@ -38,7 +39,7 @@ from shared.races.request import (
     RegexJudge,
 )
 from shared.races.resources import InBackground, NotMade, RaceResources, RaceTimeouts
-from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, new_mark
+from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, as_base64, new_mark
 from shared.settings import Environment, RaceLimits, Settings
 from shared.tasks import drop, shielded
 
@@ -46,6 +47,10 @@ IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
 JUDGES: Final = 500  # from here on: a judge's position times MOST_BRANCHES, and the branch's index
 # A killed race's sandboxes are paid for until then; a race that lives renews it well before.
 DEAD_MAN_SECONDS: Final = 180.0
+# What a race, and each of its branches, may hold of sandboxes' answers at once (shared/byte_budget.py), no artifacts.
+# A promotion carries four parts of a megabyte at once, a judge reads a file of one.
+_RACE_BYTES: Final = 16 * 1024 * 1024
+_BRANCH_BYTES: Final = 8 * 1024 * 1024
 RENEW_SECONDS: Final = 45.0
 
 
@@ -187,6 +192,10 @@ class _Race:
         return self._timeline.now()
 
     async def run(self) -> RaceReport:
+        with within(Share(_RACE_BYTES + as_base64(self._settings.races.artifact_bytes))):
+            return await self._reported()
+
+    async def _reported(self) -> RaceReport:
         renewing = asyncio.create_task(self._renew())
         try:
             branches, best, deadline_passed = await self._run()
@@ -306,7 +315,8 @@ class _Race:
                         child = await stack.enter_async_context(self._child(runner, fork_point))
                     runner.boot_seconds = round(self._clock() - began, 3)
                     try:
-                        await self._try(runner, fork_point, child)
+                        with within(Share(_BRANCH_BYTES + as_base64(self._artifact_bytes))):
+                            await self._try(runner, fork_point, child)
                         self._progress.decided(runner)
                         if runner.status == "ok" and self._leader is not None:
                             await self._leader.offer(runner.report(), child, stack)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ import pytest
 
 from shared.adapters import tensorlake_sandboxes
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
-from shared.byte_budget import SMALL, BudgetUsedUp, ByteBudget
+from shared.byte_budget import SMALL, BudgetUsedUp, ByteBudget, Share, within
 from shared.ports import Absent, CommandOutput, Doubtful, OutputEnded, ProcessState, Refused
 from shared.secret import Secret
 
@@ -178,6 +180,76 @@ def test_what_small_answers_need_is_set_aside_and_given_back() -> None:
             small.grow(SMALL)
     with budget.hold(1_000_000) as again:
         again.grow(300_000)
+
+
+FLOODED: Final = """
+import asyncio, json, resource, sys
+from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
+from shared.secret import Secret
+MIB = 1024 * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (512 * MIB, 512 * MIB))
+
+def most():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+
+async def main():
+    key = Secret("TENSORLAKE_API_KEY", "tl-no-key")
+    host = TensorlakeSandboxes(api_url=sys.argv[1], api_key=key, bind_seconds=60.0)
+    def program():
+        return host.run("box", "x", [], env={}, user=None, working_dir=None, timeout=60.0, limit=512 * 1024)
+    def listing():
+        return host.read_file("box", "/listing", MIB)
+    async def worker():
+        return [item async for item in host.follow_output("box", "worker", silence=60.0)][-1]
+    await asyncio.gather(program(), listing(), worker())
+    before = most()
+    ended = await asyncio.gather(*(call() for call in (program, listing, worker) for _ in range(16)))
+    print(json.dumps([most() - before, sorted({type(each).__name__ for each in ended})]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory was used at most")
+def test_flooded_from_48_sides_this_process_takes_less_than_64_mib_more(daemon: Any) -> None:
+    """Programs, files and workers at once, with half a gibibyte for all that the process allocates."""
+    said, calling = daemon
+    said.chunks, said.endless = [frame("x" * 60_000)] * 5, True
+    done = calling(lambda host: asyncio.to_thread(flooded, host._api_url))
+    assert done.returncode == 0, done.stderr[-2000:]
+    grown, outcomes = json.loads(done.stdout)
+    assert grown < 64
+    assert set(outcomes) <= {"Doubtful", "Refused"}
+
+
+def flooded(url: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", FLOODED, url], capture_output=True, text=True, timeout=240, env={"PATH": "/usr/bin:/bin"}
+    )
+
+
+def test_who_has_a_share_takes_no_more_than_that_and_its_tasks_take_of_it() -> None:
+    async def main() -> None:
+        budget, race = ByteBudget(4_000_000), Share(200_000)
+
+        async def branch(wanted: int) -> str:
+            with within(Share(150_000)), budget.hold(1_000_000) as held:
+                try:
+                    held.grow(wanted)
+                except BudgetUsedUp:
+                    return "given up"
+                await asyncio.sleep(0)
+                return "read"
+
+        with within(race):
+            assert await branch(160_000) == "given up"  # its own share
+            assert list(await asyncio.gather(branch(140_000), branch(140_000))) == ["read", "given up"]  # the race's
+            assert await branch(140_000) == "read"
+        assert race.free == 200_000
+        with budget.hold(1_000_000) as other:
+            other.grow(900_000)
+
+    asyncio.run(main())
 
 
 def test_an_output_arrives_as_it_was_written(daemon: Any) -> None:
