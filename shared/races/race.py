@@ -47,8 +47,8 @@ IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
 JUDGES: Final = 500  # from here on: a judge's position times MOST_BRANCHES, and the branch's index
 # A killed race's sandboxes are paid for until then; a race that lives renews it well before.
 DEAD_MAN_SECONDS: Final = 180.0
-# What a race, and each of its branches, may hold of sandboxes' answers at once (shared/byte_budget.py), no artifacts.
-# A promotion carries four parts of a megabyte at once, a judge reads a file of one.
+# What a race, and each of its branches, may hold of sandboxes' answers at once, its artifacts apart. A promotion
+# carries four parts of a megabyte at once, a judge reads a file of one (shared/byte_budget.py).
 _RACE_BYTES: Final = 16 * 1024 * 1024
 _BRANCH_BYTES: Final = 8 * 1024 * 1024
 RENEW_SECONDS: Final = 45.0
