@@ -403,7 +403,7 @@ class _Race:
         runner.scores = judged.parts if self._request.judges is not None else {}
         runner.judge_seconds = round(self._clock() - began, 3)
         runner.judged = runner.budget.of_judge(verdict.tail)
-        runner.failing = verdict.failing if isinstance(verdict, judges.Score) else ()
+        runner.failing = judged.failing
         return verdict
 
     def _judge_child(

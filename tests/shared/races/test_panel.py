@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from shared.ports import CommandOutput
 from shared.races.request import RaceRequest
+from shared.races.shell import Contents, SandboxShell
 from tests.shared.races.helpers import SOURCE, asked, by_name, run
 from tests.support.fake_host import FakeCall, FakeHost
 
@@ -52,6 +53,22 @@ def test_a_gate_that_is_not_passed_ends_the_branch_before_the_next_judge() -> No
     assert failed.reason == "tests: score 0.5 does not pass its gate 0.8"
     judged = {call.env["BRANCH_NAME"] for call in on.calls if call.argv[0] == "size"}
     assert judged == {"a", "c"}
+
+
+def test_the_failed_tests_of_a_branch_that_a_gate_stops_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = b"<testsuite><testcase name='one'/><testcase name='two'><failure/></testcase></testsuite>"
+
+    async def read(self: object, sandbox_id: str, path: str, limit: int) -> Contents:
+        return Contents(suite)
+
+    monkeypatch.setattr(SandboxShell, "read", read)
+    by_suite = {"type": "junit", "command": ["pytest"], "in": "branch"}
+    report = raced({"name": "suite", "judge": by_suite, "gate": 1, "weight": 0}, by("size"))
+    failed = by_name(report)["a"]
+    assert (failed.status, failed.scores, failed.failing) == ("failed", {"suite": 0.5}, ("two",))
+    assert {branch.failing for branch in raced({"name": "suite", "judge": by_suite}, by("nothing")).branches} == {
+        ("two",)
+    }
 
 
 def test_a_gate_is_an_upper_bound_where_lower_is_better() -> None:

@@ -100,6 +100,8 @@ def race(text: str) -> RaceReport:
             artifacts=(Artifact(path=text, size=12_345, truncated=text), Artifact(path="small", size=2, base64="aGk=")),
             artifacts_reason=text,
             params={"name": text},
+            scores={text: 1.0},
+            failing=(text,),
             diff=text,
             diff_reason=text,
         )
