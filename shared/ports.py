@@ -130,6 +130,7 @@ class SessionRecord:
     status: SessionStatus
     archived: bool
     updated_at: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

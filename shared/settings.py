@@ -61,6 +61,7 @@ _JUDGE: Final = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<target>entry-point:[\w.-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)", re.ASCII
 )
 
+_FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 _FILE_KEYS: Final = {each.file_key: each for each in TABLE if each.file_key}
 
 
@@ -79,6 +80,10 @@ class Environment:
     hosts_added: tuple[str, ...] = ()  # to the list of hosts that was given, since nothing works without them
     setup: SetupPolicy | None = None
     """None: nothing is made ready, and callers may ask for nothing."""
+    setup_stores: tuple[str, ...] = ()
+    """Prefixes of objects that are signed for a session."""
+    setup_credentials: str = ""
+    """`module:function` that gives a repository's credential."""
     tool_secrets: Mapping[str, Secret] = field(default_factory=dict, hash=False)
 
 
@@ -484,6 +489,8 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             hosts_added=missing if hosts and not open_to_all else (),
             egress=egress,
             setup=_setup(where, table, egress),
+            setup_stores=_stores(where, table["setup_stores"]),
+            setup_credentials=_plugin(where, table["setup_credentials"].strip()),
             tool_secrets=secrets if isinstance(secrets, Mapping) else Workers.TOOL_SECRETS.parse(str(secrets)),
         )
     except (TypeError, ValueError):
@@ -511,6 +518,19 @@ def _setup(where: str, table: Mapping[str, Any], egress: EgressPolicy) -> SetupP
     from shared.session_setup import read_setup
 
     return read_setup(where, table, egress)
+
+
+def _stores(where: str, prefixes: Sequence[str]) -> tuple[str, ...]:
+    for prefix in prefixes:
+        if not re.fullmatch(r"(s3|gs)://[^/?#]+/([^?#]*/)?", prefix):
+            raise SettingsError(f"{where}: setup_stores must be prefixes that end with /: s3://bucket/folder/")
+    return tuple(prefixes)
+
+
+def _plugin(where: str, target: str) -> str:
+    if target and not _FUNCTION.fullmatch(target):
+        raise SettingsError(f"{where}: setup_credentials must be module:function")
+    return target
 
 
 def _toml(file: str) -> dict[str, Any]:

@@ -342,6 +342,16 @@ class SessionSetup:
     SETUP_SCRIPTS = Pairs(
         {}, "Scripts that a session's metadata may name: name=TEXT or name=file:PATH.", file_key="setup_scripts"
     )
+    SETUP_STORES = Texts(
+        (),
+        "Prefixes of objects that the functions may sign for a session: s3://bucket/folder/ or gs://bucket/.",
+        file_key="setup_stores",
+    )
+    SETUP_CREDENTIALS = Text(
+        "",
+        "Your own function that gives a repository's credential: module:function.",
+        file_key="setup_credentials",
+    )
     SETUP_CALLER_KEYS = Texts(
         ("repo", "ref", "subdir", "files", "setup"),
         "Keys of metadata that whoever creates a session may set. There are setup.inline, env.NAME and env.* besides; "

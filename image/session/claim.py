@@ -93,6 +93,7 @@ class Claim(NamedTuple):
     otlp_url: str | None = None  # with `traceparent`: where the worker sends its spans, by OTLP over HTTP
     setup: dict[str, Any] | None = None  # image/session/setup.py's SetupPolicy; None: nothing is made ready
     signed: dict[str, str] | None = None  # where the set-up's objects of a store are fetched, by their URLs
+    credential: dict[str, str] | None = None  # `username` and `password` for the set-up's repository
     tool_seconds: float = 120.0  # how long a call of one of the operator's own tools may take
     tool_output_bytes: int = 102_400
     tool_secrets: Mapping[str, str] | None = None  # the environment of the operator's private tools
@@ -139,7 +140,7 @@ class Claim(NamedTuple):
             value = known.get(name)
             if value is not None and not isinstance(value, str):
                 raise ClaimError(f"the claim's {name} is not a text")
-        for name in ("setup", "signed"):
+        for name in ("setup", "signed", "credential"):
             if not isinstance(known.get(name), dict | None):
                 raise ClaimError(f"the claim's {name} is not an object")
         secrets = known.get("tool_secrets") or {}

@@ -257,7 +257,13 @@ def _session_record(session: BetaManagedAgentsSession) -> SessionRecord | Doubtf
         status = SessionStatus(session.status) if session.status in set(SessionStatus) else SessionStatus.UNKNOWN
         if not session.id:
             return Doubtful("the answer was not a session")
-        return SessionRecord(session.id, status, session.archived_at is not None, _moment(session.updated_at))
+        return SessionRecord(
+            session.id,
+            status,
+            session.archived_at is not None,
+            _moment(session.updated_at),
+            {str(key): str(value) for key, value in (session.metadata or {}).items()},
+        )
     except (AttributeError, TypeError, ValueError):
         return Doubtful("the answer was not a session")
 

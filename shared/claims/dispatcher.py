@@ -31,6 +31,7 @@ from shared.claims.binding import Binding, Bound, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
 from shared.claims.known_sandboxes import KnownSandboxes
+from shared.claims.setup_access import setup_access
 from shared.deadline import Clock, Deadline
 from shared.errors import SecretUnavailable, SettingsError
 from shared.ports import (
@@ -318,6 +319,7 @@ class Dispatcher:
 
     async def _claim(self, item: WorkItem, secret: str) -> wire.Claim:
         token = await self._capability(item)
+        access = await setup_access(self.environment, self.queue, item.session_id)
         try:
             key = await self.environment.key.areveal()
             session_key, nonce = worker_keys.session_key(key, item.session_id), worker_keys.nonce(key, item)
@@ -341,6 +343,8 @@ class Dispatcher:
             nonce=nonce,
             traceparent=tracing.traceparent(),
             otlp_url=self.settings.worker_otlp or None,
+            signed=dict(access.signed) if access.signed else None,
+            credential=dict(access.credential) if access.credential else None,
             setup=self.environment.setup.to_wire() if self.environment.setup is not None else None,
             tool_seconds=self.settings.tool_seconds,
             tool_output_bytes=self.settings.tool_output_bytes,

@@ -213,6 +213,7 @@ def _is_ready(notice: wire.Notice, work_id: str, digest: str) -> bool:
 
 def _secrets_of(claim: wire.Claim) -> tuple[str, ...]:
     own = (claim.secret, claim.capability_token, claim.session_key, claim.nonce, *(claim.tool_secrets or {}).values())
+    own += (*(claim.signed or {}).values(), (claim.credential or {}).get("password"))
     return tuple(text for text in own if text)
 
 

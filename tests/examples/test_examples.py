@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import shlex
 import stat
@@ -12,8 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import jwt
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from infra.cli.environ import Loaded
 from infra.cli.fork.command import Options, run
@@ -173,6 +177,33 @@ def test_a_csv_goes_in_and_a_report_comes_out(place: Place, tmp_path: Path) -> N
 
         asyncio.run(served())
     assert report.read_text() == "north 5\nsouth 5\n"
+
+
+def test_a_github_apps_token_is_for_one_repository_and_for_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "app.pem").write_bytes(key.private_bytes(*form))
+
+    def signed_by_the_app(path: str, authorization: str) -> int | None:
+        claims = jwt.decode(authorization.removeprefix("Bearer "), key.public_key(), ["RS256"])
+        return None if claims["iss"] == "123" else 401
+
+    with web(tmp_path) as github:
+        github.files = {
+            "/repos/team/app/installation": b'{"id": 7}',
+            "/app/installations/7/access_tokens": b'{"token": "ghs-of-nobody"}',
+        }
+        github.guard = signed_by_the_app
+        monkeypatch.setenv("GITHUB_APP_ID", "123")
+        monkeypatch.setenv("GITHUB_APP_KEY_FILE", str(tmp_path / "app.pem"))
+        monkeypatch.syspath_prepend(EXAMPLES)
+        github_app = importlib.import_module("github_app")
+        monkeypatch.setattr(github_app, "API", github.url)
+        assert github_app.credential("https://github.com/team/app.git") == ("x-access-token", "ghs-of-nobody")
+        assert github_app.credential("https://elsewhere.example/team/app") is None
+        assert github.asked == ["GET /repos/team/app/installation", "POST /app/installations/7/access_tokens"]
 
 
 def shell(command: str, **environ: str) -> int:

@@ -43,6 +43,7 @@ class SessionSetup:
         redactor: Redactor,
         say: Callable[[str], object],
         signed: Mapping[str, str] | None = None,
+        credential: Mapping[str, str] | None = None,
     ) -> None:
         """`say` tells the operator a step. `signed`: where an object of a store is fetched, by its s3:// or gs://
         URL."""
@@ -54,6 +55,9 @@ class SessionSetup:
         self._commands = Commands()
         self._mark = Mark()
         self._signed = signed or {}
+        self._credential = credential
+        for secret in (*self._signed.values(), (credential or {}).get("password")):
+            redactor.add(secret)
         self._task: asyncio.Task[None] | None = None
         self._aborted = ""
         self.failure = ""
@@ -158,8 +162,9 @@ class SessionSetup:
         cwd = self._workdir
         if wishes.repo:
             self._tell(f"clones {bare(wishes.repo)} at {wishes.ref or 'its default branch'}")
-            checkout = await clone(wishes, self._policy, self._staging / "repository", env, self._commands)
-            await self._put(self._staging / "repository", wishes.folder)
+            made = self._staging / "repository"
+            checkout = await clone(wishes, self._policy, made, env, self._commands, self._credential)
+            await self._put(made, wishes.folder)
             cwd = self._workdir / wishes.folder
             self._tell(f"cloned {bare(wishes.repo)}: {checkout.what} at {checkout.commit}")
         for number, source in enumerate(wishes.files):
@@ -228,7 +233,7 @@ def setup_of(
         policy = SetupPolicy.from_wire(claim.setup)
     except BadSetup as error:
         raise Ended(Exit.BAD_CLAIM, str(error)) from None
-    return SessionSetup(policy, state, Path(claim.workdir).absolute(), redactor, say, claim.signed)
+    return SessionSetup(policy, state, Path(claim.workdir).absolute(), redactor, say, claim.signed, claim.credential)
 
 
 def metadata_of(session: bytes) -> dict[str, str]:

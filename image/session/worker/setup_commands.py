@@ -54,12 +54,19 @@ class Commands:
         self.tail = ""
 
     async def run(
-        self, what: str, command: Sequence[str], *, cwd: Path, env: Mapping[str, str], echo: bool = True
+        self,
+        what: str,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        echo: bool = True,
+        passed: int | None = None,
     ) -> str:
-        """The end of what it said, both streams together. `what` names it for people. Raises CommandFailed; where the
-        caller is cancelled, the program and what it has started are ended."""
+        """The end of what it said, both streams together. `what` names it for people; `passed` is a descriptor that it
+        inherits. Raises CommandFailed; where the caller is cancelled, the program and what it has started are ended."""
         self.tail = ""
-        process, output_end, life = await _start(command, cwd, env)
+        process, output_end, life = await _start(command, cwd, env, passed)
         heard = _Heard(what, output_end, echo=echo)
         try:
             status = await process.wait()
@@ -79,7 +86,7 @@ class Commands:
 
 
 async def _start(
-    command: Sequence[str], cwd: Path, env: Mapping[str, str]
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], passed: int | None
 ) -> tuple[asyncio.subprocess.Process, int, int]:
     """The program behind its guard, the end of its output to read from, and what to hold open as long as it may run."""
     output_end, output = os.pipe()
@@ -97,6 +104,7 @@ async def _start(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=() if passed is None else (passed,),
         )
     except BaseException:
         for descriptor in (output_end, life):

@@ -7,13 +7,14 @@ of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -62,14 +63,40 @@ class Checkout:
 
 
 async def clone(
-    wishes: Wishes, policy: SetupPolicy, target: Path, env: Mapping[str, str], commands: Commands
+    wishes: Wishes,
+    policy: SetupPolicy,
+    target: Path,
+    env: Mapping[str, str],
+    commands: Commands,
+    credential: Mapping[str, str] | None = None,
 ) -> Checkout:
-    """The repository at its revision, in a folder that does not exist yet. Raises SourceFailed, BadSetup."""
+    """The repository at its revision, in a folder that does not exist yet. Raises SourceFailed, BadSetup.
+
+    credential: `username` and `password`, for the repository's own host alone. git reads it from an anonymous file: it
+    stands in no argument, no variable and nowhere on the disk, and is gone with the last of its processes.
+    """
     policy.reaches(wishes.repo)
     try:
-        return await _Clone(wishes, policy, target, env, commands).run()
+        with _anonymous(credential) as descriptor:
+            return await _Clone(wishes, policy, target, env, commands, descriptor).run()
     except CommandFailed as failed:
         raise SourceFailed(_explained(str(failed), failed.tail, wishes.repo), failed.tail) from None
+
+
+@contextlib.contextmanager
+def _anonymous(credential: Mapping[str, str] | None) -> Iterator[int | None]:
+    """A descriptor of what git's credential helpers answer (git-credential(1))."""
+    if credential is None:
+        yield None
+        return
+    if not hasattr(os, "memfd_create"):
+        raise SourceFailed("a private repository needs Linux in the sandbox")
+    descriptor = os.memfd_create("credential")
+    try:
+        os.write(descriptor, f"username={credential['username']}\npassword={credential['password']}\n".encode())
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _explained(what: str, said: str, url: str) -> str:
@@ -83,9 +110,16 @@ def _explained(what: str, said: str, url: str) -> str:
 
 class _Clone:
     def __init__(
-        self, wishes: Wishes, policy: SetupPolicy, target: Path, env: Mapping[str, str], commands: Commands
+        self,
+        wishes: Wishes,
+        policy: SetupPolicy,
+        target: Path,
+        env: Mapping[str, str],
+        commands: Commands,
+        descriptor: int | None,
     ) -> None:
         self._wishes = wishes
+        self._descriptor = descriptor
         self._commands = commands
         self._depth = ["--depth", str(policy.depth)] if policy.depth else []
         self._target = target
@@ -100,6 +134,14 @@ class _Clone:
             "GIT_HTTP_LOW_SPEED_LIMIT": "1",
             "GIT_HTTP_LOW_SPEED_TIME": f"{_SILENCE:.0f}",
         }
+        if descriptor is not None:
+            parts = urlsplit(wishes.repo)
+            helper = f'!f() {{ test "$1" != get || cat /dev/fd/{descriptor}; }}; f'
+            self._env |= {
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": f"credential.{parts.scheme}://{parts.netloc}.helper",
+                "GIT_CONFIG_VALUE_0": helper,
+            }
 
     async def run(self) -> Checkout:
         self._target.mkdir(parents=True)
@@ -180,7 +222,9 @@ class _Clone:
     async def _git(self, *arguments: str, echo: bool = True) -> str:
         name = f"git {arguments[0]}"
         try:
-            return await self._commands.run(name, ["git", *arguments], cwd=self._target, env=self._env, echo=echo)
+            return await self._commands.run(
+                name, ["git", *arguments], cwd=self._target, env=self._env, echo=echo, passed=self._descriptor
+            )
         except FileNotFoundError:
             raise SourceFailed("a repository needs git in the sandbox's image") from None
 

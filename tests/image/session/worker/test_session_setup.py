@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -35,16 +36,19 @@ class Box:
         self.workdir.mkdir()
         self.state = StateDirectory(root / "state")
         self.said: list[str] = []
+        self.credential: dict[str, str] | None = None
+        self.tail = ""
 
     def setup(self, policy: SetupPolicy = OPEN) -> SessionSetup:
         self.said = []
-        return SessionSetup(policy, self.state, self.workdir, Redactor(), self.said.append)
+        return SessionSetup(policy, self.state, self.workdir, Redactor(), self.said.append, None, self.credential)
 
     def run(self, metadata: dict[str, str], policy: SetupPolicy = OPEN) -> SessionSetup:
         async def one_worker() -> SessionSetup:
             setup = self.setup(policy)
             setup.begin(json.dumps({"metadata": metadata}).encode())
             assert await setup.over()
+            self.tail = setup._commands.tail
             return setup
 
         return asyncio.run(one_worker())
@@ -64,6 +68,27 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, str,
     first, second = make_repository(folder, "app")
     with web(folder) as server:
         yield server, first, second
+
+
+def test_a_private_repositorys_credential_is_held_for_the_clone_alone(box: Box, remote: tuple[Web, str, str]) -> None:
+    server = remote[0]
+    password = "ghs-of-nobody-at-all"
+    right = "Basic " + base64.b64encode(f"x-access-token:{password}".encode()).decode()
+    script = "env; git config --list; ls -l /proc/$PPID/fd"
+    policy = SetupPolicy(Wishes(repo=server.repository("app"), subdir="src", scripts=(script,)))
+    server.guard = lambda path, authorization: None if authorization == right else 401
+    try:
+        refused = box.run({}, policy)
+        assert "is private and no credential for it is at hand" in refused.failure
+        box.credential = {"username": "x-access-token", "password": password}
+        assert box.run({}, policy).failure == ""
+    finally:
+        server.guard = lambda path, authorization: None
+    assert (box.workdir / "app" / "src" / "tool.sh").exists()
+    for path in [*box.workdir.rglob("*"), *box.workdir.parent.glob("state/*")]:
+        assert not path.is_file() or password.encode() not in path.read_bytes(), path
+    assert password not in str(box.said)
+    assert "remote.origin.url" in box.tail and password not in box.tail and "memfd" not in box.tail
 
 
 @pytest.mark.parametrize("depth", [1, 0])

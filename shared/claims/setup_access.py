@@ -1,0 +1,95 @@
+"""What a session's set-up may read with the operator's rights: signed addresses of objects, a repository's credential.
+
+Both are made for one hand-over, and only where an operator has switched them on; then the session is looked up for its
+metadata, one call more. What cannot be had is a line in the log here, and the set-up's own clear error in the sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from image.session.setup import BadSetup, Wishes
+from shared.ports import SessionRecord, WorkQueue
+from shared.settings import Environment
+
+_MOST: Final = 16  # objects; their addresses travel in the claim
+_LONGEST_ADDRESS: Final = 4096
+_SECONDS: Final = 20.0
+_MARGIN: Final = 300.0  # seconds that an address is good for beyond the set-up's own limit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SetupAccess:
+    """`signed`: addresses by the objects' URLs. `credential`: `username` and `password`."""
+
+    signed: Mapping[str, str] | None = field(default=None, repr=False)
+    credential: Mapping[str, str] | None = field(default=None, repr=False)
+
+
+async def setup_access(environment: Environment, queue: WorkQueue, session_id: str) -> SetupAccess:
+    """Never raises for what a service or a plug-in does."""
+    policy = environment.setup
+    if policy is None or not (environment.setup_stores or environment.setup_credentials):
+        return SetupAccess()
+    session = await queue.session(session_id)
+    if not isinstance(session, SessionRecord):
+        log.warning("setup.no_access session=%s reason=%s", session_id, "its metadata could not be read")
+        return SetupAccess()
+    try:
+        wishes = policy.wishes(session.metadata)
+    except BadSetup:  # the worker tells the agent
+        return SetupAccess()
+    try:
+        async with asyncio.timeout(_SECONDS):
+            signed, credential = await asyncio.gather(
+                asyncio.to_thread(_signed, wishes, environment.setup_stores, policy.seconds + _MARGIN),
+                _credential(environment.setup_credentials, wishes.repo),
+            )
+    except Exception as error:  # the edge: foreign libraries and the operator's own code
+        log.warning("setup.no_access session=%s reason=%s", session_id, type(error).__name__)
+        return SetupAccess()
+    return SetupAccess(signed, credential)
+
+
+def _signed(wishes: Wishes, stores: tuple[str, ...], seconds: float) -> dict[str, str] | None:
+    urls = [each.url for each in wishes.files if each.url.startswith(stores)] if stores else []
+    found = {url: address for url in urls[:_MOST] if len(address := _sign(url, int(seconds))) <= _LONGEST_ADDRESS}
+    return found or None
+
+
+def _sign(url: str, seconds: int) -> str:
+    parts = urlsplit(url)
+    name = parts.path.lstrip("/")
+    if parts.scheme == "s3":
+        import boto3
+
+        asked = {"Bucket": parts.netloc, "Key": name}
+        return str(boto3.client("s3").generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds))
+    from google.cloud import storage
+
+    blob: Any = storage.Client().bucket(parts.netloc).blob(name)
+    return str(blob.generate_signed_url(version="v4", expiration=seconds))
+
+
+async def _credential(target: str, repo: str) -> dict[str, str] | None:
+    """Of the operator's function, which gets the repository's URL and gives a name and a password, or None."""
+    if not target or not repo:
+        return None
+    module, _, function = target.partition(":")
+    plugin: Any = getattr(await asyncio.to_thread(importlib.import_module, module), function)
+    given = await plugin(repo) if inspect.iscoroutinefunction(plugin) else await asyncio.to_thread(plugin, repo)
+    if given is None:
+        return None
+    username, password = given
+    if not all(isinstance(each, str) and each.isprintable() and each for each in (username, password)):
+        raise ValueError("a name and a password are printable texts")
+    return {"username": username, "password": password}
