@@ -114,14 +114,21 @@ def left_on_the_queue(world: World, settings: Settings, name: str) -> bool:
 
 
 def touch_due(now: datetime, sandbox: OurSandbox) -> bool:
-    """By the next tick: in each half of an idle time-out there is a window as long as two ticks may be apart, so that
-    one of them falls into it. Each sandbox has a phase of its own, so that one tick touches few of them."""
+    return touch_left(now, sandbox) > 0
+
+
+def touch_left(now: datetime, sandbox: OurSandbox) -> float:
+    """Seconds in which it is to be touched; 0 where it is not due.
+
+    By the next tick: in each half of an idle time-out there is a window as long as two ticks may be apart, so that one
+    of them falls into it. Each sandbox has a phase of its own, so that one tick touches few of them.
+    """
     timeout = sandbox.record.timeout_seconds
     if not timeout:
-        return False
+        return 0.0
     period = max(1, timeout // 2)
     phase = zlib.crc32(sandbox.id.encode()) % period
-    return (now.timestamp() - phase) % period < _TICK_GAP
+    return max(0.0, _TICK_GAP - (now.timestamp() - phase) % period)
 
 
 def _in_turn(sessions: Sequence[str], now: datetime) -> list[str]:

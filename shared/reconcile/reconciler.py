@@ -38,7 +38,7 @@ from shared.ports import (
 )
 from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.lanes import AT_ONCE, Lanes
-from shared.reconcile.lookups import Lookups, questions, ring_share
+from shared.reconcile.lookups import Lookups, questions, ring_share, touch_left
 from shared.reconcile.plan import due, snapshots_due
 from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Skipped, Touch
 from shared.reconcile.world import Items, World
@@ -303,7 +303,7 @@ class _Pass:
         self._alarms += executor.alarms
         if lanes.capped:
             self._tell_capped(lanes.capped)
-        self._undone += len([each for each in lanes.waiting if each not in lanes.capped])
+        self._undone += len(_others(lanes.waiting, lanes.capped))
 
     def _tell_capped(self, repairs: Sequence[Repair]) -> None:
         self._undone += len(repairs)
@@ -312,11 +312,12 @@ class _Pass:
         )
 
     def _touchable(self, repairs: Sequence[Repair]) -> Sequence[Repair]:
-        """Only so many sandboxes are touched in one pass."""
+        """Only so many sandboxes are touched in one pass, those first that have the least time left."""
         touches = [repair for repair in repairs if isinstance(repair, Touch)]
+        touches.sort(key=lambda repair: touch_left(self._of.now(), repair.sandbox))
         if waiting := touches[self._settings.reconcile.touches :]:
             self._tell_capped(waiting)
-        return [repair for repair in repairs if repair not in waiting]
+        return _others(repairs, waiting)
 
     # Questions about sessions
 
@@ -431,6 +432,12 @@ def measure(world: World, environment_id: str) -> None:
         oldest = max(0.0, (world.now - min(waiting)).total_seconds()) if waiting else 0.0
         metrics.record(metrics.QUEUE_DEPTH, len(waiting), of)
         metrics.record(metrics.QUEUE_AGE, oldest, of)
+
+
+def _others(repairs: Sequence[Repair], without: Sequence[Repair]) -> Sequence[Repair]:
+    """Told apart by identity: among thousands, comparing each with each would take most of a pass."""
+    left_out = {id(repair) for repair in without}
+    return [repair for repair in repairs if id(repair) not in left_out]
 
 
 def _unknown(said: object) -> bool:

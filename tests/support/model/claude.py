@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +113,7 @@ class ModelClaude:
         self.broken_off: set[tuple[str, int, float]] = set()  # session and turn that lost a call, and when
         self.on_run: Callable[[ModelSession], None] = lambda session: None
         self.on_over: Callable[[ModelSession], None] = lambda session: None
+        self._next_lapse = math.inf  # no lease ends before
         self._numbers = itertools.count(1)
         self._calls = itertools.count(1)
         self._work = itertools.count(1)
@@ -285,6 +287,17 @@ class ModelClaude:
             if item.reserved_at is None or item.reserved_at < latest
         ]
 
+    def place(self, session_id: str) -> ModelItem:
+        """An item of a session that had work before the run began."""
+        return self._enqueue("session", session_id)
+
+    def live_of(self, session_id: str) -> ModelItem | None:
+        """As `live_item`, of one session alone."""
+        return self._live.get(session_id)
+
+    def waiting(self) -> Iterator[ModelItem]:
+        return (item for item in self._live.values() if item.state is ItemState.QUEUED)
+
     def ack(self, work_id: str) -> None:
         """Raises KeyError for an item that is no more."""
         self._sweep()
@@ -325,6 +338,7 @@ class ModelClaude:
         if item.beat is None:
             self._note(item, f"first beat, of {by}")
         item.beat_at = self._loop.time()
+        self._next_lapse = min(self._next_lapse, item.beat_at + self.lease)
         item.beat = f"beat-{next(self._numbers)}"
         item.state = ItemState.ACTIVE
         item.holder = by
@@ -366,10 +380,16 @@ class ModelClaude:
 
     def _sweep(self) -> None:
         now = self._loop.time()
+        if now < self._next_lapse:
+            return
+        self._next_lapse = math.inf
         for item in self._live.values():
-            lapses = item.state is ItemState.ACTIVE and item.beat_at is not None
-            if lapses and now >= (item.beat_at or 0.0) + self.lease:
-                self._requeue(item)
+            if item.state is ItemState.ACTIVE and item.beat_at is not None:
+                lapse = item.beat_at + self.lease
+                if now >= lapse:
+                    self._requeue(item)
+                else:
+                    self._next_lapse = min(self._next_lapse, lapse)
 
     def _requeue(self, item: ModelItem) -> None:
         item.state = ItemState.QUEUED

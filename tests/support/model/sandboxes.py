@@ -138,6 +138,19 @@ class ModelSandboxes:
         self._loop.call_later(seconds, self._booted, box, status, answer)
         return answer
 
+    def place(self, spec: SandboxSpec) -> ModelBox:
+        """A sandbox that ran before the run began."""
+        number = next(self._numbers)
+        box = ModelBox(f"box{number}", spec.name, spec, self._loop.time(), since=self._loop.time())
+        self.boxes[box.id] = self._names[spec.name] = box
+        self._runs(box)
+        return box
+
+    def sleep(self, box: ModelBox) -> None:
+        """It slept before the run began."""
+        box.woken.clear()
+        self._become(box, SandboxStatus.SUSPENDED)
+
     def _booted(self, box: ModelBox, status: SandboxStatus, answer: asyncio.Future[ModelBox | None]) -> None:
         if box.status is SandboxStatus.PENDING:
             if status is SandboxStatus.RUNNING:
