@@ -17,6 +17,8 @@ LONGEST_RACE_TO_PROMOTE: Final = 105.0  # bringing the changes back takes time, 
 _LONGEST_TEXT: Final = 12_000  # characters of all output tails together
 _LONGEST_TAIL: Final = 1_500
 _LONGEST_MESSAGE: Final = 1_500
+_LONGEST_DIFFS: Final = 12_000  # characters of all patches together
+_LONGEST_FINDING: Final = 500
 
 DESCRIPTION: Final = f"""\
 Try several candidates side by side, each in its own copy of this sandbox's files, and learn which one is best. Use it \
@@ -36,13 +38,46 @@ _ENV: Final = {"type": "object", "additionalProperties": _TEXT, "description": "
 _SECONDS: Final = {"type": "number", "exclusiveMinimum": 0}
 _SCRIPT: Final = {"type": "string", "description": "Shell script, run by sh in the working directory."}
 
+_PARAMETERS: Final = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number", "boolean"]},
+    "description": "Values: {name} in the script stands for one, and the variable PARAM_name holds it.",
+}
+_JUDGE: Final = {
+    "type": "object",
+    "description": (
+        "How a candidate that ended with exit code 0 is scored. exit_code (the default): 1 for it. command: "
+        "script runs in a fresh copy with the candidate's changes; the score is what it writes to the file "
+        "$SCORE_FILE, or its last line (one number, or score=NUMBER), or what json_path names in the JSON that "
+        "it prints. junit: script runs tests in such a copy and leaves JUnit XML at path; the score is the share of "
+        "tests that passed. regex: the pattern's group in the candidate's output. file: the number in a file of the "
+        "candidate, at json_path if given."
+    ),
+    "properties": {
+        "type": {"type": "string", "enum": ["exit_code", "command", "junit", "regex", "file"]},
+        "script": _SCRIPT,
+        "files": {**_FILES, "description": "Written when the candidate and all that it started have ended."},
+        "env": _ENV,
+        "timeout": _SECONDS,
+        "pattern": _TEXT,
+        "stream": {"type": "string", "enum": ["stdout", "stderr"]},
+        "group": {"type": ["integer", "string"]},
+        "path": _TEXT,
+        "json_path": _TEXT,
+    },
+    "required": ["type"],
+}
+
 INPUT_SCHEMA: Final[Mapping[str, Any]] = {
     "type": "object",
     "properties": {
         "branches": {
             "type": "array",
             "minItems": 1,
-            "description": "The candidates. Each needs a name of its own and a script (or a command).",
+            "description": (
+                "The candidates. Each needs a name of its own and a script (or a command). Or leave them out and give "
+                "params and one script."
+            ),
             "items": {
                 "type": "object",
                 "properties": {
@@ -51,33 +86,47 @@ INPUT_SCHEMA: Final[Mapping[str, Any]] = {
                     "command": {"type": "array", "items": _TEXT, "description": "Program and arguments, no shell."},
                     "files": _FILES,
                     "env": _ENV,
+                    "params": _PARAMETERS,
                     "timeout": {**_SECONDS, "description": "Seconds that this candidate may run."},
                 },
                 "required": ["name"],
             },
         },
-        "judge": {
-            "type": "object",
+        "params": {
+            "type": "array",
+            "minItems": 1,
+            "items": _PARAMETERS,
             "description": (
-                "How a candidate that ended with exit code 0 is scored. exit_code (the default): 1 for it. command: "
-                "script runs in a fresh copy with the candidate's changes; the score is what it writes to the file "
-                "$SCORE_FILE, or its last line (one number, or score=NUMBER), or what json_path names in the JSON that "
-                "it prints. regex: the pattern's group in the candidate's output. file: the "
-                "number in a file of the candidate, at json_path if given."
+                "Instead of branches: one candidate for each of these objects, named b0, b1 and so on, all with this "
+                "script. All have the same names, and the script uses each."
             ),
-            "properties": {
-                "type": {"type": "string", "enum": ["exit_code", "command", "regex", "file"]},
-                "script": _SCRIPT,
-                "files": {**_FILES, "description": "Written when the candidate and all that it started have ended."},
-                "env": _ENV,
-                "timeout": _SECONDS,
-                "pattern": _TEXT,
-                "stream": {"type": "string", "enum": ["stdout", "stderr"]},
-                "group": {"type": ["integer", "string"]},
-                "path": _TEXT,
-                "json_path": _TEXT,
+        },
+        "script": {**_SCRIPT, "description": "With params: the script of every candidate, run by sh."},
+        "files": {**_FILES, "description": "With params: files of every candidate, path -> text."},
+        "env": {**_ENV, "description": "With params: environment variables of every candidate."},
+        "judge": _JUDGE,
+        "judges": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 5,
+            "description": (
+                "Instead of judge: several, in order. The score is the mean by weight; a candidate that misses a gate "
+                "has failed, and later judges do not run for it."
+            ),
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "description": "A name of its own."},
+                    "judge": _JUDGE,
+                    "weight": {"type": "number", "minimum": 0, "description": "Default 1; 0: a gate alone."},
+                    "gate": {"type": "number", "description": "The score that must be reached."},
+                },
+                "required": ["name", "judge"],
             },
-            "required": ["type"],
+        },
+        "diff": {
+            "type": "boolean",
+            "description": "true: show each candidate's changes of the working directory as a patch, the end cut off.",
         },
         "higher_is_better": {"type": "boolean", "description": "false: the lowest score wins. Default true."},
         "accept": {"type": "number", "description": "The first candidate that reaches this score ends the race."},
@@ -99,7 +148,6 @@ INPUT_SCHEMA: Final[Mapping[str, Any]] = {
             ),
         },
     },
-    "required": ["branches"],
 }
 
 
@@ -118,13 +166,13 @@ def request_of(given: object) -> dict[str, Any]:
     Raises Unusable.
     """
     if not isinstance(given, dict):
-        raise Unusable("the input must be an object with branches")
+        raise Unusable("the input must be an object with branches, or with params and a script")
     known = INPUT_SCHEMA["properties"]
     unknown = sorted(str(name)[:80] for name in given if name not in known)
     if unknown:
         raise Unusable(f"unknown field {unknown[0]!r}; there are {', '.join(known)}")
-    if not given.get("branches"):
-        raise Unusable("branches: give at least one candidate, each with a name and a script")
+    if not given.get("branches") and not given.get("params"):
+        raise Unusable("branches: give at least one candidate, each with a name and a script; or params and one script")
     deadline = given.get("deadline")
     if isinstance(deadline, int | float) and deadline > LONGEST_RACE:
         raise Unusable(
@@ -155,6 +203,7 @@ def text_of(report: Mapping[str, Any]) -> str:
             if tail:
                 cut = "…" if len(tail) > longest else ""
                 lines.append(f"{stream}: {cut}{tail[-longest:]}")
+        lines += _findings(branch, _LONGEST_DIFFS // max(1, len(branches)))
     return "\n".join(lines)
 
 
@@ -179,6 +228,24 @@ def _headline(branch: Mapping[str, Any]) -> str:
     if branch.get("reason"):
         facts.append(str(branch["reason"])[:_LONGEST_MESSAGE])
     return ", ".join(facts)
+
+
+def _findings(branch: Mapping[str, Any], longest_diff: int) -> list[str]:
+    """What the report says beside the outputs: values, each judge's score, failed tests, changes."""
+    lines = []
+    for title, values in (("params", branch.get("params")), ("scores", branch.get("scores"))):
+        if values:
+            said = ", ".join(f"{name}={value}" for name, value in values.items())
+            lines.append(f"{title}: {said[:_LONGEST_FINDING]}")
+    if branch.get("failing"):
+        lines.append(f"failed tests: {', '.join(map(str, branch['failing']))[:_LONGEST_FINDING]}")
+    diff = str(branch.get("diff") or "").rstrip()
+    if diff:
+        cut = "\n…" if len(diff) > longest_diff else ""
+        lines.append(f"changes:\n{diff[:longest_diff]}{cut}")
+    if branch.get("diff_reason"):
+        lines.append(str(branch["diff_reason"])[:_LONGEST_FINDING])
+    return lines
 
 
 def _promotion(promotion: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from anthropic.lib.tools import ToolError
 from image.session.worker import fork_tool, fork_tool_schema
 from image.session.worker.fork_tool import ForkTool
 from shared.races.report import RaceReport
-from shared.races.request import Branch, Judge, RaceRequest
+from shared.races.request import MOST_JUDGES, Branch, Judge, PanelJudge, RaceRequest
 from shared.settings_table import LONGEST_AGENT_RACE
 
 TOKEN: Final = "hc1.a-capability-of-nobody"
@@ -115,6 +115,8 @@ def test_the_definition_asks_for_nothing_that_the_functions_do_not_know() -> Non
     known = {name for judge in judges for name in judge.model_fields}
     assert set(properties["judge"]["properties"]) <= known
     types = {judge.model_fields["type"].annotation for judge in judges}
+    of_several = properties["judges"]["items"]["properties"]
+    assert set(of_several) == set(PanelJudge.model_fields) and properties["judges"]["maxItems"] == MOST_JUDGES
     assert set(properties["judge"]["properties"]["type"]["enum"]) < {get_args(each)[0] for each in types}
     assert LONGEST_AGENT_RACE == fork_tool_schema.LONGEST_RACE < fork_tool.TOOL_SECONDS < 150
 
@@ -236,6 +238,29 @@ def test_a_promotion_is_told_with_what_it_did_or_why_it_did_not() -> None:
     not_done = {"kind": "workspace", "done": False, "reason": "you changed a file too", "conflicts": ["a.py"]}
     text = fork_tool_schema.text_of(report(promotion=not_done))
     assert "NOT brought" in text and "you changed a file too" in text and "Conflicts: a.py" in text
+
+
+def test_values_scores_failed_tests_and_changes_are_told_within_bounds() -> None:
+    branch = {
+        **REPORT.branches[1].model_dump(),
+        "params": {"rate": 0.3},
+        "scores": {"tests": 0.5, "size": 2.0},
+        "failing": [f"test_{number}" for number in range(50)],
+        "diff": "diff --git a/x b/x\n" + "+y\n" * 90_000,
+        "diff_reason": "diff: only its first 262144 bytes are here",
+    }
+    text = fork_tool_schema.text_of(report(branches=[{**branch, "name": f"b{number}"} for number in range(8)]))
+    assert "params: rate=0.3\nscores: tests=0.5, size=2.0\nfailed tests: test_0, test_1" in text
+    assert "changes:\ndiff --git a/x b/x\n+y" in text and "\n…\ndiff: only its first" in text
+    assert len(text) < 30_000
+
+
+def test_params_and_one_script_stand_for_the_branches() -> None:
+    given = {"params": [{"rate": 0.1}, {"rate": 0.3}], "script": "./train {rate}", "diff": True}
+    body = fork_tool_schema.request_of(given)
+    assert body == given
+    race = RaceRequest.model_validate_json(json.dumps({"source": {"session_id": "sesn_1"}, **body}))
+    assert [branch.script for branch in race.candidates()] == ["./train 0.1", "./train 0.3"]
 
 
 def test_a_race_that_was_cut_short_says_so() -> None:
