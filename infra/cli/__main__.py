@@ -6,6 +6,9 @@ Names, flags and help are declared in infra/cli/commands/; each command imports 
 
 from __future__ import annotations
 
+import atexit
+import gc
+
 import typer
 
 from infra.cli.commands import checking, deploying, fleet, offline, racing, server_sandbox, serving, sessions
@@ -26,6 +29,8 @@ for part in (sessions, racing, fleet, serving, server_sandbox, deploying, checki
 
 def main() -> None:
     """The entry point; ends the process."""
+    # At its end an interpreter collects once more: of the SDKs' objects that is 0.4 s of a core, for nothing.
+    atexit.register(gc.freeze)
     app(prog_name=PROGRAM)
 
 

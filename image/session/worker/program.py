@@ -6,6 +6,7 @@ claim -> stop listener -> identity -> lock (or the claim is passed to its holder
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -126,9 +127,12 @@ def _hold(
     secret = acquire_lease(lease, calls, registry, stop, announcer, reach=claim.reach)
     notices.say(Word.LEASED)
     lease_keeper = LeaseKeeper(lease, calls, secret)
+    gc.disable()  # what the SDK is made of stays: to collect among it is a sixth of its import
     from image.session.worker.sdk_worker import serve
     from image.session.worker.session_setup import setup_of
 
+    gc.freeze()
+    gc.enable()
     setup = setup_of(claim, state, redactor, lambda said: notices.say(Word.SETUP, redactor.apply(said)))
     lease_keeper.hand_over()
     calls.close()
