@@ -26,7 +26,7 @@ ROUNDS: Final = 2
 SINGLE_RUNS: Final = 5
 CPU_RUNS: Final = 5
 LIMIT: Final = 120.0
-AIM: Final = 1.5
+AIM: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, percentile
@@ -20,6 +21,8 @@ DAY: Final = 86_400.0
 HOURS: Final = "SCALE_HOURS"
 """The variable that makes the day shorter."""
 SIZE: Final = Size(sandboxes=10_000, live=5_000, copies=20, seconds=DAY, turns=20.0)
+SLEEPERS: Final = Size(sandboxes=1_000, live=0, copies=4, seconds=7_200.0, turns=0.0)
+MOST_CALLS: Final = 20  # of a tick that has nothing to do
 LONGEST_WAIT: Final = 5.0  # seconds at the 99th percentile, of calls that take 50 ms and a sandbox that wakes in 0.5 s
 
 
@@ -27,10 +30,11 @@ def run() -> BenchmarkResult:
     hours = float(os.environ.get(HOURS) or DAY / 3600)
     size = Size(SIZE.sandboxes, SIZE.live, SIZE.copies, hours * 3600.0, SIZE.turns)
     with prepared() as loop:
+        idle = loop.run(Crowd(SLEEPERS, loop).play(), most_steps=10**9).tick_calls[-60:]
         crowd = Crowd(size, loop)
         began, before = time.process_time(), _resident()
         figures = loop.run(crowd.play(), most_steps=10**12)
-        return _result(size, figures, time.process_time() - began, _resident() - before)
+        return _result(size, figures, idle, time.process_time() - began, _resident() - before)
 
 
 def _resident() -> float:
@@ -38,7 +42,7 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _result(size: Size, figures: CrowdFigures, seconds: float, grown: float) -> BenchmarkResult:
+def _result(size: Size, figures: CrowdFigures, idle: Sequence[int], seconds: float, grown: float) -> BenchmarkResult:
     rows = [
         (
             f"calls a minute, {service}",
@@ -76,6 +80,7 @@ def _result(size: Size, figures: CrowdFigures, seconds: float, grown: float) -> 
         ),
         aims=(
             Aim("queued to handed over, p99", percentile(waits, 99), LONGEST_WAIT, "s"),
+            Aim(f"calls of an idle tick with {SLEEPERS.sandboxes} sleepers, most", max(idle), MOST_CALLS, "calls"),
             Aim("starved items", figures.late, 0, "items"),
             Aim("minutes that a live session's sandbox slept", figures.put_to_sleep, 0, "minutes"),
         ),
