@@ -27,6 +27,7 @@ session: export HANDS_PROMPT_FILE = $(value PROMPT_FILE)
 session: export HANDS_SESSION = $(value SESSION)
 session: export HANDS_TITLE = $(value TITLE)
 session: export HANDS_META = $(value META)
+session: export HANDS_AGENT = $(value AGENT)
 STEERED := show logs shell run stop interrupt archive rm keep suspend resume confirm
 $(STEERED): export HANDS_SESSION = $(value SESSION)
 cp ls cat: export HANDS_FROM = $(value FROM)
@@ -46,7 +47,7 @@ HANDS := $(PY) -m infra.cli
 help: ## this list
 	@echo "Start here:  make demo   (everything on this machine, no key)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
-	@echo "  Options: session PROMPT='...' PROMPT_FILE=path SESSION=sesn_... TITLE='...' META='a=1 b=2' JSON=1; agent NAME='...'; serve PORT=5051 HOST=::1; OFFLINE=1 ignores your keys;"
+	@echo "  Options: session PROMPT='...' PROMPT_FILE=path SESSION=sesn_... TITLE='...' META='a=1 b=2' AGENT=agent_... JSON=1; agent NAME='...'; serve PORT=5051 HOST=::1; OFFLINE=1 ignores your keys;"
 	@echo "           up UP='--claude-port 8700 --tensorlake-port 8701' (UP=--help lists more); PYTHON=/path/to/python3"
 
 setup: ## make .venv (every other target does this by itself)

@@ -76,7 +76,7 @@ def _say_where(loaded: Loaded, agent_id: str) -> None:
     if loaded.offline is None:
         print(f"Put this into .env.local:  ANTHROPIC_AGENT_ID={agent_id}")
     else:
-        print(f"For this offline platform only:  ANTHROPIC_AGENT_ID={agent_id}")
+        print(f"For this offline platform only:  make session AGENT={agent_id}")
 
 
 def _enabled(*tools: str) -> list[BetaManagedAgentsAgentToolConfigParams]:

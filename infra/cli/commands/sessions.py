@@ -30,6 +30,9 @@ def session(
     ] = "",
     title: Annotated[str, typer.Option(envvar="HANDS_TITLE", help="of a new session")] = "",
     meta: Annotated[list[str] | None, typer.Option(help="name=value for a new session's metadata; repeat it")] = None,
+    agent: Annotated[
+        str, typer.Option(envvar="HANDS_AGENT", help="id of a new session's agent; else ANTHROPIC_AGENT_ID")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Start a session, or go on with one, and watch it until its turn ends. Exit code 0 when it ended well.
@@ -47,5 +50,6 @@ def session(
             session_id.strip(),
             read_title(title),
             read_metadata(meta or (), os.environ.get("HANDS_META", "")),
+            agent.strip(),
         )
         finish(run(load(), request, JsonScreen() if as_json else Screen()))

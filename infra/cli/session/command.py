@@ -39,12 +39,14 @@ _AGENT_ADVICE: Final = 'create one with make agent NAME="..." and put its id int
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user wants. `prompt` empty: only watch. `session_id` empty: a new session, with title and metadata."""
+    """What the user wants. `prompt` empty: only watch. `session_id` empty: a new session, with title, metadata
+    and, where another one than the settings' is wanted, its agent."""
 
     prompt: str = ""
     session_id: str = ""
     title: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    agent_id: str = ""
 
 
 async def run(loaded: Loaded, request: Request, screen: Shown) -> int:
@@ -52,8 +54,8 @@ async def run(loaded: Loaded, request: Request, screen: Shown) -> int:
     session_id = request.session_id
     if session_id:
         check_session_id(session_id)
-        if request.title or request.metadata:
-            raise SettingsError("TITLE and META are for a new session; this one has its own")
+        if request.title or request.metadata or request.agent_id:
+            raise SettingsError("TITLE, META and AGENT are for a new session; this one has its own")
     elif not request.prompt:
         raise SettingsError('a new session needs a prompt: make session PROMPT="list /workspace"')
     async with open_client(loaded) as client:
@@ -138,7 +140,7 @@ def open_client(loaded: Loaded) -> AsyncAnthropic:
 
 
 async def _create(client: AsyncAnthropic, loaded: Loaded, request: Request) -> BetaManagedAgentsSession:
-    agent = loaded.need("ANTHROPIC_AGENT_ID", _AGENT_ADVICE)
+    agent = request.agent_id or loaded.need("ANTHROPIC_AGENT_ID", _AGENT_ADVICE)
     environment = loaded.need("ANTHROPIC_ENVIRONMENT_ID", "the id of your self-hosted environment, from the Console")
     from anthropic import omit
 

@@ -130,8 +130,7 @@ def test_a_custom_tool_that_nobody_serves_is_named_with_the_reason(served: Comma
         agent = api.beta.agents.create(
             name="with a tool of nobody's", model="claude-sonnet-4-6", tools=[{"type": "agent_toolset_20260401"}, tool]
         )
-    offline: dict[str, Any] = {**served.platform.environ, "ANTHROPIC_AGENT_ID": agent.id}
-    with served.start("session", "call get_order {}", **offline) as watching:
+    with served.start("session", "call get_order {}", "--agent", agent.id) as watching:
         assert watching.stderr is not None
         lines = list(itertools.takewhile(lambda line: "custom_tool_result" not in line, watching.stderr))
         watching.send_signal(signal.SIGINT)
