@@ -88,6 +88,7 @@ def _options(argv: list[str] | None) -> Options:
     parser.add_argument("--script", type=Path, help="YAML script for the scripted brain")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds added to every round trip")
     parser.add_argument("--lease-ttl", type=float, help="seconds")
+    parser.add_argument("--certification", type=Path, help="behave as the service of this report of `make certify`")
     given = parser.parse_args(argv)
     return Options(
         claude_port=given.claude_port,
@@ -97,6 +98,7 @@ def _options(argv: list[str] | None) -> Options:
         script=given.script,
         latency=given.latency,
         lease_ttl=given.lease_ttl,
+        certification=given.certification,
     )
 
 

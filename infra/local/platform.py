@@ -16,12 +16,13 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from image.session.definition import BadRecipe, build, recipe_from
 from infra.local.admin_client import AdminClient, AdminError
+from infra.local.certification import behaviour_in
 from infra.local.process import RunningService, ServiceStartError, start_service
 
 _LONGEST_BUILD: Final = 30.0  # seconds; offline nothing is executed, so it takes a tenth of one
@@ -55,6 +56,7 @@ class Options:
     latency: added to every round trip to either service.
     lease_ttl, startup_lease: as the Claude side's knobs; None leaves its defaults.
     claude, tensorlake: further knobs by name (`infra/local/claude/knobs.py`, `infra/local/tensorlake/settings.py`).
+    certification: a report of `make certify`, whose service is imitated; the knobs above win.
     reclaim, stranded: R and T, where a test cannot wait for minutes; the times inside R shrink in proportion.
     """
 
@@ -68,6 +70,7 @@ class Options:
     startup_lease: float | None = None
     claude: Mapping[str, Any] = field(default_factory=dict)
     tensorlake: Mapping[str, Any] = field(default_factory=dict)
+    certification: Path | None = None
     reclaim: float | None = None
     stranded: float | None = None
     build_image: bool = True
@@ -99,6 +102,13 @@ class Platform:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
+        if self.options.certification is not None:
+            claude, tensorlake = behaviour_in(self.options.certification)
+            self.options = replace(
+                self.options,
+                claude={**claude, **self.options.claude},
+                tensorlake={**tensorlake, **self.options.tensorlake},
+            )
         self.keys = Keys()
         self.environ: Mapping[str, str] = {}
         self.isolation: Mapping[str, Any] = {}
@@ -167,7 +177,10 @@ class Platform:
         self.isolation = tensorlake.ready["isolation"]
         self.environ = self._variables(claude, tensorlake)
         if self.options.claude:
-            self.claude.patch("settings", dict(self.options.claude))
+            try:
+                self.claude.patch("settings", dict(self.options.claude))
+            except AdminError as error:
+                raise ServiceStartError(f"a knob of the Claude side is wrong: {error}") from None
         if self.options.latency:
             self.tensorlake.put("latency", {"seconds": self.options.latency})
         if self.options.build_image:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from infra.cli.edge import edge, finish, load, load_files
-from infra.cli.options import CHECKING, AsJson, Watch, command
+from infra.cli.options import CHECKING, AsJson, Watch, Yes, command
 
 app = typer.Typer()
 
@@ -68,3 +68,17 @@ def doctor(
 
     with edge():
         raise typer.Exit(run(os.environ, Options(url.strip(), as_json, probe)))
+
+
+@command(app, "certify", CHECKING, "certify", "certify --only queue --yes", "certify --only sandbox.copy --json")
+def certify(
+    only: Annotated[list[str] | None, typer.Option(help="a check's id or its beginning; may be given again")] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+    write: Annotated[bool, typer.Option(help="write the report into docs/certified")] = True,
+) -> None:
+    """Try what this project assumes of both services against those of the settings; for cents, with your keys."""
+    from infra.cli.certify.command import Options, run
+
+    with edge():
+        raise typer.Exit(run(os.environ, Options(tuple(only or ()), yes, as_json, write)))

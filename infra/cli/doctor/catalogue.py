@@ -114,6 +114,11 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "set those as they were for `make agent` and `make build`, or let your program answer; `make session` says "
         "which call a session waits for",
     ),
+    "HANDS208": Entry(
+        "what the code assumes of the services was not tried with this version",
+        "facts of docs/wire that no live service has shown may be wrong, and what depends on them too",
+        "`make certify`: cents and ten minutes; commit what it writes into docs/certified",
+    ),
     "HANDS301": Entry(
         "work waits and nobody takes it",
         "no copy of the functions polls this environment",

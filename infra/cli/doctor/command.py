@@ -20,6 +20,7 @@ from rich.console import Console
 
 from infra.cli import environ as operator_environ
 from infra.cli.doctor import (
+    certification,
     images,
     leftover_checks,
     probe,
@@ -126,6 +127,7 @@ def checks(context: DoctorContext, options: Options) -> Iterator[Check]:
         ("Tensorlake", services.check_tensorlake),
         ("the API key", services.check_person),
         ("the webhook and the schedule", _check_doors),
+        ("the certifications", certification.check_certification),
         ("the sandboxes", leftover_checks.check_remains),
     ):
         yield Check(name, _CHECK_SECONDS, partial(check, context))

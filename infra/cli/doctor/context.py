@@ -41,6 +41,8 @@ class DoctorContext:
     daemon_port: int = DAEMON_PORT
     now: Callable[[], float] = time.time
     locks: Path = CHECKOUT / "requirements"
+    certified: Path | None = None
+    """Where certifications are; None: where `make certify` writes them."""
 
     @cached_property
     def service(self) -> Service:

@@ -50,7 +50,7 @@ def build_app(platform: Platform, admin_token: str) -> ASGIApp:
     handlers: dict[Any, Any] = {ApiError: error_response, HTTPException: error_response, 500: error_response}
     starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     gated = AdminGate(starlette, admin_token)
-    return RequestFrame(FaultMiddleware(gated, platform.faults, _fault_body), log)
+    return RequestFrame(FaultMiddleware(gated, platform.faults, _fault_body), log, platform.knobs)
 
 
 def _fault_body(status: int) -> dict[str, Any]:

@@ -19,12 +19,15 @@ from infra.local.claude.clock import stamp
 from infra.local.claude.credentials import Access, Principal, authorize
 from infra.local.claude.errors import ApiError, envelope, invalid, not_found
 from infra.local.claude.ids import new_id
+from infra.local.claude.knobs import Knobs
 from infra.local.claude.platform import Platform
 from infra.local.claude.records import decode_cursor
 from infra.local.faults import ADMIN_PREFIX
 
 MANAGED_AGENTS_BETA = "managed-agents-2026-04-01"
 MEMORY_BETA = "agent-memory-2026-07-22"
+REMAINING = "anthropic-ratelimit-requests-remaining"
+REQUESTS_A_MINUTE = 1200
 MAX_BODY = 32 * 1024 * 1024
 _IDS = re.compile(r"/(env|agent|sesn|session|work|sthr|sevt|skillver|skill|memstore|mem)_[^/]+")
 _LOG_LENGTH = 20000
@@ -57,9 +60,11 @@ class RequestLog:
 class RequestFrame:
     """Outermost middleware: gives each request its id, and counts it with whatever answer left the house."""
 
-    def __init__(self, app: ASGIApp, log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, log: RequestLog, knobs: Knobs) -> None:
         self._app = app
         self._log = log
+        self._knobs = knobs
+        self._remaining = REQUESTS_A_MINUTE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(ADMIN_PREFIX):
@@ -75,6 +80,9 @@ class RequestFrame:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", []), (b"request-id", request_id.encode())]
+                if self._counts(scope["method"], scope["path"]):
+                    self._remaining = max(self._remaining - 1, 0)
+                    headers.append((REMAINING.encode(), str(self._remaining).encode()))
                 message = {**message, "headers": headers}
                 self._log.add(scope["method"], scope["path"], status, time.monotonic() - start)
             await send(message)
@@ -84,6 +92,10 @@ class RequestFrame:
         finally:
             if status is None:
                 self._log.add(scope["method"], scope["path"], None, time.monotonic() - start)
+
+    def _counts(self, method: str, path: str) -> bool:
+        wanted = (call.partition(" ") for call in self._knobs.counted_calls)
+        return any(verb == method and path.endswith(end) for verb, _, end in wanted)
 
 
 def error_response(request: Request, error: Exception) -> Response:

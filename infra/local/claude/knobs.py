@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -21,6 +23,23 @@ class Knobs(BaseModel):
     null_secret: bool = Field(default=False, description="poll hands out items without a secret")
     heartbeat_412: int = Field(
         default=0, ge=0, description="so many heartbeats to come meet a 412 whatever they expect"
+    )
+    beat_claims_unacked: bool = Field(default=False, description="a first heartbeat takes an item nobody acknowledged")
+    second_ack_status: Literal[200, 409] = Field(default=200, description="of an item that is acknowledged already")
+    second_stop_status: Literal[200, 409] = Field(default=200, description="of an item that is stopped already")
+    requeue_keeps_times: bool = Field(default=False, description="re-queueing leaves acknowledged_at and started_at")
+    honour_desired_ttl: bool = Field(default=True, description="`desired_ttl_seconds` shortens a lease")
+    create_enqueues: bool = Field(default=True, description="a session without initial events is queued at once")
+    results_enqueue: bool = Field(
+        default=True, description="answers to tool calls queue their session again where no item lives"
+    )
+    list_order: Literal["newest_first", "oldest_first"] = Field(default="newest_first", description="of work items")
+    list_has_stopped: bool = Field(default=True, description="work list has items that are stopped")
+    longest_block_ms: int = Field(default=999, ge=1, le=60_000, description="a longer `block_ms` is refused")
+    api_key_polls: bool = Field(default=False, description="an API key may poll, too")
+    counted_calls: list[str] = Field(
+        default=[],
+        description="calls that count against the limits, and say so in a header: a method and a route's end",
     )
     require_beta_header: bool = Field(default=True, description="managed-agents routes answer 404 without it")
     results_only_for_workers: bool = Field(

@@ -9,14 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.claude.credentials import Access, authorize
+from infra.local.claude.credentials import Access, ApiKey, authorize
 from infra.local.claude.errors import invalid
 from infra.local.claude.http import caller, int_param, json_body, limit_param, page_param
 from infra.local.claude.platform import Platform
 from infra.local.claude.records import encode_cursor, merged_metadata
 from infra.local.claude.work import DEFAULT_RECLAIM_MS, WorkItem
 
-MAX_BLOCK_MS = 999
 _LOOK_AGAIN = 0.02
 """Seconds between looks of a held poll; new items wake it at once, lapses of leases and reservations do not."""
 
@@ -33,9 +32,11 @@ def work_routes(platform: Platform) -> list[Route]:
 
     async def poll(request: Request) -> Response:
         environment_id = request.path_params["environment_id"]
-        authorize(caller(request, platform), Access.CLAIM, environment_id=environment_id)
+        principal = caller(request, platform)
+        if not (platform.knobs.api_key_polls and isinstance(principal, ApiKey)):
+            authorize(principal, Access.CLAIM, environment_id=environment_id)
         platform.queue_of(environment_id, cloud=400)
-        block_ms = int_param(request, "block_ms", low=1, high=MAX_BLOCK_MS)
+        block_ms = int_param(request, "block_ms", low=1, high=platform.knobs.longest_block_ms)
         reclaim = int_param(request, "reclaim_older_than_ms", low=0, high=2**40, default=DEFAULT_RECLAIM_MS)
         queue.note_poller(environment_id, request.headers.get("anthropic-worker-id"))
         item = await _held_claim(request, environment_id, (block_ms or 0) / 1000, reclaim or 0)

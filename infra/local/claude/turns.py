@@ -56,7 +56,7 @@ class Turns:
         """A new session: with initial events it runs at once, without it is queued all the same."""
         if payloads:
             self.accept(session, payloads)
-        else:
+        elif self._knobs.create_enqueues:
             self._ensure_item(session)
 
     def accept(self, session: Session, payloads: list[dict[str, Any]]) -> list[Event]:
@@ -373,6 +373,8 @@ class Turns:
 
     def _ensure_item(self, session: Session) -> None:
         """At most one item of a session is live."""
+        if session.rounds and not self._knobs.results_enqueue:
+            return
         if self._queue.live_item_of(session.id) is None:
             session.unserved_input = False
             self._queue.enqueue(session.environment_id, "session", session.id)

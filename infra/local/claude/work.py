@@ -155,6 +155,8 @@ class WorkQueue:
         item.acks += 1
         if item.state is not State.QUEUED:
             self._note(item, "acknowledged again")
+            if self._knobs.second_ack_status == 409:
+                raise ApiError(409, "the work item is acknowledged already")
             return
         item.reserved_at = None
         item.acknowledged_at = self._clock.now()
@@ -174,7 +176,8 @@ class WorkQueue:
         if forced:
             self._knobs.heartbeat_412 -= 1
         held = item.last_heartbeat or NO_HEARTBEAT
-        if forced or item.state is State.QUEUED or (expected is not None and expected != held):
+        unclaimed = item.state is State.QUEUED and not self._knobs.beat_claims_unacked
+        if forced or unclaimed or (expected is not None and expected != held):
             self._note(item, "beat refused", expected=expected)
             raise ApiError(
                 412,
@@ -187,8 +190,9 @@ class WorkQueue:
             now = max(now, item.latest_heartbeat_at + timedelta(microseconds=1))
         item.latest_heartbeat_at = now
         item.last_heartbeat = stamp(now)
-        item.ttl = min(float(desired_ttl), self._knobs.lease_ttl) if desired_ttl else self._knobs.lease_ttl
-        if item.state is State.STARTING:
+        wanted = desired_ttl if self._knobs.honour_desired_ttl else None
+        item.ttl = min(float(wanted), self._knobs.lease_ttl) if wanted else self._knobs.lease_ttl
+        if item.state in (State.QUEUED, State.STARTING):
             item.started_at = now
             self._move(item, State.ACTIVE, "first beat")
         else:
@@ -201,6 +205,8 @@ class WorkQueue:
         self._sweep()
         if item.state is State.STOPPED:
             self._note(item, "stopped again")
+            if self._knobs.second_stop_status == 409:
+                raise ApiError(409, "the work item is stopped already")
             return
         item.stop_requested_at = item.stop_requested_at or self._clock.now()
         # A healthcheck is answered by its ack: no worker beats for it, and nothing would end its stopping.
@@ -218,12 +224,21 @@ class WorkQueue:
         return item
 
     def page(self, environment_id: str, limit: int, before: int | None) -> tuple[list[WorkItem], int | None]:
-        """Newest first, those with a sequence below `before`; and the `before` of the next page."""
+        """Newest first, those with a sequence below `before`; and the `before` of the next page. Oldest first by a
+        knob: then those above it."""
         self._sweep()
-        found = [item for item in reversed(self._items.values()) if item.environment_id == environment_id]
-        rest = [item for item in found if before is None or item.sequence < before]
-        page = rest[:limit]
-        return page, page[-1].sequence if len(rest) > limit else None
+        newest_first = self._knobs.list_order == "newest_first"
+        items = reversed(self._items.values()) if newest_first else iter(self._items.values())
+        found = [
+            item
+            for item in items
+            if item.environment_id == environment_id
+            if self._knobs.list_has_stopped or item.state is not State.STOPPED
+        ]
+        if before is not None:
+            found = [item for item in found if (item.sequence < before if newest_first else item.sequence > before)]
+        page = found[:limit]
+        return page, page[-1].sequence if len(found) > limit else None
 
     def stats(self, environment_id: str) -> dict[str, Any]:
         """`pending` counts every reservation, also one past its window: only a poll ends it."""
@@ -297,7 +312,9 @@ class WorkQueue:
 
     def _requeue(self, item: WorkItem, why: str) -> None:
         item.queued_at = self._clock.now()
-        item.reserved_at = item.acknowledged_at = item.started_at = None
+        item.reserved_at = None
+        if not self._knobs.requeue_keeps_times:
+            item.acknowledged_at = item.started_at = None
         item.latest_heartbeat_at = item.last_heartbeat = item.ttl = None
         self._move(item, State.QUEUED, why)
         self.on_queued()

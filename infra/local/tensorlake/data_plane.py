@@ -114,12 +114,12 @@ class DataPlane:
         return JSONResponse(await box.link.call({"op": "list"}))
 
     async def start(self, request: Request, sandbox: Sandbox, box: Box) -> Response:
-        wanted = start_request(sandbox, await _json(request))
+        wanted = start_request(sandbox, await _json(request), self.platform.settings.root_status)
         await self._start_latency()
         return JSONResponse(await box.link.call(wanted), 201)
 
     async def run(self, request: Request, sandbox: Sandbox, box: Box) -> Response:
-        wanted = {**start_request(sandbox, await _json(request)), "op": "run"}
+        wanted = {**start_request(sandbox, await _json(request), self.platform.settings.root_status), "op": "run"}
         await self._start_latency()
         exchange = await box.link.open(wanted)
         return _events(exchange, await _first(exchange), event=None)
@@ -158,7 +158,7 @@ class DataPlane:
     async def follow(self, request: Request, _: Sandbox, box: Box) -> Response:
         exchange = await box.link.open({"op": "follow", **_streams(request)})
         await _first(exchange)
-        return _events(exchange, None, event="output")
+        return _events(exchange, None, event="output", at_once=not self.platform.settings.follow_waits)
 
     # --- files ----------------------------------------------------------------------------------------
 
@@ -236,22 +236,27 @@ async def _first(exchange: Exchange) -> dict[str, Any]:
         raise
 
 
-def _events(exchange: Exchange, first: dict[str, Any] | None, event: str | None) -> StreamingResponse:
+def _events(
+    exchange: Exchange, first: dict[str, Any] | None, event: str | None, *, at_once: bool = True
+) -> StreamingResponse:
     """Server-sent events from a supervisor's frames; comments keep a quiet stream alive
-    (docs/wire/tensorlake.md#31-timeouts)."""
+    (docs/wire/tensorlake.md#31-timeouts). Not `at_once`: all of them at the end."""
     prefix = f"event: {event}\n" if event else ""
 
     async def stream() -> AsyncIterator[str]:
         async with exchange:
             if first is not None:
                 yield f"data: {json.dumps(first)}\n\n"
+            held: list[str] = []
             async for frame in exchange.frames():
                 if "keep_alive" in frame:
                     yield ": ping\n\n"
                 elif "eof" in frame:
-                    yield "event: eof\ndata: {}\n\n"
-                else:
+                    yield "".join([*held, "event: eof\ndata: {}\n\n"])
+                elif at_once:
                     yield f"{prefix}data: {json.dumps(frame)}\n\n"
+                else:
+                    held.append(f"{prefix}data: {json.dumps(frame)}\n\n")
 
     return StreamingResponse(stream(), media_type="text/event-stream")
 

@@ -42,6 +42,10 @@ class Lifecycle:
             raise not_supported("file systems")
         if request.name is None and not request.auto_resume:
             raise bad_request("auto_resume=false needs a name: only named sandboxes can be suspended")
+        listed = request.network.allow_out if request.network is not None else []
+        wildcard_status = self.platform.settings.wildcard_status
+        if wildcard_status is not None and any(host.startswith("*.") for host in listed):
+            raise ApiError(wildcard_status, "BAD_REQUEST", "allow_out: wildcards are not supported")
         name = None if request.name is None else check_name(request.name)
         base, image, resources = self._source(request)
         sandbox_id = new_id()
@@ -250,6 +254,7 @@ class Lifecycle:
             except SupervisorGone:
                 await self._fail(sandbox, "ContainerTerminated", "the sandbox's supervisor ended")
                 return
+            sandbox.hide_url = not self.platform.settings.sleepers_have_url
             sandbox.become(Status.SUSPENDED)
 
     async def _resume(self, sandbox: Sandbox) -> None:
@@ -263,6 +268,8 @@ class Lifecycle:
                 await self._fail(sandbox, "ContainerTerminated", "the sandbox's supervisor ended")
                 return
             sandbox.touch()
+            sandbox.hide_url = False
+            sandbox.moved ^= self.platform.settings.resume_moves
             sandbox.become(Status.RUNNING)
 
     async def awake(self, sandbox: Sandbox) -> None:
@@ -275,8 +282,10 @@ class Lifecycle:
             match sandbox.status:
                 case Status.TERMINATED | Status.FAILED:
                     raise ApiError(404, "NOT_FOUND", f"sandbox '{sandbox.id}' is {sandbox.status}")
-                case Status.SUSPENDED | Status.SUSPENDING if not sandbox.auto_resume:
-                    raise conflict(f"sandbox is {sandbox.status} and auto_resume is off: resume it first")
+                case Status.SUSPENDED | Status.SUSPENDING if not (
+                    sandbox.auto_resume and self.platform.settings.traffic_wakes
+                ):
+                    raise conflict(f"sandbox is {sandbox.status} and traffic does not wake it: resume it first")
                 case Status.SUSPENDED | Status.SUSPENDING:
                     self.platform.spawn(self._resume(sandbox))
                     await sandbox.wait_for({Status.RUNNING, *ENDED}, LONGEST_WAIT_SECONDS)
@@ -359,6 +368,8 @@ class Lifecycle:
             sandbox.resize_generation += 1
             return
         if request.name is not None and request.name != sandbox.name:
+            if sandbox.pool_id is not None and (status := self.platform.settings.pool_rename_status) is not None:
+                raise ApiError(status, "NOT_ALLOWED", "sandboxes of pools keep no name")
             name = check_name(request.name)
             self.platform.names.take(sandbox.namespace, name, sandbox.id)
             self.platform.names.release(sandbox.namespace, sandbox.name, sandbox.id)

@@ -92,7 +92,10 @@ class LifecycleRoutes:
 
     async def list(self, request: Request) -> Response:
         rows = [each for each in self.platform.sandboxes.values() if each.namespace == request.state.namespace]
-        page, cursor = _page(rows, request)
+        settings = self.platform.settings
+        if not settings.list_has_ended:
+            rows = [each for each in rows if each.live]
+        page, cursor = _page(rows, request, newest_first=settings.list_order == "newest_first")
         return _listing("sandboxes", [info(each, self.platform.url) for each in page], cursor)
 
     async def get(self, request: Request) -> Response:
@@ -134,6 +137,8 @@ class LifecycleRoutes:
         if not times.isdigit() or not 1 <= int(times) <= MOST_COPIES:
             raise bad_request(f"times must be a number between 1 and {MOST_COPIES}")
         source = self._sandbox(request)
+        if (status := self.platform.settings.copy_status) is not None:
+            raise ApiError(status, "NOT_ALLOWED", "live copies are switched off")
         base = await self.snapshots.fork(source)
         try:
             rows = await asyncio.gather(*(self._copied(source, base) for _ in range(int(times))))
@@ -153,11 +158,11 @@ class LifecycleRoutes:
     async def list_own_snapshots(self, request: Request) -> Response:
         sandbox = self._sandbox(request)
         rows = [each for each in self.snapshots.all() if each.sandbox_id == sandbox.id]
-        return _snapshot_listing(rows, request)
+        return _snapshot_listing(rows, request, typed=self.platform.settings.snapshots_have_type)
 
     async def list_snapshots(self, request: Request) -> Response:
         rows = [each for each in self.snapshots.all() if each.namespace == request.state.namespace]
-        return _snapshot_listing(rows, request)
+        return _snapshot_listing(rows, request, typed=self.platform.settings.snapshots_have_type)
 
     async def get_snapshot(self, request: Request) -> Response:
         return JSONResponse(self.snapshots.find(request.path_params["snapshot_id"]).info())
@@ -174,13 +179,15 @@ def _timed_out(sandbox: Sandbox) -> Response:
 Row = TypeVar("Row", Sandbox, Snapshot)
 
 
-def _page(rows: Sequence[Row], request: Request) -> tuple[Sequence[Row], str | None]:
-    """One page and the cursor of the next. Oldest first, so a page stays put while others are added."""
+def _page(rows: Sequence[Row], request: Request, *, newest_first: bool = False) -> tuple[Sequence[Row], str | None]:
+    """One page and the cursor of the next. Oldest first by default, so a page stays put while others are added."""
     cursor = request.query_params.get("cursor", "0")
     limit = request.query_params.get("limit", str(PAGE))
     if not cursor.isdigit() or not limit.isdigit() or int(limit) < 1:
         raise bad_request("cursor or limit is not valid")
     after = [row for row in rows if row.sequence > int(cursor)]
+    if newest_first:
+        after = [row for row in reversed(rows) if cursor == "0" or row.sequence < int(cursor)]
     page = after[: int(limit)]
     return page, str(page[-1].sequence) if len(after) > len(page) else None
 
@@ -189,9 +196,13 @@ def _listing(key: str, rows: list[dict[str, Any]], cursor: str | None) -> Respon
     return JSONResponse({key: rows, "cursor": cursor} if cursor else {key: rows})
 
 
-def _snapshot_listing(rows: Sequence[Snapshot], request: Request) -> Response:
+def _snapshot_listing(rows: Sequence[Snapshot], request: Request, *, typed: bool) -> Response:
     page, cursor = _page(rows, request)
-    return _listing("snapshots", [each.info() for each in page], cursor)
+    listed = [each.info() for each in page]
+    if not typed:
+        for row in listed:
+            del row["snapshot_type"]
+    return _listing("snapshots", listed, cursor)
 
 
 def _refused(path: str, what: str, advice: str = "") -> list[Route]:

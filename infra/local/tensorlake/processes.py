@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.local.tensorlake.errors import bad_request
+from infra.local.tensorlake.errors import ApiError, bad_request
 from infra.local.tensorlake.layers import AGENT_UID
 from infra.local.tensorlake.names import new_id
 from infra.local.tensorlake.records import Resources, Sandbox
@@ -60,8 +60,9 @@ class StartRequest(BaseModel):
     health_check: HealthCheck | None = None
 
 
-def start_request(sandbox: Sandbox, body: dict[str, Any]) -> dict[str, Any]:
-    """The supervisor's `start` (or, with another `op`, `run`) request. Raises 400."""
+def start_request(sandbox: Sandbox, body: dict[str, Any], root_status: int | None = None) -> dict[str, Any]:
+    """The supervisor's `start` (or, with another `op`, `run`) request. Raises 400, and `root_status` for a start as
+    root where one is given."""
     try:
         asked = StartRequest.model_validate(body)
     except ValidationError as error:
@@ -74,6 +75,8 @@ def start_request(sandbox: Sandbox, body: dict[str, Any]) -> dict[str, Any]:
     box = sandbox.box
     runtime = box.base.runtime
     note = _user_note(asked.user, runtime.user)
+    if note is not None and root_status is not None:
+        raise ApiError(root_status, "FORBIDDEN", "processes of root are not allowed")
     workdir = asked.working_dir or runtime.workdir
     if not workdir.startswith("/"):
         workdir = f"{runtime.workdir}/{workdir}"

@@ -80,6 +80,8 @@ class Sandbox:
     termination_reason: str | None = None
     error_details: str | None = None
     hide_url: bool = False
+    moved: bool = False
+    """Reached by this machine's other name since its last resume."""
     dying_name: str | None = None
     """The name, for as long as it still resolves after terminate (docs/wire/tensorlake.md#54-get_or_create, live
     trap)."""
@@ -137,6 +139,8 @@ def reach(sandbox: Sandbox, url: str) -> dict[str, Any]:
     if sandbox.status not in ROUTABLE or sandbox.hide_url:
         return {}
     port = url.rpartition(":")[2]
+    if sandbox.moved:
+        url = f"http://localhost:{port}"
     return {"sandbox_url": url, "ingress_endpoint": f"http://localhost:{port}"}
 
 

@@ -54,4 +54,26 @@ class Settings(BaseModel):
     max_stdin_bytes: int = Field(default=64 * MIB, ge=1)
     max_port_body_bytes: int = Field(default=64 * MIB, ge=1)
     max_context_bytes: int = Field(default=512 * MIB, ge=1)
+    list_order: Literal["oldest_first", "newest_first"] = "oldest_first"
+    list_has_ended: bool = True
+    """Whether ended sandboxes are listed."""
+    sleepers_have_url: bool = True
+    """Whether a suspended sandbox's record says where it is reached."""
+    traffic_wakes: bool = True
+    """Whether a data-plane request wakes a suspended sandbox that may resume by itself."""
+    resume_moves: bool = False
+    """Whether a resume gives a sandbox another address."""
+    root_status: int | None = Field(default=None, ge=400, le=499)
+    """What a start as root is refused with; None: it is taken."""
+    follow_waits: bool = False
+    """Whether a followed output comes when its process has ended."""
+    pool_rename_status: int | None = Field(default=None, ge=400, le=499)
+    """What naming a sandbox of a pool is refused with; None: it is done."""
+    snapshots_have_type: bool = True
+    wildcard_status: int | None = Field(default=None, ge=400, le=499)
+    """What a create with `*.` in its egress list is refused with; None: it is taken."""
+    copy_status: int | None = Field(default=None, ge=400, le=499)
+    """What a live copy is refused with; None: it is made."""
+    daemon_open_inside: bool = False
+    """Whether the daemon answers without a token to who knows its port."""
     start_faults: list[StartFault] = []

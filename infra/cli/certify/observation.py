@@ -1,0 +1,37 @@
+"""What a check saw: whether an assumption holds, and how the service really behaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    HOLDS = "holds"
+    DIFFERS = "differs"
+    UNKNOWN = "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """`holds` is None where it could not be tried, and `seen` says why. No text has a character of a secret.
+
+    behaviour: what makes the offline platform behave so, by `claude.<knob>` or `tensorlake.<setting>`
+    (infra/local/claude/knobs.py, infra/local/tensorlake/settings.py).
+    """
+
+    holds: bool | None
+    seen: str
+    behaviour: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.holds is None:
+            return Verdict.UNKNOWN
+        return Verdict.HOLDS if self.holds else Verdict.DIFFERS
+
+
+class NotTried(Exception):
+    """A check cannot be made here; the text says why, and has no secret."""

@@ -1,0 +1,65 @@
+"""The offline platform with one assumption broken at a time: the knob, and the check that must name it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+from infra.cli.certify.check import Result
+from infra.cli.certify.command import certify, chosen
+from infra.cli.certify.ground import Ground
+from infra.cli.doctor.context import DoctorContext
+from shared.settings import Settings
+
+QUEUE: Final[tuple[tuple[str, str, Any], ...]] = (
+    ("queue.counted-calls", "counted_calls", ["GET /work/poll", "POST /ack"]),
+    ("queue.results-enqueue", "results_enqueue", False),
+    ("queue.results-by-environment-key", "no_events_from_environment_keys", True),
+    ("queue.startup-lease", "startup_lease", 120.0),
+    ("queue.requeue-fields", "requeue_keeps_times", True),
+    ("queue.beat-before-ack", "beat_claims_unacked", True),
+    ("queue.list-order", "list_order", "oldest_first"),
+    ("queue.list-stopped", "list_has_stopped", False),
+    ("queue.secret", "null_secret", True),
+    ("queue.second-ack", "second_ack_status", 409),
+    ("queue.second-stop", "second_stop_status", 409),
+    ("queue.create-enqueues", "create_enqueues", False),
+    ("queue.desired-ttl", "honour_desired_ttl", False),
+    ("queue.block-limit", "longest_block_ms", 1500),
+    ("queue.api-key-polls", "api_key_polls", True),
+    ("queue.beta-header", "require_beta_header", False),
+)
+SANDBOX: Final[tuple[tuple[str, str, Any], ...]] = (
+    ("sandbox.boot-time", "create_seconds", 11.0),
+    ("sandbox.resume-time", "resume_seconds", 11.0),
+    ("sandbox.name-release", "name_release_seconds", 7.0),
+    ("sandbox.root-start", "root_status", 403),
+    ("sandbox.follow", "follow_waits", True),
+    ("sandbox.quiet-command", "open_requests_are_activity", False),
+    ("sandbox.sleeper-url", "sleepers_have_url", False),
+    ("sandbox.traffic-wakes", "traffic_wakes", False),
+    ("sandbox.resume-moves", "resume_moves", True),
+    ("sandbox.list-order", "list_order", "newest_first"),
+    ("sandbox.list-ended", "list_has_ended", False),
+    ("sandbox.pool-rename", "pool_rename_status", 400),
+    ("sandbox.snapshot-listing", "snapshots_have_type", False),
+    ("sandbox.wildcards", "wildcard_status", 400),
+    ("sandbox.copy", "copy_status", 403),
+    ("sandbox.daemon-inside", "daemon_open_inside", True),
+)
+WITHOUT_KNOB: Final = ("sandbox.look-leaves-asleep", "sandbox.process-name")
+"""What the offline platform cannot do otherwise."""
+
+
+def certified(environ: Mapping[str, str], *only: str) -> dict[str, Result]:
+    """What these checks saw; nothing is left over."""
+    context = DoctorContext(environ, Settings.from_environ(environ), offline=True)
+    results, left_over = asyncio.run(certify(Ground(context, idle_seconds=2), chosen(only)))
+    assert left_over == []
+    return {result.check.id: result for result in results}
+
+
+def not_holding(results: dict[str, Result]) -> dict[str, str]:
+    """The checks that do not hold, with what they saw."""
+    return {name: each.observed.seen for name, each in results.items() if each.observed.holds is not True}

@@ -1,0 +1,179 @@
+"""certify against the offline platform. All knobs against all checks: `make certify-proof` (proof.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from infra.cli import certified as reports
+from infra.cli.certify import command, report
+from infra.cli.certify.check import Check, Result
+from infra.cli.certify.ground import Ground, lifecycle_base
+from infra.cli.certify.observation import NotTried, Observed
+from infra.cli.doctor.certification import check_certification
+from infra.cli.doctor.context import DoctorContext
+from infra.cli.doctor.findings import Finding
+from infra.local.certification import behaviour_in
+from infra.local.claude.knobs import Knobs
+from infra.local.platform import CLAUDE_ADMIN
+from infra.local.process import ServiceStartError
+from infra.local.tensorlake.settings import Settings as TensorlakeSettings
+from shared.errors import SettingsError
+from shared.settings import Settings
+from tests.infra.cli.certify.broken import QUEUE, SANDBOX, WITHOUT_KNOB, certified, not_holding
+from tests.support.world import API_KEY, OfflineWorld, Place
+
+QUICK = ("queue.second", "queue.list", "queue.secret", "queue.startup-lease", "queue.requeue-fields")
+
+
+@pytest.fixture
+def ground_place(world: OfflineWorld, place: Place) -> Iterator[dict[str, str]]:
+    """The variables of an environment of this test's own, with what a person has. Knobs are reset after it."""
+    before = world.claude_admin.call("GET", "settings")
+    yield {
+        **place.environ,
+        "ANTHROPIC_API_KEY": API_KEY,
+        "ANTHROPIC_AGENT_ID": world.agent_id,
+        CLAUDE_ADMIN: world.claude.admin_token,
+    }
+    world.claude_admin.call("PATCH", "settings", before)
+
+
+def ground_of(environ: dict[str, str]) -> Ground:
+    return Ground(DoctorContext(environ, Settings.from_environ(environ), offline=True), idle_seconds=2)
+
+
+def test_certify_names_the_one_assumption_that_is_broken(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+    assert not_holding(certified(ground_place, *QUICK, "sandbox.sleeper-url", "sandbox.resume-moves")) == {}
+    for check, knob, value in QUEUE:
+        if check.startswith(QUICK):
+            before = world.claude_admin.call("GET", "settings")[knob]
+            world.claude_admin.call("PATCH", "settings", {knob: value})
+            assert list(not_holding(certified(ground_place, *QUICK))) == [check]
+            world.claude_admin.call("PATCH", "settings", {knob: before})
+
+
+def test_every_check_has_a_knob_that_breaks_it_and_every_behaviour_is_one() -> None:
+    broken = [row[0] for row in (*QUEUE, *SANDBOX)]
+    assert sorted([*broken, *WITHOUT_KNOB]) == sorted(check.id for check in command.CHECKS)
+    for file in reports.FOLDER.glob("*.json"):
+        claude, tensorlake = behaviour_in(file)
+        Knobs.model_validate(claude)
+        TensorlakeSettings.model_validate(tensorlake)
+
+
+def test_what_is_no_certification_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    file.write_text("{}")
+    with pytest.raises(ServiceStartError, match=r"report\.json is no certification"):
+        behaviour_in(file)
+
+
+def test_a_check_that_is_cancelled_leaves_no_session(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+    made: list[str] = []
+
+    async def hang(ground: Ground) -> Observed:
+        made.append(str((await ground.claimed())["data"]["id"]))
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def cancel() -> None:
+        check = Check("test.hang", "", "", "", hang)
+        task = asyncio.ensure_future(command.certify(ground_of(ground_place), [check]))
+        while not made:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert made[0] not in {session["id"] for session in world.claude_admin.call("GET", "state")["sessions"]}
+
+
+def test_who_works_on_the_environment_already_is_left_alone(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+    environment_id = ground_place["ANTHROPIC_ENVIRONMENT_ID"]
+    session = world.api.beta.sessions.create(agent=world.agent_id, environment_id=environment_id)
+    results = certified(ground_place, "queue.second-ack")
+    assert "other sessions wait" in not_holding(results)["queue.second-ack"]
+    items = world.claude_admin.call("GET", "state")["items"]
+    assert [item["handouts"] for item in items if item["data"]["id"] == session.id] == [0]
+
+
+def test_a_broken_check_and_a_late_one_are_not_known_and_tell_no_secret(ground_place: dict[str, str]) -> None:
+    async def quotes_a_key(ground: Ground) -> Observed:
+        raise NotTried(f"the service said {API_KEY}")
+
+    async def breaks(ground: Ground) -> Observed:
+        raise RuntimeError(API_KEY)
+
+    async def is_late(ground: Ground) -> Observed:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def fails_to_clean(ground: Ground) -> Observed:
+        async def fail() -> None:
+            raise NotTried("")
+
+        ground.owe("something", fail)
+        return Observed(True, "")
+
+    looks = (quotes_a_key, breaks, is_late, fails_to_clean)
+    checks = [Check(f"test.{look.__name__}", "", "", "", look, seconds=0.1) for look in looks]
+    results, left = asyncio.run(command.certify(ground_of(ground_place), checks))
+    assert [result.observed.holds for result in results] == [None, None, None, True]
+    assert API_KEY not in repr([result.observed for result in results])
+    assert left == ["something (NotTried)"]
+
+
+def test_a_report_is_named_by_day_place_and_version_and_read_by_doctor(tmp_path: Path) -> None:
+    check = Check("queue.x", "docs/wire/anthropic.md#13-unknowns", "a | b", "all changes", look=_never)
+    differs = Result(check, Observed(False, "HTTP 409", {"claude.second_ack_status": 409}), 1.0)
+    at = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
+
+    def written(where: str) -> Path:
+        data = report.as_data([differs], where=where, version=reports.own_version(), at=at, left_over=())
+        return report.write(data, tmp_path)[1]
+
+    offline = written(reports.OFFLINE)
+    assert offline.name == f"2026-11-28-the-offline-platform-{reports.own_version()}.json"
+    assert written(reports.OFFLINE).name.startswith("2026-11-28-093000-")
+    assert json.loads(offline.read_text())["behaviour"]["claude"] == {"second_ack_status": 409}
+    page = offline.with_suffix(".md").read_text()
+    assert "a \\| b | HTTP 409 | **differs**" in page
+    assert "- `queue.x`: all changes." in page
+    assert "never against real services" in _doctor_says(tmp_path)
+    written("the real services")
+    assert "against the real services at 2026-11-28T09:30:00+00:00: 1 differ: queue.x" in _doctor_says(tmp_path)
+    assert "was never certified" in _doctor_says(tmp_path / "none")
+
+
+def test_only_takes_beginnings_and_refuses_what_names_no_check() -> None:
+    assert {check.id for check in command.chosen(["queue.list"])} == {"queue.list-order", "queue.list-stopped"}
+    with pytest.raises(SettingsError, match=r"--only quue: no check .* queue\.counted-calls"):
+        command.chosen(["quue"])
+
+
+def test_the_lifecycle_plane_is_where_the_sdk_finds_it() -> None:
+    assert lifecycle_base("https://api.tensorlake.ai") == "https://sandbox.tensorlake.ai"
+    assert lifecycle_base("http://127.0.0.1:8701/") == "http://127.0.0.1:8701/v1/namespaces/default"
+
+
+async def _never(ground: Ground) -> Observed:
+    raise AssertionError
+
+
+def _doctor_says(folder: Path) -> str:
+    environ = {
+        "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+        "ANTHROPIC_ENVIRONMENT_KEY": "sk-ant-oat01-x",
+        "TENSORLAKE_API_KEY": "tl-x",
+    }
+    context = DoctorContext(environ, Settings.from_environ(environ), offline=False, certified=folder)
+    findings: list[Finding] = []
+    asyncio.run(check_certification(context, findings.append))
+    return findings[0].seen
