@@ -38,7 +38,7 @@ _UNREACHED: Final = re.compile(
     re.IGNORECASE,
 )
 _PRIVATE: Final = re.compile(
-    r"could not read (username|password)|authentication failed|repository not found|terminal prompts disabled|"
+    r"could not read (username|password)|authentication failed|repository .*not found|terminal prompts disabled|"
     r"returned error: (401|403|404)",
     re.IGNORECASE,
 )

@@ -89,6 +89,7 @@ def test_a_private_repositorys_credential_is_held_for_the_clone_alone(box: Box, 
         assert not path.is_file() or password.encode() not in path.read_bytes(), path
     assert password not in str(box.said)
     assert "remote.origin.url" in box.tail and password not in box.tail and "memfd" not in box.tail
+    assert "app2 is not there, or is private" in box.run({"repo": server.repository("app2")}).failure
 
 
 @pytest.mark.parametrize("depth", [1, 0])
