@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 async def fork_best_of_n(request: Request) -> Response:
     """POST with the operator's token, or an agent's. 200 report, also when no branch won; 400 names the field; 401;
     403 what an agent may not ask for; 404 no such source; 405; 406; 409 source cannot be checkpointed; 413; 422
-    set-up failed; 429 too many calls or races, with a retry-after; 502; 503. A stream that has begun (200) ends with
-    the report or with one of these as its error."""
+    set-up failed; 429 too many calls or races, or a day's budget is spent, with a retry-after; 502; 503. A stream that
+    has begun (200) ends with the report or with one of these as its error."""
     began = time.monotonic()
     try:
         require_method(request, "POST")
@@ -74,7 +74,12 @@ async def _run(
     from shared.races import agent_policy
 
     timeouts = None if caller is None else agent_policy.timeouts(state.settings.times.bind)
-    with errors_as_answers(), state.races.admitted(race, caller):
-        report = await state.service.race(race, deadline, on_event=on_event, timeouts=timeouts)
+    with (
+        errors_as_answers(),
+        state.races.admitted(race, caller),
+        state.budgets.bounded(race, caller) as (bounded, cost),
+    ):
+        report = await state.service.race(bounded, deadline, on_event=on_event, timeouts=timeouts)
+        cost.seconds = report.sandbox_seconds
     race_admission.log_ended(report)
     return report

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
-from functions.race_admission import OPERATOR, CallRates, RunningRaces
+from functions.race_admission import OPERATOR, CallRates, DailyBudgets, RunningRaces
 from functions.requests import BodiesInFlight
 from functions.signatures import SeenWebhooks, StaleWebhooks
 from shared.deadline import Deadline
@@ -45,6 +45,7 @@ class FunctionsState:
         mode = service.settings.drain_mode
         self.background = background if mode == "auto" else mode == "background"
         self.races = RunningRaces(service.settings.races.at_once)
+        self.budgets = DailyBudgets(service.settings.races.agent_sandbox_seconds)
         self.rates = CallRates()
         self.bodies = BodiesInFlight()
         self.seen_webhooks = SeenWebhooks()

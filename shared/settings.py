@@ -183,6 +183,7 @@ class RaceLimits:
     agent_calls_per_minute: int = Races.RACE_AGENT_CALLS_PER_MINUTE.default
     agent_branches: int = Races.RACE_AGENT_MAX_BRANCHES.default
     agent_seconds: float = Races.RACE_AGENT_SECONDS.default
+    agent_sandbox_seconds: float = Races.RACE_AGENT_SANDBOX_SECONDS_PER_DAY.default
     output_bytes: int = Races.RACE_OUTPUT_BYTES.default
     artifact_bytes: int = Races.RACE_ARTIFACT_BYTES.default
     judges: Mapping[str, str] = field(default_factory=dict)
@@ -309,6 +310,7 @@ class Settings:
                 agent_calls_per_minute=Races.RACE_AGENT_CALLS_PER_MINUTE.read(environ),
                 agent_branches=Races.RACE_AGENT_MAX_BRANCHES.read(environ),
                 agent_seconds=_agent_seconds(environ),
+                agent_sandbox_seconds=Races.RACE_AGENT_SANDBOX_SECONDS_PER_DAY.read(environ),
                 output_bytes=Races.RACE_OUTPUT_BYTES.read(environ),
                 artifact_bytes=Races.RACE_ARTIFACT_BYTES.read(environ),
                 judges=_judges(Races.RACE_JUDGES.read(environ)),
