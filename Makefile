@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost doctor certify certify-proof deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -193,6 +193,9 @@ certify: setup ## try what this project assumes of both services: YES=1, CERTIFY
 
 certify-proof: setup-dev ## break each assumption of the offline platform in turn: certify names that one alone
 	@$(PY) -m pytest tests/infra/cli/certify/proof.py
+
+upgrade-check: setup-dev ## release 0.1.0 and this version side by side, up and down, with old and new images
+	@$(PY) -m tests.upgrade
 
 repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY
 	@$(HANDS) repair
