@@ -17,14 +17,18 @@ from shared.races.shell import NotDone, SandboxShell, as_base64, new_mark, why
 MOST_BYTES: Final = 262_144  # of one branch's patch
 _SECONDS: Final = 60.0
 _NO_GIT: Final = 3
+_NESTED: Final = 5
+LEFT_OUT: Final = "diff: repositories in folders of the working directory are left out"
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What the working directory is compared with: kept in `folder` of the sandbox by `user`."""
+    """What the working directory is compared with: kept in `folder` of the sandbox by `user`. `nested`: it holds
+    repositories in folders, whose files are left out."""
 
     folder: str
     user: str
+    nested: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,8 @@ async def keep_base(shell: SandboxShell, sandbox_id: str) -> Base | NotDone:
     for user in ("root", shell.user):  # not every sandbox lets anybody be root
         folder = f"/tmp/race-{new_mark()}-base"
         outcome = await _run(shell, sandbox_id, ("base", folder), user)
-        if isinstance(outcome, CommandOutput) and (outcome.exit_code, outcome.timed_out) == (0, False):
-            return Base(folder, user)
+        if isinstance(outcome, CommandOutput) and outcome.exit_code in (0, _NESTED) and not outcome.timed_out:
+            return Base(folder, user, nested=outcome.exit_code == _NESTED)
     return outcome if isinstance(outcome, NotDone) else NotDone("the working directory could not be read")
 
 

@@ -433,7 +433,8 @@ class _Race:
                 runner.diff_reason = f"diff: {reason}"
             case patch:
                 runner.diff = patch.text
-                runner.diff_reason = f"diff: only its first {budget} bytes are here" if patch.cut else None
+                left_out = patches.LEFT_OUT if base.nested else None
+                runner.diff_reason = f"diff: only its first {budget} bytes are here" if patch.cut else left_out
 
     async def _collect(self, runner: BranchRunner, child: SandboxRecord) -> None:
         if not self._request.artifacts:

@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # What changes in the working directory, as a patch in git's format: `base FOLDER` before, `patch FOLDER BYTES` after,
-# which prints at most so many bytes as base64. FOLDER is a new one of its own. Ends with 3 where there is no git.
+# which prints at most so many bytes as base64. FOLDER is a new one of its own. Ends with 3 where there is no git; `base`
+# ends with 5 where repositories in folders of the working directory are left out.
 #
 # The repository is in FOLDER: the workspace's own is neither read nor written, and no configuration, hook, filter or
 # pager of anybody counts. What the workspace's .gitignore names is left out.
@@ -17,6 +18,7 @@ look() { ours add -A --ignore-errors . >/dev/null 2>&1 || [ "$?" -eq 1 ] || exit
 folder=$2
 if [ "$1" = base ]; then
     mkdir -m 700 "$folder" && ours init -q && look && ours write-tree >"$folder/tree" || exit 4
+    ours ls-files --stage | grep -q '^160000 ' && exit 5
     exit 0
 fi
 look

@@ -16,6 +16,7 @@ from shared import names
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.egress import EgressPolicy
 from shared.ports import CommandOutput, Created, SandboxHost, SandboxRecord, SandboxSpec
+from shared.races import patches
 from shared.races.errors import SourceNotReady, SourceUnknown
 from shared.races.events import BranchDecided, Event, OnEvent, PhaseBegan
 from shared.races.race import run_race
@@ -370,6 +371,11 @@ def test_each_branchs_changes_come_as_a_patch_that_it_cannot_touch(place: Place)
         assert got["much"].diff_reason == "diff: only its first 262144 bytes are here"
         assert got["edit"].artifacts[0].size == 6
         await stage.sh("printf '1\\n2\\n' > src/a && test ! -e .git && echo old > gone")
+        commit = "git -c user.name=x -c user.email=x@example.com commit -qm one"
+        await stage.sh(f"git init -q repo && cd repo && echo 1 > b && git add b && {commit}")
+        nested = await stage.race(branches=[{"name": "in", "script": "echo 2 >> repo/b; echo 3 >> src/a"}], diff=True)
+        assert "src/a" in nested.branches[0].diff and "repo/b" not in nested.branches[0].diff
+        assert nested.branches[0].diff_reason == patches.LEFT_OUT
         written = await stage.host.write_file(stage.source, "/tmp/edit.patch", edit.encode())
         assert written is None
         assert (
