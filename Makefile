@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -181,6 +181,9 @@ alarms: setup ## what a tick would raise and repair now
 
 top: setup ## queues, sandboxes and problems, live: ONCE=1 JSON=1
 	@$(HANDS) top $(if $(ONCE),--once) $(if $(JSON),--json)
+
+ui: setup ## the same as a page: PORT=5061 ACT=1
+	@$(HANDS) ui $(if $(PORT),--port $(PORT)) $(if $(ACT),--act)
 
 cost: setup ## tokens, running time and list price: BY=session, environment or day
 	@$(HANDS) cost $(if $(BY),--by $(BY)) $(if $(JSON),--json)

@@ -3,6 +3,7 @@ nothing changed by it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,21 +17,26 @@ from shared.texts import printable
 
 async def run(loaded: Loaded, *, as_json: bool) -> int:
     """0 where nothing is wrong, 1 where something is. Raises SettingsError."""
-    settings = replace(Settings.from_environ(loaded.environ), dry_run=True)
-    service = Service(settings)
-    try:
-        reports = [await service.reconciler(each).reconcile() for each in settings.environments.values()]
-    finally:
-        await service.aclose()
+    reports = await read(loaded)
     if as_json:
         print(json.dumps([asdict(report) for report in reports], indent=2))
     else:
-        lines = _lines(reports)
+        lines = in_lines(reports)
         print("\n".join(lines) if lines else "Nothing is wrong, and a tick would have nothing to repair.")
     return 1 if any(report.alarms or report.needs_interrupt for report in reports) else 0
 
 
-def _lines(reports: Sequence[ReconcileReport]) -> list[str]:
+async def read(loaded: Loaded) -> Sequence[ReconcileReport]:
+    """A report for each environment, of a pass that changes nothing. Raises SettingsError."""
+    settings = replace(Settings.from_environ(loaded.environ), dry_run=True)
+    service = Service(settings)
+    try:
+        return await asyncio.gather(*(service.reconciler(each).reconcile() for each in settings.environments.values()))
+    finally:
+        await service.aclose()
+
+
+def in_lines(reports: Sequence[ReconcileReport]) -> list[str]:
     found = []
     for report in reports:
         found += [f"ALARM   {report.environment_id}: {printable(alarm)}" for alarm in report.alarms]

@@ -30,7 +30,7 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
     """All that is known of a session. Wakes nothing. Raises SettingsError, FeedRefused, FeedBroken."""
     try:
         async with target(loaded, session_id) as aim:
-            facts = await _facts(aim, loaded)
+            facts = await facts_of(aim, loaded)
     except NotDone as error:
         print(error, file=sys.stderr)
         return 1
@@ -41,7 +41,8 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
     return 0
 
 
-async def _facts(aim: Target, loaded: Loaded) -> dict[str, Any]:
+async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
+    """What `show --json` prints."""
     now = time.time()
     items = await aim.items()
     box = await aim.sandbox()

@@ -67,8 +67,12 @@ async def run(loaded: Loaded, *, as_json: bool, once: bool) -> int:
 
 
 async def overview(loaded: Loaded) -> Overview:
-    now = time.time()
-    seen = await look(loaded, now)
+    return await overview_of(await look(loaded, time.time()))
+
+
+async def overview_of(seen: Seen) -> Overview:
+    """Of what was looked at, and each queue's statistics: one more call an environment."""
+    now = seen.now
     stats, missing = await _stats(seen)
     found = rows(seen)
     return Overview(

@@ -1,0 +1,168 @@
+"""What the pages show, from the readers that `hands ps`, `top`, `show` and `alarms` use, and the templates for it.
+
+Every value is escaped by the template and made printable before: a title, a command, a sandbox's name may be anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from infra.cli.environ import Loaded
+from infra.cli.fleet import alarms, one, survey, top
+from infra.cli.fleet.lists import Item, lists
+from infra.cli.fleet.survey import Row, in_words
+from infra.cli.fleet.target import target
+from infra.cli.session.follow import unix_time
+from infra.cli.session.render import Renderer
+from shared.texts import printable
+
+_HERE: Final = Path(__file__).parent
+_FRESH: Final = 2.0  # seconds; however many browsers look, the services are asked once in this time
+_HOURS: Final = 6
+_BINS: Final = 36
+_EVENTS: Final = 100
+_LONGEST: Final = 2_000  # characters of one value
+
+_T = TypeVar("_T")
+
+
+def templates() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["words"] = lambda seconds: "" if seconds is None else in_words(seconds)
+    return made
+
+
+def _printable(value: object) -> object:
+    return printable(value, _LONGEST, keep="\n") if type(value) is str else value
+
+
+class Shared(Generic[_T]):
+    """One answer for all who ask within _FRESH seconds; who asks meanwhile waits for the one that is under way."""
+
+    def __init__(self, read: Callable[[], Awaitable[_T]]) -> None:
+        self._read = read
+        self._lock = asyncio.Lock()
+        self._last: tuple[float, _T] | None = None
+
+    async def get(self) -> _T:
+        async with self._lock:
+            if self._last is None or time.monotonic() - self._last[0] > _FRESH:
+                answer = await self._read()
+                self._last = (time.monotonic(), answer)
+            return self._last[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A part of the graph, in its drawing's units: what came and what was served in some minutes."""
+
+    x: int
+    came: int
+    served: int
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """`most`: of one bar. `hours`: back from now."""
+
+    bars: tuple[Bar, ...]
+    most: int
+    hours: int
+
+
+def graph_of(items: Sequence[Item], now: float) -> Graph:
+    """As far as the queue still lists what came."""
+    width = _HOURS * 3600 / _BINS
+    came, served = [0] * _BINS, [0] * _BINS
+    for item in items:
+        for counts, moment in ((came, item.created_at), (served, item.started_at)):
+            if moment is not None and 0 <= (place := int((now - moment) / width)) < _BINS:
+                counts[_BINS - 1 - place] += 1
+    bars = tuple(Bar(number * 10, came[number], served[number]) for number in range(_BINS))
+    return Graph(bars, max(1, *came, *served), _HOURS)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One line of a session's timeline. `at`: Unix seconds."""
+
+    at: float
+    text: str
+    look: str
+
+
+def timeline_of(events: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> list[Moment]:
+    """The session's turns and calls, and its work items' lives, oldest first."""
+    found: list[Moment] = []
+    renderer, last = Renderer(), 0.0
+    for event in events:
+        last = unix_time(event.get("processed_at") or event.get("created_at")) or last
+        found += [Moment(last, line.text.strip("\n"), line.look.name.lower()) for line in renderer.lines(event)]
+    words = {
+        "created_at": "was queued",
+        "acknowledged_at": "was handed over and acked",
+        "started_at": "its worker took the lease",
+        "stopped_at": "ended",
+    }
+    for item in items:
+        found += [
+            Moment(item[name], f"work item {item['id']} {said}", "work")
+            for name, said in words.items()
+            if item.get(name) is not None
+        ]
+    return sorted(found, key=lambda moment: moment.at)
+
+
+class Reader:
+    """Reads both services for the pages. Raises SettingsError, FeedRefused, FeedBroken, NotDone."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self.seen = Shared(self._look)
+        self.alarms = Shared(self._alarms)
+
+    async def home(self) -> dict[str, Any]:
+        seen, overview = await self.seen.get()
+        rows: list[Row] = survey.rows(seen)
+        items = [item for listing in seen.items.values() for item in listing.rows]
+        return {
+            "rows": [row for row in rows if row.state not in ("archived", "terminated")],
+            "others": survey.others(seen),
+            "overview": overview,
+            "graph": graph_of(items, seen.now),
+            "environments": list(seen.settings.environments),
+            "missing": overview.not_seen,
+        }
+
+    async def races(self) -> dict[str, Any]:
+        seen, _ = await self.seen.get()
+        return {"races": [box for box in survey.others(seen) if box.kind == "race"], "missing": seen.missing}
+
+    async def session(self, session_id: str) -> dict[str, Any]:
+        key = self._loaded.need("ANTHROPIC_API_KEY", "sessions are looked up with it; create one in the Console")
+        async with target(self._loaded, session_id) as aim:
+            facts = await one.facts_of(aim, self._loaded)
+            async with lists(aim.settings.anthropic_url, key) as people:
+                events = await people.last_events(aim.session.id, _EVENTS)
+        return {"facts": facts, "moments": timeline_of(events, facts["items"]), "now": time.time()}
+
+    async def _look(self) -> tuple[survey.Seen, top.Overview]:
+        seen = await survey.look(self._loaded, time.time())
+        return seen, await top.overview_of(seen)
+
+    async def _alarms(self) -> Sequence[str]:
+        return alarms.in_lines(await alarms.read(self._loaded))

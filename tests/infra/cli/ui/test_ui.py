@@ -1,0 +1,241 @@
+"""The page: hostile texts in every field, who is let in, what it may load, and actions by a token of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx2
+import pytest
+
+from infra.cli.environ import Loaded
+from infra.cli.fleet.survey import MOST_CALLS, OtherSandbox, Row
+from infra.cli.fleet.top import Overview, Queue
+from infra.cli.ui import app as ui
+from infra.cli.ui.pages import Reader, graph_of, timeline_of
+from shared.ports import ItemState
+from tests.infra.cli.fleet.test_survey import ENVIRONMENT, NOW, SESSION, item
+from tests.support.many_sessions import SESSIONS, many_sessions, variables
+
+TOKEN = "the-token-of-this-page"
+BASE = "http://localhost:5061"
+HOSTILE = (
+    "\"'><script>document.title='owned'</script><img src=x onerror=alert(1)>{{7*7}}\x1b]0;x\x07\u202e"
+    "</span><a hx-get=/x>"
+)
+KNOWN = {
+    *("html", "head", "meta", "title", "link", "script", "body", "a", "header", "nav", "main", "h1", "h2", "div", "p"),
+    *(
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "figure",
+        "figcaption",
+        "svg",
+        "rect",
+        "span",
+        "ol",
+        "ul",
+    ),
+    *("li", "time", "dl", "dt", "dd", "form", "input", "button", "label", "code"),
+}
+
+
+class Hostile(Reader):
+    """Both services say HOSTILE wherever they may say a text."""
+
+    async def home(self) -> dict[str, Any]:
+        texts = dict.fromkeys(("title", "environment", "state", "item", "item_state", "sandbox"), HOSTILE)
+        row = Row(SESSION, **texts, sandbox_state=HOSTILE, age=1.0, seen=2.0, problem=HOSTILE)  # type: ignore[arg-type]
+        queue = Queue(HOSTILE, 1, 2.0, 3, 4, 5.0, 6.0)
+        return {
+            "rows": [row],
+            "others": [OtherSandbox(HOSTILE, HOSTILE, "race", HOSTILE, 1.0)],
+            "overview": Overview((queue,), {HOSTILE: 1}, {HOSTILE: 1}, (HOSTILE,), (HOSTILE,)),
+            "graph": graph_of([item(ItemState.ACTIVE, started_at=NOW)], NOW),
+            "environments": [HOSTILE],
+            "missing": (HOSTILE,),
+        }
+
+    async def races(self) -> dict[str, Any]:
+        return {"races": [OtherSandbox(HOSTILE, HOSTILE, "race", HOSTILE, 1.0)], "missing": (HOSTILE,)}
+
+    async def session(self, session_id: str) -> dict[str, Any]:
+        events: list[dict[str, Any]] = [
+            {"type": "agent.tool_use", "id": HOSTILE, "name": HOSTILE, "input": {"command": HOSTILE}},
+            {"type": "user.tool_result", "tool_use_id": HOSTILE, "content": [{"type": "text", "text": HOSTILE}]},
+            {"type": "agent.message", "content": [{"type": "text", "text": HOSTILE}]},
+            {"type": "session.error", "error": {"type": HOSTILE, "message": HOSTILE}},
+        ]
+        session = {"id": session_id, "title": HOSTILE, "status": HOSTILE, "archived": True, "created_at": NOW}
+        call = {"id": HOSTILE, "name": HOSTILE, "input": HOSTILE, "seconds": 1.0, "waits_for": HOSTILE}
+        items = [{"id": HOSTILE, "created_at": NOW, "stopped_at": NOW}]
+        facts = {
+            "session": {**session, "environment_id": HOSTILE},
+            "console": None,
+            "calls": [call],
+            "last_error": HOSTILE,
+            "items": items,
+            "sandbox": {"id": HOSTILE, "state": HOSTILE},
+            "workers": [{"name": HOSTILE, "running": False, "exit_code": 1}],
+        }
+        return {"facts": facts, "moments": timeline_of(events, items), "now": time.time()}
+
+    async def _alarms(self) -> list[str]:
+        return [f"ALARM   {HOSTILE}"]
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag not in ("meta", "link", "input", "rect"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "rect":
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def play(
+    run: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, None]], *, act: bool = False, known: bool = True
+) -> None:
+    async def go() -> None:
+        loaded = Loaded({}, None)
+        made = ui.make_app(loaded, Hostile(loaded), token=TOKEN, hosts=frozenset({"localhost"}), act=act)
+        cookies = {ui.COOKIE: TOKEN} if known else {}
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app=made), base_url=BASE, cookies=cookies
+        ) as client:
+            await run(client)
+
+    asyncio.run(go())
+
+
+def test_no_text_of_anybody_becomes_a_tag_an_attribute_or_a_control_character() -> None:
+    async def look(client: httpx2.AsyncClient) -> None:
+        for path in ("/", "/races", "/alarms", f"/sessions/{SESSION}"):
+            for query in ("", "?live"):
+                answer = await client.get(path + query)
+                assert answer.status_code == 200, answer.text
+                page = Page(answer.text)
+                assert set(page.tags) <= KNOWN and page.open == []
+                assert page.tags.count("script") == (0 if query else 1)
+                assert not any(name.startswith("on") or value == "/x" for _, name, value in page.attributes)
+                assert "document.title='owned'" in page.words and "49" not in page.words.split()
+                assert not set("\x1b\x07\u202e") & set(answer.text)
+
+    play(look, act=True)
+
+
+def test_each_page_has_a_language_a_title_one_heading_and_names_for_what_can_be_reached_by_keyboard() -> None:
+    async def look(client: httpx2.AsyncClient) -> None:
+        for path in ("/", "/races", "/alarms", f"/sessions/{SESSION}"):
+            page = Page((await client.get(path)).text)
+            assert ("html", "lang", "en") in page.attributes
+            assert page.tags.count("h1") == page.tags.count("title") == page.tags.count("main") == 1
+            assert page.tags.count("caption") == page.tags.count("table")
+            regions = [value for tag, name, value in page.attributes if name == "tabindex" and tag == "div"]
+            assert len(regions) == page.attributes.count(("div", "role", "region"))
+
+    play(look)
+
+
+def test_nobody_is_let_in_without_the_token_or_by_another_name() -> None:
+    async def look(client: httpx2.AsyncClient) -> None:
+        for path in ("/", "/alarms", f"/sessions/{SESSION}", "/htmx.min.js", "/nowhere"):
+            refused = await client.get(path)
+            assert refused.status_code == 401 and SESSION not in refused.text
+            assert "default-src 'none'" in refused.headers["content-security-policy"]
+        assert (await client.get("/", headers={"host": "evil.example"})).status_code == 421
+        wrong = await client.post("/login", data={"token": "x"})
+        assert wrong.status_code == 401 and "not the token" in wrong.text
+        right = await client.get(f"/?token={TOKEN}")
+        assert right.status_code == 303 and right.headers["location"] == "/"
+        assert "HttpOnly" in right.headers["set-cookie"] and "SameSite=strict" in right.headers["set-cookie"]
+        client.cookies.set(ui.COOKIE, TOKEN)
+        page = await client.get("/")
+        policy = page.headers["content-security-policy"]
+        assert "script-src 'self'" in policy and "unsafe" not in policy and page.headers["cache-control"] == "no-store"
+        assert "htmx=function" in (await client.get("/htmx.min.js")).text
+
+    play(look, known=False)
+
+
+def test_an_action_needs_act_and_a_token_of_its_own_that_is_good_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    @asynccontextmanager
+    async def aim(loaded: Loaded, session_id: str) -> Any:
+        yield session_id
+
+    async def act(aim: str, confirm: object) -> str:
+        done.append(aim)
+        return HOSTILE
+
+    monkeypatch.setattr(ui, "target", aim)
+    monkeypatch.setattr(ui, "_ACTS", {"interrupt": act, "stop": act})
+    where = f"/sessions/{SESSION}"
+
+    async def look(client: httpx2.AsyncClient) -> None:
+        page = Page((await client.get(where)).text)
+        first, second = [value for tag, name, value in page.attributes if (tag, name) == ("input", "value")]
+        for path, token in (
+            (f"{where}/stop", first),
+            ("/sessions/sesn_other/interrupt", first),
+            (f"{where}/stop", "x"),
+        ):
+            assert (await client.post(path, data={"token": token or ""})).status_code == 403
+        assert (await client.get(f"{where}/interrupt")).status_code == 405 and done == []
+        said = await client.post(f"{where}/interrupt", data={"token": first or ""})
+        assert said.status_code == 200 and set(Page(said.text).tags) <= KNOWN and done == [SESSION]
+        assert (await client.post(f"{where}/interrupt", data={"token": first or ""})).status_code == 403
+        assert (await client.post(f"{where}/stop", data={"token": second or ""})).status_code == 200
+
+    play(look, act=True)
+
+    async def only_reads(client: httpx2.AsyncClient) -> None:
+        assert "<button" not in (await client.get(where)).text
+        assert (await client.post(f"{where}/interrupt", data={"token": ""})).status_code == 403
+
+    play(only_reads)
+
+
+def test_a_thousand_sessions_are_asked_for_once_however_many_look() -> None:
+    with many_sessions() as service:
+        reader = Reader(Loaded(variables(service), None))
+
+        async def look() -> tuple[dict[str, Any], dict[str, Any]]:
+            return await asyncio.gather(reader.home(), reader.races())
+
+        home, _ = asyncio.run(look())
+        assert len(home["rows"]) == SESSIONS and home["overview"].queues[0].environment == home["environments"][0]
+        assert service.calls.total() <= MOST_CALLS + 1
+
+
+def test_the_graph_and_the_timeline_are_of_what_the_services_tell() -> None:
+    graph = graph_of([item(ItemState.STOPPED, age=60, started_at=NOW - 30), item(ItemState.QUEUED, age=90_000)], NOW)
+    assert (graph.bars[-1].came, graph.bars[-1].served, sum(bar.came for bar in graph.bars)) == (1, 1, 1)
+    use = {"type": "agent.tool_use", "id": "1", "name": "bash", "input": {"command": "ls"}}
+    work = {"id": "work_1", "created_at": 5.0, "acknowledged_at": 7.0, "stopped_at": None}
+    moments = timeline_of([{**use, "processed_at": "1970-01-01T00:00:06Z"}], [work])
+    assert [each.text.split()[-1] for each in moments] == ["queued", "ls", "acked"] and ENVIRONMENT
