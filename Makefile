@@ -182,8 +182,8 @@ alarms: setup ## what a tick would raise and repair now
 top: setup ## queues, sandboxes and problems, live: ONCE=1 JSON=1
 	@$(HANDS) top $(if $(ONCE),--once) $(if $(JSON),--json)
 
-ui: setup ## the same as a page: PORT=5061 ACT=1
-	@$(HANDS) ui $(if $(PORT),--port $(PORT)) $(if $(ACT),--act)
+ui: setup ## the same as a page: UI_PORT=5061 ACT=1
+	@$(HANDS) ui $(if $(UI_PORT),--port $(UI_PORT)) $(if $(ACT),--act)
 
 cost: setup ## tokens, running time and list price: BY=session, environment or day
 	@$(HANDS) cost $(if $(BY),--by $(BY)) $(if $(JSON),--json)
