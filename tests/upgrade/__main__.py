@@ -72,7 +72,7 @@ def unpack(folder: Path) -> None:
 def round_of(first: Version, second: Version, image: Version, sessions: int, folder: Path) -> list[str]:
     """One order with one image; what is wrong."""
     with Platform(Options(build_image=False)) as platform:
-        environ = dict(platform.environ)
+        environ = {**platform.environ, "RUNNER_MAX_IDLE_SECONDS": "1"}  # so that a second message is a new item
         subprocess.run(
             image.command("build"), cwd=image.folder, env={**os.environ, **environ}, check=True, capture_output=True
         )
@@ -88,6 +88,7 @@ def round_of(first: Version, second: Version, image: Version, sessions: int, fol
                 time.sleep(1.0)
                 one.terminate()
                 problems = _until_quiet(api, ids, 1)
+                problems += _until_stopped(platform)
                 for session_id in ids:
                     _say(api, session_id, "$ wc -l < kept.txt")
                 problems += _until_quiet(api, ids, 2)
@@ -125,6 +126,16 @@ def _until_quiet(api: anthropic.Anthropic, ids: list[str], turns: int) -> list[s
     return [f"{each}: turn {turns} is not served after {_PATIENCE:.0f} s" for each in open_ids]
 
 
+def _until_stopped(platform: Platform) -> list[str]:
+    """No worker is left that a message could reach without an item."""
+    end = time.monotonic() + _PATIENCE
+    while any(item["state"] != "stopped" for item in platform.claude.get("state")["items"]):
+        if time.monotonic() > end:
+            return ["items do not stop when their sessions are idle"]
+        time.sleep(0.5)
+    return []
+
+
 def _judged(platform: Platform, api: anthropic.Anthropic, ids: list[str]) -> list[str]:
     problems = []
     for session_id in ids:
@@ -147,6 +158,8 @@ def _judged(platform: Platform, api: anthropic.Anthropic, ids: list[str]) -> lis
     ended = [row for row in platform.tensorlake.get("state")["sandboxes"] if row["status"] in ("terminated", "failed")]
     if ended:
         problems.append(f"{len(ended)} sandboxes were ended")
+    if len(platform.claude.get("state")["items"]) != 2 * len(ids):
+        problems.append(f"{len(platform.claude.get('state')['items'])} items for {2 * len(ids)} turns")
     stranded = [item["id"] for item in platform.claude.get("state")["items"] if item["state"] == "starting"]
     if stranded:
         problems.append(f"stranded: {', '.join(stranded)}")
