@@ -183,7 +183,7 @@ top: setup ## queues, sandboxes and problems, live: ONCE=1 JSON=1
 	@$(HANDS) top $(if $(ONCE),--once) $(if $(JSON),--json)
 
 ui: setup ## the same as a page: UI_PORT=5061 ACT=1
-	@$(HANDS) ui $(if $(UI_PORT),--port $(UI_PORT)) $(if $(ACT),--act)
+	@$(HANDS) ui $(if $(UI_PORT),--ui-port $(UI_PORT)) $(if $(ACT),--act)
 
 cost: setup ## tokens, running time and list price: BY=session, environment or day
 	@$(HANDS) cost $(if $(BY),--by $(BY)) $(if $(JSON),--json)

@@ -260,10 +260,12 @@ def cost(
         finish(run(load(), by=by.value, as_json=as_json))
 
 
-@command(app, "ui", SEEING, "ui", "ui --act", "ui --host 0.0.0.0 --port 8080")
+@command(app, "ui", SEEING, "ui", "ui --act", "ui --ui-host 0.0.0.0 --ui-port 8080")
 def ui(
-    port: Annotated[int, typer.Option(help="0 takes a free one")] = 5061,
-    host: Annotated[str, typer.Option(help="another than this machine's own asks for FUNCTIONS_TOKEN")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--ui-port", help="0 takes a free one")] = 5061,
+    host: Annotated[
+        str, typer.Option("--ui-host", help="another than this machine's own asks for FUNCTIONS_TOKEN")
+    ] = "127.0.0.1",
     act: Annotated[bool, typer.Option("--act", help="with buttons; without it the page only reads")] = False,
 ) -> None:
     """The same as a page: sessions, one session's timeline, queues, races and alarms, live, until ctrl-C."""
