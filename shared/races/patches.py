@@ -17,18 +17,18 @@ from shared.races.shell import NotDone, SandboxShell, as_base64, new_mark, why
 MOST_BYTES: Final = 262_144  # of one branch's patch
 _SECONDS: Final = 60.0
 _NO_GIT: Final = 3
-_NESTED: Final = 5
-LEFT_OUT: Final = "diff: repositories in folders of the working directory are left out"
+_TOO_MANY: Final = 5
+LEFT_OUT: Final = "diff: of the repositories in folders of the working directory only 20 are looked at"
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What the working directory is compared with: kept in `folder` of the sandbox by `user`. `nested`: it holds
-    repositories in folders, whose files are left out."""
+    """What the working directory is compared with: kept in `folder` of the sandbox by `user`. `too_many`: it holds more
+    repositories in folders than are looked at."""
 
     folder: str
     user: str
-    nested: bool
+    too_many: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ async def keep_base(shell: SandboxShell, sandbox_id: str) -> Base | NotDone:
     for user in ("root", shell.user):  # not every sandbox lets anybody be root
         folder = f"/tmp/race-{new_mark()}-base"
         outcome = await _run(shell, sandbox_id, ("base", folder), user)
-        if isinstance(outcome, CommandOutput) and outcome.exit_code in (0, _NESTED) and not outcome.timed_out:
-            return Base(folder, user, nested=outcome.exit_code == _NESTED)
+        if isinstance(outcome, CommandOutput) and outcome.exit_code in (0, _TOO_MANY) and not outcome.timed_out:
+            return Base(folder, user, too_many=outcome.exit_code == _TOO_MANY)
     return outcome if isinstance(outcome, NotDone) else NotDone("the working directory could not be read")
 
 

@@ -433,7 +433,7 @@ class _Race:
                 runner.diff_reason = f"diff: {reason}"
             case patch:
                 runner.diff = patch.text
-                left_out = patches.LEFT_OUT if base.nested else None
+                left_out = patches.LEFT_OUT if base.too_many else None
                 runner.diff_reason = f"diff: only its first {budget} bytes are here" if patch.cut else left_out
 
     async def _collect(self, runner: BranchRunner, child: SandboxRecord) -> None:

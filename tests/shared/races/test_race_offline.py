@@ -16,7 +16,6 @@ from shared import names
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.egress import EgressPolicy
 from shared.ports import CommandOutput, Created, SandboxHost, SandboxRecord, SandboxSpec
-from shared.races import patches
 from shared.races.errors import SourceNotReady, SourceUnknown
 from shared.races.events import BranchDecided, Event, OnEvent, PhaseBegan
 from shared.races.race import run_race
@@ -373,9 +372,15 @@ def test_each_branchs_changes_come_as_a_patch_that_it_cannot_touch(place: Place)
         await stage.sh("printf '1\\n2\\n' > src/a && test ! -e .git && echo old > gone")
         commit = "git -c user.name=x -c user.email=x@example.com commit -qm one"
         await stage.sh(f"git init -q repo && cd repo && echo 1 > b && git add b && {commit}")
-        nested = await stage.race(branches=[{"name": "in", "script": "echo 2 >> repo/b; echo 3 >> src/a"}], diff=True)
-        assert "src/a" in nested.branches[0].diff and "repo/b" not in nested.branches[0].diff
-        assert nested.branches[0].diff_reason == patches.LEFT_OUT
+        inside = f"cd repo && echo 2 >> b && {commit} -a && git rm -qf --cached b; echo 3 >> ../src/a"
+        moved = "rm -r repo && ln -s /etc repo"
+        nested = await stage.race(
+            branches=[{"name": "in", "script": inside}, {"name": "moved", "script": moved}], diff=True
+        )
+        got = by_name(nested)
+        assert "--- a/repo/b\n+++ b/repo/b\n@@ -1 +1,2 @@\n 1\n+2\n" in got["in"].diff, got["in"].diff
+        assert "+++ b/src/a\n" in got["in"].diff and "Subproject" not in got["in"].diff
+        assert got["in"].diff_reason is None and "passwd" not in got["moved"].diff
         written = await stage.host.write_file(stage.source, "/tmp/edit.patch", edit.encode())
         assert written is None
         assert (
