@@ -34,7 +34,7 @@ import httpx2
 
 from shared import names
 from shared.ports import Absent, SandboxRecord
-from tests.support.footprint import Growth, children, watching
+from tests.support.footprint import Growth, watching
 from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving, webhooks_to
 from tests.support.world import API_KEY, ROOT, OfflineWorld, Place, offline_world
 
@@ -186,9 +186,9 @@ def copies(place: Place, report: Report) -> Iterator[Mapping[str, int]]:
     with contextlib.ExitStack() as stack:
         pids = {}
         for name, command in (("uvicorn", UVICORN), ("gunicorn", FRAMEWORK)):
-            before = set(children(os.getpid()))
-            url = stack.enter_context(serving(place, command))
-            (pids[name],) = set(children(os.getpid())) - before
+            begun: list[int] = []
+            url = stack.enter_context(serving(place, command, pids=begun))
+            pids[name] = begun[0]
             _warm(url)
             stack.enter_context(webhooks_to(place, f"{url}/"))
         for number in (1, 2):

@@ -41,11 +41,17 @@ SERVERS: Final[Mapping[str, Sequence[str]]] = {
 
 @contextlib.contextmanager
 def serving(
-    place: Place, command: Sequence[str], *, exactly: Mapping[str, str] | None = None, **extra: str
+    place: Place,
+    command: Sequence[str],
+    *,
+    exactly: Mapping[str, str] | None = None,
+    pids: list[int] | None = None,
+    **extra: str,
 ) -> Iterator[str]:
     """The address of a server that answers. Its output goes to a file, and is shown if it does not come up.
 
-    `exactly`: its variables, and nothing else but PATH; `{port}` in one becomes the port.
+    `exactly`: its variables, and nothing else but PATH; `{port}` in one becomes the port. Its process id is put into
+    `pids`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -70,6 +76,8 @@ def serving(
             if inside == ROOT
             else subprocess.Popen([sys.executable, *started], start_new_session=True, **options)
         )
+        if pids is not None:
+            pids.append(process.pid)
         try:
             if not _answers(url, process):
                 output.seek(0)

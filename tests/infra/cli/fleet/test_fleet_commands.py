@@ -99,7 +99,7 @@ def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(se
         assert watching.stdout is not None
         session = watching.stdout.readline().split()[1]
         until(lambda: "bash sleep 600 for" in row(served, session)["state"], "it is not seen at work")
-        assert row(served, session)["item_state"] == "active"
+        until(lambda: row(served, session)["item_state"] == "active", "its item is not active")
         facts = json.loads(served.run("show", session, "--json").stdout)
         assert (facts["calls"][0]["input"], facts["calls"][0]["waits_for"]) == ("sleep 600", "a worker")
         for command in ("suspend", "keep"):
