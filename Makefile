@@ -73,7 +73,7 @@ demo-race: setup ## five fixes of a failing test race in copies of a session's s
 	@$(HANDS) demo race
 
 test: setup-dev ## the tests (TESTS=path for some of them)
-	@$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest $(if $(TESTS),$(TESTS),--reruns 1 -rR)
 
 test-busy: setup-dev ## the tests beside four processes that only compute: none may depend on the machine's speed
 	@$(PY) -m tests.support.busy $(TESTS)
