@@ -12,10 +12,10 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from functions.requests import HttpError
-from shared.capability import Capability
 
 if TYPE_CHECKING:
     from functions.state import FunctionsState
+    from shared.capability import Capability
     from shared.ports import WorkQueue
 
 log = logging.getLogger(__name__)

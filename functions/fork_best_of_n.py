@@ -19,7 +19,7 @@ from starlette.responses import Response
 from functions import agent_auth, race_admission
 from functions.auth import caller_of
 from functions.cloud_run_iam import is_vouched_for
-from functions.requests import HttpError, not_configured, require_method
+from functions.requests import HttpError, not_configured, require_method, require_object
 from functions.state import FunctionsState, deadline_of, state_of
 from functions.streaming import LineStream, unless_hung_up, wants_stream
 from shared.capability import FORK, Capability
@@ -48,6 +48,7 @@ async def fork_best_of_n(request: Request) -> Response:
         body = await state.bodies.read(request, proven=True)
         if caller is not None:
             await agent_auth.require_admitted(caller, state)
+        require_object(body)
         from functions.race_requests import read_race, say_events
 
         race = await asyncio.to_thread(read_race, body, caller, time.monotonic() - began, deadline)

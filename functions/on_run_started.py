@@ -16,7 +16,6 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from functions.invocations import Invocation, NotEnqueued, drain_now, enqueue
 from functions.requests import HttpError, json_response, not_configured, require_method
 from functions.signatures import is_signed, require_headers, wrong_signature
 from functions.state import FunctionsState, deadline_of, state_of
@@ -50,14 +49,13 @@ async def on_run_started(request: Request) -> Response:
     if not state.seen_webhooks.is_new(webhook_id):
         return json_response({"ignored": "repeated"})
     enqueues = state.settings.drain_mode == "enqueue"
-    enqueues = state.settings.drain_mode == "enqueue"
     if kind == WAKES:
         if enqueues:
-            return await _enqueued(state, webhook_id, drain_now(), "drains")
+            return await _enqueued(state, webhook_id, "drains")
         return await _drained(state, deadline_of(request))
     if kind in OVER and _is_session_id(session_id):
         if enqueues:
-            return await _enqueued(state, webhook_id, Invocation("session_over", session_id), "reconciled")
+            return await _enqueued(state, webhook_id, "reconciled", session_id)
         return await _cleaned_up(state, session_id, deadline_of(request))
     return json_response({"ignored": kind})
 
@@ -94,8 +92,12 @@ async def _answered(work: Awaitable[Sequence[object]], name: str) -> Response:
     return Response(to_json({name: reports}), media_type="application/json")
 
 
-async def _enqueued(state: FunctionsState, webhook_id: str, invocation: Invocation, name: str) -> Response:
-    """Somebody else's work from here on. What could not be handed on is found by the next tick."""
+async def _enqueued(state: FunctionsState, webhook_id: str, name: str, over: str = "") -> Response:
+    """Somebody else's work from here on: a drain, or what follows the end of the session `over`. What could not be
+    handed on is found by the next tick."""
+    from functions.invocations import Invocation, NotEnqueued, drain_now, enqueue  # not needed to refuse a caller
+
+    invocation = Invocation("session_over", over) if over else drain_now()
     try:
         await enqueue(state.settings.enqueue_to, invocation)
     except NotEnqueued as error:

@@ -11,11 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from functions.requests import HttpError
-from shared.races import agent_policy
 
 if TYPE_CHECKING:
     from shared.capability import Capability
@@ -57,11 +55,13 @@ class CallRates:
             )
 
 
-@dataclass(slots=True)
 class RaceCost:
     """Sandbox-seconds; None while no report has said them."""
 
-    seconds: float | None = None
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
 
 
 class DailyBudgets:
@@ -85,6 +85,8 @@ class DailyBudgets:
         if caller is None or not self._most or race.dry_run:
             yield race, cost
             return
+        from shared.races import agent_policy  # not needed to refuse a caller
+
         began = self._now()
         day = int(began // _DAY)
         if day != self._day:

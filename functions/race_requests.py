@@ -1,6 +1,6 @@
 """What fork_best_of_n is sent and what it answers: bounded bodies, errors with their status, events as lines.
 
-Imported on a race's first call, since the models need pydantic.
+Models are imported when a body has to be read as one: they need pydantic, and a refusal before that does not.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ import logging
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from functions.requests import HttpError, configuration_error, read_model
 from functions.streaming import Lines
-from shared.capability import Capability
 from shared.deadline import Deadline
 from shared.errors import SecretUnavailable, SettingsError
-from shared.races import agent_policy, errors, events
-from shared.races.report import RaceReport
-from shared.races.request import RaceRequest
+from shared.races import errors
 from shared.service import FOR_RACES
+
+if TYPE_CHECKING:
+    from shared.capability import Capability
+    from shared.races import events
+    from shared.races.report import RaceReport
+    from shared.races.request import RaceRequest
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +31,19 @@ MOST_ELEMENTS: Final = 20_000
 _UNTIL_IT_BEGINS: Final = 5.0  # seconds: a cold process imports the core in between
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
-Run = Callable[..., Coroutine[Any, Any, RaceReport]]
+Run = Callable[..., "Coroutine[Any, Any, RaceReport]"]
 
 
 def read_race(body: bytes, caller: Capability | None, spent: float, deadline: Deadline | None) -> RaceRequest:
     """The race that a body asks for, `spent` seconds after its call began. For a thread: a body of a mebibyte takes
     tens of milliseconds. Raises HttpError 400, or 403 for what an agent may not ask."""
     require_few_elements(body)
+    from shared.races.request import RaceRequest
+
     if caller is None:
         return read_model(RaceRequest, body)
+    from shared.races import agent_policy
+
     race = read_model(RaceRequest, agent_policy.with_own_source(body, caller))
     try:
         longest = None if deadline is None else deadline.left() * FOR_RACES - _UNTIL_IT_BEGINS
@@ -68,6 +75,7 @@ def errors_as_answers() -> Iterator[None]:
 
 async def say_events(run: Run, lines: Lines) -> None:
     """Says the race's events as lines. Raises HttpError as long as there was none."""
+    from shared.races import events
 
     def tell(event: events.Event) -> None:
         lines.say(events.to_line(event), spare=isinstance(event, events.OutputLine))

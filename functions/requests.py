@@ -177,6 +177,13 @@ def _too_large(limit: int) -> HttpError:
     return HttpError(413, "too_large", f"the body may have at most {limit} bytes")
 
 
+def require_object(body: bytes) -> None:
+    """Raises HttpError 400 for what is no JSON object, as far as its first character tells: such a body is worth no
+    parser and no model."""
+    if not body.lstrip(b" \t\r\n").startswith(b"{"):
+        raise HttpError(400, "invalid_request", "the body is not a JSON object")
+
+
 def read_model(model: type[_MODEL], body: bytes) -> _MODEL:
     """The body as this model. Raises HttpError 400 that names the first field that is wrong."""
     from pydantic import ValidationError

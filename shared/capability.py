@@ -7,7 +7,8 @@ nobody learns the secret from a capability. Whoever holds one can try guesses at
 machine can make: so neither may be short (shared/secret.py, SHORTEST_SECRET). A token stands for its bearer alone:
 whoever accepts one looks up the work item that it names, too (functions/agent_auth.py).
 
-itsdangerous is imported for the first token: a cold start that has to refuse an unauthenticated caller needs none.
+itsdangerous and orjson are imported for the first token: a cold start that has to refuse an unauthenticated caller
+needs neither.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-import orjson
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shared.errors import HandsError, SettingsError
 from shared.secret import strong
@@ -41,8 +39,7 @@ class NotGenuine(HandsError):
     """A token that we did not issue, or issued for a time that is over. The text quotes nothing of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capability:
+class Capability(NamedTuple):
     """What a token is good for: calls of one function, for one session, as long as one work item is served.
 
     `branches` and `seconds` bound each race. `expires_at` is in seconds since 1970.
@@ -77,6 +74,8 @@ def signing_key(secret: str) -> bytes:
 
 
 def issue(capability: Capability, key: bytes) -> str:
+    import orjson
+
     claims = {
         "f": capability.function,
         "e": capability.environment_id,
@@ -102,6 +101,8 @@ def read(token: bytes, keys: Sequence[bytes], now: float) -> Capability:
     # The library would decode the signature and so take several spellings of one for it.
     if not any(hmac.compare_digest(signature, _signer(key).get_signature(signed)) for key in keys):
         raise NotGenuine("the token is not the right one")
+    import orjson
+
     text = signed.removeprefix(PREFIX)
     claims: Any = orjson.loads(base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4)))
     if claims["x"] <= now:

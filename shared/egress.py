@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class EgressPolicy:
+class EgressPolicy(NamedTuple):
     """What a sandbox may reach: everything but `deny`, or with a non-empty `allow` nothing but that.
 
     `internet` false and an empty `allow` block everything; with `allow` it only takes away the resolver, so that host

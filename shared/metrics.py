@@ -8,8 +8,7 @@ attribute holds a session's id, a secret, a prompt or what a tool said: each has
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 Kind = Literal["counter", "gauge", "histogram", "observed"]
 Attributes = Mapping[str, str | bool | int | float]
@@ -22,8 +21,7 @@ _SHORT: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds
 _LONG: Final = (0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
+class Metric(NamedTuple):
     """`unit` is of UCUM, as OpenTelemetry has it. `observed` gauges are read when they are exported."""
 
     name: str

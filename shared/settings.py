@@ -15,7 +15,8 @@ TOML file that describes several instead:
     setup_env = { REGION = "eu" }
 
 Nothing else in the project reads the process's environment, but for secrets that a setting refers to. What each
-variable means, and its default, is said once: in settings_table.py.
+variable means, and its default, is said once: in settings_table.py. A cold start makes these classes: the parts are
+named tuples, which take a tenth of a dataclass's time, and nobody compares the others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from shared.egress import EgressPolicy
@@ -47,6 +49,7 @@ from shared.settings_table import (
     Sandboxes,
     Server,
     Services,
+    SessionSetup,
     Setting,
     Telemetry,
     Text,
@@ -57,15 +60,17 @@ from shared.settings_table import (
 if TYPE_CHECKING:
     from image.session.setup import SetupPolicy
 
-_JUDGE: Final = re.compile(
-    r"(?P<name>[a-z0-9][a-z0-9_-]{0,63})\s*=\s*(?P<target>entry-point:[\w.-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)", re.ASCII
-)
-
-_FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+_FUNCTION: Final = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+_JUDGE: Final = rf"(?P<name>[a-z0-9][a-z0-9_-]{{0,63}})\s*=\s*(?P<target>entry-point:[\w.-]+|{_FUNCTION})"
 _FILE_KEYS: Final = {each.file_key: each for each in TABLE if each.file_key}
+_USUAL_SETUP: Final = {
+    name: list(each.default) if isinstance(each, Texts) else each.default
+    for name, each in _FILE_KEYS.items()
+    if name.startswith("setup_")
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Environment:
     """One self-hosted environment and the sandboxes of its sessions."""
 
@@ -78,17 +83,27 @@ class Environment:
     timeout_seconds: int
     egress: EgressPolicy
     hosts_added: tuple[str, ...] = ()  # to the list of hosts that was given, since nothing works without them
-    setup: SetupPolicy | None = None
-    """None: nothing is made ready, and callers may ask for nothing."""
+    setup_given: SetupPolicy | None = None
+    """What is said of set-ups, where that is more than who may ask for what."""
+    setup_callers: tuple[str, ...] = ()
+    """What callers may ask for where nothing else is said."""
     setup_stores: tuple[str, ...] = ()
     """Prefixes of objects that are signed for a session."""
     setup_credentials: str = ""
     """`module:function` that gives a repository's credential."""
-    tool_secrets: Mapping[str, Secret] = field(default_factory=dict, hash=False)
+    tool_secrets: Mapping[str, Secret] = field(default_factory=dict)
+
+    @property
+    def setup(self) -> SetupPolicy | None:
+        """None: nothing is made ready, and callers may ask for nothing."""
+        if self.setup_given is not None or not self.setup_callers:
+            return self.setup_given
+        from image.session.setup import SetupPolicy  # a cold start that refuses its caller does without it
+
+        return SetupPolicy(callers=self.setup_callers, hosts=self.egress.allow or None)
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimTimes:
+class ClaimTimes(NamedTuple):
     """The claim protocol's times, in seconds. `Settings` checks the order that they must keep.
 
     reclaim: R, after which an item that was claimed and not acked is offered again; sent on every poll.
@@ -113,8 +128,7 @@ class ClaimTimes:
         return self.stranded + 60.0 if self.stranded >= 60.0 else self.stranded * 2
 
 
-@dataclass(frozen=True, slots=True)
-class DrainLimits:
+class DrainLimits(NamedTuple):
     """Bounds of one drain. `deadline` seconds in all; no claim is made later than what follows it needs.
 
     inline: the longest that a webhook waits for its drain where that runs inline.
@@ -127,8 +141,7 @@ class DrainLimits:
     polls_in_flight: int = Drain.DRAIN_POLLS_IN_FLIGHT.default
 
 
-@dataclass(frozen=True, slots=True)
-class ReconcileTimes:
+class ReconcileTimes(NamedTuple):
     """When the reconciler acts, in seconds, and how much it may do in one tick.
 
     deadline: bound of one pass; it comes on top of the tick's drain.
@@ -148,8 +161,7 @@ class ReconcileTimes:
     touches: int = Reconcile.RECONCILE_TOUCHES.default
 
 
-@dataclass(frozen=True, slots=True)
-class OutputSettings:
+class OutputSettings(NamedTuple):
     """to: a target that `shared/outputs/stores.py` knows. signature: the query of one by https. folder: in a sandbox.
     seconds: bounds one look. largest: bytes of a file. patience: seconds that a failing target delays an end."""
 
@@ -161,8 +173,7 @@ class OutputSettings:
     patience: float
 
 
-@dataclass(frozen=True, slots=True)
-class CallLimits:
+class CallLimits(NamedTuple):
     """Calls a minute that this process makes at most. The defaults are the limits of an organisation
     (docs/wire/anthropic.md); 0 is no limit."""
 
@@ -171,8 +182,7 @@ class CallLimits:
     tensorlake: int = Services.TENSORLAKE_CALLS_PER_MINUTE.default
 
 
-@dataclass(frozen=True, slots=True)
-class RaceLimits:
+class RaceLimits(NamedTuple):
     """Bounds of best-of-N races, whatever a request asks for; `agent_`: of those that an agent asks for itself."""
 
     max_branches: int = Races.RACE_MAX_BRANCHES.default
@@ -186,11 +196,11 @@ class RaceLimits:
     agent_sandbox_seconds: float = Races.RACE_AGENT_SANDBOX_SECONDS_PER_DAY.default
     output_bytes: int = Races.RACE_OUTPUT_BYTES.default
     artifact_bytes: int = Races.RACE_ARTIFACT_BYTES.default
-    judges: Mapping[str, str] = field(default_factory=dict)
+    judges: Mapping[str, str] = MappingProxyType({})
     """Plug-ins by name: `module:function`, or `entry-point:NAME` of the group serverless_hands.judges."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Settings:
     """Everything the bundle is told. Build it with `from_environ`."""
 
@@ -479,6 +489,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
     missing = tuple(dict.fromkeys(host for host in needed if host not in hosts))
     egress = EgressPolicy() if open_to_all else EgressPolicy(allow=(*hosts, *missing))
     secrets = table["tool_secrets"]
+    usual = all(table[name] == default for name, default in _USUAL_SETUP.items())
     try:
         return Environment(
             id=id_,
@@ -490,7 +501,8 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             timeout_seconds=int(table["timeout_seconds"]),
             hosts_added=missing if hosts and not open_to_all else (),
             egress=egress,
-            setup=_setup(where, table, egress),
+            setup_given=None if usual else _setup(where, table, egress),
+            setup_callers=SessionSetup.SETUP_CALLER_KEYS.default if usual else (),
             setup_stores=_stores(where, table["setup_stores"]),
             setup_credentials=_plugin(where, table["setup_credentials"].strip()),
             tool_secrets=secrets if isinstance(secrets, Mapping) else Workers.TOOL_SECRETS.parse(str(secrets)),
@@ -530,7 +542,7 @@ def _stores(where: str, prefixes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _plugin(where: str, target: str) -> str:
-    if target and not _FUNCTION.fullmatch(target):
+    if target and not re.fullmatch(_FUNCTION, target, re.ASCII):
         raise SettingsError(f"{where}: setup_credentials must be module:function")
     return target
 
@@ -588,7 +600,7 @@ def _judges(text: str) -> Mapping[str, str]:
     """`name=module:function` or `name=entry-point:NAME`, with commas between; nothing is imported here."""
     judges: dict[str, str] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
-        match = _JUDGE.fullmatch(entry)
+        match = re.fullmatch(_JUDGE, entry, re.ASCII)
         if match is None or match["name"] in judges:
             raise SettingsError(
                 "RACE_JUDGES must be name=module:function or name=entry-point:NAME, with commas between; "

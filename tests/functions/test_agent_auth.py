@@ -6,7 +6,6 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -84,7 +83,7 @@ def post(
     http: TestClient, body: Any = RACE, path: str = FORK, token: str | None = None, **changes: Any
 ) -> httpx2.Response:
     """With the capability's token, `changes` made in it before it was issued."""
-    token = token or issue(replace(CAPABILITY, **changes), signing_key(TOKEN))
+    token = token or issue(CAPABILITY._replace(**changes), signing_key(TOKEN))
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return http.post(f"/{path}", content=content, headers={"authorization": f"Bearer {token}"})
 

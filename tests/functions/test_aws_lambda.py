@@ -452,7 +452,7 @@ def test_in_enqueue_mode_the_webhook_hands_a_wake_up_on_and_does_no_work(
     async def enqueue(target: str, invocation: Invocation) -> None:
         sent.append((target, invocation))
 
-    monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)
+    monkeypatch.setattr("functions.invocations.enqueue", enqueue)
     bench = LambdaBench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
     body = delivery(kind)
     assert bench(http(body, signed(body)), on_run_started)["statusCode"] == 200
@@ -469,7 +469,7 @@ def test_a_wake_up_that_cannot_be_handed_on_is_still_answered_200(monkeypatch: p
     async def enqueue(target: str, invocation: Invocation) -> None:
         raise NotEnqueued("EndpointConnectionError")
 
-    monkeypatch.setattr("functions.on_run_started.enqueue", enqueue)
+    monkeypatch.setattr("functions.invocations.enqueue", enqueue)
     bench = LambdaBench(DRAIN_MODE="enqueue", ENQUEUE_TO="aws-lambda:the-drainer")
     body = delivery()
     answer = bench(http(body, signed(body)), on_run_started)

@@ -126,7 +126,7 @@ def test_a_body_over_a_mebibyte_is_refused() -> None:
         assert post(http, json.dumps(GOOD).encode().ljust(1024 * 1024)).status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"n": 1e', b"nul"])
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b'{"n": 1e', b"nul", b"[]", b'"{}"'])
 def test_what_is_not_json_is_a_400(body: bytes) -> None:
     with client() as http:
         answer = post(http, body)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,7 +47,7 @@ class Bench:
         self.now = NOW
 
     def collector(self, **changes: float) -> Collector:
-        settings = replace(self.settings, **changes)  # type: ignore[arg-type]
+        settings = self.settings._replace(**changes)  # type: ignore[arg-type]
         return Collector(settings, ThisMachine(), user=None, store=self.store, now=lambda: self.now)  # type: ignore[arg-type]
 
     def manifest(self) -> dict[str, object]:

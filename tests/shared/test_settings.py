@@ -209,6 +209,15 @@ def test_a_set_up_comes_from_plain_variables_or_from_the_file(tmp_path: Path) ->
     assert none is None
 
 
+def test_who_may_ask_for_a_set_up_is_the_same_where_no_other_setting_of_it_is_given() -> None:
+    (usual,) = Settings.from_environ(PLAIN).environments.values()
+    (spelt,) = Settings.from_environ(PLAIN | {"SETUP_SECONDS": "601"}).environments.values()
+    assert usual.setup is not None and spelt.setup is not None
+    assert usual.setup.to_wire() == spelt.setup.to_wire() | {"seconds": 600.0}
+    (closed,) = Settings.from_environ(PLAIN | {"SETUP_CALLER_KEYS": "none"}).environments.values()
+    assert closed.setup is not None and closed.setup.callers == ()
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [

@@ -7,7 +7,6 @@ import sys
 import threading
 import types
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -272,4 +271,4 @@ def test_a_setting_that_names_no_judge_is_refused_at_the_start(text: str) -> Non
 def test_the_operators_judges_are_read_in_order() -> None:
     read = Settings.from_environ({**ENVIRON, "RACE_JUDGES": " a = pkg.mod:f, b=entry-point:some.judge-1 ,"})
     assert read.races.judges == {"a": "pkg.mod:f", "b": "entry-point:some.judge-1"}
-    assert replace(read.races, judges={}).judges == {}
+    assert read.races._replace(judges={}).judges == {}
