@@ -155,6 +155,14 @@ def idles(place: Place, session: str) -> bool:
 
 SESSION: Final = {"method": "GET", "path": r"/sessions/{session}$", "action": "delay", "seconds": HOLD}
 RESULTS: Final = {"method": "POST", "path": r"/sessions/{session}/events$"}
+STOP: Final = {"method": "POST", "path": r"/work/{work}/stop$"}
+
+
+def never(rule: Rule) -> Sequence[Rule]:
+    """Such a request waits and comes to nothing. If it failed at once, the worker would go on before it is killed."""
+    return [{**rule, "action": "delay", "seconds": HOLD}, {**rule, "action": "status", "status": 503}]
+
+
 DEAF: Final = {"method": "POST", "path": r"/work/{work}/heartbeat$", "action": "status", "status": 503, "skip": 1}
 """Once the first heartbeat, which `ready` waits for, has been answered."""
 
@@ -191,14 +199,10 @@ STEPS: Final[Mapping[str, KillStep]] = {
         claude=[{"method": "GET", "path": r"/sessions/{session}/events$", "action": "delay", "seconds": HOLD}]
     ),
     "while a tool runs": KillStep(reached=has_begun_the_first_call, prompt=SLOW, ran=AGAIN),
-    "after a tool ran, before its result is posted": KillStep(
-        claude=[RESULTS | {"action": "status", "status": 503}], ran=AGAIN
-    ),
+    "after a tool ran, before its result is posted": KillStep(claude=never(RESULTS), ran=AGAIN),
     "after a result was posted": KillStep(claude=[RESULTS | {"action": "delay_after", "seconds": HOLD}]),
     "while it idles": KillStep(reached=idles, idle="60"),
-    "at its end, before it stops the item": KillStep(
-        claude=[{"method": "POST", "path": r"/work/{work}/stop$", "action": "status", "status": 503}]
-    ),
+    "at its end, before it stops the item": KillStep(claude=never(STOP)),
 }
 
 
