@@ -58,6 +58,7 @@ SECRETLESS: Final = (
 )
 
 _PAUSE: Final = 0.2
+_SEEN: Final = 5.0  # seconds after `ready` in which an ack is asked for without another look at the worker
 _NEW: Final = 3.0  # seconds of age below which an item cannot have had a worker that died, or is slow
 _REBINDS: Final = 3
 _REACH_SHARE: Final = 0.6  # of a hand-over's time: a worker that reaches no API says so while somebody still listens
@@ -178,7 +179,7 @@ class Dispatcher:
                     if self.known is not None and by_name:
                         self.known.seen(name, bound.sandbox)
                     with tracing.span("ack") as span:
-                        end = await self._ack(item, claimed_at)
+                        end = await self._ack(item, claimed_at, bound.sandbox.id)
                         span.set({tracing.OUTCOME: end.end.value})
                     self._note_served(item, end)
                     return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk, remark)
@@ -230,10 +231,15 @@ class Dispatcher:
         if written is not None:
             log.warning("workspace.not_told sandbox=%s outcome=%s", bound.sandbox.id, written)
 
-    async def _ack(self, item: WorkItem, claimed_at: float) -> _End:
-        """Only while the claim is younger than R; a doubtful answer is asked again, since a second ack is harmless."""
-        waits = pauses(_PAUSE, 5.0)
+    async def _ack(self, item: WorkItem, claimed_at: float, sandbox_id: str) -> _End:
+        """Only while the claim is younger than R; a doubtful answer is asked again, since a second ack is harmless, but
+        only while the worker is there: one that had waited for long may give up meanwhile."""
+        waits, seen = pauses(_PAUSE, 5.0), self.clock()
         while self.clock() - claimed_at < self.settings.times.reclaim:
+            if self.clock() - seen > _SEEN:
+                seen = self.clock()
+                if not await handover.worker_lives(self.host, sandbox_id, item):
+                    return _End(ItemEnd.UNFINISHED, "no ack was answered, and the worker is not seen any more")
             match await self.queue.ack(item.id):
                 case None:
                     return _End(ItemEnd.HANDED_OVER)

@@ -85,6 +85,29 @@ FOUND = {
         line_faults=tuple(LineFault("c0", "find", number, Meets.SLOW_ANSWER) for number in range(3)),
         point_faults=(PointFault(0, "ready", 0, "outage"), PointFault(0, "leased", 0, "kill")),
     ),
+    "a worker that has waited for long gives up while its ack is asked for again": RunPlan(
+        seed="given up before the ack",
+        copies=1,
+        sessions=(session((1.0, (1,)), habits=Habits(start=0.2)),),
+        slow=4.0,
+        wakes=(Wake(79.0, 0),),
+        line_faults=(
+            LineFault("c0", "start", 0, Meets.CRASH_AFTER),
+            *(LineFault("c0", "ack", number, Meets.LOST_REQUEST) for number in range(3)),
+        ),
+    ),
+    "an item that somebody asked to stop is released turns later, since its worker could not hear it": RunPlan(
+        seed="quiet-2439",
+        copies=2,
+        sessions=(
+            SessionPlan("sesn_aBcD1", ((3.49, (1, 1)), (16.92, ()), (19.27, (2, 1))), 3.0, Habits(start=0.2, tool=8.0)),
+        ),
+        slow=9.0,
+        eager=True,
+        wakes=(Wake(61.8, 1),),
+        point_faults=(PointFault(0, "tool", 0, "stop"), PointFault(0, "leased", 0, "fail")),
+        timed_faults=(TimedFault(73.6, 0, "outage"),),
+    ),
 }
 
 

@@ -56,7 +56,7 @@ from tests.faults.explorer.plan import (
     plan_of,
     slow_looks,
 )
-from tests.faults.explorer.run import prepared, run
+from tests.faults.explorer.run import LEASE, prepared, run
 from tests.support.model.lines import Meets
 from tests.support.model.ports import ModelHost, ModelQueue
 from tests.support.model.truth import Violation
@@ -93,7 +93,7 @@ async def _ack_first(
     self: Dispatcher, item: WorkItem, name: str, claimed_at: float, deadline: Deadline, free_slot: Callable[[], None]
 ) -> _End:
     """The order of the reference integration: ack, then a sandbox, then a worker."""
-    acked = await self._ack(item, claimed_at)
+    acked = await self._ack(item, claimed_at, "")
     if acked.end is not ItemEnd.HANDED_OVER:
         return acked
     times = self.settings.times
@@ -114,6 +114,22 @@ async def _ack_first(
     return _End(ItemEnd.HANDED_OVER if isinstance(outcome, handover.Ready) else ItemEnd.FAILED)
 
 
+async def _gives_up_what_is_offered_again(
+    self: Dispatcher, item: WorkItem, name: str, claimed_at: float, until: Deadline, free_slot: Callable[[], None]
+) -> _End:
+    """An error for each call of a worker that died, though the next worker could run it."""
+    if (self.now() - item.created_at).total_seconds() > LEASE:
+        calls = await self.queue.open_calls(item.session_id)
+        if isinstance(calls, OpenCalls) and calls.ids:
+            await self.queue.give_up_calls(item.session_id, calls)
+    return await _bring(self, item, name, claimed_at, until, free_slot)
+
+
+async def _sees_it_alive(*_: object) -> bool:
+    return True
+
+
+_bring = Dispatcher._bring
 _session = ModelQueue.session
 _list_items = ModelQueue.list_items
 _process_names = ModelHost.process_names
@@ -283,6 +299,28 @@ def _stopped_and_killed(seed: str) -> RunPlan:
     )
 
 
+def _killed_in_a_tool(seed: str) -> RunPlan:
+    return replace(
+        _spoken_to(seed, 300.0, (Wake(60.0, 1),)),
+        slow=1.0,
+        eager=False,
+        point_faults=(PointFault(0, "tool", 0, "kill"),),
+    )
+
+
+def _acked_late(seed: str) -> RunPlan:
+    """The copy dies right after it has started the worker; the next one finds it when it has waited for long, and the
+    service answers no ack."""
+    lost = [LineFault("c0", "ack", number, Meets.LOST_REQUEST) for number in range(3)]
+    return RunPlan(
+        seed=seed,
+        copies=1,
+        sessions=(SessionPlan("sesn_Late", ((1.0, (1,)),), 0.2, Habits(start=0.2)),),
+        wakes=(Wake(77.0 + 3.0 * random.Random(seed).random(), 0),),
+        line_faults=(LineFault("c0", "start", 0, Meets.CRASH_AFTER), *lost),
+    )
+
+
 def _many_sleepers(seed: str) -> RunPlan:
     return RunPlan(
         seed=seed,
@@ -431,6 +469,18 @@ MUTANTS: Final = (
         "I1",
         (plan_module, "_stopping", lambda *_: iter(())),
         plans=_stopped_and_killed,
+    ),
+    _mutant(
+        "a lost worker's calls are given up though another could run them",
+        "I1",
+        (Dispatcher, "_bring", _gives_up_what_is_offered_again),
+        plans=_killed_in_a_tool,
+    ),
+    _mutant(
+        "an ack is asked for again without a look at the worker",
+        "I1",
+        (handover, "worker_lives", _sees_it_alive),
+        plans=_acked_late,
     ),
     _mutant(
         "a worker gets no time to wind down",

@@ -25,11 +25,11 @@ from shared.claims.known_sandboxes import LONGEST, KnownSandboxes
 from shared.ports import ItemState, SandboxSpec, SandboxStatus
 from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
-from shared.reports import ItemEnd, ItemReport, ReconcileReport
+from shared.reports import ItemReport, ReconcileReport
 from shared.settings import Environment, Settings
 from tests.faults.explorer.plan import CHAOS, RunPlan, What
 from tests.faults.explorer.watch import Polling, RunWatch, WatchedHost, WatchedQueue
-from tests.support.model.claude import Losses, ModelClaude, ModelItem, ModelPhase, ModelSession
+from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, ModelSession
 from tests.support.model.lines import Meets, ModelLine, forever
 from tests.support.model.loop import VirtualLoop
 from tests.support.model.ports import moment
@@ -231,8 +231,6 @@ class _Copy:
         late = item.seconds > world.settings.times.reclaim + 0.1
         world.judge("I7", not late, f"an item is served for longer than its claim is good for: {item.seconds:.1f} s")
         world.note(self.line.caller, f"{item.work_id} ends {item.end}: {item.reason}")
-        if item.end is ItemEnd.POISONED:
-            world.reported.add(item.session_id)
 
     async def idles(self) -> None:
         """A tick when nothing has changed for long."""
@@ -283,14 +281,12 @@ class _World:
         self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended)
         self.environment: Environment = self.settings.environments[ENVIRONMENT]
         self.claude = ModelClaude(loop, self.truth, lease=LEASE)
-        self.lost = Losses(self.claude)
         self.sandboxes = ModelSandboxes(loop, self.truth, plan.manner, self._program, self._boot)
         self.sessions = [names.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions]
         session_of = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
         self.watch = RunWatch(self.settings, self.claude, self.sandboxes, self.truth, session_of)
         self.serving: dict[str, list[ModelProcess]] = {}
         self.tool_runs: dict[str, list[ModelProcess]] = {}
-        self.reported: set[str] = set()
         # the latest report says that every session is unknown: nothing is ended then (docs/reconciler.md#limits)
         self.alarmed = False
         self.ticks = 0
@@ -402,28 +398,26 @@ class _World:
             case "kill":
                 for victim in [process] if process is not None else list(box.processes.values()):
                     if victim.running:
-                        self.lost.add(session_id)
+                        self.claude.lose_worker(session_id, what)
                         self.sandboxes.cut(victim)
             case "end":
-                self.lost.add(session_id)
+                self.claude.lose_worker(session_id, what)
                 self.sandboxes.end(box)
             case "fail":
-                self.lost.add(session_id)
+                self.claude.lose_worker(session_id, what)
                 self.sandboxes.end(box, SandboxStatus.FAILED)
             case "suspend":
                 self.sandboxes.suspend(box)
             case "stuck":
-                self.lost.add(session_id)
+                self.claude.lose_worker(session_id, what)
                 for victim in box.processes.values():  # its memory cannot be had again
                     self.sandboxes.cut(victim)
                 box.stuck = True
                 self.sandboxes.suspend(box)
             case "expire":
-                if self.claude.expire(session_id):  # to the service the worker is dead from now on, though it lives
-                    self.lost.add(session_id)
+                self.claude.expire(session_id)
             case "stop":
-                if self.claude.ask_to_stop(session_id):
-                    self.lost.add(session_id)
+                self.claude.ask_to_stop(session_id)
             case "outage":
                 for number in range(40):
                     self._faults.setdefault((f"w{self._index[session_id]}", "beat", number), Meets.LOST_REQUEST)
@@ -533,15 +527,14 @@ class _World:
         for rule in ("I1", "I4"):
             mine = [what for of, what in troubles if of == rule]
             self.judge(rule, not mine, mine[0] if mine else "")
+        for broken in self.claude.broken_off:
+            needless = not broken.excuse and not broken.session.over
+            self.judge(
+                "I1", not needless, f"a turn is broken off that had a worker: {broken.session.id}, {broken.turn}"
+            )
         for session in self.claude.sessions.values():
-            if session.over:
-                continue
-            broken = [(turn, at) for of, turn, at in self.claude.broken_off if of == session.id]
-            for turn, at in sorted(broken):
-                losses = (self.lost, self.watch.poisoned, self.watch.set_aside)
-                excused = any(each.excuse(session.id, turn, at) for each in losses)
-                self.judge("I1", excused, f"a turn is broken off, nobody having died: {session.id}, turn {turn}")
-            self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")
+            if not session.over:
+                self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")
         if self.plan.copies > 1:
             self.judge("I8", not troubles, f"{self.plan.copies} copies leave work undone")
 

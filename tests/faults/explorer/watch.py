@@ -24,7 +24,7 @@ from shared.ports import (
     WorkItem,
 )
 from shared.settings import Settings
-from tests.support.model.claude import Losses, ModelClaude, ModelItem
+from tests.support.model.claude import ModelClaude, ModelItem
 from tests.support.model.lines import ModelLine
 from tests.support.model.ports import ModelHost, ModelQueue, moment
 from tests.support.model.sandboxes import ModelBox, ModelProcess, ModelSandboxes
@@ -47,11 +47,6 @@ class RunWatch:
     sessions: dict[str, str]  # by the proper name of their sandbox
     marked: dict[str, float] = field(default_factory=dict)  # by sandbox: when its first mark was decided
     refusals: Counter[str] = field(default_factory=Counter)  # by sandbox: resumes that a copy was told no for
-    poisoned: Losses = field(init=False)  # sessions with an item that was given up
-    set_aside: Losses = field(init=False)  # sessions whose sandbox was
-
-    def __post_init__(self) -> None:
-        self.poisoned, self.set_aside = Losses(self.claude), Losses(self.claude)
 
     def now(self) -> float:
         return self.claude.time()
@@ -103,7 +98,7 @@ class RunWatch:
             for process in box.processes.values():  # asleep for good: nobody wakes what is kept
                 self.sandboxes.cut(process)
             if session_id is not None:
-                self.set_aside.add(session_id)
+                self.claude.lose_worker(session_id, "its sandbox was set aside")
             return
         if session_id is None or gone:
             return  # a mark is taken back
@@ -164,7 +159,7 @@ class RunWatch:
                 if process.spec.name.startswith(attempt_prefix(work)) and not process.running
             )
             self.judge("I1", failed >= times.poison_attempts, f"an item is given up too soon: {work_id}")
-            self.poisoned.add(item.session_id)
+            item.excuse = "it was given up"
             return
         working = [process.serial for process in self.working(item.session_id)]
         self.judge("I5", not working, f"an item is released that has a worker: {work_id}, {working}")

@@ -26,7 +26,6 @@ from tests.support.model.truth import Truth
 NO_HEARTBEAT = "NO_HEARTBEAT"
 LIVE = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING)
 
-_RELEASED = 120.0  # seconds until the item of a lost worker is released: T, a pause of the schedule, a slow pass
 Turn = tuple[int, ...]
 """Tool calls of each round. An empty turn is answered without tools."""
 
@@ -51,6 +50,7 @@ class ModelItem:
     stale: bool = False
     handed_out: int = 0
     holder: str | None = None  # the process whose beat was last accepted
+    excuse: str = ""  # why nobody serves it and its calls must be answered without a worker
 
     @property
     def live(self) -> bool:
@@ -99,6 +99,16 @@ class ModelSession:
         return "running" if self.phase is ModelPhase.THINKING else "idle"
 
 
+@dataclass(frozen=True, slots=True)
+class BrokenOff:
+    """A turn of which a call was answered for want of a worker, or that was interrupted. `excuse`: why nobody served
+    the item that was stopped last; empty where somebody could have."""
+
+    session: ModelSession
+    turn: int
+    excuse: str
+
+
 class ModelClaude:
     """The service. `lease` is the time to live of an active item; `on_run` is the webhook's sender."""
 
@@ -110,7 +120,8 @@ class ModelClaude:
         self._live: dict[str, ModelItem] = {}
         self.sessions: dict[str, ModelSession] = {}
         self.granted: set[str] = set()
-        self.broken_off: set[tuple[str, int, float]] = set()  # session and turn that lost a call, and when
+        self.broken_off: list[BrokenOff] = []
+        self._stopped: dict[str, ModelItem] = {}  # the latest of each session
         self.on_run: Callable[[ModelSession], None] = lambda session: None
         self.on_over: Callable[[ModelSession], None] = lambda session: None
         self._next_lapse = math.inf  # no lease ends before
@@ -167,7 +178,7 @@ class ModelClaude:
         session._epoch += 1
         if session.phase is not ModelPhase.AT_REST:
             session.interrupted += 1
-            self.broken_off.add((session_id, session.done, self._loop.time()))
+            self._break_off(session)
             session.done += 1
         session.calls.clear()
         session.rounds.clear()
@@ -199,7 +210,11 @@ class ModelClaude:
         for call_id in calls:
             if self.result(session_id, call_id):
                 session.given_up = True
-                self.broken_off.add((session_id, session.done, self._loop.time()))
+                self._break_off(session)
+
+    def _break_off(self, session: ModelSession) -> None:
+        item = self._stopped.get(session.id)
+        self.broken_off.append(BrokenOff(session, session.done, item.excuse if item is not None else ""))
 
     def _next_turn(self, session: ModelSession) -> None:
         session.given_up = False
@@ -315,7 +330,10 @@ class ModelClaude:
             return
         item.state = ItemState.STOPPED
         item.stopped_at = self._loop.time()
+        if item.stop_asked_at is not None:
+            item.excuse = "somebody asked it to stop"
         self._live.pop(item.session_id, None)
+        self._stopped[item.session_id] = item
         self._note(item, f"stopped by {by}")
         session = self.sessions.get(item.session_id)
         if session is not None and not session.over and session.phase is not ModelPhase.AT_REST and session.unserved:
@@ -341,7 +359,7 @@ class ModelClaude:
         self._next_lapse = min(self._next_lapse, item.beat_at + self.lease)
         item.beat = f"beat-{next(self._numbers)}"
         item.state = ItemState.ACTIVE
-        item.holder = by
+        item.holder, item.excuse = by, ""
         self.granted.add(by)
         return 200, {**lease, "state": "active", "lease_extended": True, "last_heartbeat": item.beat}
 
@@ -361,6 +379,13 @@ class ModelClaude:
         item.state, item.stop_asked_at = ItemState.STOPPING, self._loop.time()
         self._note(item, "asked to stop")
         return True
+
+    def lose_worker(self, session_id: str, why: str) -> None:
+        """Whoever was to serve the session's item is no more. One with a lease is offered again when that lapses, and
+        its calls are answered by the next worker: no reason to break off a turn."""
+        item = self.live_item(session_id)
+        if item is not None and item.state in (ItemState.QUEUED, ItemState.STARTING):
+            item.excuse = why
 
     def listed(self) -> Iterator[ModelItem]:
         """Newest first."""
@@ -399,24 +424,3 @@ class ModelClaude:
     def _note(self, item: ModelItem, what: str) -> None:
         if self._truth.tracing:
             self._truth.note(self._loop.time(), "queue", f"{item.id} of {item.session_id}: {what}")
-
-
-@dataclass(slots=True, eq=False)
-class Losses:
-    """Sessions that lost something, in which turn and when: that turn and the next may be broken off for it, and what
-    waits for the same item until it is released; no other."""
-
-    claude: ModelClaude
-    turns: set[tuple[str, int, float]] = field(default_factory=set)
-
-    def add(self, session_id: str, turn: int | None = None) -> None:
-        """`turn`: the one that it was in then; None for now."""
-        session = self.claude.sessions.get(session_id)
-        if session is not None:
-            self.turns.add((session_id, session.done if turn is None else turn, self.claude.time()))
-
-    def excuse(self, session_id: str, turn: int, at: float) -> bool:
-        return any(
-            session_id == of and (lost in (turn, turn - 1) or 0.0 <= at - when <= _RELEASED)
-            for of, lost, when in self.turns
-        )

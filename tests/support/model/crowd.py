@@ -25,7 +25,7 @@ from shared.claims.known_sandboxes import KnownSandboxes
 from shared.ports import ItemState, SandboxSpec, SandboxStatus
 from shared.reconcile.reconciler import Reconciler
 from shared.settings import Settings
-from tests.support.model.claude import Losses, ModelClaude, ModelPhase, ModelSession
+from tests.support.model.claude import ModelClaude, ModelPhase, ModelSession
 from tests.support.model.lines import ModelLine
 from tests.support.model.ports import ModelHost, ModelQueue, moment
 from tests.support.model.sandboxes import Manner, ModelBox, ModelProcess, ModelSandboxes
@@ -88,7 +88,6 @@ class Crowd:
         self.rules = Rules()
         self.settings = settings()
         self.claude = ModelClaude(loop, self.truth, lease=300.0)
-        self.lost = Losses(self.claude)
         self.sandboxes = ModelSandboxes(loop, self.truth, Manner(), self._program)
         self.serving: dict[str, list[ModelProcess]] = {}
         self.tool_runs: dict[str, list[ModelProcess]] = {}

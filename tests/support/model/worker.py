@@ -20,8 +20,8 @@ from image.session import claim as wire
 from image.session.claim import Claim, Ended, Exit, Notice, Word
 from image.session.worker.claim_registry import ClaimRegistry, Reply
 from image.session.worker.lease import Lease, Verdict
-from shared.ports import SandboxStatus
-from tests.support.model.claude import Losses, ModelClaude, ModelItem, ModelPhase, ModelSession
+from shared.ports import ItemState, SandboxStatus
+from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, ModelSession
 from tests.support.model.lines import LostError, ModelLine, RefusedError
 from tests.support.model.sandboxes import ModelProcess
 from tests.support.model.truth import Truth
@@ -59,7 +59,6 @@ class Surroundings(Protocol):
     rules: Rules
     loop: asyncio.AbstractEventLoop
     serving: dict[str, list[ModelProcess]]
-    lost: Losses
     tool_runs: dict[str, list[ModelProcess]]
 
     def line(self, process: ModelProcess, session_id: str) -> ModelLine: ...
@@ -215,7 +214,7 @@ class _Worker:
                     if self.desk.give_up():
                         item = self.around.claude.items.get(self.claim.work_id)
                         if item is not None:
-                            self.around.loop.call_later(_ON_ITS_WAY, self._left, item, self._turn())
+                            self.around.loop.call_later(_ON_ITS_WAY, self._left, item)
                         raise Ended(Exit.NEVER_ACKED, "asked in vain")
             try:
                 async with asyncio.timeout(self.chance.uniform(0.75 * pause, pause)):
@@ -227,14 +226,10 @@ class _Worker:
             if self.process.box.status is not SandboxStatus.RUNNING:
                 await self.process.awake()
 
-    def _turn(self) -> int:
-        session = self.around.claude.sessions.get(self.claim.session_id)
-        return session.done if session is not None else 0
-
-    def _left(self, item: ModelItem, turn: int) -> None:
+    def _left(self, item: ModelItem) -> None:
         """Unheard for the whole time of the gate, or with an ack on its way that had seen the worker wait."""
-        if item.acked_at is not None:
-            self.around.lost.add(self.claim.session_id, turn)
+        if item.state is ItemState.STARTING:
+            item.excuse = "its worker gave up before the ack"
 
     async def _beat(self) -> Verdict:
         expected, process = self.lease.sending(), self.process
@@ -313,7 +308,9 @@ class _Worker:
                 return None
         # The SDK gives the item up and stops it, whatever calls wait (docs/wire/anthropic.md#44-when-it-ends): a turn
         # may be broken off.
-        self.around.lost.add(self.claim.session_id)
+        item = self.around.claude.items.get(self.claim.work_id)
+        if item is not None and item.holder == self.process.serial:
+            item.excuse = "its worker could not look at the session"
         return None
 
     async def _keep_beating(self, poke: asyncio.Event) -> None:
