@@ -50,6 +50,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
             yield {STATE: state, "lifecycle": lifecycle}
     finally:
         await asyncio.gather(preload, return_exceptions=True)
+        await state.stop_races()
         await state.service.aclose()
         await asyncio.to_thread(otel.stop)
 
@@ -69,6 +70,7 @@ app = Starlette(
         Route("/on_run_started", on_run_started, methods=["POST"]),
         Route("/poll_tick", poll_tick, methods=["POST"]),
         Route("/fork_best_of_n", fork_best_of_n, methods=["POST"]),
+        Route("/fork_best_of_n/{race_id}", fork_best_of_n, methods=["GET"]),
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/status", status, methods=["GET"]),

@@ -1,9 +1,11 @@
 """Best of N: run N candidates from one known-good state, each in a sandbox of its own, and say which is best.
 
-JSON in, one report out; the models are in shared/races/request.py. With `Accept: application/x-ndjson` the answer is a
-line for each thing that happens (shared/races/events.py), the report last. What an agent may ask is in
-shared/races/agent_policy.py, what a body may hold and how errors are answered in functions/race_requests.py. Models and
-core are imported on the first call: pydantic would cost every cold start of the other functions a tenth of a second.
+JSON in, one report out; the models are in shared/races/request.py. A race with an `Idempotency-Key` or `Prefer:
+respond-async` is kept on the service (functions/recorded_races.py), and GET at its location says how it fares. With
+`Accept: application/x-ndjson` the answer is a line for each thing that happens (shared/races/events.py), the report
+last. What an agent may ask is in shared/races/agent_policy.py, what a body may hold and how errors are answered in
+functions/race_requests.py. Models and core are imported on the first call: pydantic would cost every cold start of the
+other functions a tenth of a second.
 """
 
 from __future__ import annotations
@@ -33,17 +35,26 @@ if TYPE_CHECKING:
 
 
 async def fork_best_of_n(request: Request) -> Response:
-    """POST with the operator's token, or an agent's. 200 report, also when no branch won; 400 names the field; 401;
-    403 what an agent may not ask for; 404 no such source; 405; 406; 409 source cannot be checkpointed; 413; 422
-    set-up failed; 429 too many calls or races, or a day's budget is spent, with a retry-after; 502; 503. A stream that
-    has begun (200) ends with the report or with one of these as its error."""
+    """POST with the operator's token, or an agent's. 200 report, also when no branch won; 202 the race runs on; 400
+    names the field; 401; 403 what an agent may not ask for; 404 no such source; 405; 406; 409 source cannot be
+    checkpointed, or the race of this key is lost; 413; 422 set-up failed, or the key was used for another request; 429
+    too many calls or races, or a day's budget is spent, with a retry-after; 501 no race can go on behind an answer
+    here; 502; 503. A stream that has begun (200) ends with the report or with one of these as its error.
+
+    GET at a race's location: 200 how it fares, 401, 403, 404, 429, 503."""
     began = time.monotonic()
     try:
-        require_method(request, "POST")
+        race_id = _race_id(request)
+        if not race_id:
+            require_method(request, "POST")
         state, deadline = state_of(request), deadline_of(request)
         vouched = await is_vouched_for(request, state.settings, state.ingress_probe)
         caller = None if vouched else await caller_of(request, state.settings, FORK)
         state.count_call(caller)
+        if race_id:
+            if caller is not None:
+                await agent_auth.require_admitted(caller, state)
+            return await state.recorded.status(race_id, caller)
         streams = wants_stream(request)
         body = await state.bodies.read(request, proven=True)
         if caller is not None:
@@ -54,6 +65,14 @@ async def fork_best_of_n(request: Request) -> Response:
         race = await asyncio.to_thread(read_race, body, caller, time.monotonic() - began, deadline)
         race_admission.log_asked(race, caller)
         run = partial(_run, race, state, caller, deadline)
+        if _has_wishes(request) and not race.dry_run:
+            from functions.recorded_races import Asked, digest_of, wishes_of
+
+            wishes = wishes_of(request)
+            if wishes.key is not None or wishes.respond_async:
+                digest = await asyncio.to_thread(digest_of, body)
+                asked = Asked.of(state.recorded, state.settings, wishes, race, caller, digest, run, deadline)
+                return await asked.answer(request, streams=streams)
         if streams:
             return LineStream(partial(say_events, run))
         report = await unless_hung_up(request, run())
@@ -64,11 +83,24 @@ async def fork_best_of_n(request: Request) -> Response:
         return not_configured(error)
 
 
+def _race_id(request: Request) -> str:
+    """The last part of what is got, where that is not the function's own name: a race's location."""
+    if request.method != "GET":
+        return ""
+    last: str = request.scope["path"].rstrip("/").rpartition("/")[2]
+    return "" if last in ("", FORK) else last
+
+
+def _has_wishes(request: Request) -> bool:
+    return "idempotency-key" in request.headers or "prefer" in request.headers
+
+
 async def _run(
     race: RaceRequest,
     state: FunctionsState,
     caller: Capability | None,
     deadline: Deadline | None,
+    race_id: str | None = None,
     on_event: OnEvent | None = None,
 ) -> RaceReport:
     from functions.race_requests import errors_as_answers
@@ -80,7 +112,7 @@ async def _run(
         state.races.admitted(race, caller),
         state.budgets.bounded(race, caller) as (bounded, cost),
     ):
-        report = await state.service.race(bounded, deadline, on_event=on_event, timeouts=timeouts)
+        report = await state.service.race(bounded, deadline, on_event=on_event, timeouts=timeouts, race_id=race_id)
         cost.seconds = report.sandbox_seconds
     race_admission.log_ended(report)
     return report

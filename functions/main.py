@@ -60,7 +60,7 @@ async def bundle(request: Request) -> Response:
             return await _told(request, webhook_module.on_run_started)
         case "/poll_tick":
             return await _told(request, tick_module.poll_tick)
-        case "/fork_best_of_n":
+        case path if path == "/fork_best_of_n" or path.startswith("/fork_best_of_n/"):
             return await _told(request, fork_module.fork_best_of_n)
         case "/healthz" | "/readyz":
             return json_response({"ok": True})

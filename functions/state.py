@@ -24,6 +24,7 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:
     from functions.cloud_run_iam import IngressProbe
+    from functions.recorded_races import RecordedRaces
     from shared.capability import Capability
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,18 @@ class FunctionsState:
     @property
     def settings(self) -> Settings:
         return self.service.settings
+
+    @cached_property
+    def recorded(self) -> RecordedRaces:
+        """The races of this process that have a record. Needs pydantic: see who asks for it."""
+        from functions.recorded_races import RecordedRaces
+
+        return RecordedRaces(self.service, lives_on=self.background)
+
+    async def stop_races(self) -> None:
+        """Ends the races that run behind their answers."""
+        if "recorded" in self.__dict__:
+            await self.recorded.aclose()
 
     @cached_property
     def ingress_probe(self) -> IngressProbe:

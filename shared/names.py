@@ -40,6 +40,7 @@ _SNAPSHOT_LENGTH: Final = 10  # digits of base 36 that stand for a snapshot's id
 _RACE: Final = re.compile(
     rf"r([0-9a-z]{{{RACE_ID_LENGTH}}})-(b|0|[1-9][0-9]{{0,2}})-([0-9a-z]{{1,8}})(?:-([0-9a-z]{{{_SNAPSHOT_LENGTH}}}))?"
 )
+_RECORD: Final = re.compile(rf"q([0-9a-z]{{{RACE_ID_LENGTH}}})")
 _KEPT_SNAPSHOT: Final = re.compile(rf"k([0-9a-z]{{{RACE_ID_LENGTH}}})-([0-9a-z]{{1,8}})")
 _GONE: Final = re.compile(rf"gone-([0-9a-z]{{{_MOMENT_LENGTH}}})-([0-9a-z]{{{_TAG_LENGTH}}})-([sx][0-9a-z]+)")
 
@@ -96,6 +97,16 @@ class KeptSnapshotSandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class RaceRecordSandbox:
+    """A sandbox in which nothing runs: its name is the claim of one race, its files say how that race fares
+    (shared/races/records.py). It goes some time after it was made (RACE_RECORD_SECONDS)."""
+
+    prefix: str
+    environment_tag: str
+    race_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class KeptSandbox:
     """A sandbox that a person, or a race for a person, called `keep-...`: never touched."""
 
@@ -113,7 +124,14 @@ class ForeignName:
 
 
 SandboxName = (
-    SessionSandbox | GoneSandbox | RaceSandbox | KeptSnapshotSandbox | KeptSandbox | ServerSandbox | ForeignName
+    SessionSandbox
+    | GoneSandbox
+    | RaceSandbox
+    | KeptSnapshotSandbox
+    | RaceRecordSandbox
+    | KeptSandbox
+    | ServerSandbox
+    | ForeignName
 )
 
 
@@ -136,7 +154,7 @@ def parse(prefix: str, name: str | None) -> SandboxName:
 def belongs_to(name: SandboxName, environment_id: str) -> bool:
     """Whether the name was given for this environment."""
     match name:
-        case SessionSandbox() | GoneSandbox() | RaceSandbox() | KeptSnapshotSandbox():
+        case SessionSandbox() | GoneSandbox() | RaceSandbox() | KeptSnapshotSandbox() | RaceRecordSandbox():
             return name.environment_tag == environment_tag(environment_id)
         case KeptSandbox() | ServerSandbox() | ForeignName():
             return False
@@ -163,6 +181,8 @@ def _parse_tagged(prefix: str, tag: str, rest: str) -> SandboxName | None:
             return RaceSandbox(prefix, tag, race_id, None if place == _BASE else int(place), int(code, 36), snapshot)
     if kept := _KEPT_SNAPSHOT.fullmatch(rest):
         return KeptSnapshotSandbox(prefix, tag, kept[1], int(kept[2], 36))
+    if record := _RECORD.fullmatch(rest):
+        return RaceRecordSandbox(prefix, tag, record[1])
     return None
 
 
@@ -267,6 +287,22 @@ def _hash(text: str, digits: int) -> str:
 def new_race_id() -> str:
     """Random, 12 digits of base 36."""
     return to_base36(secrets.randbelow(36**RACE_ID_LENGTH)).rjust(RACE_ID_LENGTH, "0")
+
+
+def derived_race_id(*parts: str) -> str:
+    """The id of the race that these texts name: the same ones give the same id in every copy of the functions."""
+    return _hash("\0".join(("race", *(part.replace("\0", "") for part in parts))), RACE_ID_LENGTH)
+
+
+def is_race_id(text: str) -> bool:
+    return _RACE_ID.fullmatch(text) is not None
+
+
+def race_record_name(prefix: str, environment_id: str, race_id: str) -> str:
+    """`<prefix>-<tag>-q<race id>`. Creating it is the claim of the race. Raises BadName for what is no race id."""
+    if not _RACE_ID.fullmatch(race_id):
+        raise BadName(f"a race id has {RACE_ID_LENGTH} digits of base 36")
+    return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-q{race_id}"
 
 
 def snapshot_tag(snapshot_id: str) -> str:

@@ -255,9 +255,10 @@ class Service:
         *,
         on_event: OnEvent | None = None,
         timeouts: RaceTimeouts | None = None,
+        race_id: str | None = None,
     ) -> RaceReport:
         """One best-of-N race, over and cleaned up by `deadline` where there is one. Raises RaceError, SettingsError and
-        SecretUnavailable."""
+        SecretUnavailable. `race_id`: one that no other race has."""
         from shared.races.race import environment_for, run_race
         from shared.races.resources import RaceTimeouts
 
@@ -281,6 +282,7 @@ class Service:
                     on_event=on_event,
                     timeouts=timeouts,
                     in_background=self.in_background,
+                    race_id=race_id,
                 )
                 outcome = "won" if report.winner else "no_winner"
                 span.set({"hands.race.id": report.race_id, tracing.OUTCOME: outcome})

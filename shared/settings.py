@@ -188,6 +188,7 @@ class RaceLimits(NamedTuple):
     max_branches: int = Races.RACE_MAX_BRANCHES.default
     max_parallel: int = Races.RACE_MAX_PARALLEL.default
     deadline: float = Races.RACE_DEADLINE_SECONDS.default
+    record_seconds: float = Races.RACE_RECORD_SECONDS.default
     at_once: int = Races.RACES_AT_ONCE.default
     calls_per_minute: int = Races.RACE_CALLS_PER_MINUTE.default
     agent_calls_per_minute: int = Races.RACE_AGENT_CALLS_PER_MINUTE.default
@@ -315,6 +316,9 @@ class Settings:
                 max_branches=Races.RACE_MAX_BRANCHES.read(environ),
                 max_parallel=Races.RACE_MAX_PARALLEL.read(environ),
                 deadline=Races.RACE_DEADLINE_SECONDS.read(environ),
+                record_seconds=max(
+                    Races.RACE_RECORD_SECONDS.read(environ), 2 * Races.RACE_DEADLINE_SECONDS.read(environ) + 600.0
+                ),
                 at_once=_at_once(environ),
                 calls_per_minute=Races.RACE_CALLS_PER_MINUTE.read(environ),
                 agent_calls_per_minute=Races.RACE_AGENT_CALLS_PER_MINUTE.read(environ),

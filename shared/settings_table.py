@@ -436,6 +436,11 @@ class Races:
     RACE_MAX_BRANCHES = Whole(64, "Copies of one race.", unit="branches")
     RACE_MAX_PARALLEL = Whole(16, "Copies that run at a time.", unit="branches")
     RACE_DEADLINE_SECONDS = Seconds(900.0, "The longest race.")
+    RACE_RECORD_SECONDS = Seconds(
+        86_400.0,
+        "From the call of a race with Prefer: respond-async or an Idempotency-Key until what is kept of it is deleted; "
+        "never less than twice RACE_DEADLINE_SECONDS and ten minutes.",
+    )
     RACES_AT_ONCE = Whole(16, "Races at once in one process; a quarter is kept for the operator.", unit="races")
     RACE_CALLS_PER_MINUTE = Whole(
         600, "Calls of poll_tick and fork_best_of_n with the operator's token; 0: without limit.", unit="calls"

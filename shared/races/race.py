@@ -94,6 +94,7 @@ async def run_race(
     clock: Clock = time.monotonic,
     now: Clock = time.time,
     in_background: InBackground | None = None,
+    race_id: str | None = None,
 ) -> RaceReport:
     """Runs the race to its report, within its deadline plus the time to promote the winner (`timeouts.promote`).
 
@@ -115,7 +116,7 @@ async def run_race(
             await _check_pattern(by)
     timeouts = timeouts or RaceTimeouts(boot=settings.times.bind)
     return await _Race(
-        request, host, settings, environment, loaded, on_event, timeouts, clock, now, in_background
+        request, host, settings, environment, loaded, on_event, timeouts, clock, now, in_background, race_id
     ).run()
 
 
@@ -140,6 +141,7 @@ class _Race:
         clock: Clock,
         now: Clock,
         in_background: InBackground | None,
+        race_id: str | None,
     ) -> None:
         self._request = request
         self._settings = settings
@@ -148,7 +150,7 @@ class _Race:
         self._clock = clock
         self._host = host
         self._timeouts = timeouts
-        self._id = new_race_id()
+        self._id = race_id or new_race_id()
         self._deadline = request.deadline or settings.races.deadline
         self._wall = now
         self._places: dict[str, tuple[int | None, str | None]] = {}

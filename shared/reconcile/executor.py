@@ -414,7 +414,10 @@ class RepairExecutor:
             return Failed("it could not be looked at again")
         if isinstance(found, Absent) or found.name != repair.sandbox.name:
             return Skipped("it is not what it was")
-        return _outcome(await self.host.terminate(repair.sandbox.id))
+        outcome = _outcome(await self.host.terminate(repair.sandbox.id))
+        if isinstance(outcome, Failed):
+            self.alarms.append(f"{repair.target}: {repair.why}, and it cannot be deleted: {outcome.why}")
+        return outcome
 
     # Looks
 

@@ -212,6 +212,11 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
             case names.RaceSandbox(dead_man=dead_man) | names.KeptSnapshotSandbox(dead_man=dead_man):
                 if dead_man < world.now.timestamp():
                     yield EndRace(sandbox, "its race is long over")
+            case names.RaceRecordSandbox():
+                if sandbox.status in _DEAD:
+                    yield EndRace(sandbox, f"its record is {sandbox.status.value}")
+                elif _record_is_old(world, settings, sandbox):
+                    yield EndRace(sandbox, "its record is older than RACE_RECORD_SECONDS")
             case names.GoneSandbox(proper=proper, marked_at=marked_at):
                 if world.live_item(proper) is not None and proper not in held:
                     yield Unmark(sandbox, "its session has work after all", proper)
@@ -226,6 +231,11 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                 continue
             case _:
                 assert_never(sandbox.kind)
+
+
+def _record_is_old(world: World, settings: Settings, sandbox: OurSandbox) -> bool:
+    born = sandbox.record.created_at
+    return born is not None and (world.now - born).total_seconds() > settings.races.record_seconds
 
 
 def _of_session(world: World, lookups: Lookups, settings: Settings, sandbox: OurSandbox) -> Iterator[Repair]:

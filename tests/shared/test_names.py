@@ -109,5 +109,14 @@ def test_no_prefix_makes_one_kind_of_name_look_like_another(prefix: str) -> None
     assert (gone.proper, gone.marked_at) == (of_a_session, 1_800_000_000)
     assert names.parse(prefix, of_a_race) == names.RaceSandbox(prefix, tag, "0123456789ab", None, 1_800_000_000)
     assert names.parse(prefix, kept) == names.KeptSnapshotSandbox(prefix, tag, "0123456789ab", 1_800_000_000)
+    record = names.race_record_name(prefix, ENVIRONMENT, "0123456789ab")
+    assert names.parse(prefix, record) == names.RaceRecordSandbox(prefix, tag, "0123456789ab")
     assert names.parse(prefix, names.new_server_name(prefix)) == names.ServerSandbox(prefix)
     assert names.parse("hands", "keep-mine") == names.KeptSandbox()
+
+
+def test_a_derived_race_id_is_the_same_everywhere_and_another_one_for_other_texts() -> None:
+    one = names.derived_race_id("env_1", "operator", "key")
+    assert one == names.derived_race_id("env_1", "operator", "key") and names.is_race_id(one)
+    others = [("env_2", "operator", "key"), ("env_1", "agent sesn_1", "key"), ("env_1", "operatorkey", "")]
+    assert one not in [names.derived_race_id(*other) for other in others]

@@ -85,6 +85,14 @@ async def _succeed(call: FakeCall) -> CommandOutput:
     return CommandOutput(0, "", "", timed_out=False)
 
 
+def _cell(files: dict[str, bytes], folder: str, *change: str) -> str:
+    """What image/session/programs/cell.sh does."""
+    if change:
+        files.setdefault(f"{folder}/{change[0]}", change[1].encode())
+    numbers = [int(path.removeprefix(f"{folder}/")) for path in files if path.startswith(f"{folder}/")]
+    return f"{max(numbers)}\n{files[f'{folder}/{max(numbers)}'].decode()}" if numbers else ""
+
+
 class FakeHost:
     """`program` answers runs; `meet(method, name or id)` says what a call meets, None for nothing unusual."""
 
@@ -159,7 +167,9 @@ class FakeHost:
             if self._quota is not None and len(self.alive()) >= self._quota:
                 return NoCapacity(402, "HTTP 402")
             self.specs.append(spec)
-            return Created(self._add(spec, SandboxStatus.RUNNING).record)
+            box = self._add(spec, SandboxStatus.RUNNING)
+            box.record = replace(box.record, created_at=datetime.now(UTC))
+            return Created(box.record)
 
         return await self._call("create", spec.name, effect)
 
@@ -254,6 +264,8 @@ class FakeHost:
         outcome = await self._call("run", box.record.name or "", lambda: None)
         if outcome is not None:
             return outcome
+        if args[1] == programs.text("cell.sh"):
+            return CommandOutput(0, _cell(box.files, *args[3:]), "", timed_out=False)
         # ["-c", text, "sh", user, directory, mark, folder, input, bytes, *argv]; the rest is the race's housekeeping.
         if args[1] == programs.text("run_python.sh") and args[6:7] in (["scan"], ["diff"]):
             nothing: object = [] if args[6] == "scan" else {"changes": [], "skipped": []}

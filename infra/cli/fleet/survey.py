@@ -213,6 +213,8 @@ def _kind(name: names.SandboxName) -> str | None:
             return "marked for its end"
         case names.RaceSandbox():
             return "race"
+        case names.RaceRecordSandbox():
+            return "race record"
         case names.KeptSnapshotSandbox() | names.KeptSandbox():
             return "kept"
         case names.ServerSandbox():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
@@ -14,12 +15,14 @@ from infra.cli.environ import CHECKOUT
 from shared.races.events import ErrorBody, Event
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
+from shared.races.status import RaceStatus
 from shared.reports import DrainReport, ReconcileReport, TickReport
 
 _REF: Final = "#/components/schemas/{model}"
 _MODELS: Final[tuple[tuple[str, Literal["validation", "serialization"], TypeAdapter[Any]], ...]] = (
     ("request", "validation", TypeAdapter(RaceRequest)),
     ("report", "serialization", TypeAdapter(RaceReport)),
+    ("status", "serialization", TypeAdapter(RaceStatus)),
     ("event", "serialization", TypeAdapter(Event)),
     ("error", "serialization", TypeAdapter(ErrorBody)),
     ("tick", "serialization", TypeAdapter(TickReport)),
@@ -31,14 +34,15 @@ ERRORS: Final[Mapping[int, str]] = {
     400: "The body or a field is wrong. `field` names it.",
     401: "The signature or the token is missing or wrong.",
     403: "An agent may not ask for this.",
-    404: "There is no such source.",
-    405: "Another method than POST.",
+    404: "There is no such source, or no such race.",
+    405: "Another method than this one.",
     406: "Neither form of the answer is accepted.",
     408: "The body did not come in time.",
-    409: "The source cannot be checkpointed so.",
+    409: "The source cannot be checkpointed so, or the race of this key was lost with the copy that ran it.",
     413: "The body is larger than 1 MiB (a webhook's: 64 KiB).",
-    422: "The set-up script failed. The message has the end of its output.",
+    422: "The set-up script failed (the message has the end of its output), or the key was used for another request.",
     429: "Too many calls, or too many races at once. `retry-after` says when to come again.",
+    501: "No race can go on behind its answer here: the runtime stops what runs then.",
     502: "A service answered in a way that is no answer.",
     503: "A secret of this endpoint is not set, or a service cannot be reached. Try again later.",
 }
@@ -55,6 +59,8 @@ class Endpoint:
     body: Mapping[str, Any] | None
     answers: Mapping[int, tuple[str, Mapping[str, Mapping[str, Any]]]]
     """Status to its meaning and, by media type, its schema."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Those of a request that change what it does."""
 
 
 def _ref(name: str) -> dict[str, Any]:
@@ -119,16 +125,35 @@ ENDPOINTS: Final = (
         "post",
         "One race",
         "With `Accept: application/x-ndjson` each line is an event, the last one `report` or `error`. A caller that"
-        " hangs up ends the race.",
+        " hangs up ends the race, unless it has an `Idempotency-Key`.",
         ("operator", "capability"),
-        (400, 401, 403, 404, 405, 406, 408, 409, 413, 422, 429, 502, 503),
+        (400, 401, 403, 404, 405, 406, 408, 409, 413, 422, 429, 501, 502, 503),
         _ref("RaceRequest"),
         {
             200: (
                 "The race is over, with a winner or without one.",
                 {"application/json": _ref("RaceReport"), "application/x-ndjson": _ref("Event")},
             ),
+            202: (
+                "The race runs on. `location`, relative to this path, is where it is read back.",
+                {"application/json": _ref("RaceStatus")},
+            ),
         },
+        {
+            "Idempotency-Key": "1 to 255 printable characters: a repeat of the same request finds the same race.",
+            "Prefer": "`respond-async` is answered 202 while it runs; `wait=N` first waits N seconds (25 at most).",
+        },
+    ),
+    Endpoint(
+        "/fork_best_of_n/{race_id}",
+        "get",
+        "One race read back",
+        "How a race fares that was asked for with `Prefer: respond-async` or an `Idempotency-Key`, from any copy of the"
+        " functions, for `RACE_RECORD_SECONDS`. An agent reads the races of its own session.",
+        ("operator", "capability"),
+        (401, 403, 404, 429, 503),
+        None,
+        {200: ("How it fares, with its report or its error.", {"application/json": _ref("RaceStatus")})},
     ),
     Endpoint(
         "/healthz",
@@ -189,12 +214,14 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for each in ENDPOINTS:
         operation: dict[str, Any] = {
-            "operationId": each.path.strip("/"),
+            "operationId": each.path.strip("/").replace("/{", "_by_").rstrip("}"),
             "summary": each.summary,
             "description": each.description,
             "security": [{scheme: []} for scheme in each.security],
             "responses": dict(_responses(each)),
         }
+        if parameters := list(_parameters(each)):
+            operation["parameters"] = parameters
         if each.body is not None:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": each.body}}}
         paths[each.path] = {each.method: operation}
@@ -221,6 +248,14 @@ def document() -> dict[str, Any]:
             },
         },
     }
+
+
+def _parameters(endpoint: Endpoint) -> Iterator[dict[str, Any]]:
+    text = {"type": "string"}
+    for name in re.findall(r"{(\w+)}", endpoint.path):
+        yield {"name": name, "in": "path", "required": True, "schema": text}
+    for name, meaning in endpoint.headers.items():
+        yield {"name": name, "in": "header", "description": meaning, "schema": text}
 
 
 def _responses(endpoint: Endpoint) -> Iterator[tuple[str, Any]]:
@@ -261,6 +296,10 @@ def _endpoints() -> Iterator[str]:
         yield f"## {each.method.upper()} {each.path}\n"
         yield f"{each.summary}. {each.description}\n"
         yield f"Who may call: {' or '.join(each.security) or 'everybody'}.\n"
+        if each.headers:
+            yield "| header | meaning |\n|---|---|"
+            yield from (f"| `{name}` | {meaning} |" for name, meaning in each.headers.items())
+            yield ""
         yield "| status | meaning |\n|---|---|"
         for status, (meaning, content) in each.answers.items():
             kinds = ", ".join(f"`{media}`: {_kind(schema)}" for media, schema in content.items())

@@ -82,7 +82,7 @@ class Admin:
         return JSONResponse(
             {
                 "isolation": self.platform.isolation.report(),
-                "sandboxes": [await self._sandbox(each) for each in self.platform.sandboxes.values()],
+                "sandboxes": [await self._sandbox(each) for each in list(self.platform.sandboxes.values())],
                 "snapshots": [each.info() for each in self.snapshots.all()],
                 "images": [each.report() for each in self.platform.images.all()],
             }

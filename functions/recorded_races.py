@@ -1,0 +1,412 @@
+"""Races that are kept on the service: asked for with an `Idempotency-Key`, or with `Prefer: respond-async`
+(docs/races.md#races-that-nobody-waits-for). What is kept is shared/races/records.py's; here are its callers.
+
+Where the process lives on, such a race does not hang on its caller: one that hangs up has only stopped to wait. Where
+the runtime freezes after an answer the race ends with its call, as any other does. Imported for the first such call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from functions.race_requests import errors_as_answers, say_events
+from functions.requests import HttpError
+from functions.streaming import LineStream, unless_hung_up
+from shared import names
+from shared.backoff import pause_before
+from shared.capability import Capability
+from shared.deadline import Deadline
+from shared.races import events
+from shared.races.cells import CellGone, CellUnclear
+from shared.races.events import ErrorBody, OnEvent
+from shared.races.race import environment_for
+from shared.races.records import OwnRecord, RaceRecords, Seen
+from shared.races.report import RaceReport
+from shared.races.request import RaceRequest
+from shared.races.status import RaceStatus
+from shared.service import Service
+from shared.settings import Environment, Settings
+from shared.tasks import drop, shielded
+
+log = logging.getLogger(__name__)
+
+ASK_AGAIN_SECONDS: Final = 2
+LONGEST_KEY: Final = 255
+LONGEST_WAIT: Final = 25.0  # seconds: below what a gateway gives (29)
+MOST_REMEMBERED: Final = 16 * 1024 * 1024  # bytes of ended races' states, in this process
+_FIRST_LOOK, _LONGEST_PAUSE = 0.5, 3.0  # seconds between looks at a race that another copy runs
+_NOT_HERE: Final = (
+    "here the runtime stops what runs once it has answered, so no race can go on behind its answer: ask without "
+    "Prefer: respond-async, or where a process that lives on serves the functions"
+)
+
+_STOPPED: Final = ErrorBody(
+    type="stopped", message="the race was ended before its report: its caller hung up, or its server stopped"
+)
+_FAULT: Final = ErrorBody(type="internal", message="a fault of this function")
+RunRace = Callable[[str, OnEvent], Coroutine[Any, Any, RaceReport]]
+"""Runs the race under this id. Raises HttpError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a call's headers ask for. `wait`: so many seconds before the answer is that the race still runs."""
+
+    key: str | None = None
+    respond_async: bool = False
+    wait: float = 0.0
+
+
+@dataclass(slots=True)
+class _Running:
+    task: asyncio.Task[RaceReport]
+    record: OwnRecord
+    begun: asyncio.Event
+    listener: OnEvent | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """`status` is a RaceStatus as JSON; `until` in seconds since 1970."""
+
+    owner: str
+    digest: str
+    status: bytes
+    until: float
+
+
+def wishes_of(request: Request) -> Wishes:
+    """Raises HttpError 400 for a key that is none."""
+    respond_async, wait = False, 0.0
+    for value in request.headers.getlist("prefer"):
+        for preference in value.split(","):
+            name, _, argument = (part.strip() for part in preference.partition(";")[0].partition("="))
+            if name.lower() == "respond-async":
+                respond_async = True
+            elif name.lower() == "wait" and argument.isascii() and argument.isdigit():
+                wait = min(float(argument[:6]), LONGEST_WAIT)
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return Wishes(None, respond_async, wait)
+    key = keys[0].strip()
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if len(keys) > 1 or not 1 <= len(key) <= LONGEST_KEY or not (key.isascii() and key.isprintable()):
+        text = f"Idempotency-Key: one of 1 to {LONGEST_KEY} printable ASCII characters"
+        raise HttpError(400, "invalid_request", text)
+    return Wishes(key, respond_async, wait)
+
+
+def digest_of(body: bytes) -> str:
+    """The same for two bodies that say the same, in whatever order and spacing."""
+    return hashlib.sha256(orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class RecordedRaces:
+    """Those that this process runs or knows. `lives_on`: it goes on after an answer."""
+
+    def __init__(self, service: Service, *, lives_on: bool) -> None:
+        self.lives_on = lives_on
+        self._service = service
+        self._running: dict[str, _Running] = {}
+        self._ended: OrderedDict[str, _Ended] = OrderedDict()
+        self._ended_bytes = 0
+
+    async def status(self, race_id: str, caller: Capability | None) -> Response:
+        """What a GET is answered. Raises HttpError 404 for what this caller may not know of, and 503."""
+        owner = None if caller is None else caller.session_id
+        if (running := self._running.get(race_id)) is not None:
+            head = running.record.head
+            return _told(running.record.status(), owner in (None, head.owner))
+        if (ended := self._remembered(race_id)) is not None:
+            return _told(RaceStatus.model_validate_json(ended.status), owner in (None, ended.owner))
+        if names.is_race_id(race_id):
+            known = self._service.settings.environments
+            for environment in known.values() if caller is None else [known[caller.environment_id]]:
+                found = await self.look(environment, race_id)
+                if found is not None and owner in (None, found.head.owner):
+                    return _told(await self.status_of(environment, found))
+        raise _not_found()
+
+    async def aclose(self) -> None:
+        """Ends the races that run behind their answers; their records say so."""
+        for each in list(self._running.values()):
+            await drop(each.task)
+
+    async def start(
+        self, environment: Environment, race_id: str, owner: str, digest: str, run: RunRace, on_event: OnEvent
+    ) -> _Running | Seen | RaceStatus:
+        """The race of this id, begun here where there is none. Raises HttpError 422 for one of another body, 503."""
+        if (running := self._running.get(race_id)) is not None:
+            _same(digest, running.record.head.body)
+            return running
+        if (ended := self._remembered(race_id)) is not None:
+            _same(digest, ended.digest)
+            return RaceStatus.model_validate_json(ended.status)
+        try:
+            claimed = await self._records(environment).claim(race_id, owner, digest)
+        except CellUnclear as error:
+            raise _unclear(error) from None
+        if isinstance(claimed, OwnRecord):
+            return self._begin(claimed, run, on_event)
+        _same(digest, claimed.head.body)
+        return self._running.get(race_id) or claimed  # another call here may have been quicker
+
+    async def look(self, environment: Environment, race_id: str) -> Seen | None:
+        """Raises HttpError 503."""
+        try:
+            return await self._records(environment).look(race_id)
+        except CellUnclear as error:
+            raise _unclear(error) from None
+
+    async def status_of(self, environment: Environment, seen: Seen) -> RaceStatus:
+        """Raises HttpError 503."""
+        try:
+            status = await self._records(environment).status(seen)
+        except CellUnclear as error:
+            raise _unclear(error) from None
+        if status.state in ("finished", "failed"):
+            self._remember(seen.head.owner, seen.head.body, status)
+        return status
+
+    def _begin(self, record: OwnRecord, run: RunRace, on_event: OnEvent) -> _Running:
+        begun = asyncio.Event()
+
+        def tell(event: events.Event) -> None:
+            begun.set()
+            if running.listener is not None:
+                running.listener(event)
+
+        race_id = record.head.race_id
+        running = _Running(self._service.in_background(self._run(record, run, tell, begun)), record, begun, on_event)
+        self._running[race_id] = running
+
+        def over(task: asyncio.Task[RaceReport]) -> None:
+            del self._running[race_id]
+            begun.set()
+            if not task.cancelled():
+                task.exception()  # whoever waits raises it; where nobody does, the record has it
+
+        running.task.add_done_callback(over)
+        return running
+
+    async def _run(self, record: OwnRecord, run: RunRace, tell: OnEvent, begun: asyncio.Event) -> RaceReport:
+        beating = asyncio.create_task(record.keep_alive())
+        try:
+            report = await run(record.head.race_id, tell)
+        except HttpError as error:
+            await drop(beating)
+            said = ErrorBody(type=error.kind, message=error.message, field=error.field)
+            await self._no_report(record, begun, error.status, said)
+            raise
+        except asyncio.CancelledError:
+            await drop(beating)
+            await shielded(self._no_report(record, begun, 503, _STOPPED))
+            raise
+        except Exception:
+            await drop(beating)
+            await self._no_report(record, begun, 500, _FAULT)
+            raise
+        await drop(beating)
+        try:
+            await record.finished(report)
+        except (CellGone, CellUnclear) as error:
+            log.error("race.report_not_kept race=%s reason=%s", report.race_id, error)
+        self._remember(record.head.owner, record.head.body, record.status(report))
+        return report
+
+    async def _no_report(self, record: OwnRecord, begun: asyncio.Event, status: int, error: ErrorBody) -> None:
+        """What was refused before anything was begun leaves its key free."""
+        try:
+            await (record.failed(status, error) if begun.is_set() else record.released())
+        except (CellGone, CellUnclear) as unclear:
+            log.error("race.end_not_kept race=%s reason=%s", record.head.race_id, unclear)
+
+    def _records(self, environment: Environment) -> RaceRecords:
+        return RaceRecords(self._service.host, self._service.settings, environment)
+
+    def _remembered(self, race_id: str) -> _Ended | None:
+        ended = self._ended.get(race_id)
+        return None if ended is None or ended.until < time.time() else ended
+
+    def _remember(self, owner: str, digest: str, status: RaceStatus) -> None:
+        until = time.time() + self._service.settings.races.record_seconds
+        if status.expires_at is not None:
+            until = status.expires_at.timestamp()
+        if (before := self._ended.pop(status.race_id, None)) is not None:
+            self._ended_bytes -= len(before.status)
+        text = status.model_dump_json().encode()
+        self._ended[status.race_id] = _Ended(owner, digest, text, until)
+        self._ended_bytes += len(text)
+        while self._ended_bytes > MOST_REMEMBERED:
+            _, oldest = self._ended.popitem(last=False)
+            self._ended_bytes -= len(oldest.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call that wishes for a race with a record, before its answer."""
+
+    races: RecordedRaces
+    wishes: Wishes
+    environment: Environment
+    race_id: str
+    owner: str
+    digest: str
+    run: RunRace
+    deadline: Deadline | None
+
+    @classmethod
+    def of(
+        cls,
+        races: RecordedRaces,
+        settings: Settings,
+        wishes: Wishes,
+        race: RaceRequest,
+        caller: Capability | None,
+        digest: str,
+        run: RunRace,
+        deadline: Deadline | None,
+    ) -> Asked:
+        """Raises HttpError 400 and 501."""
+        if wishes.respond_async and not races.lives_on:
+            raise HttpError(501, "not_available_here", _NOT_HERE)
+        with errors_as_answers():
+            environment = environment_for(race, settings)
+        owner = caller.session_id if caller else ""
+        whose = f"agent {owner}" if caller else "operator"
+        key = wishes.key
+        race_id = names.new_race_id() if key is None else names.derived_race_id(environment.id, whose, key)
+        return cls(races, wishes, environment, race_id, owner, digest, run, deadline)
+
+    async def answer(self, request: Request, *, streams: bool) -> Response:
+        """Raises HttpError."""
+        if self.wishes.respond_async:
+            report = await self._report_at_once()
+            if report is None:
+                return self._accepted(request)
+        elif streams:
+            return LineStream(partial(say_events, self._report))
+        else:
+            report = await unless_hung_up(request, self._report(_nobody))
+        return Response(report.model_dump_json(), media_type="application/json")
+
+    def _accepted(self, request: Request) -> Response:
+        last = request.scope["path"].rpartition("/")[2]
+        headers = {
+            # Relative: whatever a gateway has put before the path is not known here.
+            "location": f"{last}/{self.race_id}" if last else self.race_id,
+            "preference-applied": "respond-async",
+            "retry-after": str(ASK_AGAIN_SECONDS),
+            "cache-control": "no-store",
+        }
+        status = RaceStatus(race_id=self.race_id, state="running")
+        return Response(status.model_dump_json(), 202, headers, "application/json")
+
+    async def _report(self, on_event: OnEvent) -> RaceReport:
+        """The report, however long it takes. `on_event` is told all of a race that begins here, else its end."""
+        looks = 0
+        while True:
+            stands = await self._start(on_event)
+            if isinstance(stands, _Running):
+                return await self._joined(stands, on_event)
+            if isinstance(stands, Seen):
+                seen: Seen | None = stands
+                while seen is not None and seen.state(time.time()) == "running":
+                    if self.deadline is not None and self.deadline.passed:
+                        text = "the race of this key still runs: ask again"
+                        raise HttpError(503, "race_running", text, headers={"retry-after": str(ASK_AGAIN_SECONDS)})
+                    looks += 1
+                    await asyncio.sleep(pause_before(looks, _FIRST_LOOK, _LONGEST_PAUSE))
+                    seen = await self.races.look(self.environment, self.race_id)
+                if seen is None:
+                    continue  # it was refused before it began
+                stands = await self.races.status_of(self.environment, seen)
+            report = _report_in(stands)
+            on_event(events.Reported(report=report))
+            return report
+
+    async def _report_at_once(self) -> RaceReport | None:
+        """The report, or None where the race runs and its caller does not want to wait for it."""
+        stands = await self._start(_nobody)
+        if isinstance(stands, Seen):
+            if stands.state(time.time()) == "running":
+                return None
+            stands = await self.races.status_of(self.environment, stands)
+        if isinstance(stands, RaceStatus):
+            return _report_in(stands)
+        await stands.begun.wait()
+        if not stands.task.done():
+            await asyncio.wait({stands.task}, timeout=self.wishes.wait)
+        return await self._joined(stands, _nobody) if stands.task.done() else None
+
+    async def _start(self, on_event: OnEvent) -> _Running | Seen | RaceStatus:
+        return await self.races.start(self.environment, self.race_id, self.owner, self.digest, self.run, on_event)
+
+    async def _joined(self, running: _Running, on_event: OnEvent) -> RaceReport:
+        mine = running.listener is on_event
+        try:
+            await asyncio.wait({running.task})
+        except asyncio.CancelledError:
+            if mine and not self.races.lives_on:
+                await drop(running.task)
+            raise
+        finally:
+            if mine:
+                running.listener = None
+        if running.task.cancelled():
+            raise HttpError(503, _STOPPED.type, _STOPPED.message)
+        report = running.task.result()
+        if not mine:
+            on_event(events.Reported(report=report))
+        return report
+
+
+def _nobody(event: events.Event) -> None:
+    """Nobody looks on."""
+
+
+def _same(digest: str, other: str) -> None:
+    if digest != other:
+        text = "Idempotency-Key: this key was used for another request: take a new one"
+        raise HttpError(422, "idempotency_key_reused", text)
+
+
+def _report_in(status: RaceStatus) -> RaceReport:
+    """Raises the HttpError that a race without a report ended with."""
+    if status.report is not None:
+        return status.report
+    if status.error is not None:
+        said = status.error
+        raise HttpError(status.error_status or 502, said.type, said.message, field=said.field)
+    text = "the copy of the functions that ran the race of this key has died: take a new key to race again"
+    raise HttpError(409, "race_lost", text)
+
+
+def _told(status: RaceStatus, may_know: bool = True) -> Response:
+    if not may_know:
+        raise _not_found()
+    headers = {"cache-control": "no-store"}
+    if status.state == "running":
+        headers["retry-after"] = str(ASK_AGAIN_SECONDS)
+    return Response(status.model_dump_json(), 200, headers, "application/json")
+
+
+def _not_found() -> HttpError:
+    return HttpError(404, "race_not_found", "no race of this id is kept here, or not any longer")
+
+
+def _unclear(error: CellUnclear) -> HttpError:
+    return HttpError(503, "try_again", str(error), headers={"retry-after": str(ASK_AGAIN_SECONDS)})

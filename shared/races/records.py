@@ -1,0 +1,296 @@
+"""What is kept of one race on the service, so that any copy of the functions can say how it fares: its record.
+
+A record is a cell (cells.py) that is named by the race's id. Making it and writing its first version is the claim of
+the race: of two copies that ask for one `Idempotency-Key` at once, one runs the race and the other waits for it. While
+the race runs its sandbox stays awake and says until when it is believed (`until`); a copy that dies says nothing more,
+and its race is `lost` from then on. At the end the report is put beside it, compressed; the sandbox falls asleep by
+itself, and the reconciler deletes it RACE_RECORD_SECONDS after it was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+import zlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import ValidationError
+
+from shared import names
+from shared.deadline import Clock
+from shared.ports import Absent, Doubtful, Refused, SandboxHost
+from shared.races import cells
+from shared.races.cells import Cell, CellGone, CellUnclear
+from shared.races.events import ErrorBody
+from shared.races.fields import Model
+from shared.races.report import BranchReport, RaceReport
+from shared.races.status import RaceState, RaceStatus
+from shared.settings import Environment, Settings
+
+log = logging.getLogger(__name__)
+
+DEAD_MAN_SECONDS: Final = 180.0
+BEAT_SECONDS: Final = 45.0
+_ATTEMPTS: Final = 3
+_PART: Final = 1 << 20  # bytes in one call (docs/wire/tensorlake.md#8-files)
+MOST_BYTES: Final = 4 * _PART  # of a report as it is kept, compressed
+_MOST_WRITTEN_OUT: Final = 64 * 1024 * 1024
+_LEFT_OUT: Final = "not kept: the report was too large"
+
+
+class Head(Model):
+    """The text in a record's cell. `owner` is the session whose agent asked, empty for the operator; `body` a digest of
+    the request; `until` when a race that says nothing more counts as lost. `parts` and `sha256` are of the
+    report's file. Times are in seconds since 1970."""
+
+    race_id: str
+    owner: str
+    body: str
+    by: str
+    asked_at: float
+    until: float
+    state: RaceState = "running"
+    ended_at: float | None = None
+    error: ErrorBody | None = None
+    status: int = 0
+    parts: int = 0
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A record as it stands. `expires_at` is when the reconciler deletes it, where the service says since when it is
+    there."""
+
+    head: Head
+    cell: Cell = field(repr=False)
+    expires_at: float | None = None
+
+    def state(self, now: float) -> RaceState:
+        return "lost" if self.head.state == "running" and self.head.until < now else self.head.state
+
+
+class OwnRecord:
+    """The record of a race that runs in this process: nobody else writes it."""
+
+    def __init__(self, cell: Cell, head: Head, host: SandboxHost, now: Clock) -> None:
+        self.head = head
+        self._cell = cell
+        self._host = host
+        self._now = now
+        self._number = 1
+
+    def status(self, report: RaceReport | None = None) -> RaceStatus:
+        """As far as it is known here: with a report it has finished."""
+        return RaceStatus(
+            race_id=self.head.race_id,
+            state="running" if report is None else "finished",
+            asked_at=_moment(self.head.asked_at),
+            ended_at=_moment(self.head.ended_at),
+            report=report,
+        )
+
+    async def keep_alive(self) -> None:
+        """Says every BEAT_SECONDS that the race lives, until it is cancelled."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            try:
+                await self._write(until=self._now() + DEAD_MAN_SECONDS)
+            except (CellGone, CellUnclear) as error:
+                log.warning("race.record_not_renewed race=%s reason=%s", self.head.race_id, error)
+
+    async def finished(self, report: RaceReport) -> None:
+        """Keeps the report. Raises CellGone and CellUnclear."""
+        data = await asyncio.to_thread(packed, report)
+        parts = [data[at : at + _PART] for at in range(0, len(data), _PART)]
+        for number, part in enumerate(parts):
+            match await self._host.write_file(self._cell.sandbox.id, _file(number), part):
+                case Absent():
+                    raise CellGone("the record is not there any more")
+                case Refused(reason=reason) | Doubtful(reason=reason):
+                    raise CellUnclear(f"the report could not be kept: {reason}")
+        digest = hashlib.sha256(data).hexdigest()
+        await self._over("finished", parts=len(parts), sha256=digest)
+
+    async def failed(self, status: int, error: ErrorBody) -> None:
+        """Keeps why there is no report. Raises CellGone and CellUnclear."""
+        await self._over("failed", status=status, error=error)
+
+    async def released(self) -> None:
+        """Nothing was begun: whoever asks again begins anew."""
+        if not await self._cell.end():
+            log.warning("race.record_not_ended race=%s", self.head.race_id)
+
+    async def _over(self, state: RaceState, **more: object) -> None:
+        await self._write(state=state, ended_at=self._now(), **more)
+
+    async def _write(self, **changes: object) -> None:
+        self.head = self.head.model_copy(update=changes)
+        text = self.head.model_dump_json()
+        for _ in range(_ATTEMPTS):
+            stands = await self._cell.write(self._number + 1, text)
+            self._number = stands.number
+            if stands.text == text:
+                return
+            if _head(stands.text).by != self.head.by:  # else an earlier call of ours, whose answer nobody waited for
+                break
+        raise CellUnclear("somebody else has written this race's record")
+
+
+class RaceRecords:
+    """The records of the races of one environment."""
+
+    def __init__(
+        self,
+        host: SandboxHost,
+        settings: Settings,
+        environment: Environment,
+        *,
+        clock: Clock = time.monotonic,
+        now: Clock = time.time,
+    ) -> None:
+        self._host = host
+        self._settings = settings
+        self._environment = environment
+        self._clock = clock
+        self._now = now
+
+    async def claim(self, race_id: str, owner: str, body: str) -> OwnRecord | Seen:
+        """The race is this caller's to run, or it has a record already. Raises CellUnclear."""
+        now = self._now()
+        head = Head(
+            race_id=race_id,
+            owner=owner,
+            body=body,
+            by=secrets.token_hex(8),
+            asked_at=now,
+            until=now + DEAD_MAN_SECONDS,
+        )
+        text = head.model_dump_json()
+        name = self._name(race_id)
+        for _ in range(_ATTEMPTS):
+            cell = await cells.made(self._host, name, self._environment, self._clock)
+            try:
+                stands = None if self._is_over(cell) else await cell.write(1, text)
+            except CellGone:
+                continue
+            if stands is not None:
+                own = stands.text == text
+                return OwnRecord(cell, head, self._host, self._now) if own else self._seen(cell, stands.text)
+            await cell.end()
+        raise CellUnclear("the record of an earlier race of this key is just being deleted")
+
+    async def look(self, race_id: str) -> Seen | None:
+        """The record of this race; None where there is none, or none any more. Wakes a sleeper. Raises CellUnclear."""
+        cell = await cells.opened(self._host, self._name(race_id), self._clock)
+        if cell is None or self._is_over(cell):
+            return None
+        try:
+            stands = await cell.read()
+        except CellGone:
+            return None
+        return self._seen(cell, stands.text) if stands.number else None
+
+    async def report(self, seen: Seen) -> RaceReport:
+        """The report of a finished race. Raises CellUnclear."""
+        parts: list[bytes] = []
+        for number in range(min(seen.head.parts, MOST_BYTES // _PART)):
+            match await self._host.read_file(seen.cell.sandbox.id, _file(number), _PART):
+                case bytes() as part:
+                    parts.append(part)
+                case Absent():
+                    raise CellUnclear("a part of the report is not there")
+                case Refused(reason=reason) | Doubtful(reason=reason):
+                    raise CellUnclear(f"the report could not be read: {reason}")
+        data = b"".join(parts)
+        if hashlib.sha256(data).hexdigest() != seen.head.sha256:
+            raise CellUnclear("the report is not whole")
+        return await asyncio.to_thread(_unpacked, data)
+
+    async def status(self, seen: Seen) -> RaceStatus:
+        """What a caller is told of the race. Raises CellUnclear."""
+        state = seen.state(self._now())
+        return RaceStatus(
+            race_id=seen.head.race_id,
+            state=state,
+            asked_at=_moment(seen.head.asked_at),
+            ended_at=_moment(seen.head.ended_at),
+            expires_at=_moment(seen.expires_at),
+            error=seen.head.error,
+            error_status=seen.head.status or None,
+            report=await self.report(seen) if state == "finished" else None,
+        )
+
+    def _expires_at(self, cell: Cell) -> float | None:
+        born = cell.sandbox.created_at
+        return None if born is None else born.timestamp() + self._settings.races.record_seconds
+
+    def _is_over(self, cell: Cell) -> bool:
+        """Past its time already, whenever a tick comes to delete it."""
+        expires = self._expires_at(cell)
+        return expires is not None and expires < self._now()
+
+    def _seen(self, cell: Cell, text: str) -> Seen:
+        return Seen(_head(text), cell, self._expires_at(cell))
+
+    def _name(self, race_id: str) -> str:
+        return names.race_record_name(self._settings.prefix, self._environment.id, race_id)
+
+
+def packed(report: RaceReport) -> bytes:
+    """The report as it is kept, in at most MOST_BYTES: one that is too large is kept without the contents of artifacts
+    and without patches, then without the ends of outputs as well."""
+    data = _compressed(report)
+    if len(data) > MOST_BYTES:
+        branches = tuple(each.model_copy(update=_without_files(each)) for each in report.branches)
+        data = _compressed(report.model_copy(update={"branches": branches}))
+    if len(data) > MOST_BYTES:
+        tails = {"stdout_tail": "", "stderr_tail": "", "judge_tail": ""}
+        branches = tuple(each.model_copy(update=tails) for each in branches)
+        data = _compressed(report.model_copy(update={"branches": branches}))
+    return data
+
+
+def _without_files(branch: BranchReport) -> dict[str, object]:
+    artifacts = [
+        one if one.base64 is None else one.model_copy(update={"base64": None, "truncated": _LEFT_OUT})
+        for one in branch.artifacts
+    ]
+    patch = {"diff": "", "diff_reason": _LEFT_OUT} if branch.diff else {}
+    return {"artifacts": tuple(artifacts), **patch}
+
+
+def _compressed(report: RaceReport) -> bytes:
+    return zlib.compress(report.model_dump_json().encode())
+
+
+def _head(text: str) -> Head:
+    """Raises CellUnclear."""
+    try:
+        return Head.model_validate_json(text)
+    except ValidationError:
+        raise CellUnclear("the record cannot be read: is it of another version?") from None
+
+
+def _unpacked(data: bytes) -> RaceReport:
+    try:
+        inflating = zlib.decompressobj()
+        text = inflating.decompress(data, _MOST_WRITTEN_OUT)
+        if not inflating.eof:
+            raise CellUnclear("the report is larger than any that is kept")
+        return RaceReport.model_validate_json(text)
+    except (zlib.error, ValidationError):
+        raise CellUnclear("the report cannot be read: is it of another version?") from None
+
+
+def _file(number: int) -> str:
+    return f"{cells.FOLDER}-report/{number}"
+
+
+def _moment(at: float | None) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at, UTC)
