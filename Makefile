@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -41,6 +41,7 @@ fork: export HANDS_SESSION = $(value SESSION)
 tool-test: export HANDS_TOOL = $(if $(filter command environment,$(origin NAME)),$(value NAME))
 tool-test: export HANDS_TOOL_INPUT = $(value INPUT)
 agent: export HANDS_AGENT_NAME = $(value NAME)
+prepare: export HANDS_ENVIRONMENT = $(value ENVIRONMENT)
 
 PY := .venv/bin/python
 HANDS := $(PY) -m infra.cli
@@ -86,6 +87,9 @@ lint: setup-dev ## style, types, import rules
 
 build: setup ## build and register the image of the session sandboxes
 	@$(HANDS) build
+
+prepare: setup ## run the environment's set-up once, for new sessions to start from: ENVIRONMENT=env_... FRESH=1
+	@$(HANDS) prepare $(if $(FRESH),--fresh)
 
 tools: setup ## list the tools of your own (SANDBOX_TOOLS, SANDBOX_PRIVATE_TOOLS, SANDBOX_MCP)
 	@$(HANDS) tools

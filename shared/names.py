@@ -42,6 +42,8 @@ _RACE: Final = re.compile(
 )
 _RECORD: Final = re.compile(rf"q([0-9a-z]{{{RACE_ID_LENGTH}}})")
 _KEPT_SNAPSHOT: Final = re.compile(rf"k([0-9a-z]{{{RACE_ID_LENGTH}}})-([0-9a-z]{{1,8}})")
+_RECIPE_LENGTH: Final = 14  # digits of base 36: 72 bits
+_PREPARED: Final = re.compile(rf"p([0-9a-z]{{{_RECIPE_LENGTH}}})-([0-9a-z]{{1,8}})")
 _GONE: Final = re.compile(rf"gone-([0-9a-z]{{{_MOMENT_LENGTH}}})-([0-9a-z]{{{_TAG_LENGTH}}})-([sx][0-9a-z]+)")
 
 
@@ -107,6 +109,17 @@ class RaceRecordSandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedSandbox:
+    """What sessions of an environment are started from: its snapshots are the prepared start of a recipe, for the time
+    that begins at `since` (epoch seconds)."""
+
+    prefix: str
+    environment_tag: str
+    recipe: str
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeptSandbox:
     """A sandbox that a person, or a race for a person, called `keep-...`: never touched."""
 
@@ -129,6 +142,7 @@ SandboxName = (
     | RaceSandbox
     | KeptSnapshotSandbox
     | RaceRecordSandbox
+    | PreparedSandbox
     | KeptSandbox
     | ServerSandbox
     | ForeignName
@@ -154,10 +168,10 @@ def parse(prefix: str, name: str | None) -> SandboxName:
 def belongs_to(name: SandboxName, environment_id: str) -> bool:
     """Whether the name was given for this environment."""
     match name:
-        case SessionSandbox() | GoneSandbox() | RaceSandbox() | KeptSnapshotSandbox() | RaceRecordSandbox():
-            return name.environment_tag == environment_tag(environment_id)
         case KeptSandbox() | ServerSandbox() | ForeignName():
             return False
+        case _:
+            return name.environment_tag == environment_tag(environment_id)
 
 
 def given_under(name: str | None, environment_id: str) -> str | None:
@@ -183,6 +197,8 @@ def _parse_tagged(prefix: str, tag: str, rest: str) -> SandboxName | None:
         return KeptSnapshotSandbox(prefix, tag, kept[1], int(kept[2], 36))
     if record := _RECORD.fullmatch(rest):
         return RaceRecordSandbox(prefix, tag, record[1])
+    if (prepared := _PREPARED.fullmatch(rest)) and to_base36(int(prepared[2], 36)) == prepared[2]:
+        return PreparedSandbox(prefix, tag, prepared[1], int(prepared[2], 36))
     return None
 
 
@@ -336,3 +352,14 @@ def kept_snapshot_name(prefix: str, environment_id: str, race_id: str, dead_man:
     if not _RACE_ID.fullmatch(race_id):
         raise BadName(f"a race id has {RACE_ID_LENGTH} digits of base 36")
     return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-k{race_id}-{to_base36(dead_man)}"
+
+
+def recipe_code(recipe: str) -> str:
+    """14 base-36 digits that stand for what a prepared start is made of."""
+    return _hash(recipe, _RECIPE_LENGTH)
+
+
+def prepared_name(prefix: str, environment_id: str, recipe: str, since: int) -> str:
+    """Of the sandbox that a prepared start is made in: whoever creates it prepares. `recipe` is a `recipe_code`,
+    `since` in seconds since the epoch. At most 42 characters."""
+    return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-p{recipe}-{to_base36(since)}"

@@ -299,12 +299,14 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRecord:
-    """A snapshot as listed. `filesystem` is false for one of memory; None where the service does not say."""
+    """A snapshot as listed. `filesystem` is false for one of memory; None where the service does not say. `ready`: it
+    can be restored from."""
 
     id: str
     sandbox_id: str
     filesystem: bool | None
     created_at: datetime | None
+    ready: bool = True
 
 
 LARGEST_OUTPUT: Final = 65_536
@@ -407,7 +409,9 @@ class SandboxHost(Protocol):
         """
         ...
 
-    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful: ...
+    async def list_snapshots(self, sandbox_id: str | None = None) -> Listing[SnapshotRecord] | Doubtful:
+        """All of the project, or those that were taken of one sandbox."""
+        ...
 
     async def delete_snapshot(self, snapshot_id: str) -> Absent | Refused | Doubtful | None: ...
 

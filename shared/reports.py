@@ -108,12 +108,13 @@ class Act(StrEnum):
     MARK = "mark"  # first step of an end: rename it
     END_MARKED = "end_marked"  # second step, on a later tick
     END_RACE = "end_race"  # what a race left behind
+    END_PREPARED = "end_prepared"  # a prepared start that no session is started from any more
     DELETE_SNAPSHOT = "delete_snapshot"
 
 
-ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE})
+ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE, Act.END_PREPARED})
 COLLECTING = frozenset({Act.SUSPEND, Act.END_MARKED})  # where outputs are collected first
-CAPPED = ENDS - {Act.END_RACE}  # a race's dead-man time leaves no mistake to be bounded
+CAPPED = ENDS - {Act.END_RACE, Act.END_PREPARED}  # no session's work is in these
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from shared.claims.known_sandboxes import KnownSandboxes
     from shared.outputs.collector import Collector
     from shared.ports import SandboxHost, WorkQueue
+    from shared.prepared.starts import PreparedStarts
     from shared.races.events import OnEvent
     from shared.races.report import RaceReport
     from shared.races.request import RaceRequest
@@ -58,6 +59,7 @@ class Service:
         self._claimers: dict[str, Claimer] = {}
         self._capacities: dict[str, Capacity] = {}
         self._known: dict[str, KnownSandboxes] = {}
+        self._prepared: dict[str, PreparedStarts] = {}
         self._imports: asyncio.Task[None] | None = None
         self._retired: list[WorkQueue | SandboxHost] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -127,7 +129,23 @@ class Service:
         longest = min(LONGEST, self.settings.reconcile.retention / 4)
         room = self._capacities.setdefault(environment.id, Capacity(environment.id))
         known = self._known.setdefault(environment.id, KnownSandboxes(time.monotonic, longest))
-        return Dispatcher(self.settings, environment, self.queue(environment), self.host, capacity=room, known=known)
+        return Dispatcher(
+            self.settings,
+            environment,
+            self.queue(environment),
+            self.host,
+            capacity=room,
+            known=known,
+            prepared=self.prepared(environment),
+        )
+
+    def prepared(self, environment: Environment) -> PreparedStarts:
+        from shared.claims.dispatcher import utc_now
+        from shared.prepared.starts import PreparedStarts
+
+        if environment.id not in self._prepared:
+            self._prepared[environment.id] = PreparedStarts(self.settings, environment, self.host, utc_now)
+        return self._prepared[environment.id]
 
     def reconciler(self, environment: Environment) -> Reconciler:
         from shared.reconcile.reconciler import Reconciler
@@ -305,6 +323,7 @@ class Service:
         self._queues = {}
         if "host" in self.__dict__:
             self._retired.append(self.__dict__.pop("host"))
+            self._prepared = {}
         if self._retired and self._retirement is None:
             longest = self.settings.drain.deadline + self.settings.reconcile.deadline + 10.0
             self._retirement = asyncio.get_running_loop().call_later(longest, self._retire)

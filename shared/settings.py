@@ -91,6 +91,8 @@ class Environment:
     """Prefixes of objects that are signed for a session."""
     setup_credentials: str = ""
     """`module:function` that gives a repository's credential."""
+    prepared_seconds: float = 0.0
+    """How long a prepared start is new; 0: sessions start from none."""
     tool_secrets: Mapping[str, Secret] = field(default_factory=dict)
 
     @property
@@ -509,6 +511,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             setup_callers=SessionSetup.SETUP_CALLER_KEYS.default if usual else (),
             setup_stores=_stores(where, table["setup_stores"]),
             setup_credentials=_plugin(where, table["setup_credentials"].strip()),
+            prepared_seconds=float(table["setup_prepared_seconds"]),
             tool_secrets=secrets if isinstance(secrets, Mapping) else Workers.TOOL_SECRETS.parse(str(secrets)),
         )
     except (TypeError, ValueError):

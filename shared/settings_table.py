@@ -370,6 +370,12 @@ class SessionSetup:
     SETUP_CLONE_DEPTH = Whole(
         1, "Commits of history that a repository comes with; 0: all.", unit="commits", file_key="setup_clone_depth"
     )
+    SETUP_PREPARED_SECONDS = Seconds(
+        604_800.0,
+        "How long what `make prepare` has made counts as new; sessions start from it for twice as long at most. 0: "
+        "sessions are started from no prepared sandbox.",
+        file_key="setup_prepared_seconds",
+    )
 
 
 class Claims:

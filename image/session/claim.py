@@ -97,6 +97,7 @@ class Claim(NamedTuple):
     tool_seconds: float = 120.0  # how long a call of one of the operator's own tools may take
     tool_output_bytes: int = 102_400
     tool_secrets: Mapping[str, str] | None = None  # the environment of the operator's private tools
+    prepares: bool = False  # no session: the sandbox is made ready for sessions to be started from it
 
     def __repr__(self) -> str:
         return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
@@ -134,6 +135,8 @@ class Claim(NamedTuple):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise ClaimError(f"the claim's {name} is not a number that it can be")
+        if not isinstance(known.get("prepares", False), bool):
+            raise ClaimError("the claim's prepares is neither true nor false")
         if not isinstance(known.get("nonce", ""), str):
             raise ClaimError("the claim's nonce is not a text")
         for name in ("capability_token", "fork_url", "session_key", "traceparent", "otlp_url"):

@@ -64,6 +64,7 @@ from shared.secret import Secret
 if TYPE_CHECKING:
     from tensorlake.sandbox import AsyncSandboxClient
 
+_RESTORABLE: Final = ("local_ready", "replicating", "completed")  # docs/wire/tensorlake.md#6-snapshots
 log = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 20.0
@@ -173,13 +174,18 @@ class TensorlakeSandboxes:
 
         return _known(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
 
-    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
+    async def list_snapshots(self, sandbox_id: str | None = None) -> Listing[SnapshotRecord] | Doubtful:
         async def call() -> Listing[SnapshotRecord]:
             from tensorlake.sandbox.models import SnapshotInfo
 
             client = await self._lifecycle()
+            if sandbox_id is not None:
+                listed = await client.list_sandbox_snapshots(sandbox_id)
+                return Listing([_snapshot_record(info) for info in listed], complete=True)
             return await _readable(client, "list_snapshots", "snapshots", SnapshotInfo.from_response, _snapshot_record)
 
+        if sandbox_id is not None:
+            return _known(await self._bounded(call, CALL_SECONDS, priority=Priority.CLAIM))
         return _known(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
@@ -563,7 +569,8 @@ async def _readable(
 
 def _snapshot_record(info: Any) -> SnapshotRecord:
     filesystem = info.snapshot_type.value == "filesystem" if info.snapshot_type is not None else None
-    return SnapshotRecord(info.snapshot_id, info.sandbox_id, filesystem, info.created_at)
+    ready = info.status.value in _RESTORABLE
+    return SnapshotRecord(info.snapshot_id, info.sandbox_id, filesystem, info.created_at, ready)
 
 
 def _known(outcome: _T | Absent | Refused | Doubtful) -> _T | Doubtful:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from shared import names
 from shared.backoff import pauses
@@ -48,11 +48,13 @@ _FIRST_RESUME_PAUSE: Final = 1 / 22  # of that time; with the two pauses after i
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """`made`: it was created just now. `replaces`: why the session's earlier sandbox is not used any more, if so."""
+    """`made`: it was created just now. `replaces`: why the session's earlier sandbox is not used any more, if so.
+    `remark`: what the operator should read of how it was made."""
 
     sandbox: SandboxRecord
     made: bool = False
     replaces: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,24 @@ class Unbound:
     no_capacity: bool = False
 
 
+class Prepared(Protocol):
+    """What new sandboxes may be restored from (shared/prepared/starts.py)."""
+
+    async def snapshot(self) -> str | None:
+        """Never raises for a service."""
+        ...
+
+    def gone(self, snapshot_id: str) -> None: ...
+
+
 class Binding:
     """The way of one item to its sandbox. It may be asked again when the sandbox turns out to be gone.
 
     spec: `spec.name` is a session's name with this `prefix`.
     free_slot: called before the item waits for room, so that it keeps no slot from an item that needs none.
     since: when the item was made; a sandbox that is older had been the session's before.
+    prepared: what a new sandbox is restored from, where there is something. What cannot be restored costs the session
+        its quick start and nothing else.
     """
 
     def __init__(
@@ -82,6 +96,7 @@ class Binding:
         now: Callable[[], datetime],
         free_slot: Callable[[], None] = lambda: None,
         since: datetime | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         self._host = host
         self._spec = spec
@@ -91,6 +106,9 @@ class Binding:
         self._now = now
         self._free_slot = free_slot
         self._since = since
+        self._prepared = prepared
+        self._restores: str | None = None
+        self._remark = ""
         self._dead: dict[str, Deadline] = {}
         self._refusals = 0
         self._refusal_pauses: Iterator[float] = pauses(0.0)
@@ -129,12 +147,19 @@ class Binding:
 
     async def _create(self) -> Bound | Unbound | None:
         """None where the name is taken, where there is no room, and where the result is not known."""
-        match await self._host.create(self._spec):
+        spec = self._spec
+        self._restores = await self._prepared.snapshot() if self._prepared is not None else None
+        if self._restores is not None:
+            spec = replace(spec, snapshot_id=self._restores, image=None)
+        match await self._host.create(spec):
             case Created(sandbox):
                 self._capacity.has_room()
-                return Bound(sandbox, made=True, replaces=self._replaces)
+                return Bound(sandbox, made=True, replaces=self._replaces, remark=self._remark)
             case NoCapacity(reason=reason):
                 self._capacity.lacks(reason)
+            case Refused(reason=refusal) if self._restores is not None:
+                self._go_cold(refusal)
+                return await self._create()
             case Refused(reason=refusal):
                 return Unbound(f"create refused: {refusal}")
             case NameTaken():
@@ -167,12 +192,23 @@ class Binding:
                 case SandboxRecord(status=SandboxStatus.SUSPENDED) as sandbox if not old:
                     await self._end(sandbox, deadline.clock)
                 case SandboxRecord(status=SandboxStatus.FAILED | SandboxStatus.TIMEOUT) as sandbox if not old:
-                    if await self._end(sandbox, deadline.clock) and self._was_used(sandbox):
+                    used = self._was_used(sandbox)
+                    if not used and self._restores is not None:
+                        self._go_cold(f"the sandbox is {sandbox.status.value}")
+                    if await self._end(sandbox, deadline.clock) and used:
                         self._replaces = f"sandbox {sandbox.id} had failed ({sandbox.status.value}) and was ended"
                 case SandboxRecord():
                     pass  # pending, suspending, terminated but not yet forgotten, or a status of tomorrow: wait
             await asyncio.sleep(min(next(waits), deadline.left()))
         return None
+
+    def _go_cold(self, reason: str) -> None:
+        """Without the prepared start: its snapshot is gone, or makes no sandbox that runs."""
+        self._remark = f"its sandbox was made without the prepared start, which could not be restored: {reason}"
+        log.warning("prepared.not_restored name=%s snapshot=%s reason=%s", self._spec.name, self._restores, reason)
+        if self._prepared is not None and self._restores is not None:
+            self._prepared.gone(self._restores)
+        self._prepared = self._restores = None
 
     async def _end(self, sandbox: SandboxRecord, clock: Clock) -> bool:
         ended = await self._host.terminate(sandbox.id) in (None, Absent())

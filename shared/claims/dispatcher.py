@@ -27,7 +27,7 @@ from image.session.archive import build_archive, digest
 from shared import capability, metrics, names, tracing
 from shared.backoff import pauses
 from shared.claims import handover, worker_keys
-from shared.claims.binding import Binding, Bound, Unbound
+from shared.claims.binding import Binding, Bound, Prepared, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
 from shared.claims.known_sandboxes import KnownSandboxes
@@ -89,6 +89,7 @@ class Dispatcher:
     now: Callable[[], datetime] = utc_now
     capacity: Capacity | None = None  # what is known of the service's room beyond one drain
     known: KnownSandboxes | None = None  # where sessions were served last, beyond one drain
+    prepared: Prepared | None = None  # what new sandboxes are restored from
 
     async def drain(self, deadline: Deadline | None = None) -> DrainReport:
         """Claim until the queue is empty, the limit is reached or the time for claims is over; then finish.
@@ -146,6 +147,7 @@ class Dispatcher:
             now=self.now,
             free_slot=free_slot,
             since=item.created_at,
+            prepared=self.prepared,
         )
         offered_before = (self.now() - item.created_at).total_seconds() > _NEW
         times, reason = self.settings.times, ""
@@ -391,7 +393,7 @@ def _handed_over(bound: Bound, worker_sdk: str, remark: str) -> _End:
     """`remark`: what the worker says of the one before it: that it died in a call, or that a set-up failed."""
     if bound.replaces:
         return _End(ItemEnd.HANDED_OVER, f"the workspace is new: {bound.replaces}", alarm=True)
-    return _End(ItemEnd.HANDED_OVER, remark or _sdk_difference(worker_sdk))
+    return _End(ItemEnd.HANDED_OVER, "; ".join(filter(None, (bound.remark, remark or _sdk_difference(worker_sdk)))))
 
 
 def _sdk_difference(worker_sdk: str) -> str:

@@ -154,7 +154,7 @@ async def _start_and_watch(
         process = worker_process(attempt_prefix(item) + secrets.token_hex(4), claim, user)
         if not as_root:
             process = not_as_root(process) or process
-        match await _start(host, sandbox_id, process, deadline):
+        match await start_worker(host, sandbox_id, process, deadline):
             case NotReady() as failed:
                 return failed
             case None:
@@ -193,7 +193,7 @@ async def _look(
         notices = _notices(await host.process_output(sandbox_id, process.name), claim.nonce)
         # After `ready` it may have said that it has the lease: then nobody waits for this claim's ack.
         if notices and _is_ready(notices[-1], item.id, claim.worker_digest):
-            return Ready(notices[-1].sdk, _shown(notices[-1].detail, claim))
+            return Ready(notices[-1].sdk, shown(notices[-1].detail, claim))
     dead = [_describe(process) for process in own if not process.running and _died(process)]
     if deaths is not None and len(dead) >= deaths and not living:
         return Hopeless(tuple(dead))
@@ -237,7 +237,7 @@ class _Outdated:
     running: bool
 
 
-async def _start(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadline: Deadline) -> NotReady | None:
+async def start_worker(host: SandboxHost, sandbox_id: str, process: ProcessSpec, deadline: Deadline) -> NotReady | None:
     """None once the process was started, or may have been and is there. Not every service lets a process be root: it is
     started as the agent's user then, where the image's interpreter alone hides the claim. An answer in doubt may be
     that refusal, so the two take turns."""
@@ -350,7 +350,7 @@ class _Heard:
         return None
 
     def line(self, line: str) -> None:
-        notice = _notice(line, self._claim.nonce)
+        notice = proven_notice(line, self._claim.nonce)
         if notice is not None:
             self._notices.append(notice)
         elif line.strip():
@@ -368,13 +368,13 @@ class _Heard:
         ready, ended = self.ready, self._first(wire.Word.ENDED)
         if ended is not None and (ready is None or not ready.on_behalf):
             # An ack now would leave nobody behind the item.
-            return NotReady(f"the worker ended: {_shown(ended.detail, self._claim)}")
+            return NotReady(f"the worker ended: {shown(ended.detail, self._claim)}")
         if ready is not None and ready.work_id == self._work_id:
             if over is not None and not ready.on_behalf:
                 return NotReady(f"the worker died after its ready: {_describe(over)}", died=True)
             if ready.worker != self._claim.worker_digest and not ready.on_behalf:
                 return _Outdated(running=True)
-            return Ready(ready.sdk, _shown(ready.detail, self._claim))
+            return Ready(ready.sdk, shown(ready.detail, self._claim))
         if over is None:
             return None
         if over.exit_code == wire.Exit.UNREADABLE:
@@ -388,28 +388,28 @@ class _Heard:
         said = "nothing"
         if self._notices:
             last = self._notices[-1]
-            said = f"{last.word.value} {_shown(last.detail, self._claim)}".strip()
+            said = f"{last.word.value} {shown(last.detail, self._claim)}".strip()
         return NotReady(f"no ready in time; the worker said {said}{self._last_words()}")
 
     def _last_words(self) -> str:
         """The last line that is no notice, for whoever has to find out what is wrong with the image."""
-        return f"; its last line: {_shown(self._last_line, self._claim)}" if self._last_line else ""
+        return f"; its last line: {shown(self._last_line, self._claim)}" if self._last_line else ""
 
 
-def _shown(text: str, claim: wire.Claim) -> str:
+def shown(text: str, claim: wire.Claim, longest: int = _LONGEST_TEXT) -> str:
     """A text of a sandbox that is fit for a report: short, printable, without the claim's secrets."""
     for secret in _secrets_of(claim):
         text = text.replace(secret, "[secret]")
-    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_TEXT])
+    return "".join(letter if letter.isprintable() else " " for letter in text[:longest])
 
 
 def _notices(lines: Sequence[str] | Absent | Doubtful, nonce: str) -> list[wire.Notice]:
     if isinstance(lines, Absent | Doubtful):
         return []
-    return [notice for line in lines if (notice := _notice(line, nonce)) is not None]
+    return [notice for line in lines if (notice := proven_notice(line, nonce)) is not None]
 
 
-def _notice(line: str, nonce: str) -> wire.Notice | None:
+def proven_notice(line: str, nonce: str) -> wire.Notice | None:
     """One with the item's nonce: nobody but its workers knows it, whoever else may write into their output."""
     notice = wire.Notice.from_line(line)
     if notice is None or not hmac.compare_digest(notice.nonce.encode(errors="replace"), nonce.encode()):

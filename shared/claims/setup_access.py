@@ -48,6 +48,14 @@ async def setup_access(environment: Environment, queue: WorkQueue, session_id: s
         wishes = policy.wishes(session.metadata)
     except BadSetup:  # the worker tells the agent
         return SetupAccess()
+    return await access_for(environment, wishes, f"session={session_id}")
+
+
+async def access_for(environment: Environment, wishes: Wishes, whose: str) -> SetupAccess:
+    """What these wishes may read. `whose`: for the log. Never raises for what a service or a plug-in does."""
+    policy = environment.setup
+    if policy is None or not (environment.setup_stores or environment.setup_credentials):
+        return SetupAccess()
     try:
         async with asyncio.timeout(_SECONDS):
             signed, credential = await asyncio.gather(
@@ -55,7 +63,7 @@ async def setup_access(environment: Environment, queue: WorkQueue, session_id: s
                 _credential(environment.setup_credentials, wishes.repo),
             )
     except Exception as error:  # the edge: foreign libraries and the operator's own code
-        log.warning("setup.no_access session=%s reason=%s", session_id, type(error).__name__)
+        log.warning("setup.no_access %s reason=%s", whose, type(error).__name__)
         return SetupAccess()
     return SetupAccess(signed, credential)
 

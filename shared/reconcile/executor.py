@@ -43,6 +43,7 @@ from shared.reconcile.repairs import (
     EndFailed,
     EndLifetime,
     EndMarked,
+    EndPrepared,
     EndRace,
     Failed,
     LetSleep,
@@ -113,6 +114,8 @@ class RepairExecutor:
                 return await self._end_marked(repair)
             case EndRace():
                 return await self._end_race(repair)
+            case EndPrepared():
+                return await self._end_prepared(repair)
             case DeleteSnapshot():
                 return _outcome(await self.host.delete_snapshot(repair.snapshot.id))
             case _:
@@ -418,6 +421,18 @@ class RepairExecutor:
         if isinstance(outcome, Failed):
             self.alarms.append(f"{repair.target}: {repair.why}, and it cannot be deleted: {outcome.why}")
         return outcome
+
+    async def _end_prepared(self, repair: EndPrepared) -> Outcome:
+        """Its snapshots first: a pass that is cut off between two of them finds the rest by the sandbox."""
+        found = await self.host.find(repair.sandbox.id)
+        if isinstance(found, Doubtful):
+            return Failed("it could not be looked at again")
+        if isinstance(found, Absent) or found.name != repair.sandbox.name or found.status is not repair.sandbox.status:
+            return Skipped("it is not what it was")
+        for snapshot in repair.snapshots:
+            if (problem := _reason(await self.host.delete_snapshot(snapshot))) is not None:
+                return Failed(f"its snapshot {snapshot} could not be deleted: {problem}")
+        return _outcome(await self.host.terminate(repair.sandbox.id))
 
     # Looks
 

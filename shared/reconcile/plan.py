@@ -227,6 +227,8 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                     yield EndFailed(sandbox, f"it is {sandbox.status.value}")
                 else:
                     yield from _of_session(world, lookups, settings, sandbox)
+            case names.PreparedSandbox():
+                continue  # reconcile/prepared.py, which wants to know its snapshots
             case names.KeptSandbox() | names.ServerSandbox() | names.ForeignName():
                 continue
             case _:

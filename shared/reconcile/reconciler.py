@@ -40,6 +40,7 @@ from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.lanes import AT_ONCE, Lanes
 from shared.reconcile.lookups import Lookups, questions, ring_share, touch_left
 from shared.reconcile.plan import due, snapshots_due
+from shared.reconcile.prepared import prepared_due
 from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Skipped, Touch
 from shared.reconcile.world import Items, World
 from shared.reports import COLLECTING, Act, ActionReport, ReconcileReport
@@ -397,8 +398,13 @@ class _Pass:
 
     async def _snapshots(self, world: World) -> Sequence[Repair]:
         listing = await self._listed(self._of.host.list_snapshots(), "snapshots")
-        rows = [] if listing is None else listing.rows
-        return list(snapshots_due(rows, world, self._settings, self._of.environment.id))
+        if listing is None:
+            return []
+        of = self._of
+        return [
+            *snapshots_due(listing.rows, world, self._settings, of.environment.id),
+            *prepared_due(listing.rows, world, self._settings, of.environment),
+        ]
 
     def _log(self, report: ReconcileReport) -> None:
         raised = len(report.alarms) + len(report.needs_interrupt)

@@ -170,6 +170,14 @@ class EndRace(_OfSandbox):
 
 
 @dataclass(frozen=True, slots=True)
+class EndPrepared(_OfSandbox):
+    """`snapshots`: those that were taken of it. They go first, since its name is all that leads to them."""
+
+    act: ClassVar[Act] = Act.END_PREPARED
+    snapshots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteSnapshot:
     act: ClassVar[Act] = Act.DELETE_SNAPSHOT
     snapshot: SnapshotRecord
@@ -194,5 +202,6 @@ Repair = (
     | Mark
     | EndMarked
     | EndRace
+    | EndPrepared
     | DeleteSnapshot
 )

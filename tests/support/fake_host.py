@@ -212,10 +212,12 @@ class FakeHost:
         outcome = await self._call("list", "", lambda: [box.record for box in self.boxes.values()])
         return Listing(outcome, complete=True) if isinstance(outcome, list) else Doubtful(outcome.reason)
 
-    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
+    async def list_snapshots(self, sandbox_id: str | None = None) -> Listing[SnapshotRecord] | Doubtful:
         def effect() -> list[SnapshotRecord]:
             return [
-                SnapshotRecord(id_, self._taken_of[id_], filesystem=True, created_at=None) for id_ in self.snapshots
+                SnapshotRecord(id_, self._taken_of[id_], filesystem=True, created_at=None)
+                for id_ in self.snapshots
+                if sandbox_id in (None, self._taken_of[id_])
             ]
 
         outcome = await self._call("list", "snapshots", effect)

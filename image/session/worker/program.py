@@ -56,7 +56,13 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = (), private: so
         stop.listen(claim.lifetime, claim.lock_wait + claim.reach + _START_GRACE)
         state = StateDirectory(os.path.abspath(os.environ.pop(STATE_VARIABLE, STATE_DIRECTORY)))
         lock = Lock(state)
-        ended = _work(claim, state, lock, notices, redactor, stop, OperatorTools(archive, private))
+        if claim.prepares:
+            from image.session.worker.preparation import prepare
+
+            os.chdir(_workdir(claim))
+            ended = prepare(claim, state, lock, notices, redactor, stop)
+        else:
+            ended = _work(claim, state, lock, notices, redactor, stop, OperatorTools(archive, private))
     except Ended as end:
         ended = end
     except BaseException as error:  # the process's edge: whatever it was becomes an exit status and one line

@@ -3,6 +3,9 @@
 Once: what has been asked for is marked on disk by its digest. A mark `running` that a worker finds at its start is of
 one that was interrupted: that set-up is done again in full, and what it left is removed first. A set-up that failed is
 done again by the next worker, except where the session was let run in spite of it (docs/setup.md#once).
+
+In a sandbox that was started from a prepared one the environment's part is there, marked `prepared`: then only what
+differs is fetched (docs/setup.md#prepared-starts).
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from image.session.claim import Claim, Ended, Exit
-from image.session.setup import FAILED_FILE, STAGING, BadSetup, SetupPolicy, Wishes, bare
+from image.session.setup import FAILED_FILE, STAGING, BadSetup, FileSource, SetupPolicy, Wishes, bare
 from image.session.worker.output import Redactor
 from image.session.worker.setup_commands import LONGEST_TAIL, CommandFailed, Commands, printable
-from image.session.worker.setup_mark import DONE, FAILED, GIVEN_UP, RUNNING, Mark
-from image.session.worker.setup_sources import SourceFailed, clone, download, place
+from image.session.worker.setup_mark import DONE, FAILED, GIVEN_UP, PREPARED, RUNNING, Mark
+from image.session.worker.setup_sources import DoesNotFit, SourceFailed, clone, download, place, same_file, update
 from image.session.worker.state_directory import StateDirectory
 
 _LONGEST_REASON: Final = 1000  # characters
@@ -44,10 +47,13 @@ class SessionSetup:
         say: Callable[[str], object],
         signed: Mapping[str, str] | None = None,
         credential: Mapping[str, str] | None = None,
+        *,
+        prepares: bool = False,
     ) -> None:
         """`say` tells the operator a step. `signed`: where an object of a store is fetched, by its s3:// or gs://
-        URL."""
-        self._policy = policy
+        URL. `prepares`: what is made ready here is what sessions are started from."""
+        self._policy = replace(policy, go_on=False) if prepares else policy
+        self._end_state = PREPARED if prepares else DONE
         self._state = state
         self._workdir = workdir
         self._redactor = redactor
@@ -62,6 +68,8 @@ class SessionSetup:
         self._aborted = ""
         self.failure = ""
         """Why no tool may run, in words for the agent; empty where they may. Known once it is `over`."""
+        self.reason = self.tail = ""
+        """Of a failure, for the operator: why, and the end of what was said."""
         self.variables: Mapping[str, str] = {}
         """For the agent's tools."""
 
@@ -111,23 +119,25 @@ class SessionSetup:
             return
         # No tool of the agent's runs before the end: what an unfinished one has put somewhere is nobody's work.
         unfinished = self._mark.state in (RUNNING, FAILED)
-        made = self._mark.made if unfinished else ()
-        self._tell("begins anew" if unfinished else "begins")
+        prepared = self._mark.state == PREPARED
+        fits = prepared and self._mark.digest == self._policy.base.digest()
+        made = self._mark.made if unfinished or prepared else ()
+        self._tell("goes on from a prepared start" if fits else "begins anew" if unfinished else "begins")
         began = time.monotonic()
-        reason, tail = await self._bounded(wishes, Mark(digest, RUNNING, made))
+        reason, tail = await self._bounded(wishes, Mark(digest, RUNNING, made), fits=fits)
         if reason:
             self._mark = replace(self._mark, digest=digest, state=GIVEN_UP if self._policy.go_on else FAILED)
             self._fail(reason, tail)
         else:
             self._tell(f"done in {time.monotonic() - began:.1f} s")
 
-    async def _bounded(self, wishes: Wishes, mark: Mark) -> tuple[str, str]:
+    async def _bounded(self, wishes: Wishes, mark: Mark, *, fits: bool) -> tuple[str, str]:
         """Why it failed and the end of what was said; two empty texts where it is done."""
         try:
             async with asyncio.timeout(self._policy.seconds):
                 self._note(mark)
-                await self._work(wishes)
-                self._note(replace(self._mark, state=DONE))
+                await self._work(wishes, fits=fits)
+                self._note(replace(self._mark, state=self._end_state))
         except TimeoutError:
             return f"it took longer than {self._policy.seconds:g} s (SETUP_SECONDS)", self._commands.tail
         except (SourceFailed, CommandFailed) as error:
@@ -154,25 +164,69 @@ class SessionSetup:
     def _staging(self) -> Path:
         return self._workdir / STAGING
 
-    async def _work(self, wishes: Wishes) -> None:
+    async def _work(self, wishes: Wishes, *, fits: bool) -> None:
+        """`fits`: the environment's part is there, of a prepared start."""
         await asyncio.to_thread(_remove, self._staging)
         self._staging.mkdir(mode=0o700)
         (self._workdir / FAILED_FILE).unlink(missing_ok=True)
         env = {**os.environ, **wishes.env}
-        cwd = self._workdir
-        if wishes.repo:
-            self._tell(f"clones {bare(wishes.repo)} at {wishes.ref or 'its default branch'}")
-            made = self._staging / "repository"
-            checkout = await clone(wishes, self._policy, made, env, self._commands, self._credential)
-            await self._put(made, wishes.folder)
-            cwd = self._workdir / wishes.folder
-            self._tell(f"cloned {bare(wishes.repo)}: {checkout.what} at {checkout.commit}")
+        if fits:
+            try:
+                await self._what_differs(wishes, env)
+            except DoesNotFit as error:
+                self._tell(f"makes everything anew, the prepared start does not fit: {error}")
+                for target in self._mark.made:
+                    await asyncio.to_thread(_remove, self._workdir / target)
+            else:
+                return
+        cwd = await self._cloned(wishes, env) if wishes.repo else self._workdir
         for number, source in enumerate(wishes.files):
-            made = self._staging / f"file-{number}"
-            size = await download(source, self._url_of(source.url), self._policy, made)
+            await self._fetched(number, source)
+        await self._scripts(wishes, 0, cwd, env)
+
+    async def _what_differs(self, wishes: Wishes, env: Mapping[str, str]) -> None:
+        """The environment's scripts run again where anything that they may have read is another now. Raises
+        DoesNotFit."""
+        base, cwd = self._policy.base, self._workdir
+        differs = dict(wishes.env) != dict(base.env)
+        if base.repo:
+            if (wishes.repo, wishes.subdir) != (base.repo, base.subdir):
+                raise DoesNotFit("another repository, or another folder of it, is asked for")
+            cwd = self._workdir / base.folder
+            as_before = wishes.ref == base.ref
+            new = await update(wishes, self._policy, cwd, env, self._commands, self._credential, as_before=as_before)
+            differs |= new is not None
+            now = "is at its revision already" if new is None else f"brought to {new.what} at {new.commit}"
+            self._tell(f"{bare(wishes.repo)} {now}")
+        elif wishes.repo:
+            cwd, differs = await self._cloned(wishes, env), True
+        for number, source in enumerate(wishes.files):
+            there = self._workdir / source.target
+            if source in base.files and source.sha256 and there.is_file():
+                continue
+            differs |= await self._fetched(number, source, before=there if source in base.files else None)
+        await self._scripts(wishes, 0 if differs else len(base.scripts), cwd, env)
+
+    async def _cloned(self, wishes: Wishes, env: Mapping[str, str]) -> Path:
+        self._tell(f"clones {bare(wishes.repo)} at {wishes.ref or 'its default branch'}")
+        made = self._staging / "repository"
+        checkout = await clone(wishes, self._policy, made, env, self._commands, self._credential)
+        await self._put(made, wishes.folder)
+        self._tell(f"cloned {bare(wishes.repo)}: {checkout.what} at {checkout.commit}")
+        return self._workdir / wishes.folder
+
+    async def _fetched(self, number: int, source: FileSource, before: Path | None = None) -> bool:
+        """Whether it is another one than what lies at `before`."""
+        made = self._staging / f"file-{number}"
+        size = await download(source, self._url_of(source.url), self._policy, made)
+        differs = before is None or not await asyncio.to_thread(same_file, made, before)
+        if differs:
             await self._put(made, source.target)
-            self._tell(f"fetched {bare(source.url)}: {size} bytes in {source.target}")
-        for number, text in enumerate(wishes.scripts, 1):
+        self._tell(f"fetched {bare(source.url)}: {size} bytes in {source.target}")
+        return differs
+
+    async def _scripts(self, wishes: Wishes, first: int, cwd: Path, env: Mapping[str, str]) -> None:
+        for number, text in enumerate(wishes.scripts[first:], first + 1):
             what = f"set-up script {number} of {len(wishes.scripts)}" if len(wishes.scripts) > 1 else "set-up script"
             self._tell(f"runs the {what}")
             await self._script(text, what, cwd, env)
@@ -208,6 +262,7 @@ class SessionSetup:
     def _fail(self, reason: str, tail: str) -> None:
         reason = self._redactor.apply(reason)[:_LONGEST_REASON]
         tail = self._redactor.apply(tail)[-LONGEST_TAIL:]
+        self.reason, self.tail = reason, tail
         self._tell(f"failed: {printable(reason, _LONGEST_REASON)}")
         with contextlib.suppress(OSError, Ended):
             self._note(replace(self._mark, reason=printable(reason, _LONGEST_REASON)))
@@ -224,7 +279,7 @@ class SessionSetup:
 
 
 def setup_of(
-    claim: Claim, state: StateDirectory, redactor: Redactor, say: Callable[[str], object]
+    claim: Claim, state: StateDirectory, redactor: Redactor, say: Callable[[str], object], *, prepares: bool = False
 ) -> SessionSetup | None:
     """None where the claim names none. Raises Ended(BAD_CLAIM) where it names one that cannot be read."""
     if claim.setup is None:
@@ -233,7 +288,8 @@ def setup_of(
         policy = SetupPolicy.from_wire(claim.setup)
     except BadSetup as error:
         raise Ended(Exit.BAD_CLAIM, str(error)) from None
-    return SessionSetup(policy, state, Path(claim.workdir).absolute(), redactor, say, claim.signed, claim.credential)
+    workdir = Path(claim.workdir).absolute()
+    return SessionSetup(policy, state, workdir, redactor, say, claim.signed, claim.credential, prepares=prepares)
 
 
 def metadata_of(session: bytes) -> dict[str, str]:

@@ -15,6 +15,7 @@ MARK_NAME: Final = "setup"
 RUNNING: Final = "running"
 DONE: Final = "done"
 FAILED: Final = "failed"
+PREPARED: Final = "prepared"  # the environment's own part is done, in a sandbox that sessions are started from
 GIVEN_UP: Final = "given up"  # it failed, and the session goes on without it
 
 _LONGEST: Final = 65_536  # bytes

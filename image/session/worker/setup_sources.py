@@ -54,6 +54,10 @@ class SourceFailed(Exception):
         self.tail = tail
 
 
+class DoesNotFit(Exception):
+    """What a prepared start has is not what can be gone on from; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkout:
     """What of a repository was checked out, and its commit."""
@@ -79,6 +83,29 @@ async def clone(
     try:
         with _anonymous(credential) as descriptor:
             return await _Clone(wishes, policy, target, env, commands, descriptor).run()
+    except CommandFailed as failed:
+        raise SourceFailed(_explained(str(failed), failed.tail, wishes.repo), failed.tail) from None
+
+
+async def update(
+    wishes: Wishes,
+    policy: SetupPolicy,
+    target: Path,
+    env: Mapping[str, str],
+    commands: Commands,
+    credential: Mapping[str, str] | None = None,
+    *,
+    as_before: bool,
+) -> Checkout | None:
+    """Brings a clone that an earlier set-up has made to its revision; None where it is there. Raises as `clone` does,
+    and DoesNotFit for one that cannot be brought there.
+
+    as_before: the earlier set-up was asked for the same branch, tag or commit.
+    """
+    policy.reaches(wishes.repo)
+    try:
+        with _anonymous(credential) as descriptor:
+            return await _Clone(wishes, policy, target, env, commands, descriptor).update(as_before=as_before)
     except CommandFailed as failed:
         raise SourceFailed(_explained(str(failed), failed.tail, wishes.repo), failed.tail) from None
 
@@ -151,6 +178,36 @@ class _Clone:
             await self._git("config", "remote.origin.promisor", "true")
             await self._git("config", "remote.origin.partialclonefilter", "blob:none")
             await self._git("sparse-checkout", "set", "--cone", "--", self._wishes.subdir)
+        return await self._checked_out()
+
+    async def update(self, *, as_before: bool) -> Checkout | None:
+        if not (self._target / ".git").is_dir():
+            raise DoesNotFit("its repository is gone")
+        here = await self._commit()
+        if as_before and here == await self._wanted():
+            return None
+        if await self._git("status", "--porcelain", "--untracked-files=no", echo=False):
+            raise DoesNotFit("its scripts have changed files of the repository, which is at another revision now")
+        try:
+            checkout = await self._checked_out()
+        except SourceFailed as failed:
+            raise DoesNotFit(str(failed)) from None
+        except CommandFailed as failed:
+            if str(failed).startswith("git checkout"):  # what a script has made lies in the way
+                raise DoesNotFit(f"{failed}: {printable(failed.tail)}") from None
+            raise
+        return None if as_before and checkout.commit == here else checkout
+
+    async def _wanted(self) -> str:
+        """The commit that is asked for, where that can be told without fetching it; else empty."""
+        ref = self._wishes.ref
+        if len(ref) == 40 and _COMMIT.fullmatch(ref):
+            return ref
+        offered = await self._offered()
+        branch = ref or offered.get("HEAD", "")
+        return offered.get(f"refs/heads/{branch}") or offered.get(f"refs/tags/{ref}", "")
+
+    async def _checked_out(self) -> Checkout:
         checkout = await self._check_out()
         if self._wishes.subdir and not (self._target / self._wishes.subdir).is_dir():
             raise SourceFailed(f"{bare(self._wishes.repo)} has no folder {self._wishes.subdir} at {checkout.what}")
@@ -201,6 +258,8 @@ class _Clone:
             if value.startswith("ref: refs/heads/"):
                 offered["HEAD"] = value.removeprefix("ref: refs/heads/")
                 offered.setdefault(value.removeprefix("ref: "), "")
+            elif name == "HEAD" and "HEAD" in offered:
+                offered[f"refs/heads/{offered['HEAD']}"] = value
             elif name.startswith("refs/"):
                 offered[name] = value
         return offered
@@ -299,6 +358,14 @@ async def _write(source: FileSource, answer: httpx2.Response, target: Path) -> i
             f"{shown} is not the file that was asked for: its sha256 is {digest.hexdigest()}, not {source.sha256}"
         )
     return size
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both are files with the same bytes."""
+    if not other.is_file() or one.stat().st_size != other.stat().st_size:
+        return False
+    with one.open("rb") as first, other.open("rb") as second:
+        return hashlib.file_digest(first, "sha256").digest() == hashlib.file_digest(second, "sha256").digest()
 
 
 def place(made: Path, target: Path, workdir: Path) -> None:

@@ -57,6 +57,20 @@ def build() -> None:
         raise typer.Exit(build_image(load()))
 
 
+@command(app, "prepare", CHECKING, "prepare", "prepare --fresh", "prepare --environment env_...")
+def prepare(
+    environment: Annotated[
+        str, typer.Option(envvar="HANDS_ENVIRONMENT", help="one of several; default: each that has a set-up")
+    ] = "",
+    fresh: Annotated[bool, typer.Option(help="make it anew, after a new image for instance")] = False,
+) -> None:
+    """Run the environment's set-up once and keep it: new sessions start from there."""
+    from infra.cli.prepare import run
+
+    with edge():
+        finish(run(load(), environment.strip(), fresh=fresh))
+
+
 @command(app, "doctor", CHECKING, "doctor", "doctor --no-probe --json", "doctor --url https://functions.example.com")
 def doctor(
     url: Annotated[str, typer.Option(help="the webhook's address; default WEBHOOK_URL, then FUNCTIONS_URL")] = "",

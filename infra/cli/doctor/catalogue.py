@@ -223,6 +223,12 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "second sandbox, and no tick cleans the first one up",
         "set SANDBOX_PREFIX back until they have ended, or end them yourself",
     ),
+    "HANDS609": Entry(
+        "a prepared start is out of date",
+        "the set-up, the image's name or the version here has changed since, or it is older than "
+        "`SETUP_PREPARED_SECONDS`: sessions start without it, or with less and less of what they need",
+        "`make prepare`; run it by a schedule, more often than `SETUP_PREPARED_SECONDS`",
+    ),
     "HANDS701": Entry(
         "a sandbox cannot reach what it should",
         "the egress list does not have the host, or the network does not let it through",

@@ -10,10 +10,14 @@ from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, info, ok, warning
 from shared import names
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
+from shared.prepared.recipe import prepared_names
 from shared.reconcile.lookups import Lookups
 from shared.reconcile.plan import due, snapshots_due, unclaimed
+from shared.reconcile.prepared import prepared_due
+from shared.reconcile.repairs import DeleteSnapshot
 from shared.reconcile.world import World
 from shared.reports import ENDS
+from shared.settings import Environment
 
 _PATIENCE: Final = timedelta(minutes=5)  # a tick comes once a minute; what was due so long ago was forgotten
 _SHOWN: Final = 4
@@ -43,10 +47,15 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
         left += [f"{repair.target} ({repair.why})" for repair in repairs if repair.act in ENDS]
         if not isinstance(snapshots, Doubtful):
             left += [
-                f"snapshot {repair.target} ({repair.why})"
-                for repair in snapshots_due(snapshots.rows, view, context.settings, environment.id)
+                f"{'snapshot ' if isinstance(repair, DeleteSnapshot) else ''}{repair.target} ({repair.why})"
+                for repair in (
+                    *snapshots_due(snapshots.rows, view, context.settings, environment.id),
+                    *prepared_due(snapshots.rows, view, context.settings, environment),
+                )
             ]
             unsure += [each.id for each in unclaimed(snapshots.rows, view, context.settings, environment.id)]
+    for environment in context.settings.environments.values():
+        _say_prepared(environment, rows, context, say)
     if unsure:
         say(info("HANDS607", f"{len(unsure)} of a session's own sandbox, by a person or a race: {_some(unsure)}"))
     if renamed := _other_prefixes(rows, context):
@@ -63,6 +72,26 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
         say(info("HANDS606", f"no sandbox is left over; snapshots could not be listed: {snapshots.reason}"))
     elif not others:
         say(ok("HANDS606", "nothing is left over"))
+
+
+def _say_prepared(environment: Environment, rows: list[SandboxRecord], context: DoctorContext, say: Say) -> None:
+    """Nothing where nobody has ever prepared this environment."""
+    prefix = context.settings.prefix
+    kinds = {str(each.name): names.parse(prefix, each.name) for each in rows}
+    there = [
+        name
+        for name, kind in kinds.items()
+        if isinstance(kind, names.PreparedSandbox) and names.belongs_to(kind, environment.id)
+    ]
+    if not there:
+        return
+    wanted = prepared_names(context.settings, environment, context.now())
+    if wanted and wanted[0] in there:
+        say(ok("HANDS609", f"sessions of {environment.id} start from {wanted[0]}"))
+    elif wanted and wanted[1:] and wanted[-1] in there:
+        say(info("HANDS609", f"sessions of {environment.id} start from {wanted[-1]}, which is older than it should be"))
+    else:
+        say(warning("HANDS609", f"sessions of {environment.id} start from none of {_some(there)}"))
 
 
 def _other_servers(rows: list[SandboxRecord], context: DoctorContext, late: datetime) -> list[str]:

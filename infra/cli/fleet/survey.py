@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class OtherSandbox:
-    """A sandbox that is no listed session's. `kind`: race, server, kept, marked for its end, session, not ours."""
+    """A sandbox that is no listed session's. `kind`: what it is instead, in words (`_kind`)."""
 
     name: str
     id: str
@@ -215,6 +215,8 @@ def _kind(name: names.SandboxName) -> str | None:
             return "race"
         case names.RaceRecordSandbox():
             return "race record"
+        case names.PreparedSandbox():
+            return "prepared start"
         case names.KeptSnapshotSandbox() | names.KeptSandbox():
             return "kept"
         case names.ServerSandbox():

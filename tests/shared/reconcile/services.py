@@ -86,7 +86,7 @@ class FakeServices:
         self.calls["list_sandboxes"] += (len(self.boxes) - 1) // ROWS
         return await self._reach("list_sandboxes") or Listing(list(self.boxes.values()), complete=True)
 
-    async def list_snapshots(self) -> Any:
+    async def list_snapshots(self, sandbox_id: str | None = None) -> Any:
         return await self._reach("list_snapshots") or Listing(self.snapshots, complete=True)
 
     async def list_items(self, pages: int, back_to: datetime | None = None) -> Any:

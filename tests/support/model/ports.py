@@ -378,7 +378,7 @@ class ModelHost:
     ) -> Sequence[SandboxRecord | Refused | Doubtful] | Absent | Refused | Doubtful:
         return Refused(501, "the model has no copies")
 
-    async def list_snapshots(self) -> Listing[SnapshotRecord] | Doubtful:
+    async def list_snapshots(self, sandbox_id: str | None = None) -> Listing[SnapshotRecord] | Doubtful:
         none: list[SnapshotRecord] = []
         outcome: Listing[SnapshotRecord] | Refused | Doubtful = await self._call(
             "list_snapshots", lambda: Listing(none, complete=True)

@@ -16,45 +16,12 @@ import pytest
 
 from image.session.claim import Exit, Word
 from image.session.setup import CALLER_KEYS, FAILED_FILE, STAGING, SetupPolicy, Wishes
-from image.session.worker.output import Redactor
-from image.session.worker.session_setup import SessionSetup
 from image.session.worker.setup_mark import GIVEN_UP, RUNNING, Mark
-from image.session.worker.state_directory import StateDirectory
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running
+from tests.image.session.worker.setup_box import Box
 from tests.support.waiting import until
 from tests.support.web import Web, git, make_repository, web
-
-OPEN = SetupPolicy(callers=(*CALLER_KEYS, "env.*"))
-
-
-class Box:
-    """A workdir and a state directory, as a series of workers finds them."""
-
-    def __init__(self, root: Path) -> None:
-        self.workdir = root / "workspace"
-        self.workdir.mkdir()
-        self.state = StateDirectory(root / "state")
-        self.said: list[str] = []
-        self.credential: dict[str, str] | None = None
-        self.tail = ""
-
-    def setup(self, policy: SetupPolicy = OPEN) -> SessionSetup:
-        self.said = []
-        return SessionSetup(policy, self.state, self.workdir, Redactor(), self.said.append, None, self.credential)
-
-    def run(self, metadata: dict[str, str], policy: SetupPolicy = OPEN) -> SessionSetup:
-        async def one_worker() -> SessionSetup:
-            setup = self.setup(policy)
-            setup.begin(json.dumps({"metadata": metadata}).encode())
-            assert await setup.over()
-            self.tail = setup._commands.tail
-            return setup
-
-        return asyncio.run(one_worker())
-
-    def files(self) -> set[str]:
-        return {path.name for path in self.workdir.iterdir()}
 
 
 @pytest.fixture

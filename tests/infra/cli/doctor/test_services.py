@@ -22,6 +22,7 @@ from infra.cli.doctor.context import account_of
 from infra.cli.doctor.findings import Finding, Severity
 from infra.sandbox.look import Look
 from shared.names import new_race_id, new_server_name, race_sandbox_name, sandbox_name
+from shared.prepared.recipe import prepared_names
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
 from tests.support.certificates import self_signed
 from tests.support.serving import UVICORN, serving
@@ -210,6 +211,31 @@ def ticked(up: float, count: int, ago: float | None) -> list[Finding]:
     now = 1_800_000_000.0
     last = now - ago * 60 if ago is not None else None
     return judged({"now": now, "started_at": now - up * 60, "visits": {"ticks": {"count": count, "last_at": last}}})
+
+
+@contextmanager
+def sandbox(place: Place, name: str) -> Iterator[None]:
+    account = account_of(ground_of(place))
+    box = Sandbox.create(name=name, image="agent-cli", api_url=account.api_url, api_key=account.api_key.reveal())
+    try:
+        yield
+    finally:
+        box.terminate()
+
+
+def test_a_prepared_start_that_is_out_of_date_is_said(place: Place) -> None:
+    def remains(of: Place) -> list[Finding]:
+        return said(ground_of(of), leftover_checks.check_remains)
+
+    mine, now = place.adjusted(SETUP_SCRIPT="true"), time.time()
+    assert "HANDS609" not in {each.code for each in remains(mine)}
+    names = prepared_names(mine.settings, mine.environment, now)
+    with sandbox(mine, names[1]):
+        assert "older than it should be" in seen(remains(mine), "HANDS609")
+        with sandbox(mine, names[0]):
+            assert f"start from {names[0]}" in seen(remains(mine), "HANDS609")
+        changed = mine.adjusted(SETUP_SCRIPT="false")
+        assert bad(remains(changed))["HANDS609"] is Severity.WARNING
 
 
 def test_a_server_sandbox_without_a_schedule_is_a_warning_unless_it_has_just_begun() -> None:

@@ -1,0 +1,264 @@
+"""An environment's set-up is run once in a fresh sandbox, which is then checkpointed (docs/setup.md#prepared-starts).
+
+Whoever creates the sandbox of the name prepares; anybody else waits for it. It is done when a snapshot of the sandbox
+is there, which is never before the whole set-up is. So what is cut off at any step is whole, or has no snapshot and is
+ended by the reconciler (shared/reconcile/prepared.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from image.session import claim as wire
+from image.session.archive import build_archive, digest
+from shared.backoff import pauses
+from shared.claims import handover
+from shared.claims.setup_access import access_for
+from shared.deadline import Deadline
+from shared.ports import (
+    Absent,
+    Created,
+    Doubtful,
+    NameTaken,
+    OutputEnded,
+    ProcessState,
+    Refused,
+    SandboxHost,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+    Snapshot,
+)
+from shared.prepared.recipe import making_seconds, prepared_names
+from shared.prepared.starts import ASLEEP, newest_ready
+from shared.settings import Environment, Settings
+
+_STARTS: Final = 3
+_DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
+_OUTPUT: Final = 1 << 20  # bytes of progress lines
+
+_TELLS: Final = tuple(f"{each.name}: " for each in wire.Exit if each not in (wire.Exit.SERVED, wire.Exit.LOCKED_OUT))
+"""How the last words begin that say why a set-up failed."""
+
+log = logging.getLogger(__name__)
+
+
+class PreparationFailed(Exception):
+    """Why there is no prepared start, in words for the operator. The sandbox is ended."""
+
+
+class _Busy(PreparationFailed):
+    """The sandbox is somebody else's, and goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """`made`: by this call, in `seconds`; else it was there, or somebody else made it."""
+
+    name: str
+    snapshot: str
+    made: bool
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """One environment's. `say` is told each step. Progress lines are cut and printable; they come from a sandbox."""
+
+    settings: Settings
+    environment: Environment
+    host: SandboxHost
+    now: Callable[[], datetime]
+    say: Callable[[str], object] = field(default=lambda _: None)
+
+    async def run(self, *, fresh: bool = False) -> Prepared:
+        """The environment's prepared start, made where there is none of this recipe and time. `fresh`: ends the one
+        that is there first. Raises PreparationFailed."""
+        wanted = prepared_names(self.settings, self.environment, self.now().timestamp())
+        if not wanted:
+            raise PreparationFailed(
+                "nothing to prepare: the environment has no SETUP_REPOSITORY, SETUP_FILES or SETUP_SCRIPT, or "
+                "SETUP_PREPARED_SECONDS is 0"
+            )
+        name, deadline = wanted[0], Deadline.after(making_seconds(self.settings, self.environment))
+        waits, waiting, doubt = pauses(0.5, 5.0), False, False
+        while True:
+            found = await self.host.find(name)
+            if isinstance(found, SandboxRecord) and found.status is not SandboxStatus.TERMINATED:
+                ready = await self._ready(found)
+                if ready is not None and not fresh:
+                    return Prepared(name, ready, made=False)
+                if fresh or found.status in _DEAD or self._left(found):
+                    await self._end(found.id)
+                    fresh = False
+                elif doubt and await self.host.process_names(found.id) == []:
+                    return await self._make(name, found, deadline)  # the create of ours that had no answer
+                elif not waiting:
+                    waiting = True
+                    self.say("another copy prepares it: this one waits")
+            elif isinstance(found, Absent):
+                match await self.host.create(self._spec(name)):
+                    case Created(sandbox):
+                        return await self._make(name, sandbox, deadline)
+                    case NameTaken():
+                        pass
+                    case Doubtful():
+                        doubt = True
+                    case Refused(reason=reason):
+                        raise PreparationFailed(f"its sandbox could not be made: {reason}")
+            if deadline.passed:
+                raise PreparationFailed(f"{name} came to no end in time; make tick ends what was left of it")
+            await asyncio.sleep(min(next(waits), deadline.left()))
+
+    async def _ready(self, sandbox: SandboxRecord) -> str | None:
+        listed = await self.host.list_snapshots(sandbox.id)
+        return None if isinstance(listed, Doubtful) else newest_ready(listed.rows)
+
+    def _left(self, sandbox: SandboxRecord) -> bool:
+        """Whether nobody makes it any more. One whose snapshots could not be listed is older than that, too: a look
+        that failed is asked again before it counts."""
+        if sandbox.created_at is None:
+            return False
+        return (self.now() - sandbox.created_at).total_seconds() > making_seconds(self.settings, self.environment)
+
+    def _spec(self, name: str) -> SandboxSpec:
+        of = self.environment
+        return SandboxSpec(
+            name=name,
+            image=of.image,
+            cpus=of.cpus,
+            memory_mb=of.memory_mb,
+            disk_mb=of.disk_mb,
+            timeout_seconds=of.timeout_seconds,
+            egress=of.egress,
+        )
+
+    async def _make(self, name: str, sandbox: SandboxRecord, deadline: Deadline) -> Prepared:
+        began = deadline.left()
+        self.say(f"prepares in {name}")
+        try:
+            await self._set_up(sandbox.id, deadline)
+            self.say("takes a snapshot")
+            snapshot = await self._snapshot(sandbox)
+        except _Busy:
+            raise
+        except BaseException:  # an interrupt, too: what is not whole is ended at once, else by the reconciler
+            await asyncio.shield(self._end(sandbox.id))
+            raise
+        await self.host.suspend(sandbox.id)  # where that fails, its idle time-out does it
+        return Prepared(name, snapshot, made=True, seconds=began - deadline.left())
+
+    async def _snapshot(self, sandbox: SandboxRecord) -> str:
+        """Of the files alone: no process and no memory of the set-up is in a session's sandbox."""
+        taken = await self.host.snapshot(sandbox.id)
+        match taken:
+            case Snapshot(id=snapshot):
+                return snapshot
+            case Doubtful() if (ready := await self._ready(sandbox)) is not None:
+                return ready
+        why = taken.reason if isinstance(taken, Refused | Doubtful) else "the sandbox is gone"
+        raise PreparationFailed(f"no snapshot could be taken: {why}")
+
+    async def _set_up(self, sandbox_id: str, deadline: Deadline) -> None:
+        claim = await self._claim()
+        user = self.settings.sandbox_user or None
+        for _ in range(_STARTS):
+            process = handover.worker_process(f"{handover.WORKER_NAMES}prepare-{secrets.token_hex(4)}", claim, user)
+            for candidate in (process, handover.not_as_root(process)):
+                if candidate is None:
+                    continue
+                started = await handover.start_worker(self.host, sandbox_id, candidate, deadline)
+                if started is not None:
+                    raise PreparationFailed(f"the set-up could not be started: {started.reason}")
+                end = await self._heard(sandbox_id, candidate.name, claim, deadline)
+                if end is not wire.Exit.NO_USER:
+                    break
+            if end is wire.Exit.SERVED:
+                return
+            if end is wire.Exit.LOCKED_OUT:
+                raise _Busy("another copy prepares it at this moment; run it again to wait for that one")
+            if end is not wire.Exit.UNREADABLE:
+                raise PreparationFailed(f"the set-up failed ({end.name.lower()})")
+            written = await self.host.write_file(sandbox_id, wire.worker_path(claim.worker_digest), build_archive())
+            if written is not None:
+                raise PreparationFailed("the worker's file could not be written into the sandbox")
+        raise PreparationFailed("the worker's file cannot be read in the sandbox")
+
+    async def _heard(self, sandbox_id: str, name: str, claim: wire.Claim, deadline: Deadline) -> wire.Exit:
+        """How the process ended, by its own word or by the sandbox's. Raises PreparationFailed with its reason."""
+        said = 0
+        while not deadline.passed:
+            number = 0
+            stream = self.host.follow_output(sandbox_id, name, silence=deadline.left() + 1.0, limit=_OUTPUT)
+            try:
+                async with asyncio.timeout(deadline.left()), aclosing(stream) as lines:
+                    async for line in lines:
+                        if isinstance(line, Absent):
+                            raise PreparationFailed("the sandbox was lost in the set-up")
+                        if isinstance(line, OutputEnded | Doubtful):
+                            break
+                        number += 1
+                        if number > said and (notice := handover.proven_notice(line, claim.nonce)) is not None:
+                            said = number
+                            self._take(notice, claim)
+            except TimeoutError:
+                break
+            state = await self.host.process_state(sandbox_id, name)
+            if isinstance(state, Absent):
+                raise PreparationFailed("the sandbox was lost in the set-up")
+            if isinstance(state, ProcessState) and not state.running:
+                return _exit_of(state)
+            await asyncio.sleep(0.5)
+        raise PreparationFailed("the set-up came to no end in time")
+
+    def _take(self, notice: wire.Notice, claim: wire.Claim) -> None:
+        text = handover.shown(notice.detail, claim, wire.LONGEST_DETAIL)
+        if notice.word is wire.Word.SETUP:
+            self.say(text)
+        elif notice.word is wire.Word.ENDED and notice.detail.startswith(_TELLS):
+            raise PreparationFailed(f"the set-up failed: {text}")
+
+    async def _claim(self) -> wire.Claim:
+        """Without a session and without its secrets; what the environment's own set-up may read is in it."""
+        policy = self.environment.setup
+        assert policy is not None  # noqa: S101 - it has names only with one
+        access = await access_for(self.environment, policy.base, f"environment={self.environment.id}")
+        return wire.Claim(
+            work_id="prepare",
+            environment_id=self.environment.id,
+            session_id="none",
+            secret="none",  # noqa: S106 - a claim has one
+            base_url=self.settings.anthropic_url,
+            worker_digest=digest(build_archive()),
+            workdir=self.settings.workdir,
+            lifetime=policy.seconds + self.settings.times.handover,
+            nonce=secrets.token_hex(32),
+            setup=policy.to_wire(),
+            signed=dict(access.signed) if access.signed else None,
+            credential=dict(access.credential) if access.credential else None,
+            prepares=True,
+        )
+
+    async def _end(self, sandbox_id: str) -> None:
+        """Its snapshots first, as the reconciler does it; what is left is the reconciler's."""
+        listed = await self.host.list_snapshots(sandbox_id)
+        for snapshot in listed.rows if not isinstance(listed, Doubtful) else ():
+            if not snapshot.id.startswith(ASLEEP):
+                await self.host.delete_snapshot(snapshot.id)
+        ended = await self.host.terminate(sandbox_id)
+        if isinstance(ended, Refused | Doubtful):
+            log.warning("prepared.not_ended sandbox=%s reason=%s", sandbox_id, ended.reason)
+
+
+def _exit_of(state: ProcessState) -> wire.Exit:
+    try:
+        return wire.Exit(state.exit_code) if state.exit_code is not None else wire.Exit.STOPPED
+    except ValueError:
+        return wire.Exit.FAILED
