@@ -223,7 +223,7 @@ class Preparation:
         if notice.word is wire.Word.SETUP:
             self.say(text)
         elif notice.word is wire.Word.ENDED and notice.detail.startswith(_TELLS):
-            raise PreparationFailed(f"the set-up failed: {text}")
+            raise PreparationFailed(f"the set-up failed: {text.partition(': ')[2]}")
 
     async def _claim(self) -> wire.Claim:
         """Without a session and without its secrets; what the environment's own set-up may read is in it."""

@@ -60,6 +60,7 @@ def _repository(folder: Path) -> None:
     git("add", ".", cwd=work)
     git("commit", "--quiet", "--message=one", cwd=work)
     git("clone", "--quiet", "--bare", str(work), str(folder / "large.git"), cwd=folder)
+    git("config", "pack.compression", "0", cwd=folder / "large.git")
 
 
 async def _prepare(place: Place) -> Prepared:

@@ -96,11 +96,11 @@ def taken_of(place: Place, session: str) -> str:
 def test_sessions_start_from_what_was_prepared_once(
     prepared: Place, remote: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def two() -> tuple[int, int]:
+    async def two() -> list[int]:
         loaded = Loaded({**prepared.environ, "ANTHROPIC_API_KEY": API_KEY}, None)
-        return await asyncio.gather(prepare.run(loaded), prepare.run(loaded))
+        return list(await asyncio.gather(prepare.run(loaded), prepare.run(loaded)))
 
-    assert asyncio.run(two()) == (0, 0)
+    assert asyncio.run(two()) == [0, 0]
     told = capsys.readouterr()
     assert "cloned" in told.err and "takes a snapshot" in told.err and "another copy prepares it" in told.err
     assert sorted("already" in line for line in told.out.splitlines()) == [False, True]
