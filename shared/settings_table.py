@@ -418,9 +418,11 @@ class Reconcile:
     WAITING_SLEEP_SECONDS = Seconds(
         0.0, "A session that has waited for a person for so long lets its sandbox sleep; the answer wakes it. 0: never."
     )
-    RECONCILE_PAGES = Whole(20, "Pages of the list of sandboxes that one pass reads.", unit="pages")
+    RECONCILE_PAGES = Whole(20, "Pages of the list of work items that one pass reads at least.", unit="pages")
     RECONCILE_LOOKUPS = Whole(100, "Sessions that one pass looks up.", unit="sessions")
-    RECONCILE_TOUCHES = Whole(100, "Sandboxes that one pass changes.", unit="sandboxes")
+    RECONCILE_TOUCHES = Whole(
+        100, "Sandboxes that one pass keeps awake at least (docs/reconciler.md#limits).", unit="sandboxes"
+    )
 
 
 class Outputs:

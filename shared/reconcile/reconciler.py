@@ -41,7 +41,7 @@ from shared.reconcile.lanes import AT_ONCE, Lanes
 from shared.reconcile.lookups import Lookups, questions, ring_share, touch_left
 from shared.reconcile.plan import due, snapshots_due
 from shared.reconcile.prepared import prepared_due
-from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Skipped, Touch
+from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Resume, Skipped, Touch
 from shared.reconcile.world import Items, World
 from shared.reports import COLLECTING, Act, ActionReport, ReconcileReport
 from shared.settings import Environment, Settings
@@ -53,6 +53,8 @@ _Row = TypeVar("_Row")
 _ALL_GONE: Final = 3  # so many sandboxes whose sessions are all unknown are taken for a wrong key or environment
 _SHALLOW: Final = timedelta(hours=6)  # what is older is read only where it decides something
 _LONGEST_REPAIR: Final = 10.0  # seconds
+_LIVE_A_TOUCH: Final = 20  # each is touched twice in an idle time-out of half an hour or more, by a tick a minute
+_AWAKE_A_PAGE: Final = 50  # half a page: the items of turns that have ended meanwhile stand between those that live
 _NAMED: Final = 5  # in an alarm
 _RING: Final = secrets.randbelow(1 << 20) / (1 << 20)  # each process walks the ring of sleepers from a place of its own
 
@@ -139,7 +141,9 @@ class _Pass:
         rows = listed.rows if listed is not None else await self._holders(items)
         world = self._world(rows, items, listed=listed is not None)
         if self._doubts(world):
-            world = replace(world, items=await self._items(None))
+            # By pages enough for as many live items as sandboxes are awake: a default is right for a few hundred.
+            awake = sum(sandbox.status is SandboxStatus.RUNNING for sandbox in world.sandboxes)
+            world = replace(world, items=await self._items(None, awake // _AWAKE_A_PAGE))
             self._tell_short_list(world)
         await self._tell_unknown(world)
         return world
@@ -170,8 +174,8 @@ class _Pass:
             self._alarms.append(f"{listing.unreadable} of the {what} could not be read")
         return listing
 
-    async def _items(self, back_to: datetime | None) -> Items | None:
-        pages = self._settings.reconcile.pages
+    async def _items(self, back_to: datetime | None, pages: int = 0) -> Items | None:
+        pages = max(pages, self._settings.reconcile.pages)
         listing = await self._listed(self._of.queue.list_items(pages, back_to), "work items")
         return None if listing is None else Items.of(listing, self._settings.prefix, self._of.environment.id)
 
@@ -224,8 +228,9 @@ class _Pass:
         executor, lanes = self._hands(world)
         try:
             async with asyncio.TaskGroup() as group:
+                live = len(world.items.live) if world.items is not None else 0
                 early = [each for each in due(world, Lookups(), self._settings) if each.act in _EARLY]
-                group.create_task(self._work_off(lanes, self._touchable(early)))
+                group.create_task(self._work_off(lanes, self._touchable(early, live)))
                 lookups, trusted = await self._ask(world)
                 if trusted:
                     begun = {(each.act, each.target) for each in early}
@@ -312,12 +317,19 @@ class _Pass:
             f"{len(repairs)} repair(s) wait for later ticks: {_some([repair.target for repair in repairs])}"
         )
 
-    def _touchable(self, repairs: Sequence[Repair]) -> Sequence[Repair]:
-        """Only so many sandboxes are touched in one pass, those first that have the least time left."""
+    def _touchable(self, repairs: Sequence[Repair], live: int) -> Sequence[Repair]:
+        """Only so many sandboxes are touched in one pass, those first that have the least time left. Most of the others
+        come to it on the next ticks; that too few did shows where one with work had fallen asleep."""
         touches = [repair for repair in repairs if isinstance(repair, Touch)]
         touches.sort(key=lambda repair: touch_left(self._of.now(), repair.sandbox))
-        if waiting := touches[self._settings.reconcile.touches :]:
-            self._tell_capped(waiting)
+        waiting = touches[max(self._settings.reconcile.touches, live // _LIVE_A_TOUCH) :]
+        self._undone += len(waiting)
+        asleep = [repair.target for repair in repairs if isinstance(repair, Resume)]
+        if waiting and asleep:
+            self._alarms.append(
+                f"{len(waiting)} sandbox(es) with work are kept awake by later ticks only (RECONCILE_TOUCHES), and "
+                f"{len(asleep)} had fallen asleep: {_some(asleep)}"
+            )
         return _others(repairs, waiting)
 
     # Questions about sessions

@@ -58,5 +58,9 @@ def test_i7_touches_are_staggered_and_bounded() -> None:
     ]
     assert 20 < due.count(Act.TOUCH) < 200, "each in turn: three times in an hour, seen by ticks a minute apart"
     capped = reconciled(FakeServices(boxes, items), {"RECONCILE_SECONDS": "40", "RECONCILE_TOUCHES": "7"})
-    assert [act for act, _ in acts(capped)] == [Act.TOUCH] * 7
-    assert capped.undone == due.count(Act.TOUCH) - 7
+    assert [act for act, _ in acts(capped)] == [Act.TOUCH] * 30, "one for twenty with work, whatever the setting says"
+    assert capped.undone == due.count(Act.TOUCH) - 30 and not capped.alarms, "the others come on later ticks"
+    boxes[0] = box(0, SandboxStatus.SUSPENDED)
+    late = reconciled(FakeServices(boxes, items), {"RECONCILE_SECONDS": "40", "RECONCILE_TOUCHES": "7"})
+    assert [act for act, _ in acts(late)] == [Act.RESUME] + [Act.TOUCH] * 30
+    assert any("RECONCILE_TOUCHES" in alarm and str(boxes[0].name) in alarm for alarm in late.alarms)
