@@ -33,6 +33,7 @@ from image.session.claim import (
     WORKER_PYTHON,
     worker_path,
 )
+from image.session.packages import BadPackages, Packages, read_packages
 from image.session.seed import SeedError, check_seed, clone, pack
 from image.session.tools import REQUIREMENTS, OwnTools
 from image.session.tools import stage as stage_tools
@@ -100,7 +101,8 @@ class Recipe:
 
     `name` is the registered name: lower-case words joined by one of `._-`, at most 255 characters
     (docs/wire/tensorlake.md, section 10). `dockerfile` is the path of a Dockerfile to build on instead of
-    `base_image`; its folder is its build context. `packages` are apt's names, with `=version` if need be.
+    `base_image`; its folder is its build context. `packages` are apt's names, with `=version` if need be,
+    `further` those of pip and npm.
     `seed_repository` is an https, ssh or file URL that git on the building machine can clone without asking anybody;
     `seed_revision` a branch or tag of it. Commits are made by `git_name` and `git_email` where a repository does not
     say otherwise. `tools` are the operator's own (docs/tools.md).
@@ -111,6 +113,7 @@ class Recipe:
     dockerfile: Path | None = None
     variant: Variant = Variant.FULL
     packages: tuple[str, ...] = ()
+    further: Packages = field(default_factory=Packages)
     seed_repository: str | None = None
     seed_revision: str | None = None
     git_name: str = DEFAULT_GIT_NAME
@@ -130,6 +133,9 @@ class Recipe:
         for package in self.packages:
             if not _PACKAGE.fullmatch(package):
                 raise BadRecipe(f"package {package!r} is not the name of an apt package (name or name=version)")
+        bare = self.base_image == DEFAULT_BASE and self.dockerfile is None and self.variant is Variant.SLIM
+        if self.further.wants_npm and bare:
+            raise BadRecipe("SANDBOX_NPM_PACKAGES: the slim image has no npm; take the full one, or a base that has it")
         for identity in (self.git_name, self.git_email):
             if not _IDENTITY.fullmatch(identity):
                 raise BadRecipe(f"git identity {identity!r}: no angle brackets, quotes, backslashes or line breaks")
@@ -162,12 +168,15 @@ def recipe_from(environ: Mapping[str, str], tools: OwnTools | None = None) -> Re
             dockerfile=Path(own) if own is not None else None,
             variant=Variant(variant),
             packages=tuple((given("SANDBOX_PACKAGES") or "").replace(",", " ").split()),
+            further=read_packages(given("SANDBOX_PIP_PACKAGES") or "", given("SANDBOX_NPM_PACKAGES") or ""),
             seed_repository=given("SANDBOX_SEED_REPOSITORY"),
             seed_revision=given("SANDBOX_SEED_REVISION"),
             git_name=given("SANDBOX_GIT_NAME") or DEFAULT_GIT_NAME,
             git_email=given("SANDBOX_GIT_EMAIL") or DEFAULT_GIT_EMAIL,
             tools=tools or OwnTools(),
         )
+    except BadPackages as error:
+        raise BadRecipe(str(error)) from None
     except BadRecipe as error:
         raise BadRecipe(f"{error} (SANDBOX_IMAGE_*, SANDBOX_PACKAGES, SANDBOX_SEED_*, SANDBOX_GIT_*)") from None
 
@@ -210,6 +219,7 @@ def stage(recipe: Recipe, directory: Path) -> Path:
     (ours / Path(_worker_file()).name).write_bytes(build_archive())
     for lock in (_WORKER_LOCK, _NODE_LOCK):
         shutil.copyfile(_LOCKS / lock, ours / lock)
+    recipe.further.stage(ours)
     (ours / "gitconfig").write_text(gitconfig(recipe), encoding="utf-8")
     if recipe.tools.entries:
         stage_tools(recipe.tools, ours / "tools")
@@ -349,6 +359,7 @@ def _steps(recipe: Recipe) -> Iterator[str]:
         # its user from the first instruction on, and the claim with it.
         f" && chmod 0111 {WORKER_PYTHON}"
     )
+    yield from recipe.further.steps(_CONTEXT, "python3")
     yield f"COPY --chown=root:root {_CONTEXT}/{Path(_worker_file()).name} {_worker_file()}"
     if recipe.tools.entries:
         yield from _tool_steps(recipe.tools)

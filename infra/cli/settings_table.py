@@ -47,6 +47,12 @@ class Images:
     )
     SANDBOX_IMAGE_VARIANT = Choice(("full", "slim"), "slim leaves out compilers, Node and most tools.")
     SANDBOX_PACKAGES = Texts((), "Further apt packages of the image, with =version if need be.")
+    SANDBOX_PIP_PACKAGES = Text(
+        "", "Packages of pip for the agent's Python, with versions if need be, or file:PATH of a requirements file."
+    )
+    SANDBOX_NPM_PACKAGES = Text(
+        "", "Packages of npm for the agent, with @version if need be, or file:PATH of a package-lock.json."
+    )
     SANDBOX_GIT_NAME = Text(DEFAULT_GIT_NAME, "Who commits in a sandbox, where a repository does not say otherwise.")
     SANDBOX_GIT_EMAIL = Text(DEFAULT_GIT_EMAIL, "The address for that.")
     SANDBOX_SEED_REPOSITORY = Text("", "A repository that `make build` puts into the workspace of the image.")

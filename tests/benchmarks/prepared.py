@@ -60,7 +60,9 @@ def _repository(folder: Path) -> None:
     git("add", ".", cwd=work)
     git("commit", "--quiet", "--message=one", cwd=work)
     git("clone", "--quiet", "--bare", str(work), str(folder / "large.git"), cwd=folder)
+    # A server that packs for a minute before its first byte is not what is measured.
     git("config", "pack.compression", "0", cwd=folder / "large.git")
+    git("config", "core.bigFileThreshold", "1m", cwd=folder / "large.git")
 
 
 async def _prepare(place: Place) -> Prepared:
