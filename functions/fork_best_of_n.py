@@ -106,13 +106,15 @@ async def _run(
     from functions.race_requests import errors_as_answers
     from shared.races import agent_policy
 
-    timeouts = None if caller is None else agent_policy.timeouts(state.settings.times.bind)
-    with (
-        errors_as_answers(),
-        state.races.admitted(race, caller),
-        state.budgets.bounded(race, caller) as (bounded, cost),
-    ):
-        report = await state.service.race(bounded, deadline, on_event=on_event, timeouts=timeouts, race_id=race_id)
-        cost.seconds = report.sandbox_seconds
+    with errors_as_answers(), state.races.admitted(race, caller):
+        race_with = partial(state.service.race, deadline=deadline, on_event=on_event, race_id=race_id)
+        if caller is None:
+            report = await race_with(race)
+        else:
+            from functions.agent_races import booked
+
+            async with booked(race, caller, state.ledger, state.service) as one:
+                timeouts = agent_policy.timeouts(state.settings.times.bind)
+                report = one.report = await race_with(one.race, timeouts=timeouts)
     race_admission.log_ended(report)
     return report

@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 
 OPERATOR: Final = "operator"
 MOST_CALLERS: Final = 10_000  # buckets that are kept; a caller who is forgotten begins with a full one
-_DAY: Final = 86_400  # seconds
-_LEAST_BUDGET: Final = 1.0  # sandbox-seconds: no race does anything in less
 _BURST: Final = 0.25  # of a minute's calls may come at once, ten at least
 _FOR_OPERATOR: Final = 0.25  # of the races at once that no agent may take
 
@@ -53,64 +51,6 @@ class CallRates:
             raise HttpError(
                 429, "too_many_calls", f"at most {per_minute} calls a minute", headers={"retry-after": str(wait)}
             )
-
-
-class RaceCost:
-    """Sandbox-seconds; None while no report has said them."""
-
-    __slots__ = ("seconds",)
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-
-
-class DailyBudgets:
-    """What a session's own races may cost a day (of UTC), in this process: `most` sandbox-seconds, 0 without limit."""
-
-    def __init__(self, most: float, now: Callable[[], float] = time.time) -> None:
-        self._most = most
-        self._now = now
-        self._day = 0
-        self._spent: OrderedDict[str, float] = OrderedDict()  # by session
-
-    @contextmanager
-    def bounded(self, race: RaceRequest, caller: Capability | None) -> Iterator[tuple[RaceRequest, RaceCost]]:
-        """The race with no more `max_sandbox_seconds` than are left, and where to say what it has cost. One that ended
-        without a report costs what so many sandboxes can have lived meanwhile. Raises HttpError 429 where none are
-        left.
-
-        What a race may cost is taken before it begins, so that no two races share what is left.
-        """
-        cost = RaceCost()
-        if caller is None or not self._most or race.dry_run:
-            yield race, cost
-            return
-        from shared.races import agent_policy  # not needed to refuse a caller
-
-        began = self._now()
-        day = int(began // _DAY)
-        if day != self._day:
-            self._day = day
-            self._spent.clear()
-        left = self._most - self._spent.get(caller.session_id, 0.0)
-        if left < _LEAST_BUDGET:
-            message = f"the races of this session have used their {self._most:g} sandbox-seconds of this day"
-            wait = math.ceil((day + 1) * _DAY - began)
-            raise HttpError(429, "budget_spent", message, headers={"retry-after": str(wait)})
-        at_once = 2 * len(race.candidates()) + 2  # each with its judge's, the set-up's and a promotion's
-        taken = min(left, race.max_sandbox_seconds or left, agent_policy.TIMES.waits * at_once)
-        self._add(caller.session_id, taken)
-        try:
-            yield race.model_copy(update={"max_sandbox_seconds": taken}), cost
-        finally:
-            if self._day == day:
-                might = min(taken, max(0.0, self._now() - began) * at_once)
-                self._add(caller.session_id, (might if cost.seconds is None else cost.seconds) - taken)
-
-    def _add(self, whose: str, seconds: float) -> None:
-        self._spent[whose] = max(0.0, self._spent.pop(whose, 0.0) + seconds)
-        if len(self._spent) > MOST_CALLERS:
-            self._spent.popitem(last=False)
 
 
 class RunningRaces:

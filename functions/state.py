@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
-from functions.race_admission import OPERATOR, CallRates, DailyBudgets, RunningRaces
+from functions.race_admission import OPERATOR, CallRates, RunningRaces
 from functions.requests import BodiesInFlight
 from functions.signatures import SeenWebhooks, StaleWebhooks
 from shared.deadline import Deadline
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from functions.cloud_run_iam import IngressProbe
     from functions.recorded_races import RecordedRaces
     from shared.capability import Capability
+    from shared.races.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ class FunctionsState:
         mode = service.settings.drain_mode
         self.background = background if mode == "auto" else mode == "background"
         self.races = RunningRaces(service.settings.races.at_once)
-        self.budgets = DailyBudgets(service.settings.races.agent_sandbox_seconds)
         self.rates = CallRates()
         self.bodies = BodiesInFlight()
         self.seen_webhooks = SeenWebhooks()
@@ -70,6 +70,13 @@ class FunctionsState:
         from functions.recorded_races import RecordedRaces
 
         return RecordedRaces(self.service, lives_on=self.background)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Of agents' races. Needs pydantic."""
+        from shared.races.ledger import Ledger
+
+        return Ledger(lambda: self.service.host, self.settings)
 
     async def stop_races(self) -> None:
         """Ends the races that run behind their answers."""

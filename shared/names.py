@@ -41,6 +41,7 @@ _RACE: Final = re.compile(
     rf"r([0-9a-z]{{{RACE_ID_LENGTH}}})-(b|0|[1-9][0-9]{{0,2}})-([0-9a-z]{{1,8}})(?:-([0-9a-z]{{{_SNAPSHOT_LENGTH}}}))?"
 )
 _RECORD: Final = re.compile(rf"q([0-9a-z]{{{RACE_ID_LENGTH}}})")
+_LEDGER: Final = re.compile(rf"d([0-9a-z]{{{_HASH_LENGTH}}})")
 _KEPT_SNAPSHOT: Final = re.compile(rf"k([0-9a-z]{{{RACE_ID_LENGTH}}})-([0-9a-z]{{1,8}})")
 _RECIPE_LENGTH: Final = 14  # digits of base 36: 72 bits
 _PREPARED: Final = re.compile(rf"p([0-9a-z]{{{_RECIPE_LENGTH}}})-([0-9a-z]{{1,8}})")
@@ -120,6 +121,16 @@ class PreparedSandbox:
 
 
 @dataclass(frozen=True, slots=True)
+class RaceLedgerSandbox:
+    """A sandbox in which nothing runs: what one session's own races cost in a day (shared/races/ledger.py). `code` is a
+    hash of the session's id. One that was made on an earlier day is nobody's."""
+
+    prefix: str
+    environment_tag: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
 class KeptSandbox:
     """A sandbox that a person, or a race for a person, called `keep-...`: never touched."""
 
@@ -143,6 +154,7 @@ SandboxName = (
     | KeptSnapshotSandbox
     | RaceRecordSandbox
     | PreparedSandbox
+    | RaceLedgerSandbox
     | KeptSandbox
     | ServerSandbox
     | ForeignName
@@ -199,6 +211,8 @@ def _parse_tagged(prefix: str, tag: str, rest: str) -> SandboxName | None:
         return RaceRecordSandbox(prefix, tag, record[1])
     if (prepared := _PREPARED.fullmatch(rest)) and to_base36(int(prepared[2], 36)) == prepared[2]:
         return PreparedSandbox(prefix, tag, prepared[1], int(prepared[2], 36))
+    if ledger := _LEDGER.fullmatch(rest):
+        return RaceLedgerSandbox(prefix, tag, ledger[1])
     return None
 
 
@@ -319,6 +333,12 @@ def race_record_name(prefix: str, environment_id: str, race_id: str) -> str:
     if not _RACE_ID.fullmatch(race_id):
         raise BadName(f"a race id has {RACE_ID_LENGTH} digits of base 36")
     return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-q{race_id}"
+
+
+def race_ledger_name(prefix: str, environment_id: str, session_id: str) -> str:
+    """`<prefix>-<tag>-d<hash>`. Raises BadName for what is no session's id."""
+    suffix = canonical_session_id(session_id).removeprefix("sesn_")
+    return f"{check_prefix(prefix)}-{environment_tag(environment_id)}-d{_hash(suffix, _HASH_LENGTH)}"
 
 
 def snapshot_tag(snapshot_id: str) -> str:

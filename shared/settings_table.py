@@ -459,7 +459,7 @@ class Races:
     RACE_AGENT_MAX_BRANCHES = Whole(8, "Copies of a race that an agent asks for.", unit="branches")
     RACE_AGENT_SECONDS = Seconds(LONGEST_AGENT_RACE, "The longest race that an agent asks for; 120 at most.")
     RACE_AGENT_SANDBOX_SECONDS_PER_DAY = Seconds(
-        36_000.0, "What the sandboxes of one session's own races live a day, counted in each process; 0: without limit."
+        36_000.0, "What the sandboxes of one session's own races live a day (of UTC), all together; 0: without limit."
     )
     RACE_OUTPUT_BYTES = Whole(1_048_576, "What is kept of a branch's output.", unit="bytes")
     RACE_ARTIFACT_BYTES = Whole(2_097_152, "What a branch may hand over as artifacts.", unit="bytes")

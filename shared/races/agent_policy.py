@@ -28,6 +28,7 @@ class AgentTimes:
     waits: what the worker waits (145, image/session/worker/fork_tool.py), less what the way takes.
     reaps, ends: for each end of something, and for all of them together. What ends later is a leftover in the report,
         and the reconciler's; late_ends is what those are given all the same.
+    books: for the day's ledger, at a race's end (shared/races/ledger.py); it is on the way of the answer.
     promotes, applies: for a promotion, and for one whose time is up while it changes files: it goes on to its end.
     """
 
@@ -35,6 +36,7 @@ class AgentTimes:
     reaps: float = 6.0
     ends: float = 12.0
     late_ends: float = 3.0
+    books: float = 2.0
     promotes: float = 12.0
     applies: float = 8.0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Final
 
 from image.session import programs
@@ -34,10 +35,12 @@ from shared.ports import (
 from shared.settings import Environment
 
 FOLDER: Final = f"{STATE_DIRECTORY}/cell"
-# Then the service suspends the sandbox. Nobody else does: it would freeze a read that is under way.
+# Then the service suspends the sandbox. A suspension by hand would freeze a read of another copy that is under way.
 IDLE_SECONDS: Final = 90
+DAY: Final = 86_400  # seconds, of UTC
+AFTER_A_DAY: Final = 600.0  # seconds
 LARGEST_TEXT: Final = 16_384  # bytes
-_RUN_SECONDS: Final = 15.0
+_RUN_SECONDS: Final = 5.0
 _WAKE_SECONDS: Final = 20.0
 _ATTEMPTS: Final = 3
 _PAUSE: Final = 0.3
@@ -78,6 +81,11 @@ class Cell:
         if len(text.encode()) > LARGEST_TEXT:
             raise ValueError(f"a cell holds at most {LARGEST_TEXT} bytes")
         return await self._asked(str(number), text)
+
+    async def suspend(self) -> None:
+        """It takes no place of a running sandbox then. For a cell that nobody else is likely to ask just now."""
+        self.sandbox = replace(self.sandbox, status=SandboxStatus.SUSPENDED)
+        await self._host.suspend(self.sandbox.id)
 
     async def end(self) -> bool:
         """Whether it is known to be gone."""
@@ -183,3 +191,9 @@ async def awake(host: SandboxHost, record: SandboxRecord, clock: Clock, *, look:
         await asyncio.sleep(_PAUSE)
         seen = await host.find(record.id)
     raise CellUnclear("the record's sandbox could not be woken")
+
+
+def is_of_before(born: datetime | None, now: float) -> bool:
+    """Whether a ledger that was made then is of an earlier day: the reconciler ends it, whatever it says. A race that
+    began just before midnight may still write it, and clocks differ."""
+    return born is not None and born.timestamp() // DAY < (now - AFTER_A_DAY) // DAY

@@ -21,6 +21,7 @@ from shared.ports import (
     SessionStatus,
     SnapshotRecord,
 )
+from shared.races.cells import is_of_before
 from shared.reconcile.lookups import Lookups, in_turn, left_on_the_queue, quiet, touch_due
 from shared.reconcile.repairs import (
     AnswerCalls,
@@ -217,6 +218,11 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                     yield EndRace(sandbox, f"its record is {sandbox.status.value}")
                 elif _record_is_old(world, settings, sandbox):
                     yield EndRace(sandbox, "its record is older than RACE_RECORD_SECONDS")
+            case names.RaceLedgerSandbox():
+                if sandbox.status in _DEAD:
+                    yield EndRace(sandbox, f"its ledger is {sandbox.status.value}")
+                elif is_of_before(sandbox.record.created_at, world.now.timestamp()):
+                    yield EndRace(sandbox, "its ledger is of an earlier day")
             case names.GoneSandbox(proper=proper, marked_at=marked_at):
                 if world.live_item(proper) is not None and proper not in held:
                     yield Unmark(sandbox, "its session has work after all", proper)

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from image.session.worker import fork_tool_schema
+from shared import names
 from shared.capability import FORK, Capability, issue, signing_key
 from shared.ports import OpenCalls, WorkItem
 from shared.reports import ItemEnd
@@ -108,7 +109,9 @@ def test_an_agent_forks_in_its_turn_and_goes_on_with_the_winners_files(forked: F
     (answer,) = forked.place.answers(forked.session_id)
     assert "mine" in answer and "42" in answer.split("Winner")[-1], answer
     # What it made is ended, and its worker and lease were never touched.
-    assert [box["name"] for box in forked.place.sandboxes()] == [forked.place.sandbox(forked.session_id)]
+    place, session_id = forked.place, forked.session_id
+    ledger = names.race_ledger_name(place.settings.prefix, place.environment_id, session_id)
+    assert {box["name"] for box in place.sandboxes()} == {place.sandbox(session_id), ledger}
     assert [item["state"] for item in forked.place.items(forked.session_id)] == ["active"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from functions.race_admission import CallRates, DailyBudgets, RunningRaces
+from functions.race_admission import CallRates, RunningRaces
 from functions.race_requests import MOST_ELEMENTS, read_race, require_few_elements
 from functions.requests import BODY_LIMIT, HttpError
 from shared.capability import FORK, Capability
@@ -83,35 +83,6 @@ def test_agents_leave_room_for_the_operator_and_everybody_leaves_when_done() -> 
                 pass
     with running.admitted(race(), caller("d")):
         pass
-
-
-def test_a_sessions_races_share_a_days_sandbox_seconds() -> None:
-    clock = AdmissionClock()
-    budgets = DailyBudgets(100.0, clock)
-    with budgets.bounded(race(), caller()) as (first, cost):
-        assert first.max_sandbox_seconds == 100.0
-        with pytest.raises(HttpError) as spent, budgets.bounded(race(), caller("another")):
-            pass
-        assert (spent.value.status, spent.value.kind) == (429, "budget_spent")
-        assert spent.value.headers["retry-after"] == "86400"
-        cost.seconds = 30.0
-    with budgets.bounded(race(max_sandbox_seconds=20), caller()) as (second, cost):
-        assert second.max_sandbox_seconds == 20
-        cost.seconds = 19.0
-    with contextlib.suppress(KeyError), budgets.bounded(race(), caller()) as (third, _):
-        assert third.max_sandbox_seconds == 51.0
-        clock.now += 2.0  # it fails without a report: four sandboxes may have lived meanwhile
-        raise KeyError
-    with budgets.bounded(race(), caller()) as (fourth, cost):
-        assert fourth.max_sandbox_seconds == 43.0
-        cost.seconds = 50.0
-    with pytest.raises(HttpError), budgets.bounded(race(), caller()):
-        pass
-    with budgets.bounded(race(dry_run=True), caller()), budgets.bounded(race(), None) as (operators, _):
-        assert operators.max_sandbox_seconds is None
-    clock.now = 86_400.0
-    with budgets.bounded(race(), caller()) as (tomorrows, _):
-        assert tomorrows.max_sandbox_seconds == 100.0
 
 
 def test_an_agent_whose_days_budget_is_spent_is_told_when_to_come_back() -> None:

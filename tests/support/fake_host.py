@@ -109,6 +109,7 @@ class FakeHost:
         self._latency = latency
         self._quota = quota
         self._made = 0
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.boxes: dict[str, FakeBox] = {}
         self.snapshots: dict[str, dict[str, bytes]] = {}
         self.kinds: dict[str, SnapshotKind] = {}
@@ -168,7 +169,7 @@ class FakeHost:
                 return NoCapacity(402, "HTTP 402")
             self.specs.append(spec)
             box = self._add(spec, SandboxStatus.RUNNING)
-            box.record = replace(box.record, created_at=datetime.now(UTC))
+            box.record = replace(box.record, created_at=self.now())
             return Created(box.record)
 
         return await self._call("create", spec.name, effect)

@@ -217,6 +217,8 @@ def _kind(name: names.SandboxName) -> str | None:
             return "race record"
         case names.PreparedSandbox():
             return "prepared start"
+        case names.RaceLedgerSandbox():
+            return "race ledger"
         case names.KeptSnapshotSandbox() | names.KeptSandbox():
             return "kept"
         case names.ServerSandbox():
