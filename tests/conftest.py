@@ -43,5 +43,5 @@ def world() -> Iterator[OfflineWorld]:
 def place(world: OfflineWorld) -> Iterator[Place]:
     """An environment of this test's own; faults that the test left armed are taken away."""
     yield world.place()
-    world.claude_admin.call("DELETE", "faults")
-    world.tensorlake_admin.call("DELETE", "faults")
+    world.claude_admin.delete("faults")
+    world.tensorlake_admin.delete("faults")

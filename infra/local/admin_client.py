@@ -37,14 +37,14 @@ class AdminClient:
     def _call(self, method: str, path: str, body: Any) -> Any:
         # trust_env: a proxy in the environment would be asked for an address on this machine.
         try:
-            with httpx2.Client(trust_env=False, verify=False, timeout=10.0) as client:
+            with httpx2.Client(trust_env=False, verify=False, timeout=30.0) as client:
                 answer = client.request(
                     method,
                     f"{self.url}/_admin/{path}",
                     headers={"x-admin-token": self.token},
                     json={} if body is None and method in ("POST", "PUT", "PATCH") else body,
                 )
-                content = answer.json()
+                content = answer.json() if answer.content else None
         except (httpx2.HTTPError, ValueError) as error:
             raise AdminError(f"{method} {path}: no answer ({type(error).__name__})") from None
         if answer.status_code >= 400:

@@ -62,15 +62,15 @@ def run() -> BenchmarkResult:
 
 def _burst(place: Place) -> Burst:
     admin = place.world.claude_admin
-    admin.call("DELETE", "requests")
+    admin.delete("requests")
     with usage(place.world) as used:
         names = set(sessions(place, SESSIONS))
         time.sleep(2.0)
-        items = [item for item in admin.call("GET", "state")["items"] if item["data"]["id"] in names]
+        items = [item for item in admin.get("state")["items"] if item["data"]["id"] in names]
         assert len(items) == SESSIONS, f"{len(items)} items of {SESSIONS} sessions"
         ids = [item["id"] for item in items]
         wait_beats(place, ids, LIMIT)
-    state = admin.call("GET", "state")
+    state = admin.get("state")
     claims = [
         moment(note["at"])
         for item in state["items"]

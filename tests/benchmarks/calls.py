@@ -74,7 +74,7 @@ def _session(place: Place, drain: Callable[[], DrainReport]) -> Mapping[str, Cal
             # The last worker must be gone, or it would take the message without any dispatcher.
             until(lambda: place.item(session)["state"] == "stopped", "the worker did not end")
             if state == "suspended":
-                place.world.tensorlake_admin.call("POST", f"sandboxes/{place.sandbox(session)}/suspend")
+                place.world.tensorlake_admin.post(f"sandboxes/{place.sandbox(session)}/suspend")
             place.say(session, PROMPT)
             until(_queued(place, session, turn), "the message queued no item")
         found[state] = _drain(place, drain)
@@ -91,12 +91,12 @@ def _queued(place: Place, session: str, turn: int) -> Callable[[], bool]:
 
 def _drain(place: Place, drain: Callable[[], DrainReport]) -> Calls:
     world = place.world
-    world.claude_admin.call("DELETE", "requests")
-    world.tensorlake_admin.call("DELETE", "counts")
+    world.claude_admin.delete("requests")
+    world.tensorlake_admin.delete("counts")
     report = drain()
     assert [item.end for item in report.items] == [ItemEnd.HANDED_OVER], report
-    claude: Mapping[str, int] = world.claude_admin.call("GET", "requests")["counts"]
-    tensorlake: Mapping[str, int] = world.tensorlake_admin.call("GET", "counts")["routes"]
+    claude: Mapping[str, int] = world.claude_admin.get("requests")["counts"]
+    tensorlake: Mapping[str, int] = world.tensorlake_admin.get("counts")["routes"]
     ours = {route: count for route, count in claude.items() if route.endswith(_DISPATCHERS)}
     theirs = {route: count for route, count in claude.items() if route not in ours}
     return Calls({**ours, **tensorlake}, theirs)
@@ -117,9 +117,9 @@ def _crowd(place: Place, more: int) -> None:
     them."""
     world = place.world
     fault = {"outcome": "stuck_pending", "name_pattern": "^crowd-", "times": None}
-    world.tensorlake_admin.call("PATCH", "settings", {"start_faults": [fault]})
+    world.tensorlake_admin.patch("settings", {"start_faults": [fault]})
     delays(world, on=False)
-    present = world.tensorlake_admin.call("GET", "state")["sandboxes"]
+    present = world.tensorlake_admin.get("state")["sandboxes"]
     headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
     image = place.environment.image
     with (

@@ -40,7 +40,7 @@ class Fork:
 def run() -> BenchmarkResult:
     with stage() as world:
         place = production_place(world)
-        level = world.tensorlake_admin.call("GET", "isolation")["level"]
+        level = world.tensorlake_admin.get("isolation")["level"]
         distant = asyncio.run(_forks(place, 2))
         delays(world, on=False)
         near = asyncio.run(_forks(place, ROUNDS))

@@ -34,10 +34,10 @@ def run() -> BenchmarkResult:
             wait_ready(server)
             _drive(LoadPlan(server, webhooks=50.0, probes=PROBES, seconds=1.0))
             quiet = _drive(LoadPlan(server, webhooks=0.0, probes=PROBES, seconds=QUIET_SECONDS))
-            world.claude_admin.call("DELETE", "requests")
+            world.claude_admin.delete("requests")
             with usage(world) as used:
                 storm = _drive(LoadPlan(server, webhooks=WEBHOOKS, probes=PROBES, seconds=STORM_SECONDS))
-            polls = sum(world.claude_admin.call("GET", "requests")["counts"].values())
+            polls = sum(world.claude_admin.get("requests")["counts"].values())
         delays(world, on=False)
     return _result(quiet, storm, polls, used)
 

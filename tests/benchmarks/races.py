@@ -48,7 +48,7 @@ class Decided:
 def run() -> BenchmarkResult:
     with stage() as world:
         place = production_place(world, RACE_MAX_PARALLEL="64")
-        level = world.tensorlake_admin.call("GET", "isolation")["level"]
+        level = world.tensorlake_admin.get("isolation")["level"]
         distant = asyncio.run(_measure(place))
         delays(world, on=False)
         near = asyncio.run(_measure(place))

@@ -29,7 +29,7 @@ _LEASE: Final = 300.0
 @contextlib.contextmanager
 def stage() -> Iterator[OfflineWorld]:
     with offline_world() as world:
-        world.claude_admin.call("PATCH", "settings", {"lease_ttl": _LEASE})
+        world.claude_admin.patch("settings", {"lease_ttl": _LEASE})
         delays(world, on=True)
         yield world
 
@@ -37,9 +37,9 @@ def stage() -> Iterator[OfflineWorld]:
 def delays(world: OfflineWorld, *, on: bool) -> None:
     """The delays of `SETTING`, or none at all."""
     for admin in (world.claude_admin, world.tensorlake_admin):
-        admin.call("PUT", "latency", {"seconds": ROUND_TRIP if on else 0.0})
+        admin.put("latency", {"seconds": ROUND_TRIP if on else 0.0})
     changes = {"create_seconds": CREATE if on else 0.0, "process_start_seconds": START if on else 0.0}
-    world.tensorlake_admin.call("PATCH", "settings", changes)
+    world.tensorlake_admin.patch("settings", changes)
 
 
 def production_place(world: OfflineWorld, **extra: str) -> Place:

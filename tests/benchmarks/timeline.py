@@ -51,7 +51,7 @@ class Way:
 
 def way(place: Place, session_id: str) -> Way:
     """Call it once the session has been served and its sandbox still runs."""
-    state = place.world.claude_admin.call("GET", "state")
+    state = place.world.claude_admin.get("state")
     calls = requests(place)
     item = place.item(session_id)
     # A session starts to run again after each round of tool calls; the first time is the one that queued the item.
@@ -113,7 +113,7 @@ def boot(place: Place, session_id: str) -> TimelineSpan:
 
 def requests(place: Place) -> Sequence[Mapping[str, Any]]:
     """The Claude side's request log, in the order of the answers."""
-    recent: Sequence[Mapping[str, Any]] = place.world.claude_admin.call("GET", "requests")["recent"]
+    recent: Sequence[Mapping[str, Any]] = place.world.claude_admin.get("requests")["recent"]
     return recent
 
 

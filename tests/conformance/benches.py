@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import anthropic
 import httpx2
 
+from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService
 from shared.adapters.anthropic_queue import AnthropicQueue
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import ProcessSpec, SandboxHost, WorkQueue
 from shared.secret import Secret
-from tests.support.admin import AdminAccess
 from tests.support.fake_host import FakeHost
 from tests.support.model.claude import ModelClaude
 from tests.support.model.lines import ModelLine
@@ -181,14 +181,14 @@ class OfflineQueues:
     service: RunningService
 
     def play(self, scenario: Callable[[QueueStage], Awaitable[None]]) -> None:
-        admin = AdminAccess(self.service)
-        admin.call("POST", "keys/api", {"value": API_KEY})
+        admin = AdminClient(self.service.url, self.service.admin_token)
+        admin.post("keys/api", {"value": API_KEY})
         api = anthropic.Anthropic(api_key=API_KEY, base_url=self.service.url)
         agent = api.beta.agents.create(
             name="conformance", model="claude-offline", tools=[{"type": "agent_toolset_20260401"}]
         )
         environment = api.beta.environments.create(name="conformance", config={"type": "self_hosted"})
-        key = admin.call("POST", "keys/environment", {"environment_id": environment.id})["value"]
+        key = admin.post("keys/environment", {"environment_id": environment.id})["value"]
 
         async def run() -> None:
             stage = _OfflineStage(self.service, admin, api, agent.id, environment.id, key, [])
@@ -204,7 +204,7 @@ class OfflineQueues:
 @dataclass(slots=True)
 class _OfflineStage:
     service: RunningService
-    admin: AdminAccess
+    admin: AdminClient
     api: anthropic.Anthropic
     agent_id: str
     environment_id: str
@@ -241,10 +241,10 @@ class _OfflineStage:
         self.api.beta.sessions.delete(session_id)
 
     async def healthcheck(self) -> None:
-        self.admin.call("POST", "healthchecks", {"environment_id": self.environment_id})
+        self.admin.post("healthchecks", {"environment_id": self.environment_id})
 
     async def lapse(self, work_id: str) -> None:
-        self.admin.call("POST", f"work/{work_id}/lapse")
+        self.admin.post(f"work/{work_id}/lapse")
 
     async def beat(self, work_id: str, expected: str) -> tuple[int, str | None, str]:
         answer = httpx2.post(

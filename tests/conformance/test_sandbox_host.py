@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService, start_service
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.egress import EgressPolicy
@@ -42,7 +43,7 @@ from tests.conformance.benches import (
     connected,
     program,
 )
-from tests.support.admin import AdminAccess
+from tests.support.admin import fault
 from tests.support.waiting import until_async
 
 
@@ -372,7 +373,7 @@ def test_i1_whatever_is_not_understood_is_doubtful_and_never_absent(
 ) -> None:
     async def play(host: TensorlakeSandboxes) -> None:
         sandbox = await created(host, f"doubt-{rule['action']}-{rule.get('status', 0)}".replace("_", "-"))
-        with AdminAccess(service).fault({"path": f"/sandboxes/{sandbox.name}$", **rule}):
+        with fault(AdminClient(service.url, service.admin_token), {"path": f"/sandboxes/{sandbox.name}$", **rule}):
             assert isinstance(await host.find(sandbox.name or ""), Doubtful)
         assert isinstance(await host.find(sandbox.name or ""), SandboxRecord)
 
@@ -382,8 +383,9 @@ def test_i1_whatever_is_not_understood_is_doubtful_and_never_absent(
 def test_i7_a_call_to_a_service_that_does_not_answer_ends(service: RunningService) -> None:
     async def play() -> None:
         async with connected(service, bind_seconds=0.5) as host:
-            with AdminAccess(service).fault(
-                {"method": "POST", "path": "/sandboxes$", "action": "delay", "seconds": 30}
+            with fault(
+                AdminClient(service.url, service.admin_token),
+                {"method": "POST", "path": "/sandboxes$", "action": "delay", "seconds": 30},
             ):
                 began = time.monotonic()
                 outcome = await host.create(SandboxSpec(name="never-answered"))

@@ -138,17 +138,17 @@ def rules(host: str | None) -> list[dict[str, Any]]:
 def faulty(world: OfflineWorld, report: Report) -> Iterator[None]:
     """Faults on every route for as long as the block lasts; then what they did is in the report."""
     claude, tensorlake = world.claude_admin, world.tensorlake_admin
-    claude.call("POST", "faults", rules(r"^127\.0\.0\.1"))
-    tensorlake.call("POST", "faults", rules(None))
+    claude.post("faults", rules(r"^127\.0\.0\.1"))
+    tensorlake.post("faults", rules(None))
     try:
         yield
     finally:
         for name, admin in (("claude", claude), ("tensorlake", tensorlake)):
-            for rule in admin.call("GET", "faults")["data"]:
+            for rule in admin.get("faults")["data"]:
                 report.faults[f"{name} {rule['action']} {rule['status'] or ''}".strip()] += rule["fired"]
-            admin.call("DELETE", "faults")
-        report.requests += sum(claude.call("GET", "requests")["counts"].values())
-        report.requests += tensorlake.call("GET", "counts")["total"]
+            admin.delete("faults")
+        report.requests += sum(claude.get("requests")["counts"].values())
+        report.requests += tensorlake.get("counts")["total"]
 
 
 @contextlib.contextmanager
@@ -363,7 +363,7 @@ def clean_up(place: Place, played: Sequence[Played], report: Report, seconds: fl
 def _left(place: Place) -> list[str]:
     """Every sandbox that is not ended, whatever its name is by now, and the snapshots of this environment."""
     tag = f"-{names.environment_tag(place.environment_id)}-"
-    state = place.world.tensorlake_admin.call("GET", "state")
+    state = place.world.tensorlake_admin.get("state")
     boxes = [f"{box['name']} {box['status']}" for box in state["sandboxes"] if box["status"] != "terminated"]
     known = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}
     return boxes + [f"snapshot {each['id']}" for each in state["snapshots"] if each["sandbox_id"] in known]
@@ -393,7 +393,7 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
             "webhook_drop": 0.1,
             "webhook_backoff_scale": 0.05,
         }
-        world.claude_admin.call("PATCH", "settings", knobs)
+        world.claude_admin.patch("settings", knobs)
         place = world.place(**TIMES)
         with copies(place, report) as pids:
             say(f"four copies run: {', '.join(pids)}")

@@ -18,9 +18,10 @@ import pytest
 
 from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
+from infra.local.admin_client import AdminClient
 from shared.ports import Absent, Created, SandboxSpec
 from shared.reports import DrainReport, ItemEnd
-from tests.support.admin import AdminAccess
+from tests.support.admin import fault
 from tests.support.preloaded import Preloaded
 from tests.support.waiting import PATIENCE, until
 from tests.support.world import HURRIED, IMAGE, ROOT, Place, running
@@ -63,7 +64,7 @@ ONCE: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def admin_for(place: Place, rule: Mapping[str, Any]) -> AdminAccess:
+def admin_for(place: Place, rule: Mapping[str, Any]) -> AdminClient:
     claude = any(rule["path"] == known["path"] for known in (POLL, ACK, BEAT))
     return place.world.claude_admin if claude else place.world.tensorlake_admin
 
@@ -120,12 +121,12 @@ def assert_served_once(place: Place, session: str) -> None:
     assert len(place.items(session)) == 1
 
 
-@pytest.mark.parametrize("fault", ONCE)
-def test_i1_a_fault_that_happens_once_loses_and_doubles_nothing(place: Place, fault: str) -> None:
-    rule = {"times": 1, **ONCE[fault]}
+@pytest.mark.parametrize("what", ONCE)
+def test_i1_a_fault_that_happens_once_loses_and_doubles_nothing(place: Place, what: str) -> None:
+    rule = {"times": 1, **ONCE[what]}
     session = place.session(PROMPT)
-    with admin_for(place, rule).fault(rule):
-        report = drain(place.adjusted(**HURRIED) if fault == TOO_LONG else place)
+    with fault(admin_for(place, rule), rule):
+        report = drain(place.adjusted(**HURRIED) if what == TOO_LONG else place)
         assert len(report.items) <= 2
         heal(place, session)
     assert_served_once(place, session)
@@ -141,11 +142,11 @@ FOREVER: Final = (
 )
 
 
-@pytest.mark.parametrize("fault", FOREVER)
-def test_i1_a_fault_that_does_not_end_leaves_the_item_claimable_and_reported(place: Place, fault: str) -> None:
-    rule = ONCE[fault]
+@pytest.mark.parametrize("what", FOREVER)
+def test_i1_a_fault_that_does_not_end_leaves_the_item_claimable_and_reported(place: Place, what: str) -> None:
+    rule = ONCE[what]
     session = place.session(PROMPT)
-    with admin_for(place, rule).fault(rule):
+    with fault(admin_for(place, rule), rule):
         (item,) = drain(place.adjusted(**HURRIED)).items
         assert item.end in (ItemEnd.FAILED, ItemEnd.UNFINISHED, ItemEnd.NO_CAPACITY)
         assert item.reason
@@ -155,11 +156,11 @@ def test_i1_a_fault_that_does_not_end_leaves_the_item_claimable_and_reported(pla
     assert_served_once(place, session)
 
 
-@pytest.mark.parametrize("fault", ["create's answer is lost", "start's answer is lost"])
-def test_i1_answers_that_are_always_lost_do_not_stop_a_drain(place: Place, fault: str) -> None:
-    rule = ONCE[fault]
+@pytest.mark.parametrize("what", ["create's answer is lost", "start's answer is lost"])
+def test_i1_answers_that_are_always_lost_do_not_stop_a_drain(place: Place, what: str) -> None:
+    rule = ONCE[what]
     session = place.session(PROMPT)
-    with admin_for(place, rule).fault(rule):
+    with fault(admin_for(place, rule), rule):
         (item,) = drain(place).items
     assert item.end is ItemEnd.HANDED_OVER
     place.wait_done(session)
@@ -169,7 +170,7 @@ def test_i1_answers_that_are_always_lost_do_not_stop_a_drain(place: Place, fault
 def test_i1_an_ack_that_never_gets_an_answer_is_given_up_before_the_claim_is_older_than_r(place: Place) -> None:
     session = place.session(PROMPT)
     hurried = place.adjusted(RECLAIM_SECONDS="15", BIND_SECONDS="5", HANDOVER_SECONDS="9")
-    with place.world.claude_admin.fault(ACK | {"action": "status", "status": 503}):
+    with fault(place.world.claude_admin, ACK | {"action": "status", "status": 503}):
         (item,) = drain(hurried).items
         assert item.end is ItemEnd.UNFINISHED
         assert item.seconds <= hurried.settings.times.reclaim + 1
@@ -181,7 +182,7 @@ def test_i1_no_tool_runs_before_the_lease_is_held(place: Place) -> None:
     session = place.session(PROMPT)
     # The first beat is answered "not acked yet", which `ready` needs; every later one fails.
     path = f"/work/{place.item(session)['id']}/heartbeat$"
-    with place.world.claude_admin.fault(BEAT | {"path": path, "action": "status", "status": 503, "skip": 1}):
+    with fault(place.world.claude_admin, BEAT | {"path": path, "action": "status", "status": 503, "skip": 1}):
         (item,) = drain(place).items
         assert item.end is ItemEnd.HANDED_OVER
         asyncio.run(asyncio.sleep(2))
@@ -193,7 +194,7 @@ def test_i1_no_tool_runs_before_the_lease_is_held(place: Place) -> None:
 
 def test_a_heartbeat_before_the_ack_is_asked_again_and_not_taken_for_a_lost_lease(place: Place) -> None:
     session = place.session(PROMPT)
-    with place.world.claude_admin.fault(ACK | {"action": "delay", "seconds": 2}):
+    with fault(place.world.claude_admin, ACK | {"action": "delay", "seconds": 2}):
         (item,) = drain(place).items
     assert item.end is ItemEnd.HANDED_OVER
     place.wait_done(session)
@@ -276,7 +277,7 @@ def test_i2_ids_that_differ_only_in_case_get_a_sandbox_each(place: Place) -> Non
 
 
 def test_a_healthcheck_item_is_dismissed_and_gets_no_sandbox(place: Place) -> None:
-    place.world.claude_admin.call("POST", "healthchecks", {"environment_id": place.environment_id})
+    place.world.claude_admin.post("healthchecks", {"environment_id": place.environment_id})
     (item,) = drain(place).items
     assert item.end is ItemEnd.DISMISSED
     assert place.sandboxes() == []
@@ -288,7 +289,7 @@ def test_i7_a_drain_stops_claiming_in_time_to_finish_what_it_claimed(place: Plac
     times = {"RECLAIM_SECONDS": "60", "BIND_SECONDS": "10", "HANDOVER_SECONDS": "20", "DRAIN_DEADLINE_SECONDS": "34"}
     hurried = place.world.place(**times, DRAIN_CONCURRENCY="1", DRAIN_POLLS_IN_FLIGHT="1")
     sessions = [hurried.session(PROMPT) for _ in range(5)]
-    with place.world.tensorlake_admin.fault(CREATE | {"action": "delay", "seconds": 3.5}):
+    with fault(place.world.tensorlake_admin, CREATE | {"action": "delay", "seconds": 3.5}):
         report = drain(hurried)
     assert report.end.value == "deadline"
     assert report.seconds < 34
@@ -301,7 +302,7 @@ def test_i7_a_drain_stops_claiming_in_time_to_finish_what_it_claimed(place: Plac
 
 def test_i1_age_alone_gives_no_item_up_and_its_report_says_what_the_service_said(place: Place) -> None:
     session = place.session(PROMPT)
-    with place.world.tensorlake_admin.fault(CREATE | {"action": "status", "status": 400}):
+    with fault(place.world.tensorlake_admin, CREATE | {"action": "status", "status": 400}):
         asyncio.run(asyncio.sleep(1.2))
         (item,) = drain(place).items
     assert item.end is ItemEnd.FAILED
@@ -311,11 +312,11 @@ def test_i1_age_alone_gives_no_item_up_and_its_report_says_what_the_service_said
 
 def test_i6_an_item_without_a_work_secret_is_reported_and_no_other_key_is_used(place: Place) -> None:
     place.session(PROMPT)
-    place.world.claude_admin.call("PATCH", "settings", {"null_secret": True})
+    place.world.claude_admin.patch("settings", {"null_secret": True})
     try:
         (item,) = drain(place).items
     finally:
-        place.world.claude_admin.call("PATCH", "settings", {"null_secret": False})
+        place.world.claude_admin.patch("settings", {"null_secret": False})
     assert item.end is ItemEnd.FAILED
     assert place.sandboxes() == []
 
@@ -331,7 +332,7 @@ class TestTheHolderOfTheName:
     def test_a_suspending_holder_is_waited_for_and_resumed(self, place: Place) -> None:
         session = self.served(place)
         slow = {"method": "POST", "path": r"/suspend$", "action": "delay", "seconds": 1}
-        with place.world.tensorlake_admin.fault(slow):
+        with fault(place.world.tensorlake_admin, slow):
             self.act(place, session, "suspend")
         self.again(place, session)
 
@@ -343,12 +344,12 @@ class TestTheHolderOfTheName:
         assert "fresh" in place.answers(session)[-1]
 
     def test_a_pending_holder_is_waited_for(self, place: Place) -> None:
-        place.world.tensorlake_admin.call("PATCH", "settings", {"create_seconds": 1.5})
+        place.world.tensorlake_admin.patch("settings", {"create_seconds": 1.5})
         try:
             session = place.session(PROMPT)
             asyncio.run(gathered(place, 2))
         finally:
-            place.world.tensorlake_admin.call("PATCH", "settings", {"create_seconds": 0.0})
+            place.world.tensorlake_admin.patch("settings", {"create_seconds": 0.0})
         heal(place, session)
         assert_served_once(place, session)
 

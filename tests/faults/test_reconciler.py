@@ -20,6 +20,7 @@ from shared.ports import Absent, Doubtful, ProcessSpec, SandboxSpec, Snapshot, S
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import Act, ItemEnd, ReconcileReport
 from tests.faults.test_claims_under_faults import BEAT, PROMPT, drain, heal, runs
+from tests.support.admin import fault
 from tests.support.waiting import until
 from tests.support.world import API_KEY, OfflineWorld, Place, running
 
@@ -101,7 +102,7 @@ def test_i1_a_sleeping_sandbox_whose_item_is_active_is_resumed_at_once(world: Of
 def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault(deaf(place, session)):
+    with fault(world.claude_admin, deaf(place, session)):
         (item,) = drain(place).items
         assert item.end is ItemEnd.HANDED_OVER
 
@@ -124,7 +125,7 @@ def test_i1_a_stranded_item_is_released_and_the_session_goes_on(world: OfflineWo
 def test_i5_an_item_whose_worker_still_waits_is_not_released_however_old_it_looks(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault(deaf(place, session)):
+    with fault(world.claude_admin, deaf(place, session)):
         drain(place)
         assert acts(reconcile(place, ahead=3600)) == []
         assert place.item(session)["state"] == "starting"
@@ -245,9 +246,9 @@ def test_i5_a_look_up_that_fails_ends_nothing(world: OfflineWorld) -> None:
     session = served(place)
     world.api.beta.sessions.archive(session)
     for path in (r"/work$", rf"/sessions/{session}$"):
-        with world.claude_admin.fault({"method": "GET", "path": path, "action": "status", "status": 500}):
+        with fault(world.claude_admin, {"method": "GET", "path": path, "action": "status", "status": 500}):
             assert acts(reconcile(place, ahead=1)) == []
-    with world.tensorlake_admin.fault({"method": "GET", "path": r"/sandboxes$", "action": "garbage"}):
+    with fault(world.tensorlake_admin, {"method": "GET", "path": r"/sandboxes$", "action": "garbage"}):
         report = reconcile(place, ahead=1)
         assert acts(report) == []
         assert report.alarms
@@ -257,8 +258,8 @@ def test_i5_a_look_up_that_fails_ends_nothing(world: OfflineWorld) -> None:
 def test_when_every_session_is_unknown_nothing_is_done_and_the_report_alarms(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
     sessions = [served(place) for _ in range(3)]
-    with world.claude_admin.fault(
-        {"method": "GET", "path": r"/sessions/sesn_[^/]+$", "action": "status", "status": 404}
+    with fault(
+        world.claude_admin, {"method": "GET", "path": r"/sessions/sesn_[^/]+$", "action": "status", "status": 404}
     ):
         report = reconcile(place, ahead=1)
     assert acts(report) == []
@@ -279,7 +280,7 @@ def test_sessions_that_are_really_deleted_are_told_from_a_wrong_key_by_one_that_
 
 def test_i7_a_healthcheck_that_was_acked_and_never_stopped_is_stopped(world: OfflineWorld) -> None:
     place = world.place(**QUICK)
-    world.claude_admin.call("POST", "healthchecks", {"environment_id": place.environment_id})
+    world.claude_admin.post("healthchecks", {"environment_id": place.environment_id})
 
     async def ack() -> str:
         async with place.dispatcher() as dispatcher:
@@ -348,7 +349,7 @@ def test_i4_leftovers_of_a_race_are_ended_after_their_dead_man_time(world: Offli
     assert acts(reconcile(place)) == []
     assert acts(reconcile(place, ahead=61)) == [Act.END_RACE] * 2
     assert acts(reconcile(place, ahead=10_000)) == [Act.DELETE_SNAPSHOT] * 2
-    left = {snapshot["id"] for snapshot in world.tensorlake_admin.call("GET", "state")["snapshots"]}
+    left = {snapshot["id"] for snapshot in world.tensorlake_admin.get("state")["snapshots"]}
     assert left & {snapshot.id for snapshot in kept} == {snapshot.id for snapshot in kept[2:]}, "the caller's are kept"
 
 
@@ -379,7 +380,7 @@ def test_a_process_that_is_no_worker_of_ours_does_not_keep_a_sandbox_awake(world
 def everything(place: Place) -> list[dict[str, str]]:
     """All sandboxes of this environment, marked ones included."""
     tag = names.environment_tag(place.environment_id)
-    boxes = place.world.tensorlake_admin.call("GET", "state")["sandboxes"]
+    boxes = place.world.tensorlake_admin.get("state")["sandboxes"]
     return [box for box in boxes if f"-{tag}-" in (box["name"] or "") and box["status"] != "terminated"]
 
 
@@ -388,7 +389,7 @@ def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_doe
 ) -> None:
     place = world.place(**QUICK)
     session = place.session(PROMPT)
-    with world.claude_admin.fault(deaf(place, session)):
+    with fault(world.claude_admin, deaf(place, session)):
         drain(place)
 
         async def kill() -> None:
@@ -397,7 +398,7 @@ def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_doe
                 await dispatcher.host.terminate(sandbox.id)
 
         asyncio.run(kill())
-    world.claude_admin.call("PATCH", "settings", {"no_events_from_environment_keys": True})
+    world.claude_admin.patch("settings", {"no_events_from_environment_keys": True})
     try:
         released = reconcile(place, ahead=place.settings.times.stranded + 1)
         assert released.needs_interrupt == (session,)
@@ -408,7 +409,7 @@ def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_doe
         assert asyncio.run(repair.run(loaded)) == 0
         assert capsys.readouterr().out == f"{session}: 1 lost call(s) answered with an error\n"
     finally:
-        world.claude_admin.call("PATCH", "settings", {"no_events_from_environment_keys": False})
+        world.claude_admin.patch("settings", {"no_events_from_environment_keys": False})
     assert reconcile(place, ahead=later).needs_interrupt == ()
     place.say(session, "$ echo again >> /workspace/runs")
     until(lambda: drain(place) is not None and runs(place, session)[-1:] == ["again"], "the session is stuck")

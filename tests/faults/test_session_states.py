@@ -20,6 +20,7 @@ from shared.claims.dispatcher import Dispatcher, utc_now
 from shared.ports import Absent, PollOutcome, WorkItem
 from shared.reports import DrainReport, ItemEnd
 from tests.faults.test_claims_under_faults import ACK, BEAT, CREATE, PROMPT, assert_served_once, drain, heal, runs
+from tests.support.admin import fault
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import delivery, signed
 from tests.support.waiting import until
@@ -56,7 +57,7 @@ def box(place: Place, session: str) -> Mapping[str, Any]:
 
 
 def box_do(place: Place, session: str, action: str) -> None:
-    place.world.tensorlake_admin.call("POST", f"sandboxes/{place.sandbox(session)}/{action}")
+    place.world.tensorlake_admin.post(f"sandboxes/{place.sandbox(session)}/{action}")
 
 
 def wait_for_item(place: Place, session: str, state: str) -> None:
@@ -155,7 +156,7 @@ class TestInterrupts:
 
 class TestArchiveAndDelete:
     def test_archiving_is_refused_while_running_and_the_turn_goes_on(self, place: Place) -> None:
-        place.world.claude_admin.call("PATCH", "settings", {"think_seconds": 1.5})
+        place.world.claude_admin.patch("settings", {"think_seconds": 1.5})
         try:
             session = place.session(PROMPT)
             drain(place)
@@ -165,7 +166,7 @@ class TestArchiveAndDelete:
             with pytest.raises(anthropic.BadRequestError):
                 place.world.api.beta.sessions.delete(session)
         finally:
-            place.world.claude_admin.call("PATCH", "settings", {"think_seconds": 0.0})
+            place.world.claude_admin.patch("settings", {"think_seconds": 0.0})
         heal(place, session)
         assert_served_once(place, session)
 
@@ -213,7 +214,7 @@ class TestArchiveAndDelete:
                 if isinstance(outcome, WorkItem) and outcome.session_id == victim:
                     if ack == "answers 404":
                         one = rule | {"path": f"{outcome.id}/ack$"}
-                        await asyncio.to_thread(place.world.claude_admin.call, "POST", "faults", one)
+                        await asyncio.to_thread(place.world.claude_admin.post, "faults", one)
                     await asyncio.to_thread(place.world.api.beta.sessions.delete, victim)
                 return outcome
 
@@ -293,11 +294,11 @@ class TestMemory:
     def test_without_a_secret_the_item_is_reported_and_no_other_key_is_given(self, place: Place) -> None:
         store = self.store(place, known="the answer is 42")
         session = session_with(place, "$ cat /mnt/memory/team-notes/known.md", resources=self.attached(store))
-        place.world.claude_admin.call("PATCH", "settings", {"null_secret": True})
+        place.world.claude_admin.patch("settings", {"null_secret": True})
         try:
             (item,) = drain(place).items
         finally:
-            place.world.claude_admin.call("PATCH", "settings", {"null_secret": False})
+            place.world.claude_admin.patch("settings", {"null_secret": False})
         assert item.end is ItemEnd.FAILED
         assert "no work secret" in item.reason
         assert place.sandboxes() == []
@@ -425,7 +426,7 @@ class TestLongTools:
         self, place: Place
     ) -> None:
         session = self.begun(place)
-        with place.world.claude_admin.fault(BEAT | {"action": "status", "status": 503}):
+        with fault(place.world.claude_admin, BEAT | {"action": "status", "status": 503}):
             wait_for_item(place, session, "queued")
         heal(place, session)
         assert runs(place, session) == ["ran"]
@@ -447,7 +448,7 @@ class TestLongTools:
 
     def test_a_second_copy_that_claims_the_item_waits_for_the_tool_of_the_first_worker(self, place: Place) -> None:
         session = self.begun(place)
-        place.world.claude_admin.call("POST", f"work/{place.item(session)['id']}/lapse")
+        place.world.claude_admin.post(f"work/{place.item(session)['id']}/lapse")
         (item,) = drain(place).items
         assert item.end is not ItemEnd.HANDED_OVER, "the sandbox's lock is still the first worker's"
         assert item.end is not ItemEnd.POISONED
@@ -469,7 +470,7 @@ class TestClockSkew:
     @pytest.mark.parametrize("minutes", [-10, 10])
     def test_a_wrong_clock_makes_no_failure_a_poisoned_item(self, place: Place, minutes: int) -> None:
         session = place.session(PROMPT)
-        with place.world.tensorlake_admin.fault(CREATE | {"action": "status", "status": 500}):
+        with fault(place.world.tensorlake_admin, CREATE | {"action": "status", "status": 500}):
             (item,) = self.skewed(place, minutes).items
         assert item.end is ItemEnd.FAILED
         assert place.item(session)["state"] == "queued"

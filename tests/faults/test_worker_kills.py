@@ -29,6 +29,7 @@ from shared.reports import Act, ActionReport, TickReport
 from shared.service import Service
 from tests.faults.test_claims_under_faults import drain
 from tests.faults.test_reconciler import QUICK, everything
+from tests.support.admin import fault
 from tests.support.waiting import PATIENCE, until
 from tests.support.world import IMAGE, OfflineWorld, Place, running
 
@@ -129,7 +130,7 @@ def terminate_the_sandbox(place: Place, session: str) -> None:
 
 
 def fail_the_sandbox(place: Place, session: str) -> None:
-    place.world.tensorlake_admin.call("POST", f"sandboxes/{running(sandbox_of(place, session)).id}/fail")
+    place.world.tensorlake_admin.post(f"sandboxes/{running(sandbox_of(place, session)).id}/fail")
 
 
 KILLS: Final[Mapping[str, Callable[[Place, str], None]]] = {
@@ -212,12 +213,14 @@ def armed(place: Place, session: str, step: KillStep) -> Iterator[Callable[[], b
     claude, tensorlake = place.world.claude_admin, place.world.tensorlake_admin
     ids = {"work": place.item(session)["id"], "session": session}
     with contextlib.ExitStack() as rules:
-        mine = {rules.enter_context(claude.fault({**rule, "path": rule["path"].format(**ids)})) for rule in step.claude}
+        mine = {
+            rules.enter_context(fault(claude, {**rule, "path": rule["path"].format(**ids)})) for rule in step.claude
+        }
         for rule in step.tensorlake:
-            rules.enter_context(tensorlake.fault(rule))
+            rules.enter_context(fault(tensorlake, rule))
 
         def fired() -> bool:
-            return all(rule["fired"] for rule in claude.call("GET", "faults")["data"] if rule["id"] in mine)
+            return all(rule["fired"] for rule in claude.get("faults")["data"] if rule["id"] in mine)
 
         reached = step.reached
         yield fired if reached is None else lambda: reached(place, session)
@@ -314,10 +317,10 @@ def killed_at(place: Place, step: KillStep, sessions: Mapping[str, str]) -> dict
 @pytest.fixture
 def long_leases(world: OfflineWorld) -> Iterator[None]:
     """What was killed first is not offered again before the last was killed."""
-    before = world.claude_admin.call("GET", "settings")["lease_ttl"]
-    world.claude_admin.call("PATCH", "settings", {"lease_ttl": PATIENCE})
+    before = world.claude_admin.get("settings")["lease_ttl"]
+    world.claude_admin.patch("settings", {"lease_ttl": PATIENCE})
     yield
-    world.claude_admin.call("PATCH", "settings", {"lease_ttl": before})
+    world.claude_admin.patch("settings", {"lease_ttl": before})
 
 
 @pytest.mark.usefixtures("long_leases")
@@ -362,7 +365,7 @@ def nothing_is_left(place: Place, sessions: Collection[str]) -> None:
         lambda: everything(place) == [] and all(item_over(place, session) for session in sessions),
         "a sandbox or an item is left",
     )
-    state = place.world.tensorlake_admin.call("GET", "state")
+    state = place.world.tensorlake_admin.get("state")
     tag = f"-{names.environment_tag(place.environment_id)}-"
     mine = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}
     assert len(mine) >= len(sessions)

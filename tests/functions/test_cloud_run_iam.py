@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import http.server
 import json
-import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
@@ -23,6 +21,7 @@ from functions.state import STATE, FunctionsState
 from shared.errors import SettingsError
 from shared.service import Service
 from shared.settings import Settings
+from tests.support.http_stub import StubHandler, stub_server
 
 TOKEN = "a-token-of-nobody"
 CALLER = "hands-schedule@project-of-nobody.iam.gserviceaccount.com"
@@ -181,20 +180,12 @@ def test_a_closed_door_is_looked_at_again_after_minutes_and_an_open_one_after_se
 def answering(status: int) -> Iterator[str]:
     """A server whose root has this answer, with a redirect to a place that is closed."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(StubHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/" else 403)
-            self.send_header("location", "/closed")
-            self.end_headers()
+            self.answer(status if self.path == "/" else 403, headers={"location": "/closed"})
 
-        def log_message(self, *_: object) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with stub_server(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize(("status", "closed"), [(403, True), (401, True), (302, False), (405, False)])

@@ -31,6 +31,7 @@ from tests.fuzz.properties import HEADER_CANARY, check
 from tests.fuzz.reproductions import OPEN
 from tests.fuzz.stage import SECRETS, TOKEN, Records, recorded, service_for, state_of
 from tests.support.signing import delivery, signed
+from tests.support.waiting import until
 
 PATIENCE: Final = 10.0  # seconds for the rest of an answer
 SILENT: Final = 0.4  # seconds without an answer after which none is expected
@@ -312,10 +313,7 @@ def test_callers_who_go_away_leave_nothing_running(server: Served) -> None:
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
                 connection.sendall(sent)
-    end = time.monotonic() + 10
-    while server.tasks() > before and time.monotonic() < end:
-        time.sleep(0.05)
-    assert server.tasks() <= before
+    until(lambda: server.tasks() <= before, "tasks are left")
 
 
 def test_two_requests_on_one_line_get_two_answers(server: Served) -> None:

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from shared.metrics import CATALOGUE
+from tests.support.admin import fault
 from tests.support.otlp import Received, otlp_receiver
 from tests.support.serving import TOKEN, UVICORN, serving, webhooks_to
 from tests.support.signing import KEY
@@ -81,7 +82,7 @@ def play(place: Place, url: str, received: Received) -> str:
         assert httpx2.post(f"{url}/poll_tick", headers=AUTHORIZED, timeout=120).status_code == 200
 
     listing = {"method": "GET", "path": "/sandboxes*", "action": "status", "status": 500, "times": 3}
-    with place.world.tensorlake_admin.fault(listing):
+    with fault(place.world.tensorlake_admin, listing):
         tick()
     session = place.session(f"{PROMPT}\n$ echo {OUTPUT}; {ONCE}")
 

@@ -7,7 +7,6 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.errors import SecretUnavailable
 from shared.ports import Refused
 from shared.secret import CACHE_SECONDS, RETRY_SECONDS, Secret
+from tests.support.http_stub import StubHandler, stub_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -170,26 +170,14 @@ def test_a_refused_value_stays_good_where_its_store_fails(store: Store, clock: L
 def rotated() -> Iterator[str]:
     """A service that takes the second key alone."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StubHandler):
         def do_GET(self) -> None:
             good = self.headers.get("authorization") == "Bearer second"
             body = b'{"data": [], "next_page": null}' if good and "/work" in self.path else b"{}"
-            self.send_response((200 if "/work" in self.path else 404) if good else 401)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer((200 if "/work" in self.path else 404) if good else 401, body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with stub_server(Handler) as url:
+        yield url
 
 
 def test_a_call_that_meets_a_rotated_key_is_made_again_with_the_new_one(rotated: str, tmp_path: Path) -> None:

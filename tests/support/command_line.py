@@ -17,7 +17,9 @@ from pathlib import Path
 
 import anthropic
 
-from infra.local.platform import Platform
+from infra.local import discovery
+from infra.local.platform import Options, Platform
+from tests.support.checkout import copy_checkout
 from tests.support.preloaded import Preloaded
 from tests.support.waiting import PATIENCE
 
@@ -80,6 +82,18 @@ class CommandLine:
     def sessions(self) -> list[Mapping[str, object]]:
         """Newest last."""
         return list(self.platform.claude.get("state")["sessions"])
+
+
+@contextlib.contextmanager
+def command_line(
+    checkout: Path, options: Options | None = None, *, served: bool = True, environ: Mapping[str, str] | None = None
+) -> Iterator[CommandLine]:
+    """A checkout of its own in `checkout` with a platform of its own, that serves with `environ` or not at all."""
+    copy_checkout(checkout)
+    with Platform(options or Options()) as platform, discovery.announced(checkout, platform.environ):
+        if served:
+            platform.serve_functions(environ=environ or {})
+        yield CommandLine(checkout, platform)
 
 
 @dataclass

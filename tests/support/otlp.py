@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from google.protobuf import json_format
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.support.http_stub import StubHandler, stub_server
 
 _MESSAGES: Mapping[str, Any] = {"/v1/traces": ExportTraceServiceRequest, "/v1/metrics": ExportMetricsServiceRequest}
 
@@ -64,9 +64,9 @@ def _attributes(of: Mapping[str, Any]) -> Mapping[str, str]:
 def otlp_receiver() -> Iterator[Received]:
     received = Received()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StubHandler):
         def do_POST(self) -> None:
-            raw = self.rfile.read(int(self.headers["content-length"]))
+            raw = self.body()
             message = _MESSAGES[self.path]()
             if self.headers["content-type"] == "application/json":
                 _hex_to_bytes(message, raw.decode())
@@ -74,23 +74,10 @@ def otlp_receiver() -> Iterator[Received]:
                 message.ParseFromString(raw)
             received.headers.append(dict(self.headers))
             received.bodies.append(_with_hex_ids(json_format.MessageToDict(message)))
-            self.send_response(200)
-            self.send_header("content-length", "0")
-            self.end_headers()
+            self.answer(200)
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    received.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with stub_server(Handler) as received.url:
         yield received
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 _IDS = ("traceId", "spanId", "parentSpanId")

@@ -110,8 +110,8 @@ def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
 def webhooks_to(place: Place, url: str) -> Iterator[None]:
     """The platform's webhooks go to this address for as long as the block lasts."""
     admin = place.world.claude_admin
-    endpoint = admin.call("POST", "webhooks", {"url": url, "signing_key": KEY})
+    endpoint = admin.post("webhooks", {"url": url, "signing_key": KEY})
     try:
         yield
     finally:
-        admin.call("DELETE", f"webhooks/{endpoint['id']}")
+        admin.delete(f"webhooks/{endpoint['id']}")

@@ -8,9 +8,10 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tests.support.http_stub import StubHandler, stub_server
 
 
 @dataclass
@@ -70,26 +71,16 @@ def make_repository(folder: Path, name: str) -> tuple[str, str]:
 @contextlib.contextmanager
 def web(repositories: Path) -> Iterator[Web]:
     table = Web(repositories)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"web": table}))
-    server.daemon_threads = True
-    table.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield table
-    finally:
-        if table.hold is not None:
-            table.hold.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with stub_server(type("Handler", (_Handler,), {"web": table})) as table.url:
+        try:
+            yield table
+        finally:
+            if table.hold is not None:
+                table.hold.set()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(StubHandler):
     web: Web
-
-    def log_message(self, format: str, *args: object) -> None:
-        return None
 
     def do_GET(self) -> None:
         self._answer()
@@ -99,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self.web.asked.append(f"PUT {self.path}")
-        self.web.put[urlsplit(self.path).path] = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.web.put[urlsplit(self.path).path] = self.body()
         self._send(200, b"")
 
     def _answer(self) -> None:
@@ -136,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _git(self, path: str, query: str) -> None:
         first, _, rest = path.lstrip("/").partition("/")
         name = first if first.endswith(".git") else f"{first}.git"
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        body = self.body()
         environ = {
             "PATH": os.environ["PATH"],
             "GIT_PROJECT_ROOT": str(self.web.repositories),

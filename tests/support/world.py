@@ -15,13 +15,13 @@ from typing import Any, Final
 import anthropic
 
 from image.session.definition import Recipe, build
+from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService, start_service
 from shared import names
 from shared.claims.dispatcher import Dispatcher
 from shared.ports import SandboxRecord
 from shared.service import Service
 from shared.settings import Environment, Settings
-from tests.support.admin import AdminAccess
 from tests.support.waiting import PATIENCE, until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -49,15 +49,15 @@ class OfflineWorld:
 
     claude: RunningService
     tensorlake: RunningService
-    claude_admin: AdminAccess
-    tensorlake_admin: AdminAccess
+    claude_admin: AdminClient
+    tensorlake_admin: AdminClient
     api: anthropic.Anthropic
     agent_id: str
 
     def place(self, **extra: str) -> Place:
         """A fresh environment with its key; `extra` are further settings."""
         environment = self.api.beta.environments.create(name="test", config={"type": "self_hosted"})
-        key = self.claude_admin.call("POST", "keys/environment", {"environment_id": environment.id})["value"]
+        key = self.claude_admin.post("keys/environment", {"environment_id": environment.id})["value"]
         environ = SCALED | {
             "ANTHROPIC_BASE_URL": self.claude.url,
             "ANTHROPIC_ENVIRONMENT_ID": environment.id,
@@ -134,19 +134,19 @@ class Place:
 
     def items(self, session_id: str) -> list[Mapping[str, Any]]:
         """Oldest first."""
-        everything = self.world.claude_admin.call("GET", "state")["items"]
+        everything = self.world.claude_admin.get("state")["items"]
         return [item for item in everything if item["data"]["id"] == session_id]
 
     def age(self, session_id: str) -> None:
         """R, T and the lease pass for the session's newest item: what waits for one of them goes on now. Only for an
         item whose worker and dispatcher are gone; for others the same time must pass too."""
         seconds = {"seconds": self.settings.times.stranded + 2 * PATIENCE}
-        self.world.claude_admin.call("POST", f"work/{self.item(session_id)['id']}/age", seconds)
+        self.world.claude_admin.post(f"work/{self.item(session_id)['id']}/age", seconds)
 
     def sandboxes(self) -> list[Mapping[str, Any]]:
         """The sandboxes of this environment that were not ended."""
         prefix = f"{self.settings.prefix}-{names.environment_tag(self.environment_id)}-"
-        everything = self.world.tensorlake_admin.call("GET", "state")["sandboxes"]
+        everything = self.world.tensorlake_admin.get("state")["sandboxes"]
         return [box for box in everything if (box["name"] or "").startswith(prefix) and box["status"] != "terminated"]
 
 
@@ -166,4 +166,11 @@ def offline_world() -> Iterator[OfflineWorld]:
     ):
         build(Recipe(IMAGE), api_key="tl-key-of-no-real-account", api_url=tensorlake.url)
         agent = api.beta.agents.create(name="tester", model="claude-opus-5", tools=[{"type": "agent_toolset_20260401"}])
-        yield OfflineWorld(claude, tensorlake, AdminAccess(claude), AdminAccess(tensorlake), api, agent.id)
+        yield OfflineWorld(
+            claude,
+            tensorlake,
+            AdminClient(claude.url, claude.admin_token),
+            AdminClient(tensorlake.url, tensorlake.admin_token),
+            api,
+            agent.id,
+        )

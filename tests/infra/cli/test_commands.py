@@ -15,29 +15,26 @@ import httpx2
 import pytest
 
 from image.session.worker import fork_tool_schema
-from infra.local import discovery
-from infra.local.platform import Options, Platform
+from infra.local.platform import Options
 from tests.support.checkout import copy_checkout
-from tests.support.command_line import CommandLine
-from tests.support.waiting import PATIENCE
+from tests.support.command_line import CommandLine, command_line
+from tests.support.waiting import PATIENCE, until
 
 QUICKSTART = "create hello.txt with 'hi' then read it back"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
-    with Platform() as platform, discovery.announced(checkout, platform.environ):
-        platform.serve_functions()
-        yield CommandLine(checkout, platform)
+    with command_line(tmp_path_factory.mktemp("checkout")) as shell:
+        yield shell
 
 
 @pytest.fixture(scope="module")
 def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """`make up` alone: nothing serves."""
-    checkout = copy_checkout(tmp_path_factory.mktemp("unserved"))
-    with Platform(Options(claude={"ping_interval": 1.0})) as platform, discovery.announced(checkout, platform.environ):
-        yield CommandLine(checkout, platform)
+    options = Options(claude={"ping_interval": 1.0})
+    with command_line(tmp_path_factory.mktemp("unserved"), options, served=False) as shell:
+        yield shell
 
 
 def read_until(process: subprocess.Popen[str], word: str) -> str:
@@ -206,6 +203,13 @@ def test_a_tick_over_http_uses_the_token(served: CommandLine) -> None:
     assert unreachable.returncode == 2 and "no poll_tick answers" in unreachable.stderr
 
 
+def healthy(url: str) -> bool:
+    try:
+        return bool(httpx2.get(f"{url}healthz", trust_env=False).json() == {"ok": True})
+    except httpx2.HTTPError:
+        return False
+
+
 def test_serve_takes_the_offline_webhooks_while_it_runs(served: CommandLine) -> None:
     def endpoints() -> list[str]:
         return [endpoint["url"] for endpoint in served.platform.claude.get("webhooks")["data"]]
@@ -217,16 +221,8 @@ def test_serve_takes_the_offline_webhooks_while_it_runs(served: CommandLine) -> 
         url = process.stderr.readline().split()[1]
         assert "/poll_tick" in process.stderr.readline()
         assert "schedule" in process.stderr.readline()
-        end = time.monotonic() + PATIENCE
-        while url not in endpoints() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert endpoints() == [*before, url]
-        while time.monotonic() < end:
-            try:
-                if httpx2.get(f"{url}healthz", trust_env=False).json() == {"ok": True}:
-                    break
-            except httpx2.HTTPError:
-                time.sleep(0.1)
+        until(lambda: endpoints() == [*before, url], "the webhook is not announced")
+        until(lambda: healthy(url), "the server does not answer")
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 0

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 
 import httpx2
+
+from tests.support.http_stub import StubHandler, stub_server
 
 
 def identity(email: str, signature: str) -> str:
@@ -38,7 +38,7 @@ def front_end(invoker: str) -> Iterator[FrontEnd]:
     front = FrontEnd()
     valid = f"Bearer {identity(invoker, 'signed')}"
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(StubHandler):
         def do_GET(self) -> None:
             self._pass()
 
@@ -46,31 +46,16 @@ def front_end(invoker: str) -> Iterator[FrontEnd]:
             self._pass()
 
         def _pass(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", "0")))
+            body = self.body()
             if self.headers.get("authorization") != valid:
-                self._answer(403, b"")
+                self.answer(403)
                 return
             headers = {name.lower(): value for name, value in self.headers.items() if name.lower() != "host"}
             headers["authorization"] = valid.replace(".signed", ".SIGNATURE_REMOVED_BY_GOOGLE")
             answer = httpx2.request(
                 self.command, front.behind + self.path, content=body, headers=headers, timeout=90, trust_env=False
             )
-            self._answer(answer.status_code, answer.content)
+            self.answer(answer.status_code, answer.content)
 
-        def _answer(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("content-length", "0" if status == 204 else str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        front.url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
-            yield front
-        finally:
-            server.shutdown()
-            thread.join()
+    with stub_server(Handler) as front.url:
+        yield front

@@ -16,6 +16,7 @@ import pytest
 
 from infra.local.faults import FaultRegistry, FaultRule, LatencyRule, RequestFacts
 from infra.local.process import RunningService, ServiceStartError, listen, start_service
+from tests.support.waiting import until
 
 SERVICE = "tests.infra.local.echo_service"
 
@@ -188,10 +189,7 @@ def test_a_service_ends_when_its_parent_is_killed() -> None:
         url = process.stdout.readline().strip()
         assert httpx2.get(f"{url}/_admin/count").status_code == 200
         process.kill()
-    deadline = time.monotonic() + 5
-    while _answers(url):
-        assert time.monotonic() < deadline, "the service outlived its parent"
-        time.sleep(0.05)
+    until(lambda: not _answers(url), "the service outlived its parent")
 
 
 def _answers(url: str) -> bool:

@@ -6,10 +6,8 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -19,6 +17,7 @@ from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.byte_budget import SMALL, BudgetUsedUp, ByteBudget, Share, within
 from shared.ports import Absent, CommandOutput, Doubtful, OutputEnded, ProcessState, Refused
 from shared.secret import Secret
+from tests.support.http_stub import StubHandler, stub_server
 
 _T = TypeVar("_T")
 ENDLESS: Final = 400_000_000
@@ -48,11 +47,11 @@ def daemon() -> Iterator[tuple[Daemon, Callable[[Callable[[TensorlakeSandboxes],
     """A daemon, and what calls a host that knows it as the sandbox `box`."""
     said = Daemon()
 
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
+    class Handler(StubHandler):
+        def reply(self) -> None:
+            self.body()
             said.asked.append(f"{self.command} {self.path}")
-            here = f"http://127.0.0.1:{server.server_port}"
+            here = f"http://{self.headers['host']}"
             if "/v1/namespaces/" in self.path:
                 row = {"id": "box", "namespace": "default", "status": "running", "created_at": 1_760_000_000_000}
                 url = f"{here}/new" if said.moved else f"{here}/old"
@@ -65,7 +64,7 @@ def daemon() -> Iterator[tuple[Daemon, Callable[[Callable[[TensorlakeSandboxes],
             else:
                 self.say(said.status, said.kind, said.chunks, count=True)
 
-        do_GET = do_POST = do_PUT = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_DELETE = reply
 
         def say(self, status: int, kind: str, chunks: list[bytes], count: bool = False) -> None:
             self.send_response(status)
@@ -84,14 +83,6 @@ def daemon() -> Iterator[tuple[Daemon, Callable[[Callable[[TensorlakeSandboxes],
             except OSError:
                 return  # the reader has hung up
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}"
-
     def call(work: Callable[[TensorlakeSandboxes], Awaitable[_T]]) -> _T:
         async def main() -> _T:
             host = TensorlakeSandboxes(
@@ -104,12 +95,8 @@ def daemon() -> Iterator[tuple[Daemon, Callable[[Callable[[TensorlakeSandboxes],
 
         return asyncio.run(main())
 
-    try:
+    with stub_server(Handler) as url:
         yield said, call
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 async def run(host: TensorlakeSandboxes, limit: int = 100_000) -> Any:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -16,6 +14,7 @@ from shared.adapters.call_budget import Holds
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import Doubtful, NoCapacity, ProcessSpec, Refused, SandboxSpec, Throttled
 from shared.secret import Secret
+from tests.support.http_stub import StubHandler, stub_server
 
 
 @dataclass
@@ -33,36 +32,21 @@ class RefusingService:
 def service() -> Iterator[RefusingService]:
     said = RefusingService()
 
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
+    class Handler(StubHandler):
+        def reply(self) -> None:
+            self.body()
             said.asked.append(f"{self.command} {self.path}")
             status, body = said.status, said.body
             if self.command == "GET" and self.path.endswith("/sandboxes/box"):
                 row = {"id": "box", "namespace": "default", "status": "running", "created_at": 1_760_000_000_000}
                 sizes = {"cpus": 1.0, "memory_mb": 1024, "disk_mb": 1024}
                 status, body = 200, json.dumps({**row, "resources": sizes, "sandbox_url": said.url}).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            for name, value in said.headers.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(status, body, said.headers)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = reply
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    said.url = f"http://127.0.0.1:{server.server_port}"
-    yield said
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with stub_server(Handler) as said.url:
+        yield said
 
 
 def queue(service: RefusingService, holds: Holds, environment: str = "env_1") -> AnthropicQueue:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import Doubtful, Listing, SandboxRecord, SnapshotRecord
 from shared.secret import Secret
+from tests.support.http_stub import StubHandler, stub_server
 
 BOX = {
     "namespace": "default",
@@ -31,32 +30,16 @@ def answers() -> Iterator[tuple[dict[str, Any], TensorlakeSandboxes]]:
     """What the service's lists answer, and a host on it."""
     said: dict[str, Any] = {"sandboxes": [], "snapshots": []}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StubHandler):
         def do_GET(self) -> None:
             key = "snapshots" if "snapshots" in self.path else "sandboxes"
-            body = json.dumps({key: said[key]}).encode()
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(200, json.dumps({key: said[key]}).encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}"
+    with stub_server(Handler) as url:
         yield (
             said,
             TensorlakeSandboxes(api_url=url, api_key=Secret("TENSORLAKE_API_KEY", "tl-no-key"), bind_seconds=20.0),
         )
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 async def lists(

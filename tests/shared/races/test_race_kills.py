@@ -43,7 +43,7 @@ POINTS: Final[tuple[tuple[str, str, int, dict[str, Any]], ...]] = (
 
 def of_this_place(place: Place) -> tuple[list[str], list[str]]:
     """Names of the sandboxes and ids of the snapshots that were not ended."""
-    state = place.world.tensorlake_admin.call("GET", "state")
+    state = place.world.tensorlake_admin.get("state")
     tag = f"-{environment_tag(place.environment_id)}-"  # in the name of one that is marked, too
     ours = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}
     left = [row["id"] for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
@@ -52,7 +52,7 @@ def of_this_place(place: Place) -> tuple[list[str], list[str]]:
 
 def sources_of(place: Place, snapshots: list[str]) -> set[str]:
     """Names of the sandboxes that these snapshots were taken of."""
-    state = place.world.tensorlake_admin.call("GET", "state")
+    state = place.world.tensorlake_admin.get("state")
     named = {box["id"]: box["name"] for box in state["sandboxes"]}
     return {named[row["sandbox_id"]] for row in state["snapshots"] if row["id"] in snapshots}
 

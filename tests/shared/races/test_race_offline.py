@@ -21,6 +21,7 @@ from shared.races.events import BranchDecided, Event, OnEvent, PhaseBegan
 from shared.races.race import run_race
 from shared.races.report import BranchReport, RaceReport
 from shared.races.request import RaceRequest
+from tests.support.admin import fault
 from tests.support.world import IMAGE, Place
 
 SESSION: Final = "sesn_0123456789AbCdEf"
@@ -57,7 +58,7 @@ class RaceStage:
     def check_nothing_is_left(self) -> None:
         """Of this environment only the session's sandbox, and no snapshot of it or of a race's sandbox."""
         assert [box["id"] for box in self.place.sandboxes()] == [self.source]
-        state = self.place.world.tensorlake_admin.call("GET", "state")
+        state = self.place.world.tensorlake_admin.get("state")
         prefix = f"{self.place.settings.prefix}-{names.environment_tag(self.place.environment_id)}-"
         ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix)}
         assert not [row for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
@@ -223,7 +224,7 @@ def test_a_candidate_cannot_replace_its_judge(place: Place) -> None:
 @pytest.mark.parametrize("detached", [True, False], ids=["detached", "forking"])
 def test_a_candidate_that_runs_on_cannot_write_its_own_score(place: Place, detached: bool) -> None:
     """Neither one that leaves its session and its environment behind, nor one that is never long in one process."""
-    if place.world.tensorlake_admin.call("GET", "isolation")["level"] == "plain":
+    if place.world.tensorlake_admin.get("isolation")["level"] == "plain":
         pytest.skip("a plain sandbox shares its user with the whole machine: there only marked processes are ended")
     program = (
         "import glob, os, sys, time\n"
@@ -335,7 +336,7 @@ def test_errors_of_the_service_cost_nothing_that_can_be_tried_again(place: Place
     async def test(stage: RaceStage) -> None:
         lost = {"method": "POST", "path": "/sandboxes$", "action": "drop_after", "times": 1}
         slow = {"method": "DELETE", "path": "/sandboxes/", "action": "status", "status": 500, "times": 2}
-        with place.world.tensorlake_admin.fault(lost), place.world.tensorlake_admin.fault(slow):
+        with fault(place.world.tensorlake_admin, lost), fault(place.world.tensorlake_admin, slow):
             report = await stage.race(n=3, command=["true"])
         assert [branch.status for branch in report.branches] == ["ok"] * 3
         assert report.leftovers == ()
@@ -506,12 +507,12 @@ def test_memory_and_live_start_from_the_same_files(place: Place) -> None:
 def test_a_race_larger_than_the_quota_takes_its_turns(place: Place) -> None:
     async def test(stage: RaceStage) -> None:
         admin = place.world.tensorlake_admin
-        used = [box for box in admin.call("GET", "state")["sandboxes"] if box["status"] != "terminated"]
-        admin.call("PATCH", "settings", {"max_sandboxes": len(used) + 2})
+        used = [box for box in admin.get("state")["sandboxes"] if box["status"] != "terminated"]
+        admin.patch("settings", {"max_sandboxes": len(used) + 2})
         try:
             report = await stage.race(n=8, command=["true"])
         finally:
-            admin.call("PATCH", "settings", {"max_sandboxes": None})
+            admin.patch("settings", {"max_sandboxes": None})
         assert [branch.status for branch in report.branches] == ["ok"] * 8
         assert report.leftovers == ()
 
@@ -532,12 +533,12 @@ def test_a_sandbox_that_failed_to_start_is_made_again(place: Place) -> None:
     async def test(stage: RaceStage) -> None:
         tag = names.environment_tag(place.environment_id)
         admin = place.world.tensorlake_admin
-        admin.call("PATCH", "settings", {"start_faults": [{"outcome": "failed", "name_pattern": f"-{tag}-r"}]})
+        admin.patch("settings", {"start_faults": [{"outcome": "failed", "name_pattern": f"-{tag}-r"}]})
         try:
             report = await stage.race(n=2, command=["true"])
         finally:
-            left = admin.call("GET", "settings")["start_faults"]
-            admin.call("PATCH", "settings", {"start_faults": []})
+            left = admin.get("settings")["start_faults"]
+            admin.patch("settings", {"start_faults": []})
         assert left == [], "no sandbox failed"
         assert [branch.status for branch in report.branches] == ["ok"] * 2
         assert report.leftovers == ()
@@ -554,7 +555,7 @@ def test_a_call_that_fails_for_ever_is_told_and_leaves_what_can_be_ended(place: 
     }
 
     async def test(stage: RaceStage) -> None:
-        with place.world.tensorlake_admin.fault(rules[what]):
+        with fault(place.world.tensorlake_admin, rules[what]):
             if what == "snapshot":
                 with pytest.raises((SourceNotReady, SourceUnknown)):
                     await stage.race(n=2, command=["true"])

@@ -7,7 +7,6 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, get_args
 
 import pytest
@@ -18,6 +17,7 @@ from image.session.worker.fork_tool import ForkTool
 from shared.races.report import RaceReport
 from shared.races.request import MOST_JUDGES, Branch, Judge, PanelJudge, RaceRequest
 from shared.settings_table import LONGEST_AGENT_RACE
+from tests.support.http_stub import StubHandler, stub_server
 
 TOKEN: Final = "hc1.a-capability-of-nobody"
 INPUT: Final = {"branches": [{"name": "a", "script": "true"}, {"name": "b", "script": "false"}]}
@@ -66,34 +66,19 @@ class Functions:
 def functions(*answers: Answer | Callable[[], None]) -> Iterator[Functions]:
     made = Functions(answers)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StubHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            made.seen.append((dict(self.headers.items()), json.loads(body)))
+            made.seen.append((dict(self.headers.items()), json.loads(self.body())))
             answer = made.answers.pop(0) if len(made.answers) > 1 else made.answers[0]
             if callable(answer):
                 answer()
                 answer = None
-            if answer is None:
-                return
-            self.send_response(answer[0])
-            self.send_header("content-length", str(len(answer[1])))
-            self.end_headers()
-            self.wfile.write(answer[1])
+            if answer is not None:
+                self.answer(*answer)
 
-        def log_message(self, format: str, *args: object) -> None:
-            return None
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_address[1]}/fork_best_of_n"
-    try:
+    with stub_server(Handler) as url:
+        made.url = f"{url}/fork_best_of_n"
         yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def call(url: str, given: object = INPUT, seconds: float = 30.0) -> str:

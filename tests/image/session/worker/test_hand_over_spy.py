@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from infra.local.process import start_service
 from tests.image.session.worker import spy
 from tests.image.session.worker.harness import WorkerSandbox, make_claim, sandbox, secret_for
 from tests.image.session.worker.service import running
+from tests.support.waiting import until
 
 TOKEN = "not-a-real-token-6f1c"
 NOBODY = 65_534
@@ -39,13 +40,6 @@ PATIENCE = 120.0
 NO_ADDRESS = "ftp://nowhere"  # a worker with it ends at once
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and ptrace are Linux's")
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def test_a_program_that_watches_a_hand_over_in_an_offline_sandbox_gets_nothing_of_it(tmp_path: Path) -> None:
@@ -62,7 +56,7 @@ def test_a_program_that_watches_a_hand_over_in_an_offline_sandbox_gets_nothing_o
         def watched_by(place: str) -> None:
             arguments = ["python3", "-S", "/opt/hands/spy.py", place, "worker-", secret_for(TOKEN)[::-1]]
             box.start_process("/usr/bin/env", arguments, user=AGENT_USER, name=Path(place).name)
-            wait_until(lambda: "watching" in found(place), "the spy does not watch")
+            until(lambda: "watching" in found(place), "the spy does not watch")
 
         def found(place: str) -> list[str]:
             return str(box.run("sh", ["-c", f"cat {place} 2>/dev/null"]).stdout).split()
@@ -87,7 +81,7 @@ def test_a_program_that_watches_a_hand_over_in_an_offline_sandbox_gets_nothing_o
             start(f"{WORKER_PYTHON}3", NO_ADDRESS)
             return "environ" in found("/workspace/readable")
 
-        wait_until(caught, "the spy sees nothing")
+        until(caught, "the spy sees nothing")
         box.terminate()
 
 
@@ -136,7 +130,7 @@ def watched(box: WorkerSandbox) -> Iterator[Path]:
     command = [*readable_by_all(box), sys.executable, "-I", "-S", str(box.root.parent / "spy.py"), *arguments]
     watcher = subprocess.Popen(command)
     try:
-        wait_until(lambda: found.exists() and "watching" in found.read_text(), "the spy does not watch")
+        until(lambda: found.exists() and "watching" in found.read_text(), "the spy does not watch")
         yield found
     finally:
         watcher.kill()
@@ -166,7 +160,7 @@ def test_a_worker_that_starts_as_root_shows_its_claim_to_nobody_and_stays_root_f
                 box.start(make_claim(NO_ADDRESS, box.workdir, token=TOKEN), wrapper=as_nobody).exit()
                 return "environ" in found.read_text()
 
-            wait_until(caught, "the spy sees nothing")
+            until(caught, "the spy sees nothing")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a worker as root")

@@ -6,13 +6,13 @@ import importlib.metadata
 import itertools
 import os
 import signal
-import time
 from pathlib import Path
 
 from image.session.archive import build_archive, digest
 from image.session.claim import Exit, Word
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import BeatFault, running
+from tests.support.waiting import until
 
 WRITE = ("write", {"file_path": "hello.txt", "content": "hi"})
 READ = ("read", {"file_path": "hello.txt"})
@@ -229,8 +229,5 @@ def _children(parent: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
-def _wait_for_file(path: Path, within: float = 20.0) -> None:
-    deadline = time.monotonic() + within
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path.name} did not appear"
-        time.sleep(0.02)
+def _wait_for_file(path: Path) -> None:
+    until(path.exists, f"{path.name} did not appear")

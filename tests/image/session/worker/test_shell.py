@@ -17,6 +17,7 @@ import pytest
 from image.session.claim import Exit, Word
 from tests.image.session.worker.harness import WorkerSandbox, make_claim, sandbox
 from tests.image.session.worker.service import WorkService, running
+from tests.support.waiting import until
 
 
 def bash(command: str) -> tuple[str, dict[str, str]]:
@@ -138,8 +139,7 @@ def test_a_server_in_the_background_serves_on_when_its_worker_has_ended(end: str
         worker = box.start(make_claim(service.url, box.workdir, max_idle=idle))
         service.wait_for("/events", count=2)
         if end == "killed":
-            while not service.results:
-                time.sleep(0.02)
+            until(lambda: service.results)
             worker.process.kill()
         worker.process.wait(30)
         try:

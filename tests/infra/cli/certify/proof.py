@@ -16,25 +16,18 @@ def platform() -> Iterator[Platform]:
         yield running
 
 
-@pytest.mark.parametrize(("check", "knob", "value"), QUEUE, ids=[row[0] for row in QUEUE])
-def test_certify_names_the_broken_assumption_of_the_queue(
-    platform: Platform, check: str, knob: str, value: object
+@pytest.mark.parametrize(
+    ("side", "check", "knob", "value"),
+    [*(("queue", *row) for row in QUEUE), *(("sandbox", *row) for row in SANDBOX)],
+    ids=[row[0] for row in (*QUEUE, *SANDBOX)],
+)
+def test_certify_names_the_broken_assumption(
+    platform: Platform, side: str, check: str, knob: str, value: object
 ) -> None:
-    before = platform.claude.get("settings")[knob]
-    platform.claude.patch("settings", {knob: value})
+    service = {"queue": platform.claude, "sandbox": platform.tensorlake}[side]
+    before = service.get("settings")[knob]
+    service.patch("settings", {knob: value})
     try:
-        assert list(not_holding(certified(platform.environ, "queue"))) == [check]
+        assert list(not_holding(certified(platform.environ, side))) == [check]
     finally:
-        platform.claude.patch("settings", {knob: before})
-
-
-@pytest.mark.parametrize(("check", "knob", "value"), SANDBOX, ids=[row[0] for row in SANDBOX])
-def test_certify_names_the_broken_assumption_of_sandboxes(
-    platform: Platform, check: str, knob: str, value: object
-) -> None:
-    before = platform.tensorlake.get("settings")[knob]
-    platform.tensorlake.patch("settings", {knob: value})
-    try:
-        assert list(not_holding(certified(platform.environ, "sandbox"))) == [check]
-    finally:
-        platform.tensorlake.patch("settings", {knob: before})
+        service.patch("settings", {knob: before})

@@ -34,14 +34,14 @@ QUICK = ("queue.second", "queue.list", "queue.secret", "queue.startup-lease", "q
 @pytest.fixture
 def ground_place(world: OfflineWorld, place: Place) -> Iterator[dict[str, str]]:
     """The variables of an environment of this test's own, with what a person has. Knobs are reset after it."""
-    before = world.claude_admin.call("GET", "settings")
+    before = world.claude_admin.get("settings")
     yield {
         **place.environ,
         "ANTHROPIC_API_KEY": API_KEY,
         "ANTHROPIC_AGENT_ID": world.agent_id,
         CLAUDE_ADMIN: world.claude.admin_token,
     }
-    world.claude_admin.call("PATCH", "settings", before)
+    world.claude_admin.patch("settings", before)
 
 
 def ground_of(environ: dict[str, str]) -> Ground:
@@ -52,10 +52,10 @@ def test_certify_names_the_one_assumption_that_is_broken(world: OfflineWorld, gr
     assert not_holding(certified(ground_place, *QUICK, "sandbox.sleeper-url", "sandbox.resume-moves")) == {}
     for check, knob, value in QUEUE:
         if check.startswith(QUICK):
-            before = world.claude_admin.call("GET", "settings")[knob]
-            world.claude_admin.call("PATCH", "settings", {knob: value})
+            before = world.claude_admin.get("settings")[knob]
+            world.claude_admin.patch("settings", {knob: value})
             assert list(not_holding(certified(ground_place, *QUICK))) == [check]
-            world.claude_admin.call("PATCH", "settings", {knob: before})
+            world.claude_admin.patch("settings", {knob: before})
 
 
 def test_every_check_has_a_knob_that_breaks_it_and_every_behaviour_is_one() -> None:
@@ -92,7 +92,7 @@ def test_a_check_that_is_cancelled_leaves_no_session(world: OfflineWorld, ground
             await task
 
     asyncio.run(cancel())
-    assert made[0] not in {session["id"] for session in world.claude_admin.call("GET", "state")["sessions"]}
+    assert made[0] not in {session["id"] for session in world.claude_admin.get("state")["sessions"]}
 
 
 def test_who_works_on_the_environment_already_is_left_alone(world: OfflineWorld, ground_place: dict[str, str]) -> None:
@@ -100,7 +100,7 @@ def test_who_works_on_the_environment_already_is_left_alone(world: OfflineWorld,
     session = world.api.beta.sessions.create(agent=world.agent_id, environment_id=environment_id)
     results = certified(ground_place, "queue.second-ack")
     assert "other sessions wait" in not_holding(results)["queue.second-ack"]
-    items = world.claude_admin.call("GET", "state")["items"]
+    items = world.claude_admin.get("state")["items"]
     assert [item["handouts"] for item in items if item["data"]["id"] == session.id] == [0]
 
 

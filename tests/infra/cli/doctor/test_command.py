@@ -63,11 +63,11 @@ def test_the_offline_platform_is_examined_whole_with_a_probe(doctor: Doctor, pla
 
 
 def test_no_probe_makes_no_sandbox_and_says_what_is_not_known(doctor: Doctor, place: Place, tmp_path: Path) -> None:
-    before = len(place.world.tensorlake_admin.call("GET", "state")["sandboxes"])
+    before = len(place.world.tensorlake_admin.get("state")["sandboxes"])
     with discovery.announced(tmp_path, place.environ):
         _, out = doctor(Options(probe=False))
     assert "no probe sandbox was made" in out
-    assert len(place.world.tensorlake_admin.call("GET", "state")["sandboxes"]) == before
+    assert len(place.world.tensorlake_admin.get("state")["sandboxes"]) == before
 
 
 def test_a_check_that_breaks_or_hangs_is_a_finding_and_what_it_found_before_is_kept() -> None:

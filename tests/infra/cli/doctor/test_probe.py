@@ -22,6 +22,7 @@ from infra.cli.doctor.runner import Check
 from shared.names import RaceSandbox, parse
 from shared.ports import CommandOutput
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
+from tests.support.admin import fault
 from tests.support.world import Place
 
 ROOMY = {"RECLAIM_SECONDS": "90", "BIND_SECONDS": "30", "HANDOVER_SECONDS": "30", "STRANDED_SECONDS": "180"}
@@ -101,12 +102,12 @@ def test_another_sdk_and_an_api_out_of_reach_are_found_in_one_probe(place: Place
 
 def test_a_full_quota_and_an_unknown_image_are_told_apart(place: Place) -> None:
     admin = place.world.tensorlake_admin
-    before = admin.call("GET", "settings")["max_sandboxes"]
-    admin.call("PATCH", "settings", {"max_sandboxes": 0})
+    before = admin.get("settings")["max_sandboxes"]
+    admin.patch("settings", {"max_sandboxes": 0})
     try:
         assert bad(probed(place)) == {"HANDS602": Severity.ERROR}
     finally:
-        admin.call("PATCH", "settings", {"max_sandboxes": before})
+        admin.patch("settings", {"max_sandboxes": before})
     findings = probed(place.adjusted(SANDBOX_IMAGE_NAME="never-built"))
     assert bad(findings) == {"HANDS601": Severity.ERROR}
     assert "never-built" in seen(findings, "HANDS601")
@@ -122,7 +123,7 @@ def test_a_probe_that_runs_out_of_time_is_a_finding_and_ends_its_sandbox(place: 
         for finding in await runner.run([check]):
             say(finding)
 
-    with admin.fault({"path": "/api/v1/processes/run", "action": "delay", "seconds": 60}):
+    with fault(admin, {"path": "/api/v1/processes/run", "action": "delay", "seconds": 60}):
         findings = said(context, look)
     assert bad(findings) == {"HANDS001": Severity.WARNING}
     assert place.sandboxes() == []

@@ -24,6 +24,7 @@ from infra.sandbox.look import Look
 from shared.names import new_race_id, new_server_name, race_sandbox_name, sandbox_name
 from shared.prepared.recipe import prepared_names
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
+from tests.support.admin import fault
 from tests.support.certificates import self_signed
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import OTHER_KEY
@@ -65,7 +66,7 @@ def test_an_environment_key_that_is_wrong_or_another_environments_is_found(place
 
 def test_an_environment_that_is_not_self_hosted_is_found(place: Place) -> None:
     cloud = place.world.api.beta.environments.create(name="cloud", config={"type": "cloud"})
-    key = place.world.claude_admin.call("POST", "keys/environment", {"environment_id": cloud.id})["value"]
+    key = place.world.claude_admin.post("keys/environment", {"environment_id": cloud.id})["value"]
     elsewhere = place.adjusted(ANTHROPIC_ENVIRONMENT_ID=cloud.id, ANTHROPIC_ENVIRONMENT_KEY=key)
     place.environment_id = cloud.id
     findings = queue(elsewhere)
@@ -76,7 +77,7 @@ def test_an_environment_that_is_not_self_hosted_is_found(place: Place) -> None:
 def test_services_that_do_not_answer_are_found(place: Place) -> None:
     nowhere = place.adjusted(ANTHROPIC_BASE_URL="http://127.0.0.1:9")
     assert bad(queue(nowhere)) == {"HANDS201": Severity.ERROR}
-    with place.world.tensorlake_admin.fault({"path": "/sandboxes", "action": "status", "status": 403}):
+    with fault(place.world.tensorlake_admin, {"path": "/sandboxes", "action": "status", "status": 403}):
         assert bad(said(ground_of(place), services.check_tensorlake)) == {"HANDS203": Severity.ERROR}
 
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from infra.local import discovery
-from infra.local.platform import Options, Platform
+from infra.local.platform import Options
 from tests.infra.cli.session.test_session_command import asking_agent
-from tests.support.checkout import copy_checkout
-from tests.support.command_line import CommandLine
+from tests.support.command_line import CommandLine, command_line
 from tests.support.waiting import PATIENCE, until
 
 NOBODY = "sesn_000000000000000000000000"
@@ -22,10 +20,9 @@ NOBODY = "sesn_000000000000000000000000"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """Workers that leave at once when their session rests, so that its sandbox is nobody's."""
-    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
-    with Platform(Options(lease_ttl=6.0)) as platform, discovery.announced(checkout, platform.environ):
-        platform.serve_functions(environ={"RUNNER_MAX_IDLE_SECONDS": "1"})
-        yield CommandLine(checkout, platform)
+    leaving = {"RUNNER_MAX_IDLE_SECONDS": "1"}
+    with command_line(tmp_path_factory.mktemp("checkout"), Options(lease_ttl=6.0), environ=leaving) as shell:
+        yield shell
 
 
 def new_session(shell: CommandLine, prompt: str = "write kept.txt: it was kept") -> str:

@@ -14,11 +14,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from rich.console import Console
@@ -37,6 +36,7 @@ from shared.service import Service
 from tests.functions.test_fork_best_of_n import SESSION, for_a_minute, served
 from tests.support.checkout import copy_checkout
 from tests.support.fake_host import FakeCall, FakeHost
+from tests.support.http_stub import StubHandler, stub_server
 from tests.support.serving import TOKEN
 from tests.support.waiting import until
 from tests.support.world import IMAGE, Place
@@ -64,7 +64,7 @@ def ran(environ: dict[str, str], flags: Flags, options: Options | None = None, s
 
 def snapshots_of(place: Place) -> list[str]:
     """Ids of the snapshots of this environment's sandboxes, the ended ones included."""
-    state = place.world.tensorlake_admin.call("GET", "state")
+    state = place.world.tensorlake_admin.get("state")
     ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix_of(place))}
     return [row["id"] for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
 
@@ -213,7 +213,7 @@ def test_ctrl_c_cancels_the_race_and_says_what_it_ended(place: Place, checkout: 
 def test_a_second_ctrl_c_leaves_at_once_and_names_who_ends_the_rest(place: Place, checkout: Path) -> None:
     admin = place.world.tensorlake_admin
     with racing(checkout, place) as process:
-        admin.call("POST", "faults", {"method": "DELETE", "action": "delay", "seconds": 60})
+        admin.post("faults", {"method": "DELETE", "action": "delay", "seconds": 60})
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         assert "ctrl-C again leaves" in process.stderr.readline()
@@ -221,7 +221,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_names_who_ends_the_rest(place: Place
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "reconciler" in err and "Traceback" not in err
-    admin.call("DELETE", "faults")
+    admin.delete("faults")
     left = place.sandboxes()
     assert len(left) == 2
 
@@ -239,7 +239,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_names_who_ends_the_rest(place: Place
 def test_the_ledger_knows_what_a_lost_answer_may_have_made(place: Place) -> None:
     def fault(action: str) -> None:
         rule = {"method": "POST", "path": "/sandboxes$", "action": action, "times": 1}
-        place.world.tensorlake_admin.call("POST", "faults", rule)
+        place.world.tensorlake_admin.post("faults", rule)
 
     async def scene() -> None:
         ledger = RecordingHost(place.adjusted(**PATIENT).settings)
@@ -332,22 +332,13 @@ Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 def answering(answer: Answer) -> Iterator[str]:
     """A server that gives every POST this answer."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(StubHandler):
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            self.body()
             answer(self)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with stub_server(Handler) as url:
+        yield url
 
 
 def stream(*lines: bytes, length: int | None = None) -> Answer:

@@ -12,26 +12,20 @@ from typing import Any
 
 import pytest
 
-from infra.local import discovery
-from infra.local.platform import Platform
-from tests.support.checkout import copy_checkout
-from tests.support.command_line import CommandLine
+from tests.support.command_line import CommandLine, command_line
 from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    checkout = copy_checkout(tmp_path_factory.mktemp("checkout"))
-    with Platform() as platform, discovery.announced(checkout, platform.environ):
-        platform.serve_functions()
-        yield CommandLine(checkout, platform)
+    with command_line(tmp_path_factory.mktemp("checkout")) as shell:
+        yield shell
 
 
 @pytest.fixture(scope="module")
 def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
-    checkout = copy_checkout(tmp_path_factory.mktemp("unserved"))
-    with Platform() as platform, discovery.announced(checkout, platform.environ):
-        yield CommandLine(checkout, platform)
+    with command_line(tmp_path_factory.mktemp("unserved"), served=False) as shell:
+        yield shell
 
 
 def messages(shell: CommandLine, session: str) -> list[str]:

@@ -12,8 +12,8 @@ import httpx2
 import pytest
 from tensorlake.sandbox import Sandbox
 
+from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService, start_service
-from tests.support.admin import AdminAccess
 
 KEY = "tl-key-of-no-real-account"
 _names = itertools.count(1)
@@ -24,7 +24,7 @@ class TensorlakeStage:
     """One running service, the real SDK pointed at it, and a bare client for what the SDK does not show."""
 
     service: RunningService
-    admin: AdminAccess
+    admin: AdminClient
     raw: httpx2.Client
     made: list[Sandbox] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ class TensorlakeStage:
         return self.raw.request(method, path, headers=headers, **more)
 
     def settings(self, **knobs: Any) -> None:
-        self.admin.call("PATCH", "settings", knobs)
+        self.admin.patch("settings", knobs)
 
 
 def out(sandbox: Sandbox, script: str, **more: Any) -> str:
@@ -91,9 +91,9 @@ def services() -> Iterator[Services]:
 def _stage(service: RunningService) -> Iterator[TensorlakeStage]:
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx2.Client(base_url=service.url, headers=headers, timeout=20.0, trust_env=False) as raw:
-        stage = TensorlakeStage(service, AdminAccess(service), raw)
+        stage = TensorlakeStage(service, AdminClient(service.url, service.admin_token), raw)
         yield stage
-        stage.admin.call("POST", "reset")
+        stage.admin.post("reset")
 
 
 @pytest.fixture

@@ -10,26 +10,27 @@ from tensorlake.sandbox import Sandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
 from tests.infra.local.tensorlake.conftest import KEY, TensorlakeStage
+from tests.support.admin import fault
 
 
 def test_a_retry_code_makes_the_sdk_try_again(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
     body = {"error": "not yet", "code": "SANDBOX_NOT_READY"}
     rule = {"path": "/processes/run", "action": "status", "status": 503, "body": body, "times": 2}
-    with stage.admin.fault(rule):
+    with fault(stage.admin, rule):
         assert sandbox.run("echo", ["x"]).stdout == "x"
-        assert stage.admin.call("GET", "faults")["data"][0]["fired"] == 2
+        assert stage.admin.get("faults")["data"][0]["fired"] == 2
 
 
 def test_a_burst_of_502_is_hidden_from_a_read(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
-    with stage.admin.fault({"method": "GET", "path": "/sandboxes/", "action": "status", "status": 502, "times": 2}):
+    with fault(stage.admin, {"method": "GET", "path": "/sandboxes/", "action": "status", "status": 502, "times": 2}):
         assert sandbox.info().sandbox_id == sandbox.sandbox_id
 
 
 def test_a_429_on_create_is_not_retried_and_has_no_effect(stage: TensorlakeStage) -> None:
     with (
-        stage.admin.fault({"method": "POST", "path": "/sandboxes$", "action": "status", "status": 429}),
+        fault(stage.admin, {"method": "POST", "path": "/sandboxes$", "action": "status", "status": 429}),
         pytest.raises(RemoteAPIError) as refusal,
     ):
         stage.named()
@@ -40,7 +41,7 @@ def test_a_429_on_create_is_not_retried_and_has_no_effect(stage: TensorlakeStage
 def test_a_lost_answer_leaves_its_effect(stage: TensorlakeStage) -> None:
     name = stage.name()
     with (
-        stage.admin.fault({"method": "POST", "path": "/sandboxes$", "action": "drop_after"}),
+        fault(stage.admin, {"method": "POST", "path": "/sandboxes$", "action": "drop_after"}),
         pytest.raises(SandboxError),
     ):
         stage.create(name=name)
@@ -49,7 +50,7 @@ def test_a_lost_answer_leaves_its_effect(stage: TensorlakeStage) -> None:
 
 def test_latency_is_added_to_every_round_trip(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
-    stage.admin.call("PUT", "latency", {"seconds": 0.15})
+    stage.admin.put("latency", {"seconds": 0.15})
     begin = time.monotonic()
     sandbox.run("true")
     assert time.monotonic() - begin >= 0.15
@@ -69,11 +70,11 @@ def test_start_and_resume_take_the_seconds_that_are_set(stage: TensorlakeStage) 
 
 
 def test_requests_are_counted_by_route(stage: TensorlakeStage) -> None:
-    stage.admin.call("DELETE", "counts")
+    stage.admin.delete("counts")
     sandbox = stage.named()
     sandbox.run("true")
     Sandbox.connect(sandbox.name, **stage.sdk)
-    counts = stage.admin.call("GET", "counts")
+    counts = stage.admin.get("counts")
     assert counts["routes"] == {"POST /sandboxes": 1, "POST /api/v1/processes/run": 1, "GET /sandboxes/{key}": 1}
     assert counts["total"] == 3
 
@@ -94,7 +95,7 @@ def test_an_unknown_knob_is_refused(stage: TensorlakeStage) -> None:
 
 def test_the_state_shows_isolation_and_sandboxes(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
-    state = stage.admin.call("GET", "state")
+    state = stage.admin.get("state")
     assert state["isolation"]["level"] == stage.level and state["isolation"]["not_enforced"]
     assert [row["id"] for row in state["sandboxes"]] == [sandbox.sandbox_id]
 
@@ -104,7 +105,7 @@ def test_a_reset_forgets_everything(stage: TensorlakeStage) -> None:
     name = sandbox.name
     sandbox.checkpoint(poll_interval=0.05, wait_until="completed")
     stage.settings(create_seconds=9)
-    stage.admin.call("POST", "reset")
+    stage.admin.post("reset")
     assert stage.raw.get("/sandboxes").json() == {"sandboxes": []}
     assert stage.raw.get("/snapshots").json() == {"snapshots": []}
     assert stage.create(name=name).run("echo", ["new"]).stdout == "new"

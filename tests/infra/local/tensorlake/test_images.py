@@ -93,13 +93,13 @@ def test_root_is_run_as_the_images_user_and_marked(stage: TensorlakeStage, conte
     started = stage.inside(sandbox, "POST", "/api/v1/processes", json={"command": "true", "user": "root"}).json()
     assert "ran as 'agent'" in started["note"]
     assert out(sandbox, "id -u", user="root") == out(sandbox, "id -u")
-    row = next(each for each in stage.admin.call("GET", "state")["sandboxes"] if each["id"] == sandbox.sandbox_id)
+    row = next(each for each in stage.admin.get("state")["sandboxes"] if each["id"] == sandbox.sandbox_id)
     assert row["notes"] == [started["note"]]
 
 
 def test_what_was_not_executed_is_told(stage: TensorlakeStage, context: Path) -> None:
     build(stage, context, "told")
-    report = next(row for row in stage.admin.call("GET", "state")["images"] if row["name"] == "told")
+    report = next(row for row in stage.admin.get("state")["images"] if row["name"] == "told")
     assert report["from"] == "python:3.14-trixie"
     assert any("useradd agent" in command for command in report["not_executed"])
     assert any("CMD" in note for note in report["notes"])

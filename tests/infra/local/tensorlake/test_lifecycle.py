@@ -266,7 +266,7 @@ def test_a_create_takes_well_under_a_second(each_level: TensorlakeStage) -> None
 
 def test_a_sandbox_that_dies_is_failed(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
-    stage.admin.call("POST", f"sandboxes/{sandbox.sandbox_id}/fail")
+    stage.admin.post(f"sandboxes/{sandbox.sandbox_id}/fail")
     assert sandbox.status is SandboxStatus.FAILED
     with pytest.raises(RemoteAPIError):
         sandbox.run("true")

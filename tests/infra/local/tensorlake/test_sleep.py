@@ -18,7 +18,7 @@ NEVER = {"policy": "never"}
 
 def count(stage: TensorlakeStage, sandbox: Sandbox) -> int:
     """How far the counter is, asked behind the back of the wake-up."""
-    row = next(each for each in stage.admin.call("GET", "state")["sandboxes"] if each["id"] == sandbox.sandbox_id)
+    row = next(each for each in stage.admin.get("state")["sandboxes"] if each["id"] == sandbox.sandbox_id)
     lines: int = row["processes"][0]["output_lines"]
     return lines
 
@@ -144,5 +144,5 @@ def test_traffic_holds_the_idle_timer_back_and_a_look_does_not(stage: Tensorlake
 
 def test_an_operator_can_let_the_time_pass(stage: TensorlakeStage) -> None:
     sandbox = stage.named(timeout_secs=3600)
-    stage.admin.call("POST", f"sandboxes/{sandbox.sandbox_id}/expire")
+    stage.admin.post(f"sandboxes/{sandbox.sandbox_id}/expire")
     assert sandbox.status is SandboxStatus.SUSPENDED

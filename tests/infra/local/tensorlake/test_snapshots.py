@@ -69,7 +69,7 @@ def test_with_overlays_a_fork_copies_the_changes_and_never_the_base(stage: Tenso
     out(middle, "echo small > little")
     child = stage.named(snapshot_id=checkpoint(middle))
     assert out(child, "wc -c < big; cat little").split() == ["30000000", "small"]
-    state = {row["id"]: row for row in stage.admin.call("GET", "state")["sandboxes"]}
+    state = {row["id"]: row for row in stage.admin.get("state")["sandboxes"]}
     for sandbox in (middle, child):
         upper = Path(state[sandbox.sandbox_id]["box"]["directory"]) / "upper"
         assert sum(file.stat().st_size for file in upper.rglob("*") if file.is_file()) < 1000
@@ -85,7 +85,7 @@ def test_layers_live_as_long_as_somebody_stands_on_them(each_level: TensorlakeSt
     Sandbox.delete_snapshot(snapshot_id, **each_level.sdk)
     source.terminate()
     assert child.read_file("/workspace/f").value == b"x"
-    root = Path(each_level.admin.call("GET", "state")["sandboxes"][-1]["box"]["directory"]).parents[1]
+    root = Path(each_level.admin.get("state")["sandboxes"][-1]["box"]["directory"]).parents[1]
     before = len(list((root / "l").iterdir()))
     child.terminate()
     until(lambda: len(list((root / "l").iterdir())) < before or each_level.level != "overlay")

@@ -169,7 +169,7 @@ def test_sleep_neither_fails_a_health_check_nor_restarts_anything(stage: Tensorl
     time.sleep(0.3)  # both would act meanwhile, were they not asleep
 
     def row(name: str) -> dict[str, Any]:
-        (box,) = (each for each in stage.admin.call("GET", "state")["sandboxes"] if each["id"] == sandbox.sandbox_id)
+        (box,) = (each for each in stage.admin.get("state")["sandboxes"] if each["id"] == sandbox.sandbox_id)
         (found,) = (each["managed"] for each in box["processes"] if (each["managed"] or {}).get("name") == name)
         return dict(found)
 
@@ -190,7 +190,7 @@ def test_the_end_of_a_sandbox_is_the_end_of_what_it_restarts(stage: TensorlakeSt
     began = time.monotonic()
     sandbox.terminate()
     assert time.monotonic() - began < 10
-    boxes = stage.admin.call("GET", "state")["sandboxes"]
+    boxes = stage.admin.get("state")["sandboxes"]
     assert [each["status"] for each in boxes if each["id"] == sandbox.sandbox_id] == ["terminated"]
 
 
