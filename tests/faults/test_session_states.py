@@ -74,6 +74,15 @@ def read(place: Place, session: str, path: str) -> str | None:
     return asyncio.run(play())
 
 
+def write(place: Place, session: str, path: str) -> None:
+    async def play() -> None:
+        async with place.dispatcher() as dispatcher:
+            sandbox = running(await dispatcher.host.find(place.sandbox(session)))
+            assert await dispatcher.host.write_file(sandbox.id, path, b"") is None
+
+    asyncio.run(play())
+
+
 def changed_drain(place: Place, change: Callable[[Dispatcher], Dispatcher]) -> DrainReport:
     """One drain by a dispatcher with something changed."""
 
@@ -408,10 +417,13 @@ class TestConfirmations:
 
 class TestLongTools:
     LONG: Final = f"$ touch /workspace/began; sleep {LEASE + 3:g}; echo ran >> /workspace/runs"
+    HELD: Final = (
+        "$ touch /workspace/began; until test -e /workspace/go; do sleep 0.1; done; echo ran >> /workspace/runs"
+    )
 
-    def begun(self, place: Place) -> str:
+    def begun(self, place: Place, call: str = LONG) -> str:
         """A session whose tool call is running."""
-        session = place.session(self.LONG)
+        session = place.session(call)
         drain(place)
         until(lambda: read(place, session, "/workspace/began") is not None, "the tool did not begin")
         return session
@@ -447,11 +459,12 @@ class TestLongTools:
         assert len(place.items(session)) == 1
 
     def test_a_second_copy_that_claims_the_item_waits_for_the_tool_of_the_first_worker(self, place: Place) -> None:
-        session = self.begun(place)
+        session = self.begun(place, self.HELD)
         place.world.claude_admin.post(f"work/{place.item(session)['id']}/lapse")
         (item,) = drain(place).items
         assert item.end is not ItemEnd.HANDED_OVER, "the sandbox's lock is still the first worker's"
         assert item.end is not ItemEnd.POISONED
+        write(place, session, "/workspace/go")
         heal(place, session)
         assert_served_once(place, session)
 

@@ -51,7 +51,7 @@ class Copies:
 
     def branches_of(self, race_id: str) -> list[Mapping[str, Any]]:
         """The sandboxes that were ever made for the race's first branch."""
-        everything = self.place.world.tensorlake_admin.call("GET", "state")["sandboxes"]
+        everything = self.place.world.tensorlake_admin.get("state")["sandboxes"]
         prefix = f"{self.place.settings.prefix}-{names.environment_tag(self.place.environment_id)}-r{race_id}-0-"
         return [box for box in everything if (box["name"] or "").startswith(prefix)]
 
