@@ -25,6 +25,10 @@ STATE_DIRECTORY: Final = "/var/lib/hands"
 SESSION_FILE: Final = "session"  # in the state directory: the id of the session that this sandbox belongs to
 AGENT_USER: Final = "agent"  # the worker and the agent's tools run as this user of the image
 DEFAULT_WORKDIR: Final = "/workspace"
+GIVE_UP_SIGNAL: Final = 23
+"""SIGURG on Linux, whose number it is wherever the dispatcher runs: end, unless you have started. Who has never heard
+of it ignores it, the tools in the worker's process group included (docs/claim-protocol.md#a-worker-that-is-overdue)."""
+START_GRACE: Final = 30.0  # seconds for a start's steps that wait for nobody, on the busiest machine
 LAST_DEATH: Final = "the last worker died in call "  # how a remark with `ready` begins that tells of it
 LONGEST_DETAIL: Final = 500  # characters of a notice's detail
 _LONGEST_FIELD: Final = 128
@@ -57,6 +61,7 @@ class Exit(enum.IntEnum):
     UNREACHABLE = 18  # the service answered no heartbeat: no way out of the sandbox
     HUNG = 19  # something that was to be quick did not return
     NO_USER = 20  # it was started as root, and the user to become is not there or could not be become
+    GIVEN_UP = 21  # the dispatcher asked, and it had not said that it is ready
 
 
 class Word(enum.StrEnum):
@@ -101,6 +106,11 @@ class Claim(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Claim(work_id={self.work_id!r}, session_id={self.session_id!r}, protocol={self.protocol})"
+
+    @property
+    def start_limit(self) -> float:
+        """Seconds that a worker has from its first steps to its `ready`; then it ends by itself, as HUNG."""
+        return self.lock_wait + self.reach + START_GRACE
 
     def to_json(self) -> str:
         return json.dumps(self._asdict(), separators=(",", ":"))

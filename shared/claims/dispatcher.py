@@ -172,6 +172,7 @@ class Dispatcher:
                     deadline=until.sooner(self.clock() + times.handover),
                     look_first=offered_before and not bound.made,
                     deaths=times.poison_attempts,
+                    now=self.now().timestamp(),
                 )
                 self._note_deaths(span, outcome)
             match outcome:

@@ -15,6 +15,8 @@ import importlib.metadata
 import itertools
 import logging
 import secrets
+import signal
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -33,6 +35,8 @@ WORKER_NAMES: Final = "hands-"
 
 _AT_ONCE: Final = 0.01  # seconds
 _LOOKED_AT: Final = 3  # living workers of one item whose output is read
+_INTERPRETER: Final = 15.0  # seconds that a worker may take until its own limit on a start counts
+_ANSWERS: Final = (0.1, 0.2, 0.4, 0.6, 0.7)  # pauses before the looks at a worker that was asked to give up
 _LONGEST_TEXT: Final = 200
 _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
@@ -41,6 +45,7 @@ _ROOT: Final = "root"
 
 _NOT_THE_ITEMS_FAULT: Final = frozenset(
     {wire.Exit.SERVED, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED, wire.Exit.LOCKED_OUT, wire.Exit.PASSED_ON}
+    | {wire.Exit.GIVEN_UP}
     | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE, wire.Exit.UNREACHABLE, wire.Exit.NO_USER}
 )
 
@@ -89,6 +94,21 @@ def attempt_prefix(item: WorkItem) -> str:
     return f"{WORKER_NAMES}{digest[:12]}-"
 
 
+def attempt_name(item: WorkItem, now: float) -> str:
+    """A new one, which says when (Unix time) its worker was started."""
+    return f"{attempt_prefix(item)}{int(now):08x}-{secrets.token_hex(4)}"
+
+
+def _age(item: WorkItem, name: str, now: float) -> float | None:
+    """Seconds since the worker of this name was started; None where the name does not say, as those of a bundle before
+    whose workers know no GIVE_UP_SIGNAL."""
+    began, dash, _ = name.removeprefix(attempt_prefix(item)).partition("-")
+    try:
+        return now - int(began, 16) if dash else None
+    except ValueError:
+        return None
+
+
 def worker_process(name: str, claim: wire.Claim, user: str | None) -> ProcessSpec:
     """A worker that starts as root and becomes `user` as its first act: no process of that user can look into it, not
     even while the service starts it (docs/security.md#what-a-sandbox-hides-from-its-agent). Without a `user`, as the
@@ -126,18 +146,21 @@ async def hand_over(
     deadline: Deadline,
     look_first: bool = False,
     deaths: int | None = None,
+    now: float | None = None,
 ) -> Ready | NotReady | Hopeless:
     """Start a worker with this claim. Errors of the service are outcomes; nothing here stops the item.
 
     An earlier worker of the item that lives and is ready is as good as a new one, also when the new one's time is up:
     on a slow machine each attempt would otherwise start another and watch that alone. Without `look_first` none can be
-    there. deaths: with so many dead workers of this item, and none alive, no further one is started.
+    there. deaths: with so many dead workers of this item, and none alive, no further one is started. now: Unix time, by
+    default this machine's.
     """
+    now = time.time() if now is None else now
     outcome: Ready | NotReady | Hopeless | None = None
     if look_first:
-        outcome = await _look(host, sandbox_id, item, claim, deaths)
+        outcome = await _look(host, sandbox_id, item, claim, deaths, now)
     if outcome is None:
-        outcome = await _start_and_watch(host, sandbox_id, item, claim, user, deadline)
+        outcome = await _start_and_watch(host, sandbox_id, item, claim, user, deadline, now)
         if isinstance(outcome, NotReady) and not outcome.sandbox_gone:
             looked = await _look(host, sandbox_id, item, claim, deaths)
             if isinstance(looked, Ready | Hopeless):
@@ -146,12 +169,18 @@ async def hand_over(
 
 
 async def _start_and_watch(
-    host: SandboxHost, sandbox_id: str, item: WorkItem, claim: wire.Claim, user: str | None, deadline: Deadline
+    host: SandboxHost,
+    sandbox_id: str,
+    item: WorkItem,
+    claim: wire.Claim,
+    user: str | None,
+    deadline: Deadline,
+    now: float,
 ) -> Ready | NotReady:
     outcome: Ready | NotReady = NotReady("time ran out")
     as_root = True
     for _ in range(_STARTS):
-        process = worker_process(attempt_prefix(item) + secrets.token_hex(4), claim, user)
+        process = worker_process(attempt_name(item, now), claim, user)
         if not as_root:
             process = not_as_root(process) or process
         match await start_worker(host, sandbox_id, process, deadline):
@@ -178,9 +207,15 @@ async def _start_and_watch(
 
 
 async def _look(
-    host: SandboxHost, sandbox_id: str, item: WorkItem, claim: wire.Claim, deaths: int | None
+    host: SandboxHost,
+    sandbox_id: str,
+    item: WorkItem,
+    claim: wire.Claim,
+    deaths: int | None,
+    now: float | None = None,
 ) -> Ready | NotReady | Hopeless | None:
-    """What this item's earlier workers say. None where they settle nothing."""
+    """What this item's earlier workers say. None where they settle nothing. now: with it, those that are overdue are
+    given up."""
     listed = await host.process_names(sandbox_id)
     if isinstance(listed, Absent):
         return NotReady("the sandbox is gone", sandbox_gone=True)
@@ -189,14 +224,61 @@ async def _look(
     prefix = attempt_prefix(item)
     own = [process for process in listed if process.name.startswith(prefix)]
     living = [process for process in own if process.running]
+    overdue: list[str] = []
     for process in living[:_LOOKED_AT]:
-        notices = _notices(await host.process_output(sandbox_id, process.name), claim.nonce)
-        # After `ready` it may have said that it has the lease: then nobody waits for this claim's ack.
-        if notices and _is_ready(notices[-1], item.id, claim.worker_digest):
-            return Ready(notices[-1].sdk, shown(notices[-1].detail, claim))
+        lines = await host.process_output(sandbox_id, process.name)
+        ready = _waits_for_an_ack(lines, item, claim)
+        if ready is not None:
+            return ready
+        age = None if now is None else _age(item, process.name, now)
+        if age is not None and age > claim.start_limit + _INTERPRETER and _never_ready(lines, claim):
+            overdue.append(process.name)
+    given_up = await asyncio.gather(*(_give_up(host, sandbox_id, name, item, claim) for name in overdue))
+    for ready in given_up:
+        if ready is not None:
+            return ready
     dead = [_describe(process) for process in own if not process.running and _died(process)]
     if deaths is not None and len(dead) >= deaths and not living:
         return Hopeless(tuple(dead))
+    return None
+
+
+def _waits_for_an_ack(lines: Sequence[str] | Absent | Doubtful, item: WorkItem, claim: wire.Claim) -> Ready | None:
+    notices = _notices(lines, claim.nonce)
+    # After `ready` it may have said that it has the lease: then nobody waits for this claim's ack.
+    if notices and _is_ready(notices[-1], item.id, claim.worker_digest):
+        return Ready(notices[-1].sdk, shown(notices[-1].detail, claim))
+    return None
+
+
+def _never_ready(lines: Sequence[str] | Absent | Doubtful, claim: wire.Claim) -> bool:
+    """False where the output could not be read."""
+    if isinstance(lines, Absent | Doubtful):
+        return False
+    return all(notice.word is not wire.Word.READY for notice in _notices(lines, claim.nonce))
+
+
+async def _give_up(host: SandboxHost, sandbox_id: str, name: str, item: WorkItem, claim: wire.Claim) -> Ready | None:
+    """A worker that should have started or ended long ago, and keeps others from the lock: it ends, unless it has
+    started meanwhile, which it decides. One that does neither within two seconds stands still and is killed
+    (docs/claim-protocol.md#a-worker-that-is-overdue)."""
+    log.warning("worker.overdue work=%s session=%s process=%s", item.id, item.session_id, name)
+    await host.signal(sandbox_id, name, wire.GIVE_UP_SIGNAL)
+    stands_still = False
+    for pause in _ANSWERS:
+        await asyncio.sleep(pause)
+        state = await host.process_state(sandbox_id, name)
+        if isinstance(state, Absent) or (isinstance(state, ProcessState) and not state.running):
+            return None
+        lines = await host.process_output(sandbox_id, name)
+        ready = _waits_for_an_ack(lines, item, claim)
+        if ready is not None:
+            return ready
+        stands_still = isinstance(state, ProcessState) and _never_ready(lines, claim)
+    if stands_still:  # at the last look, which was answered
+        log.warning("worker.killed work=%s session=%s process=%s", item.id, item.session_id, name)
+        # The service's own kill is a SIGTERM first, which such a process does not hear.
+        await host.signal(sandbox_id, name, signal.SIGKILL)
     return None
 
 

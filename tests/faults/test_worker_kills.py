@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -23,9 +24,19 @@ import pytest
 from image.session.claim import STATE_DIRECTORY, WORKER_PYTHON
 from image.session.worker.lock import LOCK_NAME
 from shared import names
+from shared.claims.dispatcher import utc_now
 from shared.claims.handover import WORKER_NAMES
-from shared.ports import Absent, ProcessSpec, ProcessState, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
-from shared.reports import Act, ActionReport, TickReport
+from shared.ports import (
+    Absent,
+    ProcessSpec,
+    ProcessState,
+    SandboxHost,
+    SandboxRecord,
+    SandboxSpec,
+    SandboxStatus,
+    WorkItem,
+)
+from shared.reports import Act, ActionReport, ItemEnd, TickReport
 from shared.service import Service
 from tests.faults.test_claims_under_faults import drain
 from tests.faults.test_reconciler import QUICK, everything
@@ -384,3 +395,46 @@ def test_the_kills_are_ones(place: Place) -> None:
         found = ask(place, lambda host, session=session: host.find(place.sandbox(session)))  # type: ignore[misc]
         if isinstance(found, SandboxRecord) and found.status.value == "running":
             assert workers(place, session) == []
+
+
+def test_a_worker_that_stands_still_is_given_up_by_the_next_hand_over(place: Place) -> None:
+    """It was stopped while it waited for the lock: it would neither get ready nor end."""
+    session = place.session("$ echo served")
+
+    async def play() -> None:
+        service = Service(place.settings)
+        try:
+            dispatcher = service.dispatcher(place.environment)
+            item = await dispatcher.queue.poll()
+            assert isinstance(item, WorkItem)
+            with contextlib.ExitStack() as held:
+                await asyncio.to_thread(held.enter_context, lock_taken(place, session))
+                first = asyncio.create_task(dispatcher.serve(item, time.monotonic()))
+                still = await stood_still(service.host, place, session)
+                first.cancel()
+                await asyncio.wait([first])
+                await asyncio.to_thread(held.close)
+            later = replace(dispatcher, now=lambda: utc_now() + timedelta(hours=1))
+            report = await later.serve(item, time.monotonic())
+            assert report.end is ItemEnd.HANDED_OVER, report
+            assert report.sandbox == place.sandbox(session)
+            left = await service.host.process_state(running(await service.host.find(report.sandbox)).id, still)
+            assert isinstance(left, ProcessState) and not left.running
+        finally:
+            await service.aclose()
+
+    asyncio.run(play())
+    until(lambda: place.done(session), "the turn is not finished")
+
+
+async def stood_still(host: SandboxHost, place: Place, session: str) -> str:
+    """The name of the session's worker, which has begun and is frozen."""
+    sandbox = running(await host.find(place.sandbox(session)))
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        for process in await host.process_names(sandbox.id):  # type: ignore[union-attr]
+            if process.name.startswith(WORKER_NAMES):
+                assert await host.signal(sandbox.id, process.name, signal.SIGSTOP) is None
+                return process.name
+        await asyncio.sleep(0.05)
+    raise AssertionError("no worker was started")

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from image.session.claim import STATE_DIRECTORY, STATE_VARIABLE, Claim, ClaimError, Ended, Exit, Word
 from image.session.worker import identity
@@ -27,8 +27,6 @@ from image.session.worker.setup_mark import Mark
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.state_directory import StateDirectory
 from image.session.worker.tool_processes import OperatorTools
-
-_START_GRACE: Final = 30.0  # seconds for the steps that wait for nobody, on the busiest machine
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = (), private: so
         redactor.add(claim.secret)
         # Before anything that can block: whoever wants this worker gone must be heard from here on.
         stop = Shutdown(last_resort=lambda status, detail: _leave(notices, redactor, Ended(status, detail)))
-        stop.listen(claim.lifetime, claim.lock_wait + claim.reach + _START_GRACE)
+        stop.listen(claim.lifetime, claim.start_limit)
         state = StateDirectory(os.path.abspath(os.environ.pop(STATE_VARIABLE, STATE_DIRECTORY)))
         lock = Lock(state)
         if claim.prepares:
@@ -161,9 +159,10 @@ class _Announcer:
 
     def ready(self) -> None:
         self._stop.started()
+        # Before anybody says it on our behalf: who gives this process up believes its own output alone.
+        self._notices.say(Word.READY, self._remark)
         # The dispatcher acks once it has read this, so the time for that ack begins here.
         self._registry.announced(self._claim.gate)
-        self._notices.say(Word.READY, self._remark)
 
     def waiting(self, reason: str) -> None:
         self._notices.say(Word.WAITING, f"the service does not answer: {reason}")

@@ -1,4 +1,8 @@
-"""Requests to stop: a signal, or the end of the worker's lifetime. The first one decides the exit status."""
+"""Requests to stop: a signal, or the end of the worker's lifetime. The first one decides the exit status.
+
+One signal asks to give up, which a worker does that has not started and no other: both are decided under one mutex
+(docs/claim-protocol.md#a-worker-that-is-overdue).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from image.session.claim import Ended, Exit
+from image.session.claim import GIVE_UP_SIGNAL, Ended, Exit
 
 # Seconds from a request to stop until the process is gone, whatever it is doing. A tool in flight is never
 # interrupted and may take 150 s, and its result must still be posted (docs/wire/anthropic.md#t15).
 GRACE: Final = 180.0
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_GIVEN_UP: Final = (Exit.GIVEN_UP, "the dispatcher gave it up before it was ready")
 
 
 class Shutdown:
@@ -30,6 +35,8 @@ class Shutdown:
         self._reason: tuple[Exit, str] | None = None
         self._callback: Callable[[], object] | None = None
         self._start: threading.Timer | None = None
+        self._given_up = False
+        self._started = False
 
     @property
     def reason(self) -> tuple[Exit, str] | None:
@@ -43,6 +50,7 @@ class Shutdown:
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda _number, _frame: None)
+        signal.signal(GIVE_UP_SIGNAL, self._note_given_up)
         threading.Thread(target=self._hear, args=(read_end,), name="signals", daemon=True).start()
         self._after(lifetime, lambda: self.request(Exit.LIFETIME, f"lifetime of {lifetime:g} s is over"))
         self._start = self._after(
@@ -50,6 +58,12 @@ class Shutdown:
         )
 
     def started(self) -> None:
+        """Main thread only: from here on nobody may give this worker up. Raises Ended where somebody has, whether the
+        other thread has read of it or not."""
+        with self._mutex:
+            if self._given_up:
+                raise Ended(*_GIVEN_UP)
+            self._started = True
         if self._start is not None:
             self._start.cancel()
 
@@ -93,6 +107,17 @@ class Shutdown:
             for number in os.read(read_end, 64):
                 if number in _SIGNALS:
                     self.request(Exit.STOPPED, signal.Signals(number).name)
+                elif number == GIVE_UP_SIGNAL:
+                    self._give_up()
+
+    def _note_given_up(self, _number: int, _frame: object) -> None:
+        """Between two instructions of the main thread, which may hold the mutex: no lock here."""
+        self._given_up = True
+
+    def _give_up(self) -> None:
+        with self._mutex:
+            if not self._started:
+                self._last_resort(*_GIVEN_UP)
 
     def _after(self, seconds: float, action: Callable[[], None]) -> threading.Timer:
         timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), action)

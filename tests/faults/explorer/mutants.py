@@ -321,6 +321,17 @@ def _acked_late(seed: str) -> RunPlan:
     )
 
 
+def _stands_still(seed: str) -> RunPlan:
+    """A worker that has the lock stands still before it is ready."""
+    chance = random.Random(seed)
+    return RunPlan(
+        seed=seed,
+        copies=chance.choice((1, 2)),
+        sessions=(SessionPlan("sesn_Still", ((1.0, (1,)),), 0.2, Habits(start=0.2 + chance.random())),),
+        point_faults=(PointFault(0, "locked", 0, "freeze"),),
+    )
+
+
 def _many_sleepers(seed: str) -> RunPlan:
     return RunPlan(
         seed=seed,
@@ -409,6 +420,10 @@ async def _waits_for_what_it_serves(self: _Round) -> None:
 async def _listed_as_whole(self: ModelQueue, pages: int, back_to: datetime | None = None) -> Any:
     outcome = await _list_items(self, pages, back_to)
     return Listing(outcome.rows, complete=True) if isinstance(outcome, Listing) else outcome
+
+
+async def _never_given_up(*_: object) -> None:
+    pass
 
 
 async def _never_set_aside(self: Binding, sandbox: SandboxRecord, reason: str) -> None:
@@ -517,6 +532,12 @@ MUTANTS: Final = (
         "I2",
         (KnownSandboxes, "get", lambda self, name: self._known.get(name, (0.0, None))[1]),
         plans=_served_marked_and_spoken_to,
+    ),
+    _mutant(
+        "a worker that stands still is waited for",
+        "I1",
+        (handover, "_give_up", _never_given_up),
+        plans=_stands_still,
     ),
     _mutant("a stuck sandbox is waited for", "I1", (Binding, "_set_aside", _never_set_aside), plans=_stuck),
     _mutant(

@@ -15,9 +15,10 @@ from tests.support.model.worker import Habits
 
 ORDINARY: Final = Manner()
 CHAOS: Final = 100.0  # seconds until the last fault
-What = Literal["kill", "end", "fail", "suspend", "stuck", "expire", "outage", "stop"]
-"""Done to a session's worker (kill), sandbox (end, fail, suspend; stuck: suspended, and refuses to be resumed for
-good), lease (expire), connection (outage), or item (stop: somebody asks it to)."""
+What = Literal["kill", "end", "fail", "suspend", "stuck", "expire", "outage", "stop", "freeze"]
+"""Done to a session's worker (kill; freeze: it stands still before it is ready), sandbox (end, fail, suspend; stuck:
+suspended, and refuses to be resumed for good), lease (expire), connection (outage), or item (stop: somebody asks it
+to)."""
 
 _METHODS: Final = (
     "poll", "poll", "create", "find", "start", "process_output", "process_state", "process_names", "ack", "ack",
@@ -28,6 +29,7 @@ _POINTS: Final = (
     "started", "locked", "ready", "passed", "leased", "serving", "tool", "tool done", "posted", "idle", "stopping",
     "stopped",
 )  # fmt: skip
+_NO_LEASE_YET: Final = ("started", "locked")
 _OF_THE_WORLD: Final[tuple[What, ...]] = (
     "kill", "kill", "end", "fail", "suspend", "suspend", "expire", "outage", "outage", "stop",
 )  # fmt: skip
@@ -267,15 +269,15 @@ def _line_faults(chance: random.Random, copies: int, sessions: int, harsh: float
 
 
 def _point_faults(chance: random.Random, sessions: int, harsh: float) -> tuple[PointFault, ...]:
-    return tuple(
-        PointFault(
-            chance.randrange(sessions),
-            chance.choice(_POINTS),
-            0 if chance.random() < 0.7 else chance.randrange(3),
-            chance.choice(_OF_THE_WORLD),
-        )
-        for _ in range(_few(chance, harsh))
-    )
+    def fault() -> PointFault:
+        session, point = chance.randrange(sessions), chance.choice(_POINTS)
+        number = 0 if chance.random() < 0.7 else chance.randrange(3)
+        what = chance.choice(_OF_THE_WORLD)
+        if what == "expire" and point in _NO_LEASE_YET:
+            what = "freeze"
+        return PointFault(session, point, number, what)
+
+    return tuple(fault() for _ in range(_few(chance, harsh)))
 
 
 def _timed_faults(chance: random.Random, sessions: int, harsh: float) -> tuple[TimedFault, ...]:

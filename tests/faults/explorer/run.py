@@ -357,7 +357,7 @@ class _World:
 
     async def _struck(self, what: What, process: ModelProcess, session_id: str) -> None:
         self._strike(what, session_id, process)
-        if not process.running:
+        if not process.running or process.stands_still:
             await forever()
         await process.awake()
 
@@ -400,6 +400,9 @@ class _World:
                     if victim.running:
                         self.claude.lose_worker(session_id, what)
                         self.sandboxes.cut(victim)
+            case "freeze":
+                if process is not None:
+                    process.stands_still = True
             case "end":
                 self.claude.lose_worker(session_id, what)
                 self.sandboxes.end(box)

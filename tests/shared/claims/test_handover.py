@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared.claims.handover import Hopeless, NotReady, Ready, attempt_prefix, hand_over
+from shared.claims.handover import Hopeless, NotReady, Ready, attempt_name, attempt_prefix, hand_over
 from shared.deadline import Deadline
 from shared.ports import (
     LARGEST_OUTPUT,
@@ -165,6 +166,96 @@ def test_i5_an_item_with_a_living_worker_is_never_hopeless() -> None:
     dead = [earlier(running=False, number=number) for number in range(9)]
     host = Remembering([*dead, earlier(running=True, number=9)], [said(wire.Word.READY), said(wire.Word.LEASED)])
     assert isinstance(handed_over(host, seconds=0.3), NotReady)
+
+
+class Overdue(FakeHost):
+    """Two workers of the item: one was started long ago and has never been ready, a new one is ready at once. `then` is
+    what the old one has said, and whether it runs, once it was asked to give up."""
+
+    def __init__(self, age: float, then: tuple[Sequence[str] | Doubtful, bool], *, said: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.old = attempt_name(ITEM, NOW - age)
+        self.said: Sequence[str] | Doubtful = said
+        self.running = True
+        self.then = then
+        self.signals: list[tuple[str, int]] = []
+        self.started: list[str] = []
+
+    async def start(self, sandbox_id: str, process: Any) -> None:
+        self.started.append(process.name)
+
+    async def process_names(self, sandbox_id: str) -> list[ProcessState]:
+        return [ProcessState(self.old, self.running)]
+
+    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> Sequence[str] | Doubtful:
+        return [said(wire.Word.READY)] if name in self.started else self.said
+
+    async def process_state(self, sandbox_id: str, name: str) -> ProcessState:
+        return ProcessState(name, running=name in self.started or self.running)
+
+    async def signal(self, sandbox_id: str, name: str, number: int) -> None:
+        self.signals.append((name, number))
+        if number == wire.GIVE_UP_SIGNAL:
+            self.said, self.running = self.then
+        else:
+            self.running = False
+
+
+NOW = 1_900_000_000.0
+OVERDUE = CLAIM.start_limit + 16
+YOUNG = CLAIM.start_limit + 14
+
+
+def offered_again(host: FakeHost) -> Ready | NotReady | Hopeless:
+    deadline = Deadline.after(30.0)
+    return asyncio.run(hand_over(host, "box", ITEM, CLAIM, user=None, deadline=deadline, look_first=True, now=NOW))
+
+
+def test_a_worker_that_is_overdue_is_asked_to_give_up_and_when_it_has_ended_another_one_is_started() -> None:
+    host = Overdue(OVERDUE, ([], False))
+    assert offered_again(host) == Ready(SDK)
+    assert host.signals == [(host.old, wire.GIVE_UP_SIGNAL)] and len(host.started) == 1
+
+
+def test_one_that_stands_still_does_not_answer_and_is_killed() -> None:
+    host = Overdue(OVERDUE, ([said(wire.Word.WAITING)], True))
+    assert offered_again(host) == Ready(SDK)
+    assert host.signals == [(host.old, wire.GIVE_UP_SIGNAL), (host.old, signal.SIGKILL)]
+
+
+def test_i1_one_that_becomes_ready_at_that_moment_is_used_and_lives() -> None:
+    host = Overdue(OVERDUE, ([said(wire.Word.READY)], True))
+    assert offered_again(host) == Ready(SDK)
+    assert host.signals == [(host.old, wire.GIVE_UP_SIGNAL)] and host.started == []
+
+
+@pytest.mark.parametrize(
+    "said_then",
+    [[said(wire.Word.READY), said(wire.Word.LEASED)], Doubtful("HTTP 502")],
+    ids=["it has its lease", "its words cannot be had"],
+)
+def test_i1_one_that_may_have_started_is_never_killed(said_then: Sequence[str] | Doubtful) -> None:
+    host = Overdue(OVERDUE, (said_then, True))
+    offered_again(host)
+    assert host.signals == [(host.old, wire.GIVE_UP_SIGNAL)] and host.running
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [(YOUNG, []), (OVERDUE, [said(wire.Word.READY), said(wire.Word.LEASED)]), (OVERDUE, Doubtful("HTTP 502"))],
+    ids=["it may still start", "it has started", "its words cannot be had"],
+)
+def test_a_worker_that_is_not_known_to_be_overdue_is_left_alone(age: float, words: Any) -> None:
+    host = Overdue(age, ([], True), said=words)
+    offered_again(host)
+    assert host.signals == []
+
+
+def test_a_worker_of_a_bundle_that_knew_no_such_signal_is_left_alone() -> None:
+    host = Overdue(OVERDUE, ([], True))
+    host.old = f"{attempt_prefix(ITEM)}{1:08x}"
+    offered_again(host)
+    assert host.signals == []
 
 
 def test_another_items_dead_workers_count_for_nothing() -> None:

@@ -327,7 +327,7 @@ class ModelHost:
         outcome: Absent | Refused | Doubtful | None = await self._inside(
             "signal",
             sandbox_id,
-            lambda box: box.processes[name].stop_asked.set() if name in box.processes else Absent(),
+            lambda box: self._sandboxes.signal(box.processes[name], number) if name in box.processes else Absent(),
         )
         return outcome
 

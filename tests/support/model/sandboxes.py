@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from image.session import claim as wire
 from shared.ports import ProcessSpec, SandboxSpec, SandboxStatus
 from tests.support.model.lines import RefusedError, forever
 from tests.support.model.truth import Truth
@@ -38,6 +40,9 @@ class ModelProcess:
     stop_asked: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[int] | None = None
     heard: asyncio.Event = field(default_factory=asyncio.Event)  # it has said something, or ended
+    may_be_given_up: bool = False  # it hears that signal, and has not said that it is ready
+    given_up: bool = False
+    stands_still: bool = False
 
     def says(self, line: str) -> None:
         self.lines.append(line)
@@ -242,6 +247,18 @@ class ModelSandboxes:
             if process.task is not None:
                 process.task.cancel()
             self._note(process.box, f"{process.serial} is killed")
+
+    def signal(self, process: ModelProcess, number: int) -> None:
+        match number:
+            case signal.SIGKILL:
+                self.cut(process)
+            case wire.GIVE_UP_SIGNAL:
+                process.given_up = True
+                if process.running and process.may_be_given_up and not process.stands_still:
+                    self.cut(process)
+                    process.exit_code = wire.Exit.GIVEN_UP
+            case _:
+                process.stop_asked.set()
 
     def _ended(self, process: ModelProcess, task: asyncio.Task[int]) -> None:
         if task.cancelled():

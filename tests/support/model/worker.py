@@ -111,6 +111,7 @@ class _Worker:
 
     async def _work(self) -> Ended:
         habits = self.around.habits(self.claim.session_id)
+        self.process.may_be_given_up = True
         await self.process.sleep(habits.start * (0.5 + self.chance.random()))
         await self._at("started")
         if habits.broken:
@@ -126,6 +127,9 @@ class _Worker:
         if self.around.rules.lock:
             box.desk = self.desk
         try:
+            if self.process.given_up:
+                raise Ended(Exit.GIVEN_UP, "before it was ready")
+            self.process.may_be_given_up = False
             self._say(Word.READY)
             self.desk.announced(self.claim.gate)
             await self._at("ready")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from image.session.claim import Ended, Exit, Word
+from image.session.claim import GIVE_UP_SIGNAL, Ended, Exit, Word
 from image.session.worker.shutdown import GRACE, Shutdown
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running
@@ -65,6 +65,42 @@ def test_a_worker_that_does_not_start_in_time_is_ended_and_one_that_does_is_not(
     Shutdown(last_resort=last_resort).listen(100.0, 0.8)
     assert gone.wait(20)
     assert ended == [(Exit.HUNG, "it did not start within 0.8 s")]
+
+
+def test_a_worker_gives_up_when_asked_unless_it_has_started() -> None:
+    ended: list[tuple[Exit, str]] = []
+    gone = threading.Event()
+
+    def last_resort(status: Exit, detail: str) -> None:
+        ended.append((status, detail))
+        gone.set()
+
+    started = Shutdown(last_resort=last_resort)
+    started.listen(100.0, 100.0)
+    started.started()
+    signal.raise_signal(GIVE_UP_SIGNAL)
+    starting = Shutdown(last_resort=last_resort)
+    starting.listen(100.0, 100.0)
+    signal.raise_signal(GIVE_UP_SIGNAL)
+    assert gone.wait(20)
+    assert ended == [(Exit.GIVEN_UP, "the dispatcher gave it up before it was ready")]
+    # Whoever was asked can no longer start, even before the thread that hears of it has ended the process.
+    with pytest.raises(Ended) as late:
+        starting.started()
+    assert late.value.exit_status is Exit.GIVEN_UP
+
+
+def test_a_worker_that_waits_for_the_lock_gives_up_when_asked_and_one_that_is_ready_does_not(tmp_path: Path) -> None:
+    with running() as service, sandbox(tmp_path) as box:
+        holder = box.start(make_claim(service.url, box.workdir))
+        holder.wait_for(Word.READY)
+        waiting = box.start(make_claim(service.url, box.workdir, work_id="work_another", lock_wait=60.0))
+        waiting.wait_for(Word.WAITING)
+        for worker in (holder, waiting):
+            worker.process.send_signal(GIVE_UP_SIGNAL)
+        assert waiting.exit() is Exit.GIVEN_UP, waiting.report()
+        service.ack()
+        holder.wait_for(Word.LEASED)
 
 
 def test_the_grace_covers_the_longest_tool_and_its_result() -> None:
