@@ -63,6 +63,10 @@ async def fork_best_of_n(request: Request) -> Response:
         from functions.race_requests import read_race, say_events
 
         race = await asyncio.to_thread(read_race, body, caller, time.monotonic() - began, deadline)
+        if race.on_finish is not None:
+            from functions.race_webhook import require_allowed
+
+            await require_allowed(race, state.settings.races)
         race_admission.log_asked(race, caller)
         run = partial(_run, race, state, caller, deadline)
         if _has_wishes(request) and not race.dry_run:
@@ -102,6 +106,27 @@ async def _run(
     deadline: Deadline | None,
     race_id: str | None = None,
     on_event: OnEvent | None = None,
+) -> RaceReport:
+    if race.on_finish is None or race.dry_run:
+        return await _raced(race, state, caller, deadline, race_id, on_event)
+    from functions.race_webhook import announced
+
+    run = partial(_raced, race, state, caller, deadline, race_id)
+
+    async def kept() -> None:
+        if race_id is not None:
+            await state.recorded.kept(race_id)
+
+    return await announced(run, race.on_finish, state.service, on_event, lives_on=state.background, kept=kept)
+
+
+async def _raced(
+    race: RaceRequest,
+    state: FunctionsState,
+    caller: Capability | None,
+    deadline: Deadline | None,
+    race_id: str | None,
+    on_event: OnEvent | None,
 ) -> RaceReport:
     from functions.race_requests import errors_as_answers
     from shared.races import agent_policy

@@ -140,6 +140,11 @@ class RecordedRaces:
                     return _told(await self.status_of(environment, found))
         raise _not_found()
 
+    async def kept(self, race_id: str) -> None:
+        """Returns when what became of a race that runs here stands in its record."""
+        if (running := self._running.get(race_id)) is not None:
+            await asyncio.wait({running.task})
+
     async def aclose(self) -> None:
         """Ends the races that run behind their answers; their records say so."""
         for each in list(self._running.values()):

@@ -199,6 +199,8 @@ class RaceLimits(NamedTuple):
     agent_sandbox_seconds: float = Races.RACE_AGENT_SANDBOX_SECONDS_PER_DAY.default
     output_bytes: int = Races.RACE_OUTPUT_BYTES.default
     artifact_bytes: int = Races.RACE_ARTIFACT_BYTES.default
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_key: Secret | None = None
     judges: Mapping[str, str] = MappingProxyType({})
     """Plug-ins by name: `module:function`, or `entry-point:NAME` of the group serverless_hands.judges."""
 
@@ -329,6 +331,8 @@ class Settings:
                 agent_sandbox_seconds=Races.RACE_AGENT_SANDBOX_SECONDS_PER_DAY.read(environ),
                 output_bytes=Races.RACE_OUTPUT_BYTES.read(environ),
                 artifact_bytes=Races.RACE_ARTIFACT_BYTES.read(environ),
+                webhook_hosts=Races.RACE_WEBHOOK_HOSTS.read(environ),
+                webhook_key=Races.RACE_WEBHOOK_SIGNING_KEY.read(environ),
                 judges=_judges(Races.RACE_JUDGES.read(environ)),
             ),
             weak_token=_is_weak(Access.FUNCTIONS_TOKEN.text(environ)),

@@ -461,6 +461,12 @@ class Races:
     RACE_AGENT_SANDBOX_SECONDS_PER_DAY = Seconds(
         36_000.0, "What the sandboxes of one session's own races live a day (of UTC), all together; 0: without limit."
     )
+    RACE_WEBHOOK_HOSTS = Texts(
+        (), "Hosts (host or host:port) that a race's on_finish may call, over https; http to this machine's loopback."
+    )
+    RACE_WEBHOOK_SIGNING_KEY = Key(
+        KeyKind.SIGNING, "What on_finish calls are signed with: whsec_ and at least 24 random bytes as base64."
+    )
     RACE_OUTPUT_BYTES = Whole(1_048_576, "What is kept of a branch's output.", unit="bytes")
     RACE_ARTIFACT_BYTES = Whole(2_097_152, "What a branch may hand over as artifacts.", unit="bytes")
     RACE_JUDGES = Text("", "Judges of your own: name=module:function or name=entry-point:NAME, with commas between.")

@@ -42,6 +42,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "ANTHROPIC_WEBHOOK_SIGNING_KEY": "signing-key",
     "FUNCTIONS_TOKEN": "functions-token",
     "CAPABILITY_KEY": "capability-key",
+    "RACE_WEBHOOK_SIGNING_KEY": "race-webhook-key",
 }
 APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager", "iam")
 NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
@@ -265,7 +266,7 @@ _BOTH_SERVICES: Final = ("ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY")
 _NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
     "on_run_started": (*_BOTH_SERVICES, "ANTHROPIC_WEBHOOK_SIGNING_KEY"),
     "poll_tick": _BOTH_SERVICES,
-    "fork_best_of_n": (*_BOTH_SERVICES, "FUNCTIONS_TOKEN"),
+    "fork_best_of_n": (*_BOTH_SERVICES, "FUNCTIONS_TOKEN", "RACE_WEBHOOK_SIGNING_KEY"),
 }
 _ACCOUNTS: Final = {"on_run_started": "webhook", "poll_tick": "tick", "fork_best_of_n": "fork"}
 _MOST: Final = {"on_run_started": 5, "poll_tick": 2, "fork_best_of_n": 5}

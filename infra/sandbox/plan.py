@@ -105,6 +105,8 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
         variables["FUNCTIONS_TOKEN"] = settings.functions_token.reveal()
     if settings.signing_keys:
         variables["ANTHROPIC_WEBHOOK_SIGNING_KEY"] = ",".join(key.reveal() for key in settings.signing_keys)
+    if settings.races.webhook_key is not None:
+        variables["RACE_WEBHOOK_SIGNING_KEY"] = settings.races.webhook_key.reveal()
     environments_file = ""
     if variables.pop("ENVIRONMENTS_FILE", ""):
         variables.pop("ANTHROPIC_ENVIRONMENT_ID", None)

@@ -78,6 +78,8 @@ def narrowed(race: RaceRequest, caller: Capability) -> RaceRequest:
         raise NotAllowed("checkpoint", "an agent's race starts from the files of its sandbox")
     if any(step.judge.type == "plugin" for step in race.panel):
         raise NotAllowed("judge" if race.judges is None else "judges", "plug-ins are for the operator")
+    if race.on_finish is not None:
+        raise NotAllowed("on_finish", "webhooks are for the operator")
     if len(race.candidates()) > caller.branches:
         raise NotAllowed(race.branches_field, f"at most {caller.branches} branches here")
     if race.deadline is not None and race.deadline > caller.seconds:

@@ -10,6 +10,7 @@ import binascii
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -34,6 +35,19 @@ def _argument(text: str) -> str:
         raise ValueError("holds a NUL character")
     if len(text.encode(errors="surrogatepass")) > LONGEST_ARGUMENT:
         raise ValueError(f"is longer than {LONGEST_ARGUMENT} bytes")
+    return text
+
+
+def _webhook(text: str) -> str:
+    if not (text.isascii() and text.isprintable()) or " " in text or len(text) > 2_000:
+        raise ValueError("is an address of at most 2,000 printable characters")
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in ("https", "http") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or parts.username is not None or parts.password is not None or "#" in text:
+        raise ValueError("is an address such as https://host/path, without user and fragment")
     return text
 
 
@@ -144,6 +158,7 @@ def _json_path(text: str) -> str:
 Path = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_path)]
 Glob = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_glob)]
 JsonPath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_json_path)]
+WebhookUrl = Annotated[str, AfterValidator(_webhook)]
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,199}$")]
 ImageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,199}$")]
 PluginName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]

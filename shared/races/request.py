@@ -30,6 +30,7 @@ from shared.races.fields import (
     Script,
     Seconds,
     Variables,
+    WebhookUrl,
 )
 
 MOST_BRANCHES: Final = 64
@@ -212,6 +213,8 @@ class RaceRequest(Model):
 
     `on_conflict`, for what the source changed since the checkpoint as well: `refuse` promotes nothing, `theirs` takes
     the winner's, `ours` leaves the source's. `artifacts` are globs below the working directory (`**` for any depth).
+    `on_finish` is called when the race is over, signed with the operator's key; the operator lists the hosts
+    (RACE_WEBHOOK_HOSTS).
     """
 
     source: Source
@@ -240,6 +243,7 @@ class RaceRequest(Model):
     keep: Keep | None = None
     artifacts: Annotated[tuple[Glob, ...], Field(max_length=MOST_GLOBS)] = ()
     diff: bool = False
+    on_finish: WebhookUrl | None = Field(default=None, repr=False)
     dry_run: bool = False
     _candidates: tuple[Branch, ...] = PrivateAttr(default=())
 

@@ -40,14 +40,14 @@ def agent(session_id: str = SESSION) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def served(*, lives_on: bool = True) -> Iterator[TestClient]:
+def served(*, lives_on: bool = True, **extra: str) -> Iterator[TestClient]:
     host = FakeHost(latency=0.001)
     for session_id in (SESSION, OTHER):
         host.add(names.sandbox_name("hands", "env_1", session_id))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
-        service = Service(Settings.from_environ(ENVIRON))
+        service = Service(Settings.from_environ({**ENVIRON, **extra}))
         service.host = host
         rows = [item(ItemState.ACTIVE, f"work of {session}", session) for session in (SESSION, OTHER)]
         service.queue = lambda environment: Listed(listing(*rows))  # type: ignore[method-assign]  # the one seam for a queue

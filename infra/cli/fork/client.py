@@ -26,6 +26,7 @@ from shared.ports import (
     SnapshotKind,
 )
 from shared.races import events
+from shared.races.errors import BadRace
 from shared.races.fields import Model
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
@@ -109,6 +110,8 @@ class RecordingHost(TensorlakeSandboxes):
 
 async def race_here(request: RaceRequest, settings: Settings, host: RecordingHost, tell: events.OnEvent) -> None:
     """Raises RaceError, SettingsError, SecretUnavailable. Cancelled, it ends what it made first."""
+    if request.on_finish is not None:
+        raise BadRace("on_finish", "is called by the functions where they are served: set FUNCTIONS_URL")
     service = Service(settings)
     service.host = host
     try:
