@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race demo-two test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -72,6 +72,9 @@ demo-sandbox: setup ## the same with the functions in a sandbox that sleeps, wak
 
 demo-race: setup ## five fixes of a failing test race in copies of a session's sandbox; the best goes back
 	@$(HANDS) demo race
+
+demo-two: setup ## two environments under one copy of the functions: one in trouble, the other does not notice
+	@$(HANDS) demo two
 
 test: setup-dev ## the tests (TESTS=path for some of them)
 	@$(PY) -m pytest $(if $(TESTS),$(TESTS),--reruns 1 -rR)

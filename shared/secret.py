@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CACHE_SECONDS: Final = 300.0
 KEPT_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = 30.0
+FILE_RETRY_SECONDS: Final = 2.0
+"""A file costs nobody a call: who writes a new key into it should not wait half a minute."""
 PATIENCE_SECONDS: Final = 1.0
 LONGEST_READ_SECONDS: Final = 30.0
 """How long a caller waits for a value that was never read: secret_stores.read gives up sooner, a file may not."""
@@ -102,10 +104,12 @@ class Secret:
     async def refused(self, value: str) -> bool:
         """A service does not take this value. Reads the source again at once; whether it holds another value by now.
 
-        For refusals it is read at most every RETRY_SECONDS: a key that is wrong at its source is refused each time.
+        For refusals it is read at most every RETRY_SECONDS, a file every FILE_RETRY_SECONDS: a key that is wrong at its
+        source is refused each time.
         """
         now = self._clock()
-        if self._cached is not None and self._cached[1] == value and now >= self._reread_at + RETRY_SECONDS:
+        pause = FILE_RETRY_SECONDS if self._reference.startswith("file:") else RETRY_SECONDS
+        if self._cached is not None and self._cached[1] == value and now >= self._reread_at + pause:
             self._reread_at = now
             self._retry_at = -math.inf
             self._cached = (min(self._cached[0], now - CACHE_SECONDS - 1), value)

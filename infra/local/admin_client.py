@@ -31,8 +31,8 @@ class AdminClient:
     def patch(self, path: str, body: Any) -> Any:
         return self._call("PATCH", path, body)
 
-    def delete(self, path: str) -> Any:
-        return self._call("DELETE", path, None)
+    def delete(self, path: str, body: Any = None) -> Any:
+        return self._call("DELETE", path, body)
 
     def _call(self, method: str, path: str, body: Any) -> Any:
         # trust_env: a proxy in the environment would be asked for an address on this machine.

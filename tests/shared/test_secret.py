@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
 import pytest
 
 from shared.errors import SecretUnavailable
-from shared.secret import CACHE_SECONDS, KEPT_SECONDS, RETRY_SECONDS, Secret
+from shared.secret import CACHE_SECONDS, FILE_RETRY_SECONDS, KEPT_SECONDS, RETRY_SECONDS, Secret
 
 
 class SecretClock:
@@ -87,3 +88,18 @@ def test_what_could_never_be_read_is_unavailable_each_time(clock: SecretClock) -
     for _ in range(2):
         with pytest.raises(SecretUnavailable, match="SOME_KEY"):
             secret.reveal()
+
+
+def test_a_new_key_in_a_file_is_used_soon_after_the_old_one_was_refused(place: Path, clock: SecretClock) -> None:
+    secret = Secret("SOME_KEY", f"file:{place}", clock=clock)
+
+    async def refused() -> bool:
+        return await secret.refused("the-first-value")
+
+    assert secret.reveal() == "the-first-value"
+    assert asyncio.run(refused()) is False
+    place.write_text("the-second-value", encoding="utf-8")
+    assert asyncio.run(refused()) is False  # it was read a moment ago
+    clock.now += FILE_RETRY_SECONDS
+    assert asyncio.run(refused()) is True
+    assert secret.reveal() == "the-second-value"

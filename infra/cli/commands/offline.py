@@ -46,6 +46,15 @@ def demo_race(
         raise typer.Exit(run(isolation.value, report))
 
 
+@command(_demo, "two", OFFLINE, "demo two")
+def demo_two(isolation: IsolationOption = IsolationLevel.AUTO) -> None:
+    """Two environments under one copy of the functions; one is in trouble, the other does not notice."""
+    from infra.cli.demos.two import run
+
+    with edge():
+        raise typer.Exit(run(isolation.value))
+
+
 @command(
     app,
     "up",

@@ -19,7 +19,7 @@ from infra.cli.session.follow import FeedBroken
 
 _EVERY = 2.0
 _HIDDEN = ("archived", "terminated")
-_COLUMNS = ("session", "title", "state", "item", "sandbox", "age", "seen", "tokens", "problem")
+_COLUMNS = ("session", "title", "environment", "state", "item", "sandbox", "age", "seen", "tokens", "problem")
 _NARROW = ("session", "state", "age", "problem")
 _WIDE = 120
 
@@ -73,7 +73,8 @@ def drawn(seen: Seen, width: int, *, everything: bool) -> RenderableType:
     found = shown_rows(seen, everything=everything)
     parts: list[RenderableType] = []
     if found:
-        columns = [name for name in _COLUMNS if width >= _WIDE or name in _NARROW]
+        hidden = {"environment"} if len(seen.settings.environments) < 2 else set()
+        columns = [name for name in _COLUMNS if (width >= _WIDE or name in _NARROW) and name not in hidden]
         styles = ["red" if row.problem else "dim" if row.state in ("asleep", "idle") else "" for row in found]
         parts.append(table(columns, [[_cells(row)[name] for name in columns] for row in found], styles))
     else:
@@ -99,6 +100,7 @@ def _cells(row: Row) -> dict[str, str]:
     return {
         "session": row.session,
         "title": row.title,
+        "environment": row.environment,
         "state": row.state,
         "item": row.item_state,
         "sandbox": row.sandbox_state,
