@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.preloaded import share_authorities
 from tests.support.world import OfflineWorld, Place, offline_world
 
 
@@ -16,6 +17,7 @@ def pytest_collection() -> None:
     """The SDKs and the tests themselves are millions of objects that live until the end: the collector would walk them
     hundreds of times."""
     gc.disable()
+    share_authorities()
 
 
 def pytest_collection_finish() -> None:
@@ -37,6 +39,15 @@ def unconfigured_loggers() -> None:
 def world() -> Iterator[OfflineWorld]:
     with offline_world() as running:
         yield running
+
+
+@pytest.fixture
+def interpreters(world: OfflineWorld) -> Iterator[None]:
+    """Sandboxes that this test makes start each worker as an image does."""
+    launcher = world.tensorlake_admin.get("settings")["launcher"]
+    world.tensorlake_admin.patch("settings", {"launcher": None})
+    yield
+    world.tensorlake_admin.patch("settings", {"launcher": launcher})
 
 
 @pytest.fixture

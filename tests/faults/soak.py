@@ -35,6 +35,7 @@ import httpx2
 from shared import names
 from shared.ports import Absent, SandboxRecord
 from tests.support.footprint import Growth, watching
+from tests.support.preloaded import Preloaded
 from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving, webhooks_to
 from tests.support.world import API_KEY, ROOT, OfflineWorld, Place, offline_world
 
@@ -155,8 +156,8 @@ def faulty(world: OfflineWorld, report: Report) -> Iterator[None]:
 def ticking(place: Place, report: Report) -> Iterator[int]:
     """A tick loop in a process of its own; its process id. What its ticks did goes into the report."""
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.scheduling", str(TICK_PAUSE)],
+        process = Preloaded(
+            ["-m", "tests.support.scheduling", str(TICK_PAUSE)],
             cwd=ROOT,
             env={"PATH": os.environ["PATH"], **place.environ},
             stdout=subprocess.PIPE,

@@ -95,7 +95,7 @@ def heal(place: Place, *sessions: str, turns: int = 1) -> None:
         async with asyncio.timeout(PATIENCE), place.dispatcher() as dispatcher:
             while await asyncio.to_thread(unfinished):
                 await dispatcher.drain()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.2)
 
     asyncio.run(play())
 
@@ -182,10 +182,15 @@ def test_i1_no_tool_runs_before_the_lease_is_held(place: Place) -> None:
     session = place.session(PROMPT)
     # The first beat is answered "not acked yet", which `ready` needs; every later one fails.
     path = f"/work/{place.item(session)['id']}/heartbeat$"
-    with fault(place.world.claude_admin, BEAT | {"path": path, "action": "status", "status": 503, "skip": 1}):
+    admin = place.world.claude_admin
+    with fault(admin, BEAT | {"path": path, "action": "status", "status": 503, "skip": 1}) as rule:
         (item,) = drain(place).items
         assert item.end is ItemEnd.HANDED_OVER
-        asyncio.run(asyncio.sleep(2))
+
+        def refused() -> int:
+            return sum(armed["fired"] for armed in admin.get("faults")["data"] if armed["id"] == rule)
+
+        until(lambda: refused() >= 3, "the worker asks for its lease no more")
         assert runs(place, session) == []
         assert place.item(session)["state"] == "starting"
     place.wait_done(session)

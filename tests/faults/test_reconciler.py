@@ -354,13 +354,21 @@ def test_i4_leftovers_of_a_race_are_ended_after_their_dead_man_time(world: Offli
 
 
 def test_i5_an_active_sandbox_is_kept_from_its_idle_time_out(world: OfflineWorld) -> None:
-    place = world.place(**QUICK, SANDBOX_TIMEOUT_SECONDS="9", RUNNER_MAX_IDLE_SECONDS="60")
+    timeout = 9
+    place = world.place(**QUICK, SANDBOX_TIMEOUT_SECONDS=str(timeout), RUNNER_MAX_IDLE_SECONDS="60")
     session = place.session(PROMPT)
     heal(place, session)
-    for _ in range(7):
+
+    def idle() -> float:
+        (box,) = place.sandboxes()
+        return float(box["idle_seconds"])
+
+    rested = 0.0
+    while rested < 1.5 * timeout:
         reconcile(place)
         assert status(place, session) == "running"
-        time.sleep(2)
+        rested += until(lambda: (seconds := idle()) > 2 and seconds, "something else keeps it awake")
+    assert status(place, session) == "running"
     assert place.item(session)["state"] == "active"
 
 

@@ -14,6 +14,8 @@ import dataclasses
 import json
 from typing import Any, Final
 
+import pytest
+
 from shared.capability import FORK, Capability, issue
 from shared.claims.dispatcher import Dispatcher
 from shared.ports import PollOutcome, WorkItem
@@ -88,6 +90,7 @@ class Listening:
         return getattr(self.queue, name)
 
 
+@pytest.mark.usefixtures("interpreters")
 def test_i6_the_agent_finds_no_credential_in_files_environments_arguments_or_memory(place: Place) -> None:
     secrets: list[str] = []
 

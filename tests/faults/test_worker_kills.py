@@ -266,7 +266,7 @@ def tick_until(place: Place, condition: Callable[[], bool], failure: str) -> lis
                 if time.monotonic() > end:
                     raise AssertionError(f"{failure}; the last ticks: {reports[-3:]}")
                 reports.append(await service.tick())
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.25)
         finally:
             await service.aclose()
         return [action for report in reports for each in report.reconciled for action in each.actions if action.done]

@@ -12,7 +12,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import anthropic
@@ -20,7 +20,7 @@ import anthropic
 from infra.local import discovery
 from infra.local.platform import Options, Platform
 from tests.support.checkout import copy_checkout
-from tests.support.preloaded import Preloaded
+from tests.support.preloaded import Preloaded, launcher
 from tests.support.waiting import PATIENCE
 
 
@@ -90,7 +90,9 @@ def command_line(
 ) -> Iterator[CommandLine]:
     """A checkout of its own in `checkout` with a platform of its own, that serves with `environ` or not at all."""
     copy_checkout(checkout)
-    with Platform(options or Options()) as platform, discovery.announced(checkout, platform.environ):
+    options = options or Options()
+    options = replace(options, tensorlake={"launcher": launcher(), **options.tensorlake})
+    with Platform(options) as platform, discovery.announced(checkout, platform.environ):
         if served:
             platform.serve_functions(environ=environ or {})
         yield CommandLine(checkout, platform)

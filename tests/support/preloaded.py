@@ -5,11 +5,16 @@ with arguments, environment, folder, streams, terminal, signals and exit code of
 from the folder it is started in. Where the start itself or /proc is tested an interpreter is started
 (tests/infra/cli/test_command_line.py, tests/image/session/worker/test_secret_hiding.py).
 
+Workers in offline sandboxes are forked from it, too, where the sandbox service was given the knob `launcher`: the fork
+enters the sandbox's namespaces and goes on as a child of its first process. A test that needs interpreters there takes
+the knob away (the fixture `interpreters`).
+
 This file is also the program of the process that forks. One process that runs tests has one of them.
 """
 
 from __future__ import annotations
 
+import _imp
 import atexit
 import contextlib
 import functools
@@ -18,20 +23,32 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 SDK: Final = (
     *("anthropic", "anthropic.resources.beta", "anthropic.lib.environments", "anthropic.lib.tools.agent_toolset"),
-    *("anyio._backends._asyncio", "httpx", "websockets.asyncio.client"),
+    *("anyio._backends._asyncio", "httpx", "httpcore2", "websockets.asyncio.client"),
+    *("jinja2", "multiprocessing", "orjson", "python_multipart", "rich.console", "typer", "typer.rich_utils", "yaml"),
+    *("starlette.applications", "uvicorn", "uvicorn.lifespan.on", "uvicorn.protocols.http.httptools_impl"),
 )
 """What is imported before the fork: none of ours, and nothing that starts a thread, as `tensorlake` does; what that one
 needs itself is here."""
+
+_BACKLOG: Final = 4096
+_UNREADABLE: Final = 2  # an interpreter's status
+_NAMESPACES: Final = 0x10000000 | 0x20000 | 0x20000000 | 0x08000000 | 0x04000000
+"""CLONE_NEWUSER, NEWNS, NEWPID, NEWIPC, NEWUTS (sched.h): what bubblewrap gives a sandbox of its own."""
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38  # sys/prctl.h
+_CAPABILITY_VERSION: Final = 0x20080522  # linux/capability.h
 
 
 class Preloaded(subprocess.Popen[Any]):
@@ -55,6 +72,7 @@ class Preloaded(subprocess.Popen[Any]):
             "cwd": os.fspath(cwd or Path.cwd()),
             "session": start_new_session or self._terminal,
             "terminal": self._terminal,
+            "executable": sys.executable,
         }
         streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         self._watch, theirs = socket.socketpair()
@@ -92,61 +110,205 @@ class Preloaded(subprocess.Popen[Any]):
 @functools.cache
 def _forker() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen([sys.executable, __file__], stdin=theirs.fileno(), start_new_session=True)
+    with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(_place())
+        listener.listen(_BACKLOG)
+        command = [sys.executable, __file__, str(listener.fileno())]
+        process = subprocess.Popen(command, stdin=theirs.fileno(), pass_fds=[listener.fileno()], start_new_session=True)
     atexit.register(process.wait)
     atexit.register(ours.close)  # first: the process ends with its requests
     return ours
 
 
-def _fork_on() -> str:
-    """Fork for each request; returns in a fork, the module to run."""
-    requests = socket.socket(fileno=os.dup(0))
-    running: dict[int, tuple[int, socket.socket]] = {}
-    with selectors.DefaultSelector() as selector:
-        selector.register(requests, selectors.EVENT_READ)
+@functools.cache
+def _place() -> str:
+    directory = tempfile.mkdtemp(prefix="launcher-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return f"{directory}/socket"
+
+
+def share_authorities() -> None:
+    """HTTP clients of this process and its forks trust one object by default: to read the system's authorities
+    takes 15 ms of a core, and a test makes dozens of clients."""
+    import httpcore2
+
+    read = httpcore2.default_ssl_context
+
+    @functools.cache
+    def made(file: str | None, directory: str | None, trust: bool) -> ssl.SSLContext:
+        return read(_trust_env=trust)
+
+    def shared(*, _trust_env: bool = True) -> ssl.SSLContext:
+        return made(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), _trust_env)
+
+    httpcore2.default_ssl_context = shared
+
+
+def _compile_worker() -> None:
+    """An archive has no byte code: what this checkout's worker consists of is compiled before the forks."""
+    import zipimport
+
+    anew: Any = zipimport._compile_source  # type: ignore[attr-defined]
+    session = Path(__file__).resolve().parents[2] / "image" / "session"
+    sources = [path.read_bytes() for path in (*session.glob("*.py"), *session.glob("worker/*.py"))]
+    compiled = {source: anew("worker", source) for source in sources}
+
+    def known(path: str, source: bytes) -> Any:
+        code = compiled.get(source)
+        if code is None:
+            return anew(path, source)
+        _imp._fix_co_filename(code, path)  # type: ignore[attr-defined]
+        return code
+
+    zipimport._compile_source = known  # type: ignore[attr-defined]
+
+
+def launcher() -> str:
+    """The knob `launcher` of offline sandbox services that end with this process or before
+    (infra/local/tensorlake/settings.py)."""
+    _forker()
+    return _place()
+
+
+class _Forks:
+    """What the process that forks holds, and what it does for each request."""
+
+    def __init__(self, requests: socket.socket, listener: socket.socket) -> None:
+        self._requests = requests
+        self._listener = listener
+        self._sandboxes: set[socket.socket] = set()
+        self._running: dict[int, tuple[int, socket.socket | None]] = {}
+        self._selector = selectors.DefaultSelector()
+        for each in (requests, listener):
+            self._selector.register(each, selectors.EVENT_READ)
+
+    def serve(self) -> str:
+        """Returns in a fork, the module to run."""
         while True:
-            for key, _ in selector.select():
-                if key.fd == requests.fileno():
-                    data, descriptors, _, _ = socket.recv_fds(requests, 1, 5)
-                    if not data:
-                        os._exit(0)
-                    pid = os.fork()
-                    if pid == 0:
-                        selector.close()
-                        requests.close()
-                        for descriptor, (_, watch) in running.items():
-                            os.close(descriptor)
-                            watch.close()
-                        return _become(descriptors)
-                    watch = socket.socket(fileno=descriptors.pop(3))
-                    for descriptor in descriptors:
-                        os.close(descriptor)
-                    watch.send(b"%d" % pid)
-                    descriptor = os.pidfd_open(pid)
-                    running[descriptor] = (pid, watch)
-                    selector.register(descriptor, selectors.EVENT_READ)
+            for key, _ in self._selector.select():
+                if key.fileobj is self._requests:
+                    module = self._program()
+                elif key.fileobj is self._listener:
+                    module = self._sandbox()
+                elif isinstance(key.fileobj, socket.socket):
+                    module = self._worker(key.fileobj)
                 else:
-                    pid, watch = running.pop(key.fd)
-                    selector.unregister(key.fd)
-                    os.close(key.fd)
-                    _, status = os.waitpid(pid, 0)
-                    with contextlib.suppress(OSError):  # nobody waits for it any more
-                        watch.send(b"%d" % status)
-                    watch.close()
+                    module = self._end(key.fd)
+                if module:
+                    return module
+
+    def _program(self) -> str:
+        _, descriptors, _, _ = socket.recv_fds(self._requests, 1, 5)
+        if not descriptors:
+            os._exit(0)
+        pid = self._fork()
+        if not pid:
+            *streams, watch, file = descriptors
+            os.close(watch)
+            return _become(streams, _read(file))
+        watcher = socket.socket(fileno=descriptors.pop(3))
+        watcher.send(b"%d" % pid)
+        self._watch(pid, descriptors, watcher)
+        return ""
+
+    def _sandbox(self) -> str:
+        connection, _ = self._listener.accept()
+        self._sandboxes.add(connection)
+        self._selector.register(connection, selectors.EVENT_READ)
+        return ""
+
+    def _worker(self, sandbox: socket.socket) -> str:
+        descriptors: list[int] = []
+        with contextlib.suppress(ConnectionError):
+            _, descriptors, _, _ = socket.recv_fds(sandbox, 1, 5)
+        if not descriptors:
+            self._selector.unregister(sandbox)
+            self._sandboxes.discard(sandbox)
+            sandbox.close()
+            return ""
+        pid = self._fork(sandbox)
+        if not pid:
+            *streams, there, file = descriptors
+            _enter(sandbox, there)
+            return _become(streams, _read(file))
+        self._watch(pid, descriptors, None)
+        return ""
+
+    def _fork(self, kept: socket.socket | None = None) -> int:
+        """As os.fork; the fork has nothing of this process's own but what is `kept`."""
+        pid = os.fork()
+        if not pid:
+            self._selector.close()
+            watchers = [each for _, each in self._running.values() if each is not None]
+            for each in (self._requests, self._listener, *(self._sandboxes - {kept}), *watchers):
+                each.close()
+            for descriptor in self._running:
+                os.close(descriptor)
+        return pid
+
+    def _watch(self, pid: int, descriptors: Sequence[int], watcher: socket.socket | None) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        ended = os.pidfd_open(pid)
+        self._running[ended] = (pid, watcher)
+        self._selector.register(ended, selectors.EVENT_READ)
+
+    def _end(self, descriptor: int) -> str:
+        pid, watcher = self._running.pop(descriptor)
+        self._selector.unregister(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(pid, 0)
+        if watcher is not None:
+            with contextlib.suppress(OSError):  # nobody waits for it any more
+                watcher.send(b"%d" % status)
+            watcher.close()
+        return ""
 
 
-def _become(descriptors: Sequence[int]) -> str:
-    """This process becomes what was asked for, up to its first instruction."""
-    *streams, watch, file = descriptors
+def _enter(sandbox: socket.socket, there: int) -> None:
+    """Goes on in a fork that is a child of the process `there`, in its namespaces, and closed to its user as a worker's
+    interpreter is from its start (infra/local/tensorlake/host.py); tells the sandbox its pid there."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if libc.setns(there, _NAMESPACES):
+        print(f"a worker was not started: setns: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+        os._exit(1)
+    os.close(there)
+    told, tell = os.pipe()
+    if parent := os.fork():
+        os.waitpid(parent, 0)  # its child is an orphan now, and comes to the sandbox's first process
+        with contextlib.suppress(OSError):
+            sandbox.send(os.read(told, 20))
+        os._exit(0)
+    if pid := os.fork():
+        os.write(tell, b"%d" % pid)
+        os._exit(0)
+    os.close(told)
+    os.close(tell)
+    sandbox.close()
+    for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)())
+    os.umask(0o022)
+
+
+def _read(file: int) -> dict[str, Any]:
     with os.fdopen(file) as text:
         text.seek(0)
-        request = json.load(text)
+        request: dict[str, Any] = json.load(text)
+    return request
+
+
+def _become(streams: Sequence[int], request: Mapping[str, Any]) -> str:
+    """This process becomes what was asked for, up to its first instruction; the module to run."""
     if request["session"]:
         os.setsid()
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number)
-    for descriptor in (*streams, watch):
+    for descriptor in streams:
         os.close(descriptor)
     if request["terminal"]:
         import fcntl
@@ -157,7 +319,32 @@ def _become(descriptors: Sequence[int]) -> str:
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    if request["executable"] != sys.executable:
+        _move(request["executable"])
     return _set_out(request["command"], request["environ"])
+
+
+def _move(executable: str) -> None:
+    """Goes on as that program of the same environment, which lies elsewhere here."""
+    before, after = sys.prefix, str(Path(executable).parents[1])
+
+    def moved(path: Any) -> Any:
+        return after + path.removeprefix(before) if isinstance(path, str) and path.startswith(before) else path
+
+    sys.executable, sys.prefix, sys.exec_prefix = executable, after, after
+    foreign = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[1:] = [moved(path) for path in sys.path[1:] if path not in foreign]
+    sys.path_importer_cache.clear()
+    for module in tuple(sys.modules.values()):
+        spec = getattr(module, "__spec__", None)
+        if spec is None or moved(spec.origin) is spec.origin:
+            continue
+        spec.origin = module.__file__ = moved(spec.origin)
+        if spec.submodule_search_locations is not None:
+            spec.submodule_search_locations[:] = map(moved, spec.submodule_search_locations)
+            module.__path__ = spec.submodule_search_locations
+        if hasattr(spec.loader, "path"):
+            spec.loader.path = moved(spec.loader.path)
 
 
 def _set_out(command: Sequence[str], environ: Mapping[str, str]) -> str:
@@ -170,6 +357,11 @@ def _set_out(command: Sequence[str], environ: Mapping[str, str]) -> str:
         sys.path[0] = str(Path.cwd())
         return program
     sys.argv = [program, *arguments]
+    try:
+        Path(program).open("rb").close()
+    except OSError as error:  # in an interpreter's words
+        print(f"{sys.executable}: can't open file {program!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        os._exit(_UNREADABLE)
     sys.path[0] = program
     os.execve = _execute  # type: ignore[assignment]
     return "__main__"
@@ -192,6 +384,13 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in SDK:
         __import__(name)
+    _compile_worker()
+    share_authorities()
+    for variables in ({}, os.environ.copy()):
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.modules["httpcore2"].default_ssl_context()
     gc.collect()
     gc.freeze()
-    _run(_fork_on())  # what ends it ends this interpreter, in the way of interpreters
+    forks = _Forks(socket.socket(fileno=os.dup(0)), socket.socket(fileno=int(sys.argv[1])))
+    _run(forks.serve())  # what ends it ends this interpreter, in the way of interpreters

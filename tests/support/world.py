@@ -7,6 +7,7 @@ them pass for one item. A test that needs a limit to be reached in earnest takes
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from shared.claims.dispatcher import Dispatcher
 from shared.ports import SandboxRecord
 from shared.service import Service
 from shared.settings import Environment, Settings
+from tests.support.preloaded import launcher
 from tests.support.waiting import PATIENCE, until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -159,8 +161,9 @@ def running(record: object) -> SandboxRecord:
 def offline_world() -> Iterator[OfflineWorld]:
     """Start both services and register the session image as `make build` does."""
     secrets = {"LOCAL_CLAUDE_API_KEY": API_KEY}
+    knobs = json.dumps({"launcher": launcher()})
     with (
-        start_service("infra.local.tensorlake", ["--port", "0"]) as tensorlake,
+        start_service("infra.local.tensorlake", ["--port", "0", "--settings", knobs]) as tensorlake,
         start_service("infra.local.claude", ["--port", "0", "--lease-ttl", f"{LEASE:g}"], secrets) as claude,
         anthropic.Anthropic(api_key=API_KEY, base_url=claude.url) as api,
     ):

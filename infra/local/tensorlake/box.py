@@ -52,19 +52,35 @@ class Box:
 
     @classmethod
     async def start(
-        cls, level: Level, host: Host, base: Base, directory: Path, hostname: str, bwrap: str | None
+        cls,
+        level: Level,
+        host: Host,
+        base: Base,
+        directory: Path,
+        hostname: str,
+        bwrap: str | None,
+        launcher: str | None = None,
     ) -> Box:
         """Lay out the directory and start the supervisor in it. Raises BoxError and leaves nothing behind."""
         try:
             await asyncio.to_thread(_lay_out, level, base, directory)
-            return await cls._spawn(level, host, base, directory, hostname, bwrap)
+            with contextlib.ExitStack() as stack:
+                descriptor = stack.enter_context(_connected(launcher)).fileno() if launcher else None
+                return await cls._spawn(level, host, base, directory, hostname, bwrap, descriptor)
         except (OSError, trees.CopyError, BoxError) as error:
             await asyncio.to_thread(trees.remove, directory)
             raise BoxError(str(error)) from error
 
     @classmethod
     async def _spawn(
-        cls, level: Level, host: Host, base: Base, directory: Path, hostname: str, bwrap: str | None
+        cls,
+        level: Level,
+        host: Host,
+        base: Base,
+        directory: Path,
+        hostname: str,
+        bwrap: str | None,
+        launcher: int | None,
     ) -> Box:
         mapping = None
         if level is Level.PLAIN:
@@ -74,12 +90,18 @@ class Box:
             raise BoxError("bubblewrap was not found")
         else:
             overlay = level is Level.OVERLAY
-            argv = bubblewrap.command(bwrap, host, base, directory, hostname, overlay=overlay)
+            argv = bubblewrap.command(bwrap, host, base, directory, hostname, overlay=overlay, launcher=launcher)
         ours, theirs = socket.socketpair()
         log = directory / "supervisor.log"
         with theirs, log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
-                *argv, stdin=theirs.fileno(), stdout=asyncio.subprocess.DEVNULL, stderr=errors, env={}, cwd="/"
+                *argv,
+                stdin=theirs.fileno(),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=errors,
+                env={},
+                cwd="/",
+                pass_fds=() if launcher is None else (launcher,),
             )
         box = cls(level, directory, base, host, bwrap, SupervisorLink(ours), process, mapping)
         try:
@@ -192,6 +214,16 @@ class Box:
 
     def facts(self) -> dict[str, Any]:
         return {"directory": str(self.directory), "pid": self._process.pid}
+
+
+def _connected(launcher: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(launcher)
+    except OSError as error:
+        connection.close()
+        raise BoxError(f"nobody who starts workers listens at {launcher}: {error.strerror}") from error
+    return connection
 
 
 def _lay_out(level: Level, base: Base, directory: Path) -> None:

@@ -43,7 +43,9 @@ def _version(path: str) -> tuple[int, ...] | None:
     return tuple(int(number) for number in numbers.groups()) if numbers else None
 
 
-def command(bwrap: str, host: Host, base: Base, box: Path, hostname: str, *, overlay: bool) -> list[str]:
+def command(
+    bwrap: str, host: Host, base: Base, box: Path, hostname: str, *, overlay: bool, launcher: int | None
+) -> list[str]:
     """The argv that runs the supervisor in `box`, a directory with `system`, `upper` and `work`."""
     system = box / "system"
     mounts: list[str] = ["--ro-bind", str(system), "/"]
@@ -68,7 +70,7 @@ def command(bwrap: str, host: Host, base: Base, box: Path, hostname: str, *, ove
         *("--die-with-parent", "--clearenv"),
         *mounts,
         *("--ro-bind", str(host.program), DAEMON, "--chdir", "/"),
-        *host.supervise(DAEMON),
+        *host.supervise(DAEMON, launcher),
     ]
 
 

@@ -60,9 +60,10 @@ class Host:
             python_binds=(*((path, path) for path in shown), (sys.prefix, VENV), *config, *_sealed_python(data_dir)),
         )
 
-    def supervise(self, program: str) -> list[str]:
-        """The command that runs the supervisor, whose program lies in the directory `program`."""
-        code = f"import sys; sys.path.insert(0, {program!r}); from inside.supervisor import main; main()"
+    def supervise(self, program: str, launcher: int | None = None) -> list[str]:
+        """The command that runs the supervisor, whose program lies in the directory `program`. `launcher` is the
+        descriptor of a connection to who starts workers."""
+        code = f"import sys; sys.path.insert(0, {program!r}); from inside.supervisor import main; main({launcher})"
         return [str(self.python), "-I", "-S", "-c", code]
 
     def skeleton(self, root: Path) -> None:

@@ -54,9 +54,10 @@ class Isolation:
             raise IsolationError(f"no isolation level works here: {findings}")
         return cls(works[0] if wanted == "auto" else Level(wanted), host, bwrap, findings)
 
-    async def start(self, base: Base, directory: Path, hostname: str) -> Box:
+    async def start(self, base: Base, directory: Path, hostname: str, launcher: str | None) -> Box:
         """Raises BoxError."""
-        return await Box.start(self.level, self.host, base, directory, hostname, self.bwrap)
+        launcher = launcher if self.level.isolated else None
+        return await Box.start(self.level, self.host, base, directory, hostname, self.bwrap, launcher)
 
     def report(self) -> dict[str, Any]:
         return {

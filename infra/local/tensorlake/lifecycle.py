@@ -177,7 +177,9 @@ class Lifecycle:
             directory = self.platform.directory / "s" / sandbox.id
             hostname = sandbox.name or sandbox.id
             warm = await self.pools.container(pool, sandbox) if pool is not None else None
-            start = warm or asyncio.ensure_future(self.platform.isolation.start(sandbox.base, directory, hostname))
+            launcher = self.platform.settings.launcher
+            fresh = self.platform.isolation.start(sandbox.base, directory, hostname, launcher)
+            start = warm or asyncio.ensure_future(fresh)
             try:
                 # Shielded: a start cut off half-way would leave a process and a directory behind.
                 box = await asyncio.shield(start)

@@ -171,7 +171,8 @@ class Pools:
         while len(pool.warm) < wanted and not pool.deleted:
             container = new_id()
             directory = self._platform.directory / "s" / container
-            start = self._platform.isolation.start(pool.base, directory, container)
+            launcher = self._platform.settings.launcher
+            start = self._platform.isolation.start(pool.base, directory, container, launcher)
             body = asyncio.create_task(start)
             pool.warm[container] = body
             self._platform.warm.add(body)

@@ -19,6 +19,7 @@ from infra.sandbox import plan, server
 from infra.sandbox.account import Account
 from infra.sandbox.look import Look, look
 from infra.sandbox.plan import PROCESS, plan_from
+from tests.support.preloaded import launcher
 from tests.support.waiting import until
 
 LOOKS = {"initial_delay_ms": 100, "interval_ms": 200, "timeout_ms": 2_000, "failure_threshold": 300}
@@ -89,7 +90,7 @@ class SandboxStage:
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
     files = source_files()  # once: all of it is one checkout, whatever is edited meanwhile
-    options = Options(claude={"webhook_backoff_scale": 0.02})
+    options = Options(claude={"webhook_backoff_scale": 0.02}, tensorlake={"launcher": launcher()})
     with pytest.MonkeyPatch.context() as patch, Platform(options) as platform:
         patch.setattr(plan, "source_files", lambda: files)
         patch.setattr(definition, "source_files", lambda: files)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import IO
 
+from .launcher import Launched, Launcher
 from .managed import BACKING_OFF, RUNNING, STOPPED, UNHEALTHY, Managed, probe
 from .wire import CHUNK, Json, Refused
 
@@ -25,6 +26,9 @@ MANAGED_STOP_SECONDS = 10.0
 """From SIGTERM to SIGKILL."""
 
 
+Started = subprocess.Popen[bytes] | Launched
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -32,7 +36,7 @@ def now_ms() -> int:
 class Process:
     """One started program, all its restarts included, and what it has said so far. Guarded by the table's condition."""
 
-    def __init__(self, handle: int, request: Json, popen: subprocess.Popen[bytes]) -> None:
+    def __init__(self, handle: int, request: Json, popen: Started) -> None:
         self.handle = handle
         self.request = request
         self.managed = Managed(request["managed"]) if request.get("managed") else None
@@ -43,7 +47,7 @@ class Process:
         self.open_pipes = 0
         self.begin(popen)
 
-    def begin(self, popen: subprocess.Popen[bytes]) -> None:
+    def begin(self, popen: Started) -> None:
         """A run begins."""
         self.popen = popen
         self.pid = popen.pid
@@ -109,8 +113,9 @@ class Process:
 class Table:
     """Every process of the sandbox; one condition guards it and tells waiters of any change."""
 
-    def __init__(self) -> None:
+    def __init__(self, launcher: Launcher | None = None) -> None:
         self.changed = threading.Condition()
+        self._launcher = launcher
         self._all: dict[int, Process] = {}
         self._handles = 0
         self._held = False
@@ -128,7 +133,7 @@ class Table:
                     if not process.over:
                         raise Refused(409, "CONFLICT", f"a process named '{name}' is running (pid {process.pid})")
                     del self._all[process.handle]
-            popen = _spawn(request)
+            popen = _spawn(request, self._launcher)
             self._handles += 1
             process = Process(self._handles, request, popen)
             self._all[process.handle] = process
@@ -187,7 +192,7 @@ class Table:
     def _restart(self, process: Process, managed: Managed) -> None:
         managed.restart_count += 1
         try:
-            popen = _spawn(process.request)
+            popen = _spawn(process.request, self._launcher)
         except Refused as refusal:
             managed.could_not_begin(str(refusal))
             self.changed.notify_all()
@@ -268,7 +273,7 @@ class Table:
             return self.changed.wait_for(condition, seconds)
 
 
-def _spawn(request: Json) -> subprocess.Popen[bytes]:
+def _spawn(request: Json, launcher: Launcher | None) -> Started:
     command, env, cwd = request["command"], request["env"], request["working_dir"]
     if not os.path.isdir(cwd):
         raise Refused(400, "INVALID_REQUEST", f"working directory '{cwd}' does not exist")
@@ -277,6 +282,8 @@ def _spawn(request: Json) -> subprocess.Popen[bytes]:
         raise Refused(400, "COMMAND_NOT_FOUND", f"executable '{request['shown_command']}' was not found")
 
     terminal: int | None = request.get("terminal")
+    if launcher is not None and terminal is None and launcher.takes(request):
+        return launcher.start(request)
 
     def mode(stream: str) -> int:
         if terminal is not None:

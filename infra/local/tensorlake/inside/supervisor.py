@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 
 from .files import file_refusal, list_entries, open_regular, write_atomically
+from .launcher import Launcher
 from .processes import Process, Table
 from .signals import Freezer, end_everything, kill_tree, living, port_owner
 from .wire import CHUNK, Connection, Json, Refused
@@ -31,8 +32,8 @@ KEEP_ALIVE_SECONDS = 1.0
 
 
 class Supervisor:
-    def __init__(self) -> None:
-        self.table = Table()
+    def __init__(self, launcher: int | None) -> None:
+        self.table = Table(Launcher(launcher) if launcher is not None else None)
         self.freezer = Freezer()
         self.started = time.monotonic()
 
@@ -262,7 +263,7 @@ def _serve_one(supervisor: Supervisor, sock: socket.socket) -> None:
                 pass
 
 
-def main() -> None:
+def main(launcher: int | None = None) -> None:
     harden()
     os.umask(0o022)
     # Descriptor 0 must not be inherited by what is started here.
@@ -273,7 +274,7 @@ def main() -> None:
     # Handlers, not SIG_IGN: an ignored signal would stay ignored in every program started here.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    supervisor = Supervisor()
+    supervisor = Supervisor(launcher)
     threading.Thread(target=supervisor.table.reap_for_ever, daemon=True).start()
     while True:
         _, fds, _, _ = socket.recv_fds(control, 1, 1)
