@@ -30,6 +30,7 @@ GIVE_UP_SIGNAL: Final = 23
 of it ignores it, the tools in the worker's process group included (docs/claim-protocol.md#a-worker-that-is-overdue)."""
 START_GRACE: Final = 30.0  # seconds for a start's steps that wait for nobody, on the busiest machine
 LAST_DEATH: Final = "the last worker died in call "  # how a remark with `ready` begins that tells of it
+LAST_SETUP: Final = "the last set-up failed: "  # how one begins that tells of that
 LONGEST_DETAIL: Final = 500  # characters of a notice's detail
 _LONGEST_FIELD: Final = 128
 
@@ -62,6 +63,7 @@ class Exit(enum.IntEnum):
     HUNG = 19  # something that was to be quick did not return
     NO_USER = 20  # it was started as root, and the user to become is not there or could not be become
     GIVEN_UP = 21  # the dispatcher asked, and it had not said that it is ready
+    SETUP_FAILED = 22  # served, and each call was told that the session's set-up had failed, or it ran without
 
 
 class Word(enum.StrEnum):

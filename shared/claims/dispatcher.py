@@ -394,7 +394,8 @@ def _handed_over(bound: Bound, worker_sdk: str, remark: str) -> _End:
     """`remark`: what the worker says of the one before it: that it died in a call, or that a set-up failed."""
     if bound.replaces:
         return _End(ItemEnd.HANDED_OVER, f"the workspace is new: {bound.replaces}", alarm=True)
-    return _End(ItemEnd.HANDED_OVER, "; ".join(filter(None, (bound.remark, remark or _sdk_difference(worker_sdk)))))
+    told = "; ".join(filter(None, (bound.remark, remark or _sdk_difference(worker_sdk))))
+    return _End(ItemEnd.HANDED_OVER, told, alarm=wire.LAST_SETUP in remark)
 
 
 def _sdk_difference(worker_sdk: str) -> str:

@@ -26,7 +26,18 @@ from image.session import claim as wire
 from image.session.archive import build_archive
 from shared.backoff import pauses
 from shared.deadline import Deadline
-from shared.ports import Absent, Doubtful, OutputEnded, ProcessSpec, ProcessState, Refused, SandboxHost, WorkItem
+from shared.ports import (
+    Absent,
+    Doubtful,
+    ListedItem,
+    OutputEnded,
+    ProcessSpec,
+    ProcessState,
+    Refused,
+    SandboxHost,
+    WorkItem,
+)
+from shared.texts import printable
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +56,7 @@ _ROOT: Final = "root"
 
 _NOT_THE_ITEMS_FAULT: Final = frozenset(
     {wire.Exit.SERVED, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED, wire.Exit.LOCKED_OUT, wire.Exit.PASSED_ON}
-    | {wire.Exit.GIVEN_UP}
+    | {wire.Exit.GIVEN_UP, wire.Exit.SETUP_FAILED}
     | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE, wire.Exit.UNREACHABLE, wire.Exit.NO_USER}
 )
 
@@ -88,7 +99,7 @@ def bundle_sdk() -> str:
     return importlib.metadata.version("anthropic")
 
 
-def attempt_prefix(item: WorkItem) -> str:
+def attempt_prefix(item: WorkItem | ListedItem) -> str:
     """Names of this item's workers begin so. A work id may come again, with another time of creation."""
     digest = hashlib.sha256(f"{item.id}\n{item.created_at.isoformat()}".encode()).hexdigest()
     return f"{WORKER_NAMES}{digest[:12]}-"
@@ -489,6 +500,13 @@ def _notices(lines: Sequence[str] | Absent | Doubtful, nonce: str) -> list[wire.
     if isinstance(lines, Absent | Doubtful):
         return []
     return [notice for line in lines if (notice := proven_notice(line, nonce)) is not None]
+
+
+def setup_failure(lines: Sequence[str], nonce: str) -> str:
+    """What the worker said last of its session's set-up, where that failed; empty where it is not the worker's word."""
+    said = [notice.detail for line in lines if (notice := proven_notice(line, nonce)) is not None]
+    told = [detail.partition(": ")[2] for detail in said if detail.startswith(f"{wire.Exit.SETUP_FAILED.name}: ")]
+    return printable(told[-1], wire.LONGEST_DETAIL) if told else ""
 
 
 def proven_notice(line: str, nonce: str) -> wire.Notice | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from shared.ports import WorkItem
+from shared.ports import ListedItem, WorkItem
 
 
 def session_key(environment_key: str, session_id: str) -> str:
@@ -17,7 +17,7 @@ def session_key(environment_key: str, session_id: str) -> str:
     return _derived(environment_key, "session", session_id)
 
 
-def nonce(environment_key: str, item: WorkItem) -> str:
+def nonce(environment_key: str, item: WorkItem | ListedItem) -> str:
     """32 bytes in hex, the same in every claim of a work item: a worker that a copy of the functions started is
     believed by the next one."""
     return _derived(environment_key, "notices", item.id, item.created_at.isoformat())

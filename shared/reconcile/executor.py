@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, assert_never
 
+from image.session.claim import Exit
 from shared import names
-from shared.claims.handover import WORKER_NAMES
+from shared.claims import worker_keys
+from shared.claims.handover import WORKER_NAMES, attempt_prefix, setup_failure
 from shared.deadline import Clock
+from shared.errors import SecretUnavailable
 from shared.outputs.collector import Collector, NotCollected
 from shared.ports import (
     Absent,
@@ -58,7 +61,7 @@ from shared.reconcile.repairs import (
     Touch,
     Unmark,
 )
-from shared.reconcile.world import Items, World
+from shared.reconcile.world import Items, OurSandbox, World
 from shared.settings import Settings
 
 _FRESH: Final = 4.5  # seconds; with the call itself a look is never older than five
@@ -286,12 +289,14 @@ class RepairExecutor:
 
     async def _suspend(self, repair: Suspend) -> Outcome:
         sandbox = repair.sandbox
+        setup = ""
         if repair.ask:
-            match await self._workers(sandbox.id):
-                case None:
-                    return Failed("its processes could not be looked at")
-                case [_, *_]:
-                    return Skipped("its worker lives")
+            named = await self._processes(sandbox.id)
+            if named is None:
+                return Failed("its processes could not be looked at")
+            if any(process.running for process in named):
+                return Skipped("its worker lives")
+            setup = await self._failed_setup(sandbox, named)
         await self._collect_at_rest(repair)
         began = self.clock()
         session, found, items = await asyncio.gather(
@@ -307,7 +312,29 @@ class RepairExecutor:
             return _UNSEEN
         if sandbox.name in items.live or (repair.proven and not self._without_item(items, sandbox.name)):
             return Skipped("its session has a work item")
-        return _SLOW if self._too_late(began) else _outcome(await self.host.suspend(sandbox.id))
+        if self._too_late(began):
+            return _SLOW
+        slept = _outcome(await self.host.suspend(sandbox.id))
+        if setup and isinstance(slept, Done):  # once for each time that it comes to rest
+            self.alarms.append(f"{repair.session_id}: its set-up failed: {setup}")
+        return slept
+
+    async def _failed_setup(self, sandbox: OurSandbox, named: Sequence[ProcessState]) -> str:
+        """Why, where the worker of its latest item said so at its end; the reason is read for one that did."""
+        item = self.world.items.latest.get(sandbox.name) if self.world.items is not None else None
+        if item is None:
+            return ""
+        for process in named:
+            if process.exit_code == Exit.SETUP_FAILED and process.name.startswith(attempt_prefix(item)):
+                said = await self.host.process_output(sandbox.id, process.name)
+                key = self.settings.environments[self.environment_id].key
+                try:
+                    nonce = worker_keys.nonce(await key.areveal(), item)
+                except SecretUnavailable:
+                    nonce = ""
+                told = setup_failure(said, nonce) if nonce and not isinstance(said, Absent | Doubtful) else ""
+                return told or f"hands logs {item.session_id} says why"
+        return ""
 
     async def _mark(self, repair: Mark) -> Outcome:
         """No process is asked: a session that is over, or long unused, and has no item has nobody who lives."""
@@ -437,13 +464,18 @@ class RepairExecutor:
     # Looks
 
     async def _workers(self, sandbox_id: str) -> Sequence[ProcessState] | None:
-        """Those of our names that run; None where the sandbox does not say."""
+        """Those that run; None where the sandbox does not say."""
+        named = await self._processes(sandbox_id)
+        return None if named is None else [process for process in named if process.running]
+
+    async def _processes(self, sandbox_id: str) -> Sequence[ProcessState] | None:
+        """Those of workers' names that the sandbox remembers; None where it does not say."""
         listed = await self.host.process_names(sandbox_id)
         if isinstance(listed, Absent):
             return ()
         if isinstance(listed, Doubtful):
             return None
-        return [process for process in listed if process.running and process.name.startswith(WORKER_NAMES)]
+        return [process for process in listed if process.name.startswith(WORKER_NAMES)]
 
     def _unwanted(self, session: SessionRecord | Absent) -> bool:
         """Whether the session is over, or has not been used for as long as a sandbox is kept."""

@@ -28,6 +28,10 @@ class Web:
     asked: list[str] = field(default_factory=list)
     hold: threading.Event | None = None
     """Where it is there, a file's second half waits for it."""
+    hold_packs: threading.Event | None = None
+    """The same for what git fetches."""
+    cut: bool = False
+    """That second half never comes: the connection is closed."""
 
     def repository(self, name: str) -> str:
         return f"{self.url}/{name}"
@@ -75,8 +79,9 @@ def web(repositories: Path) -> Iterator[Web]:
         try:
             yield table
         finally:
-            if table.hold is not None:
-                table.hold.set()
+            for held in (table.hold, table.hold_packs):
+                if held is not None:
+                    held.set()
 
 
 class _Handler(StubHandler):
@@ -116,12 +121,21 @@ class _Handler(StubHandler):
             self.send_header("www-authenticate", 'Basic realm="here"')
         self.send_header("content-length", str(len(body)))
         self.end_headers()
+        if status == 200:
+            self._halves(body, self.web.hold)
+        else:
+            self.wfile.write(body)
+
+    def _halves(self, body: bytes, hold: threading.Event | None) -> None:
         half = len(body) // 2
         with contextlib.suppress(OSError):
             self.wfile.write(body[:half])
-            if self.web.hold is not None and status == 200:
+            if self.web.cut:
+                self.close_connection = True
+                return
+            if hold is not None:
                 self.wfile.flush()
-                self.web.hold.wait(120)
+                hold.wait(120)
             self.wfile.write(body[half:])
 
     def _git(self, path: str, query: str) -> None:
@@ -151,5 +165,8 @@ class _Handler(StubHandler):
             self.send_header(header, value)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(answer)
+        if path.endswith("upload-pack") and b"PACK" in answer:
+            self._halves(answer, self.web.hold_packs)
+        else:
+            with contextlib.suppress(OSError):
+                self.wfile.write(answer)

@@ -133,7 +133,10 @@ async def _serve(
                 with anyio.CancelScope(shield=True):
                     await setup.aclose()
                     await asyncio.gather(*watching)
-    return _end(transport, stop, None)
+    ended = _end(transport, stop, None)
+    if ended.exit_status is Exit.SERVED and setup is not None and setup.reason:
+        return Ended(Exit.SETUP_FAILED, setup.reason)
+    return ended
 
 
 async def _watched(setup: SessionSetup, spans: Spans) -> None:

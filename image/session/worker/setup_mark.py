@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from image.session.claim import LAST_SETUP
 from image.session.worker.state_directory import StateDirectory
 
 MARK_NAME: Final = "setup"
@@ -49,4 +50,4 @@ class Mark:
     @property
     def remark(self) -> str:
         """For the operator, with the next hand-over; empty where all is well."""
-        return f"the last set-up failed: {self.reason}" if self.reason else ""
+        return f"{LAST_SETUP}{self.reason}" if self.reason else ""

@@ -203,7 +203,7 @@ def test_the_first_call_waits_for_the_set_up_and_a_killed_worker_leaves_no_half_
     policy = SetupPolicy(
         Wishes(
             repo=remote[0].repository("app"),
-            scripts=("touch begun; echo $$ > pid; sleep 2.5; touch ended",),
+            scripts=("echo $$ > pid; touch begun; sleep 2.5; touch ended",),
             env={"A": "1"},
         )
     )
@@ -232,7 +232,8 @@ def test_a_set_up_that_fails_is_the_error_of_the_calls_that_wait(tmp_path: Path)
     with running(tool_calls=[("bash", {"command": "touch ran"})] * 2) as service, sandbox(tmp_path) as box:
         service.ack()
         worker = box.start(make_claim(service.url, box.workdir, setup=policy.to_wire()))
-        assert worker.exit() is Exit.SERVED, worker.report()
+        assert worker.exit() is Exit.SETUP_FAILED, worker.report()
         for result in service.results:
             assert result["is_error"] and result["content"][0]["text"].endswith("out of luck")
         assert not (box.workdir / "ran").exists() and "failed (exit status 7)" in worker.report()
+        assert worker.ending().startswith("SETUP_FAILED: set-up script failed (exit status 7)")
