@@ -45,17 +45,18 @@ EQUALS: Final = ("b0", "b1")
 """Branches of `GOOD`: nothing but their speed on this machine decides between them."""
 
 
-def application(host: FakeHost, environ: Mapping[str, str]) -> Starlette:
-    """The function alone on every method, on this host."""
+def application(host: FakeHost, environ: Mapping[str, str], *, background: bool = False) -> Starlette:
+    """The function alone on every method, on this host. `background`: it lives on after an answer."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, object]]:
         service = Service(Settings.from_environ(environ))
         service.host = host
-        yield {STATE: FunctionsState(service, background=False)}
+        yield {STATE: FunctionsState(service, background=background)}
 
     every = ["GET", "POST", "PUT", "DELETE", "PATCH"]
-    return Starlette(routes=[Route("/fork_best_of_n", fork_best_of_n, methods=every)], lifespan=lifespan)
+    paths = ("/fork_best_of_n", "/fork_best_of_n/{race_id}")
+    return Starlette(routes=[Route(path, fork_best_of_n, methods=every) for path in paths], lifespan=lifespan)
 
 
 @contextlib.contextmanager
@@ -289,10 +290,16 @@ def test_a_setup_that_fails_is_a_422_with_its_output() -> None:
 
 
 @contextlib.contextmanager
-def served(host: FakeHost) -> Iterator[str]:
+def served(host: FakeHost, *, background: bool = False) -> Iterator[str]:
     """The address of the function on a real socket, in a thread."""
     server = uvicorn.Server(
-        uvicorn.Config(application(host, ENVIRON), host="127.0.0.1", port=0, log_level="error", lifespan="on")
+        uvicorn.Config(
+            application(host, ENVIRON, background=background),
+            host="127.0.0.1",
+            port=0,
+            log_level="error",
+            lifespan="on",
+        )
     )
     thread = threading.Thread(target=server.run)
     thread.start()

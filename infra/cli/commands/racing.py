@@ -44,10 +44,13 @@ def fork(
     dry_run: Annotated[bool, typer.Option(help="look at the source and begin nothing")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="the report alone on standard output")] = False,
     report: Annotated[Path | None, typer.Option(help="write the report as a page of HTML")] = None,
+    begin: Annotated[bool, typer.Option("--async", help="begin it there and print its id")] = False,
+    wait_for: Annotated[str, typer.Option("--wait", metavar="ID", help="wait for a race that was begun so")] = "",
+    key: Annotated[str, typer.Option(help="an Idempotency-Key: asked twice, there is one race")] = "",
     url: FunctionsUrl = "",
 ) -> None:
     """Race candidates from one state and keep the best. Flags win over the file. Exit code 0 only with a winner."""
-    from infra.cli.fork.command import Options, run
+    from infra.cli.fork.command import Options, run, wait
     from infra.cli.fork.request import Flags, read_request
 
     flags = Flags(
@@ -72,6 +75,11 @@ def fork(
         diff=diff,
         dry_run=dry_run,
     )
+    options = Options(url.strip(), as_json, report, key, begin)
     with edge():
-        request = read_request(file, flags)
-        finish(run(load(served_elsewhere=bool(url.strip())), request, Options(url.strip(), as_json, report)))
+        request = None if wait_for and not file else read_request(file, flags)
+        loaded = load(served_elsewhere=bool(options.url))
+        if wait_for:
+            finish(wait(loaded, wait_for, request, options))
+        elif request is not None:
+            finish(run(loaded, request, options))

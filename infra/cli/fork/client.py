@@ -4,8 +4,10 @@ served. Either way its events are told as they happen, the report among them as 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
+from urllib.parse import quote
 
 import httpx2
 from pydantic import ValidationError
@@ -31,6 +33,7 @@ from shared.races.fields import Model
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
 from shared.races.resources import RaceTimeouts
+from shared.races.status import RaceStatus
 from shared.secret import Secret
 from shared.service import Service
 from shared.settings import Settings
@@ -39,10 +42,13 @@ from shared.settings import Settings
 _LONGEST_SILENCE: Final = 1_200.0
 _LINGER: Final = 2.0  # seconds that a report waits for ends: this process sees them through anyway
 _CONNECT_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 60.0
+_LOOKS_LOST: Final = 5  # one after the other
+_PAUSE: Final = 2.0  # seconds between two looks
 _LONGEST_LINE: Final = 64 * 1024 * 1024
 _NOT_THE_ASKERS_FAULT: Final = (
     "source_not_found", "source_not_ready", "setup_failed", "service_unclear", "try_again", "internal", "hung_up",
-    "timeout",
+    "timeout", "stopped", "race_lost", "race_running", "race_not_found",
 )  # fmt: skip
 
 
@@ -121,9 +127,14 @@ async def race_here(request: RaceRequest, settings: Settings, host: RecordingHos
         await service.aclose()
 
 
-async def race_there(request: RaceRequest, url: str, token: Secret, tell: events.OnEvent) -> None:
-    """Raises NotServed. Cancelled, it hangs up, and the functions end what they made."""
+async def race_there(
+    request: RaceRequest, url: str, token: Secret, tell: events.OnEvent, *, key: str = "", begin: bool = False
+) -> str | None:
+    """Raises NotServed. Cancelled, it hangs up, and the functions end what they made unless the race has a `key`.
+    `begin`: the race's id where it runs on behind the answer."""
     headers = {"authorization": f"Bearer {token.reveal()}", "accept": f"{MEDIA_TYPE}, application/json;q=0.5"}
+    headers |= {"idempotency-key": key} if key else {}
+    headers |= {"prefer": "respond-async"} if begin else {}
     body = request.model_dump_json(exclude_unset=True).encode()
     timeout = httpx2.Timeout(_LONGEST_SILENCE, connect=_CONNECT_SECONDS)
     headers["content-type"] = "application/json"
@@ -133,6 +144,8 @@ async def race_there(request: RaceRequest, url: str, token: Secret, tell: events
             httpx2.AsyncClient(timeout=timeout) as client,
             client.stream("POST", f"{url.rstrip('/')}/fork_best_of_n", content=body, headers=headers) as answer,
         ):
+            if begin and answer.status_code == 202:
+                return RaceStatus.model_validate_json(await answer.aread()).race_id
             async for last in _events(answer):
                 tell(last)
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -144,6 +157,39 @@ async def race_there(request: RaceRequest, url: str, token: Secret, tell: events
         raise NotServed("what answers at FUNCTIONS_URL tells of no race: is it of another version?") from None
     if not isinstance(last, events.Reported | events.Failed):
         raise NotServed("the connection was lost before the race ended; the functions end what it made")
+    return None
+
+
+async def wait_there(race_id: str, url: str, token: Secret, tell: events.OnEvent) -> None:
+    """Waits for the end of a race that was begun there. Raises NotServed."""
+    where = f"{url.rstrip('/')}/fork_best_of_n/{quote(race_id, safe='')}"
+    headers = {"authorization": f"Bearer {token.reveal()}"}
+    failures = 0
+    async with httpx2.AsyncClient(timeout=httpx2.Timeout(_LOOK_SECONDS, connect=_CONNECT_SECONDS)) as client:
+        while True:
+            try:
+                answer = await client.get(where, headers=headers)
+                if answer.status_code == 200:
+                    status = RaceStatus.model_validate_json(answer.content)
+                    if status.state != "running":
+                        return tell(_end_of(status))
+                    failures = 0
+                elif answer.status_code not in (429, 502, 503, 504):
+                    raise _refusal(answer.status_code, answer.content)
+            except httpx2.HTTPError as error:
+                failures += 1
+                if failures == _LOOKS_LOST:
+                    raise NotServed(f"no fork_best_of_n answers at FUNCTIONS_URL ({type(error).__name__})") from None
+            except (ValidationError, httpx2.InvalidURL):
+                raise NotServed("what answers at FUNCTIONS_URL tells of no race: is it of another version?") from None
+            await asyncio.sleep(_PAUSE)
+
+
+def _end_of(status: RaceStatus) -> events.Event:
+    if status.report is not None:
+        return events.Reported(report=status.report)
+    lost = events.ErrorBody(type="race_lost", message="the copy of the functions that ran this race has died")
+    return events.Failed(error=status.error or lost)
 
 
 async def _events(answer: httpx2.Response) -> AsyncIterator[events.Event]:

@@ -1,8 +1,9 @@
 """`fork`: a race from a file or flags, watched as it runs.
 
-Exit codes: 0 a branch won, 1 none did, 2 the request or a setting is wrong, 130 ctrl-C. Ctrl-C cancels the race and
-waits until what it made has ended; a second one leaves at once. A race that was left, or died with its process, is
-ended by the reconciler (docs/races.md), because its sandboxes' names say until when anybody may want them.
+Exit codes: 0 a branch won (or the race was begun, with --async), 1 none did, 2 the request or a setting is wrong, 130
+ctrl-C. Ctrl-C cancels the race and waits until what it made has ended; a second one leaves at once. A race that was
+left, or died with its process, is ended by the reconciler (docs/races.md), because its sandboxes' names say until when
+anybody may want them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rich.text import Text
 
 from infra.cli.environ import Loaded
 from infra.cli.fork import page
-from infra.cli.fork.client import NotServed, RecordingHost, is_askers_fault, race_here, race_there
+from infra.cli.fork.client import NotServed, RecordingHost, is_askers_fault, race_here, race_there, wait_there
 from infra.cli.fork.display import RaceDisplay, conclusion, one_line, plain, summary
 from infra.cli.fork.request import BadInput
 from infra.cli.session.render import Line, Look
@@ -47,11 +48,14 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`url`: of served functions; empty runs the race in this process. `page`: where the report goes as HTML."""
+    """`url`: of served functions; empty runs the race in this process. `page`: where the report goes as HTML. `key` is
+    an Idempotency-Key; `begin` does not wait for the race's end."""
 
     url: str = ""
     as_json: bool = False
     page: Path | None = None
+    key: str = ""
+    begin: bool = False
 
 
 @dataclass
@@ -91,15 +95,52 @@ async def run(loaded: Loaded, request: RaceRequest, options: Options, console: R
     """Runs the race and shows it; the exit code. Raises SettingsError, SecretUnavailable, BadInput."""
     if options.page is not None:
         _check_page(options.page)
+    if (options.key or options.begin) and not options.url:
+        raise BadInput("--async and --key are for served functions: set FUNCTIONS_URL, or --url")
     console = console or RaceConsole(console_for_people(on_error=options.as_json))
     host: RecordingHost | None = None
+    begun: list[str] = []
     if options.url:
-        token = Secret("FUNCTIONS_TOKEN", loaded.need("FUNCTIONS_TOKEN", "the token that the served functions know"))
-        race = race_there(request, options.url, token, console.tell)
+        token = _token(loaded)
+
+        async def there() -> None:
+            race_id = await race_there(request, options.url, token, console.tell, key=options.key, begin=options.begin)
+            begun.extend([race_id] if race_id else [])
+
+        race: Coroutine[Any, Any, None] = there()
     else:
         settings = Settings.from_environ(loaded.environ)
         host = RecordingHost(settings)
         race = race_here(request, settings, host, console.tell)
+    code = await _seen_to_its_end(race, console, lambda: _account(console.display, host, kept=bool(options.key)))
+    if code is not None:
+        return code
+    return _begun(begun[0], options) if begun else _conclude(request, options, console)
+
+
+async def wait(loaded: Loaded, race_id: str, request: RaceRequest | None, options: Options) -> int:
+    """Waits for a race that was begun with `begin`, and shows its report; the exit code. `request` is what was asked,
+    where that is known: a page shows it. Raises SettingsError, SecretUnavailable, BadInput."""
+    if not options.url:
+        raise BadInput("--wait is for served functions: set FUNCTIONS_URL, or --url")
+    if options.page is not None:
+        if request is None:
+            raise BadInput("--report: with --wait, name the race's file as well")
+        _check_page(options.page)
+    console = RaceConsole(console_for_people(on_error=options.as_json))
+    waiting = wait_there(race_id, options.url, _token(loaded), console.tell)
+    code = await _seen_to_its_end(waiting, console, lambda: _remark("stopped waiting; the race goes on"))
+    return _conclude(request, options, console) if code is None else code
+
+
+def _token(loaded: Loaded) -> Secret:
+    return Secret("FUNCTIONS_TOKEN", loaded.need("FUNCTIONS_TOKEN", "the token that the served functions know"))
+
+
+async def _seen_to_its_end(
+    race: Coroutine[Any, Any, None], console: RaceConsole, interrupted: Callable[[], None]
+) -> int | None:
+    """The exit code of a race that has no end to show."""
     try:
         finished = await _watch(race, console)
     except NotServed as error:
@@ -108,10 +149,16 @@ async def run(loaded: Loaded, request: RaceRequest, options: Options, console: R
         return _not_run(str(error), EXIT_BAD_INPUT if isinstance(error, BadRace) else EXIT_NOT_WON)
     except HandsError as error:
         return _not_run(str(error), EXIT_BAD_INPUT)
-    if not finished:
-        _account(console.display, host)
-        return EXIT_INTERRUPTED
-    return _conclude(request, options, console)
+    if finished:
+        return None
+    interrupted()
+    return EXIT_INTERRUPTED
+
+
+def _begun(race_id: str, options: Options) -> int:
+    print(json.dumps({"race_id": race_id}) if options.as_json else plain(race_id))
+    _remark(f"the race goes on there: hands fork --wait {race_id}")
+    return EXIT_WON
 
 
 async def _watch(race: Coroutine[Any, Any, None], console: RaceConsole) -> bool:
@@ -166,9 +213,11 @@ def _leave(display: RaceDisplay) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
-def _account(display: RaceDisplay, host: RecordingHost | None) -> None:
+def _account(display: RaceDisplay, host: RecordingHost | None, *, kept: bool) -> None:
     """What became of what a cancelled race had made."""
-    if not display.race_id and (host is None or not host.ended):
+    if kept:
+        _remark("hung up: a race with a key goes on; ask again with the same one")
+    elif not display.race_id and (host is None or not host.ended):
         _remark("stopped before the race began")
     elif host is None:
         _remark(f"hung up: the functions cancel race {display.race_id} and end what it made")
@@ -180,7 +229,7 @@ def _account(display: RaceDisplay, host: RecordingHost | None) -> None:
             _remark(f"not known to have ended, and left to the reconciler: {left}", Look.WRONG)
 
 
-def _conclude(request: RaceRequest, options: Options, console: RaceConsole) -> int:
+def _conclude(request: RaceRequest | None, options: Options, console: RaceConsole) -> int:
     report, failed = console.display.report, console.display.failed
     if failed is not None:
         return _not_run(failed.message, EXIT_BAD_INPUT if is_askers_fault(failed.type) else EXIT_NOT_WON)
@@ -189,10 +238,10 @@ def _conclude(request: RaceRequest, options: Options, console: RaceConsole) -> i
     if options.as_json:
         print(_json(report))
     else:
-        console.console.print(summary(report, higher_is_better=request.higher_is_better))
+        console.console.print(summary(report, higher_is_better=request is None or request.higher_is_better))
         for line in conclusion(report):
             console.say(line)
-    if options.page is not None:
+    if options.page is not None and request is not None:
         try:
             options.page.write_text(page.render(report, request), encoding="utf-8", errors="replace")
         except OSError as error:

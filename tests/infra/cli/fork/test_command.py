@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from infra.cli.__main__ import app
 from infra.cli.environ import Loaded
 from infra.cli.fork.client import RecordingHost
-from infra.cli.fork.command import Options, RaceConsole, run
+from infra.cli.fork.command import Options, RaceConsole, run, wait
 from infra.cli.fork.request import BadInput, Flags, read_request
 from shared import names
 from shared.errors import SettingsError
@@ -267,11 +267,11 @@ AT_A_SESSION: Final = Flags(session=SESSION, tries=("a=true", "b=true"))
 
 
 @contextlib.contextmanager
-def offered(host: FakeHost | None = None) -> Iterator[str]:
+def offered(host: FakeHost | None = None, *, background: bool = False) -> Iterator[str]:
     """The address of served functions whose host has the session's sandbox."""
     made = host or FakeHost(latency=0.001)
     made.add(names.sandbox_name("hands", "env_1", SESSION))
-    with served(made) as url:
+    with served(made, background=background) as url:
         yield url.removesuffix("/fork_best_of_n") + "/"
 
 
@@ -285,6 +285,36 @@ def test_served_functions_race_with_their_token_and_no_other_key(capsys: pytest.
         with pytest.raises(SettingsError, match="FUNCTIONS_TOKEN"):
             ran({}, AT_A_SESSION, Options(url=url))
     assert TOKEN not in out + capsys.readouterr().err
+
+
+def test_a_race_is_begun_there_and_waited_for_later(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    environ = {"FUNCTIONS_TOKEN": TOKEN}
+    page = tmp_path / "race.html"
+    with offered(background=True) as url:
+        options = Options(url=url, begin=True, key="nightly-7")
+        assert ran(environ, AT_A_SESSION, options) == 0
+        out, err = capsys.readouterr()
+        race_id = out.strip()
+        if names.is_race_id(race_id):  # else it was over before its answer
+            assert f"hands fork --wait {race_id}" in err
+        race_id = names.derived_race_id("env_1", "operator", "nightly-7")
+        asked = read_request("", AT_A_SESSION)
+        assert asyncio.run(wait(Loaded(environ, None), race_id, asked, Options(url=url, page=page))) == 0
+        assert "a won" in capsys.readouterr().out and page.read_text(encoding="utf-8")
+        assert ran(environ, AT_A_SESSION, Options(url=url, key="nightly-7", as_json=True)) == 0
+        assert json.loads(capsys.readouterr().out)["race_id"] == race_id
+        assert asyncio.run(wait(Loaded(environ, None), "0" * 12, None, Options(url=url))) == 1
+        assert "no race of this id" in capsys.readouterr().err
+    with offered() as url:
+        assert ran(environ, AT_A_SESSION, Options(url=url, begin=True)) == 2
+        assert "--async" not in capsys.readouterr().out
+
+
+def test_what_is_for_served_functions_alone_says_so() -> None:
+    with pytest.raises(BadInput, match="FUNCTIONS_URL"):
+        ran({}, AT_A_SESSION, Options(begin=True))
+    with pytest.raises(BadInput, match="FUNCTIONS_URL"):
+        asyncio.run(wait(Loaded({}, None), "0" * 12, None, Options()))
 
 
 def test_what_served_functions_refuse_is_said_and_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
