@@ -1,18 +1,7 @@
 """Settings: read once from the environment into one frozen object, checked, and passed on.
 
 The plain variables describe one environment, with the names of the reference quickstart. `ENVIRONMENTS_FILE` names a
-TOML file that describes several instead:
-
-    [environments.env_01Ab]
-    key = "file:/run/secrets/env_01Ab"      # or the key itself, or env:NAME
-    image = "agent-cli"                      # the rest falls back to the plain variables
-    cpus = 2.0
-    memory_mb = 4096
-    disk_mb = 25600
-    timeout_seconds = 3600
-    allow_out = ["api.anthropic.com", "pypi.org"]
-    setup_repository = "https://git.example/team/app"
-    setup_env = { REGION = "eu" }
+file that describes several instead (shared/environments_file.py).
 
 Nothing else in the project reads the process's environment, but for secrets that a setting refers to. What each
 variable means, and its default, is said once: in settings_table.py. A cold start makes these classes: the parts are
@@ -59,6 +48,7 @@ from shared.settings_table import (
 
 if TYPE_CHECKING:
     from image.session.setup import SetupPolicy
+    from shared.output_settings import OutputSettings
 
 _FUNCTION: Final = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 _JUDGE: Final = rf"(?P<name>[a-z0-9][a-z0-9_-]{{0,63}})\s*=\s*(?P<target>entry-point:[\w.-]+|{_FUNCTION})"
@@ -161,18 +151,6 @@ class ReconcileTimes(NamedTuple):
     pages: int = Reconcile.RECONCILE_PAGES.default
     lookups: int = Reconcile.RECONCILE_LOOKUPS.default
     touches: int = Reconcile.RECONCILE_TOUCHES.default
-
-
-class OutputSettings(NamedTuple):
-    """to: a target that `shared/outputs/stores.py` knows. signature: the query of one by https. folder: in a sandbox.
-    seconds: bounds one look. largest: bytes of a file. patience: seconds that a failing target delays an end."""
-
-    to: str
-    signature: Secret | None
-    folder: str
-    seconds: float
-    largest: int
-    patience: float
 
 
 class CallLimits(NamedTuple):
@@ -349,40 +327,11 @@ class Settings:
 
 
 def _outputs(environ: Mapping[str, str]) -> OutputSettings | None:
-    target = Outputs.OUTPUTS_TO.read(environ)
-    if not target:
+    if not Outputs.OUTPUTS_TO.read(environ):
         return None
-    if not Sandboxes.RESUME_SUSPENDED_SESSIONS.read(environ):
-        raise SettingsError("OUTPUTS_TO needs RESUME_SUSPENDED_SESSIONS: sleepers would be ended with their outputs")
-    folder = Outputs.OUTPUTS_DIR.read(environ)
-    if not folder.startswith("/") or ".." in folder.split("/"):
-        raise SettingsError("OUTPUTS_DIR must be an absolute path in the sandbox")
-    return OutputSettings(
-        to=_target(target),
-        signature=Outputs.OUTPUTS_SIGNATURE.read(environ),
-        folder=folder.rstrip("/") or "/",
-        seconds=Outputs.OUTPUTS_SECONDS.read(environ),
-        largest=Outputs.OUTPUTS_FILE_MB.read(environ) * 1_000_000,
-        patience=Outputs.OUTPUTS_PATIENCE_SECONDS.read(environ),
-    )
+    from shared.output_settings import read_outputs
 
-
-def _target(target: str) -> str:
-    """Raises SettingsError."""
-    parts = urlsplit(target)
-    match parts.scheme:
-        case "file" if not parts.netloc and parts.path.startswith("/") and not parts.query:
-            return target
-        case "s3" | "gs" if parts.netloc and not parts.query:
-            return target
-        case "https" if parts.hostname and not parts.username and not parts.query:
-            return target
-        case "http" if parts.hostname in LOOPBACK and not parts.username and not parts.query:
-            return target
-    raise SettingsError(
-        "OUTPUTS_TO must be file:///folder, s3://bucket/prefix, gs://bucket/prefix, or an https address that takes "
-        "PUT, whose query goes into OUTPUTS_SIGNATURE"
-    )
+    return read_outputs(environ)
 
 
 def _fork_url(environ: Mapping[str, str]) -> str | None:
@@ -474,7 +423,9 @@ def _environments(environ: Mapping[str, str], reached: Sequence[str]) -> Mapping
         defaults[name] = list(defaults[name])
     file = Services.ENVIRONMENTS_FILE.read(environ)
     if file:
-        return {id_: _environment(id_, defaults | table, needed) for id_, table in _tables(file).items()}
+        from shared.environments_file import tables
+
+        return {id_: _environment(id_, defaults | table, needed) for id_, table in tables(file).items()}
     id_ = Services.ANTHROPIC_ENVIRONMENT_ID.required(
         environ, "the id of your self-hosted environment, from the Console"
     )
@@ -556,25 +507,6 @@ def _plugin(where: str, target: str) -> str:
     if target and not re.fullmatch(_FUNCTION, target, re.ASCII):
         raise SettingsError(f"{where}: setup_credentials must be module:function")
     return target
-
-
-def _toml(file: str) -> dict[str, Any]:
-    import tomllib  # a cold start with plain variables does without these
-    from pathlib import Path
-
-    return tomllib.loads(Path(file).read_text(encoding="utf-8"))
-
-
-def _tables(file: str) -> dict[str, dict[str, Any]]:
-    try:
-        tables = _toml(file).get("environments")
-    except OSError as error:
-        raise SettingsError(f"ENVIRONMENTS_FILE cannot be read ({type(error).__name__})") from None
-    except ValueError:
-        raise SettingsError("ENVIRONMENTS_FILE is not TOML") from None
-    if not isinstance(tables, dict) or not tables or not all(isinstance(table, dict) for table in tables.values()):
-        raise SettingsError("ENVIRONMENTS_FILE has no table [environments.<environment id>]")
-    return tables
 
 
 def tensorlake_address(environ: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 The SDK is imported when the first call is made and never earlier: importing it starts threads that no fork survives
 (docs/wire/runtimes.md#0-findings). Its address and key are passed explicitly, since it binds its environment at import.
 
-What each await can meet is sorted by `_outcome`, the one place that knows the SDK's exceptions
+What each await can meet is sorted in sandbox_answers.py, the one place that knows the SDK's exceptions
 (docs/wire/tensorlake.md#33-exceptions): 404 is Absent, another 4xx but 408 and 429 is Refused, and everything else is
 Doubtful: dropped connections, time-outs, 5xx, answers that cannot be read. Every call is bounded here, because the SDK
 waits 30 s on a refused connection whatever its time-out (docs/wire/tensorlake.md#32-retry-matrix).
@@ -12,20 +12,29 @@ waits 30 s on a refused connection whatever its time-out (docs/wire/tensorlake.m
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import re
 import warnings
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 
-import orjson
-
 from shared.adapters.call_budget import CallBudget, Priority
+from shared.adapters.sandbox_answers import (
+    effect_of,
+    first_lines,
+    known_rows,
+    named_states,
+    or_no_capacity,
+    read_as,
+    readable_rows,
+    sdk_outcome,
+    snapshot_record,
+    state_of,
+    without_refusal,
+)
 from shared.adapters.sandbox_wire import (
     NotReached,
     Route,
@@ -47,7 +56,6 @@ from shared.ports import (
     FindOutcome,
     Listing,
     NameTaken,
-    NoCapacity,
     OutputEnded,
     ProcessSpec,
     ProcessState,
@@ -64,7 +72,6 @@ from shared.secret import Secret
 if TYPE_CHECKING:
     from tensorlake.sandbox import AsyncSandboxClient
 
-_RESTORABLE: Final = ("local_ready", "replicating", "completed")  # docs/wire/tensorlake.md#6-snapshots
 log = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 20.0
@@ -75,7 +82,6 @@ _LARGEST_LIST: Final = 4 * 1024 * 1024
 _NOT_THERE: Final = (404, 502, 503, 504)
 _NEVER: Final = {"policy": "never"}
 _LONGEST_REASON: Final = 200
-_NO_ROOM: Final = re.compile(r"quota|limit|capacity|exceed|too many|no room", re.IGNORECASE)
 _OVER: Final = (SandboxStatus.TERMINATED.value, SandboxStatus.FAILED.value)
 
 _T = TypeVar("_T")
@@ -115,7 +121,7 @@ class TensorlakeSandboxes:
             handle.close()
             return SandboxRecord(handle.sandbox_id, spec.name, SandboxStatus.RUNNING, egress=spec.egress)
 
-        outcome = _room(await self._bounded(call, self._bind_seconds, priority=Priority.CLAIM, describe=True))
+        outcome = or_no_capacity(await self._bounded(call, self._bind_seconds, priority=Priority.CLAIM, describe=True))
         match outcome:
             case SandboxRecord():
                 return Created(outcome)
@@ -139,7 +145,7 @@ class TensorlakeSandboxes:
             client = await self._lifecycle()
             await client.resume(sandbox_id, timeout=self._bind_seconds, poll_interval=0.5)
 
-        return _room(await self._bounded(call, self._bind_seconds, priority=Priority.CLAIM, describe=True))
+        return or_no_capacity(await self._bounded(call, self._bind_seconds, priority=Priority.CLAIM, describe=True))
 
     async def suspend(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         async def call() -> None:
@@ -163,16 +169,16 @@ class TensorlakeSandboxes:
         return await self._bounded(call, CALL_SECONDS, describe=True)
 
     async def touch(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
-        return _effect(await self._call(sandbox_id, "GET", "/api/v1/health"))
+        return effect_of(await self._call(sandbox_id, "GET", "/api/v1/health"))
 
     async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
         async def call() -> Listing[SandboxRecord]:
             from tensorlake.sandbox.models import SandboxInfo
 
             client = await self._lifecycle()
-            return await _readable(client, "list", "sandboxes", SandboxInfo.model_validate, self._record)
+            return await readable_rows(client, "list", "sandboxes", SandboxInfo.model_validate, self._record)
 
-        return _known(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
+        return known_rows(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
 
     async def list_snapshots(self, sandbox_id: str | None = None) -> Listing[SnapshotRecord] | Doubtful:
         async def call() -> Listing[SnapshotRecord]:
@@ -181,30 +187,32 @@ class TensorlakeSandboxes:
             client = await self._lifecycle()
             if sandbox_id is not None:
                 listed = await client.list_sandbox_snapshots(sandbox_id)
-                return Listing([_snapshot_record(info) for info in listed], complete=True)
-            return await _readable(client, "list_snapshots", "snapshots", SnapshotInfo.from_response, _snapshot_record)
+                return Listing([snapshot_record(info) for info in listed], complete=True)
+            return await readable_rows(
+                client, "list_snapshots", "snapshots", SnapshotInfo.from_response, snapshot_record
+            )
 
         if sandbox_id is not None:
-            return _known(await self._bounded(call, CALL_SECONDS, priority=Priority.CLAIM))
-        return _known(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
+            return known_rows(await self._bounded(call, CALL_SECONDS, priority=Priority.CLAIM))
+        return known_rows(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
 
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
         asked = _asked(process.command, process.args, process.env, process.working_dir, process.user)
         asked |= {"name": process.name, "restart": _NEVER}
-        said = _effect(await self._call(sandbox_id, "POST", "/api/v1/processes", body=asked, secrets=process.secrets))
+        said = effect_of(await self._call(sandbox_id, "POST", "/api/v1/processes", body=asked, secrets=process.secrets))
         # Names are unique: a second start of one name finds the first.
         return None if isinstance(said, Refused) and said.status == 409 else said
 
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
         outcome = await self._call(sandbox_id, "GET", "/api/v1/processes", limit=_LARGEST_LIST)
-        return _read(outcome, lambda answer: [row for each in answer["processes"] for row in _named_state(each)])
+        return read_as(outcome, lambda answer: [row for each in answer["processes"] for row in named_states(each)])
 
     async def process_output(
         self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
     ) -> Sequence[str] | Absent | Doubtful:
         path = f"{_process(name)}/stdout"
         outcome = await self._call(sandbox_id, "GET", path, limit=limit, cut=True)
-        return _first_lines(outcome) if isinstance(outcome, bytes) else _without_refusal(outcome)
+        return first_lines(outcome) if isinstance(outcome, bytes) else without_refusal(outcome)
 
     async def follow_output(
         self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
@@ -213,7 +221,7 @@ class TensorlakeSandboxes:
         try:
             route = await self._route(sandbox_id)
             if not isinstance(route, Route):
-                yield _without_refusal(route)
+                yield without_refusal(route)
                 return
             path = f"{_process(name)}/stdout/follow"
             stream = self._wire.events(route, "GET", path, silence=silence, limit=limit)
@@ -225,19 +233,19 @@ class TensorlakeSandboxes:
                             raise TooLarge(limit)
                         yield line
         except Exception as error:  # the edge: whatever the wire raises is the stream's last word
-            yield _without_refusal(outcome_of(error))
+            yield without_refusal(outcome_of(error))
         else:
             yield OutputEnded()
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
         outcome = await self._call(sandbox_id, "GET", _process(name), limit=_LARGEST_STATE)
-        return _read(outcome, lambda answer: _process_state(name, answer))
+        return read_as(outcome, lambda answer: state_of(name, answer))
 
     async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
-        return _effect(await self._call(sandbox_id, "DELETE", _process(name)))
+        return effect_of(await self._call(sandbox_id, "DELETE", _process(name)))
 
     async def signal(self, sandbox_id: str, name: str, number: int) -> Absent | Refused | Doubtful | None:
-        return _effect(await self._call(sandbox_id, "POST", f"{_process(name)}/signal", body={"signal": number}))
+        return effect_of(await self._call(sandbox_id, "POST", f"{_process(name)}/signal", body={"signal": number}))
 
     async def run(
         self,
@@ -258,10 +266,10 @@ class TensorlakeSandboxes:
         )
 
     async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None:
-        return _effect(await self._call(sandbox_id, "PUT", "/api/v1/files", query={"path": path}, body=data))
+        return effect_of(await self._call(sandbox_id, "PUT", "/api/v1/files", query={"path": path}, body=data))
 
     async def delete_file(self, sandbox_id: str, path: str) -> Absent | Refused | Doubtful | None:
-        return _effect(await self._call(sandbox_id, "DELETE", "/api/v1/files", query={"path": path}))
+        return effect_of(await self._call(sandbox_id, "DELETE", "/api/v1/files", query={"path": path}))
 
     async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
         async def call(route: Route) -> bytes | Refused:
@@ -471,7 +479,7 @@ class TensorlakeSandboxes:
                 await self._budget.admit(priority)
                 return await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
-            return _outcome(error, describe=describe)
+            return sdk_outcome(error, describe=describe)
 
 
 def _client_class() -> Any:
@@ -490,135 +498,3 @@ def _asked(
 
 def _process(name: str) -> str:
     return f"/api/v1/processes/{quote(name, safe='')}"
-
-
-def _process_state(name: str, info: Any) -> ProcessState:
-    code = info["exit_code"] if isinstance(info.get("exit_code"), int) else None
-    pid = info["pid"] if isinstance(info.get("pid"), int) else None
-    return ProcessState(name=name, running=info["status"] == "running", exit_code=code, pid=pid)
-
-
-def _named_state(info: Any) -> Iterator[ProcessState]:
-    """None for a process without a name: nobody asks for it."""
-    managed = info.get("managed")
-    if isinstance(managed, dict) and isinstance(managed.get("name"), str) and managed["name"]:
-        yield _process_state(managed["name"], info)
-
-
-def _effect(outcome: bytes | Absent | Refused | Doubtful) -> Absent | Refused | Doubtful | None:
-    return None if isinstance(outcome, bytes) else outcome
-
-
-def _read(outcome: bytes | Absent | Refused | Doubtful, read: Callable[[Any], _T]) -> _T | Absent | Doubtful:
-    if not isinstance(outcome, bytes):
-        return _without_refusal(outcome)
-    try:
-        return read(orjson.loads(outcome))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return Doubtful(f"the sandbox's answer cannot be read ({type(error).__name__})")
-
-
-_LINES: Final = re.compile(r'"lines"\s*:\s*\[\s*')
-_BETWEEN: Final = re.compile(r"\s*,\s*")
-
-
-def _first_lines(answer: bytes) -> list[str] | Doubtful:
-    """The lines of an answer that may have been cut anywhere."""
-    text = answer.decode(errors="replace")
-    found = _LINES.search(text)
-    if found is None:
-        return Doubtful("the sandbox's answer cannot be read (no lines)")
-    lines, place = [], found.end()
-    while text.startswith('"', place):
-        try:
-            line, place = json.JSONDecoder().raw_decode(text, place)
-        except ValueError:
-            break  # cut here
-        lines.append(line)
-        comma = _BETWEEN.match(text, place)
-        if comma is None:
-            break
-        place = comma.end()
-    return lines
-
-
-async def _readable(
-    client: AsyncSandboxClient, method: str, key: str, read: Callable[[Any], Any], record: Callable[[Any], _T]
-) -> Listing[_T]:
-    """The rows that can be read. The SDK gives nothing at all where it cannot read one of them
-    (docs/wire/tensorlake.md#33-exceptions): a status that is new would end all clean-up. Then they are taken one by one
-    from the answer that the SDK itself reads."""
-    from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxConnectionError
-
-    try:
-        return Listing([record(info) for info in await getattr(client, method)()], complete=True)
-    except (RemoteAPIError, SandboxConnectionError):
-        raise
-    except Exception as error:  # no class of its own: the SDK wraps whatever its reading of a row raised
-        log.warning("tensorlake.list_unreadable list=%s error=%s", key, type(error).__name__)
-    wire = {"list": "list_sandboxes_json_async", "list_snapshots": "list_snapshots_json_async"}[method]
-    _, answer = await getattr(client._rust_client, wire)()
-    rows, unreadable = [], 0
-    for row in orjson.loads(answer)[key]:
-        try:
-            rows.append(record(read(row)))
-        except (ValueError, TypeError, KeyError, AttributeError):  # pydantic's error is a ValueError
-            unreadable += 1
-    return Listing(rows, complete=False, unreadable=unreadable)
-
-
-def _snapshot_record(info: Any) -> SnapshotRecord:
-    filesystem = info.snapshot_type.value == "filesystem" if info.snapshot_type is not None else None
-    ready = info.status.value in _RESTORABLE
-    return SnapshotRecord(info.snapshot_id, info.sandbox_id, filesystem, info.created_at, ready)
-
-
-def _known(outcome: _T | Absent | Refused | Doubtful) -> _T | Doubtful:
-    """For a listing: neither a 404 nor a refusal says anything about its rows."""
-    match outcome:
-        case Absent():
-            return Doubtful("HTTP 404")
-        case Refused(status=status):
-            return Doubtful(f"HTTP {status}")
-        case _:
-            return outcome
-
-
-def _without_refusal(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | Doubtful:
-    return Doubtful(f"HTTP {outcome.status}") if isinstance(outcome, Refused) else outcome
-
-
-def _room(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | Refused | Doubtful:
-    """NoCapacity for what says so. How a quota is told is documented nowhere: 402, 403 and 429 are all plausible
-    (docs/wire/tensorlake.md#11-quotas-and-prices)."""
-    match outcome:
-        case Refused(status=402, reason=reason):
-            return NoCapacity(402, reason)
-        case Refused(status=403, reason=reason) if _NO_ROOM.search(reason):
-            return NoCapacity(403, reason)
-        case Doubtful(reason=reason) if reason.startswith("HTTP 429"):
-            return NoCapacity(429, reason)
-        case Doubtful(reason=reason) if reason.startswith("HTTP 503") and _NO_ROOM.search(reason):
-            return NoCapacity(503, reason)
-        case _:
-            return outcome
-
-
-def _outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubtful:
-    from tensorlake.sandbox import RemoteAPIError, SandboxError, SandboxNotFoundError, SandboxNotRoutableError
-
-    if isinstance(error, SandboxNotFoundError):
-        return Absent()
-    if isinstance(error, SandboxNotRoutableError) and error.status is not None and error.status.value in _OVER:
-        return Absent()
-    if isinstance(error, RemoteAPIError):
-        status = error.status_code
-        reason = f"HTTP {status}" + (f": {error.message[:_LONGEST_REASON]}" if describe else "")
-        if status == 404:
-            return Absent()
-        if 400 <= status < 500 and status not in (408, 429):
-            return Refused(status, reason)
-        return Doubtful(reason)
-    if isinstance(error, SandboxError) and describe:
-        return Doubtful(f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}")
-    return Doubtful(type(error).__name__)

@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from shared.output_settings import OutputSettings
 from shared.outputs.stores import Store, StoreFailed, open_store
 from shared.ports import SandboxHost
 from shared.sandbox_files import FileEntry, FilesError, SandboxFiles, pieces
-from shared.settings import OutputSettings
 from shared.texts import printable
 
 MANIFEST: Final = "manifest.json"

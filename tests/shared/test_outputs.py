@@ -12,10 +12,11 @@ import pytest
 from moto import mock_aws
 
 from shared.errors import SettingsError
+from shared.output_settings import OutputSettings
 from shared.outputs.collector import Collector, NotCollected
 from shared.outputs.stores import FolderStore, StoreFailed, open_store
 from shared.secret import Secret
-from shared.settings import OutputSettings, Settings
+from shared.settings import Settings
 from tests.shared.test_sandbox_files import ThisMachine, awaited
 from tests.shared.test_settings import PLAIN
 from tests.support.web import web
