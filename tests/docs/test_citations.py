@@ -7,7 +7,7 @@ import io
 import re
 import subprocess
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -44,21 +44,23 @@ def _anchors(text: str) -> set[str]:
     return found
 
 
-def prose(path: Path) -> Iterator[str]:
+@cache
+def prose(path: Path) -> Sequence[str]:
     """Comments and docstrings of a module, the whole of any other file."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
-        yield text
-        return
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node, clean=False) or ""
+        return (text,)
+    docstrings = [
+        ast.get_docstring(node, clean=False) or ""
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     comments = [
         (token.start, token.string.lstrip("#: "))
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
         if token.type == tokenize.COMMENT
     ]
-    yield "\n".join(text for _, text in comments)
+    return (*docstrings, "\n".join(text for _, text in comments))
 
 
 PROSE = tracked(

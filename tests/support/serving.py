@@ -72,9 +72,9 @@ def serving(
         started = [part.format(port=port) for part in command]
         options: dict[str, Any] = {"cwd": inside, "env": environ, "stdout": output, "stderr": output}
         process: subprocess.Popen[bytes] = (
-            Preloaded(started, start_new_session=True, **options)
-            if inside == ROOT
-            else subprocess.Popen([sys.executable, *started], start_new_session=True, **options)
+            subprocess.Popen([sys.executable, *started], start_new_session=True, **options)
+            if "--debug" in started  # it starts an interpreter anyway
+            else Preloaded(started, start_new_session=True, **options)
         )
         if pids is not None:
             pids.append(process.pid)

@@ -14,7 +14,6 @@ import boto3
 import botocore.client
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
 
 from functions.aws_lambda import environ_of
 from functions.invocations import Invocation, NotEnqueued, enqueue
@@ -24,7 +23,6 @@ from infra.aws.stack import Aws, NotDeployed
 from infra.cli.deploy import aws as command
 from shared.errors import SettingsError
 from shared.settings import Settings
-from tests.infra.aws import moto_types
 from tests.support.capabilities import accepted
 
 REGION = "eu-west-1"
@@ -40,12 +38,16 @@ ENVIRON: Mapping[str, str] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def types() -> None:
+    from tests.infra.aws import moto_types  # moto is long to import, and every process of the tests collects this file
+
     moto_types.install()
 
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """AWS in memory, with credentials that open nothing elsewhere."""
+    from moto import mock_aws
+
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from cfnlint import api, decode
-from cfnlint.config import ManualArgs
 
 from functions import aws_lambda
 from functions.invocations import Invocation
@@ -23,6 +21,8 @@ TEXT = TEMPLATE.read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def template() -> Mapping[str, Any]:
     """The template with its short forms written out."""
+    from cfnlint import decode  # long to import, and every process of the tests collects this file
+
     document, problems = decode.decode_str(TEXT)
     assert not problems
     return json.loads(json.dumps(document))  # type: ignore[no-any-return]
@@ -46,13 +46,20 @@ def statements(resources: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield name, statement
 
 
+def lint(text: str, *regions: str) -> Sequence[object]:
+    from cfnlint import api
+    from cfnlint.config import ManualArgs
+
+    return api.lint(text, config=ManualArgs(regions=list(regions)))  # type: ignore[no-any-return]
+
+
 def test_cfn_lint_finds_nothing() -> None:
-    assert api.lint(TEXT, config=ManualArgs(regions=["us-east-1", "eu-west-1"])) == []
+    assert lint(TEXT, "us-east-1", "eu-west-1") == []
 
 
 def test_a_mistake_would_be_found() -> None:
     wrong = TEXT.replace("MemorySize: 512", "MemorySize: 64")
-    assert api.lint(wrong, config=ManualArgs(regions=["us-east-1"])) != []
+    assert lint(wrong, "us-east-1") != []
 
 
 def test_each_url_has_both_permissions_that_aws_asks_for(resources: Mapping[str, Any]) -> None:
