@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race demo-two test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race demo-two test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof drift upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -203,6 +203,9 @@ certify: setup ## try what this project assumes of both services: YES=1, CERTIFY
 
 certify-proof: setup-dev ## break each assumption of the offline platform in turn: certify names that one alone
 	@$(PY) -m pytest tests/infra/cli/certify/proof.py
+
+drift: setup-dev ## the tests with the newest and the oldest releases that fit, on each Python here (DRIFT="--python 3.13")
+	@$(PY) -m tests.drift $(DRIFT)
 
 upgrade-check: setup-dev ## release 0.1.0 and this version side by side, up and down, with old and new images
 	@$(PY) -m tests.upgrade
