@@ -18,8 +18,12 @@ from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, USER_VARIABLE
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file knows
 _REGULAR_FILE: Final = 0o100644 << 16
 
-# Python puts the archive itself on the module path, so the modules keep the names they have here.
+# Python puts the archive itself on the module path, so the modules keep the names they have here. An image has them
+# beside it as well, with their byte code, which an archive for any Python cannot have; else the archive's are used.
 _MAIN: Final = (
+    "import sys\n\n"
+    'place, _, name = sys.argv[0].rpartition("/worker-")\n'
+    'sys.path.insert(0, place + "/modules-" + name.removesuffix(".pyz"))\n\n'
     "from image.session.worker.__main__ import main\n\n"
     f"main({CLAIM_VARIABLE!r}, {STATE_VARIABLE!r}, {USER_VARIABLE!r})\n"
 ).encode()
@@ -35,11 +39,7 @@ _PACKAGES: Final = (
 def build_archive() -> bytes:
     """The worker program, for `python -I worker-XXXX.pyz`. Not compressed, since compressors differ and the whole is
     small."""
-    root = Path(__file__).resolve().parents[2]
-    files = {name: (root / name).read_bytes() for name in _PACKAGES}
-    for module in (root / "image/session/worker").glob("*.py"):
-        files[module.relative_to(root).as_posix()] = module.read_bytes()
-    files["__main__.py"] = _MAIN
+    files = {**_modules(), "__main__.py": _MAIN}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
@@ -48,6 +48,26 @@ def build_archive() -> bytes:
             entry.create_system = 3  # Unix, whatever built it
             archive.writestr(entry, files[name])
     return buffer.getvalue()
+
+
+def unpack_modules(directory: Path) -> None:
+    """The archive's modules into a new folder, with the byte code of this Python."""
+    import compileall  # a cold start of the functions has no use for them
+    from py_compile import PycInvalidationMode
+
+    for name, text in _modules().items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    compileall.compile_dir(directory, quiet=2, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
+
+
+def _modules() -> dict[str, bytes]:
+    root = Path(__file__).resolve().parents[2]
+    files = {name: (root / name).read_bytes() for name in _PACKAGES}
+    for module in (root / "image/session/worker").glob("*.py"):
+        files[module.relative_to(root).as_posix()] = module.read_bytes()
+    return files
 
 
 def digest(data: bytes) -> str:

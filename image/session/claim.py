@@ -41,6 +41,11 @@ def worker_path(digest: str) -> str:
     return f"{WORKER_DIRECTORY}/worker-{digest[:16]}.pyz"
 
 
+def modules_path(digest: str) -> str:
+    """Where an image has the modules of the worker archive with this digest, compiled (image/session/archive.py)."""
+    return f"{WORKER_DIRECTORY}/modules-{digest[:16]}"
+
+
 class ClaimError(ValueError):
     """A claim that cannot be used. The text names the field and never quotes a value."""
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from image.session.archive import build_archive
+from image.session.archive import build_archive, unpack_modules
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Notice, Word
 from shared.ports import WorkItem
 from shared.service import Service
@@ -67,13 +67,16 @@ async def _boots(place: Place, count: int, limit: float) -> Boots:
         await service.aclose()
 
 
-def boot_cpu(place: Place, runs: int) -> Sequence[float]:
-    """CPU seconds of one worker from its start to its lease, each outside any sandbox and by itself."""
+def boot_cpu(place: Place, runs: int, *, compiled: bool = True) -> Sequence[float]:
+    """CPU seconds of one worker from its start to its lease, each outside any sandbox and by itself. compiled: with the
+    modules' byte code beside the archive, as an image has it."""
     sessions(place, runs)
     items = asyncio.run(_acked_alone(place, runs))
     with tempfile.TemporaryDirectory() as directory:
-        archive = Path(directory, "worker.pyz")
+        archive = Path(directory, "worker-measured.pyz")
         archive.write_bytes(build_archive())
+        if compiled:
+            unpack_modules(Path(directory, "modules-measured"))
         return [_cpu_to_lease(place, item, archive, Path(directory, item.id)) for item in items]
 
 

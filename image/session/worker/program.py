@@ -26,7 +26,6 @@ from image.session.worker.output import NoticeWriter, Outputs, Redactor, configu
 from image.session.worker.setup_mark import Mark
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.state_directory import StateDirectory
-from image.session.worker.tool_processes import OperatorTools
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = (), private: so
             os.chdir(_workdir(claim))
             ended = prepare(claim, state, lock, notices, redactor, stop)
         else:
-            ended = _work(claim, state, lock, notices, redactor, stop, OperatorTools(archive, private))
+            ended = _work(claim, state, lock, notices, redactor, stop, archive, private)
     except Ended as end:
         ended = end
     except BaseException as error:  # the process's edge: whatever it was becomes an exit status and one line
@@ -78,7 +77,8 @@ def _work(
     notices: NoticeWriter,
     redactor: Redactor,
     stop: Shutdown,
-    tools: OperatorTools,
+    archive: str,
+    private: socket.socket | None,
 ) -> Ended:
     redactor.add(token_of(claim.secret))
     for secret in (claim.tool_secrets or {}).values():
@@ -101,7 +101,7 @@ def _work(
     try:
         notes = CallNotes(state, claim.session_key)
         os.chdir(_workdir(claim))
-        return _hold(claim, registry, notes, stop, notices, state, redactor, tools)
+        return _hold(claim, registry, notes, stop, notices, state, redactor, archive, private)
     finally:
         claim_socket.close()
 
@@ -114,7 +114,8 @@ def _hold(
     notices: NoticeWriter,
     state: StateDirectory,
     redactor: Redactor,
-    tools: OperatorTools,
+    archive: str,
+    private: socket.socket | None,
 ) -> Ended:
     """With the lock held. What it imports is too slow to be imported before the lock is."""
     from image.session.worker.http_client import WorkItemClient
@@ -134,6 +135,7 @@ def _hold(
     gc.disable()  # what the SDK is made of stays: to collect among it is a sixth of its import
     from image.session.worker.sdk_worker import serve
     from image.session.worker.session_setup import setup_of
+    from image.session.worker.tool_processes import OperatorTools
 
     gc.freeze()
     gc.enable()
@@ -141,7 +143,7 @@ def _hold(
     lease_keeper.hand_over()
     calls.close()
     stop.check()
-    return serve(claim, secret, lease, notes, stop, setup, tools)
+    return serve(claim, secret, lease, notes, stop, setup, OperatorTools(archive, private))
 
 
 class _Announcer:

@@ -126,7 +126,7 @@ class SessionSetup:
         began = time.monotonic()
         reason, tail = await self._bounded(wishes, Mark(digest, RUNNING, made), fits=fits)
         if reason:
-            self._mark = replace(self._mark, digest=digest, state=GIVEN_UP if self._policy.go_on else FAILED)
+            self._mark = self._mark._replace(digest=digest, state=GIVEN_UP if self._policy.go_on else FAILED)
             self._fail(reason, tail)
         else:
             self._tell(f"done in {time.monotonic() - began:.1f} s")
@@ -137,7 +137,7 @@ class SessionSetup:
             async with asyncio.timeout(self._policy.seconds):
                 self._note(mark)
                 await self._work(wishes, fits=fits)
-                self._note(replace(self._mark, state=self._end_state))
+                self._note(self._mark._replace(state=self._end_state))
         except TimeoutError:
             return f"it took longer than {self._policy.seconds:g} s (SETUP_SECONDS)", self._commands.tail
         except (SourceFailed, CommandFailed) as error:
@@ -248,7 +248,7 @@ class SessionSetup:
             aside = there.with_name(f"{there.name}.left-{time.time_ns()}")
             there.rename(aside)
             self._tell(f"set aside what lay at {target}: {aside.name}")
-        self._note(replace(self._mark, made=(*self._mark.made, target)))
+        self._note(self._mark._replace(made=(*self._mark.made, target)))
         place(made, there, self._workdir)
 
     async def _script(self, text: str, what: str, cwd: Path, env: Mapping[str, str]) -> None:
@@ -265,7 +265,7 @@ class SessionSetup:
         self.reason, self.tail = reason, tail
         self._tell(f"failed: {printable(reason, _LONGEST_REASON)}")
         with contextlib.suppress(OSError, Ended):
-            self._note(replace(self._mark, reason=printable(reason, _LONGEST_REASON)))
+            self._note(self._mark._replace(reason=printable(reason, _LONGEST_REASON)))
         said = f"\n\nThe end of what it said:\n{tail}" if tail else ""
         if self._policy.go_on:
             with contextlib.suppress(OSError):

@@ -6,8 +6,7 @@ The agent's user owns the file and may have written anything: that harms its own
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from image.session.claim import LAST_SETUP
 from image.session.worker.state_directory import StateDirectory
@@ -23,8 +22,7 @@ _LONGEST: Final = 65_536  # bytes
 _LONGEST_REASON: Final = 1000  # characters
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """`digest`: of what was asked for. `made`: what it has put into the workdir so far, by relative path. `reason`: of
     the last failure, in words for the operator."""
 
@@ -45,7 +43,7 @@ class Mark:
 
     def write(self, state: StateDirectory) -> None:
         """Raises OSError, Ended."""
-        state.replace(MARK_NAME, json.dumps(asdict(self)).encode())
+        state.replace(MARK_NAME, json.dumps(self._asdict()).encode())
 
     @property
     def remark(self) -> str:

@@ -189,6 +189,10 @@ def test_the_image_builds_on_the_offline_platform_and_a_sandbox_of_it_has_the_se
     with sandbox(service, "agent-cli") as shell:
         script = "cat hello.txt; id -un; test -O . && test -w /var/lib/hands && cat /opt/hands/worker-* | wc -c"
         assert shell(script).split() == ["from", "the", "seedagent", str(len(build_archive()))]
+        # The worker comes from the compiled modules beside its archive: nothing is compiled at its start.
+        started = shell("python3 -I -v /opt/hands/worker-*.pyz < /dev/null 2>&1 | grep 'code object from'")
+        ours = [line for line in started.splitlines() if "/image/session/" in line]
+        assert ours and all("/opt/hands/modules-" in line and ".pyc" in line for line in ours)
 
 
 def test_the_build_says_which_steps_were_not_executed(service: RunningService) -> None:

@@ -90,7 +90,7 @@ def test_a_file_without_a_hash_is_asked_for_again_and_counts_only_where_it_diffe
     )
     box.run({}, moving, prepares=True)
     assert box.run({}, moving).failure == "" and runs(box) == 1
-    replace(Mark.read(box.state), state=PREPARED).write(box.state)
+    Mark.read(box.state)._replace(state=PREPARED).write(box.state)
     server.files["/moving"] = b"two"
     assert box.run({}, moving).failure == "" and runs(box) == 2
     assert (box.workdir / "moving").read_bytes() == b"two"
@@ -117,7 +117,7 @@ def test_a_changed_recipe_and_an_interrupted_start_are_done_in_full(box: Box, se
     box.run({}, policy(server), prepares=True)
     assert box.run({}, policy(server, scripts=("touch ../newer",))).failure == ""
     assert box.said[0] == "begins" and (box.workdir / "newer").exists()
-    replace(Mark.read(box.state), state=RUNNING).write(box.state)
+    Mark.read(box.state)._replace(state=RUNNING).write(box.state)
     assert box.run({}, policy(server)).failure == "" and box.said[0] == "begins anew"
 
 
