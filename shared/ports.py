@@ -225,6 +225,21 @@ class SandboxRecord:
     created_at: datetime | None = None
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     timeout_seconds: int | None = None
+    pool_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """What the sandboxes of a pool are (docs/wire/tensorlake.md#512-pools)."""
+
+    id: str
+    image: str
+    cpus: float
+    memory_mb: int
+    disk_mb: int
+    timeout_seconds: int
+    egress: EgressPolicy = field(default_factory=EgressPolicy)
+    entrypoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +334,13 @@ class SandboxHost(Protocol):
     async def create(self, spec: SandboxSpec) -> CreateOutcome: ...
 
     async def find(self, name_or_id: str) -> FindOutcome: ...
+
+    async def pool(self, pool_id: str) -> PoolRecord | Absent | Doubtful: ...
+
+    async def claim_from_pool(self, pool_id: str, seconds: float) -> SandboxRecord | Absent | Refused | Doubtful:
+        """A running sandbox of this pool, without a name. Absent: there is no such pool. A claim that is not served
+        within `seconds` is given up; what it gets later has no name (shared/reconcile/plan.py ends it)."""
+        ...
 
     async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None: ...
 

@@ -107,14 +107,15 @@ class Act(StrEnum):
     SUSPEND = "suspend"  # the worker is gone and the session idle
     MARK = "mark"  # first step of an end: rename it
     END_MARKED = "end_marked"  # second step, on a later tick
+    END_NAMELESS = "end_nameless"  # claimed from a pool by a process that died before it gave it a name
     END_RACE = "end_race"  # what a race left behind
     END_PREPARED = "end_prepared"  # a prepared start that no session is started from any more
     DELETE_SNAPSHOT = "delete_snapshot"
 
 
-ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE, Act.END_PREPARED})
+ENDS = frozenset({Act.END_FAILED, Act.END_MARKED, Act.END_RACE, Act.END_PREPARED, Act.END_NAMELESS})
 COLLECTING = frozenset({Act.SUSPEND, Act.END_MARKED})  # where outputs are collected first
-CAPPED = ENDS - {Act.END_RACE, Act.END_PREPARED}  # no session's work is in these
+CAPPED = ENDS - {Act.END_RACE, Act.END_PREPARED, Act.END_NAMELESS}  # no session's work is in these
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shared.claims.claimer import Claimer, Drain
     from shared.claims.dispatcher import Dispatcher
     from shared.claims.known_sandboxes import KnownSandboxes
+    from shared.claims.warm_pool import WarmPool
     from shared.outputs.collector import Collector
     from shared.ports import SandboxHost, WorkQueue
     from shared.prepared.starts import PreparedStarts
@@ -60,6 +61,7 @@ class Service:
         self._capacities: dict[str, Capacity] = {}
         self._known: dict[str, KnownSandboxes] = {}
         self._prepared: dict[str, PreparedStarts] = {}
+        self._pools: dict[str, WarmPool] = {}
         self._imports: asyncio.Task[None] | None = None
         self._retired: list[WorkQueue | SandboxHost] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -137,7 +139,15 @@ class Service:
             capacity=room,
             known=known,
             prepared=self.prepared(environment),
+            pool=self._pool(environment),
         )
+
+    def _pool(self, environment: Environment) -> WarmPool | None:
+        from shared.claims.warm_pool import WarmPool
+
+        if not environment.pool:
+            return None
+        return self._pools.setdefault(environment.id, WarmPool(environment.pool, environment.id))
 
     def prepared(self, environment: Environment) -> PreparedStarts:
         from shared.claims.dispatcher import utc_now

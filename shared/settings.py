@@ -73,6 +73,8 @@ class Environment:
     timeout_seconds: int
     egress: EgressPolicy
     hosts_added: tuple[str, ...] = ()  # to the list of hosts that was given, since nothing works without them
+    pool: str = ""
+    """Id of the pool that new sandboxes are claimed from; empty: each is created."""
     setup_given: SetupPolicy | None = None
     """What is said of set-ups, where that is more than who may ask for what."""
     setup_callers: tuple[str, ...] = ()
@@ -462,6 +464,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             timeout_seconds=int(table["timeout_seconds"]),
             hosts_added=missing if hosts and not open_to_all else (),
             egress=egress,
+            pool=_pool(where, table["pool"].strip()),
             setup_given=None if usual else _setup(where, table, egress),
             setup_callers=SessionSetup.SETUP_CALLER_KEYS.default if usual else (),
             setup_stores=_stores(where, table["setup_stores"]),
@@ -501,6 +504,12 @@ def _stores(where: str, prefixes: Sequence[str]) -> tuple[str, ...]:
         if not re.fullmatch(r"(s3|gs)://[^/?#]+/([^?#]*/)?", prefix):
             raise SettingsError(f"{where}: setup_stores must be prefixes that end with /: s3://bucket/folder/")
     return tuple(prefixes)
+
+
+def _pool(where: str, pool: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{0,100}", pool):
+        raise SettingsError(f"{where}: pool must be the id of a pool: letters, digits, - and _")
+    return pool
 
 
 def _plugin(where: str, target: str) -> str:

@@ -295,6 +295,9 @@ class Sandboxes:
     """The sandboxes of sessions"""
 
     SANDBOX_IMAGE_NAME = Text("agent-cli", "The image that they start from.", file_key="image")
+    SANDBOX_POOL = Text(
+        "", "Id of a pool of the service that new ones are claimed from (docs/pool.md). Empty: none.", file_key="pool"
+    )
     SANDBOX_CPUS = Number(2.0, "Processors of each.", file_key="cpus")
     SANDBOX_MEMORY_MB = Whole(4096, "Memory of each.", unit="MB", file_key="memory_mb")
     SANDBOX_DISK_MB = Whole(25_600, "Disk of each.", unit="MB", file_key="disk_mb")

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
+from shared.egress import EgressPolicy
 from shared.ports import (
     Absent,
     Doubtful,
     Listing,
     NoCapacity,
+    PoolRecord,
     ProcessState,
     Refused,
     SandboxStatus,
@@ -113,6 +115,25 @@ async def readable_rows(
     return Listing(rows, complete=False, unreadable=unreadable)
 
 
+def egress_of(policy: Any) -> EgressPolicy:
+    if policy is None:
+        return EgressPolicy()
+    return EgressPolicy(policy.allow_internet_access, tuple(policy.allow_out), tuple(policy.deny_out))
+
+
+def pool_record(info: Any) -> PoolRecord:
+    return PoolRecord(
+        id=info.pool_id,
+        image=info.image,
+        cpus=info.resources.cpus,
+        memory_mb=info.resources.memory_mb,
+        disk_mb=info.resources.disk_mb,
+        timeout_seconds=info.timeout_secs,
+        egress=egress_of(info.network_policy),
+        entrypoint=bool(info.entrypoint),
+    )
+
+
 def snapshot_record(info: Any) -> SnapshotRecord:
     filesystem = info.snapshot_type.value == "filesystem" if info.snapshot_type is not None else None
     ready = info.status.value in _RESTORABLE
@@ -152,8 +173,9 @@ def or_no_capacity(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | R
 
 def sdk_outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubtful:
     from tensorlake.sandbox import RemoteAPIError, SandboxError, SandboxNotFoundError, SandboxNotRoutableError
+    from tensorlake.sandbox.exceptions import PoolNotFoundError
 
-    if isinstance(error, SandboxNotFoundError):
+    if isinstance(error, SandboxNotFoundError | PoolNotFoundError):
         return Absent()
     if isinstance(error, SandboxNotRoutableError) and error.status is not None and error.status.value in _OVER:
         return Absent()

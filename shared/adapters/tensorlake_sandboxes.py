@@ -24,10 +24,12 @@ from urllib.parse import quote
 from shared.adapters.call_budget import CallBudget, Priority
 from shared.adapters.sandbox_answers import (
     effect_of,
+    egress_of,
     first_lines,
     known_rows,
     named_states,
     or_no_capacity,
+    pool_record,
     read_as,
     readable_rows,
     sdk_outcome,
@@ -45,7 +47,6 @@ from shared.adapters.sandbox_wire import (
 )
 from shared.adapters.sdk_client import RetiredClients
 from shared.byte_budget import ByteBudget
-from shared.egress import EgressPolicy
 from shared.ports import (
     LARGEST_OUTPUT,
     Absent,
@@ -57,6 +58,7 @@ from shared.ports import (
     Listing,
     NameTaken,
     OutputEnded,
+    PoolRecord,
     ProcessSpec,
     ProcessState,
     Refused,
@@ -139,6 +141,27 @@ class TensorlakeSandboxes:
 
         outcome = await self._bounded(call, CALL_SECONDS, priority=Priority.CLAIM)
         return Doubtful(f"HTTP {outcome.status}") if isinstance(outcome, Refused) else outcome
+
+    async def pool(self, pool_id: str) -> PoolRecord | Absent | Doubtful:
+        async def call() -> PoolRecord:
+            client = await self._lifecycle()
+            return pool_record((await client.get_pool(pool_id)).value)
+
+        return without_refusal(await self._bounded(call, CALL_SECONDS, priority=Priority.CLAIM))
+
+    async def claim_from_pool(self, pool_id: str, seconds: float) -> SandboxRecord | Absent | Refused | Doubtful:
+        async def call() -> SandboxRecord:
+            client = await self._lifecycle()
+            async with asyncio.timeout(seconds + 1.0):
+                handle = await client.create_and_connect(
+                    pool_id=pool_id, request_timeout=seconds, poll_interval=0.5, cancel_on_timeout=True
+                )
+            if handle._cached_info is not None:
+                self._record(handle._cached_info)
+            handle.close()
+            return SandboxRecord(handle.sandbox_id, None, SandboxStatus.RUNNING, pool_id=pool_id)
+
+        return or_no_capacity(await self._bounded(call, seconds, priority=Priority.CLAIM, describe=True))
 
     async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         async def call() -> None:
@@ -442,13 +465,10 @@ class TensorlakeSandboxes:
             status = SandboxStatus(info.status.value)
         except ValueError:
             status = SandboxStatus.UNKNOWN
-        policy = info.network_policy
-        egress = (
-            EgressPolicy(policy.allow_internet_access, tuple(policy.allow_out), tuple(policy.deny_out))
-            if policy is not None
-            else EgressPolicy()
+        egress = egress_of(info.network_policy)
+        return SandboxRecord(
+            info.sandbox_id, info.name, status, info.created_at, egress, info.timeout_secs, info.pool_id
         )
-        return SandboxRecord(info.sandbox_id, info.name, status, info.created_at, egress, info.timeout_secs)
 
     def _forget(self, sandbox_id: str) -> None:
         self._routes.pop(sandbox_id, None)

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from shared import names
 from shared.backoff import pauses
 from shared.claims.capacity import Capacity
+from shared.claims.warm_pool import WarmPool
 from shared.deadline import Clock, Deadline
 from shared.ports import (
     Absent,
@@ -81,6 +82,8 @@ class Binding:
     spec: `spec.name` is a session's name with this `prefix`.
     free_slot: called before the item waits for room, so that it keeps no slot from an item that needs none.
     since: when the item was made; a sandbox that is older had been the session's before.
+    pool: where new sandboxes are claimed, where there is one. A prepared start comes first: it has the session's set-up
+        done, and a pool's sandboxes have not.
     prepared: what a new sandbox is restored from, where there is something. What cannot be restored costs the session
         its quick start and nothing else.
     """
@@ -97,6 +100,7 @@ class Binding:
         free_slot: Callable[[], None] = lambda: None,
         since: datetime | None = None,
         prepared: Prepared | None = None,
+        pool: WarmPool | None = None,
     ) -> None:
         self._host = host
         self._spec = spec
@@ -107,6 +111,7 @@ class Binding:
         self._free_slot = free_slot
         self._since = since
         self._prepared = prepared
+        self._pool = pool
         self._restores: str | None = None
         self._remark = ""
         self._dead: dict[str, Deadline] = {}
@@ -128,7 +133,7 @@ class Binding:
         self._refusal_pauses = pauses(deadline.left() * _FIRST_RESUME_PAUSE)
         while not deadline.passed:
             if self._capacity.shortage is None:
-                made = await self._create()
+                made = await self._make()
                 if made is not None:
                     return made
             settled = await self._settle(deadline)
@@ -145,10 +150,63 @@ class Binding:
         shortage = self._capacity.shortage
         return Unbound(self._reason) if shortage is None else Unbound(f"no capacity: {shortage}", no_capacity=True)
 
+    async def _make(self) -> Bound | Unbound | None:
+        """As `_create`, from the pool where there is one. Where it is used the name is looked up first: the sessions
+        that have a sandbox must cost no claim."""
+        if self._pool is None or not self._pool.may_serve or await self._prepared_snapshot() is not None:
+            return await self._create()
+        match await self._host.find(self._spec.name):
+            case SandboxRecord():
+                self._reason = "the name is taken by a sandbox that does not come to run"
+                return None
+            case Absent():
+                claimed = await self._claim(self._pool)
+                return await self._create() if claimed is None else claimed if isinstance(claimed, Bound) else None
+            case Doubtful():
+                return await self._create()
+
+    async def _prepared_snapshot(self) -> str | None:
+        return await self._prepared.snapshot() if self._prepared is not None else None
+
+    async def _claim(self, pool: WarmPool) -> Bound | NameTaken | None:
+        """A sandbox of the pool under the session's name; None where one has to be created.
+
+        Until the rename nobody else knows of the sandbox, and after it everybody finds it by the name. So it is ended
+        here only where somebody else surely has the name; what may still get it, or has been left without one, is the
+        reconciler's (shared/reconcile/plan.py).
+        """
+        claimed = await pool.claim(self._host, self._spec)
+        if not isinstance(claimed, SandboxRecord):
+            self._remark = claimed or self._remark
+            return None
+        match await self._host.rename(claimed.id, self._spec.name):
+            case None:
+                return self._named(pool, claimed)
+            case Absent():
+                self._remark = pool.failed("a sandbox of it was gone before it had its name") or self._remark
+                return None
+            case Refused(status=status, reason=reason) if status != 409:
+                self._remark = pool.failed(f"its sandboxes take no name: {reason}") or self._remark
+                await self._host.terminate(claimed.id)
+                return None
+        match await self._host.find(self._spec.name):
+            case SandboxRecord(id=claimed.id):
+                return self._named(pool, claimed)
+            case SandboxRecord():
+                await self._host.terminate(claimed.id)
+                return NameTaken()
+        return None
+
+    def _named(self, pool: WarmPool, claimed: SandboxRecord) -> Bound:
+        pool.served()
+        self._capacity.has_room()
+        sandbox = replace(claimed, name=self._spec.name)
+        return Bound(sandbox, made=True, replaces=self._replaces, remark=self._remark)
+
     async def _create(self) -> Bound | Unbound | None:
         """None where the name is taken, where there is no room, and where the result is not known."""
         spec = self._spec
-        self._restores = await self._prepared.snapshot() if self._prepared is not None else None
+        self._restores = await self._prepared_snapshot()
         if self._restores is not None:
             spec = replace(spec, snapshot_id=self._restores, image=None)
         match await self._host.create(spec):

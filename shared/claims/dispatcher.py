@@ -32,6 +32,7 @@ from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
 from shared.claims.known_sandboxes import KnownSandboxes
 from shared.claims.setup_access import setup_access
+from shared.claims.warm_pool import WarmPool
 from shared.deadline import Clock, Deadline
 from shared.errors import SecretUnavailable, SettingsError
 from shared.ports import (
@@ -90,6 +91,7 @@ class Dispatcher:
     capacity: Capacity | None = None  # what is known of the service's room beyond one drain
     known: KnownSandboxes | None = None  # where sessions were served last, beyond one drain
     prepared: Prepared | None = None  # what new sandboxes are restored from
+    pool: WarmPool | None = None  # where new sandboxes are claimed
 
     async def drain(self, deadline: Deadline | None = None) -> DrainReport:
         """Claim until the queue is empty, the limit is reached or the time for claims is over; then finish.
@@ -140,7 +142,7 @@ class Dispatcher:
             return _End(ItemEnd.FAILED, SECRETLESS, alarm=True)
         binding = Binding(
             self.host,
-            self._spec(name),
+            spec_of(self.environment, name),
             prefix=self.settings.prefix,
             resume_suspended=self.settings.resume_suspended,
             capacity=self._room(),
@@ -148,6 +150,7 @@ class Dispatcher:
             free_slot=free_slot,
             since=item.created_at,
             prepared=self.prepared,
+            pool=self.pool,
         )
         offered_before = (self.now() - item.created_at).total_seconds() > _NEW
         times, reason = self.settings.times, ""
@@ -278,17 +281,6 @@ class Dispatcher:
             return _End(ItemEnd.FAILED, f"dismissing a {item.kind[:40]} item: {outcome.reason}")
         return _End(ItemEnd.DISMISSED, item.kind[:40])
 
-    def _spec(self, name: str) -> SandboxSpec:
-        return SandboxSpec(
-            name=name,
-            image=self.environment.image,
-            cpus=self.environment.cpus,
-            memory_mb=self.environment.memory_mb,
-            disk_mb=self.environment.disk_mb,
-            timeout_seconds=self.environment.timeout_seconds,
-            egress=self.environment.egress,
-        )
-
     async def _capability(self, item: WorkItem) -> str | None:
         """What the agent may show to fork_best_of_n; None where it may not, or where the token cannot be had now: the
         hand-over does not wait for an extra."""
@@ -381,6 +373,19 @@ class Dispatcher:
             report.reason,
         )
         return report
+
+
+def spec_of(environment: Environment, name: str) -> SandboxSpec:
+    """What a new sandbox of a session is made of."""
+    return SandboxSpec(
+        name=name,
+        image=environment.image,
+        cpus=environment.cpus,
+        memory_mb=environment.memory_mb,
+        disk_mb=environment.disk_mb,
+        timeout_seconds=environment.timeout_seconds,
+        egress=environment.egress,
+    )
 
 
 def _tell(span: tracing.Span, bound: Bound | Unbound) -> None:

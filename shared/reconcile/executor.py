@@ -46,6 +46,7 @@ from shared.reconcile.repairs import (
     EndFailed,
     EndLifetime,
     EndMarked,
+    EndNameless,
     EndPrepared,
     EndRace,
     Failed,
@@ -115,6 +116,8 @@ class RepairExecutor:
                 return await self._mark(repair)
             case EndMarked():
                 return await self._end_marked(repair)
+            case EndNameless():
+                return await self._end_nameless(repair)
             case EndRace():
                 return await self._end_race(repair)
             case EndPrepared():
@@ -436,6 +439,15 @@ class RepairExecutor:
             if asleep:
                 await self.host.suspend(sandbox.id)
             raise
+
+    async def _end_nameless(self, repair: EndNameless) -> Outcome:
+        """Whoever claimed it late may have named it meanwhile; it is a session's then."""
+        found = await self.host.find(repair.sandbox.id)
+        if isinstance(found, Doubtful):
+            return Failed("it could not be looked at again")
+        if isinstance(found, Absent) or found.name or found.pool_id != repair.sandbox.record.pool_id:
+            return Skipped("it is not what it was")
+        return _outcome(await self.host.terminate(repair.sandbox.id))
 
     async def _end_race(self, repair: EndRace) -> Outcome:
         """A race that lives on renames its sandboxes with a later time."""

@@ -29,6 +29,7 @@ from shared.reconcile.repairs import (
     EndFailed,
     EndLifetime,
     EndMarked,
+    EndNameless,
     EndRace,
     LetSleep,
     Mark,
@@ -40,7 +41,7 @@ from shared.reconcile.repairs import (
     Touch,
     Unmark,
 )
-from shared.reconcile.world import LONGEST_LIFE, OurSandbox, World
+from shared.reconcile.world import LONGEST_LIFE, OVER, OurSandbox, World
 from shared.reports import Act
 from shared.settings import Settings
 
@@ -62,6 +63,7 @@ def due(world: World, lookups: Lookups, settings: Settings) -> list[Repair]:
         *_of_items(world, settings),
         *_stopped_by_nobody(world, settings),
         *_of_sandboxes(world, lookups, settings),
+        *_nameless(world, settings),
         *_unanswered(world, lookups, settings),
         *_waiting_for_a_person(world, lookups, settings),
     ]
@@ -244,6 +246,21 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
 def _record_is_old(world: World, settings: Settings, sandbox: OurSandbox) -> bool:
     born = sandbox.record.created_at
     return born is not None and (world.now - born).total_seconds() > settings.races.record_seconds
+
+
+def _nameless(world: World, settings: Settings) -> Iterator[Repair]:
+    """Sandboxes of a configured pool that got no name: no session finds them. An item is given back R after its claim,
+    so nobody is about to name an older one. Warm containers that nobody claimed are no sandboxes
+    (docs/wire/tensorlake.md#512-pools)."""
+    pools = {environment.pool for environment in settings.environments.values() if environment.pool}
+    grace = timedelta(seconds=settings.times.reclaim)
+    for record in world.project.values() if pools else ():
+        if record.pool_id not in pools or record.name or record.status in OVER or record.created_at is None:
+            continue
+        if world.now - record.created_at > grace:
+            yield EndNameless(
+                OurSandbox(record, "", names.ForeignName()), f"of the pool {record.pool_id}, without a name"
+            )
 
 
 def _of_session(world: World, lookups: Lookups, settings: Settings, sandbox: OurSandbox) -> Iterator[Repair]:

@@ -48,7 +48,9 @@ from shared.settings import Environment, Settings
 
 log = logging.getLogger(__name__)
 
-_EARLY: Final = frozenset({Act.RESUME, Act.TOUCH, Act.RELEASE, Act.STOP_ITEM, Act.STOP_WORKER, Act.END_RACE})
+_EARLY: Final = frozenset(
+    {Act.RESUME, Act.TOUCH, Act.RELEASE, Act.STOP_ITEM, Act.STOP_WORKER, Act.END_RACE, Act.END_NAMELESS}
+)
 _Row = TypeVar("_Row")
 _ALL_GONE: Final = 3  # so many sandboxes whose sessions are all unknown are taken for a wrong key or environment
 _SHALLOW: Final = timedelta(hours=6)  # what is older is read only where it decides something

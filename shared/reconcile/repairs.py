@@ -178,6 +178,15 @@ class EndPrepared(_OfSandbox):
 
 
 @dataclass(frozen=True, slots=True)
+class EndNameless(_OfSandbox):
+    act: ClassVar[Act] = Act.END_NAMELESS
+
+    @property
+    def target(self) -> str:
+        return self.sandbox.id
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteSnapshot:
     act: ClassVar[Act] = Act.DELETE_SNAPSHOT
     snapshot: SnapshotRecord
@@ -201,6 +210,7 @@ Repair = (
     | Suspend
     | Mark
     | EndMarked
+    | EndNameless
     | EndRace
     | EndPrepared
     | DeleteSnapshot

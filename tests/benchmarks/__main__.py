@@ -31,6 +31,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "overview": "ps, top and cost with a thousand sessions at 50 ms a round trip",
     "fork": "eight children of a 100 MB workspace, beside one copy",
     "scale": "a day of 10,000 sandboxes and 20 copies in virtual time (SCALE_HOURS=24)",
+    "warm_pool": "a new session's sandbox, created and claimed from a warm pool",
     "prepared": "the first tool call after a clone of 100 MB and an install of 60 s, cold and prepared",
     "races": "early stop, 64 branches of a 100 MB workspace, a winner's changes brought home",
 }

@@ -17,9 +17,9 @@ from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from image.session.worker.credentials import token_of
 from image.session.worker.http_client import WorkItemClient
-from shared.ports import Created, ProcessSpec, SandboxHost, SandboxRecord, SandboxSpec, WorkItem, WorkQueue
+from shared.claims.dispatcher import spec_of
+from shared.ports import Created, ProcessSpec, SandboxHost, SandboxRecord, WorkItem, WorkQueue
 from shared.service import Service
-from shared.settings import Environment
 from tests.benchmarks.stage import PROMPT, end_sandboxes
 from tests.benchmarks.timeline import boot
 from tests.support.signing import delivery, signed
@@ -67,7 +67,7 @@ async def _calls_alone(place: Place, server: str) -> Mapping[str, float]:
         await _warm(queue, host)
         item = expect(WorkItem, await timed(POLL, queue.poll))
         name = place.sandbox(session)
-        created = expect(Created, await timed(CREATE, lambda: host.create(sandbox_spec(name, place.environment))))
+        created = expect(Created, await timed(CREATE, lambda: host.create(spec_of(place.environment, name))))
         process = worker(place, item)
         started = await timed(START, lambda: host.start(created.sandbox.id, process))
         assert started is None, started
@@ -92,19 +92,6 @@ async def _warm(queue: WorkQueue, host: SandboxHost) -> None:
     """Connections, as a server has them from its last drain. The queue's is opened by a call that changes nothing."""
     await queue.ack("work_of_nobody")
     await host.find("nobody")
-
-
-def sandbox_spec(name: str, environment: Environment) -> SandboxSpec:
-    """As the dispatcher makes them."""
-    return SandboxSpec(
-        name=name,
-        image=environment.image,
-        cpus=environment.cpus,
-        memory_mb=environment.memory_mb,
-        disk_mb=environment.disk_mb,
-        timeout_seconds=environment.timeout_seconds,
-        egress=environment.egress,
-    )
 
 
 def worker(place: Place, item: WorkItem, *, workdir: str = wire.DEFAULT_WORKDIR) -> ProcessSpec:

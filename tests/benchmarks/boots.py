@@ -15,9 +15,10 @@ from pathlib import Path
 
 from image.session.archive import build_archive, unpack_modules
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Notice, Word
+from shared.claims.dispatcher import spec_of
 from shared.ports import WorkItem
 from shared.service import Service
-from tests.benchmarks.alone import expect, running, sandbox_spec, worker
+from tests.benchmarks.alone import expect, running, worker
 from tests.benchmarks.stage import PROMPT, end_sandboxes
 from tests.benchmarks.timeline import first_beats, wait_beats
 from tests.support.world import Place
@@ -53,7 +54,7 @@ async def _boots(place: Place, count: int, limit: float) -> Boots:
     try:
         items = await _acked(service, place, count)
         began = time.perf_counter()
-        specs = [sandbox_spec(place.sandbox(item.session_id), place.environment) for item in items]
+        specs = [spec_of(place.environment, place.sandbox(item.session_id)) for item in items]
         boxes = [running(outcome) for outcome in await asyncio.gather(*map(host.create, specs))]
         sandboxes = time.perf_counter() - began
         started = time.time()

@@ -28,6 +28,7 @@ from shared.ports import (
     NameTaken,
     NoCapacity,
     OutputEnded,
+    PoolRecord,
     ProcessSpec,
     ProcessState,
     Refused,
@@ -41,7 +42,7 @@ from shared.ports import (
 
 Method = Literal[
     "create", "find", "resume", "suspend", "terminate", "rename", "touch", "list", "run", "write", "read", "delete",
-    "snapshot", "copy", "delete_snapshot",
+    "snapshot", "copy", "delete_snapshot", "pool", "claim",
 ]  # fmt: skip
 _T = TypeVar("_T")
 
@@ -111,6 +112,7 @@ class FakeHost:
         self._made = 0
         self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.boxes: dict[str, FakeBox] = {}
+        self.pools: dict[str, PoolRecord] = {}
         self.snapshots: dict[str, dict[str, bytes]] = {}
         self.kinds: dict[str, SnapshotKind] = {}
         self._taken_of: dict[str, str] = {}
@@ -184,6 +186,20 @@ class FakeHost:
 
         outcome = await self._call("find", name_or_id, effect)
         return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    async def pool(self, pool_id: str) -> PoolRecord | Absent | Doubtful:
+        outcome = await self._call("pool", pool_id, lambda: self.pools.get(pool_id, Absent()))
+        return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    async def claim_from_pool(self, pool_id: str, seconds: float) -> SandboxRecord | Absent | Refused | Doubtful:
+        def effect() -> SandboxRecord | Absent:
+            if pool_id not in self.pools:
+                return Absent()
+            box = self._add(SandboxSpec(name=""), SandboxStatus.RUNNING)
+            box.record = replace(box.record, name=None, pool_id=pool_id)
+            return box.record
+
+        return await self._call("claim", pool_id, effect)
 
     async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         return await self._call("resume", sandbox_id, lambda: self._set(sandbox_id, SandboxStatus.RUNNING))

@@ -149,7 +149,9 @@ class Place:
         """The sandboxes of this environment that were not ended."""
         prefix = f"{self.settings.prefix}-{names.environment_tag(self.environment_id)}-"
         everything = self.world.tensorlake_admin.get("state")["sandboxes"]
-        return [box for box in everything if (box["name"] or "").startswith(prefix) and box["status"] != "terminated"]
+        return [
+            box for box in everything if (box.get("name") or "").startswith(prefix) and box["status"] != "terminated"
+        ]
 
 
 def running(record: object) -> SandboxRecord:

@@ -162,6 +162,12 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "it was built from another version; the worker is written into each new sandbox, which costs time",
         "`make build`",
     ),
+    "HANDS404": Entry(
+        "the pool cannot be used",
+        "there is none, or its sandboxes would not be what the environment says, egress included; each new session's "
+        "sandbox is created instead",
+        "change the pool or the environment's settings, or leave `SANDBOX_POOL` out (docs/pool.md)",
+    ),
     "HANDS501": Entry(
         "the webhook's URL is not public https",
         "Anthropic disables an endpoint whose address is not public, and sends to no plain http",

@@ -23,6 +23,7 @@ from infra.cli.doctor import (
     certification,
     images,
     leftover_checks,
+    pools,
     probe,
     report,
     runner,
@@ -120,6 +121,8 @@ def checks(context: DoctorContext, options: Options) -> Iterator[Check]:
             yield Check("the probe sandbox", probe.seconds(context), look)
     for environment in environments:
         yield Check("the work queue", _CHECK_SECONDS, partial(work.check_environment, context, environment))
+        if environment.pool:
+            yield Check("the pool", _CHECK_SECONDS, partial(pools.check_pool, context, environment))
     for image in sorted({environment.image for environment in environments}):
         yield Check("the image", _CHECK_SECONDS, partial(images.check_image, context, image))
     for name, check in (

@@ -30,6 +30,7 @@ _EVENTS: Final = 30
 _AT_ONCE: Final = 6
 _LEASE_SECONDS: Final = 300.0
 _LIVE: Final = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING)
+_NAMELESS: Final = "of a pool, no name"
 _ENDED: Final = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 
 
@@ -59,7 +60,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class OtherSandbox:
-    """A sandbox that is no listed session's. `kind`: what it is instead, in words (`_kind`)."""
+    """A sandbox that is no listed session's. `kind`: what it is instead, in words (`_kind`). `name`: its id
+    where it has none."""
 
     name: str
     id: str
@@ -195,13 +197,16 @@ def others(seen: Seen) -> list[OtherSandbox]:
         for session in (seen.sessions.rows if seen.sessions is not None else ())
         if session.environment_id in seen.settings.environments and names.is_session_id(session.id)
     }
+    pools = {environment.pool for environment in seen.settings.environments.values() if environment.pool}
     found = []
     for box in seen.sandboxes.rows:
-        kind = _kind(names.parse(seen.settings.prefix, box.name))
+        kind = (
+            _NAMELESS if not box.name and box.pool_id in pools else _kind(names.parse(seen.settings.prefix, box.name))
+        )
         if kind is None or box.name in listed or box.status in _ENDED:
             continue
         age = seen.now - box.created_at.timestamp() if box.created_at is not None else None
-        found.append(OtherSandbox(box.name or "", box.id, kind, box.status.value, age))
+        found.append(OtherSandbox(box.name or box.id, box.id, kind, box.status.value, age))
     return sorted(found, key=lambda box: (box.kind, box.name))
 
 

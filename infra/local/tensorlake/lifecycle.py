@@ -165,7 +165,8 @@ class Lifecycle:
 
     async def _boot(self, sandbox: Sandbox, fault: StartFault | None, pool: Pool | None) -> None:
         async with sandbox.lock:
-            await asyncio.sleep(self.platform.settings.create_seconds)
+            if pool is None:
+                await asyncio.sleep(self.platform.settings.create_seconds)
             if fault is not None and fault.outcome == "stuck_pending":
                 await self._stay_pending(sandbox)
                 return
@@ -176,10 +177,14 @@ class Lifecycle:
                 return
             directory = self.platform.directory / "s" / sandbox.id
             hostname = sandbox.name or sandbox.id
-            warm = await self.pools.container(pool, sandbox) if pool is not None else None
-            launcher = self.platform.settings.launcher
-            fresh = self.platform.isolation.start(sandbox.base, directory, hostname, launcher)
-            start = warm or asyncio.ensure_future(fresh)
+            start = await self.pools.container(pool, sandbox) if pool is not None else None
+            if start is None:
+                if pool is not None:
+                    await asyncio.sleep(self.platform.settings.create_seconds)
+                fresh = self.platform.isolation.start(
+                    sandbox.base, directory, hostname, self.platform.settings.launcher
+                )
+                start = asyncio.ensure_future(fresh)
             try:
                 # Shielded: a start cut off half-way would leave a process and a directory behind.
                 box = await asyncio.shield(start)

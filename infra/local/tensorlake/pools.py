@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -171,12 +172,15 @@ class Pools:
         while len(pool.warm) < wanted and not pool.deleted:
             container = new_id()
             directory = self._platform.directory / "s" / container
-            launcher = self._platform.settings.launcher
-            start = self._platform.isolation.start(pool.base, directory, container, launcher)
-            body = asyncio.create_task(start)
+            body = asyncio.create_task(self._started(pool.base, directory, container))
             pool.warm[container] = body
             self._platform.warm.add(body)
             body.add_done_callback(_seen)
+
+    async def _started(self, base: Base, directory: Path, container: str) -> Box:
+        """It takes as long as a create, and nobody waits for it."""
+        await asyncio.sleep(self._platform.settings.create_seconds)
+        return await self._platform.isolation.start(base, directory, container, self._platform.settings.launcher)
 
     async def _cool(self, pool: Pool) -> None:
         bodies = list(pool.warm.values())

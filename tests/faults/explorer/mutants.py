@@ -21,7 +21,7 @@ from shared.claims import binding, claimer, handover
 from shared.claims.binding import Binding, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import _Round
-from shared.claims.dispatcher import Dispatcher, _End
+from shared.claims.dispatcher import Dispatcher, _End, spec_of
 from shared.claims.known_sandboxes import KnownSandboxes
 from shared.deadline import Deadline
 from shared.ports import (
@@ -99,7 +99,7 @@ async def _ack_first(
     times = self.settings.times
     way = Binding(
         self.host,
-        self._spec(name),
+        spec_of(self.environment, name),
         prefix=self.settings.prefix,
         resume_suspended=True,
         capacity=self._room(),

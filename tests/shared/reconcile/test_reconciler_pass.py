@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 
-from shared.ports import Doubtful, SandboxStatus
+from shared.ports import Doubtful, SandboxRecord, SandboxStatus
 from shared.reports import Act
-from tests.shared.reconcile.services import FakeServices, active, acts, asleep, box, marked, reconciled
+from tests.shared.reconcile.services import NOW, FakeServices, active, acts, asleep, box, marked, proper, reconciled
 
 
 @pytest.mark.parametrize("hangs", ["list_snapshots", "list_sandboxes", "session sesn_2"])
@@ -64,3 +67,29 @@ def test_i7_touches_are_staggered_and_bounded() -> None:
     late = reconciled(FakeServices(boxes, items), {"RECONCILE_SECONDS": "40", "RECONCILE_TOUCHES": "7"})
     assert [act for act, _ in acts(late)] == [Act.RESUME] + [Act.TOUCH] * 30
     assert any("RECONCILE_TOUCHES" in alarm and str(boxes[0].name) in alarm for alarm in late.alarms)
+
+
+def test_i4_what_was_claimed_from_our_pool_and_never_named_is_ended_once_nobody_can_be_naming_it() -> None:
+    def of_a_pool(number: int, pool: str | None, age: float, name: str = "") -> SandboxRecord:
+        born = NOW - timedelta(seconds=age)
+        return replace(box(number), name=name or None, pool_id=pool, created_at=born)
+
+    pooled = {"SANDBOX_POOL": "ours"}
+    boxes = [
+        of_a_pool(1, "ours", 3600.0),
+        of_a_pool(2, "ours", 30.0),  # its claimer may be about to name it
+        of_a_pool(3, "a person's", 3600.0),
+        of_a_pool(4, None, 3600.0),
+        of_a_pool(5, "ours", 3600.0, name="a-person-named-it"),
+        replace(of_a_pool(6, "ours", 3600.0), status=SandboxStatus.SUSPENDED),
+    ]
+    report = reconciled(FakeServices(boxes), pooled)
+    assert sorted(acts(report)) == [(Act.END_NAMELESS, "box1"), (Act.END_NAMELESS, "box6")]
+    assert not acts(reconciled(FakeServices(boxes))), "without the setting no pool is ours"
+
+    def named_meanwhile(call: str) -> None:
+        if call.startswith("find"):
+            late.boxes["box1"] = replace(boxes[0], name=proper(1))
+
+    late = FakeServices([boxes[0]], meanwhile=named_meanwhile)
+    assert not acts(reconciled(late, pooled)) and not late.done

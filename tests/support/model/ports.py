@@ -24,6 +24,7 @@ from shared.ports import (
     OpenCalls,
     OutputEnded,
     PollOutcome,
+    PoolRecord,
     ProcessSpec,
     ProcessState,
     Refused,
@@ -217,6 +218,21 @@ class ModelHost:
 
         outcome: FindOutcome | Refused = await self._call("find", effect, name_or_id)
         return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    async def pool(self, pool_id: str) -> PoolRecord | Absent | Doubtful:
+        def effect() -> PoolRecord | Absent:
+            return self._sandboxes.pool if self._sandboxes.pool is not None else Absent()
+
+        outcome: PoolRecord | Absent | Refused | Doubtful = await self._call("pool", effect, pool_id)
+        return Doubtful(outcome.reason) if isinstance(outcome, Refused) else outcome
+
+    async def claim_from_pool(self, pool_id: str, seconds: float) -> SandboxRecord | Absent | Refused | Doubtful:
+        def effect() -> SandboxRecord | Absent:
+            return Absent() if self._sandboxes.pool is None else self._record(self._sandboxes.claim())
+
+        outcome: SandboxRecord | Absent | Refused | Doubtful
+        outcome = await self._call("claim_from_pool", effect, pool_id, seconds)
+        return outcome
 
     async def resume(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
         return await self._settling("resume", sandbox_id, self._sandboxes.resume, SandboxStatus.RUNNING)
@@ -436,11 +452,12 @@ class ModelHost:
     def _record(self, box: ModelBox) -> SandboxRecord:
         return SandboxRecord(
             box.id,
-            box.name,
+            box.name or None,
             self._sandboxes.shown(box),
             moment(box.created_at),
             box.spec.egress,
             box.spec.timeout_seconds,
+            box.pool_id,
         )
 
     async def _call(self, method: str, effect: Callable[[], Any], about: str = "", seconds: float | None = None) -> Any:

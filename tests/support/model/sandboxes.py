@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from image.session import claim as wire
-from shared.ports import ProcessSpec, SandboxSpec, SandboxStatus
+from shared.ports import PoolRecord, ProcessSpec, SandboxSpec, SandboxStatus
 from tests.support.model.lines import RefusedError, forever
 from tests.support.model.truth import Truth
 
@@ -79,6 +79,7 @@ class ModelBox:
     settled: list[asyncio.Future[None]] = field(default_factory=list)
     route: int = 0  # where it is reached; another one each time that it comes to run
     stuck: bool = False  # refuses to be resumed, for good
+    pool_id: str | None = None
 
     @property
     def exists(self) -> bool:
@@ -120,6 +121,7 @@ class ModelSandboxes:
         self._boot = boot or (lambda spec, number: (manner.boot, SandboxStatus.RUNNING))
         self._names: dict[str, ModelBox] = {}
         self.boxes: dict[str, ModelBox] = {}
+        self.pool: PoolRecord | None = None
         self.full_until = 0.0  # no room for another sandbox before
         self.turned_away = 0  # creates for want of room
         self._numbers = itertools.count(1)
@@ -142,6 +144,20 @@ class ModelSandboxes:
         seconds, status = self._boot(spec, number)
         self._loop.call_later(seconds, self._booted, box, status, answer)
         return answer
+
+    def claim(self) -> ModelBox:
+        """A warm one of the pool: it runs, and has no name. Raises RefusedError(NO_ROOM)."""
+        assert self.pool is not None
+        if self._loop.time() < self.full_until:
+            self.turned_away += 1
+            raise RefusedError(NO_ROOM)
+        pool, number = self.pool, next(self._numbers)
+        spec = SandboxSpec(name="", image=pool.image, timeout_seconds=pool.timeout_seconds, egress=pool.egress)
+        box = ModelBox(f"box{number}", "", spec, self._loop.time(), since=self._loop.time(), pool_id=pool.id)
+        self.boxes[box.id] = box
+        self._note(box, "claimed from the pool")
+        self._runs(box)
+        return box
 
     def place(self, spec: SandboxSpec) -> ModelBox:
         """A sandbox that ran before the run began."""

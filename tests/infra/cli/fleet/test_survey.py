@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -137,6 +138,16 @@ def test_sandboxes_without_a_session_are_listed_by_kind_and_foreign_ones_are_not
     seen = Seen(SETTINGS, NOW, Listing([session()], complete=True), {}, Listing(boxes, complete=True))
     assert [found.kind for found in others(seen)] == ["kept", "race", "server", "session, not listed"]
     assert all(found.age == 60 for found in others(seen))
+
+
+def test_what_a_pool_gave_and_nobody_named_is_listed_apart_by_its_id() -> None:
+    nameless = replace(box(), id="box_9", name=None, pool_id="pool_1")
+    boxes = Listing([box(), nameless, replace(nameless, id="box_8", pool_id="another")], complete=True)
+    (environment,) = SETTINGS.environments.values()
+    pooled = replace(SETTINGS, environments={ENVIRONMENT: replace(environment, pool="pool_1")})
+    (found,) = others(Seen(pooled, NOW, Listing([session()], complete=True), {}, boxes))
+    assert (found.name, found.kind) == ("box_9", "of a pool, no name")
+    assert not others(Seen(SETTINGS, NOW, Listing([session()], complete=True), {}, boxes))
 
 
 @pytest.mark.parametrize(
