@@ -49,6 +49,12 @@ class CrowdedService:
         if path.endswith("/events"):
             use = {"id": "sevt_1", "type": "agent.tool_use", "name": "bash", "input": {"command": "make"}}
             return JSONResponse({"data": [{**use, "processed_at": BEGAN.isoformat()}], "next_page": None})
+        if path.startswith("/v1/sessions/"):
+            return JSONResponse(self._session(int(path.rpartition("_")[2])))
+        if "/sandboxes/" in path:
+            boxes_by_name = {box["name"]: box for box in map(self._sandbox, range(SESSIONS))}
+            box = boxes_by_name.get(path.rpartition("/")[2])
+            return JSONResponse(box or {"message": "not found"}, 200 if box else 404)
         start = int(request.query_params.get("cursor", "0"))
         boxes = [self._sandbox(number) for number in range(start, start + PAGE)]
         following = {"cursor": str(start + PAGE)} if start + PAGE < SESSIONS else {}

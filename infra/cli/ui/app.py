@@ -30,7 +30,7 @@ from infra.cli.ui.pages import Reader, templates
 from shared.errors import HandsError
 
 _STATIC: Final = Path(__file__).parent / "static"
-_FILES: Final = {"htmx.min.js": "text/javascript", "ui.css": "text/css"}
+_FILES: Final = {"htmx.min.js": "text/javascript", "ui.js": "text/javascript", "ui.css": "text/css"}
 COOKIE: Final = "hands"
 _HEADERS: Final = {
     "content-security-policy": (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
 from html.parser import HTMLParser
@@ -13,20 +15,19 @@ import httpx2
 import pytest
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.survey import MOST_CALLS, OtherSandbox, Row
-from infra.cli.fleet.top import Overview, Queue
+from infra.cli.fleet.survey import MOST_CALLS
 from infra.cli.ui import app as ui
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
 from shared.ports import ItemState
 from tests.infra.cli.fleet.test_survey import ENVIRONMENT, NOW, SESSION, item
+from tests.infra.cli.ui.hostile import HOSTILE, Hostile
 from tests.support.many_sessions import SESSIONS, many_sessions, variables
+from tests.support.preloaded import Preloaded
+from tests.support.waiting import PATIENCE
+from tests.support.world import ROOT
 
 TOKEN = "the-token-of-this-page"
 BASE = "http://localhost:5061"
-HOSTILE = (
-    "\"'><script>document.title='owned'</script><img src=x onerror=alert(1)>{{7*7}}\x1b]0;x\x07\u202e"
-    "</span><a hx-get=/x>"
-)
 KNOWN = {
     *("html", "head", "meta", "title", "link", "script", "body", "a", "header", "nav", "main", "h1", "h2", "div", "p"),
     *(
@@ -47,50 +48,6 @@ KNOWN = {
     ),
     *("li", "time", "dl", "dt", "dd", "form", "input", "button", "label", "code"),
 }
-
-
-class Hostile(Reader):
-    """Both services say HOSTILE wherever they may say a text."""
-
-    async def home(self) -> dict[str, Any]:
-        texts = dict.fromkeys(("title", "environment", "state", "item", "item_state", "sandbox"), HOSTILE)
-        row = Row(SESSION, **texts, sandbox_state=HOSTILE, age=1.0, seen=2.0, problem=HOSTILE)  # type: ignore[arg-type]
-        queue = Queue(HOSTILE, 1, 2.0, 3, 4, 5.0, 6.0)
-        return {
-            "rows": [row],
-            "others": [OtherSandbox(HOSTILE, HOSTILE, "race", HOSTILE, 1.0)],
-            "overview": Overview((queue,), {HOSTILE: 1}, {HOSTILE: 1}, (HOSTILE,), (HOSTILE,)),
-            "graph": graph_of([item(ItemState.ACTIVE, started_at=NOW)], NOW),
-            "environments": [HOSTILE],
-            "missing": (HOSTILE,),
-        }
-
-    async def races(self) -> dict[str, Any]:
-        return {"races": [OtherSandbox(HOSTILE, HOSTILE, "race", HOSTILE, 1.0)], "missing": (HOSTILE,)}
-
-    async def session(self, session_id: str) -> dict[str, Any]:
-        events: list[dict[str, Any]] = [
-            {"type": "agent.tool_use", "id": HOSTILE, "name": HOSTILE, "input": {"command": HOSTILE}},
-            {"type": "user.tool_result", "tool_use_id": HOSTILE, "content": [{"type": "text", "text": HOSTILE}]},
-            {"type": "agent.message", "content": [{"type": "text", "text": HOSTILE}]},
-            {"type": "session.error", "error": {"type": HOSTILE, "message": HOSTILE}},
-        ]
-        session = {"id": session_id, "title": HOSTILE, "status": HOSTILE, "archived": True, "created_at": NOW}
-        call = {"id": HOSTILE, "name": HOSTILE, "input": HOSTILE, "seconds": 1.0, "waits_for": HOSTILE}
-        items = [{"id": HOSTILE, "created_at": NOW, "stopped_at": NOW}]
-        facts = {
-            "session": {**session, "environment_id": HOSTILE},
-            "console": None,
-            "calls": [call],
-            "last_error": HOSTILE,
-            "items": items,
-            "sandbox": {"id": HOSTILE, "state": HOSTILE},
-            "workers": [{"name": HOSTILE, "running": False, "exit_code": 1}],
-        }
-        return {"facts": facts, "moments": timeline_of(events, items), "now": time.time()}
-
-    async def _alarms(self) -> list[str]:
-        return [f"ALARM   {HOSTILE}"]
 
 
 class Page(HTMLParser):
@@ -139,7 +96,7 @@ def test_no_text_of_anybody_becomes_a_tag_an_attribute_or_a_control_character() 
                 assert answer.status_code == 200, answer.text
                 page = Page(answer.text)
                 assert set(page.tags) <= KNOWN and page.open == []
-                assert page.tags.count("script") == (0 if query else 1)
+                assert page.tags.count("script") == (0 if query else 2)
                 assert not any(name.startswith("on") or value == "/x" for _, name, value in page.attributes)
                 assert "document.title='owned'" in page.words and "49" not in page.words.split()
                 assert not set("\x1b\x07\u202e") & set(answer.text)
@@ -239,3 +196,23 @@ def test_the_graph_and_the_timeline_are_of_what_the_services_tell() -> None:
     work = {"id": "work_1", "created_at": 5.0, "acknowledged_at": 7.0, "stopped_at": None}
     moments = timeline_of([{**use, "processed_at": "1970-01-01T00:00:06Z"}], [work])
     assert [each.text.split()[-1] for each in moments] == ["queued", "ls", "acked"] and ENVIRONMENT
+
+
+def test_the_command_prints_an_address_that_shows_a_thousand_sessions_until_ctrl_c() -> None:
+    with many_sessions() as service:
+        environ = {"PATH": os.environ["PATH"], **variables(service)}
+        command = ["-m", "infra.cli", "ui", "--ui-port", "0"]
+        with Preloaded(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                address = process.stdout.readline().split()[-1]
+                with httpx2.Client(follow_redirects=True, timeout=PATIENCE) as client:
+                    page = Page(client.get(address).text)
+                    rows = [
+                        value for _, name, value in page.attributes if name == "href" and "/sessions/" in str(value)
+                    ]
+                    assert len(set(rows)) == SESSIONS
+                assert httpx2.get(address.split("?")[0], timeout=PATIENCE).status_code == 401
+            finally:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE) in (0, 130)
