@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import boto3
 import botocore.client
+import botocore.loaders
 import pytest
 from botocore.exceptions import ClientError
 
@@ -34,6 +36,16 @@ ENVIRON: Mapping[str, str] = {
     "SANDBOX_CPUS": "4",
     "LOG_LEVEL": "DEBUG",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models() -> Iterator[None]:
+    """What botocore knows of the services is read once: each session, and each command makes one, parses megabytes."""
+    files = botocore.loaders.JSONFileLoader
+    read = functools.cache(functools.partial(files.load_file, files()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "load_file", lambda _, path: read(path))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
