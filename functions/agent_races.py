@@ -41,7 +41,7 @@ async def booked(race: RaceRequest, caller: Capability, ledger: Ledger, service:
         yield Booked(race)
         return
     began = time.monotonic()
-    at_once = 2 * len(race.candidates()) + 2  # each with its judge's, the set-up's and a promotion's
+    at_once = 2 * race.most_branches + 2  # each with its judge's, the set-up's and a promotion's
     wanted = min(race.max_sandbox_seconds or float("inf"), agent_policy.TIMES.waits * at_once)
     environment = service.settings.environments[caller.environment_id]
     try:

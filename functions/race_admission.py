@@ -106,7 +106,7 @@ def log_asked(race: RaceRequest, caller: Capability | None) -> None:
         caller.work_id if caller else "-",
         kind,
         source,
-        len(race.candidates()),
+        race.most_branches,
         race.promote,
         race.dry_run,
     )

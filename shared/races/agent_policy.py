@@ -80,7 +80,7 @@ def narrowed(race: RaceRequest, caller: Capability) -> RaceRequest:
         raise NotAllowed("judge" if race.judges is None else "judges", "plug-ins are for the operator")
     if race.on_finish is not None:
         raise NotAllowed("on_finish", "webhooks are for the operator")
-    if len(race.candidates()) > caller.branches:
+    if race.most_branches > caller.branches:
         raise NotAllowed(race.branches_field, f"at most {caller.branches} branches here")
     if race.deadline is not None and race.deadline > caller.seconds:
         raise NotAllowed("deadline", f"at most {caller.seconds:g} seconds here")

@@ -30,6 +30,8 @@ class BranchRunner:
     index: int
     branch: Branch
     budget: OutputBudget
+    round: int = 1
+    parent: str | None = None
     begun: bool = False
     told: bool = False
     status: BranchStatus | None = None
@@ -65,6 +67,8 @@ class BranchRunner:
         return BranchReport(
             name=self.branch.name,
             index=self.index,
+            round=self.round,
+            parent=self.parent,
             status=self.status or undecided,
             score=self.score,
             scores=self.scores,

@@ -21,9 +21,9 @@ from shared.byte_budget import Share, within
 from shared.deadline import Clock, Deadline
 from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
-from shared.races import artifacts, copies, events, judges, panel, patches, plugins, safe_regex, scores
+from shared.races import artifacts, copies, events, judges, panel, patches, plugins, rounds, safe_regex, scores
 from shared.races.branch import BranchRunner, OutputBudget
-from shared.races.errors import BadRace, SourceAbsent, SourceUnknown
+from shared.races.errors import BadRace, RaceError, SourceAbsent, SourceUnknown
 from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
 from shared.races.judge_child import JudgeChild
 from shared.races.leader import Leader
@@ -68,8 +68,9 @@ def environment_for(request: RaceRequest, settings: Settings) -> Environment:
 
 def check_limits(request: RaceRequest, limits: RaceLimits) -> None:
     """Raises BadRace for more than the settings allow."""
-    if len(request.candidates()) > limits.max_branches:
-        raise BadRace(request.branches_field, f"at most {limits.max_branches} branches are allowed here")
+    if request.most_branches > limits.max_branches:
+        over = "" if request.rounds == 1 else ", in all rounds together"
+        raise BadRace(request.branches_field, f"at most {limits.max_branches} branches are allowed here{over}")
     if request.max_parallel is not None and request.max_parallel > limits.max_parallel:
         raise BadRace("max_parallel", f"at most {limits.max_parallel} are allowed here")
     at_once = request.max_parallel or limits.max_parallel
@@ -177,9 +178,11 @@ class _Race:
             server_sandbox=settings.server_sandbox,
         )
         candidates = request.candidates()
-        budget = OutputBudget(settings.races.output_bytes // len(candidates))
-        self._artifact_bytes = settings.races.artifact_bytes // len(candidates)
-        self._runners = [BranchRunner(index, branch, budget) for index, branch in enumerate(candidates)]
+        self._budget = OutputBudget(settings.races.output_bytes // request.most_branches)
+        self._artifact_bytes = settings.races.artifact_bytes // request.most_branches
+        self._runners = [BranchRunner(index, branch, self._budget) for index, branch in enumerate(candidates)]
+        self._root: ForkPoint | None = None
+        self._finalists: rounds.Finalists | None = None
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
         self._copies: list[str] = []
@@ -294,18 +297,42 @@ class _Race:
                 kept_name=self._kept_name,
             )
             self._leader = await stack.enter_async_context(leader)
-        async with asyncio.TaskGroup() as group:
-            for runner in self._runners:
-                self._tasks.append(group.create_task(self._run_one(runner, fork_point)))
+        self._root = fork_point
+        begun = [(runner, fork_point) for runner in self._runners]
+        for left in reversed(range(self._request.rounds)):
+            higher = self._request.higher_is_better
+            self._finalists = rounds.Finalists(self._request.top, higher_is_better=higher) if left else None
+            async with asyncio.TaskGroup() as group:
+                for runner, point in begun:
+                    self._tasks.append(group.create_task(self._run_one(runner, point, stack)))
+            if self._finalists is None or self._accepted or not self._finalists.best:
+                return
+            number, first = self._request.rounds - left + 1, len(self._runners)
+            best = self._finalists.best
+            begun = rounds.following(number, best, self._request.candidates(), fork_point, first, self._budget)
+            self._runners += [runner for runner, _ in begun]
 
-    async def _run_one(self, runner: BranchRunner, fork_point: ForkPoint) -> None:
+    async def _run_one(self, runner: BranchRunner, fork_point: ForkPoint, stack: AsyncExitStack) -> None:
         with tracing.span("branch", {"hands.race.branch": runner.index}) as span:
             try:
-                await self._run_branch(runner, fork_point)
+                await self._run_branch(runner, fork_point, stack)
             finally:
                 span.set({tracing.OUTCOME: runner.status or "undecided"})
 
-    async def _run_branch(self, runner: BranchRunner, fork_point: ForkPoint) -> None:
+    async def _keep_finalist(self, runner: BranchRunner, child: SandboxRecord, stack: AsyncExitStack) -> None:
+        """A branch among the best of its round: its files are what branches of the next one start from."""
+        report = runner.report()
+        if self._finalists is None or self._accepted or not self._finalists.wants(report):
+            return
+        with self._timeline.span("checkpoint", runner.branch.name):
+            try:
+                kept = await stack.enter_async_context(self._resources.checkpoint(child.id, "a branch"))
+            except RaceError as error:
+                runner.reason = f"no round starts from it: {error}"
+            else:
+                self._finalists.add(rounds.Finalist(report, kept))
+
+    async def _run_branch(self, runner: BranchRunner, fork_point: ForkPoint, race: AsyncExitStack) -> None:
         async with self._slots:
             runner.begun = True
             name = runner.branch.name
@@ -320,6 +347,8 @@ class _Race:
                         with within(Share(_BRANCH_BYTES + as_base64(self._artifact_bytes))):
                             await self._try(runner, fork_point, child)
                         self._progress.decided(runner)
+                        if runner.status == "ok":
+                            await self._keep_finalist(runner, child, race)
                         if runner.status == "ok" and self._leader is not None:
                             await self._leader.offer(runner.report(), child, stack)
                     finally:
@@ -343,6 +372,8 @@ class _Race:
         branch = runner.branch
         env = {f"PARAM_{name}": copies.as_text(value) for name, value in (branch.params or {}).items()}
         env |= {"BRANCH_INDEX": str(runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
+        if self._request.rounds > 1:
+            env |= {"BRANCH_ROUND": str(runner.round), "BRANCH_PARENT": runner.parent or ""}
         if self._request.diff:
             with self._timeline.span("diff", branch.name):
                 await self._keep_base(runner, child)
@@ -395,7 +426,7 @@ class _Race:
                 env=env,
                 restores=self._leader is not None or position < len(steps) - 1,
                 plugin=self._loaded[by.name] if isinstance(by, PluginJudge) else None,
-                child=self._judge_child(runner, fork_point, child, position),
+                child=self._judge_child(runner, self._root or fork_point, child, position),
             )
 
         began = self._clock()
@@ -485,6 +516,7 @@ class _Race:
             race_id=self._id,
             winner=best.name if best else None,
             branches=tuple(branches),
+            rounds=rounds.told(branches) if self._request.rounds > 1 else (),
             checkpoint=self._checkpoint,
             promotion=self._promotion,
             reaped=tuple(self._resources.reaped),

@@ -31,11 +31,14 @@ class BranchReport(Model):
     """What became of one branch. `ok` means that it ended, was scored and may win; `score` and `exit_code` are null
     where there is none. The tails are the last characters of its output, and of what its judge said.
     `scores` are those of several judges, by their names. `failing` are names of failed tests, where a judge tells them.
-    `params` are its values. `diff` is what it changed in the working directory, as a patch in git's format;
+    `params` are its values. `round` counts from 1; `parent` is the branch of the round
+    before that it started from. `diff` is what it changed in the working directory, as a patch in git's format;
     `diff_reason` and `artifacts_reason` say why one is missing or not whole."""
 
     name: str
     index: int
+    round: int = 1
+    parent: str | None = None
     status: BranchStatus
     score: float | None = None
     scores: dict[str, float] = Field(default_factory=dict)
@@ -92,17 +95,27 @@ class Span(Model):
     end: float
 
 
+class RoundReport(Model):
+    """One round of a race with several: its branches, and which of them the next round started from, the best first."""
+
+    number: int
+    branches: tuple[str, ...]
+    top: tuple[str, ...] = ()
+
+
 class RaceReport(Model):
     """One race. `winner` is a branch's name. `checkpoint` is the snapshot that the branches started from. `reaped`,
     `ending` and `leftovers` hold names of sandboxes and ids of snapshots: those that have ended, those whose end goes
     on behind the report, and those whose end could not be confirmed. `speedup` is how many times as long the branches'
     runs and judges would have taken one after the other, null where nothing ran. `promotion` is null where none was
     asked for, or nobody won. `sandbox_seconds` is how long the race's sandboxes lived, all together and
-    up to the report; `budget_spent` says that this ended the race (`max_sandbox_seconds`)."""
+    up to the report; `budget_spent` says that this ended the race (`max_sandbox_seconds`).
+    `rounds` is empty for a race of one."""
 
     race_id: str
     winner: str | None
     branches: tuple[BranchReport, ...]
+    rounds: tuple[RoundReport, ...] = ()
     checkpoint: str | None
     promotion: PromotionReport | None = None
     reaped: tuple[str, ...]

@@ -36,6 +36,7 @@ from shared.races.fields import (
 MOST_BRANCHES: Final = 64
 MOST_GLOBS: Final = 20
 MOST_JUDGES: Final = 5
+MOST_ROUNDS: Final = 10
 
 
 class _Program(Model):
@@ -213,7 +214,8 @@ class RaceRequest(Model):
 
     `on_conflict`, for what the source changed since the checkpoint as well: `refuse` promotes nothing, `theirs` takes
     the winner's, `ours` leaves the source's. `artifacts` are globs below the working directory (`**` for any depth).
-    `on_finish` is called when the race is over, signed with the operator's key; the operator lists the hosts
+    With `rounds` the branches run again from each of the `top` best of the round before; all bounds count over all of
+    them. `on_finish` is called when the race is over, signed with the operator's key; the operator lists the hosts
     (RACE_WEBHOOK_HOSTS).
     """
 
@@ -243,6 +245,8 @@ class RaceRequest(Model):
     keep: Keep | None = None
     artifacts: Annotated[tuple[Glob, ...], Field(max_length=MOST_GLOBS)] = ()
     diff: bool = False
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = 1
+    top: Annotated[int, Field(ge=1, le=MOST_BRANCHES)] = 1
     on_finish: WebhookUrl | None = Field(default=None, repr=False)
     dry_run: bool = False
     _candidates: tuple[Branch, ...] = PrivateAttr(default=())
@@ -302,6 +306,24 @@ class RaceRequest(Model):
         if self.checkpoint == "live" and self.promote == "keep":
             raise ValueError("promote keep gives a time-out, which live copies do not take")
         return self
+
+    @model_validator(mode="after")
+    def _rounds_that_can_be(self) -> Self:
+        if self.rounds == 1 and self.top != 1:
+            raise ValueError("top belongs to rounds")
+        if self.rounds > 1 and self.checkpoint != "filesystem":
+            raise ValueError("rounds start from files: checkpoint is filesystem then")
+        if self.most_branches > MOST_BRANCHES:
+            raise ValueError(
+                f"rounds and top make {self.most_branches} branches: at most {MOST_BRANCHES} in all rounds"
+            )
+        return self
+
+    @property
+    def most_branches(self) -> int:
+        """How many there may be in all rounds."""
+        first = len(self._candidates)
+        return first + (self.rounds - 1) * min(self.top, first) * first
 
     @property
     def panel(self) -> tuple[PanelJudge, ...]:
