@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from infra.aws.grants import grants
 from infra.aws.package import RUNTIMES, Architecture, own_python
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
@@ -42,6 +43,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "ANTHROPIC_WEBHOOK_SIGNING_KEY": "SigningKey",
     "FUNCTIONS_TOKEN": "FunctionsToken",
     "CAPABILITY_KEY": "CapabilityKey",
+    "OUTPUTS_SIGNATURE": "OutputsSignature",
 }
 # The template's own business, or this command's: DRY_RUN=1 is about the deployment here.
 _NOT_PASSED_ON: Final = frozenset({"ANTHROPIC_ENVIRONMENT_ID", "LOG_LEVEL", "LOG_FORMAT", "DRY_RUN"})
@@ -93,7 +95,8 @@ def make(environ: Mapping[str, str]) -> Plan:
     """Raises SettingsError, which names the variable."""
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
-    more = _passed_on(environ)  # whatever is wrong is said here, not by a function in the cloud
+    settings = Settings.from_environ(_as_there(environ))  # what is wrong is said here, not by a function in the cloud
+    more = _passed_on(environ)
     region, stack = where(environ)
     parameters = {"EnvironmentId": environ["ANTHROPIC_ENVIRONMENT_ID"].strip()}
     secrets = {}
@@ -106,6 +109,9 @@ def make(environ: Mapping[str, str]) -> Plan:
             raise SettingsError(f"{variable}: a Lambda function cannot read {scheme}: references; use {_STORED}ARN")
         elif value:
             secrets[variable] = value
+    if "OUTPUTS_SIGNATURE" in secrets:
+        parameters["OutputsSignatureSecret"] = ""  # a new one; without this there is none
+    parameters |= grants(environ, settings, region)
     if more:
         parameters["MoreSettings"] = json.dumps(more, sort_keys=True, separators=(",", ":"))
     for variable, name in _OPTIONS.items():
@@ -130,7 +136,6 @@ _OPTIONS: Final = {
 
 def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
     """Every setting that is set and that the functions would read, but for what has its own way there."""
-    Settings.from_environ(_as_there(environ))
     return {name: text for name, text in handed_over(environ, "operator").items() if name not in _NOT_PASSED_ON}
 
 
