@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from functions.aws_lambda import Process
 from functions.fork_best_of_n import fork_best_of_n
 from functions.recorded_races import LONGEST_WAIT, Wishes, digest_of, wishes_of
 from functions.state import STATE, FunctionsState
@@ -28,6 +29,7 @@ from shared.service import Service
 from shared.settings import Settings
 from tests.functions.test_agent_auth import CAPABILITY, ENVIRON, RACE, SESSION, Listed, item, listing
 from tests.support.fake_host import FakeHost
+from tests.support.lambda_events import LambdaContext, http
 from tests.support.serving import TOKEN
 
 OTHER: Final = "sesn_0a1B2c3E"
@@ -95,6 +97,32 @@ def test_where_the_runtime_freezes_nothing_is_begun_behind_an_answer_and_a_key_i
         assert first == repeat and first["winner"]
         told = http.get(f"/fork_best_of_n/{first['race_id']}", headers=OPERATOR).json()
     assert (told["state"], told["report"]) == ("finished", first)
+
+
+def test_on_lambda_a_key_finds_the_race_again_and_its_location_is_read() -> None:
+    host = FakeHost(latency=0.001)
+    host.add(names.sandbox_name("hands", "env_1", SESSION))
+
+    def make(settings: Settings) -> Service:
+        service = Service(settings)
+        service.host = host
+        return service
+
+    process = Process(ENVIRON, make)
+    body = json.dumps({**RACE, "source": {"session_id": SESSION}}).encode()
+
+    def call(event: dict[str, Any]) -> tuple[int, Any]:
+        answer = process.invoke(event, LambdaContext(120.0), fork_best_of_n)
+        return answer["statusCode"], json.loads(answer["body"])
+
+    try:
+        first, repeat = (call(http(body, {**OPERATOR, "idempotency-key": "k"})) for _ in range(2))
+        told = call(http(b"", OPERATOR, method="GET", path=f"/{first[1]['race_id']}"))
+        assert call(http(body, {**OPERATOR, "prefer": "respond-async"}))[0] == 501
+    finally:
+        process.close()
+    assert first == repeat and first[0] == 200
+    assert told[0] == 200 and told[1]["report"] == first[1]
 
 
 def test_a_dry_run_leaves_no_record() -> None:

@@ -24,7 +24,7 @@ from shared.races.records import BEAT_SECONDS, RaceRecords, Seen
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import Act
 from shared.service import Service
-from tests.support.serving import TOKEN, UVICORN, serving
+from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving
 from tests.support.waiting import until
 from tests.support.world import IMAGE, OfflineWorld, Place
 
@@ -242,6 +242,26 @@ def test_a_race_whose_copy_was_killed_is_lost_and_its_record_goes_in_time(world:
     ]
     assert asyncio.run(tick(86_460)) == [Act.END_RACE]
     assert place.sandboxes() == []
+
+
+def test_a_server_that_is_stopped_says_so_of_the_races_behind_its_answers(copies: Copies) -> None:
+    with serving(copies.place, UVICORN) as url:
+        headers = {"authorization": f"Bearer {TOKEN}", "prefer": "respond-async"}
+        answer = httpx2.post(f"{url}/fork_best_of_n", json=GATED, headers=headers, timeout=60, trust_env=False)
+        race_id = answer.json()["race_id"]
+    told = copies.first.get(f"/fork_best_of_n/{race_id}").json()
+    assert (told["state"], told["error"]["type"]) == ("failed", "stopped")
+    assert [box for box in copies.branches_of(race_id) if box["status"] != "terminated"] == []
+
+
+def test_a_function_of_its_own_answers_at_a_races_location(copies: Copies) -> None:
+    """As Google serves it: no path stands before the id."""
+    target = (*FRAMEWORK[:4], "--target", "fork_best_of_n", *FRAMEWORK[6:], "--debug")
+    race_id = post(copies.first, QUICK, idempotency_key=secrets.token_hex(8)).json()["race_id"]
+    with serving(copies.place, target) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
+        assert http.get(f"/{race_id}").status_code == 401
+        told = http.get(f"/{race_id}", headers={"authorization": f"Bearer {TOKEN}"}).json()
+    assert told["report"]["winner"] == "b0"
 
 
 def _is_gone(pid: int) -> bool:
