@@ -37,7 +37,7 @@ def unconfigured_loggers() -> None:
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[OfflineWorld]:
-    with offline_world() as running:
+    with offline_world(forked=True) as running:
         yield running
 
 

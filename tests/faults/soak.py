@@ -74,12 +74,13 @@ FILES_BOUND: Final = 12
 @dataclass(frozen=True, slots=True)
 class SoakOptions:
     """seconds: how long sessions are begun; sessions: how many at most; users: how many at once;
-    settle: bound of each of the two waits after the faults."""
+    settle: bound of each of the two waits after the faults; forked: as `offline_world` has it."""
 
     seconds: float = 600.0
     sessions: int = 200
     users: int = 10
     settle: float = 180.0
+    forked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +387,7 @@ def judge(report: Report, played: Sequence[Played], unanswered: Sequence[Played]
 def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -> Report:
     """Everything, from the two services on. Leaves nothing behind, however it ends."""
     report = Report(options.sessions)
-    with offline_world() as world:
+    with offline_world(forked=options.forked) as world:
         knobs = {
             "lease_ttl": LEASE,
             "webhook_duplicates": 0.5,

@@ -17,7 +17,7 @@ from tests.faults.test_claims_under_faults import heal
 from tests.support.footprint import Sample, children, growth, measure, watching
 from tests.support.world import OfflineWorld, Place
 
-MINUTE = SoakOptions(seconds=20.0, sessions=5, users=4, settle=120.0)
+MINUTE = SoakOptions(seconds=20.0, sessions=5, users=4, settle=120.0, forked=True)
 """Sized for two cores that others use too: a slow machine begins fewer sessions."""
 
 
