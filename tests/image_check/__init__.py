@@ -1,0 +1,1 @@
+"""Both Dockerfiles, carried out for real without Docker (docs/image.md#image-check)."""
