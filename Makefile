@@ -101,8 +101,8 @@ tools: setup ## list the tools of your own (SANDBOX_TOOLS, SANDBOX_PRIVATE_TOOLS
 tool-test: setup ## call one here, NAME=... INPUT='{"key": "value"}'; WATCH=1 again after each change
 	@$(HANDS) tool-test $(if $(WATCH),--watch)
 
-agent: setup ## create an agent, NAME="..."; prints its id
-	@$(HANDS) agent
+agent: setup ## create an agent, NAME="..."; prints its id; UPDATE=1 declares your tools on one that is there
+	@$(HANDS) agent $(if $(UPDATE),--update)
 
 session: setup ## start a session and watch it, PROMPT="..."; SESSION=... goes on with one
 	@$(HANDS) session $(if $(JSON),--json)

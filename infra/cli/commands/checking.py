@@ -18,12 +18,13 @@ def agent(
     name: Annotated[str, typer.Argument(envvar="HANDS_AGENT_NAME", help="its name")] = "Managed Agent",
     model: Annotated[str | None, typer.Option(help="model id")] = None,
     system: Annotated[str | None, typer.Option(help="system prompt")] = None,
+    update: Annotated[bool, typer.Option("--update", help="declare your own tools on an agent that is there")] = False,
 ) -> None:
-    """Create an agent with the sandbox tools and print its id."""
+    """Create an agent with the sandbox tools and print its id; says what differs on one that is there."""
     from infra.cli.agents import create
 
     with edge():
-        finish(create(load(), name, model=model, system=system))
+        finish(create(load(), name, model=model, system=system, update=update))
 
 
 @command(app, "tools", CHECKING, "tools")

@@ -176,6 +176,46 @@ def test_an_agent_that_may_fork_gets_the_tool_for_it(served: CommandLine) -> Non
     assert [tool.to_dict() for tool in made.tools[1:]] == [fork_tool_schema.definition()]
 
 
+def test_an_agent_that_is_there_is_told_apart_and_brought_up_to_date_on_request(
+    served: CommandLine, tmp_path: Path
+) -> None:
+    def tool(text: str) -> None:
+        head = "from anthropic import beta_tool\n\n\n@beta_tool\n"
+        code = f'{head}def count(text: str) -> str:\n    """{text}"""\n    return ""\n'
+        (tmp_path / "tools.py").write_text(code)
+
+    def agent() -> Any:
+        with served.api() as api:
+            return next(agent for agent in api.beta.agents.list() if agent.name == "My toolsmith")
+
+    own = {"SANDBOX_TOOLS": str(tmp_path)}
+    assert served.run("agent", "My toolsmith").returncode == 0
+    theirs: Any = {
+        "type": "custom",
+        "name": "theirs",
+        "description": "of a program",
+        "input_schema": {"type": "object"},
+    }
+    with served.api() as api:
+        first = agent()
+        kept: list[Any] = [each.to_dict() for each in first.tools]
+        api.beta.agents.update(first.id, tools=[*kept, theirs], system="A person's prompt.")
+    tool("Counts the words.")
+    said = served.run("agent", "My toolsmith", **own)
+    assert said.returncode == 1 and "count: not declared" in said.stdout and "UPDATE=1" in said.stdout
+    assert "theirs: not of these settings, left as it is" in said.stdout and agent().version == 2
+    assert served.run("agent", "My toolsmith", "--update", **own).returncode == 0
+    names = [each.name for each in agent().tools if each.type == "custom"]
+    assert names == ["theirs", "count"] and agent().system == "A person's prompt." and agent().version == 3
+    assert agent().tools[0].to_dict() == kept[0]
+    again = served.run("agent", "My toolsmith", "--update", **own)
+    assert again.returncode == 1 and "has the custom tools of these settings" in again.stdout
+    tool("Counts the words of a text.")
+    assert "count: declared otherwise" in served.run("agent", "My toolsmith", "--update", **own).stdout
+    assert [each.description for each in agent().tools if each.type == "custom"][1] == "Counts the words of a text."
+    assert agent().version == 4
+
+
 def test_the_image_is_built_by_the_same_command_offline(served: CommandLine) -> None:
     done = served.run("build")
     assert done.returncode == 0, done.stderr
