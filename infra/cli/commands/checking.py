@@ -60,12 +60,10 @@ def build() -> None:
 
 @command(app, "prepare", CHECKING, "prepare", "prepare --fresh", "prepare --environment env_...")
 def prepare(
-    environment: Annotated[
-        str, typer.Option(envvar="HANDS_ENVIRONMENT", help="one of several; default: each that has a set-up")
-    ] = "",
+    environment: Annotated[str, typer.Option(envvar="HANDS_ENVIRONMENT", help="which, where several are served")] = "",
     fresh: Annotated[bool, typer.Option(help="make it anew, after a new image for instance")] = False,
 ) -> None:
-    """Run the environment's set-up once and keep it: new sessions start from there."""
+    """Run the set-up of each environment, or of one, once and keep it: new sessions start from there."""
     from infra.cli.prepare import run
 
     with edge():
