@@ -18,11 +18,12 @@ from unittest.mock import patch
 from shared import names
 from shared.adapters.call_budget import Holds
 from shared.claims import binding, claimer, handover
-from shared.claims.binding import Binding, Unbound
+from shared.claims.binding import Binding, Bound, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import _Round
 from shared.claims.dispatcher import Dispatcher, _End, spec_of
 from shared.claims.known_sandboxes import KnownSandboxes
+from shared.claims.warm_pool import WarmPool
 from shared.deadline import Deadline
 from shared.ports import (
     Absent,
@@ -30,6 +31,7 @@ from shared.ports import (
     ItemState,
     ListedItem,
     Listing,
+    NameTaken,
     OpenCalls,
     Refused,
     SandboxRecord,
@@ -411,6 +413,26 @@ def _served_marked_and_spoken_to(seed: str) -> RunPlan:
     return replace(plan, hook_faults=plan.hook_faults[:2])
 
 
+def _pooled(seed: str) -> RunPlan:
+    """Every plan with a pool: renames are in doubt and copies die between a claim and a rename."""
+    chance = random.Random(seed)
+    meets = (Meets.CRASH_BEFORE, Meets.CRASH_SENT, Meets.LOST_ANSWER, Meets.LOST_ANSWER, Meets.LOST_REQUEST)
+    plan = replace(plan_of(seed), pooled=True)
+    faults = [LineFault(f"c{copy}", "rename", 0, chance.choice(meets)) for copy in range(plan.copies)]
+    return replace(plan, line_faults=(*plan.line_faults, *faults))
+
+
+async def _ends_what_it_may_have_named(self: Binding, pool: WarmPool) -> Bound | NameTaken | None:
+    """The copy that does not know whether its rename arrived ends its sandbox and makes another."""
+    claimed = await pool.claim(self._host, self._spec)
+    if not isinstance(claimed, SandboxRecord):
+        return None
+    if await self._host.rename(claimed.id, self._spec.name) is None:
+        return self._named(pool, claimed)
+    await self._host.terminate(claimed.id)
+    return None
+
+
 async def _waits_for_what_it_serves(self: _Round) -> None:
     await _round(self)
     while self._drain.serving:
@@ -458,6 +480,18 @@ MUTANTS: Final = (
         "I5 I1",
         (ModelHost, "process_names", _failed_process_list_is_empty),
         plans=_unheard_while_looks_fail,
+    ),
+    _mutant(
+        "a sandbox of the pool that got no name is nobody's business",
+        "I4",
+        (plan_module, "_nameless", lambda *_: iter(())),
+        plans=_pooled,
+    ),
+    _mutant(
+        "a sandbox whose rename is in doubt is ended",
+        "I5 I1",
+        (Binding, "_claim", _ends_what_it_may_have_named),
+        plans=_pooled,
     ),
     _mutant("name lower-cased", "I2", (names, "sandbox_name", _lower_cased)),
     _mutant("release without a last look", "I5 I1", (RepairExecutor, "_release", _release_blindly)),

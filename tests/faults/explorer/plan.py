@@ -120,6 +120,7 @@ class RunPlan:
     manner: Manner = ORDINARY
     slow: float = 4.0
     resume_suspended: bool = True
+    pooled: bool = False  # new sandboxes are claimed from a warm pool
     eager: bool = False  # sandboxes are suspended, marked and ended after seconds
     healthchecks: tuple[float, ...] = ()
     retire: bool = False  # go on until sleeping sandboxes are past their retention
@@ -159,6 +160,8 @@ def plan_of(seed: str) -> RunPlan:
     harsh = chance.choice((0.0, 0.5, 1.0, 1.0, 2.0))
     plain = chance.random() < 0.25  # nothing dies: then no turn may be broken off
     lasting = random.Random(f"{seed} lasting")  # apart, so that the rest of a seed's plan stays as it is
+    pool = random.Random(f"{seed} pool")
+    pooled = pool.random() < 0.15
     stale = chance.random() < 0.2  # look-ups are slow and sandboxes short-lived: what was seen is often outdated
     return RunPlan(
         seed=seed,
@@ -176,7 +179,12 @@ def plan_of(seed: str) -> RunPlan:
         healthchecks=(roll() * CHAOS,) if roll() < 0.1 else (),
         retire=roll() < 0.15,
         wakes=tuple(Wake(at + 6.0 * roll(), chance.randrange(copies)) for at in _every(chance, stale)),
-        line_faults=(*_line_faults(chance, copies, count, harsh), *(slow_looks(chance, copies) if stale else ())),
+        pooled=pooled,
+        line_faults=(
+            *_line_faults(chance, copies, count, harsh),
+            *(slow_looks(chance, copies) if stale else ()),
+            *(_pool_faults(pool, copies) if pooled and harsh else ()),
+        ),
         point_faults=() if plain else _point_faults(chance, count, harsh),
         timed_faults=() if plain else (*_timed_faults(chance, count, harsh), *_stuck(lasting, count)),
         crashes=tuple(CopyCrash(roll() * CHAOS, chance.randrange(copies)) for _ in range(_few(chance, harsh * 0.7))),
@@ -266,6 +274,13 @@ def _line_faults(chance: random.Random, copies: int, sessions: int, harsh: float
         caller = f"w{chance.randrange(sessions)}"
         faults += [LineFault(caller, method, number + more, meets) for more in range(run)]
     return tuple(faults)
+
+
+def _pool_faults(chance: random.Random, copies: int) -> Iterator[LineFault]:
+    for method in ("pool", "claim_from_pool", "rename", "find"):
+        if chance.random() < 0.4:
+            number = chance.choice((0, 0, 0, 1, 2))
+            yield LineFault(f"c{chance.randrange(copies)}", method, number, chance.choice(tuple(Meets)))
 
 
 def _point_faults(chance: random.Random, sessions: int, harsh: float) -> tuple[PointFault, ...]:

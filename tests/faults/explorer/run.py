@@ -22,7 +22,8 @@ from shared.claims.capacity import Capacity
 from shared.claims.claimer import ROUND_SECONDS, Claimer, Drain
 from shared.claims.dispatcher import Dispatcher
 from shared.claims.known_sandboxes import LONGEST, KnownSandboxes
-from shared.ports import ItemState, SandboxSpec, SandboxStatus
+from shared.claims.warm_pool import WarmPool
+from shared.ports import ItemState, PoolRecord, SandboxSpec, SandboxStatus
 from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import ItemReport, ReconcileReport
@@ -62,13 +63,32 @@ _SCALED: Final = {
     "END_GRACE_SECONDS": "15",
     "RETENTION_SECONDS": "240",
 }
+_POOL: Final = "pool_1"
 _EAGER: Final = {"IDLE_GRACE_SECONDS": "2", "END_GRACE_SECONDS": "6", "RETENTION_SECONDS": "12"}
 
 
 @functools.cache
-def settings_of(*, eager: bool, resume_suspended: bool) -> Settings:
+def settings_of(*, eager: bool, resume_suspended: bool, pooled: bool) -> Settings:
     return Settings.from_environ(
-        {**_SCALED, **(_EAGER if eager else {}), "RESUME_SUSPENDED_SESSIONS": str(resume_suspended)}
+        {
+            **_SCALED,
+            **(_EAGER if eager else {}),
+            "RESUME_SUSPENDED_SESSIONS": str(resume_suspended),
+            "SANDBOX_POOL": _POOL if pooled else "",
+        }
+    )
+
+
+def _pool_of(environment: Environment) -> PoolRecord:
+    """One that fits."""
+    return PoolRecord(
+        _POOL,
+        environment.image,
+        environment.cpus,
+        environment.memory_mb,
+        environment.disk_mb,
+        environment.timeout_seconds,
+        environment.egress,
     )
 
 
@@ -140,17 +160,18 @@ class _Copy:
         self.drains = {}
         room = Capacity(ENVIRONMENT, world.loop.time)
         known = KnownSandboxes(world.loop.time, min(LONGEST, world.settings.reconcile.retention / 4))
-        self.claimer = Claimer(lambda: self._dispatcher(room, known), on_item=self._item_ended)
+        pool = WarmPool(_POOL, ENVIRONMENT, world.loop.time) if world.plan.pooled else None
+        self.claimer = Claimer(lambda: self._dispatcher(room, known, pool), on_item=self._item_ended)
         self.born += 1
 
-    def _dispatcher(self, room: Capacity, known: KnownSandboxes) -> Dispatcher:
+    def _dispatcher(self, room: Capacity, known: KnownSandboxes, pool: WarmPool | None) -> Dispatcher:
         """For one round of polls."""
         world, loop = self.world, self.world.loop
         queue = WatchedQueue(
             world.watch, self.line, dispatcher=True, environment_id=ENVIRONMENT, polling=self.polling, began=loop.time()
         )
         host = WatchedHost(world.watch, self.line, dispatcher=True, routes=self.routes)
-        return Dispatcher(world.settings, world.environment, queue, host, loop.time, world.now, room, known)
+        return Dispatcher(world.settings, world.environment, queue, host, loop.time, world.now, room, known, pool=pool)
 
     def crash(self) -> None:
         """No further call of this process reaches a service; those that were sent do."""
@@ -278,10 +299,11 @@ class _World:
         self.loop: asyncio.AbstractEventLoop = loop
         self.rules = rules
         self.truth = Truth(tracing=tracing)
-        self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended)
+        self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended, pooled=plan.pooled)
         self.environment: Environment = self.settings.environments[ENVIRONMENT]
         self.claude = ModelClaude(loop, self.truth, lease=LEASE)
         self.sandboxes = ModelSandboxes(loop, self.truth, plan.manner, self._program, self._boot)
+        self.sandboxes.pool = _pool_of(self.environment) if plan.pooled else None
         self.sessions = [names.sandbox_name(self.settings.prefix, ENVIRONMENT, session.id) for session in plan.sessions]
         session_of = {name: session.id for name, session in zip(self.sessions, plan.sessions, strict=True)}
         self.watch = RunWatch(self.settings, self.claude, self.sandboxes, self.truth, session_of)
