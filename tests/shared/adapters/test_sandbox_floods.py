@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pytest
@@ -18,6 +20,7 @@ from shared.byte_budget import SMALL, BudgetUsedUp, ByteBudget, Share, within
 from shared.ports import Absent, CommandOutput, Doubtful, OutputEnded, ProcessState, Refused
 from shared.secret import Secret
 from tests.support.http_stub import StubHandler, stub_server
+from tests.support.waiting import until
 
 _T = TypeVar("_T")
 ENDLESS: Final = 400_000_000
@@ -209,10 +212,46 @@ def test_flooded_from_48_sides_this_process_takes_less_than_64_mib_more(daemon: 
     assert set(outcomes) <= {"Doubtful", "Refused"}
 
 
-def flooded(url: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", FLOODED, url], capture_output=True, text=True, timeout=240, env={"PATH": "/usr/bin:/bin"}
-    )
+@pytest.fixture
+def half_a_gibibyte() -> Iterator[Path]:
+    """A memory cgroup of 512 MiB, of either version; skips where none can be made."""
+    group = _limited("/sys/fs/cgroup", "memory.max") or _limited("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+    if group is None:
+        pytest.skip("no memory cgroup can be made here")
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text(), "a process is left in the cgroup")
+    group.rmdir()
+
+
+def _limited(top: str, limit: str) -> Path | None:
+    group = Path(top, f"hands-test-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        return None
+    try:
+        if (group / limit).exists():
+            (group / limit).write_text(str(512 << 20))
+            return group
+    except OSError:
+        pass
+    group.rmdir()
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cgroups are Linux's")
+def test_flooded_in_a_cgroup_of_half_a_gibibyte_it_grows_no_more_than_that(daemon: Any, half_a_gibibyte: Path) -> None:
+    said, calling = daemon
+    said.chunks, said.endless = [frame("x" * 60_000)] * 5, True
+    enter = ["/bin/sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(half_a_gibibyte)]
+    done = calling(lambda host: asyncio.to_thread(flooded, host._api_url, enter))
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    assert json.loads(done.stdout)[0] < 64
+
+
+def flooded(url: str, wrapper: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*wrapper, sys.executable, "-c", FLOODED, url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={"PATH": "/usr/bin:/bin"})
 
 
 def test_who_has_a_share_takes_no_more_than_that_and_its_tasks_take_of_it() -> None:
