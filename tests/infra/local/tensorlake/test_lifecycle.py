@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -256,13 +259,19 @@ def test_fifty_parallel_async_creates_all_run(stage: TensorlakeStage) -> None:
 
 
 def test_a_create_takes_well_under_a_second(each_level: TensorlakeStage) -> None:
-    each_level.named()
-    took = []
-    for _ in range(5):
+    """On a machine that does nothing else; on any other, no longer than twenty starts of an interpreter."""
+
+    def seconds(what: Callable[[], object]) -> float:
         begin = time.monotonic()
-        each_level.named()
-        took.append(time.monotonic() - begin)
-    assert min(took) < 0.5
+        what()
+        return time.monotonic() - begin
+
+    each_level.named()
+    took, interpreter = [], []
+    for _ in range(5):
+        took.append(seconds(each_level.named))
+        interpreter.append(seconds(lambda: subprocess.run([sys.executable, "-I", "-c", ""], check=True)))
+    assert min(took) < max(0.5, 20 * min(interpreter))
 
 
 def test_a_sandbox_that_dies_is_failed(stage: TensorlakeStage) -> None:
