@@ -32,6 +32,9 @@ class Commands:
     ANTHROPIC_AGENT_ID = Text("", "The agent of new sessions, as `make agent` prints it.")
     ANTHROPIC_AGENT_MODEL = Text(DEFAULT_MODEL, "The model of `make agent`.")
     ANTHROPIC_WORKSPACE_ID = Text("", "Makes `make session` print a link into the Console.")
+    TENSORLAKE_ORGANIZATION_ID = Text(
+        "", "Makes `make cost` tell what sandboxes used and cost, too (docs/ui.md#what-it-costs)."
+    )
     FUNCTIONS_URL = Address("", "Where the functions are served: tick, fork and doctor ask there.")
     WEBHOOK_URL = Address("", "The address of the webhook, which doctor probes. Default: the server sandbox's.")
     OFFLINE = Flag(False, "1: use the offline platform in spite of keys (docs/offline.md).")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ class CrowdedService:
         if path.endswith("/events"):
             use = {"id": "sevt_1", "type": "agent.tool_use", "name": "bash", "input": {"command": "make"}}
             return JSONResponse({"data": [{**use, "processed_at": BEGAN.isoformat()}], "next_page": None})
+        if path.endswith("/sandbox-usage/sandboxes/export"):
+            return Response(self._usage(), media_type="application/x-ndjson")
         if path.startswith("/v1/sessions/"):
             return JSONResponse(self._session(int(path.rpartition("_")[2])))
         if "/sandboxes/" in path:
@@ -72,6 +75,23 @@ class CrowdedService:
             "status": "running" if number < BUSY else "idle",
             "created_at": (BEGAN - timedelta(minutes=number)).isoformat(),
         }
+
+    def _usage(self) -> str:
+        """As docs/wire/tensorlake.md#111-usage: each sandbox half an hour and three cents, and one that has ended."""
+        window = {"windowStart": BEGAN.isoformat(), "windowEnd": BEGAN.isoformat(), "includedUsage": None}
+        charge = {"currency": "usd", "amountMinor": "3003", "basis": "invoice"}
+        lines: list[dict[str, Any]] = [
+            {"type": "window", **window, "attributedUsageCharge": charge, "attributedUsageValue": None}
+        ]
+        units = {"cpu": "vCPU-hour", "memory": "GiB-hour", "sandboxStorage": "GiB-hour", "snapshotStorage": "GiB-hour"}
+        amounts = {"attributedAmountMinor": "3", "usageValueAmountMinor": None}
+        resources = {
+            name: {"quantity": "0.5", "unit": unit, **amounts}
+            for name, unit in {**units, "networkEgress": "GiB"}.items()
+        }
+        for identity in [*(self._sandbox(number)["id"] for number in range(SESSIONS)), "sbx-that-ended"]:
+            lines.append({"type": "sandbox", "sandboxId": identity, "project": None, **amounts, "resources": resources})
+        return "\n".join(map(json.dumps, [*lines, {"type": "end", "count": SESSIONS + 1}])) + "\n"
 
     def _sandbox(self, number: int) -> dict[str, Any]:
         return {
