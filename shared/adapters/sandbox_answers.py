@@ -171,6 +171,14 @@ def or_no_capacity(outcome: _T | Absent | Refused | Doubtful) -> _T | Absent | R
             return outcome
 
 
+_UNTRUSTED: Final = "invalid peer certificate"
+NOT_TRUSTED: Final = (
+    "the certificate shown for Tensorlake is not trusted, and its SDK trusts public authorities alone (SSL_CERT_FILE "
+    "has no part in it): have api.tensorlake.ai and sandbox.tensorlake.ai exempted from what reads TLS here"
+)
+"""docs/wire/tensorlake.md#1-pointing-the-sdk-at-a-local-server"""
+
+
 def sdk_outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubtful:
     from tensorlake.sandbox import RemoteAPIError, SandboxError, SandboxNotFoundError, SandboxNotRoutableError
     from tensorlake.sandbox.exceptions import PoolNotFoundError
@@ -187,6 +195,8 @@ def sdk_outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubt
         if 400 <= status < 500 and status not in (408, 429):
             return Refused(status, reason)
         return Doubtful(reason)
+    if _UNTRUSTED in str(error):
+        return Doubtful(NOT_TRUSTED)
     if isinstance(error, SandboxError) and describe:
         return Doubtful(f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}")
     return Doubtful(type(error).__name__)

@@ -89,8 +89,8 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
     ),
     "HANDS203": Entry(
         "Tensorlake does not answer, or refuses the key",
-        "no network, or a revoked key",
-        "create a key in the Tensorlake console: `TENSORLAKE_API_KEY`",
+        "no network, a revoked key, or something on the way that reads TLS: the SDK trusts public authorities alone",
+        "create a key in the Tensorlake console: `TENSORLAKE_API_KEY`; have Tensorlake exempted from what reads TLS",
     ),
     "HANDS204": Entry(
         "this machine's clock is off",

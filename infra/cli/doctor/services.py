@@ -12,6 +12,7 @@ from image.session.tools import ToolsError, ToolSources, known_names
 from image.session.worker import fork_tool_schema
 from infra.cli.doctor.context import DoctorContext, claude_client, http_client
 from infra.cli.doctor.findings import Say, error, info, ok, warning
+from infra.cli.network import certificate_advice
 from shared.errors import SecretUnavailable
 from shared.ports import Doubtful
 from shared.secret import Secret
@@ -78,7 +79,8 @@ async def check_person(context: DoctorContext, say: Say) -> None:
             say(error("HANDS205", f"the Claude API refuses ANTHROPIC_API_KEY: HTTP {problem.status_code}"))
             return
         except APIConnectionError as problem:
-            say(error("HANDS201", f"the Claude API does not answer ({type(problem).__name__})"))
+            why = certificate_advice(problem) or type(problem).__name__
+            say(error("HANDS201", f"the Claude API does not answer ({why})"))
             return
         say(ok("HANDS205", "the Claude API takes the API key"))
         if not agent:

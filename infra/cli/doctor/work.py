@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from infra.cli.doctor.context import DoctorContext, claude_client, is_environment_id
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
+from infra.cli.network import certificate_advice
 from shared import names
 from shared.errors import SecretUnavailable
 from shared.ports import Doubtful, ItemState, ListedItem, Refused, SandboxStatus
@@ -48,7 +49,8 @@ async def check_environment(context: DoctorContext, environment: Environment, sa
             say(_refusal(about, problem.status_code))
             return
         except APIConnectionError as problem:
-            say(error("HANDS201", f"{about}the Claude API does not answer ({type(problem).__name__})", _NO_ANSWER))
+            why = certificate_advice(problem) or type(problem).__name__
+            say(error("HANDS201", f"{about}the Claude API does not answer ({why})", _NO_ANSWER))
             return
         say(ok("HANDS201", f"{about}the Claude API answers, and takes the environment key"))
         if not await _is_self_hosted(client, environment, about, say):

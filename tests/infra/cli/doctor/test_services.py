@@ -25,7 +25,7 @@ from shared.names import new_race_id, new_server_name, race_sandbox_name, sandbo
 from shared.prepared.recipe import prepared_names
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
 from tests.support.admin import fault
-from tests.support.certificates import self_signed
+from tests.support.certificates import untrusted_service
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import OTHER_KEY
 from tests.support.world import Place
@@ -342,21 +342,20 @@ def test_an_address_that_is_not_public_https_is_not_even_probed_for_the_real_ser
     assert [each.code for each in said(ground_of(place), webhook.check_webhook)] == ["HANDS002"]
 
 
-def test_a_certificate_that_nobody_vouches_for_is_found(place: Place, tmp_path: Any) -> None:
-    import ssl
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), partial(_Answers, 200)) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self_signed(tmp_path))
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hangs up, as it should
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            url = f"https://127.0.0.1:{server.server_address[1]}/"
-            findings = said(ground_of(place, url=url), webhook.check_webhook)
-        finally:
-            server.shutdown()
-            thread.join()
+def test_a_certificate_that_nobody_vouches_for_is_found(place: Place, tmp_path: Path) -> None:
+    with untrusted_service(tmp_path) as url:
+        findings = said(ground_of(place, url=f"{url}/"), webhook.check_webhook)
     assert bad(findings) == {"HANDS502": Severity.ERROR}
     assert "certificate" in seen(findings, "HANDS502")
+
+
+def test_a_certificate_in_between_that_an_sdk_does_not_trust_is_named_with_the_way_out(
+    place: Place, tmp_path: Path
+) -> None:
+    with untrusted_service(tmp_path) as url:
+        ground = ground_of(
+            place.adjusted(ANTHROPIC_BASE_URL=url, TENSORLAKE_API_URL=url, ANTHROPIC_API_KEY="sk-ant-api-x")
+        )
+        findings = said(ground, services.check_tensorlake, services.check_person)
+    assert "set SSL_CERT_FILE" in seen(findings, "HANDS201")
+    assert "api.tensorlake.ai" in seen(findings, "HANDS203") and "exempted" in seen(findings, "HANDS203")

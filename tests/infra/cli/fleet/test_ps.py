@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from infra.cli.environ import Loaded
 from infra.cli.fleet.ps import as_line
 from infra.cli.fleet.survey import MOST_CALLS, look
 from infra.cli.session.follow import FeedRefused
+from tests.support.certificates import untrusted_service
 from tests.support.many_sessions import BUSY, ENVIRONMENT, SESSIONS, CrowdedService, many_sessions, variables
 
 
@@ -53,6 +55,17 @@ def test_sandboxes_that_cannot_be_listed_are_unknown_and_never_absent(service: C
     whole = seen(service)
     assert {row["sandbox_state"] for row in whole["sessions"]} == {"unknown"}
     assert "the sandboxes were not seen" in whole["not_seen"][0]
+
+
+def test_a_certificate_in_between_that_an_sdk_does_not_trust_is_named_with_the_way_out(
+    service: CrowdedService, tmp_path: Path
+) -> None:
+    with untrusted_service(tmp_path) as url:
+        loaded = Loaded({**variables(service), "TENSORLAKE_API_URL": url}, None)
+        found = asyncio.run(look(loaded, time.time()))
+        assert "api.tensorlake.ai" in found.missing[0] and found.sandboxes is None
+        with pytest.raises(FeedRefused, match="set SSL_CERT_FILE"):
+            asyncio.run(look(Loaded({**variables(service), "ANTHROPIC_BASE_URL": url}, None), time.time()))
 
 
 def test_a_key_that_is_refused_is_an_error_with_the_next_step(service: CrowdedService) -> None:
