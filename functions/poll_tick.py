@@ -19,7 +19,8 @@ from shared.errors import SecretUnavailable, SettingsError
 
 
 async def poll_tick(request: Request) -> Response:
-    """POST by the operator. 200 report, or 204 to a CloudEvent; 401; 405; 413; 429; 503 not configured."""
+    """POST by the operator. 200 report, or 204 to a CloudEvent; 401; 403 an agent's token; 405; 413; 429; 503 not
+    configured."""
     try:
         require_method(request, "POST")
         state = state_of(request)

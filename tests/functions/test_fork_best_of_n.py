@@ -28,7 +28,7 @@ from shared.service import Service
 from shared.settings import Settings
 from tests.support.fake_host import FakeCall, FakeFault, FakeHost, Method
 from tests.support.serving import TOKEN, UVICORN, serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 from tests.support.world import IMAGE, Place
 
 SESSION: Final = "sesn_0a1B2c3D"
@@ -236,10 +236,13 @@ def test_what_goes_wrong_after_the_first_event_is_the_last_one() -> None:
 
 
 def test_a_silent_stream_is_kept_alive_and_one_too_slow_to_read_misses_output_only() -> None:
+    kept_alive = asyncio.Event()
+
     async def work(lines: Lines) -> None:
         for number in range(MOST_WAITING + 5):
             lines.say(b"%d\n" % number, spare=number > 0)
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(PATIENCE):
+            await kept_alive.wait()
         lines.say(b"last\n")
 
     sent: list[bytes] = []
@@ -249,6 +252,8 @@ def test_a_silent_stream_is_kept_alive_and_one_too_slow_to_read_misses_output_on
 
     async def send(message: Message) -> None:
         sent.append(message.get("body", b""))
+        if sent[-1] == b"\n":
+            kept_alive.set()
 
     asyncio.run(LineStream(work, keep_alive=0.01)({"type": "http"}, receive, send))
     assert sent[1 : MOST_WAITING + 1] == [b"%d\n" % number for number in range(MOST_WAITING)]

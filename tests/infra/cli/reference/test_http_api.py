@@ -16,6 +16,9 @@ from functions.fork_best_of_n import fork_best_of_n
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
 from infra.cli.reference.http_api import ENDPOINTS, document, page, schemas
+from tests.support.checkout import ROOT
+
+FUNCTIONS = sorted((ROOT / "functions").rglob("*.py"))
 
 
 def problems(openapi: dict[str, object]) -> list[str]:
@@ -42,6 +45,14 @@ def test_every_status_that_a_handler_names_is_in_the_document(
     named = set(re.findall(r"\b([2345]\d\d)\b", handler.__doc__ or ""))
     operation = document()["paths"][f"/{handler.__name__}"]["post"]
     assert len(named) > 3 and named <= set(operation["responses"])
+
+
+def test_the_document_lists_the_errors_that_the_code_makes_and_no_other() -> None:
+    """Of each path: tests/fuzz/properties.py refuses an answer that its path does not list."""
+    made = {int(status) for each in FUNCTIONS for status in re.findall(r"HttpError\(\s*(\d{3})", each.read_text())}
+    router, to_nobody, unready = {405}, {499}, {503}
+    listed = {status for endpoint in ENDPOINTS for status in endpoint.errors}
+    assert listed - router - unready == made - router - to_nobody - unready
 
 
 def test_every_route_of_the_application_is_in_the_document() -> None:
