@@ -14,17 +14,9 @@ from typing import Any, Final
 
 from infra.cli.certify.check import Result
 from infra.cli.certify.observation import Verdict
+from infra.cli.certify.unknowns import UNKNOWNS
 
 _MARKS: Final = {Verdict.HOLDS: "holds", Verdict.DIFFERS: "**differs**", Verdict.UNKNOWN: "not known"}
-UNTRIED: Final = (
-    ("retention of suspended sandboxes", "docs/wire/tensorlake.md#16-unknowns", "it takes days"),
-    ("answers over a quota", "docs/wire/tensorlake.md#11-quotas-and-prices", "more than two sandboxes would be needed"),
-    ("memory snapshots on another host", "docs/wire/tensorlake.md#16-unknowns", "no call chooses the host"),
-    ("webhook time-outs and disabling", "docs/wire/anthropic.md#13-unknowns", "endpoints are made in the Console"),
-    ("the length of a sessions token's life", "docs/wire/anthropic.md#13-unknowns", "it takes hours"),
-    ("size limits of files", "docs/wire/tensorlake.md#16-unknowns", "large transfers are slow and cost money"),
-)
-"""What this cannot show: the matter, its place in docs/wire, and why."""
 
 
 def behaviour_of(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
@@ -60,7 +52,7 @@ def as_data(
         ],
         "behaviour": behaviour_of(results),
         "left_over": list(left_over),
-        "untried": [{"matter": matter, "anchor": anchor, "why": why} for matter, anchor, why in UNTRIED],
+        "untried": [{"matter": each.matter, "anchor": each.anchor, "why": each.why} for each in UNKNOWNS if each.why],
     }
 
 

@@ -114,7 +114,8 @@ async def look_leaves_asleep(ground: Ground) -> Observed:
     await _record(ground, sandbox)
     await _listed(ground)
     asleep = (await _record(ground, sandbox))["status"] == "suspended"
-    return Observed(asleep, "asleep after a GET and a list" if asleep else "a GET or a list woke it")
+    seen = "asleep after a GET and a list" if asleep else "a GET or a list woke it"
+    return Observed(asleep, seen, {"tensorlake.looks_wake": not asleep})
 
 
 async def resume_moves(ground: Ground) -> Observed:
@@ -179,7 +180,8 @@ async def follow(ground: Ground) -> Observed:
 async def name_of_a_process(ground: Ground) -> Observed:
     sandbox = await ground.shared()
     name = f"certify-{time.monotonic_ns()}"
-    spec = ProcessSpec(name, "sh", ["-c", "sleep 20"])
+    over = f"/tmp/{name}"
+    spec = ProcessSpec(name, "sh", ["-c", f"for _ in $(seq 100); do test -e {over} && exit; sleep 0.2; done"])
     first = await ground.host.start(sandbox.id, spec)
     again = await ground.host.start(sandbox.id, spec)
     listed = await ground.host.process_names(sandbox.id)
@@ -188,11 +190,12 @@ async def name_of_a_process(ground: Ground) -> Observed:
         if isinstance(listed, Absent) or not isinstance(listed, list | tuple)
         else sum(state.name == name and state.running for state in listed)
     )
-    await ground.host.kill(sandbox.id, name)
+    await _run(ground, sandbox, f"touch {over}")  # both end: a kill by name would end one
     if first is not None:
         raise NotTried(f"a program could not be started: {_reason(first)}")
     said = "taken" if again is None else _reason(again)
-    return Observed(running == 1, f"the second start: {said}; {running} run")
+    behaviour = {"tensorlake.process_names_unique": running == 1} if running else {}
+    return Observed(running == 1, f"the second start: {said}; {running} run", behaviour)
 
 
 async def pool_rename(ground: Ground) -> Observed:

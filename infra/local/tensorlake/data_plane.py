@@ -115,6 +115,7 @@ class DataPlane:
 
     async def start(self, request: Request, sandbox: Sandbox, box: Box) -> Response:
         wanted = start_request(sandbox, await _json(request), self.platform.settings.root_status)
+        wanted["shares_name"] = not self.platform.settings.process_names_unique
         await self._start_latency()
         return JSONResponse(await box.link.call(wanted), 201)
 

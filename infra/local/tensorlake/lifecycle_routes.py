@@ -96,10 +96,18 @@ class LifecycleRoutes:
         if not settings.list_has_ended:
             rows = [each for each in rows if each.live]
         page, cursor = _page(rows, request, newest_first=settings.list_order == "newest_first")
+        for each in page:
+            await self._looked_at(each)
         return _listing("sandboxes", [info(each, self.platform.url) for each in page], cursor)
 
     async def get(self, request: Request) -> Response:
-        return self._info(self._sandbox(request), asked_by=request.path_params["key"])
+        sandbox = self._sandbox(request)
+        await self._looked_at(sandbox)
+        return self._info(sandbox, asked_by=request.path_params["key"])
+
+    async def _looked_at(self, sandbox: Sandbox) -> None:
+        if self.platform.settings.looks_wake and sandbox.status is Status.SUSPENDED:
+            await self.lifecycle.resume(sandbox, None)
 
     async def update(self, request: Request) -> Response:
         sandbox = self._sandbox(request)

@@ -61,6 +61,10 @@ class Settings(BaseModel):
     """Whether a suspended sandbox's record says where it is reached."""
     traffic_wakes: bool = True
     """Whether a data-plane request wakes a suspended sandbox that may resume by itself."""
+    looks_wake: bool = False
+    """Whether a GET or a list wakes a suspended sandbox."""
+    process_names_unique: bool = True
+    """Whether a start under the name of a running process is refused."""
     resume_moves: bool = False
     """Whether a resume gives a sandbox another address."""
     root_status: int | None = Field(default=None, ge=400, le=499)

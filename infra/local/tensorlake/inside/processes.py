@@ -128,7 +128,7 @@ class Table:
             self.changed.wait_for(lambda: not self._held)
             if name is not None:
                 for process in list(self._all.values()):
-                    if process.name != name:
+                    if process.name != name or (request.get("shares_name") and not process.over):
                         continue
                     if not process.over:
                         raise Refused(409, "CONFLICT", f"a process named '{name}' is running (pid {process.pid})")

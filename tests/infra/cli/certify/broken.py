@@ -39,6 +39,8 @@ SANDBOX: Final[tuple[tuple[str, str, Any], ...]] = (
     ("sandbox.quiet-command", "open_requests_are_activity", False),
     ("sandbox.sleeper-url", "sleepers_have_url", False),
     ("sandbox.traffic-wakes", "traffic_wakes", False),
+    ("sandbox.look-leaves-asleep", "looks_wake", True),
+    ("sandbox.process-name", "process_names_unique", False),
     ("sandbox.resume-moves", "resume_moves", True),
     ("sandbox.list-order", "list_order", "newest_first"),
     ("sandbox.list-ended", "list_has_ended", False),
@@ -48,8 +50,6 @@ SANDBOX: Final[tuple[tuple[str, str, Any], ...]] = (
     ("sandbox.copy", "copy_status", 403),
     ("sandbox.daemon-inside", "daemon_open_inside", True),
 )
-WITHOUT_KNOB: Final = ("sandbox.look-leaves-asleep", "sandbox.process-name")
-"""What the offline platform cannot do otherwise."""
 
 
 def certified(environ: Mapping[str, str], *only: str) -> dict[str, Result]:

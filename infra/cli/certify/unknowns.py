@@ -1,0 +1,112 @@
+"""The unknowns of docs/wire, each with the checks that look at it or the reason why none does.
+
+A row has the words of its page (docs/wire/anthropic.md#13-unknowns, docs/wire/tensorlake.md#16-unknowns): a new
+unknown is written in both places (tests/infra/cli/certify/test_unknowns.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+ANTHROPIC: Final = "docs/wire/anthropic.md#13-unknowns"
+TENSORLAKE: Final = "docs/wire/tensorlake.md#16-unknowns"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Either `checks`, their ids, or `why`: the reason why it is not tried."""
+
+    matter: str
+    anchor: str
+    checks: tuple[str, ...] = ()
+    why: str = ""
+
+
+_HOURS: Final = "it takes hours"
+_CONSOLE: Final = "endpoints of webhooks are made in the Console"
+_MODEL: Final = "it takes a model's turn of its own kind; drivers take both"
+_TWO_ENVIRONMENTS: Final = "it needs a second environment with a key of its own"
+_MANY: Final = "more than two sandboxes would be needed"
+_HOST: Final = "no call chooses the host"
+_LARGE: Final = "large transfers are slow and cost money"
+_UNUSED: Final = "nothing here depends on it"
+
+
+def _claude(matter: str, *checks: str, why: str = "") -> Unknown:
+    return Unknown(matter, ANTHROPIC, checks, why)
+
+
+def _tensorlake(matter: str, *checks: str, why: str = "") -> Unknown:
+    return Unknown(matter, TENSORLAKE, checks, why)
+
+
+UNKNOWNS: Final = (
+    _claude("the start-up lease", "queue.startup-lease"),
+    _claude("whether `desired_ttl_seconds` sets a lease's length", "queue.desired-ttl"),
+    _claude("bounds of `desired_ttl_seconds`", why=_UNUSED),
+    _claude("whether a re-queued item keeps its id, `acknowledged_at` and `started_at`", "queue.requeue-fields"),
+    _claude("a second ack", "queue.second-ack"),
+    _claude("an ack by who did not claim, or after a reclaim", why="it is a race; a second ack shows the same route"),
+    _claude("a second stop", "queue.second-stop"),
+    _claude("poll order", why="an environment has one order only while nobody else makes sessions in it"),
+    _claude("list order of work", "queue.list-order"),
+    _claude("whether stopped items stay in the list of work", "queue.list-stopped"),
+    _claude("limits of list pages", why=_UNUSED),
+    _claude("a poll with `block_ms` over 999", "queue.block-limit"),
+    _claude("a poll with an API key", "queue.api-key-polls"),
+    _claude("ack, heartbeat and list with an API key", why="only a poll hands work out"),
+    _claude("a healthcheck item's payload and cadence", why="the service sends them when it likes"),
+    _claude("whether a creation without messages queues the session", "queue.create-enqueues"),
+    _claude("when a session counts as long dormant", why=_HOURS),
+    _claude("items of archived and deleted sessions", why="the race with the end cannot be brought about from outside"),
+    _claude("the length of a sessions token's life", why=_HOURS),
+    _claude("a sessions token's prefix, and its scope beyond its session", why=_UNUSED),
+    _claude("whether a poll's secret is there", "queue.secret"),
+    _claude("the keys inside `secret` beside the token", why="a secret is never looked into but for its token"),
+    _claude("whether results queue a session again that has no item", "queue.results-enqueue"),
+    _claude("whether an environment key may send results", "queue.results-by-environment-key"),
+    _claude("which other events an environment key may send", why="it would be done to a session that somebody uses"),
+    _claude("the status for another environment's key", why=_TWO_ENVIRONMENTS),
+    _claude("whether `user.tool_result` is mirrored as `agent.tool_result`", why=_MODEL),
+    _claude("position of custom tool uses relative to spans", why=_MODEL),
+    _claude("names of server-sent events, and the ping cadence", why="readers take every name and silence of minutes"),
+    _claude("the longest age of an event stream", why=_HOURS),
+    _claude("webhook time-outs, and when an endpoint is disabled", why=_CONSOLE),
+    _claude("whether `session.created`, `running` and `requires_action` are emitted", why=_CONSOLE),
+    _claude("whether poll, ack, heartbeat and stop count against the limits", "queue.counted-calls"),
+    _claude("a first heartbeat before the ack", "queue.beat-before-ack"),
+    _claude("work routes without the beta header", "queue.beta-header"),
+    _claude("the oldest `anthropic-version` that is taken", why="the SDK names its own"),
+    _tensorlake("the name's exact rule", why="our names are lower-case letters, digits and hyphens, and short"),
+    _tensorlake("the body of a 409 for a name", why="statuses decide, never bodies"),
+    _tensorlake("whether a name is held while its old sandbox ends, and for how long", "sandbox.name-release"),
+    _tensorlake("whether a suspended sandbox has `sandbox_url`", "sandbox.sleeper-url"),
+    _tensorlake("whether a running sandbox can be copied, and the copy be named", "sandbox.copy"),
+    _tensorlake("ports, time-out, network and open connections of a copy, and how many copies", why=_MANY),
+    _tensorlake("statuses and bodies over a quota, and any rate limit", why=_MANY),
+    _tensorlake("size limits of files and standard input", why=_LARGE),
+    _tensorlake("the rule for relative paths", why="every path here is absolute"),
+    _tensorlake("whether an open request is activity", "sandbox.quiet-command"),
+    _tensorlake("whether an open terminal is activity", why="a person at a terminal types"),
+    _tensorlake("whether an idle ephemeral sandbox is ended or suspended", why="every sandbox here has a name"),
+    _tensorlake("whether traffic wakes a sleeper", "sandbox.traffic-wakes"),
+    _tensorlake("whether a look at its record wakes a sleeper", "sandbox.look-leaves-asleep"),
+    _tensorlake("how long a request to a sleeper may wait", "sandbox.resume-time"),
+    _tensorlake("whether a resume gives another address", "sandbox.resume-moves"),
+    _tensorlake("retention of suspended sandboxes and of their snapshots", why="it takes days"),
+    _tensorlake("the quota of snapshots", why=_MANY),
+    _tensorlake("order of the list of sandboxes", "sandbox.list-order"),
+    _tensorlake("whether ended sandboxes are listed", "sandbox.list-ended"),
+    _tensorlake("page size, and `cursor` versus `next_cursor`", why=_MANY),
+    _tensorlake("memory snapshots on another host: compatibility, clock, network", why=_HOST),
+    _tensorlake("whether a `local_ready` snapshot can be restored at once anywhere", why=_HOST),
+    _tensorlake("a start under the name of a running process", "sandbox.process-name"),
+    _tensorlake("a start as root where the image's user is another", "sandbox.root-start"),
+    _tensorlake("whether a sandbox of a pool can be named", "sandbox.pool-rename"),
+    _tensorlake("what a snapshot's row has", "sandbox.snapshot-listing"),
+    _tensorlake("whether an egress list takes wildcards", "sandbox.wildcards"),
+    _tensorlake("whether the daemon's port is open inside", "sandbox.daemon-inside"),
+    _tensorlake("whether a followed output comes as it is written", "sandbox.follow"),
+    _tensorlake("how long a sandbox of the session image takes to run", "sandbox.boot-time"),
+)
