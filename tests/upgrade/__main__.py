@@ -9,12 +9,15 @@ not, 2 there is no history at hand.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,13 +27,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import anthropic
+import httpx2
 
 from infra.local import Options, Platform
+from tests.support.signing import KEY
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 RELEASE: Final = "b66f2ec"
 """The commit of 0.1.0."""
 _PATIENCE: Final = 240.0
+_TICK: Final = 5.0
+_TOKEN: Final = "an-operators-token-of-nobody-at-all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +53,70 @@ class Version:
 
 
 @contextmanager
-def copy_of(version: Version, environ: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`poll` of that version, ended with SIGTERM."""
+def copy_of(
+    version: Version, way: str, platform: Platform, environ: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`poll` or `serve` of that version, ended with SIGTERM. A server gets webhooks, and a tick every few seconds."""
+    port = _free_port()
+    command = ["poll"] if way == "poll" else ["serve", "--host", "127.0.0.1", "--port", str(port)]
+    own = {"FUNCTIONS_TOKEN": _TOKEN, "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY}
     with log.open("ab") as out:
         process = subprocess.Popen(
-            version.command("poll"), cwd=version.folder, env={**os.environ, **environ}, stdout=out, stderr=out
+            version.command(*command), cwd=version.folder, env={**os.environ, **environ, **own}, stdout=out, stderr=out
         )
         try:
-            yield process
+            with contextlib.ExitStack() as stack:
+                if way == "serve":
+                    stack.enter_context(_called(platform, f"http://127.0.0.1:{port}"))
+                yield process
         finally:
             process.terminate()
             try:
                 process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@contextmanager
+def _called(platform: Platform, url: str) -> Iterator[None]:
+    """Webhooks and ticks go to that server while the block lasts. It is up when the block begins."""
+    end = time.monotonic() + _PATIENCE
+    while not _sent("GET", f"{url}/healthz"):
+        if time.monotonic() > end:
+            raise TimeoutError(f"no server answers at {url}")
+        time.sleep(0.2)
+    endpoint = platform.claude.post("webhooks", {"url": f"{url}/", "signing_key": KEY})
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(_TICK):
+            _sent("POST", f"{url}/poll_tick")
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        platform.claude.delete(f"webhooks/{endpoint['id']}")
+        thread.join()
+
+
+def _sent(method: str, url: str) -> bool:
+    """Whether an answer came that is no error of the server's."""
+    try:
+        answer = httpx2.request(
+            method, url, headers={"authorization": f"Bearer {_TOKEN}"}, timeout=120.0, trust_env=False
+        )
+    except httpx2.TransportError:
+        return False
+    return answer.status_code < 500
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def unpack(folder: Path) -> None:
@@ -69,7 +126,7 @@ def unpack(folder: Path) -> None:
         tar.extractall(folder, filter="data")
 
 
-def round_of(first: Version, second: Version, image: Version, sessions: int, folder: Path) -> list[str]:
+def round_of(first: Version, second: Version, image: Version, way: str, sessions: int, folder: Path) -> list[str]:
     """One order with one image; what is wrong."""
     with Platform(Options(build_image=False)) as platform:
         environ = {**platform.environ, "RUNNER_MAX_IDLE_SECONDS": "1"}  # so that a second message is a new item
@@ -78,11 +135,11 @@ def round_of(first: Version, second: Version, image: Version, sessions: int, fol
         )
         api = anthropic.Anthropic(api_key=environ["ANTHROPIC_API_KEY"], base_url=environ["ANTHROPIC_BASE_URL"])
         ids = []
-        with copy_of(first, environ, folder / "first.log") as one:
+        with copy_of(first, way, platform, environ, folder / "first.log") as one:
             for number in range(sessions):
                 ids.append(_session(api, environ, f"$ sleep {1 + number % 3}; echo {number} >> kept.txt"))
             time.sleep(2.0)
-            with copy_of(second, environ, folder / "second.log") as two:
+            with copy_of(second, way, platform, environ, folder / "second.log") as two:
                 for number in range(sessions):
                     ids.append(_session(api, environ, f"$ sleep {1 + number % 3}; echo {number} >> kept.txt"))
                 time.sleep(1.0)
@@ -169,6 +226,7 @@ def _judged(platform: Platform, api: anthropic.Anthropic, ids: list[str]) -> lis
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.upgrade", description=__doc__)
     parser.add_argument("--sessions", type=int, default=4, help="before and after the second version joins, each")
+    parser.add_argument("--way", choices=("poll", "serve"), default="poll", help="how both versions are run")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="upgrade-") as scratch:
         old = Version("0.1.0", Path(scratch) / "release", "infra.operator")
@@ -182,7 +240,7 @@ def main() -> int:
         for first, second in ((old, new), (new, old)):
             for image in (old, new):
                 began = time.monotonic()
-                problems = round_of(first, second, image, given.sessions, Path(scratch))
+                problems = round_of(first, second, image, given.way, given.sessions, Path(scratch))
                 seconds = time.monotonic() - began
                 told = "nothing lost, doubled or ended" if not problems else "; ".join(problems)
                 print(f"{first.name} -> {second.name}, image of {image.name}: {told} ({seconds:.0f} s)", flush=True)
