@@ -235,8 +235,8 @@ faults: setup-dev ## random schedules and faults against both services in memory
 fuzz: setup-dev ## bad input for the three endpoints, CASES=100000
 	@$(PY) -m tests.fuzz --cases $(CASES)
 
-soak: setup-dev ## four copies, many sessions, 5 % faults, SECONDS=600
-	@$(PY) -m tests.faults.soak --seconds $(SECONDS)
+soak: setup-dev ## four copies, many sessions, 5 % faults, SECONDS=600; SOAK="--weather --users 20" for worse
+	@$(PY) -m tests.faults.soak --seconds $(SECONDS) $(SOAK)
 
 bench: setup-dev ## the benchmarks; prints a table
 	@$(PY) -m tests.benchmarks

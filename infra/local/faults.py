@@ -10,6 +10,8 @@ rule matches by method, path, query and host, and does one thing:
 | `drop_after`  | happens               | the connection is closed at the answer's first byte           |
 | `garbage`     | none                  | 200 that claims to be JSON and is not                         |
 | `truncate`    | happens               | closed after `keep_bytes` of the body (default: half)         |
+| `stall`       | happens               | the headers come, the body never does                         |
+| `hang`        | happens               | none comes, and the connection stays open                     |
 | `delay`       | happens, later        | `seconds` are added before                                    |
 | `delay_after` | happens               | `seconds` are added between the effect and the answer         |
 
@@ -37,7 +39,7 @@ ADMIN_PREFIX = "/_admin/"
 CONNECTION_EXTENSION = "local.connection"
 """ASGI scope extension under which `infra.local.process` offers the request's `Connection`."""
 
-Action = Literal["status", "drop_before", "drop_after", "garbage", "truncate", "delay", "delay_after"]
+Action = Literal["status", "drop_before", "drop_after", "garbage", "truncate", "stall", "hang", "delay", "delay_after"]
 _DELAYS = ("delay", "delay_after")
 
 
@@ -254,6 +256,9 @@ class FaultMiddleware:
                 spoiler = _Spoiler(_connection(scope), send, keep=None)
                 await self._app(scope, receive, _late(spoiler.lose, plan.after))
                 await _gone(receive)
+            case FaultRule(action="stall" | "hang" as kept):
+                await self._app(scope, receive, _first(send) if kept == "stall" else _nothing)
+                await _gone(receive)
             case rule:
                 spoiler = _Spoiler(_connection(scope), send, keep=rule.keep_bytes)
                 await self._app(scope, receive, _late(spoiler.cut, plan.after))
@@ -301,6 +306,20 @@ class _Spoiler:
         self._over = True
         await self._send({"type": "http.response.body", "body": body[: self._left], "more_body": True})
         self._connection.close()
+
+
+def _first(send: Send) -> Send:
+    """Only what begins an answer goes out."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+
+    return send_head
+
+
+async def _nothing(message: Message) -> None:
+    """Nothing goes out."""
 
 
 def _late(send: Send, seconds: float) -> Send:

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import queue
+import random
 import signal
 import subprocess
 import sys
@@ -33,7 +34,11 @@ import anthropic
 import httpx2
 
 from shared import names
+from shared.adapters.open_calls import LOST_CALL
 from shared.ports import Absent, SandboxRecord
+from tests.faults import soak_agents
+from tests.faults.soak_redeploy import redeployed
+from tests.faults.soak_weather import Scene, weather
 from tests.support.footprint import Growth, watching
 from tests.support.preloaded import Preloaded
 from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving, webhooks_to
@@ -81,6 +86,9 @@ class SoakOptions:
     users: int = 10
     settle: float = 180.0
     forked: bool = False
+    seed: int = 0
+    weather: bool = False
+    """Worse weather (tests/faults/soak_weather.py) and bad agents (tests/faults/soak_agents.py), too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,10 @@ class Report:
     interrupts: int = 0
     calls: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    weather: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
+    told: int = 0
+    """Calls that were answered with an error, as their worker was lost."""
     requests: int = 0
     ticks: Counter[str] = field(default_factory=Counter)
     growths: list[Growth] = field(default_factory=list)
@@ -117,7 +129,10 @@ class Report:
             f"requests {self.requests}, of these spoiled {sum(self.faults.values())}: "
             + ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items())),
             "tick loops: " + ", ".join(f"{name} {count}" for name, count in sorted(self.ticks.items())),
-            f"interrupted turns {self.interrupts}; cleaned up in {self.cleaned_in:.0f} s",
+            f"interrupted turns {self.interrupts}, agents told of a lost call {self.told};"
+            f" cleaned up in {self.cleaned_in:.0f} s",
+            "weather: " + (", ".join(f"{name} {count}" for name, count in sorted(self.weather.items())) or "none"),
+            f"the slowest session took {self.slowest:.0f} s",
             f"{'copy':<14}{'samples':>8}{'MB before':>11}{'after':>8}{'files before':>14}{'after':>7}",
         ]
         rows += [
@@ -204,6 +219,20 @@ def _warm(url: str) -> None:
         f"{url}/poll_tick", headers={"authorization": f"Bearer {TOKEN}"}, timeout=60.0, trust_env=False
     )
     answer.raise_for_status()
+
+
+@contextlib.contextmanager
+def bad_times(scene: Scene, place: Place, report: Report) -> Iterator[None]:
+    """Worse weather, and a fifth copy that is redeployed each minute with a new key."""
+
+    def told() -> None:
+        report.weather["redeploys with a new key"] += 1
+
+    with (
+        weather(scene, report.weather, report.problems),
+        redeployed(place, lambda there: ticking(there, report), told, report.problems),
+    ):
+        yield
 
 
 class User:
@@ -324,8 +353,10 @@ def settle(place: Place, played: Sequence[Played], seconds: float) -> list[Playe
     return waiting
 
 
-def count_calls(place: Place, played: Sequence[Played], report: Report) -> None:
-    """Each turn's call has left exactly one line, or one more for each time that its turn was interrupted."""
+def count_calls(place: Place, played: Sequence[Played], report: Report, *, weather: bool = False) -> None:
+    """Each turn's call has left exactly one line, or one more for each time that its turn was interrupted. In worse
+    weather one may be missing where the agent was told that its call's worker was lost
+    (shared/adapters/open_calls.py)."""
 
     async def count() -> None:
         async with place.dispatcher() as dispatcher:
@@ -338,11 +369,25 @@ def count_calls(place: Place, played: Sequence[Played], report: Report) -> None:
                 lines = Counter(data.decode().split() if isinstance(data, bytes) else [])
                 report.calls += lines.total()
                 extra = lines.total() - TURNS
-                if set(lines) != {f"turn-{turn}" for turn in range(1, TURNS + 1)} or not 0 <= extra <= each.interrupts:
+                told = lost_calls(place, each.session)
+                report.told += len(told)
+                turns = {f"turn-{turn}" for turn in range(1, TURNS + 1)}
+                wrong = not set(lines) <= turns or len(turns - set(lines)) > (len(told) if weather else 0)
+                if wrong or extra > each.interrupts:
                     why = "" if isinstance(data, bytes | Absent) else f" ({data})"
+                    why += "".join(f"; told: {text[:300]!r}" for text in told)
                     report.problems.append(f"{each.session}: calls {dict(lines)}, interrupts {each.interrupts}{why}")
 
     asyncio.run(count())
+
+
+def lost_calls(place: Place, session: str) -> list[str]:
+    """What the agent of a session was told in place of results, as a worker was lost."""
+    found = []
+    for event in place.world.api.beta.sessions.events.list(session, types=["user.tool_result"]):
+        if event.type == "user.tool_result" and event.is_error:
+            found.append("".join(block.text for block in event.content or () if block.type == "text"))
+    return [text for text in found if text == LOST_CALL]
 
 
 def clean_up(place: Place, played: Sequence[Played], report: Report, seconds: float) -> None:
@@ -380,6 +425,7 @@ def judge(report: Report, played: Sequence[Played], unanswered: Sequence[Played]
         if grown.files > FILES_BOUND:
             report.problems.append(f"{grown.name}: open files grew by {grown.files:.0f}")
     report.begun = len(played)
+    report.slowest = max((each.seconds for each in played), default=0.0)
     report.turns = TURNS * (len(played) - len(unanswered))
     report.interrupts = sum(each.interrupts for each in played)
 
@@ -400,13 +446,17 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
         with copies(place, report) as pids:
             say(f"four copies run: {', '.join(pids)}")
             began = time.monotonic()
+            scene = Scene(world, pids, random.Random(options.seed))
             with watching(pids, max(0.5, options.seconds / 120)) as watch, faulty(world, report):
-                played = play_all(place, options, say)
+                bad = soak_agents.begin(place) if options.weather else {}
+                with bad_times(scene, place, report) if options.weather else contextlib.nullcontext():
+                    played = play_all(place, options, say)
             report.seconds = time.monotonic() - began
             report.growths = watch.growths(warm_up=0.25 * report.seconds)
             say("the faults are over; what is unanswered is waited for")
+            soak_agents.end(place, bad)
             unanswered = settle(place, played, options.settle)
-            count_calls(place, played, report)
+            count_calls(place, played, report, weather=options.weather)
             say("the sessions are archived")
             clean_up(place, played, report, options.settle)
         judge(report, played, unanswered, place)
@@ -418,9 +468,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description="minutes under faults")
     parser.add_argument("--seconds", type=float, default=defaults.seconds, help="sessions are begun for so long")
     parser.add_argument("--sessions", type=int, default=defaults.sessions, help="sessions at most, of three turns each")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the weather's order")
+    parser.add_argument("--weather", action="store_true", help="copies and services that stand still, bad agents, ...")
     parser.add_argument("--users", type=int, default=defaults.users, help="sessions at once")
     args = parser.parse_args()
-    report = soak(SoakOptions(args.seconds, args.sessions, args.users), lambda line: print(line, flush=True))
+    wanted = SoakOptions(args.seconds, args.sessions, args.users, seed=args.seed, weather=args.weather)
+    report = soak(wanted, lambda line: print(line, flush=True))
     if report.begun < report.wanted:
         report.problems.append(f"the time was enough for {report.begun} of {report.wanted} sessions")
     print(report.text())

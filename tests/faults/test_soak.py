@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ import pytest
 
 from tests.faults import soak
 from tests.faults.soak import Played, Report, SoakOptions
+from tests.faults.soak_weather import KINDS, Scene
 from tests.faults.test_claims_under_faults import heal
 from tests.support.footprint import Sample, children, growth, measure, watching
+from tests.support.waiting import until
 from tests.support.world import OfflineWorld, Place
 
 MINUTE = SoakOptions(seconds=20.0, sessions=5, users=4, settle=120.0, forked=True)
@@ -83,3 +86,29 @@ def test_a_lost_turn_a_doubled_call_and_a_leak_are_told(world: OfflineWorld, pla
     soak.judge(lost, played, played, place)
     assert [problem.split(":")[0] for problem in lost.problems] == ["lost", "it"]
     assert place.sandbox(session) in "".join(soak._left(place))
+
+
+def test_each_kind_of_weather_is_over_when_its_block_is_left(world: OfflineWorld, place: Place) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as copy:
+        scene = Scene(world, {"it": copy.pid}, random.Random(1))
+        for kind in KINDS.values():
+            with kind(scene):
+                pass
+        for admin in (world.claude_admin, world.tensorlake_admin):
+            assert admin.get("faults")["data"] == []
+        assert world.tensorlake_admin.get("settings")["follow_waits"] is False
+        copy.communicate()
+    assert copy.returncode == 0
+
+
+def test_a_frozen_copy_stands_still_until_it_goes_on(world: OfflineWorld) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as copy:
+        with KINDS["frozen copy"](Scene(world, {"it": copy.pid}, random.Random(1))):
+            until(lambda: _state(copy.pid) == "T", "it was not stopped")
+        until(lambda: _state(copy.pid) != "T", "it does not go on")
+        copy.communicate()
+
+
+def _state(pid: int) -> str:
+    """Its letter (proc_pid_stat(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]

@@ -88,6 +88,25 @@ def test_a_truncated_answer_ends_in_the_middle_of_its_body(client: httpx2.Client
         client.post("/effect")
 
 
+@pytest.mark.parametrize(("action", "head"), [("stall", [200]), ("hang", [])])
+def test_an_answer_that_stalls_has_its_headers_and_one_that_hangs_nothing(
+    client: httpx2.Client, action: str, head: list[int]
+) -> None:
+    before = effects(client)
+    arm(client, path="effect", action=action, times=1)
+    seen: list[int] = []
+
+    def look() -> None:
+        with client.stream("POST", "/effect", timeout=0.5) as answer:
+            seen.append(answer.status_code)
+            answer.read()
+
+    with pytest.raises(httpx2.ReadTimeout):
+        look()
+    assert seen == head
+    assert effects(client) == before + 1
+
+
 def test_garbage_is_a_200_that_no_json_parser_takes(client: httpx2.Client) -> None:
     arm(client, path="effect", action="garbage", times=1)
     answer = client.post("/effect")

@@ -1,0 +1,53 @@
+"""Rolling redeploys with key rotation, while the soak runs.
+
+Each time a new environment key is made, a copy with it starts beside its predecessor, the predecessor is ended with
+SIGTERM, and its key is revoked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final
+
+from tests.support.world import Place
+
+EVERY: Final = 60.0
+"""Seconds from one redeploy to the next."""
+Copy = Callable[[Place], AbstractContextManager[int]]
+
+
+@contextlib.contextmanager
+def redeployed(place: Place, copy: Copy, told: Callable[[], None], problems: list[str]) -> Iterator[None]:
+    """One more copy than there are, replaced every minute until the block is left. `told` is called for each."""
+    over = threading.Event()
+
+    def roll() -> None:
+        admin = place.world.claude_admin
+        key = ""
+        current = ExitStack()
+        try:
+            while not over.is_set():
+                made = admin.post("keys/environment", {"environment_id": place.environment_id})["value"]
+                successor = ExitStack()
+                successor.enter_context(copy(place.adjusted(ANTHROPIC_ENVIRONMENT_KEY=made)))
+                current.close()
+                if key:
+                    admin.delete("keys", {"value": key})
+                current, key = successor, made
+                told()
+                over.wait(EVERY)
+        except Exception as error:  # the thread's edge
+            problems.append(f"a redeploy failed: {error!r}")
+        finally:
+            current.close()
+
+    thread = threading.Thread(target=roll, name="redeploy")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,165 @@
+"""What the soak does to its copies and to both services besides single faults, one kind after the other.
+
+Each kind is a context manager of a `Scene`: it begins something bad, and ends it when its block is left. `weather`
+takes them in a seeded order, a few seconds each, for as long as sessions run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from infra.local.admin_client import AdminClient
+from tests.support.footprint import children
+from tests.support.world import OfflineWorld
+
+SPELL: Final = (2.0, 8.0)
+"""Seconds that one kind lasts, from and to."""
+CALM: Final = (1.0, 5.0)
+"""Seconds between two kinds: a user's patience is for several turns, not for one long outage."""
+_JUMP: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """pids: the copies' process ids by name. `chance` is the soak's own, seeded."""
+
+    world: OfflineWorld
+    pids: Mapping[str, int]
+    chance: random.Random
+
+
+Kind = Callable[[Scene], AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def frozen_copy(scene: Scene) -> Iterator[None]:
+    """One copy stands still with all its children, as a machine that swaps: SIGSTOP, then SIGCONT."""
+    pid = scene.chance.choice(sorted(scene.pids.values()))
+    family = [pid, *children(pid)]
+    _signal(family, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(family, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def frozen_services(scene: Scene) -> Iterator[None]:
+    """Both services stand still: connections are taken by the kernel, and nobody answers."""
+    family = [scene.world.claude.pid, scene.world.tensorlake.pid]
+    _signal(family, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(family, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def silent_data_plane(scene: Scene) -> Iterator[None]:
+    """A third of the answers from sandboxes stop after their headers."""
+    with _rule(scene.world.tensorlake_admin, path=r"/api/v1/", action="stall", probability=0.3):
+        yield
+
+
+@contextlib.contextmanager
+def half_open(scene: Scene) -> Iterator[None]:
+    """A tenth of all requests happen, and no byte of their answer comes on a connection that stays open."""
+    with (
+        _rule(scene.world.tensorlake_admin, action="hang", probability=0.1),
+        _rule(scene.world.claude_admin, action="hang", probability=0.1, host=r"^127\.0\.0\.1"),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def unreachable_service(scene: Scene) -> Iterator[None]:
+    """Every connection to one of the services ends without an answer."""
+    world = scene.world
+    admin = scene.chance.choice([world.claude_admin, world.tensorlake_admin])
+    host = {"host": r"^127\.0\.0\.1"} if admin is world.claude_admin else {}
+    with _rule(admin, action="drop_before", **host):
+        yield
+
+
+@contextlib.contextmanager
+def buffering_proxy(scene: Scene) -> Iterator[None]:
+    """Followed output comes when its process has ended, as through a proxy that buffers."""
+    scene.world.tensorlake_admin.patch("settings", {"follow_waits": True})
+    try:
+        yield
+    finally:
+        scene.world.tensorlake_admin.patch("settings", {"follow_waits": False})
+
+
+@contextlib.contextmanager
+def service_clock_jumps(scene: Scene) -> Iterator[None]:
+    """For the queue three seconds pass at once, a quarter of a lease, for every item that lives."""
+    for item in scene.world.claude_admin.get("state")["items"]:
+        if item["state"] != "stopped":
+            scene.world.claude_admin.post(f"work/{item['id']}/age", {"seconds": _JUMP})
+    yield
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    kind.__name__.replace("_", " "): kind
+    for kind in (
+        frozen_copy,
+        frozen_services,
+        silent_data_plane,
+        half_open,
+        unreachable_service,
+        buffering_proxy,
+        service_clock_jumps,
+    )
+}
+
+
+@contextlib.contextmanager
+def weather(scene: Scene, seen: Counter[str], problems: list[str]) -> Iterator[None]:
+    """All kinds in turn, in a new order each time round, until the block is left. `seen` counts them; what a kind
+    itself failed with is a problem."""
+    over = threading.Event()
+
+    def blow() -> None:
+        try:
+            while not over.is_set():
+                for name in scene.chance.sample(sorted(KINDS), len(KINDS)):
+                    if over.wait(scene.chance.uniform(*CALM)):
+                        return
+                    with KINDS[name](scene):
+                        seen[name] += 1
+                        over.wait(scene.chance.uniform(*SPELL))
+        except Exception as error:  # the thread's edge
+            problems.append(f"the weather broke: {error!r}")
+
+    thread = threading.Thread(target=blow, name="weather")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _rule(admin: AdminClient, **rule: Any) -> Iterator[None]:
+    armed = admin.post("faults", rule)["data"][0]["id"]
+    try:
+        yield
+    finally:
+        admin.delete(f"faults/{armed}")
+
+
+def _signal(pids: list[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
