@@ -248,7 +248,7 @@ async def _look(
     for ready in given_up:
         if ready is not None:
             return ready
-    dead = [_describe(process) for process in own if not process.running and _died(process)]
+    dead = [_describe(process) for process in own if not process.running and died(process)]
     if deaths is not None and len(dead) >= deaths and not living:
         return Hopeless(tuple(dead))
     return None
@@ -301,7 +301,7 @@ async def worker_lives(host: SandboxHost, sandbox_id: str, item: WorkItem) -> bo
     return any(process.running and process.name.startswith(attempt_prefix(item)) for process in listed)
 
 
-def _died(process: ProcessState) -> bool:
+def died(process: ProcessState) -> bool:
     """Waits for a lock, overlapping claims and ends that somebody ordered are no deaths."""
     return process.exit_code not in _NOT_THE_ITEMS_FAULT
 

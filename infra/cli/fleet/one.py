@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -9,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from image.session.claim import Notice, Word
 from infra.cli.environ import Loaded
-from infra.cli.fleet.survey import in_words, open_calls
+from infra.cli.fleet.survey import deaths_among, in_words, open_calls
 from infra.cli.fleet.table import console, table
 from infra.cli.fleet.target import AWAKE, NotDone, Target, done, target
 from infra.cli.session.render import clean, summarise
@@ -24,6 +26,7 @@ _EVENTS: Final = 100
 _LOG_BYTES: Final = 2_000_000
 _SILENCE: Final = 3600.0
 _KILLED: Final = 128
+_LONGEST_DETAIL: Final = 500
 
 
 async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
@@ -44,11 +47,12 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
 async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
     """What `show --json` prints."""
     now = time.time()
-    items = await aim.items()
-    box = await aim.sandbox()
-    events = await aim.people.last_events(aim.session.id, _EVENTS)
+    items, box, events = await asyncio.gather(
+        aim.items(), aim.sandbox(), aim.people.last_events(aim.session.id, _EVENTS)
+    )
     workspace = loaded.environ.get("ANTHROPIC_WORKSPACE_ID", "").strip()
     processes = await _processes(aim, box)
+    notices = await _notices(aim, box, processes)
     return {
         "session": asdict(aim.session),
         "console": _CONSOLE_PAGE.format(workspace, aim.session.id) if workspace else None,
@@ -75,6 +79,8 @@ async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
             {"name": each.name, "running": each.running, "exit_code": each.exit_code, "pid": each.pid}
             for each in processes
         ],
+        "deaths": deaths_among(processes),
+        "worker_says": _said(notices),
     }
 
 
@@ -86,6 +92,41 @@ async def _processes(aim: Target, box: SandboxRecord | None) -> Sequence[Process
     if isinstance(found, Absent | Doubtful):
         return ()
     return [each for each in found if each.name.startswith(WORKER_NAMES)]
+
+
+async def _notices(aim: Target, box: SandboxRecord | None, processes: Sequence[ProcessState]) -> Sequence[Notice]:
+    """What the newest worker has said, as far as its sandbox tells: the agent could have said it as well."""
+    if box is None or not processes:
+        return ()
+    newest = max(processes, key=lambda each: (each.running, started(each.name)))
+    lines = await aim.host.process_output(box.id, newest.name)
+    if isinstance(lines, Absent | Doubtful):
+        return ()
+    return [notice for line in lines if (notice := Notice.from_line(line)) is not None]
+
+
+def _said(notices: Sequence[Notice]) -> dict[str, Any] | None:
+    """Its version, whether it has the lease, and how far its set-up is; None where it has said nothing."""
+    if not notices:
+        return None
+    last = notices[-1]
+    setup = [notice.detail for notice in notices if notice.word is Word.SETUP]
+    return {
+        "state": last.word.value,
+        "detail": printable(last.detail, _LONGEST_DETAIL),
+        "leased": any(notice.word is Word.LEASED for notice in notices) and last.word is not Word.ENDED,
+        "sdk": printable(last.sdk, 40),
+        "archive": printable(last.worker, 64),
+        "setup": printable(setup[-1], _LONGEST_DETAIL) if setup else None,
+    }
+
+
+def started(name: str) -> int:
+    """A worker's start in Unix seconds, as its name says (shared/claims/handover.py); 0 where it does not."""
+    try:
+        return int(name.split("-")[-2], 16)
+    except (IndexError, ValueError):
+        return 0
 
 
 def _error(event: Any) -> str:
@@ -124,6 +165,15 @@ def _draw(facts: dict[str, Any]) -> None:
             for each in facts["workers"]
         ]
         out.print(table(("worker", "state"), cells))
+        said = facts["worker_says"]
+        if said is not None:
+            lease = "has the lease" if said["leased"] else said["state"]
+            told = f"{lease}, anthropic {said['sdk'] or 'unknown'}, worker {said['archive'][:12]}"
+            out.print(
+                table(("says", ""), [(told, said["detail"]), *([("set-up", said["setup"])] if said["setup"] else [])])
+            )
+        if facts["deaths"]:
+            out.print(f"{facts['deaths']} of them died", style="red")
     out.print(f"\nnext:  hands logs {session['id']}   hands run {session['id']} -- ls", style="dim", highlight=False)
 
 

@@ -19,7 +19,7 @@ from infra.cli.session.follow import FeedBroken
 
 _EVERY = 2.0
 _HIDDEN = ("archived", "terminated")
-_COLUMNS = ("session", "title", "environment", "state", "item", "sandbox", "age", "seen", "tokens", "problem")
+_COLUMNS = ("session", "title", "environment", "state", "item", "sandbox", "age", "seen", "deaths", "tokens", "problem")
 _NARROW = ("session", "state", "age", "problem")
 _WIDE = 120
 
@@ -106,6 +106,7 @@ def _cells(row: Row) -> dict[str, str]:
         "sandbox": row.sandbox_state,
         "age": in_words(row.age),
         "seen": in_words(row.seen) if row.seen is not None else "",
+        "deaths": str(row.deaths or ""),
         "tokens": row.cost or tokens,
         "problem": row.problem,
     }

@@ -17,7 +17,18 @@ from infra.cli.fleet.lists import Item, Json, Lists, Session, lists
 from infra.cli.session.follow import Call, FeedBroken, FeedRefused, TurnState
 from infra.cli.session.render import summarise
 from shared import names
-from shared.ports import Doubtful, ItemState, Listing, SandboxRecord, SandboxStatus, SessionStatus
+from shared.claims.handover import WORKER_NAMES, died
+from shared.ports import (
+    Absent,
+    Doubtful,
+    ItemState,
+    Listing,
+    ProcessState,
+    SandboxHost,
+    SandboxRecord,
+    SandboxStatus,
+    SessionStatus,
+)
 from shared.service import Service
 from shared.settings import Settings
 
@@ -28,6 +39,7 @@ _ITEM_PAGES: Final = 6
 _SANDBOX_PAGE: Final = 100  # the SDK pages by itself (docs/wire/tensorlake.md#53-get-and-list)
 _EVENTS: Final = 30
 _AT_ONCE: Final = 6
+_LOOK_SECONDS: Final = 1.0
 _LEASE_SECONDS: Final = 300.0
 _LIVE: Final = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING)
 _NAMELESS: Final = "of a pool, no name"
@@ -39,7 +51,8 @@ class Row:
     """One session as a person wants to see it. Seconds everywhere; None is unknown or not there.
 
     state: what it does, in words. sandbox: its id; sandbox_state: the service's word for it.
-    seen: age of the last sign of life. problem: what is wrong and what to do, empty where nothing is known to be.
+    seen: age of the last sign of life. deaths: workers of its sandbox that ended without an order; looked for where it
+    works, as far as the calls reach. problem: what is wrong and what to do, empty where nothing is known to be.
     """
 
     session: str
@@ -56,6 +69,7 @@ class Row:
     tokens_in: int | None = None
     tokens_out: int | None = None
     cost: str | None = None
+    deaths: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,7 @@ class Seen:
     items: Mapping[str, Listing[Item]]
     sandboxes: Listing[SandboxRecord] | None
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
+    deaths: Mapping[str, int] = field(default_factory=dict)  # by the sandbox's id
     missing: tuple[str, ...] = ()
     requests: int = 0
 
@@ -126,7 +141,10 @@ async def _look(settings: Settings, key: str, now: float, *, archived: bool) -> 
         made = sum(each.calls for each in (people, *queues.values())) + listed
         calls = await _calls_of(people, _at_work(seen), MOST_CALLS - made)
         made += len(calls)
-    return replace(seen, calls=calls, missing=tuple(missing), requests=made)
+        working = _working_boxes(seen)[: max(0, MOST_CALLS - made)]
+        deaths = await _deaths_of(service.host, working)
+        made += len(working)
+    return replace(seen, calls=calls, deaths=deaths, missing=tuple(missing), requests=made)
 
 
 async def _or_none(work: object, what: str, missing: list[str]) -> Listing[Item] | None:
@@ -166,6 +184,45 @@ async def _calls_of(people: Lists, sessions: Sequence[str], budget: int) -> Mapp
         for session in sessions[: max(0, budget)]:
             group.create_task(read(session))
     return found
+
+
+def _working_boxes(seen: Seen) -> list[str]:
+    """Ids of the sandboxes that run for a living item: a look keeps none of them awake that would sleep."""
+    boxes = _session_boxes(seen) or {}
+    items = _newest_items(seen)
+    found = []
+    for session in seen.sessions.rows if seen.sessions is not None else ():
+        if session.environment_id not in seen.settings.environments or not names.is_session_id(session.id):
+            continue
+        item = items.get(names.canonical_session_id(session.id))
+        box = boxes.get(_box_name(seen, session.environment_id, session.id))
+        if item is not None and item.state in _LIVE and box is not None and box.status is SandboxStatus.RUNNING:
+            found.append(box.id)
+    return found
+
+
+async def _deaths_of(host: SandboxHost, boxes: Sequence[str]) -> Mapping[str, int]:
+    """A sandbox that does not tell within seconds is left out."""
+    found: dict[str, int] = {}
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def read(box: str) -> None:
+        async with gate:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    told = await host.process_names(box)
+                    if not isinstance(told, Absent | Doubtful):
+                        found[box] = deaths_among(told)
+
+    async with asyncio.TaskGroup() as group:
+        for box in boxes:
+            group.create_task(read(box))
+    return found
+
+
+def deaths_among(processes: Iterable[ProcessState]) -> int:
+    """Workers that ended and that nobody had asked to."""
+    return sum(not each.running and each.name.startswith(WORKER_NAMES) and died(each) for each in processes)
 
 
 def open_calls(events: Iterable[Json]) -> tuple[Call, ...]:
@@ -275,6 +332,7 @@ def _row(seen: Seen, session: Session, item: Item | None, boxes: Mapping[str, Sa
         tokens_in=session.tokens_in,
         tokens_out=session.tokens_out,
         cost=session.cost,
+        deaths=seen.deaths.get(box.id) if box is not None else None,
     )
 
 

@@ -57,7 +57,8 @@ def test_a_session_at_rest_is_seen_shown_and_entered(served: CommandLine) -> Non
     facts = json.loads(shown.stdout)
     assert facts["session"]["id"] == session and facts["calls"] == []
     assert facts["sandbox"]["state"] == "running" and facts["items"][0]["state"] == "stopped"
-    assert [each["exit_code"] for each in facts["workers"]] == [0]
+    assert [each["exit_code"] for each in facts["workers"]] == [0] and facts["deaths"] == 0
+    assert facts["worker_says"]["sdk"] and facts["worker_says"]["state"] == "ended"
     words = served.run("show", session)
     assert words.returncode == 0 and facts["sandbox"]["id"] in words.stdout
     log = served.run("logs", session)
@@ -99,6 +100,7 @@ def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(se
         until(lambda: row(served, session)["item_state"] == "active", "its item is not active")
         facts = json.loads(served.run("show", session, "--json").stdout)
         assert (facts["calls"][0]["input"], facts["calls"][0]["waits_for"]) == ("sleep 600", "a worker")
+        assert facts["worker_says"]["leased"] and row(served, session)["deaths"] == 0
         for command in ("suspend", "keep"):
             refused = served.run(command, session, *(["--yes"] if command == "keep" else []))
             assert refused.returncode == 1 and f"hands stop {session}" in refused.stderr

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from infra.cli.fleet.lists import Item, Session, read_item, read_session
-from infra.cli.fleet.survey import Row, Seen, in_words, open_calls, others, rows
+from infra.cli.fleet.survey import Row, Seen, deaths_among, in_words, open_calls, others, rows
 from infra.cli.session.follow import Call
 from shared import names
-from shared.ports import ItemState, Listing, SandboxRecord, SandboxStatus, SessionStatus
+from shared.claims.handover import WORKER_NAMES
+from shared.ports import ItemState, Listing, ProcessState, SandboxRecord, SandboxStatus, SessionStatus
 from shared.settings import Settings
 
 ENVIRONMENT = "env_01Abcdefghijklmnopqrstuv"
@@ -175,3 +176,13 @@ def test_open_calls_are_those_without_a_result() -> None:
     use = {"id": "sevt_1", "type": "agent.tool_use", "name": "bash", "input": {}}
     assert [each.id for each in open_calls([use])] == ["sevt_1"]
     assert open_calls([use, {"id": "sevt_2", "type": "user.tool_result", "tool_use_id": "sevt_1"}]) == ()
+
+
+def test_workers_that_nobody_asked_to_end_are_counted_as_deaths() -> None:
+    def ended(name: str, code: int | None, *, running: bool = False) -> ProcessState:
+        return ProcessState(name, running, code)
+
+    worker = f"{WORKER_NAMES}0123456789ab-00000000-00000000"
+    killed, crashed = ended(worker, None), ended(worker, 137)
+    others = (ended(worker, 0), ended(worker, None, running=True), ended("of-the-agent", 137))
+    assert (deaths_among(others), deaths_among((killed, crashed, *others))) == (0, 2)

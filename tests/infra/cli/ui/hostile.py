@@ -53,6 +53,8 @@ class Hostile(Reader):
             "last_error": HOSTILE,
             "items": items,
             "sandbox": {"id": HOSTILE, "state": HOSTILE},
+            "deaths": 2,
+            "worker_says": {**dict.fromkeys(("state", "sdk", "setup"), HOSTILE), "leased": False},
             "workers": [{"name": HOSTILE, "running": False, "exit_code": 1}],
         }
         return {"facts": facts, "moments": timeline_of(events, items), "now": time.time()}
