@@ -249,8 +249,9 @@ docs: setup-dev ## the site of docs/, in dist/docs; every warning and every link
 docs-reference: setup-dev ## generate docs/reference anew from the code
 	@$(PY) -m infra.cli.reference
 
-docs-picture: setup ## record docs/demo.svg anew from make demo
+docs-picture: setup ## make docs/demo.svg anew from make demo, and the pictures of the page (needs chromium)
 	@$(PY) -m infra.cli.reference.picture
+	@$(PY) -m infra.cli.reference.page_pictures
 
 lock: setup-dev ## compile requirements/*.lock anew from pyproject.toml
 	@sh requirements/compile.sh

@@ -55,8 +55,9 @@ def start_sessions(environ: Mapping[str, str]) -> list[str]:
 
 def _all_there(client: httpx2.Client, sessions: list[str]) -> bool:
     events = [client.get(f"/v1/sessions/{each}/events", params={"limit": "50"}).json()["data"] for each in sessions]
-    kinds = [{event["type"] for event in each} for each in events]
-    return "agent.tool_use" in kinds[0] and all("session.status_idle" in each for each in kinds[1:])
+    kinds = [[event["type"] for event in each] for each in events]
+    rest = all("user.tool_result" in each and each[-1] == "session.status_idle" for each in kinds[1:])
+    return rest and "agent.tool_use" in kinds[0]
 
 
 def take(folder: Mapping[Path, tuple[int, int]] = PICTURES) -> None:
@@ -67,9 +68,8 @@ def take(folder: Mapping[Path, tuple[int, int]] = PICTURES) -> None:
         command = [sys.executable, "-m", "infra.cli", "ui", "--ui-port", "0"]
         environ = {**platform.environ, "PATH": "/usr/bin:/bin"}
         with subprocess.Popen(command, cwd=CHECKOUT, env=environ, stdout=subprocess.PIPE, text=True) as page:
-            assert page.stdout is not None
             try:
-                address = page.stdout.readline().split()[-1]
+                address = page.stdout.readline().split()[-1] if page.stdout is not None else ""
                 with browser() as tab:
                     for path, (width, height) in folder.items():
                         tab.resize(width, height)

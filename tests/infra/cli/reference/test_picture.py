@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from infra.cli.reference.page_pictures import PICTURES
 from infra.cli.reference.picture import PICTURE, draw, record
 
 SAYS = "import sys; print('\\x1b[1mbold\\x1b[0m <b>&'); sys.exit(int(sys.argv[1]))"
@@ -34,3 +37,10 @@ def test_the_picture_in_the_repository_shows_the_demo_and_loads_nothing() -> Non
     shown = texts(svg).replace("\xa0", " ")
     assert "make demo" in shown and "Everything" in shown and "has ended" in shown
     assert not re.search(r"""(?:href|url|src|@import)\s*[(=]?\s*["']?https?:""", svg)
+
+
+@pytest.mark.parametrize(("path", "size"), PICTURES.items(), ids=lambda each: getattr(each, "name", ""))
+def test_the_pictures_of_the_page_have_its_two_widths_and_are_small(path: Path, size: tuple[int, int]) -> None:
+    png = path.read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", png[16:24]) == size
+    assert len(png) < 150_000
