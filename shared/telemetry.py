@@ -18,6 +18,8 @@ LONGEST_MESSAGE: Final = 32_768
 """Characters of one record; platforms cut or split longer ones (systemd's journal at 48 KiB)."""
 _LONGEST_TRACE: Final = 32_768
 _OWN: Final = ("functions", "shared")
+# They log whole addresses at INFO and DEBUG, and a signed address is a secret (on_finish, OUTPUTS_TO).
+_TELL_ADDRESSES: Final = ("httpx2", "httpcore2", "httpx", "httpcore")
 _SERVERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "gunicorn.error")
 
 
@@ -54,7 +56,8 @@ def configure_logging(environ: Mapping[str, str]) -> None:
     """LOG_LEVEL (default INFO) and LOG_FORMAT (`text` or `json`), for our own loggers.
 
     The SDKs' loggers keep their levels: what they would say at INFO is one line a request. Their warnings, and what
-    the server's own loggers say, may quote foreign text too, so these go through the same formatter.
+    the server's own loggers say, may quote foreign text too, so these go through the same formatter. The HTTP
+    libraries say warnings alone, whatever the root's level is.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if environ.get("LOG_FORMAT") == "json" else TextFormatter())
@@ -64,12 +67,19 @@ def configure_logging(environ: Mapping[str, str]) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    for name in _TELL_ADDRESSES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).addFilter(_is_warning)  # ANTHROPIC_LOG=info lowers the level of the first one later
     for name in _SERVERS:
         for theirs in logging.getLogger(name).handlers:
             theirs.setFormatter(handler.formatter)
     root = logging.getLogger()
     if not root.handlers:  # else the standard library writes warnings to stderr as they are
         root.addHandler(handler)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def _message(record: logging.LogRecord) -> str:

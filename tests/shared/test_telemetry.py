@@ -87,3 +87,26 @@ def test_the_level_is_the_setting_s_and_a_wrong_one_means_info() -> None:
         "assert levels == [logging.WARNING, logging.INFO], levels\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=True)
+
+
+@pytest.mark.parametrize("library_level", ["NOTSET", "WARNING", "DEBUG"])
+def test_no_address_of_a_request_is_logged_where_the_root_logger_is_open(library_level: str) -> None:
+    """Signed addresses are secrets. The last level stands for ANTHROPIC_LOG, which the SDK reads after us."""
+    program = (
+        "import logging, sys\n"
+        "logging.basicConfig(level=logging.DEBUG)\n"
+        "from shared.telemetry import configure_logging\n"
+        "configure_logging({'LOG_LEVEL': 'DEBUG'})\n"
+        "import httpx2\n"
+        "if sys.argv[1] != 'NOTSET': logging.getLogger('httpx2').setLevel(sys.argv[1])\n"
+        "logging.getLogger('httpcore2.connection').debug('connect_tcp.started %s', 'secret-signature')\n"
+        "with httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(200))) as http:\n"
+        "    http.put('https://store.example/object?X-Amz-Signature=secret-signature')\n"
+        "logging.getLogger('httpx2').warning('a warning is heard')\n"
+        "logging.getLogger('other').info('the root is open')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, library_level], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "a warning is heard" in done.stderr and "the root is open" in done.stderr
+    assert "secret-signature" not in done.stderr
