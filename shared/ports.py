@@ -365,16 +365,18 @@ class SandboxHost(Protocol):
         ...
 
     async def process_output(
-        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> Sequence[str] | Absent | Doubtful:
-        """The first lines of standard output so far, of at most `limit` bytes on the wire."""
+        """The first lines of standard output so far, of at most `limit` bytes on the wire. both: and of standard error,
+        in the order of their writing."""
         ...
 
     def follow_output(
-        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         """The lines of standard output from the first on, as they come. The last item is never a line: OutputEnded, or
-        why there are no more. `silence` is the longest pause in seconds; `limit` the bytes of all lines together."""
+        why there are no more. `silence` is the longest pause in seconds; `limit` the bytes of all lines together;
+        both: standard error's lines, too."""
         ...
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful: ...

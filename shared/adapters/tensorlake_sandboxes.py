@@ -231,14 +231,14 @@ class TensorlakeSandboxes:
         return read_as(outcome, lambda answer: [row for each in answer["processes"] for row in named_states(each)])
 
     async def process_output(
-        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> Sequence[str] | Absent | Doubtful:
-        path = f"{_process(name)}/stdout"
+        path = f"{_process(name)}/{_stream(both)}"
         outcome = await self._call(sandbox_id, "GET", path, limit=limit, cut=True)
         return first_lines(outcome) if isinstance(outcome, bytes) else without_refusal(outcome)
 
     async def follow_output(
-        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         left = limit
         try:
@@ -246,7 +246,7 @@ class TensorlakeSandboxes:
             if not isinstance(route, Route):
                 yield without_refusal(route)
                 return
-            path = f"{_process(name)}/stdout/follow"
+            path = f"{_process(name)}/{_stream(both)}/follow"
             stream = self._wire.events(route, "GET", path, silence=silence, limit=limit)
             async with aclosing(stream) as frames:
                 async for frame in frames:
@@ -514,6 +514,10 @@ def _asked(
     """docs/wire/tensorlake.md#71-start_process: defaults are left out."""
     asked = {"command": command, "args": list(args), "env": dict(env), "working_dir": working_dir, "user": user}
     return {key: value for key, value in asked.items() if value}
+
+
+def _stream(both: bool) -> str:
+    return "output" if both else "stdout"
 
 
 def _process(name: str) -> str:

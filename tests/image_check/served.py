@@ -47,7 +47,7 @@ class RootHost(FakeHost):
         return self._state(name) if name in self._processes else Absent()
 
     async def process_output(
-        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> Sequence[str] | Absent | Doubtful:
         if name not in self._processes:
             return Absent()

@@ -247,12 +247,12 @@ class FakeHost:
         return Absent() if self._live(sandbox_id) is None else []
 
     async def process_output(
-        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> Sequence[str] | Absent | Doubtful:
         return Absent()
 
     async def follow_output(
-        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         yield Absent()
 

@@ -49,8 +49,11 @@ def logs(
     follow: Follow = False,
     wake: Annotated[bool, typer.Option(help="wake it where it sleeps")] = False,
 ) -> None:
-    """What the session's workers wrote, the earlier ones first. Reading keeps its sandbox awake."""
-    from infra.cli.fleet.one import logs as show_logs
+    """What the session's workers wrote, the earlier ones first: notices, log, set-up. Reading keeps its sandbox awake.
+
+    The first 2 MB of each worker. -f goes on with workers that start later, and wakes no sandbox that falls asleep.
+    """
+    from infra.cli.fleet.logs import logs as show_logs
 
     with edge():
         finish(show_logs(load(), session, follow=follow, wake=wake))

@@ -1,4 +1,4 @@
-"""Looking at one session (`show`, `logs`) and running a command beside its agent (`run`)."""
+"""Looking at one session (`show`) and running a command beside its agent (`run`)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from image.session.claim import Notice, Word
 from infra.cli.environ import Loaded
 from infra.cli.fleet.survey import deaths_among, in_words, open_calls
 from infra.cli.fleet.table import console, table
-from infra.cli.fleet.target import AWAKE, NotDone, Target, done, target
+from infra.cli.fleet.target import AWAKE, NotDone, Target, target
 from infra.cli.session.render import clean, summarise
-from infra.cli.session.screen import Screen
 from shared.claims.handover import WORKER_NAMES
-from shared.ports import Absent, CommandOutput, Doubtful, OutputEnded, ProcessState, Refused, SandboxRecord
+from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, Refused, SandboxRecord
 from shared.texts import printable
 
 _CONSOLE_PAGE: Final = "https://platform.claude.com/workspaces/{}/managed-agents/sessions/{}"
 _EVENTS: Final = 100
-_LOG_BYTES: Final = 2_000_000
-_SILENCE: Final = 3600.0
 _KILLED: Final = 128
 _LONGEST_DETAIL: Final = 500
 
@@ -185,57 +182,6 @@ def _item(item: dict[str, Any]) -> tuple[str, ...]:
 
     times = ("acknowledged_at", "latest_heartbeat_at", "stopped_at")
     return (item["id"], str(item["state"]), in_words(now - item["created_at"]), *(ago(item[name]) for name in times))
-
-
-async def logs(loaded: Loaded, session_id: str, *, follow: bool, wake: bool) -> int:
-    """The output of the session's workers, oldest first. 1 where it has none, or sleeps and may not be woken."""
-    screen = Screen()
-    try:
-        async with target(loaded, session_id) as aim:
-            box = await aim.need_sandbox()
-            if box.status not in AWAKE:
-                if not wake:
-                    raise NotDone(
-                        f"its sandbox sleeps. To read its log it must be woken: hands logs {session_id} --wake"
-                    )
-                done(await aim.host.resume(box.id), f"waking {box.id}")
-            workers = await _processes(aim, await aim.need_sandbox())
-            if not workers:
-                raise NotDone("no worker has run in its sandbox yet")
-            for worker in workers:
-                screen.remark(f"── {worker.name}, {'runs' if worker.running else f'ended with {worker.exit_code}'}")
-                if follow and worker.running:
-                    await _follow(aim, box.id, worker.name)
-                else:
-                    _print_lines(await aim.host.process_output(box.id, worker.name, _LOG_BYTES))
-    except NotDone as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-async def _follow(aim: Target, box: str, name: str) -> None:
-    async for line in aim.host.follow_output(box, name, silence=_SILENCE, limit=_LOG_BYTES):
-        match line:
-            case str():
-                print(clean(line), flush=True)
-            case OutputEnded():
-                return
-            case Absent():
-                raise NotDone("the worker's process is not there any more")
-            case Doubtful(reason):
-                raise NotDone(f"the log broke off ({reason}); run the command again")
-
-
-def _print_lines(lines: Sequence[str] | Absent | Doubtful) -> None:
-    match lines:
-        case Absent():
-            print("  (gone)", file=sys.stderr)
-        case Doubtful(reason):
-            print(f"  (could not be read: {reason})", file=sys.stderr)
-        case _:
-            for line in lines:
-                print(clean(line))
 
 
 async def run(loaded: Loaded, session_id: str, command: Sequence[str], *, timeout: float) -> int:

@@ -51,7 +51,9 @@ class Told(FakeHost):
     async def start(self, sandbox_id: str, process: Any) -> None:
         return None
 
-    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str] | Doubtful:
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
+    ) -> list[str] | Doubtful:
         return self._outputs.pop(0) if len(self._outputs) > 1 else self._outputs[0]
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState:
@@ -113,7 +115,9 @@ class Remembering(FakeHost):
     async def process_names(self, sandbox_id: str) -> list[ProcessState]:
         return self.known
 
-    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str]:
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
+    ) -> list[str]:
         return [] if name in self.started else self.said
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState:
@@ -187,7 +191,9 @@ class Overdue(FakeHost):
     async def process_names(self, sandbox_id: str) -> list[ProcessState]:
         return [ProcessState(self.old, self.running)]
 
-    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> Sequence[str] | Doubtful:
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
+    ) -> Sequence[str] | Doubtful:
         return [said(wire.Word.READY)] if name in self.started else self.said
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState:
@@ -284,7 +290,9 @@ class Users(FakeHost):
         self._ended = self._as_root if process.user == "root" and isinstance(self._as_root, wire.Exit) else None
         return self._as_root if process.user == "root" and isinstance(self._as_root, Refused | Doubtful) else None
 
-    async def process_output(self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str]:
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
+    ) -> list[str]:
         return [] if self._ended else [said(wire.Word.READY)]
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent:
@@ -330,7 +338,7 @@ class Streaming(Remembering):
         self._over: int | None = None
 
     async def follow_output(
-        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         for line in self._lines:
             if isinstance(line, int):
@@ -369,7 +377,7 @@ def test_where_the_stream_breaks_the_output_is_looked_at_instead() -> None:
     host.said = [said(wire.Word.READY)]
     host.known = []
 
-    async def looked_at(sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT) -> list[str]:
+    async def looked_at(sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False) -> list[str]:
         return [said(wire.Word.READY)]
 
     host.process_output = looked_at  # type: ignore[method-assign]  # what a new worker has said

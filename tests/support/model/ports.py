@@ -281,7 +281,7 @@ class ModelHost:
         return outcome
 
     async def process_output(
-        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> Sequence[str] | Absent | Doubtful:
         outcome: Sequence[str] | Absent | Doubtful = _not_refused(
             await self._inside(
@@ -293,7 +293,7 @@ class ModelHost:
         return outcome
 
     async def follow_output(
-        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT
+        self, sandbox_id: str, name: str, *, silence: float, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         """One call opens the stream; each line is under way for a moment."""
         process = _not_refused(

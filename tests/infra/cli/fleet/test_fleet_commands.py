@@ -20,7 +20,7 @@ NOBODY = "sesn_000000000000000000000000"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """Workers that leave at once when their session rests, so that its sandbox is nobody's."""
-    leaving = {"RUNNER_MAX_IDLE_SECONDS": "1"}
+    leaving = {"RUNNER_MAX_IDLE_SECONDS": "1", "SETUP_SCRIPT": "echo made-$((40+2))"}
     with command_line(tmp_path_factory.mktemp("checkout"), Options(lease_ttl=6.0), environ=leaving) as shell:
         yield shell
 
@@ -63,6 +63,22 @@ def test_a_session_at_rest_is_seen_shown_and_entered(served: CommandLine) -> Non
     assert words.returncode == 0 and facts["sandbox"]["id"] in words.stdout
     log = served.run("logs", session)
     assert log.returncode == 0 and "ready" in log.stdout and facts["workers"][0]["name"] in log.stderr
+    assert "made-42" in log.stdout and "setup." in log.stdout
+
+
+def test_a_followed_log_shows_what_is_written_later_and_later_workers_until_ctrl_c(served: CommandLine) -> None:
+    session = new_session(served)
+    at_rest(served, session)
+    with served.terminal("logs", session, "-f", columns=200) as terminal:
+        terminal.expect("SERVED")
+        again = served.run("session", "write more.txt: more", "--session", session)
+        assert again.returncode == 0, again.stderr
+        terminal.expect(", runs")
+        terminal.expect("ready")
+        terminal.expect("SERVED")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+    assert "Traceback" not in terminal.seen and terminal.seen.count("── hands-") == 2
 
 
 def test_a_command_runs_as_the_agent_and_its_exit_code_and_outputs_come_back(served: CommandLine) -> None:
