@@ -44,7 +44,10 @@ SECRETS: Final[Mapping[str, str]] = {
     "FUNCTIONS_TOKEN": "FunctionsToken",
     "CAPABILITY_KEY": "CapabilityKey",
     "OUTPUTS_SIGNATURE": "OutputsSignature",
+    "RACE_WEBHOOK_SIGNING_KEY": "RaceWebhookKey",
 }
+# Of these the stack has none unless one is set.
+_OPTIONAL: Final = ("OUTPUTS_SIGNATURE", "RACE_WEBHOOK_SIGNING_KEY")
 # The template's own business, or this command's: DRY_RUN=1 is about the deployment here.
 _NOT_PASSED_ON: Final = frozenset({"ANTHROPIC_ENVIRONMENT_ID", "LOG_LEVEL", "LOG_FORMAT", "DRY_RUN"})
 _STORED: Final = "aws-sm:"
@@ -109,8 +112,9 @@ def make(environ: Mapping[str, str]) -> Plan:
             raise SettingsError(f"{variable}: a Lambda function cannot read {scheme}: references; use {_STORED}ARN")
         elif value:
             secrets[variable] = value
-    if "OUTPUTS_SIGNATURE" in secrets:
-        parameters["OutputsSignatureSecret"] = ""  # a new one; without this there is none
+    for variable in _OPTIONAL:
+        if variable in secrets:
+            parameters[f"{SECRETS[variable]}Secret"] = ""  # a new one; without this there is none
     parameters |= grants(environ, settings, region)
     if more:
         parameters["MoreSettings"] = json.dumps(more, sort_keys=True, separators=(",", ":"))

@@ -162,6 +162,37 @@ def test_the_secrets_values_are_in_secrets_manager_and_nowhere_in_the_stack(monk
     assert key.reveal() == "whsec_bm90LXJlYWw="
 
 
+def readers(secret: str) -> set[str]:
+    """The roles (by the last part of their resource's name) that may read this secret by a policy of their own."""
+    iam = client("iam")
+    found = set()
+    for role in iam.list_roles()["Roles"]:
+        for name in iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]:
+            policy = iam.get_role_policy(RoleName=role["RoleName"], PolicyName=name)["PolicyDocument"]
+            if secret in json.dumps(policy):
+                found |= {each for each in ("WebhookRole", "TickRole", "ForkRole") if each in role["RoleName"]}
+    return found
+
+
+@pytest.mark.usefixtures("aws")
+def test_the_fork_function_alone_signs_the_calls_at_a_races_end() -> None:
+    key = "whsec_bm90LXJlYWwtYnV0LWxvbmctZW5vdWdoLWtleQ=="
+    assert deploy(RACE_WEBHOOK_SIGNING_KEY=key, RACE_WEBHOOK_HOSTS="receiver.example:8443") == 0
+    races = Settings.from_environ(environ_of(variables("fork-best-of-n"))).races
+    assert races.webhook_hosts == ("receiver.example:8443",)
+    assert races.webhook_key is not None and races.webhook_key.reveal() == key
+    place = outputs()["RaceWebhookKey"]
+    assert readers(place) == {"ForkRole"}
+    for other in ("poll-tick", "on-run-started"):
+        assert "RACE_WEBHOOK_SIGNING_KEY" not in variables(other)
+    stack = client("cloudformation").describe_stacks(StackName="serverless-hands")["Stacks"][0]
+    assert key not in json.dumps([stack["Parameters"], outputs(), variables("fork-best-of-n")])
+    arn = client("secretsmanager").create_secret(Name="mine", SecretString=key)["ARN"]
+    assert deploy(RACE_WEBHOOK_SIGNING_KEY=f"aws-sm:{arn}") == 0
+    assert variables("fork-best-of-n")["RACE_WEBHOOK_SIGNING_KEY"] == f"aws-sm:{arn}"
+    assert readers(arn) == {"ForkRole"}
+
+
 @pytest.mark.usefixtures("aws")
 def test_a_second_deployment_changes_what_changed_and_uploads_nothing_twice(
     capsys: pytest.CaptureFixture[str],
