@@ -108,6 +108,14 @@ FOUND = {
         point_faults=(PointFault(0, "tool", 0, "stop"), PointFault(0, "leased", 0, "fail")),
         timed_faults=(TimedFault(73.6, 0, "outage"),),
     ),
+    "a worker that slept over its lease stops the item that was offered again meanwhile": RunPlan(
+        seed="finalB-1576",
+        copies=1,
+        sessions=(SessionPlan("sesn_aBcD1", ((18.01, (2,)), (59.0, (2,))), 1.0, Habits(start=0.6, tool=8.0)),),
+        slow=9.0,
+        line_faults=(LineFault("w0", "stop", 0, Meets.ERROR),),
+        point_faults=(PointFault(0, "idle", 0, "suspend"), PointFault(0, "tool", 0, "outage")),
+    ),
 }
 
 

@@ -2,7 +2,9 @@
 
 The SDK begins with NO_HEARTBEAT although the worker has a lease already, sends an outdated value after a lost answer,
 and retries by itself below its own book-keeping. So every heartbeat of our item gets the value that the lease
-object holds, and a 412 that shows a beat of our own is answered by beating once more. All else passes untouched.
+object holds, and a 412 that shows a beat of our own is answered by beating once more. The SDK's last stop goes out only
+after one more heartbeat: a sandbox may have slept since the one before, and the item may be somebody else's by now. All
+else passes untouched.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
             case "POST" if path.endswith(f"{self._item}/heartbeat"):
                 return await self._heartbeat(request)
             case "POST" if path.endswith(f"{self._item}/stop"):
+                if (instead := await self._before_stop(request)) is not None:
+                    return instead
                 self.stop_sent = True
             case "GET" if path.endswith(self._session):
                 return await self._look_up(request)
@@ -89,6 +93,24 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         final = verdict is Verdict.DOUBTFUL and 400 <= response.status_code < 500
         self.rejected = response.status_code if final and response.status_code not in _TRANSIENT else None
         return response
+
+    async def _before_stop(self, stop: httpx2.Request) -> httpx2.Response | None:
+        """What the SDK is told instead, where the item is not ours any more or that cannot be learnt: it takes a 409 for
+        an item that is stopped already. An item that is left alone lapses and is offered again, with the calls of its
+        session's next message; a stop would leave those calls to nobody (docs/claim-protocol.md#the-end-of-an-item)."""
+        path = stop.url.raw_path.split(b"?", 1)[0].removesuffix(b"/stop") + b"/heartbeat"
+        own = ("content-length", "content-type", "transfer-encoding")
+        headers = [(name, value) for name, value in stop.headers.multi_items() if name.lower() not in own]
+        beat = httpx2.Request("POST", stop.url.copy_with(raw_path=path), headers=headers, extensions=stop.extensions)
+        response, verdict = await self._beat(beat)
+        if verdict is Verdict.OURS:
+            response, verdict = await self._beat(beat)
+        if verdict in (Verdict.LOST, Verdict.NOT_ACKED):
+            log.warning("lease.lost_before_the_stop")
+            self.verdict = Verdict.LOST
+            return httpx2.Response(409, headers={"x-should-retry": "false"}, json={}, request=stop)
+        passing = response.status_code >= 500 or response.status_code in _TRANSIENT
+        return response if verdict is Verdict.DOUBTFUL and passing else None
 
     async def _beat(self, request: httpx2.Request) -> tuple[httpx2.Response, Verdict]:
         url = request.url.copy_set_param("expected_last_heartbeat", self._lease.sending())

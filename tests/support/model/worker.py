@@ -286,11 +286,18 @@ class _Worker:
             return Ended(Exit.LEASE_LOST, "no heartbeat was answered for a whole lease")
         await self._at("stopping")
         for attempt in range(3):
-            try:
-                await self._call("stop", self._stop)
-                break
-            except (LostError, RefusedError):
-                await self.process.sleep(_AGAIN * 2**attempt)
+            verdict = await self._beat()
+            if verdict is Verdict.OURS:
+                verdict = await self._beat()
+            if verdict in (Verdict.LOST, Verdict.NOT_ACKED):
+                return Ended(Exit.LEASE_LOST, "the item was not ours any more at its end")
+            if verdict is not Verdict.DOUBTFUL:
+                try:
+                    await self._call("stop", self._stop)
+                    break
+                except (LostError, RefusedError):
+                    pass
+            await self.process.sleep(_AGAIN * 2**attempt)
         await self._at("stopped")
         if self.over is Verdict.STOPPED:
             return Ended(Exit.STOPPED, "the item was stopped")

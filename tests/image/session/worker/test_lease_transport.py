@@ -216,6 +216,55 @@ def test_what_the_sdks_return_does_not_tell_is_noted() -> None:
     assert timeouts["/v1/environments/env_1/work/work_1/heartbeat"] == 10
 
 
+@pytest.mark.parametrize(
+    ("beats", "told", "stopped", "verdict"),
+    [
+        (lambda: [_beat("t2")], 200, True, None),
+        (lambda: [_ended("stopping")], 200, True, None),
+        (lambda: [httpx2.Response(404, json={})], 200, True, None),
+        (lambda: [_lost("somebody else's")], 409, False, Verdict.LOST),
+        (lambda: [_queued()], 409, False, Verdict.LOST),
+        (lambda: [httpx2.Response(503, json={})], 503, False, None),
+    ],
+    ids=["held", "asked to stop", "unknown item", "another worker's", "offered again", "no answer"],
+)
+def test_i1_an_item_is_stopped_at_the_end_only_where_it_is_still_ours(
+    beats: Callable[[], list[httpx2.Response]], told: int, stopped: bool, verdict: Verdict | None
+) -> None:
+    answers, seen = beats(), list[str]()
+
+    async def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.url.path.rsplit("/", 1)[1])
+        if seen[-1] == "heartbeat":
+            assert request.url.params["expected_last_heartbeat"] == "t0+1"
+            assert request.headers["authorization"] == "Bearer own" and not request.content
+            return answers.pop(0)
+        assert json.loads(request.content) == {"force": True}
+        return httpx2.Response(200, json={})
+
+    async def run() -> LeaseTransport:
+        under = transport(handler, held())
+        async with httpx2.AsyncClient(transport=under, headers={"authorization": "Bearer own"}) as client:
+            answer = await client.post(BEAT.replace("heartbeat", "stop"), json={"force": True})
+        assert answer.status_code == told
+        assert told != 409 or answer.headers["x-should-retry"] == "false"
+        return under
+
+    under = asyncio.run(run())
+    assert seen == ["heartbeat", *["stop"] * stopped]
+    assert (under.stop_sent, under.verdict) == (stopped, verdict)
+
+
+def _ended(state: str) -> httpx2.Response:
+    beat = {"type": "work_heartbeat", "state": state, "lease_extended": False}
+    return httpx2.Response(200, json={**beat, "last_heartbeat": "t2", "ttl_seconds": 300})
+
+
+def _queued() -> httpx2.Response:
+    details = {"error_code": "heartbeat_precondition_failed", "current_state": {"state": "queued"}}
+    return httpx2.Response(412, json={"type": "error", "error": {"type": "invalid_request_error", "details": details}})
+
+
 def _beat(value: str) -> httpx2.Response:
     beat = {"type": "work_heartbeat", "state": "active", "lease_extended": True}
     return httpx2.Response(200, json={**beat, "last_heartbeat": value, "ttl_seconds": 300})
