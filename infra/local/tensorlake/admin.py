@@ -90,7 +90,7 @@ class Admin:
 
     async def _sandbox(self, sandbox: Sandbox) -> dict[str, Any]:
         """Never wakes a sleeper: a supervisor answers while its sandbox is frozen."""
-        row = info(sandbox, self.platform.url)
+        row = {"name": None, **info(sandbox, self.platform.url)}  # a warm one of a pool has none
         row |= {
             "snapshot_id": sandbox.snapshot_id,
             "open_requests": sandbox.open_requests,
