@@ -21,7 +21,6 @@ from typing import Final
 
 from infra.cli import network
 from infra.local import discovery, dotenv
-from infra.local.platform import REDIRECTING
 from shared.errors import SettingsError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -91,7 +90,7 @@ def _load(environ: Mapping[str, str], folder: Path) -> Loaded:
     variables = discovery.read_if_running(file) if file is not None else None
     if file is None or variables is None:
         raise NoServices(_advice(keys, named))
-    for name in (*KEYS, *REDIRECTING, "ANTHROPIC_WORKSPACE_ID"):
+    for name in (*KEYS, *discovery.REDIRECTING, "ANTHROPIC_WORKSPACE_ID"):
         merged.pop(name, None)  # nothing of the real services reaches the offline ones
     return Loaded(merged | variables, file)
 

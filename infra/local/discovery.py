@@ -17,6 +17,14 @@ from typing import Final
 
 from infra.local import dotenv
 
+REDIRECTING: Final = (
+    "ANTHROPIC_AUTH_TOKEN",
+    "ANTHROPIC_CUSTOM_HEADERS",
+    "ENVIRONMENTS_FILE",
+    "TENSORLAKE_SANDBOX_API_URL",
+    "TENSORLAKE_SANDBOX_PROXY_URL",
+)
+"""Variables that would lead a program elsewhere in spite of a platform's own: empty counts as not set."""
 _FOLDER: Final = ".hands"
 _MOST: Final = 100
 _LOOKS: Final = 3

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, Self
 from image.session.definition import BadRecipe, build, recipe_from
 from infra.local.admin_client import AdminClient, AdminError
 from infra.local.certification import behaviour_in
+from infra.local.discovery import REDIRECTING
 from infra.local.process import RunningService, ServiceStartError, start_service
 
 _LONGEST_BUILD: Final = 30.0  # seconds; offline nothing is executed, so it takes a tenth of one
@@ -30,14 +31,6 @@ IMAGE_NAME: Final = "agent-cli"
 CLAUDE_ADMIN: Final = "OFFLINE_CLAUDE_ADMIN_TOKEN"
 TENSORLAKE_ADMIN: Final = "OFFLINE_TENSORLAKE_ADMIN_TOKEN"
 _LOOPBACK: Final = "127.0.0.1,localhost"
-REDIRECTING: Final = (
-    "ANTHROPIC_AUTH_TOKEN",
-    "ANTHROPIC_CUSTOM_HEADERS",
-    "ENVIRONMENTS_FILE",
-    "TENSORLAKE_SANDBOX_API_URL",
-    "TENSORLAKE_SANDBOX_PROXY_URL",
-)
-"""Variables that would lead a program elsewhere in spite of `Platform.environ`: empty counts as not set."""
 WEBHOOK_TYPES: Final = (
     "session.status_run_started",
     "session.status_terminated",

@@ -5,14 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
+from typing import Final
 
 from infra.cli.environ import Loaded
 from shared.reports import ReconcileReport
 from shared.service import Service
 from shared.settings import Settings
 from shared.texts import printable
+
+_SECONDS: Final = 5.0  # that `show` waits for its session's lines
+_QUIET: Final = logging.NullHandler()  # what a pass logs is in its report, too
 
 
 async def run(loaded: Loaded, *, as_json: bool) -> int:
@@ -28,12 +34,40 @@ async def run(loaded: Loaded, *, as_json: bool) -> int:
 
 async def read(loaded: Loaded) -> Sequence[ReconcileReport]:
     """A report for each environment, of a pass that changes nothing. Raises SettingsError."""
+    logging.getLogger("shared").addHandler(_QUIET)
     settings = replace(Settings.from_environ(loaded.environ), dry_run=True)
     service = Service(settings)
     try:
+        await service.preload()
         return await asyncio.gather(*(service.reconciler(each).reconcile() for each in settings.environments.values()))
     finally:
         await service.aclose()
+
+
+async def of_session(service: Service, environment_id: str, marks: Collection[str]) -> list[str] | None:
+    """The lines about one session, of a pass over its environment that changes nothing. `marks`: the ids and names by
+    which a report means it. None where the pass could not see everything in time: then there may be some."""
+    logging.getLogger("shared").addHandler(_QUIET)
+    reconciler = service.reconciler(service.settings.environments[environment_id])
+    try:
+        async with asyncio.timeout(_SECONDS):
+            report = await replace(reconciler, settings=replace(service.settings, dry_run=True)).reconcile()
+    except TimeoutError:
+        return None
+    lines = in_lines([about(report, marks)])
+    return lines if lines or (report.sandboxes is not None and report.items is not None) else None
+
+
+def about(report: ReconcileReport, marks: Collection[str]) -> ReconcileReport:
+    """What of a report concerns these ids and names."""
+    meant = re.compile("|".join(rf"(?<![\w-]){re.escape(mark)}(?![\w-])" for mark in marks))
+    return replace(
+        report,
+        actions=[action for action in report.actions if meant.search(action.target)],
+        needs_interrupt=[session for session in report.needs_interrupt if meant.search(session)],
+        alarms=[alarm for alarm in report.alarms if meant.search(alarm)],
+        undone=0,
+    )
 
 
 def in_lines(reports: Sequence[ReconcileReport]) -> list[str]:

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
+from rich.text import Text
+
 from image.session.claim import Notice, Word
 from infra.cli.environ import Loaded
+from infra.cli.fleet import alarms
 from infra.cli.fleet.survey import deaths_among, in_words, open_calls
 from infra.cli.fleet.table import console, table
 from infra.cli.fleet.target import AWAKE, NotDone, Target, target
 from infra.cli.session.render import clean, summarise
+from shared import names
 from shared.claims.handover import WORKER_NAMES
 from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, Refused, SandboxRecord
 from shared.texts import printable
@@ -30,7 +34,9 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
     """All that is known of a session. Wakes nothing. Raises SettingsError, FeedRefused, FeedBroken."""
     try:
         async with target(loaded, session_id) as aim:
-            facts = await facts_of(aim, loaded)
+            await aim.service.preload()  # two clients at once would import each other's halves
+            facts, raised = await asyncio.gather(facts_of(aim, loaded), _alarms(aim))
+            facts["alarms"] = raised
     except NotDone as error:
         print(error, file=sys.stderr)
         return 1
@@ -41,8 +47,15 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
     return 0
 
 
+async def _alarms(aim: Target) -> list[str] | None:
+    """None where they could not be known."""
+    suffix = names.canonical_session_id(aim.session.id).removeprefix("sesn_")
+    marks = {f"sesn_{suffix}", f"session_{suffix}", aim.sandbox_name}
+    return await alarms.of_session(aim.service, aim.session.environment_id, marks)
+
+
 async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
-    """What `show --json` prints."""
+    """What `show --json` prints, without the alarms."""
     now = time.time()
     items, box, events = await asyncio.gather(
         aim.items(), aim.sandbox(), aim.people.last_events(aim.session.id, _EVENTS)
@@ -171,6 +184,10 @@ def _draw(facts: dict[str, Any]) -> None:
             )
         if facts["deaths"]:
             out.print(f"{facts['deaths']} of them died", style="red")
+    if facts["alarms"] is None:
+        out.print("\nIts alarms could not be read in time: hands alarms", style="yellow")
+    elif facts["alarms"]:
+        out.print(Text("\n" + "\n".join(facts["alarms"])), style="red")
     out.print(f"\nnext:  hands logs {session['id']}   hands run {session['id']} -- ls", style="dim", highlight=False)
 
 

@@ -31,6 +31,7 @@ class Target:
     """`people` has the API key, `queue` the environment's. `sandbox` is None where the session has none."""
 
     settings: Settings
+    service: Service
     session: Session
     people: Lists
     queue: Lists
@@ -93,7 +94,7 @@ async def target(loaded: Loaded, session_id: str) -> AsyncIterator[Target]:
         try:
             async with lists(settings.anthropic_url, environment.key.reveal()) as queue:
                 name = names.sandbox_name(settings.prefix, environment.id, session_id)
-                yield Target(settings, session, people, queue, service.host, name)
+                yield Target(settings, service, session, people, queue, service.host, name)
         finally:
             await service.aclose()
 

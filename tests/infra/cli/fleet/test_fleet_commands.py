@@ -117,6 +117,7 @@ def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(se
         facts = json.loads(served.run("show", session, "--json").stdout)
         assert (facts["calls"][0]["input"], facts["calls"][0]["waits_for"]) == ("sleep 600", "a worker")
         assert facts["worker_says"]["leased"] and row(served, session)["deaths"] == 0
+        assert facts["alarms"] == []
         for command in ("suspend", "keep"):
             refused = served.run(command, session, *(["--yes"] if command == "keep" else []))
             assert refused.returncode == 1 and f"hands stop {session}" in refused.stderr
