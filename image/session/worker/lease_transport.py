@@ -95,9 +95,9 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         return response
 
     async def _before_stop(self, stop: httpx2.Request) -> httpx2.Response | None:
-        """What the SDK is told instead, where the item is not ours any more or that cannot be learnt: it takes a 409 for
-        an item that is stopped already. An item that is left alone lapses and is offered again, with the calls of its
-        session's next message; a stop would leave those calls to nobody (docs/claim-protocol.md#the-end-of-an-item)."""
+        """What the SDK is told instead, where the item is not ours any more, or nobody knows. It takes a 409 for an
+        item that is stopped already. An item that is left alone lapses and is offered again, with the calls of
+        its session's next message; a stop would leave those to nobody (docs/claim-protocol.md#the-end-of-an-item)."""
         path = stop.url.raw_path.split(b"?", 1)[0].removesuffix(b"/stop") + b"/heartbeat"
         own = ("content-length", "content-type", "transfer-encoding")
         headers = [(name, value) for name, value in stop.headers.multi_items() if name.lower() not in own]
