@@ -13,6 +13,7 @@ an invocation began has ended when it answers: Lambda freezes the process then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -324,6 +325,11 @@ def _process() -> Process:
     global _of_this_process
     if _of_this_process is None:
         configure_logging(os.environ)
-        otel.start(os.environ)
+        _start_telemetry(os.environ)
         _of_this_process = Process(os.environ)
     return _of_this_process
+
+
+def _start_telemetry(environ: Mapping[str, str]) -> None:
+    with contextlib.suppress(SettingsError):  # of HANDS_SETTINGS: each invocation says it
+        otel.start(environ_of(environ))

@@ -17,11 +17,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from shared import metrics, tracing
-from shared.errors import SettingsError
+from shared.errors import SecretUnavailable, SettingsError
+from shared.secret import Secret
 
 log = logging.getLogger(__name__)
 
 NAME: Final = "serverless-hands"
+SECRETS: Final = (
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
+)
+"""Variables that may hold a credential, or say where one lives as other secrets do (shared/secret.py)."""
 _FLUSH_MS: Final = 2000
 _KNOWN: Final = ("otlp", "prometheus", "none")
 
@@ -52,13 +59,22 @@ def start(environ: Mapping[str, str]) -> None:
     try:
         traces, measures = exporters(environ, "TRACES"), exporters(environ, "METRICS")
         if traces or measures:
+            _bring(environ)
             _start(traces, measures)
-    except SettingsError as error:
+    except (SettingsError, SecretUnavailable) as error:
         log.error("telemetry.off %s", error)
     except ImportError:
         log.error("telemetry.off the SDK is not installed: pip install 'serverless-hands[otel]'")
     except Exception as error:  # the edge: what is wrong with an exporter's settings is no reason to serve nobody
         log.error("telemetry.off error=%s", type(error).__name__)
+
+
+def _bring(environ: Mapping[str, str]) -> None:
+    """The SDK reads the process's own variables: what came another way (HANDS_SETTINGS on Lambda) joins them, and a
+    reference to a secret becomes its value. Raises SecretUnavailable."""
+    for name, text in environ.items():
+        if name.startswith("OTEL_") and text.strip():
+            os.environ[name] = Secret(name, text.strip()).reveal() if name in SECRETS else text
 
 
 def _start(traces: tuple[str, ...], measures: tuple[str, ...]) -> None:

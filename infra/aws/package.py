@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from image.server.code import source_files
+from infra import locks
+from infra.telemetry import EXTRA
 from shared.errors import HandsError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -60,11 +62,16 @@ def own_files() -> dict[str, bytes]:
     return {name: content for name, content in source_files().items() if name not in _NOT_ON_LAMBDA}
 
 
-def install(target: Path, python: str, architecture: Architecture, root: Path = CHECKOUT) -> None:
-    """The locked run-time dependencies as wheels for Lambda, whatever this machine is. Raises NotBuilt."""
+def install(target: Path, python: str, architecture: Architecture, *, telemetry: bool = False) -> None:
+    """The locked run-time dependencies as wheels for Lambda, whatever this machine is; with `telemetry` those of the
+    extra, too. Raises NotBuilt."""
+    lock = CHECKOUT / "requirements" / "runtime.lock"
+    if telemetry:
+        lock = target.with_name("requirements.txt")
+        lock.write_text(locks.requirements(*locks.of_extra(EXTRA)), encoding="utf-8")
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"),
-        *("--require-hashes", "--requirement", str(root / "requirements" / "runtime.lock"), "--target", str(target)),
+        *("--require-hashes", "--requirement", str(lock), "--target", str(target)),
         *("--implementation", "cp", "--python-version", python),
     ]
     for platform in _platforms(python, architecture):
@@ -108,10 +115,10 @@ def write_zip(path: Path, files: Mapping[str, bytes], byte_code: bool) -> Built:
     return Built(path, hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size, unpacked, byte_code)
 
 
-def build(folder: Path, python: str, architecture: Architecture) -> Built:
+def build(folder: Path, python: str, architecture: Architecture, *, telemetry: bool) -> Built:
     """The whole zip, in this folder. Takes about a minute. Raises NotBuilt."""
     target = folder / "dependencies"
-    install(target, python, architecture)
+    install(target, python, architecture, telemetry=telemetry)
     files = {**installed_files(target), **own_files()}
     byte_code = python == own_python()
     return write_zip(folder / "bundle.zip", with_byte_code(files) if byte_code else files, byte_code)

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from infra import telemetry
 from infra.aws.grants import grants
 from infra.aws.package import RUNTIMES, Architecture, own_python
+from shared import otel
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
 from shared.settings import Settings
@@ -45,9 +47,12 @@ SECRETS: Final[Mapping[str, str]] = {
     "CAPABILITY_KEY": "CapabilityKey",
     "OUTPUTS_SIGNATURE": "OutputsSignature",
     "RACE_WEBHOOK_SIGNING_KEY": "RaceWebhookKey",
+    "OTEL_EXPORTER_OTLP_HEADERS": "OtlpHeaders",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "OtlpTracesHeaders",
+    "OTEL_EXPORTER_OTLP_METRICS_HEADERS": "OtlpMetricsHeaders",
 }
 # Of these the stack has none unless one is set.
-_OPTIONAL: Final = ("OUTPUTS_SIGNATURE", "RACE_WEBHOOK_SIGNING_KEY")
+_OPTIONAL: Final = ("OUTPUTS_SIGNATURE", "RACE_WEBHOOK_SIGNING_KEY", *otel.SECRETS)
 # The template's own business, or this command's: DRY_RUN=1 is about the deployment here.
 _NOT_PASSED_ON: Final = frozenset({"ANTHROPIC_ENVIRONMENT_ID", "LOG_LEVEL", "LOG_FORMAT", "DRY_RUN"})
 _STORED: Final = "aws-sm:"
@@ -57,7 +62,8 @@ _DRAWN: Final = "x" * 48  # as long as the token that the stack draws
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`parameters` are the template's, without the code's; `secrets` the values to store, by variable."""
+    """`parameters` are the template's, without the code's; `secrets` the values to store, by variable; `telemetry`:
+    the functions need OpenTelemetry's SDK."""
 
     region: str
     stack: str
@@ -66,6 +72,7 @@ class Plan:
     architecture: Architecture
     parameters: Mapping[str, str]
     secrets: Mapping[str, str] = field(repr=False)
+    telemetry: bool = False
 
     def lines(self) -> list[str]:
         """For people. No value of a secret is in it."""
@@ -76,7 +83,8 @@ class Plan:
             f"stack         {self.stack}",
             f"bucket        {self.bucket or 'serverless-hands-<account>-' + self.region} (made if it is not there)",
             f"code          Python {self.python} on {self.architecture}, "
-            + ("with byte code" if self.python == own_python() else f"no byte code: needs Python {self.python} here"),
+            + ("with byte code" if self.python == own_python() else f"no byte code: needs Python {self.python} here")
+            + (", with OpenTelemetry" if self.telemetry else ""),
             *(f"parameter     {name}={value}" for name, value in sorted(self.parameters.items())),
             f"secrets       stored in Secrets Manager: {stored}",
             f"              already there: {', '.join(referred) or 'none'}",
@@ -99,7 +107,7 @@ def make(environ: Mapping[str, str]) -> Plan:
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
     settings = Settings.from_environ(_as_there(environ))  # what is wrong is said here, not by a function in the cloud
-    more = _passed_on(environ)
+    more = _passed_on(environ) | telemetry.variables(environ)
     region, stack = where(environ)
     parameters = {"EnvironmentId": environ["ANTHROPIC_ENVIRONMENT_ID"].strip()}
     secrets = {}
@@ -124,7 +132,7 @@ def make(environ: Mapping[str, str]) -> Plan:
     python, architecture = _runtime(environ)
     parameters |= {"Runtime": f"python{python}", "Architecture": architecture}
     bucket = Deployment.AWS_BUCKET.text(environ) or None
-    return Plan(region, stack, bucket, python, architecture, parameters, secrets)
+    return Plan(region, stack, bucket, python, architecture, parameters, secrets, telemetry.exports(environ))
 
 
 _OPTIONS: Final = {

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from infra import telemetry
+from shared import otel
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
 from shared.settings import Settings
@@ -44,6 +46,9 @@ SECRETS: Final[Mapping[str, str]] = {
     "CAPABILITY_KEY": "capability-key",
     "RACE_WEBHOOK_SIGNING_KEY": "race-webhook-key",
     "OUTPUTS_SIGNATURE": "outputs-signature",
+    "OTEL_EXPORTER_OTLP_HEADERS": "otlp-headers",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "otlp-traces-headers",
+    "OTEL_EXPORTER_OTLP_METRICS_HEADERS": "otlp-metrics-headers",
 }
 APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager", "iam")
 NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
@@ -104,6 +109,8 @@ class Plan:
     referred: Mapping[str, str]
     tool_secrets: tuple[str, ...] = ()
     """Those that TOOL_SECRETS names; whoever hands items over reads them."""
+    telemetry: bool = False
+    """The functions need OpenTelemetry's SDK."""
 
     def url(self, service: Service) -> str:
         return _url(service.name, self.number, self.region)
@@ -236,7 +243,8 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     python = _checked(environ, Deployment.GCP_PYTHON, "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
     schedule = Deployment.GCP_SCHEDULE.read(environ)
     stored, referred = _secrets(environ)
-    common = handed_over(environ, "operator") | {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
+    common = handed_over(environ, "operator") | telemetry.variables(environ)
+    common |= {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
     common.pop("DRY_RUN", None)  # is about the deployment here
     agents = environ.get("AGENT_FORK", "").strip().lower() in ("1", "true", "yes", "on")
     if agents:
@@ -244,7 +252,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     signer = "CAPABILITY_KEY" if (stored.keys() | referred.keys()) & {"CAPABILITY_KEY"} else "FUNCTIONS_TOKEN"
     services = []
     for target in _TARGETS:
-        needs = set(_NEEDS[target]) | ({signer} if agents else set())
+        needs = set(_NEEDS[target]) | set(otel.SECRETS) | ({signer} if agents else set())
         if target == "fork_best_of_n" and not (stored.keys() | referred.keys()) & {"FUNCTIONS_TOKEN"}:
             continue
         variables = dict(common)
@@ -264,7 +272,9 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
             )
         )
     return Plan(
-        project, number, region, name, python, schedule, tuple(services), stored, referred, _tool_secrets(environ)
+        *(project, number, region, name, python, schedule, tuple(services), stored, referred),
+        tool_secrets=_tool_secrets(environ),
+        telemetry=telemetry.exports(environ),
     )
 
 

@@ -150,3 +150,37 @@ def test_what_is_wrong_with_the_variables_is_said_and_stops_nothing(caplog: pyte
 
     otel.start({"OTEL_TRACES_EXPORTER": "zipkin"})
     assert "OTEL_TRACES_EXPORTER must be of otlp, none" in caplog.text
+
+
+LAMBDA = """
+import json, os, sys
+from types import SimpleNamespace
+os.environ["HANDS_SETTINGS"] = json.dumps({"OTEL_EXPORTER_OTLP_ENDPOINT": sys.argv[1], "OTEL_SERVICE_NAME": "mine"})
+os.environ["OTEL_EXPORTER_OTLP_HEADERS"] = "file:" + sys.argv[2]
+from functions import aws_lambda
+from shared import tracing
+try:
+    aws_lambda.poll_tick({"Records": "none"}, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
+except aws_lambda.UnknownEvent:
+    pass
+with tracing.span("mine"):
+    pass
+aws_lambda.flush()
+"""
+
+
+def test_on_lambda_the_sdk_gets_what_the_deployment_handed_over_and_headers_from_their_secret(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("x-collector-key=key-of-nobody\n", encoding="utf-8")
+    with otlp_receiver() as received:
+        command = [sys.executable, "-c", LAMBDA, received.url, str(tmp_path / "headers")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        until(lambda: received.headers)
+    assert received.headers[0]["x-collector-key"] == "key-of-nobody"
+    assert "mine" in json.dumps(received.bodies)
+    assert "key-of-nobody" not in done.stdout + done.stderr + json.dumps(received.bodies)
+
+
+def test_headers_that_cannot_be_read_switch_telemetry_off_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LAMBDA, "http://127.0.0.1:9", str(tmp_path / "lost")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert "telemetry.off OTEL_EXPORTER_OTLP_HEADERS" in done.stderr

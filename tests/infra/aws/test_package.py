@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from infra import locks
 from infra.aws import package
 from infra.aws.package import NotBuilt
 from tests.support.checkout import ROOT
@@ -105,6 +106,24 @@ def test_the_wheels_are_for_lambdas_machine_and_python_whatever_this_one_is(
         assert seen[-1][-1] == newest
         assert seen[-1][seen[-1].index("--python-version") + 1] == python
         assert "--require-hashes" in seen[-1]
+
+
+def test_with_telemetry_the_extras_packages_are_installed_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append(Path(command[command.index("--requirement") + 1]).read_text(encoding="utf-8"))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("infra.aws.package.subprocess.run", run)
+    for telemetry in (False, True):
+        package.install(tmp_path / "dependencies", "3.13", "x86_64", telemetry=telemetry)
+    without, with_it = seen
+    for name in locks.of_extra("otel"):
+        assert f"{name}==" not in without and f"{name}==" in with_it
+    assert "anthropic==" in without and "anthropic==" in with_it
 
 
 def test_the_zip_is_what_a_reader_of_zips_expects(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from infra.aws.package import Built
 from infra.aws.stack import Aws, NotDeployed
 from infra.cli.deploy import aws as command
 from shared.errors import SettingsError
+from shared.secret import Secret
 from shared.settings import Settings
 from tests.support.capabilities import accepted
 
@@ -70,7 +71,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def _small_build(folder: Path, python: str, architecture: package.Architecture) -> Built:
+def _small_build(folder: Path, python: str, architecture: package.Architecture, *, telemetry: bool) -> Built:
     return package.write_zip(folder / "bundle.zip", {"functions/aws_lambda.py": b"# code\n"}, byte_code=False)
 
 
@@ -191,6 +192,50 @@ def test_the_fork_function_alone_signs_the_calls_at_a_races_end() -> None:
     assert deploy(RACE_WEBHOOK_SIGNING_KEY=f"aws-sm:{arn}") == 0
     assert variables("fork-best-of-n")["RACE_WEBHOOK_SIGNING_KEY"] == f"aws-sm:{arn}"
     assert readers(arn) == {"ForkRole"}
+
+
+@pytest.mark.usefixtures("aws")
+def test_every_function_gets_the_telemetry_variables_and_its_headers_are_a_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    headers = "authorization=Bearer not-a-real-collector-token"
+    plain = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example", "OTEL_SERVICE_NAME": "mine"}
+    built: list[bool] = []
+
+    def build(folder: Path, python: str, architecture: package.Architecture, *, telemetry: bool) -> Built:
+        built.append(telemetry)
+        return _small_build(folder, python, architecture, telemetry=telemetry)
+
+    monkeypatch.setattr(package, "build", build)
+    assert deploy(**plain, OTEL_EXPORTER_OTLP_HEADERS=headers, OTEL_SOME_PASSWORD="not-a-real-password") == 0
+    place = outputs()["OtlpHeaders"]
+    for function in ("on-run-started", "poll-tick", "fork-best-of-n"):
+        found = environ_of(variables(function))
+        assert {name: text for name, text in found.items() if name.startswith("OTEL_")} == {
+            **plain,
+            "OTEL_EXPORTER_OTLP_HEADERS": f"aws-sm:{place}",
+        }
+    assert Secret("x", f"aws-sm:{place}").reveal() == headers
+    assert readers(place) == {"WebhookRole", "TickRole", "ForkRole"}
+    stack = client("cloudformation").describe_stacks(StackName="serverless-hands")["Stacks"][0]
+    assert "not-a-real" not in json.dumps([stack["Parameters"], outputs()]) + capsys.readouterr().out
+    assert deploy(OTEL_SERVICE_NAME="mine") == 0  # nothing is exported by that alone, and the secret goes
+    assert "OTEL_EXPORTER_OTLP_HEADERS" not in variables("poll-tick")
+    assert built == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:password@collector.example"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "file:/etc/headers"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+    ],
+)
+def test_telemetry_that_could_not_work_there_is_refused_before_anything_is_made(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=variable) as caught:
+        plan.make({**ENVIRON, variable: text})
+    assert "password" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("aws")

