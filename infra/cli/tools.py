@@ -95,7 +95,7 @@ def _call(environ: Mapping[str, str], name: str, arguments: dict[str, Any]) -> i
         content, status = asyncio.run(
             _answer(name, arguments, settings, OperatorTools(str(archive), directory=Path(place, "tools")))
         )
-    print(_shown(content))
+    print(_shown(content), flush=True)  # with --watch and a pipe, too
     how = "an error" if status else "a result"
     print(f"{'✗' if status else '✓'} {name}: {how} after {time.monotonic() - began:.1f} s", file=sys.stderr)
     return status

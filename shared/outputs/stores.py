@@ -87,10 +87,11 @@ class S3Store:
         self._made: Any = None
 
     def read(self, name: str) -> bytes | None:
+        client = self._client()  # first: it says what is missing
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            answer = self._client().get_object(Bucket=self._bucket, Key=self._key(name))
+            answer = client.get_object(Bucket=self._bucket, Key=self._key(name))
             return bytes(answer["Body"].read(_LARGEST_MANIFEST))
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
@@ -100,11 +101,12 @@ class S3Store:
             raise StoreFailed(type(error).__name__) from None
 
     def write(self, name: str, file: Path) -> None:
+        client = self._client()
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            self._client().upload_file(str(file), self._bucket, self._key(name))
+            client.upload_file(str(file), self._bucket, self._key(name))
         except ClientError as error:
             raise _s3_failed(error) from None
         except (BotoCoreError, Boto3Error) as error:
@@ -139,22 +141,22 @@ class GcsStore:
         self._made: Any = None
 
     def read(self, name: str) -> bytes | None:
-        from google.api_core.exceptions import GoogleAPIError, NotFound
+        blob = self._blob(name)  # first: it says what is missing
+        from google.api_core.exceptions import NotFound
 
         try:
-            return bytes(self._blob(name).download_as_bytes(timeout=_SECONDS))
+            return bytes(blob.download_as_bytes(timeout=_SECONDS))
         except NotFound:
             return None
-        except GoogleAPIError as error:
-            raise StoreFailed(f"Cloud Storage: {type(error).__name__}") from None
+        except _gcs_errors() as error:
+            raise _gcs_failed(error) from None
 
     def write(self, name: str, file: Path) -> None:
-        from google.api_core.exceptions import GoogleAPIError
-
+        blob = self._blob(name)
         try:
-            self._blob(name).upload_from_filename(str(file), timeout=_SECONDS)
-        except GoogleAPIError as error:
-            raise StoreFailed(f"Cloud Storage: {type(error).__name__}") from None
+            blob.upload_from_filename(str(file), timeout=_SECONDS)
+        except _gcs_errors() as error:
+            raise _gcs_failed(error) from None
 
     def _blob(self, name: str) -> Any:
         if self._made is None:
@@ -162,8 +164,23 @@ class GcsStore:
                 from google.cloud import storage
             except ImportError:
                 raise StoreFailed("OUTPUTS_TO=gs:// needs a package: pip install google-cloud-storage") from None
-            self._made = storage.Client().bucket(self._bucket)
+            try:
+                self._made = storage.Client().bucket(self._bucket)
+            except _gcs_errors() as error:
+                raise _gcs_failed(error) from None
         return self._made.blob(posixpath.join(self._prefix, name))
+
+
+def _gcs_errors() -> tuple[type[Exception], ...]:
+    """The service's, its credentials', and OSError: the network's (requests) and what a missing project raises."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    return GoogleAPIError, GoogleAuthError, OSError
+
+
+def _gcs_failed(error: Exception) -> StoreFailed:
+    return StoreFailed(f"Cloud Storage: {type(error).__name__}")
 
 
 class HttpStore:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -127,6 +128,25 @@ def test_s3_takes_and_gives_objects_and_says_what_is_wrong(bucket: str, tmp_path
     assert only["Key"] == "team/a/x/files/r.csv"
     with pytest.raises(StoreFailed, match="NoSuchBucket"):
         open_store("s3://none").write("x", tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("target", "modules", "package"),
+    [
+        ("s3://bucket", ("boto3", "botocore.exceptions"), "serverless-hands"),
+        ("gs://bucket", ("google.cloud", "google.api_core"), "google-cloud-storage"),
+    ],
+)
+def test_a_store_whose_library_is_missing_names_it(
+    target: str, modules: tuple[str, ...], package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, None)  # its import fails
+    (tmp_path / "file").write_text("content")
+    with pytest.raises(StoreFailed, match=f"pip install .*{package}"):
+        open_store(target).read("x")
+    with pytest.raises(StoreFailed, match=f"pip install .*{package}"):
+        open_store(target).write("x", tmp_path / "file")
 
 
 def test_a_signed_address_gets_each_object_with_its_signature_which_no_error_shows(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real MCP server with tools that behave and misbehave: `python mcp_test_server.py [PORT]`."""
+"""A real MCP server with tools that behave and misbehave: `python mcp_test_server.py [PORT [TRANSPORT]]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
 server = MCPServer("test")
@@ -16,6 +16,12 @@ server = MCPServer("test")
 def pid() -> str:
     """The process that answers, and what it was given."""
     return f"{os.getpid()} {os.environ.get('TOKEN', '')}"
+
+
+@server.tool()
+def key(context: Context) -> str:
+    """The header X-Key of the request."""
+    return str((context.headers or {}).get("x-key"))
 
 
 @server.tool()
@@ -39,6 +45,10 @@ def refuse() -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        server.run("streamable-http", port=int(sys.argv[1]))
+        port = int(sys.argv[1])
+        if sys.argv[2:] == ["sse"]:
+            server.run("sse", port=port)
+        else:
+            server.run("streamable-http", port=port)
     else:
         server.run("stdio")

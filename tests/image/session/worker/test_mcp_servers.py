@@ -45,7 +45,7 @@ def test_a_server_on_standard_streams_is_started_again_when_it_has_ended() -> No
     async def scenario() -> None:
         definition = {"command": sys.executable, "args": ["-I", SERVER], "env": {"TOKEN": "${SECRET}"}}
         connection = server(definition, SECRET="of-nobody", OTHER="not-asked-for")
-        assert {tool.name for tool in await connection.tools()} == {"pid", "die", "slow", "refuse"}
+        assert {tool.name for tool in await connection.tools()} == {"pid", "key", "die", "slow", "refuse"}
         first, token = (await text(connection, "pid")).split()
         assert token == "of-nobody"
         assert "no such page" in await refused(connection, "refuse")
@@ -64,18 +64,21 @@ def test_a_server_on_standard_streams_is_started_again_when_it_has_ended() -> No
     asyncio.run(scenario())
 
 
-def test_a_server_over_http_is_reached_again_when_it_is_back() -> None:
+@pytest.mark.parametrize(("kind", "path"), [("http", "mcp"), ("sse", "sse")])
+def test_a_server_over_http_is_reached_again_when_it_is_back(kind: str, path: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
 
     async def scenario() -> None:
-        connection = server({"url": f"http://127.0.0.1:{port}/mcp", "headers": {"X-Key": "${KEY}"}}, KEY="k")
-        with served(port) as process:
+        url = f"http://127.0.0.1:{port}/{path}"
+        connection = server({"type": kind, "url": url, "headers": {"X-Key": "${KEY}"}}, KEY="of-nobody")
+        with served(port, kind) as process:
             assert (await text(connection, "pid")).split()[0] == str(process.pid)
+            assert await text(connection, "key") == "of-nobody"
             assert "no such page" in await refused(connection, "refuse")
         assert "cannot be used" in await refused(connection, "pid")
-        with served(port) as process:
+        with served(port, kind) as process:
             assert (await text(connection, "pid")).split()[0] == str(process.pid)
             await connection.close()
 
@@ -83,8 +86,8 @@ def test_a_server_over_http_is_reached_again_when_it_is_back() -> None:
 
 
 @contextlib.contextmanager
-def served(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-I", SERVER, str(port)], stderr=subprocess.DEVNULL)
+def served(port: int, kind: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-I", SERVER, str(port), kind], stderr=subprocess.DEVNULL)
     try:
         until(lambda: answers(port), "the server does not come up")
         yield process
