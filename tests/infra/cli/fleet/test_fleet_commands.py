@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.local.platform import Options
 from tests.infra.cli.session.test_session_command import asking_agent
+from tests.support.admin import fault
 from tests.support.command_line import CommandLine, command_line
 from tests.support.waiting import PATIENCE, until
 
@@ -261,3 +263,33 @@ def test_a_shell_is_a_terminal_in_the_sandbox_with_sizes_signals_and_exit_code(s
 def test_a_shell_without_a_terminal_names_the_command_for_scripts(served: CommandLine) -> None:
     done = served.run("shell", NOBODY)
     assert done.returncode == 2 and f"hands run {NOBODY}" in done.stderr
+
+
+def test_a_copy_shows_a_bar_at_a_terminal_and_goes_on_where_ctrl_c_cut_it(served: CommandLine, tmp_path: Path) -> None:
+    session = new_session(served)
+    at_rest(served, session)
+    words = "".join(f"line {number:>10}\n" for number in range(5 * 2**16))  # 5 parts of 1 MiB
+    (tmp_path / "words").write_text(words)
+    bring = ("cp", str(tmp_path / "words"), f"{session}:words")
+    admin = served.platform.tensorlake
+
+    def parts_sent() -> int:
+        return int(admin.get("counts")["routes"]["PUT /api/v1/files"])
+
+    # What is asked first is a file, too; then two parts arrive.
+    hang = {"method": "PUT", "path": "^/api/v1/files$", "action": "hang", "skip": 3}
+    with fault(admin, hang), served.terminal(*bring) as terminal:
+        assert "bringing" in terminal.expect("2.1/5.2 MB")
+        terminal.type("\x03")
+        assert terminal.end() == 130
+    assert served.run("cat", f"{session}:words").returncode == 1
+    before = parts_sent()
+    done = served.run(*bring)
+    assert done.returncode == 0 and done.stderr.startswith("1 files, 5.2 MB in "), done.stderr
+    assert parts_sent() - before == 1 + 3
+    out = served.run("cp", f"{session}:words", "-")
+    assert out.returncode == 0 and out.stdout == words
+    piped = served.run("cp", "-", f"{session}:again", given=words)
+    assert piped.returncode == 0 and served.run("run", session, "--", "cmp", "words", "again").returncode == 0
+    for each in (done, out, piped):
+        assert len(each.stderr.splitlines()) == 1 and "\x1b" not in each.stderr
