@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from infra.cli.environ import Loaded
-from shared.reports import ReconcileReport
+from shared.reports import Act, ReconcileReport
 from shared.service import Service
 from shared.settings import Settings
 from shared.texts import printable
@@ -59,11 +59,11 @@ async def of_session(service: Service, environment_id: str, marks: Collection[st
 
 
 def about(report: ReconcileReport, marks: Collection[str]) -> ReconcileReport:
-    """What of a report concerns these ids and names."""
+    """What of a report concerns these ids and names, without the touches, which are every working session's."""
     meant = re.compile("|".join(rf"(?<![\w-]){re.escape(mark)}(?![\w-])" for mark in marks))
     return replace(
         report,
-        actions=[action for action in report.actions if meant.search(action.target)],
+        actions=[action for action in report.actions if action.act is not Act.TOUCH and meant.search(action.target)],
         needs_interrupt=[session for session in report.needs_interrupt if meant.search(session)],
         alarms=[alarm for alarm in report.alarms if meant.search(alarm)],
         undone=0,

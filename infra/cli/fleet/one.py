@@ -34,16 +34,17 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
     """All that is known of a session. Wakes nothing. Raises SettingsError, FeedRefused, FeedBroken."""
     try:
         async with target(loaded, session_id) as aim:
-            await aim.service.preload()  # two clients at once would import each other's halves
-            facts, raised = await asyncio.gather(facts_of(aim, loaded), _alarms(aim))
-            facts["alarms"] = raised
+            if as_json:
+                await aim.service.preload()  # two clients at once would import each other's halves
+                facts, raised = await asyncio.gather(facts_of(aim, loaded), _alarms(aim))
+                print(json.dumps({**facts, "alarms": raised}, indent=2))
+            else:
+                _draw(await facts_of(aim, loaded))
+                await aim.service.preload()  # takes a second: nobody waits for it with an empty screen
+                _draw_alarms(await _alarms(aim), aim.session.id)
     except NotDone as error:
         print(error, file=sys.stderr)
         return 1
-    if as_json:
-        print(json.dumps(facts, indent=2))
-    else:
-        _draw(facts)
     return 0
 
 
@@ -184,11 +185,15 @@ def _draw(facts: dict[str, Any]) -> None:
             )
         if facts["deaths"]:
             out.print(f"{facts['deaths']} of them died", style="red")
-    if facts["alarms"] is None:
-        out.print("\nIts alarms could not be read in time: hands alarms", style="yellow")
-    elif facts["alarms"]:
-        out.print(Text("\n" + "\n".join(facts["alarms"])), style="red")
-    out.print(f"\nnext:  hands logs {session['id']}   hands run {session['id']} -- ls", style="dim", highlight=False)
+
+
+def _draw_alarms(lines: Sequence[str] | None, session_id: str) -> None:
+    out = console()
+    if lines is None:
+        out.print("\nIts alarms could not be read: hands alarms", style="yellow")
+    elif lines:
+        out.print(Text("\n" + "\n".join(lines)), style="red")
+    out.print(f"\nnext:  hands logs {session_id}   hands run {session_id} -- ls", style="dim", highlight=False)
 
 
 def _item(item: dict[str, Any]) -> tuple[str, ...]:

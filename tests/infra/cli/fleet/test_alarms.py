@@ -24,6 +24,7 @@ def test_a_report_is_reduced_to_what_concerns_a_session_and_to_no_longer_name() 
         lookups=0,
         actions=[
             ActionReport(Act.SUSPEND, "hands-t-a", "idle", done=False),
+            ActionReport(Act.TOUCH, "hands-t-a", "it works", done=False),
             ActionReport(Act.SUSPEND, "hands-t-ab", "idle", done=False),
         ],
         needs_interrupt=["sesn_A", "sesn_AB"],
@@ -32,7 +33,7 @@ def test_a_report_is_reduced_to_what_concerns_a_session_and_to_no_longer_name() 
         seconds=0.1,
     )
     own = about(report, {"sesn_A", "hands-t-a"})
-    assert [action.target for action in own.actions] == ["hands-t-a"] and own.needs_interrupt == ["sesn_A"]
+    assert [action.act for action in own.actions] == [Act.SUSPEND] and own.needs_interrupt == ["sesn_A"]
     assert list(own.alarms) == ["sesn_A: its set-up failed: no", "look-ups failed twice: hands-t-z, hands-t-a"]
     assert len(in_lines([own])) == 4 and not in_lines([about(report, {"sesn_C"})])
 
