@@ -73,11 +73,12 @@ def test_a_followed_log_shows_what_is_written_later_and_later_workers_until_ctrl
     at_rest(served, session)
     with served.terminal("logs", session, "-f", columns=200) as terminal:
         terminal.expect("SERVED")
-        again = served.run("session", "write more.txt: more", "--session", session)
-        assert again.returncode == 0, again.stderr
-        terminal.expect(", runs")
-        terminal.expect("ready")
-        terminal.expect("SERVED")
+        with served.start("session", "$ sleep 600", "--session", session) as working:
+            terminal.expect(", runs")
+            terminal.expect("executing tool")
+            assert served.run("interrupt", session).returncode == 0
+            working.communicate(timeout=PATIENCE)
+            terminal.expect("session idle for")
         terminal.type("\x03")
         assert terminal.end() == 130
     assert "Traceback" not in terminal.seen and terminal.seen.count("── hands-") == 2
