@@ -234,6 +234,7 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                 if sandbox.status in _DEAD:
                     yield EndFailed(sandbox, f"it is {sandbox.status.value}")
                 else:
+                    yield from _perhaps_at_work(world, sandbox)
                     yield from _of_session(world, lookups, settings, sandbox)
             case names.PreparedSandbox():
                 continue  # reconcile/prepared.py, which wants to know its snapshots
@@ -261,6 +262,15 @@ def _nameless(world: World, settings: Settings) -> Iterator[Repair]:
             yield EndNameless(
                 OurSandbox(record, "", names.ForeignName()), f"of the pool {record.pool_id}, without a name"
             )
+
+
+def _perhaps_at_work(world: World, sandbox: OurSandbox) -> Iterator[Repair]:
+    """Among more items than a pass reads its own may be one that was not seen: unknown, never gone. Its session, which
+    is looked up in its turn, decides whether it sleeps."""
+    if world.items is None or sandbox.status is not SandboxStatus.RUNNING or world.live_item(sandbox.name) is not None:
+        return
+    if not world.surely_without_item(sandbox.name) and touch_due(world.now, sandbox):
+        yield Touch(sandbox, "its item may be among those that were not read")
 
 
 def _of_session(world: World, lookups: Lookups, settings: Settings, sandbox: OurSandbox) -> Iterator[Repair]:

@@ -230,7 +230,8 @@ class _Pass:
         executor, lanes = self._hands(world)
         try:
             async with asyncio.TaskGroup() as group:
-                live = len(world.items.live) if world.items is not None else 0
+                awake = sum(sandbox.status is SandboxStatus.RUNNING for sandbox in world.sandboxes)
+                live = max(awake, len(world.items.live) if world.items is not None else 0)
                 early = [each for each in due(world, Lookups(), self._settings) if each.act in _EARLY]
                 group.create_task(self._work_off(lanes, self._touchable(early, live)))
                 lookups, trusted = await self._ask(world)

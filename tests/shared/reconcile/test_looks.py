@@ -169,3 +169,14 @@ def test_sessions_that_lost_their_sandbox_are_asked_about_at_once_and_then_more_
         asked.append(services.calls["session"])
     assert asked[0] == 100
     assert 5 < asked[1] < 40
+
+
+def test_i5_a_sandbox_whose_item_was_perhaps_not_read_is_kept_awake() -> None:
+    history = [item(1000 + number, ItemState.STOPPED, created=60.0 + 10 * number) for number in range(400)]
+    boxes = [box(number) for number in range(60)]
+    running = {f"sesn_{number}": SessionRecord(f"sesn_{number}", SessionStatus.RUNNING, False) for number in range(60)}
+    report = reconciled(FakeServices(boxes, history, sessions=running), LONG | {"RECONCILE_PAGES": "1"})
+    assert acts(report) and {act for act, _ in acts(report)} == {Act.TOUCH}
+    assert any("RECONCILE_PAGES" in alarm for alarm in report.alarms)
+    known = reconciled(FakeServices(boxes, [], sessions=running), LONG)
+    assert not acts(known), "where every item was read none of them has work"
