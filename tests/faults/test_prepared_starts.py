@@ -102,7 +102,7 @@ def test_sessions_start_from_what_was_prepared_once(
 
     assert asyncio.run(two()) == [0, 0]
     told = capsys.readouterr()
-    assert "cloned" in told.err and "takes a snapshot" in told.err and "another copy prepares it" in told.err
+    assert "cloned" in told.err and told.err.count("takes a snapshot") == 1  # the other one waits for it or finds it
     assert sorted("already" in line for line in told.out.splitlines()) == [False, True]
     (box,) = prepared.sandboxes()
     assert box["name"] in prepared_names(prepared.settings, prepared.environment, datetime.now(UTC).timestamp())

@@ -210,8 +210,9 @@ def test_a_call_that_meets_a_rotated_key_is_made_again_with_the_new_one(rotated:
 
 
 def test_on_the_loop_no_secret_is_read_in_the_way_that_blocks() -> None:
-    """`reveal` is for commands and threads: in functions/ and shared/ these are Lambda's entry point, and
-    a store for outputs, all of whose calls shared/outputs/collector.py makes in threads."""
+    """`reveal` is for commands and threads: in functions/ and shared/ these are Lambda's entry point, the start of a
+    process's telemetry, before it serves, and a store for outputs, all of whose calls shared/outputs/collector.py makes
+    in threads."""
     callers = {
         str(path.relative_to(ROOT))
         for folder in ("functions", "shared")
@@ -219,4 +220,4 @@ def test_on_the_loop_no_secret_is_read_in_the_way_that_blocks() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "reveal"
     }
-    assert callers == {"functions/aws_lambda.py", "shared/outputs/stores.py"}
+    assert callers == {"functions/aws_lambda.py", "shared/otel.py", "shared/outputs/stores.py"}
