@@ -201,6 +201,12 @@ class SandboxStatus(StrEnum):
     UNKNOWN = "unknown"
 
 
+BROKEN: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
+"""It does not come back, and is still there."""
+ENDED: Final = (SandboxStatus.TERMINATED, *BROKEN)
+"""No session's any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """What a new sandbox is made of. `snapshot_id` restores a snapshot (whose image it is then)."""

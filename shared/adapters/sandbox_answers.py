@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LONGEST_REASON: Final = 200
+LONGEST_REASON: Final = 200
 _NO_ROOM: Final = re.compile(r"quota|limit|capacity|exceed|too many|no room", re.IGNORECASE)
-_OVER: Final = (SandboxStatus.TERMINATED.value, SandboxStatus.FAILED.value)
+NOT_ROUTABLE: Final = (SandboxStatus.TERMINATED.value, SandboxStatus.FAILED.value)
 _RESTORABLE: Final = ("local_ready", "replicating", "completed")  # docs/wire/tensorlake.md#6-snapshots
 
 _T = TypeVar("_T")
@@ -185,11 +185,11 @@ def sdk_outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubt
 
     if isinstance(error, SandboxNotFoundError | PoolNotFoundError):
         return Absent()
-    if isinstance(error, SandboxNotRoutableError) and error.status is not None and error.status.value in _OVER:
+    if isinstance(error, SandboxNotRoutableError) and error.status is not None and error.status.value in NOT_ROUTABLE:
         return Absent()
     if isinstance(error, RemoteAPIError):
         status = error.status_code
-        reason = f"HTTP {status}" + (f": {error.message[:_LONGEST_REASON]}" if describe else "")
+        reason = f"HTTP {status}" + (f": {error.message[:LONGEST_REASON]}" if describe else "")
         if status == 404:
             return Absent()
         if 400 <= status < 500 and status not in (408, 429):
@@ -198,5 +198,5 @@ def sdk_outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubt
     if _UNTRUSTED in str(error):
         return Doubtful(NOT_TRUSTED)
     if isinstance(error, SandboxError) and describe:
-        return Doubtful(f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}")
+        return Doubtful(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}")
     return Doubtful(type(error).__name__)

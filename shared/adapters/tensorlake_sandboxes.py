@@ -23,6 +23,8 @@ from urllib.parse import quote
 
 from shared.adapters.call_budget import CallBudget, Priority
 from shared.adapters.sandbox_answers import (
+    LONGEST_REASON,
+    NOT_ROUTABLE,
     effect_of,
     egress_of,
     first_lines,
@@ -83,8 +85,6 @@ _LARGEST_STATE: Final = 65_536
 _LARGEST_LIST: Final = 4 * 1024 * 1024
 _NOT_THERE: Final = (404, 502, 503, 504)
 _NEVER: Final = {"policy": "never"}
-_LONGEST_REASON: Final = 200
-_OVER: Final = (SandboxStatus.TERMINATED.value, SandboxStatus.FAILED.value)
 
 _T = TypeVar("_T")
 
@@ -344,7 +344,7 @@ class TensorlakeSandboxes:
             return Doubtful("the service named fewer copies than it was asked for")
         if row.status != SandboxStatus.RUNNING.value:
             ended = await self.terminate(row.sandbox_id)  # what timed out or is pending may come to run yet
-            reason = f"the copy is {str(row.status)[:20]}" + (f": {row.reason[:_LONGEST_REASON]}" if row.reason else "")
+            reason = f"the copy is {str(row.status)[:20]}" + (f": {row.reason[:LONGEST_REASON]}" if row.reason else "")
             return Refused(409, reason) if ended is None or isinstance(ended, Absent) else Doubtful(reason)
         renamed = await self.rename(row.sandbox_id, name)
         if isinstance(renamed, Doubtful):
@@ -450,7 +450,7 @@ class TensorlakeSandboxes:
                 route = self._routes.get(sandbox_id) or self._routes.get(found.id)
                 if route is None and (fallback := os.environ.get("TENSORLAKE_SANDBOX_PROXY_URL")):
                     return Route(found.id, fallback, None)
-                over = found.status.value in _OVER
+                over = found.status.value in NOT_ROUTABLE
                 return route or (Absent() if over else Doubtful("the service names no address of the sandbox"))
             case _:
                 return found

@@ -31,6 +31,7 @@ from shared.claims.binding import Binding, Bound, Prepared, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
 from shared.claims.known_sandboxes import KnownSandboxes
+from shared.claims.presence import worker_lives
 from shared.claims.setup_access import setup_access
 from shared.claims.warm_pool import WarmPool
 from shared.deadline import Clock, Deadline
@@ -244,7 +245,7 @@ class Dispatcher:
         while self.clock() - claimed_at < self.settings.times.reclaim:
             if self.clock() - seen > _SEEN:
                 seen = self.clock()
-                if not await handover.worker_lives(self.host, sandbox_id, item):
+                if not await worker_lives(self.host, sandbox_id, handover.attempt_prefix(item)):
                     return _End(ItemEnd.UNFINISHED, "no ack was answered, and the worker is not seen any more")
             match await self.queue.ack(item.id):
                 case None:

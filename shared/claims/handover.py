@@ -293,14 +293,6 @@ async def _give_up(host: SandboxHost, sandbox_id: str, name: str, item: WorkItem
     return None
 
 
-async def worker_lives(host: SandboxHost, sandbox_id: str, item: WorkItem) -> bool:
-    """Whether a worker of this item is seen running. False where nothing can be seen."""
-    listed = await host.process_names(sandbox_id)
-    if isinstance(listed, Absent | Doubtful):
-        return False
-    return any(process.running and process.name.startswith(attempt_prefix(item)) for process in listed)
-
-
 def died(process: ProcessState) -> bool:
     """Waits for a lock, overlapping claims and ends that somebody ordered are no deaths."""
     return process.exit_code not in _NOT_THE_ITEMS_FAULT

@@ -7,11 +7,12 @@ from shared.claims.handover import WORKER_NAMES
 from shared.ports import Absent, Doubtful, SandboxHost
 
 
-async def worker_lives(host: SandboxHost, sandbox_id: str) -> bool | None:
-    """None where that is unknown. Asking wakes a sandbox that sleeps. A sandbox that is not there has no worker."""
+async def worker_lives(host: SandboxHost, sandbox_id: str, prefix: str = WORKER_NAMES) -> bool | None:
+    """None where that is unknown. Asking wakes a sandbox that sleeps. A sandbox that is not there has no worker.
+    prefix: of the names of the workers that are meant."""
     listed = await host.process_names(sandbox_id)
     if isinstance(listed, Absent):
         return False
     if isinstance(listed, Doubtful):
         return None
-    return any(process.running and process.name.startswith(WORKER_NAMES) for process in listed)
+    return any(process.running and process.name.startswith(prefix) for process in listed)

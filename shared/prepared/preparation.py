@@ -20,9 +20,11 @@ from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared.backoff import pauses
 from shared.claims import handover
+from shared.claims.dispatcher import spec_of
 from shared.claims.setup_access import access_for
 from shared.deadline import Deadline
 from shared.ports import (
+    BROKEN,
     Absent,
     Created,
     Doubtful,
@@ -32,7 +34,6 @@ from shared.ports import (
     Refused,
     SandboxHost,
     SandboxRecord,
-    SandboxSpec,
     SandboxStatus,
     Snapshot,
 )
@@ -41,7 +42,6 @@ from shared.prepared.starts import ASLEEP, newest_ready
 from shared.settings import Environment, Settings
 
 _STARTS: Final = 3
-_DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 _OUTPUT: Final = 1 << 20  # bytes of progress lines
 
 _TELLS: Final = tuple(f"{each.name}: " for each in wire.Exit if each not in (wire.Exit.SERVED, wire.Exit.LOCKED_OUT))
@@ -95,7 +95,7 @@ class Preparation:
                 ready = await self._ready(found)
                 if ready is not None and not fresh:
                     return Prepared(name, ready, made=False)
-                if fresh or found.status in _DEAD or self._left(found):
+                if fresh or found.status in BROKEN or self._left(found):
                     await self._end(found.id)
                     fresh = False
                 elif doubt and await self.host.process_names(found.id) == []:
@@ -104,7 +104,7 @@ class Preparation:
                     waiting = True
                     self.say("another copy prepares it: this one waits")
             elif isinstance(found, Absent):
-                match await self.host.create(self._spec(name)):
+                match await self.host.create(spec_of(self.environment, name)):
                     case Created(sandbox):
                         return await self._make(name, sandbox, deadline)
                     case NameTaken():
@@ -127,18 +127,6 @@ class Preparation:
         if sandbox.created_at is None:
             return False
         return (self.now() - sandbox.created_at).total_seconds() > making_seconds(self.settings, self.environment)
-
-    def _spec(self, name: str) -> SandboxSpec:
-        of = self.environment
-        return SandboxSpec(
-            name=name,
-            image=of.image,
-            cpus=of.cpus,
-            memory_mb=of.memory_mb,
-            disk_mb=of.disk_mb,
-            timeout_seconds=of.timeout_seconds,
-            egress=of.egress,
-        )
 
     async def _make(self, name: str, sandbox: SandboxRecord, deadline: Deadline) -> Prepared:
         began = deadline.left()

@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from typing import Final
 
 from shared.deadline import Clock
-from shared.ports import Doubtful, SandboxHost, SandboxRecord, SandboxStatus, SnapshotRecord
+from shared.ports import ENDED, Doubtful, SandboxHost, SandboxRecord, SnapshotRecord
 from shared.prepared.recipe import prepared_names
 from shared.settings import Environment, Settings
 
 _REMEMBERED: Final = 60.0  # seconds
 ASLEEP: Final = "suspend-"  # how the id of a sleeper's own snapshot begins
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
-_OVER: Final = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 
 
 class PreparedStarts:
@@ -51,7 +50,7 @@ class PreparedStarts:
                 found = await self._host.find(name)
                 if isinstance(found, Doubtful):
                     return None
-                if isinstance(found, SandboxRecord) and found.status not in _OVER and found.name == name:
+                if isinstance(found, SandboxRecord) and found.status not in ENDED and found.name == name:
                     listed = await self._host.list_snapshots(found.id)
                     if isinstance(listed, Doubtful):
                         return None

@@ -20,6 +20,7 @@ from shared.deadline import Clock, Deadline
 from shared.egress import EgressPolicy
 from shared.errors import HandsError
 from shared.ports import (
+    ENDED,
     Absent,
     CommandOutput,
     Created,
@@ -44,7 +45,6 @@ _RUN_SECONDS: Final = 5.0
 _WAKE_SECONDS: Final = 20.0
 _ATTEMPTS: Final = 3
 _PAUSE: Final = 0.3
-_OVER: Final = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 
 
 class CellUnclear(HandsError):
@@ -133,7 +133,7 @@ def _version(said: str) -> Version:
 async def opened(host: SandboxHost, name: str, clock: Clock) -> Cell | None:
     """The cell of this name; None where there is none. Wakes nothing yet. Raises CellUnclear."""
     match await host.find(name):
-        case SandboxRecord(status=status) if status in _OVER:
+        case SandboxRecord(status=status) if status in ENDED:
             return None
         case SandboxRecord(name=now) as record if now == name:
             return Cell(host, record, clock)
@@ -184,7 +184,7 @@ async def awake(host: SandboxHost, record: SandboxRecord, clock: Clock, *, look:
                         return replace(found, status=SandboxStatus.RUNNING)
                     case Absent():
                         raise CellGone("the record is not there any more")
-            case SandboxRecord(status=status) if status in _OVER:
+            case SandboxRecord(status=status) if status in ENDED:
                 raise CellGone("the record is not there any more")
             case Absent():
                 raise CellGone("the record is not there any more")

@@ -23,6 +23,7 @@ from shared.deadline import Clock
 from shared.errors import SecretUnavailable
 from shared.outputs.collector import Collector, NotCollected
 from shared.ports import (
+    ENDED,
     Absent,
     AckOutcome,
     CommandOutput,
@@ -71,7 +72,6 @@ _SPARED: Final = 240.0  # seconds past the lifetime in which a worker is only as
 _KILLED: Final = 60.0  # seconds more until the item is taken away, whatever still runs
 _SLOW: Final = Failed("the looks at it took too long to act on")
 _UNSEEN: Final = Failed("the items could not be looked at again")
-_OVER: Final = (SandboxStatus.FAILED, SandboxStatus.TERMINATED, SandboxStatus.TIMEOUT)
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class RepairExecutor:
                     repair.silence_tells or repair.item.state is ItemState.STOPPING
                 ):
                     pass  # a frozen worker stops nothing, and finds its item stopped when it wakes
-                case SandboxRecord(status=status) if status not in _OVER:
+                case SandboxRecord(status=status) if status not in ENDED:
                     return Skipped("its sandbox may wake up, or is being made")
 
         def unchanged(now: ListedItem) -> bool:
@@ -170,7 +170,7 @@ class RepairExecutor:
                         return await self._end_workers(repair, sandbox.id, workers)
                 case Doubtful():
                     return Failed("its sandbox could not be looked at")
-                case SandboxRecord(status=status) if status not in _OVER and repair.overdue <= _SPARED:
+                case SandboxRecord(status=status) if status not in ENDED and repair.overdue <= _SPARED:
                     return Skipped("its sandbox does not run")
         taken = await self._take_away(repair.item, repair.name, lambda now: now.state is not ItemState.QUEUED)
         if isinstance(taken, Done):
@@ -380,11 +380,8 @@ class RepairExecutor:
 
     async def _end_failed(self, repair: EndFailed) -> Outcome:
         sandbox = repair.sandbox
-        found = await self.host.find(sandbox.id)
-        if isinstance(found, Doubtful):
-            return Failed("it could not be looked at again")
-        if isinstance(found, Absent) or found.status is not sandbox.status or found.name != sandbox.name:
-            return Skipped("it is not what it was")
+        if (changed := await self._changed(sandbox, status=True)) is not None:
+            return changed
         if self.collector is not None:
             self.alarms.append(f"{sandbox.name}: it failed, and what it made after its last rest is not collected")
         return _outcome(await self.host.terminate(sandbox.id))
@@ -442,20 +439,14 @@ class RepairExecutor:
 
     async def _end_nameless(self, repair: EndNameless) -> Outcome:
         """Whoever claimed it late may have named it meanwhile; it is a session's then."""
-        found = await self.host.find(repair.sandbox.id)
-        if isinstance(found, Doubtful):
-            return Failed("it could not be looked at again")
-        if isinstance(found, Absent) or found.name or found.pool_id != repair.sandbox.record.pool_id:
-            return Skipped("it is not what it was")
+        if (changed := await self._changed(repair.sandbox, pool=True)) is not None:
+            return changed
         return _outcome(await self.host.terminate(repair.sandbox.id))
 
     async def _end_race(self, repair: EndRace) -> Outcome:
         """A race that lives on renames its sandboxes with a later time."""
-        found = await self.host.find(repair.sandbox.id)
-        if isinstance(found, Doubtful):
-            return Failed("it could not be looked at again")
-        if isinstance(found, Absent) or found.name != repair.sandbox.name:
-            return Skipped("it is not what it was")
+        if (changed := await self._changed(repair.sandbox)) is not None:
+            return changed
         outcome = _outcome(await self.host.terminate(repair.sandbox.id))
         if isinstance(outcome, Failed):
             self.alarms.append(f"{repair.target}: {repair.why}, and it cannot be deleted: {outcome.why}")
@@ -463,17 +454,30 @@ class RepairExecutor:
 
     async def _end_prepared(self, repair: EndPrepared) -> Outcome:
         """Its snapshots first: a pass that is cut off between two of them finds the rest by the sandbox."""
-        found = await self.host.find(repair.sandbox.id)
-        if isinstance(found, Doubtful):
-            return Failed("it could not be looked at again")
-        if isinstance(found, Absent) or found.name != repair.sandbox.name or found.status is not repair.sandbox.status:
-            return Skipped("it is not what it was")
+        if (changed := await self._changed(repair.sandbox, status=True)) is not None:
+            return changed
         for snapshot in repair.snapshots:
             if (problem := _reason(await self.host.delete_snapshot(snapshot))) is not None:
                 return Failed(f"its snapshot {snapshot} could not be deleted: {problem}")
         return _outcome(await self.host.terminate(repair.sandbox.id))
 
     # Looks
+
+    async def _changed(
+        self, sandbox: OurSandbox, *, status: bool = False, pool: bool = False
+    ) -> Failed | Skipped | None:
+        """The look before an end: why it is not ended now. None where it still has the name, and the status or the pool
+        where that counts."""
+        found = await self.host.find(sandbox.id)
+        if isinstance(found, Doubtful):
+            return Failed("it could not be looked at again")
+        same = (
+            isinstance(found, SandboxRecord)
+            and (found.name or "") == sandbox.name
+            and (not status or found.status is sandbox.status)
+            and (not pool or found.pool_id == sandbox.record.pool_id)
+        )
+        return None if same else Skipped("it is not what it was")
 
     async def _workers(self, sandbox_id: str) -> Sequence[ProcessState] | None:
         """Those that run; None where the sandbox does not say."""

@@ -13,6 +13,7 @@ from typing import Final, assert_never
 
 from shared import names
 from shared.ports import (
+    BROKEN,
     Absent,
     ItemState,
     ListedItem,
@@ -45,7 +46,6 @@ from shared.reconcile.world import LONGEST_LIFE, OVER, OurSandbox, World
 from shared.reports import Act
 from shared.settings import Settings
 
-_DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 _ASLEEP: Final = "suspend-"
 _AFTER_A_RACE: Final = 300.0  # seconds that promotion and reaping may take once a race's deadline has passed
 _LEASE: Final = (
@@ -216,12 +216,12 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                 if dead_man < world.now.timestamp():
                     yield EndRace(sandbox, "its race is long over")
             case names.RaceRecordSandbox():
-                if sandbox.status in _DEAD:
+                if sandbox.status in BROKEN:
                     yield EndRace(sandbox, f"its record is {sandbox.status.value}")
                 elif _record_is_old(world, settings, sandbox):
                     yield EndRace(sandbox, "its record is older than RACE_RECORD_SECONDS")
             case names.RaceLedgerSandbox():
-                if sandbox.status in _DEAD:
+                if sandbox.status in BROKEN:
                     yield EndRace(sandbox, f"its ledger is {sandbox.status.value}")
                 elif is_of_before(sandbox.record.created_at, world.now.timestamp()):
                     yield EndRace(sandbox, "its ledger is of an earlier day")
@@ -231,7 +231,7 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                 elif world.now.timestamp() - marked_at >= settings.reconcile.end_grace:
                     yield EndMarked(sandbox, "marked on an earlier tick", proper)
             case names.SessionSandbox():
-                if sandbox.status in _DEAD:
+                if sandbox.status in BROKEN:
                     yield EndFailed(sandbox, f"it is {sandbox.status.value}")
                 else:
                     yield from _perhaps_at_work(world, sandbox)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from shared import names
-from shared.ports import SandboxStatus, SnapshotRecord
+from shared.ports import BROKEN, SandboxStatus, SnapshotRecord
 from shared.prepared.recipe import making_seconds, prepared_names
 from shared.prepared.starts import ASLEEP, newest_ready
 from shared.reconcile.repairs import DeleteSnapshot, EndPrepared
@@ -14,7 +14,6 @@ from shared.reconcile.world import World
 from shared.settings import Environment, Settings
 
 _OTHER_RECIPE: Final = 3600.0  # seconds; while a deployment rolls out, two recipes are right
-_DEAD: Final = (SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 
 
 def prepared_due(
@@ -32,7 +31,7 @@ def prepared_due(
         why = ""
         if age <= making_seconds(settings, environment):
             continue  # it may be in the making
-        if sandbox.status in _DEAD:
+        if sandbox.status in BROKEN:
             why = f"it is {sandbox.status.value}"
         elif newest_ready(own) is None:
             why = "left by a make prepare that was cut off"

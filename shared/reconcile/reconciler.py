@@ -144,8 +144,7 @@ class _Pass:
         world = self._world(rows, items, listed=listed is not None)
         if self._doubts(world):
             # By pages enough for as many live items as sandboxes are awake: a default is right for a few hundred.
-            awake = sum(sandbox.status is SandboxStatus.RUNNING for sandbox in world.sandboxes)
-            world = replace(world, items=await self._items(None, awake // _AWAKE_A_PAGE))
+            world = replace(world, items=await self._items(None, world.awake // _AWAKE_A_PAGE))
             self._tell_short_list(world)
         await self._tell_unknown(world)
         return world
@@ -230,8 +229,7 @@ class _Pass:
         executor, lanes = self._hands(world)
         try:
             async with asyncio.TaskGroup() as group:
-                awake = sum(sandbox.status is SandboxStatus.RUNNING for sandbox in world.sandboxes)
-                live = max(awake, len(world.items.live) if world.items is not None else 0)
+                live = max(world.awake, len(world.items.live) if world.items is not None else 0)
                 early = [each for each in due(world, Lookups(), self._settings) if each.act in _EARLY]
                 group.create_task(self._work_off(lanes, self._touchable(early, live)))
                 lookups, trusted = await self._ask(world)

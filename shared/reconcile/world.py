@@ -132,6 +132,11 @@ class World:
         ]
         return cls(now, ours, items, project, listed)
 
+    @property
+    def awake(self) -> int:
+        """How many of our sandboxes run."""
+        return sum(sandbox.status is SandboxStatus.RUNNING for sandbox in self.sandboxes)
+
     def live_item(self, name: str) -> ListedItem | None:
         return self.items.live.get(name) if self.items is not None else None
 

@@ -82,10 +82,7 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         await self._inner.aclose()
 
     async def _heartbeat(self, request: httpx2.Request) -> httpx2.Response:
-        response, verdict = await self._beat(request)
-        if verdict is Verdict.OURS:
-            log.info("lease.own_beat_found")
-            response, verdict = await self._beat(request)
+        response, verdict = await self._settled(request)
         if verdict is Verdict.DOUBTFUL and response.status_code == 200:
             # The SDK takes a 200 that it cannot read for a bug of its own and gives the item up; this it retries.
             raise httpx2.RemoteProtocolError("the heartbeat's answer is unreadable", request=request)
@@ -102,15 +99,21 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         own = ("content-length", "content-type", "transfer-encoding")
         headers = [(name, value) for name, value in stop.headers.multi_items() if name.lower() not in own]
         beat = httpx2.Request("POST", stop.url.copy_with(raw_path=path), headers=headers, extensions=stop.extensions)
-        response, verdict = await self._beat(beat)
-        if verdict is Verdict.OURS:
-            response, verdict = await self._beat(beat)
+        response, verdict = await self._settled(beat)
         if verdict in (Verdict.LOST, Verdict.NOT_ACKED):
             log.warning("lease.lost_before_the_stop")
             self.verdict = Verdict.LOST
             return httpx2.Response(409, headers={"x-should-retry": "false"}, json={}, request=stop)
         passing = response.status_code >= 500 or response.status_code in _TRANSIENT
         return response if verdict is Verdict.DOUBTFUL and passing else None
+
+    async def _settled(self, request: httpx2.Request) -> tuple[httpx2.Response, Verdict]:
+        """A heartbeat, and once more where an earlier one of ours is found."""
+        response, verdict = await self._beat(request)
+        if verdict is Verdict.OURS:
+            log.info("lease.own_beat_found")
+            response, verdict = await self._beat(request)
+        return response, verdict
 
     async def _beat(self, request: httpx2.Request) -> tuple[httpx2.Response, Verdict]:
         url = request.url.copy_set_param("expected_last_heartbeat", self._lease.sending())

@@ -22,6 +22,7 @@ from image.session.archive import build_archive, digest
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, error, info, ok, warning
 from infra.cli.doctor.isolation import RUN_SECONDS, check_inside
+from shared.claims.dispatcher import spec_of
 from shared.claims.handover import not_as_root, worker_process
 from shared.names import new_race_id, race_sandbox_name
 from shared.ports import (
@@ -33,7 +34,6 @@ from shared.ports import (
     ProcessState,
     Refused,
     SandboxHost,
-    SandboxSpec,
     SandboxStatus,
 )
 from shared.settings import Environment
@@ -58,15 +58,7 @@ async def check_probe(context: DoctorContext, environment: Environment, say: Say
     bound = seconds(context) + _END_SECONDS
     dead_man = int(context.now() + bound + _DEAD_MAN)
     name = race_sandbox_name(context.settings.prefix, environment.id, new_race_id(), None, dead_man)
-    spec = SandboxSpec(
-        name=name,
-        image=environment.image,
-        cpus=environment.cpus,
-        memory_mb=environment.memory_mb,
-        disk_mb=environment.disk_mb,
-        timeout_seconds=environment.timeout_seconds,
-        egress=environment.egress,
-    )
+    spec = spec_of(environment, name)
     began = time.monotonic()
     sandbox_id: str | None = None
     none_made = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -19,6 +19,7 @@ from infra.cli.session.render import summarise
 from shared import names
 from shared.claims.handover import WORKER_NAMES, died
 from shared.ports import (
+    ENDED,
     Absent,
     Doubtful,
     ItemState,
@@ -43,7 +44,6 @@ _LOOK_SECONDS: Final = 1.0
 _LEASE_SECONDS: Final = 300.0
 _LIVE: Final = (ItemState.QUEUED, ItemState.STARTING, ItemState.ACTIVE, ItemState.STOPPING)
 _NAMELESS: Final = "of a pool, no name"
-_ENDED: Final = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +186,19 @@ async def _calls_of(people: Lists, sessions: Sequence[str], budget: int) -> Mapp
     return found
 
 
+def _served(seen: Seen) -> Iterator[Session]:
+    """The listed sessions of the environments that are served."""
+    for session in seen.sessions.rows if seen.sessions is not None else ():
+        if session.environment_id in seen.settings.environments and names.is_session_id(session.id):
+            yield session
+
+
 def _working_boxes(seen: Seen) -> list[str]:
     """Ids of the sandboxes that run for a living item: a look keeps none of them awake that would sleep."""
     boxes = _session_boxes(seen) or {}
     items = _newest_items(seen)
     found = []
-    for session in seen.sessions.rows if seen.sessions is not None else ():
-        if session.environment_id not in seen.settings.environments or not names.is_session_id(session.id):
-            continue
+    for session in _served(seen):
         item = items.get(names.canonical_session_id(session.id))
         box = boxes.get(_box_name(seen, session.environment_id, session.id))
         if item is not None and item.state in _LIVE and box is not None and box.status is SandboxStatus.RUNNING:
@@ -237,11 +242,7 @@ def rows(seen: Seen) -> list[Row]:
     """One a session of the environments that are served: what works or waits first, then the newest."""
     items = _newest_items(seen)
     boxes = _session_boxes(seen)
-    found = [
-        _row(seen, session, items.get(names.canonical_session_id(session.id)), boxes)
-        for session in (seen.sessions.rows if seen.sessions is not None else ())
-        if session.environment_id in seen.settings.environments and names.is_session_id(session.id)
-    ]
+    found = [_row(seen, session, items.get(names.canonical_session_id(session.id)), boxes) for session in _served(seen)]
     return sorted(found, key=lambda row: (not row.problem, not row.item, row.age))
 
 
@@ -249,18 +250,14 @@ def others(seen: Seen) -> list[OtherSandbox]:
     """Sandboxes under our prefix that belong to no listed session, races, servers and kept ones among them."""
     if seen.sandboxes is None:
         return []
-    listed = {
-        _box_name(seen, session.environment_id, session.id)
-        for session in (seen.sessions.rows if seen.sessions is not None else ())
-        if session.environment_id in seen.settings.environments and names.is_session_id(session.id)
-    }
+    listed = {_box_name(seen, session.environment_id, session.id) for session in _served(seen)}
     pools = {environment.pool for environment in seen.settings.environments.values() if environment.pool}
     found = []
     for box in seen.sandboxes.rows:
         kind = (
             _NAMELESS if not box.name and box.pool_id in pools else _kind(names.parse(seen.settings.prefix, box.name))
         )
-        if kind is None or box.name in listed or box.status in _ENDED:
+        if kind is None or box.name in listed or box.status in ENDED:
             continue
         age = seen.now - box.created_at.timestamp() if box.created_at is not None else None
         found.append(OtherSandbox(box.name or box.id, box.id, kind, box.status.value, age))
@@ -305,7 +302,7 @@ def _newest_items(seen: Seen) -> dict[str, Item]:
 def _session_boxes(seen: Seen) -> Mapping[str, SandboxRecord] | None:
     if seen.sandboxes is None:
         return None
-    return {box.name: box for box in seen.sandboxes.rows if box.name and box.status not in _ENDED}
+    return {box.name: box for box in seen.sandboxes.rows if box.name and box.status not in ENDED}
 
 
 def _box_name(seen: Seen, environment_id: str, session_id: str) -> str:

@@ -13,13 +13,12 @@ from infra.cli.session.command import check_session_id
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from shared import names
 from shared.errors import HandsError, SettingsError
-from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxStatus
+from shared.ports import ENDED, Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxStatus
 from shared.service import Service
 from shared.settings import Settings
 
 _PAGES = 10
 AWAKE = (SandboxStatus.RUNNING,)
-ENDED = (SandboxStatus.TERMINATED, SandboxStatus.FAILED, SandboxStatus.TIMEOUT)
 
 
 class NotDone(HandsError):
@@ -112,4 +111,4 @@ def done(outcome: Absent | Refused | Doubtful | None, what: str) -> None:
             raise NotDone(f"{what}: it may have happened or not ({reason}). Look: hands ps")
 
 
-__all__ = ["AWAKE", "ENDED", "FeedBroken", "FeedRefused", "NotDone", "Target", "done", "target"]
+__all__ = ["AWAKE", "FeedBroken", "FeedRefused", "NotDone", "Target", "done", "target"]

@@ -18,6 +18,7 @@ from infra.cli.environ import Loaded
 from shared import names
 from shared.errors import SecretUnavailable, SettingsError
 from shared.ports import (
+    ENDED,
     Absent,
     Doubtful,
     FindOutcome,
@@ -39,7 +40,6 @@ _STOPPED: Final = (
     "its work was stopped from outside: the running command ends, and its result may be lost. A next message starts "
     "new work; make repair frees a session that waits for a lost result"
 )
-_ENDED: Final = ("terminated", "failed", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Behind:
 
     def _sandbox_news(self, found: FindOutcome) -> list[str]:
         match found:
-            case SandboxRecord() if found.status.value not in _ENDED:
+            case SandboxRecord() if found.status not in ENDED:
                 before, self._sandbox = self._sandbox, found.id
                 lost, self._lost = self._lost, False
                 if lost or (before is not None and before != found.id):

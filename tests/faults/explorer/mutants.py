@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from shared import names
 from shared.adapters.call_budget import Holds
-from shared.claims import binding, claimer, handover
+from shared.claims import binding, claimer, dispatcher, handover
 from shared.claims.binding import Binding, Bound, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import _Round
@@ -528,7 +528,7 @@ MUTANTS: Final = (
     _mutant(
         "an ack is asked for again without a look at the worker",
         "I1",
-        (handover, "worker_lives", _sees_it_alive),
+        (dispatcher, "worker_lives", _sees_it_alive),
         plans=_acked_late,
     ),
     _mutant(

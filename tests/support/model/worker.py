@@ -235,6 +235,11 @@ class _Worker:
         if item.state is ItemState.STARTING:
             item.excuse = "its worker gave up before the ack"
 
+    async def _settled(self) -> Verdict:
+        """As LeaseTransport: a beat, and once more where an earlier one of ours is found."""
+        verdict = await self._beat()
+        return await self._beat() if verdict is Verdict.OURS else verdict
+
     async def _beat(self) -> Verdict:
         expected, process = self.lease.sending(), self.process
         try:
@@ -286,9 +291,7 @@ class _Worker:
             return Ended(Exit.LEASE_LOST, "no heartbeat was answered for a whole lease")
         await self._at("stopping")
         for attempt in range(3):
-            verdict = await self._beat()
-            if verdict is Verdict.OURS:
-                verdict = await self._beat()
+            verdict = await self._settled()
             if verdict in (Verdict.LOST, Verdict.NOT_ACKED):
                 return Ended(Exit.LEASE_LOST, "the item was not ours any more at its end")
             if verdict is not Verdict.DOUBTFUL:
@@ -330,9 +333,7 @@ class _Worker:
         while self.over is None:
             verdict = Verdict.DOUBTFUL
             for _ in range(3):
-                verdict = await self._beat()
-                if verdict is Verdict.OURS:
-                    verdict = await self._beat()
+                verdict = await self._settled()
                 if verdict is not Verdict.DOUBTFUL:
                     break
                 await self.process.sleep(_AGAIN)
