@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import httpx2
 
@@ -23,7 +23,7 @@ from shared.deadline import Deadline
 from shared.service import Service
 from tests.benchmarks.report import BenchmarkResult, FigureTable, median, milliseconds, percentile
 from tests.benchmarks.stage import SETTING, delays, production_place, stage
-from tests.support.world import Place
+from tests.support.world import Place, pool_like
 
 RUNS: Final = 15
 
@@ -53,21 +53,13 @@ def run() -> BenchmarkResult:
 
 def _pool_of(place: Place) -> str:
     """A pool of what the environment wants, with enough warm for all runs."""
-    environment = place.environment
-    wanted: dict[str, Any] = {
-        "image": environment.image,
-        "resources": {"cpus": environment.cpus, "memory_mb": environment.memory_mb, "disk_mb": environment.disk_mb},
-        "timeout_secs": environment.timeout_seconds,
-        "warm_containers": 2,
-        "network": {
-            "allow_internet_access": environment.egress.internet,
-            "allow_out": list(environment.egress.allow),
-            "deny_out": list(environment.egress.deny),
-        },
-    }
     headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
     url = f"{place.world.tensorlake.url}/sandbox-pools"
-    return str(httpx2.post(url, json=wanted, headers=headers, timeout=30).raise_for_status().json()["pool_id"])
+    return str(
+        httpx2.post(url, json=pool_like(place.environment), headers=headers, timeout=30)
+        .raise_for_status()
+        .json()["pool_id"]
+    )
 
 
 async def _in_turns(place: Place, pool_id: str) -> tuple[Sequence[float], Sequence[float]]:

@@ -44,23 +44,15 @@ Kind = Callable[[Scene], AbstractContextManager[None]]
 def frozen_copy(scene: Scene) -> Iterator[None]:
     """One copy stands still with all its children, as a machine that swaps: SIGSTOP, then SIGCONT."""
     pid = scene.chance.choice(sorted(scene.pids.values()))
-    family = [pid, *children(pid)]
-    _signal(family, signal.SIGSTOP)
-    try:
+    with _stopped([pid, *children(pid)]):
         yield
-    finally:
-        _signal(family, signal.SIGCONT)
 
 
 @contextlib.contextmanager
 def frozen_services(scene: Scene) -> Iterator[None]:
     """Both services stand still: connections are taken by the kernel, and nobody answers."""
-    family = [scene.world.claude.pid, scene.world.tensorlake.pid]
-    _signal(family, signal.SIGSTOP)
-    try:
+    with _stopped([scene.world.claude.pid, scene.world.tensorlake.pid]):
         yield
-    finally:
-        _signal(family, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -157,6 +149,15 @@ def _rule(admin: AdminClient, **rule: Any) -> Iterator[None]:
         yield
     finally:
         admin.delete(f"faults/{armed}")
+
+
+@contextlib.contextmanager
+def _stopped(pids: list[int]) -> Iterator[None]:
+    _signal(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(pids, signal.SIGCONT)
 
 
 def _signal(pids: list[int], number: int) -> None:

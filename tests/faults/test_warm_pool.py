@@ -17,7 +17,7 @@ from shared.reports import Act, ItemEnd, ItemReport, ReconcileReport
 from shared.service import Service
 from tests.support.admin import fault
 from tests.support.waiting import until
-from tests.support.world import OfflineWorld, Place
+from tests.support.world import OfflineWorld, Place, pool_like
 
 PROMPT: Final = "$ echo ran >> /workspace/runs"
 CLAIM: Final = {"method": "POST", "path": r"/sandbox-pools/[^/]+/sandboxes$"}
@@ -37,28 +37,13 @@ ONCE: Final[Mapping[str, Mapping[str, Any]]] = {
 @pytest.fixture
 def pooled(place: Place) -> Iterator[Place]:
     """The place with a pool of what its environment wants, two warm."""
-    environment = place.environment
     with httpx2.Client(
         base_url=place.world.tensorlake.url,
         headers={"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"},
         trust_env=False,
         timeout=30,
     ) as client:
-        wanted = {
-            "image": environment.image,
-            "resources": {
-                "cpus": environment.cpus,
-                "memory_mb": environment.memory_mb,
-                "disk_mb": environment.disk_mb,
-            },
-            "timeout_secs": environment.timeout_seconds,
-            "warm_containers": 2,
-            "network": {
-                "allow_internet_access": environment.egress.internet,
-                "allow_out": list(environment.egress.allow),
-                "deny_out": list(environment.egress.deny),
-            },
-        }
+        wanted = pool_like(place.environment)
         pool = client.post("/sandbox-pools", json=wanted).raise_for_status().json()["pool_id"]
         yield place.adjusted(SANDBOX_POOL=pool)
         for box in of_pool(place.world, pool):

@@ -72,6 +72,21 @@ class OfflineWorld:
         return Place(self, environment.id, environ, Settings.from_environ(environ))
 
 
+def pool_like(environment: Environment) -> dict[str, Any]:
+    """The body that makes a pool of what this environment wants, two warm."""
+    return {
+        "image": environment.image,
+        "resources": {"cpus": environment.cpus, "memory_mb": environment.memory_mb, "disk_mb": environment.disk_mb},
+        "timeout_secs": environment.timeout_seconds,
+        "warm_containers": 2,
+        "network": {
+            "allow_internet_access": environment.egress.internet,
+            "allow_out": list(environment.egress.allow),
+            "deny_out": list(environment.egress.deny),
+        },
+    }
+
+
 @dataclass
 class Place:
     """One environment: its settings, its sessions, its sandboxes."""

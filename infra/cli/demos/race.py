@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.cli.demos.play import NotShown, play
+from infra.cli.demos.screens import Watcher
 from infra.cli.environ import Loaded
 from infra.cli.session.command import open_client, watch
 from infra.cli.session.follow import Finish
-from infra.cli.session.render import Event, Line, Look, text_of
+from infra.cli.session.render import Line, Look
 from infra.cli.session.screen import Screen
 from infra.local.platform import Isolation, Platform
 
@@ -84,19 +85,6 @@ def race_on(session_id: str) -> dict[str, Any]:
         "promote": "workspace",
         "deadline": 120,
     }
-
-
-class Watcher(Screen):
-    """The screen, and what the tools answered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.results: list[str] = []
-
-    def show(self, event: Event) -> None:
-        if event.get("type") in ("user.tool_result", "agent.tool_result"):
-            self.results.append(text_of(event.get("content")))
-        super().show(event)
 
 
 def run(isolation: Isolation, page: Path | None = None) -> int:

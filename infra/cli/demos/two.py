@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.cli.demos.play import NotShown, play
+from infra.cli.demos.screens import QuietWatcher
 from infra.cli.environ import Loaded
 from infra.cli.session.command import open_client, watch
 from infra.cli.session.follow import Finish
-from infra.cli.session.render import Event, Line, Look, text_of
+from infra.cli.session.render import Line, Look
 from infra.cli.session.screen import Screen
 from infra.local.platform import Isolation, Platform
 
@@ -66,21 +67,6 @@ class Served:
 
     session_id: str
     seconds: float
-
-
-class _Quiet(Screen):
-    """Shows nothing, keeps what the tools answered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.results: list[str] = []
-
-    def show(self, event: Event) -> None:
-        if event.get("type") in ("user.tool_result", "agent.tool_result"):
-            self.results.append(text_of(event.get("content")))
-
-    def remark(self, text: str, look: Look = Look.QUIET) -> None:
-        """The demo says itself what waits, and for what."""
 
 
 def run(isolation: Isolation) -> int:
@@ -180,7 +166,7 @@ class _Demo:
 
     async def _served(self, team: Team) -> Served:
         """One session of the team's environment, to the end of its turn."""
-        quiet, began = _Quiet(), time.monotonic()
+        quiet, began = QuietWatcher(), time.monotonic()
         async with open_client(self._loaded) as client:
             session = await client.beta.sessions.create(
                 agent=self._loaded.environ["ANTHROPIC_AGENT_ID"], environment_id=team.environment_id, title=team.name
