@@ -60,12 +60,13 @@ class _Bar:
     parts: tuple[_Part, ...]
 
 
-def render(report: RaceReport, request: RaceRequest | None = None) -> str:
-    """The page. The request says what was asked, where it is known."""
+def render(report: RaceReport, request: RaceRequest | None = None, *, back: str = "") -> str:
+    """The page. The request says what was asked, where it is known; `back` is a link to where it was opened."""
     branches = _in_order(report, higher_is_better=request.higher_is_better if request is not None else True)
     end = max(report.seconds, *(span.end for span in report.timeline), 0.001) if report.timeline else 0.0
     return _environment().get_template("page.html.j2").render(
         report=report,
+        back=back,
         branches=branches,
         policy=POLICY,
         style=Markup(STYLE),  # noqa: S704  # our own file; an escaped style sheet would not match its digest

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from infra.cli.environ import Loaded
 from infra.cli.fleet import actions
 from infra.cli.fleet.target import NotDone, target
+from infra.cli.fork import page
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from infra.cli.ui.pages import Reader, templates
 from shared.errors import HandsError
@@ -53,6 +54,7 @@ _ACTS: Final[Mapping[str, actions.Act]] = {
 _ACT_SECONDS: Final = 3600
 _LARGEST_FORM: Final = 4096
 _MOST_USED: Final = 10_000
+_STOP_LOOKING: Final = 286  # htmx ends its updates then
 
 
 class Guard:
@@ -74,7 +76,8 @@ class Guard:
         response = await self._refusal(request)
         if response is None:
             response = await self._answer(scope, receive)
-        response.headers.update(_HEADERS)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
@@ -95,22 +98,23 @@ class Guard:
 
     async def _refusal(self, request: Request) -> Response | None:
         if self._hosts and request.url.hostname not in self._hosts:
-            return _page("message.html.j2", 421, title="Not here", text="This server is not known by that name.")
+            text = "This server is not known by that name."
+            return _page(request, "message.html.j2", 421, title="Not here", text=text)
         given = request.query_params.get("token", "")
         if given and request.method == "GET":
-            return self._let_in(given)
-        if request.url.path == "/login" and request.method == "POST":
-            return self._let_in((await _form(request)).get("token", ""))
+            return self._let_in(request, given)
+        if _path(request) == "/login" and request.method == "POST":
+            return self._let_in(request, (await _form(request)).get("token", ""))
         if _equal(request.cookies.get(COOKIE, ""), self._token):
             return None
-        if request.url.path == "/ui.css":
+        if _path(request) == "/ui.css":
             return None  # the page that asks for the token has it, too
-        return _page("login.html.j2", 401, wrong=False)
+        return _page(request, "login.html.j2", 401, wrong=False)
 
-    def _let_in(self, given: str) -> Response:
+    def _let_in(self, request: Request, given: str) -> Response:
         if not _equal(given, self._token):
-            return _page("login.html.j2", 401, wrong=True)
-        response = RedirectResponse("/", 303)
+            return _page(request, "login.html.j2", 401, wrong=True)
+        response = RedirectResponse(_base(request), 303)
         response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", max_age=86_400)
         return response
 
@@ -130,16 +134,29 @@ class Pages:
         self._used: dict[str, None] = {}
 
     async def home(self, request: Request) -> Response:
-        return await self._shown("home.html.j2", "live" in request.query_params, self._reader.home())
+        return await self._shown(request, "home.html.j2", self._reader.home())
 
     async def alarms(self, request: Request) -> Response:
         async def read() -> dict[str, Any]:
             return {"lines": await self._reader.alarms.get()}
 
-        return await self._shown("alarms.html.j2", "live" in request.query_params, read())
+        return await self._shown(request, "alarms.html.j2", read())
 
     async def races(self, request: Request) -> Response:
-        return await self._shown("races.html.j2", "live" in request.query_params, self._reader.races())
+        return await self._shown(request, "races.html.j2", self._reader.races())
+
+    async def race(self, request: Request) -> Response:
+        """Its report, which is a page of its own with a policy of its own; else how it fares."""
+        try:
+            found = await self._reader.race(request.path_params["race"])
+        except HandsError as error:
+            return _page(request, "message.html.j2", 404, title="Not seen", text=str(error), back="races")
+        live = "live" in request.query_params
+        if found.report and not live:
+            policy = f"{page.POLICY}; frame-ancestors 'none'"
+            return HTMLResponse(found.report, headers={"content-security-policy": policy})
+        status = _STOP_LOOKING if live and found.over else 200
+        return _page(request, "race.html.j2", status, live=live, race=found.facts, report=bool(found.report))
 
     async def session(self, request: Request) -> Response:
         session_id = request.path_params["session"]
@@ -148,25 +165,27 @@ class Pages:
             tokens = {name: self._signer.dumps([name, session_id, secrets.token_hex(8)]) for name in _ACTS}
             return {**await self._reader.session(session_id), "acts": tokens if self._act else {}}
 
-        return await self._shown("session.html.j2", "live" in request.query_params, read())
+        return await self._shown(request, "session.html.j2", read())
 
     async def do(self, request: Request) -> Response:
         session_id, name = request.path_params["session"], request.path_params["action"]
         if not self._act or name not in _ACTS:
-            return _page("message.html.j2", 403, title="Not done", text="This page only reads. To act: hands ui --act")
+            text = "This page only reads. To act: hands ui --act"
+            return _page(request, "message.html.j2", 403, title="Not done", text=text)
         token = (await _form(request)).get("token", "")
         if not self._is_good(token, name, session_id):
             text = "The button is old, or was used before. Look at the page again, and press it there."
-            return _page("message.html.j2", 403, title="Not done", text=text)
+            return _page(request, "message.html.j2", 403, title="Not done", text=text)
+        back = f"sessions/{session_id}"
         try:
             async with target(self._loaded, session_id) as aim:
                 said = await _ACTS[name](aim, lambda _: True)
         except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
-            return _page("message.html.j2", 409, title="Not done", text=str(error), back=f"/sessions/{session_id}")
-        return _page("message.html.j2", 200, title="Done", text=said or "", back=f"/sessions/{session_id}")
+            return _page(request, "message.html.j2", 409, title="Not done", text=str(error), back=back)
+        return _page(request, "message.html.j2", 200, title="Done", text=said or "", back=back)
 
     async def static(self, request: Request) -> Response:
-        name = request.url.path.strip("/")
+        name = _path(request).strip("/")
         return FileResponse(_STATIC / name, media_type=_FILES[name])
 
     def _is_good(self, token: str, name: str, session_id: str) -> bool:
@@ -182,20 +201,32 @@ class Pages:
             del self._used[next(iter(self._used))]
         return True
 
-    async def _shown(self, template: str, live: bool, reading: Any) -> Response:
-        """`live`: only what changes. Trouble of a service is a page, too."""
+    async def _shown(self, request: Request, template: str, reading: Any) -> Response:
+        """With `live` in the query only what changes. Trouble of a service is a page, too."""
+        live = "live" in request.query_params
         try:
             facts = await reading
         except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
-            return _page("message.html.j2", 502, title="Not seen", text=str(error), live=live)
-        return _page(template, 200, live=live, **facts)
+            return _page(request, "message.html.j2", 502, title="Not seen", text=str(error), live=live)
+        return _page(request, template, 200, live=live, **facts)
 
 
 _TEMPLATES: Final = templates()
 
 
-def _page(template: str, status: int, **facts: Any) -> HTMLResponse:
-    return HTMLResponse(_TEMPLATES.get_template(template).render({"live": False, "back": "/", **facts}), status)
+def _page(request: Request, template: str, status: int, **facts: Any) -> HTMLResponse:
+    shown = {"live": False, "back": "", "base": _base(request), **facts}
+    return HTMLResponse(_TEMPLATES.get_template(template).render(shown), status)
+
+
+def _base(request: Request) -> str:
+    """Relative: whatever is before these pages' path, here or at a gateway, does not matter."""
+    return "../" * (_path(request).count("/") - 1) or "./"
+
+
+def _path(request: Request) -> str:
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 async def _form(request: Request) -> Mapping[str, str]:
@@ -215,6 +246,7 @@ def make_app(loaded: Loaded, reader: Reader, *, token: str, hosts: frozenset[str
             Route("/", pages.home),
             Route("/alarms", pages.alarms),
             Route("/races", pages.races),
+            Route("/races/{race}", pages.race),
             Route("/sessions/{session}", pages.session),
             Route("/sessions/{session}/{action}", pages.do, methods=["POST"]),
             *(Route(f"/{name}", pages.static) for name in _FILES),

@@ -5,12 +5,11 @@ Every value is escaped by the template and made printable before: a title, a com
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -21,16 +20,16 @@ from infra.cli.fleet.survey import Row, in_words
 from infra.cli.fleet.target import target
 from infra.cli.session.follow import unix_time
 from infra.cli.session.render import Renderer
+from infra.cli.ui import races
+from infra.cli.ui.answers import Shared, SharedEach
+from infra.cli.ui.races import Opened
 from shared.texts import printable
 
 _HERE: Final = Path(__file__).parent
-_FRESH: Final = 2.0  # seconds; however many browsers look, the services are asked once in this time
 _HOURS: Final = 6
 _BINS: Final = 36
 _EVENTS: Final = 100
 _LONGEST: Final = 2_000  # characters of one value
-
-_T = TypeVar("_T")
 
 
 def templates() -> Environment:
@@ -48,22 +47,6 @@ def templates() -> Environment:
 
 def _printable(value: object) -> object:
     return printable(value, _LONGEST, keep="\n") if type(value) is str else value
-
-
-class Shared(Generic[_T]):
-    """One answer for all who ask within _FRESH seconds; who asks meanwhile waits for the one that is under way."""
-
-    def __init__(self, read: Callable[[], Awaitable[_T]]) -> None:
-        self._read = read
-        self._lock = asyncio.Lock()
-        self._last: tuple[float, _T] | None = None
-
-    async def get(self) -> _T:
-        async with self._lock:
-            if self._last is None or time.monotonic() - self._last[0] > _FRESH:
-                answer = await self._read()
-                self._last = (time.monotonic(), answer)
-            return self._last[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +117,8 @@ class Reader:
         self._loaded = loaded
         self.seen = Shared(self._look)
         self.alarms = Shared(self._alarms)
+        self.records = races.Records(loaded)
+        self._sessions = SharedEach(self._session)
 
     async def home(self) -> dict[str, Any]:
         seen, overview = await self.seen.get()
@@ -150,9 +135,15 @@ class Reader:
 
     async def races(self) -> dict[str, Any]:
         seen, _ = await self.seen.get()
-        return {"races": [box for box in survey.others(seen) if box.kind == "race"], "missing": seen.missing}
+        return {"running": races.running(seen), "kept": races.kept(seen), "missing": seen.missing}
+
+    async def race(self, race_id: str) -> Opened:
+        return await self.records.open(race_id)
 
     async def session(self, session_id: str) -> dict[str, Any]:
+        return await self._sessions.get(session_id)
+
+    async def _session(self, session_id: str) -> dict[str, Any]:
         key = self._loaded.need("ANTHROPIC_API_KEY", "sessions are looked up with it; create one in the Console")
         async with target(self._loaded, session_id) as aim:
             facts = await one.facts_of(aim, self._loaded)

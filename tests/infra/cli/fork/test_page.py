@@ -29,7 +29,7 @@ TAGS: Final = (
 )
 ATTRIBUTES: Final = (
     "lang charset http-equiv content name class viewbox aria-hidden preserveaspectratio role x y width height scope "
-    "open"
+    "open tabindex aria-label"
 )
 
 

@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from infra.cli.fleet.survey import OtherSandbox, Row
 from infra.cli.fleet.top import Overview, Queue
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
+from infra.cli.ui.races import Opened, Race, drawn
 from shared.ports import ItemState
+from shared.races.report import Artifact, BranchReport, PromotionReport, RaceReport, RoundReport, Span
 from tests.infra.cli.fleet.test_survey import NOW, SESSION, item
 
 HOSTILE = (
     "\"'><script>document.title='owned'</script><img src=x onerror=alert(1)>{{7*7}}\x1b]0;x\x07\u202e"
     "</span><a hx-get=/x>"
 )
+
+
+RACE = "abc123abc123"
+
+
+def hostile_report() -> RaceReport:
+    branch = BranchReport(
+        name=HOSTILE, index=0, status="failed", reason=HOSTILE, stdout_tail=HOSTILE, stderr_tail=HOSTILE,
+        judge_tail=HOSTILE, failing=(HOSTILE,), params={HOSTILE: HOSTILE}, scores={HOSTILE: 1.0}, diff=HOSTILE,
+        artifacts=(Artifact(path=HOSTILE, size=1, truncated=HOSTILE),), parent=HOSTILE,
+    )  # fmt: skip
+    span = Span(phase="run", branch=HOSTILE, start=0.0, end=1.0)
+    rounds = (RoundReport(number=1, branches=(HOSTILE,), top=(HOSTILE,)),)
+    promotion = PromotionReport(kind="workspace", done=False, reason=HOSTILE, conflicts=(HOSTILE,))
+    return RaceReport(
+        race_id=RACE, winner=None, branches=(branch,), rounds=rounds, checkpoint=HOSTILE, promotion=promotion,
+        reaped=(), leftovers=(HOSTILE,), timeline=(span,), seconds=1.0,
+    )  # fmt: skip
 
 
 class Hostile(Reader):
@@ -34,7 +56,16 @@ class Hostile(Reader):
         }
 
     async def races(self) -> dict[str, Any]:
-        return {"races": [OtherSandbox(HOSTILE, HOSTILE, "race", HOSTILE, 1.0)], "missing": (HOSTILE,)}
+        race = Race(HOSTILE, HOSTILE, HOSTILE, 1.0, over_in=5.0, kept_for=6.0)
+        return {"running": [race, replace(race, over_in=-1.0)], "kept": [race], "missing": (HOSTILE,)}
+
+    async def race(self, race_id: str) -> Opened:
+        """RACE has ended with a report, any other has failed."""
+        error = {"type": HOSTILE, "message": HOSTILE, "field": HOSTILE}
+        texts = dict.fromkeys(("race_id", "environment", "owner"), HOSTILE)
+        times = dict.fromkeys(("asked_at", "ended_at", "expires_at"), datetime.fromtimestamp(NOW, UTC))
+        facts = {**texts, **times, "state": "failed", "error": error}
+        return Opened(facts, drawn(hostile_report()) if race_id == RACE else "")
 
     async def session(self, session_id: str) -> dict[str, Any]:
         events: list[dict[str, Any]] = [

@@ -16,13 +16,13 @@ from infra.cli.reference.browser import Tab, browser, program
 from infra.cli.ui import app as ui
 from infra.local.process import listen
 from tests.infra.cli.fleet.test_survey import SESSION
-from tests.infra.cli.ui.hostile import Hostile
+from tests.infra.cli.ui.hostile import RACE, Hostile
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium here (Debian: apt-get install chromium)")
 
 TOKEN = "the-token-of-this-page"
 SIZES = ((390, 844, True), (1280, 800, False))
-PATHS = ("/", "/races", "/alarms", f"/sessions/{SESSION}")
+PATHS = ("/", "/races", "/races/that-failed", f"/races/{RACE}", "/alarms", f"/sessions/{SESSION}")
 FITS = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
 AXE = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
 FINDINGS = """axe.run({resultTypes: ['violations']}).then(found => found.violations.map(

@@ -16,11 +16,14 @@ import pytest
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet.survey import MOST_CALLS
+from infra.cli.fork.page import POLICY
 from infra.cli.ui import app as ui
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
 from shared.ports import ItemState
 from tests.infra.cli.fleet.test_survey import ENVIRONMENT, NOW, SESSION, item
-from tests.infra.cli.ui.hostile import HOSTILE, Hostile
+from tests.infra.cli.fork.test_page import ATTRIBUTES, TAGS
+from tests.infra.cli.fork.test_page import Page as Report
+from tests.infra.cli.ui.hostile import HOSTILE, RACE, Hostile
 from tests.support.many_sessions import SESSIONS, many_sessions, variables
 from tests.support.preloaded import Preloaded
 from tests.support.waiting import PATIENCE
@@ -28,6 +31,7 @@ from tests.support.world import ROOT
 
 TOKEN = "the-token-of-this-page"
 BASE = "http://localhost:5061"
+PATHS = ("/", "/races", "/races/that-failed", "/alarms", f"/sessions/{SESSION}")
 KNOWN = {
     *("html", "head", "meta", "title", "link", "script", "body", "a", "header", "nav", "main", "h1", "h2", "div", "p"),
     *(
@@ -90,10 +94,10 @@ def play(
 
 def test_no_text_of_anybody_becomes_a_tag_an_attribute_or_a_control_character() -> None:
     async def look(client: httpx2.AsyncClient) -> None:
-        for path in ("/", "/races", "/alarms", f"/sessions/{SESSION}"):
+        for path in PATHS:
             for query in ("", "?live"):
                 answer = await client.get(path + query)
-                assert answer.status_code == 200, answer.text
+                assert answer.status_code in (200, 286), answer.text
                 page = Page(answer.text)
                 assert set(page.tags) <= KNOWN and page.open == []
                 assert page.tags.count("script") == (0 if query else 2)
@@ -106,7 +110,7 @@ def test_no_text_of_anybody_becomes_a_tag_an_attribute_or_a_control_character() 
 
 def test_each_page_has_a_language_a_title_one_heading_and_names_for_what_can_be_reached_by_keyboard() -> None:
     async def look(client: httpx2.AsyncClient) -> None:
-        for path in ("/", "/races", "/alarms", f"/sessions/{SESSION}"):
+        for path in PATHS:
             page = Page((await client.get(path)).text)
             assert ("html", "lang", "en") in page.attributes
             assert page.tags.count("h1") == page.tags.count("title") == page.tags.count("main") == 1
@@ -117,9 +121,23 @@ def test_each_page_has_a_language_a_title_one_heading_and_names_for_what_can_be_
     play(look)
 
 
+def test_a_kept_report_is_a_page_of_its_own_and_as_harmless() -> None:
+    async def look(client: httpx2.AsyncClient) -> None:
+        whole = await client.get(f"/races/{RACE}")
+        report = Report(whole.text)
+        assert report.tags <= {*TAGS.split(), "a"} and report.attributes <= {*ATTRIBUTES.split(), "href"}
+        assert whole.headers["content-security-policy"] == f"{POLICY}; frame-ancestors 'none'"
+        assert "document.title='owned'" in report.text and not set("\x1b\x07\u202e") & set(whole.text)
+        part = await client.get(f"/races/{RACE}?live")
+        assert part.status_code == 286 and "Look at it" in Page(part.text).words
+        assert "content-security-policy" in part.headers
+
+    play(look)
+
+
 def test_nobody_is_let_in_without_the_token_or_by_another_name() -> None:
     async def look(client: httpx2.AsyncClient) -> None:
-        for path in ("/", "/alarms", f"/sessions/{SESSION}", "/htmx.min.js", "/nowhere"):
+        for path in (*PATHS, f"/races/{RACE}", "/races/ui.css", "/htmx.min.js", "/nowhere"):
             refused = await client.get(path)
             assert refused.status_code == 401 and SESSION not in refused.text
             assert "default-src 'none'" in refused.headers["content-security-policy"]
@@ -127,7 +145,7 @@ def test_nobody_is_let_in_without_the_token_or_by_another_name() -> None:
         wrong = await client.post("/login", data={"token": "x"})
         assert wrong.status_code == 401 and "not the token" in wrong.text
         right = await client.get(f"/?token={TOKEN}")
-        assert right.status_code == 303 and right.headers["location"] == "/"
+        assert right.status_code == 303 and right.headers["location"] == "./"
         assert "HttpOnly" in right.headers["set-cookie"] and "SameSite=strict" in right.headers["set-cookie"]
         client.cookies.set(ui.COOKIE, TOKEN)
         page = await client.get("/")
