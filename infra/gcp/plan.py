@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from infra import telemetry
+from infra.gcp.grants import BucketGrant, Grants, grants
 from shared import otel
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
@@ -51,6 +52,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "OTEL_EXPORTER_OTLP_METRICS_HEADERS": "otlp-metrics-headers",
 }
 APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager", "iam")
+_SIGNING: Final = "iamcredentials"
 NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
 """Stands in a dry run for what only the first call would tell."""
 _REFERENCE: Final = "gcp-sm:"
@@ -111,6 +113,7 @@ class Plan:
     """Those that TOOL_SECRETS names; whoever hands items over reads them."""
     telemetry: bool = False
     """The functions need OpenTelemetry's SDK."""
+    grants: Grants = field(default_factory=Grants)
 
     def url(self, service: Service) -> str:
         return _url(service.name, self.number, self.region)
@@ -130,7 +133,8 @@ class Plan:
 
     def before(self) -> Iterator[Step | Stored]:
         """What the services need."""
-        yield Step("APIs", _gcloud(self, "services", "enable", *(f"{api}.googleapis.com" for api in APIS)))
+        apis = (*APIS, _SIGNING) if self.grants.reads else APIS
+        yield Step("APIs", _gcloud(self, "services", "enable", *(f"{api}.googleapis.com" for api in apis)))
         for account in (*(self.account(service) for service in self.services), self.caller):
             yield Step(
                 "an account of its own",
@@ -164,6 +168,38 @@ class Plan:
                 ),
                 settles=True,
             )
+        yield from self._storage()
+
+    def _storage(self) -> Iterator[Step]:
+        """Whoever hands items over signs addresses of objects, and IAM does it in its name: it has no key."""
+        for service in self.services:
+            account = self.account(service)
+            signs = self.grants.reads if service.target in _HAND_OVER else ()
+            for grant in (*signs, *(self.grants.outputs if service.target == "poll_tick" else ())):
+                yield self._in_bucket(grant, account)
+            if signs:
+                yield Step(
+                    f"{account.partition('@')[0]} may sign in its own name",
+                    _gcloud(
+                        self,
+                        *("iam", "service-accounts", "add-iam-policy-binding", account),
+                        f"--member=serviceAccount:{account}",
+                        *("--role=roles/iam.serviceAccountTokenCreator", "--condition=None"),
+                    ),
+                    settles=True,
+                )
+
+    def _in_bucket(self, grant: BucketGrant, account: str) -> Step:
+        return Step(
+            f"{account.partition('@')[0]} may use objects of {grant.bucket}",
+            _gcloud(
+                self,
+                *("storage", "buckets", "add-iam-policy-binding", f"gs://{grant.bucket}"),
+                *(f"--member=serviceAccount:{account}", f"--role={grant.role}"),
+                f"--condition=expression={grant.condition},title=hands",
+            ),
+            settles=True,
+        )
 
     def deploys(self, source: str, environs: str) -> Iterator[Step]:
         """Each service from the folder `source`; its variables are in `environs`, in NAME.json."""
@@ -275,6 +311,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
         *(project, number, region, name, python, schedule, tuple(services), stored, referred),
         tool_secrets=_tool_secrets(environ),
         telemetry=telemetry.exports(environ),
+        grants=grants(settings),
     )
 
 

@@ -14,6 +14,8 @@ from infra import locks
 from infra.telemetry import EXTRA
 
 FRAMEWORK: Final = "functions-framework"
+_STORAGE: Final = "gcp"
+"""The extra of pyproject.toml with what gs:// needs."""
 _NOT_NEEDED: Final = frozenset({"functions/asgi.py", "functions/aws_lambda.py", "functions/lambda_http.py"})
 _MAIN: Final = '''"""The buildpack and functions-framework look for the targets here."""
 
@@ -23,11 +25,11 @@ __all__ = ["bundle", "fork_best_of_n", "on_run_started", "poll_tick"]
 '''
 
 
-def stage(folder: Path, *, telemetry: bool = False) -> Path:
+def stage(folder: Path, *, telemetry: bool = False, storage: bool = False) -> Path:
     """Fills an empty folder with everything that is uploaded, and returns it."""
     files = {name: content for name, content in source_files().items() if name not in _NOT_NEEDED}
     files["main.py"] = _MAIN.encode()
-    files["requirements.txt"] = requirements(telemetry=telemetry).encode()
+    files["requirements.txt"] = requirements(telemetry=telemetry, storage=storage).encode()
     for name, content in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +37,8 @@ def stage(folder: Path, *, telemetry: bool = False) -> Path:
     return folder
 
 
-def requirements(*, telemetry: bool = False) -> str:
-    """The run-time lock, the framework, and with `telemetry` the extra of OpenTelemetry: names, versions, hashes."""
-    return locks.requirements(FRAMEWORK, *(locks.of_extra(EXTRA) if telemetry else ()))
+def requirements(*, telemetry: bool = False, storage: bool = False) -> str:
+    """The run-time lock, the framework, and the extras of OpenTelemetry and of Cloud Storage where they are asked for:
+    names, versions, hashes."""
+    extras = [name for name, wanted in ((EXTRA, telemetry), (_STORAGE, storage)) if wanted]
+    return locks.requirements(FRAMEWORK, *(package for name in extras for package in locks.of_extra(name)))

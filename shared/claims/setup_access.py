@@ -13,9 +13,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from image.session.setup import BadSetup, Wishes
+from shared.errors import HandsError
 from shared.ports import SessionRecord, WorkQueue
 from shared.settings import Environment
 
@@ -63,29 +63,20 @@ async def access_for(environment: Environment, wishes: Wishes, whose: str) -> Se
                 _credential(environment.setup_credentials, wishes.repo),
             )
     except Exception as error:  # the edge: foreign libraries and the operator's own code
-        log.warning("setup.no_access %s reason=%s", whose, type(error).__name__)
+        reason = str(error) if isinstance(error, HandsError) else type(error).__name__
+        log.warning("setup.no_access %s reason=%s", whose, reason)
         return SetupAccess()
     return SetupAccess(signed, credential)
 
 
 def _signed(wishes: Wishes, stores: tuple[str, ...], seconds: float) -> dict[str, str] | None:
-    urls = [each.url for each in wishes.files if each.url.startswith(stores)] if stores else []
-    found = {url: address for url in urls[:_MOST] if len(address := _sign(url, int(seconds))) <= _LONGEST_ADDRESS}
+    urls = [each.url for each in wishes.files if each.url.startswith(stores)][:_MOST] if stores else []
+    if not urls:
+        return None
+    from shared.object_addresses import signed
+
+    found = {url: address for url, address in signed(urls, int(seconds)) if len(address) <= _LONGEST_ADDRESS}
     return found or None
-
-
-def _sign(url: str, seconds: int) -> str:
-    parts = urlsplit(url)
-    name = parts.path.lstrip("/")
-    if parts.scheme == "s3":
-        import boto3
-
-        asked = {"Bucket": parts.netloc, "Key": name}
-        return str(boto3.client("s3").generate_presigned_url("get_object", Params=asked, ExpiresIn=seconds))
-    from google.cloud import storage
-
-    blob: Any = storage.Client().bucket(parts.netloc).blob(name)
-    return str(blob.generate_signed_url(version="v4", expiration=seconds))
 
 
 async def _credential(target: str, repo: str) -> dict[str, str] | None:

@@ -163,7 +163,9 @@ class GcsStore:
             try:
                 from google.cloud import storage
             except ImportError:
-                raise StoreFailed("OUTPUTS_TO=gs:// needs a package: pip install google-cloud-storage") from None
+                raise StoreFailed(
+                    "OUTPUTS_TO=gs:// needs google-cloud-storage: pip install 'serverless-hands[gcp]'"
+                ) from None
             try:
                 self._made = storage.Client().bucket(self._bucket)
             except _gcs_errors() as error:

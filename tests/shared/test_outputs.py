@@ -133,8 +133,8 @@ def test_s3_takes_and_gives_objects_and_says_what_is_wrong(bucket: str, tmp_path
 @pytest.mark.parametrize(
     ("target", "modules", "package"),
     [
-        ("s3://bucket", ("boto3", "botocore.exceptions"), "serverless-hands"),
-        ("gs://bucket", ("google.cloud", "google.api_core"), "google-cloud-storage"),
+        ("s3://bucket", ("boto3", "botocore.exceptions"), r"serverless-hands\[aws\]"),
+        ("gs://bucket", ("google.cloud", "google.api_core"), r"serverless-hands\[gcp\]"),
     ],
 )
 def test_a_store_whose_library_is_missing_names_it(

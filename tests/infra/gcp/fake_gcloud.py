@@ -25,6 +25,8 @@ for part in argv:
         call["files"][name] = [
             os.path.relpath(os.path.join(folder, each), value) for folder, _, names in os.walk(value) for each in names
         ]
+        with open(value + "/requirements.txt") as file:
+            call["files"]["requirements.txt"] = file.read()
 with open(home + "/calls.jsonl", "a") as calls:
     calls.write(json.dumps(call) + "\\n")
 def keep():

@@ -307,11 +307,17 @@ def test_every_service_gets_the_telemetry_variables_its_headers_from_a_secret_an
         assert service.environ["OTEL_EXPORTER_OTLP_HEADERS"] == place
 
 
-def test_the_extra_of_opentelemetry_comes_with_all_that_it_needs_and_only_where_something_is_exported() -> None:
+def test_opentelemetry_is_installed_only_where_something_is_exported() -> None:
     assert plan.make({**ENVIRON, "OTEL_METRICS_EXPORTER": "prometheus"}).telemetry
     assert not plan.make({**ENVIRON, "OTEL_SERVICE_NAME": "mine"}).telemetry
-    with_it = {line.partition("==")[0] for line in source.requirements(telemetry=True).splitlines() if line[:1] != " "}
-    needed, open_ = set[str](), set(locks.of_extra("otel"))
+
+
+@pytest.mark.parametrize(("extra", "asked"), [("otel", {"telemetry": True}), ("gcp", {"storage": True})])
+def test_an_extra_comes_with_all_that_it_needs_and_only_where_it_is_asked_for(
+    extra: str, asked: dict[str, bool]
+) -> None:
+    with_it = {line.partition("==")[0] for line in source.requirements(**asked).splitlines() if line[:1] != " "}
+    needed, open_ = set[str](), set(locks.of_extra(extra))
     while open_:
         name = open_.pop()
         needed.add(name)
@@ -319,7 +325,7 @@ def test_the_extra_of_opentelemetry_comes_with_all_that_it_needs_and_only_where_
         names = {canonicalize_name(each.name) for each in wanted if each.marker is None or each.marker.evaluate()}
         open_ |= names - needed
     assert needed <= with_it
-    assert not any(f"{name}==" in source.requirements() for name in locks.of_extra("otel"))
+    assert not any(f"{name}==" in source.requirements() for name in locks.of_extra(extra))
 
 
 def test_secrets_of_tools_and_outputs_are_read_by_whoever_uses_them_and_by_nobody_else() -> None:
