@@ -25,10 +25,10 @@ SECRET = "not-a-real-password-9d2e"
 FILES = Path(__file__).with_name("operator_files")
 
 
-def image_with_private_tools(box: WorkerSandbox) -> list[str]:
+def image_with_private_tools(box: WorkerSandbox, files: Path = FILES) -> list[str]:
     """Made by the image's own steps; each file of that user's holds the secret. Runs what follows in it, as root."""
     place = box.root.parent
-    shutil.copytree(FILES, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(files, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
     (place / "source" / "_constants.py").write_text(f"PASSWORD = {SECRET!r}\n")
     own = collect(ToolSources({Kind.PRIVATE: place / "source"}))
     stage(own, place / "tools")
@@ -51,18 +51,26 @@ def image_with_private_tools(box: WorkerSandbox) -> list[str]:
     return image
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root on Linux has other users to be")
-@pytest.mark.skipif(shutil.which("useradd") is None, reason="the image's distribution has it, this machine has not")
+other_users = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("useradd") is None,
+    reason="only root on Linux has other users to be, and the image's distribution has useradd",
+)
+
+
+def search(box: WorkerSandbox) -> str:
+    """A command of the agent's that looks for the secret wherever it can look, and prints what it found as JSON."""
+    (box.root.parent / "search.py").write_text(SEARCH)
+    places = f"{TOOLS_HOME} {TOOLS_DIRECTORY} {box.state} {box.workdir} /tmp/hands-none"
+    return f"{shlex.quote(sys.executable)} -I {box.root.parent}/search.py {SECRET[::-1]} {SECRET[::-1]} {places}"
+
+
+@other_users
 def test_a_spy_in_the_agents_shell_finds_nothing_of_private_tools() -> None:
     with sandbox_of_nobody() as box:
         image = image_with_private_tools(box)
-        (box.root.parent / "search.py").write_text(SEARCH)
-        places = f"{TOOLS_HOME} {TOOLS_DIRECTORY} {box.state} {box.workdir} /tmp/hands-none"
-        needles = f"{SECRET[::-1]} {SECRET[::-1]}"
-        search = f"{shlex.quote(sys.executable)} -I {box.root.parent}/search.py {needles} {places}"
         calls: list[tuple[str, dict[str, object]]] = [
             ("where", {}),
-            ("bash", {"command": f"{search}; ls {TOOLS_HOME} {TOOLS_DIRECTORY}/private 2>&1; id -u {TOOLS_USER}"}),
+            ("bash", {"command": f"{search(box)}; ls {TOOLS_HOME} {TOOLS_DIRECTORY}/private 2>&1; id -u {TOOLS_USER}"}),
             ("break_it", {"how": "raise"}),
         ]
         with running(tool_calls=calls, state="starting") as service:
