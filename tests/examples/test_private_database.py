@@ -28,13 +28,10 @@ PROGRAMS: Final = ("postgres", "initdb", "psql")
 TABLE: Final = "CREATE TABLE stock (article text PRIMARY KEY, pieces int); INSERT INTO stock VALUES ('B-7', 12)"
 
 
-def program(name: str) -> str | None:
-    """Debian keeps the server's programs off PATH, beside each other."""
-    beside = shutil.which("postgres")
-    found = shutil.which(name)
-    if found is None and beside is not None:
-        found = shutil.which(name, path=str(Path(beside).resolve().parent))
-    return found
+def program(name: str) -> str:
+    """Debian keeps the server's programs off PATH, beside each other. Empty where it is not installed."""
+    beside = Path(shutil.which("postgres") or "/").resolve().parent
+    return shutil.which(name) or shutil.which(name, path=str(beside)) or ""
 
 
 @contextlib.contextmanager
@@ -75,7 +72,7 @@ def database() -> Iterator[dict[str, str]]:
 
 
 @other_users
-@pytest.mark.skipif(any(program(name) is None for name in PROGRAMS), reason="PostgreSQL is not installed")
+@pytest.mark.skipif(not all(map(program, PROGRAMS)), reason="PostgreSQL is not installed")
 def test_the_agent_reads_one_row_by_a_private_tool_and_finds_the_databases_password_nowhere() -> None:
     with database() as inside, sandbox_of_nobody() as box:
         image = image_with_private_tools(box, ROOT / "examples" / "tools" / "postgres")
