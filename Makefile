@@ -107,8 +107,8 @@ agent: setup ## create an agent, NAME="..."; prints its id; UPDATE=1 declares yo
 session: setup ## start a session and watch it, PROMPT="..."; SESSION=... goes on with one
 	@$(HANDS) session $(if $(JSON),--json)
 
-serve: setup ## the functions on PORT (5051): webhook, tick, fork
-	@$(HANDS) serve --port $(PORT)
+serve: setup ## the functions on PORT (5051): webhook, tick, fork; UI=1 with the page
+	@$(HANDS) serve --port $(PORT) $(if $(UI),--ui)
 
 webhook: serve ## the same as serve
 

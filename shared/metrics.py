@@ -7,7 +7,9 @@ attribute holds a session's id, a secret, a prompt or what a tool said: each has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, Literal, NamedTuple
 
 Kind = Literal["counter", "gauge", "histogram", "observed"]
@@ -73,6 +75,7 @@ Reading = Callable[[], Iterable[tuple[float, Attributes]]]
 
 _instruments: dict[Metric, Any] | None = None
 _readings: list[tuple[Metric, Reading]] = []
+_unrecorded: ContextVar[bool] = ContextVar("unrecorded", default=False)
 
 
 def is_on() -> bool:
@@ -81,7 +84,7 @@ def is_on() -> bool:
 
 def record(metric: Metric, value: float, attributes: Attributes) -> None:
     """Add to a counter, set a gauge, or put a value into a histogram."""
-    if _instruments is None:
+    if _instruments is None or _unrecorded.get():
         return
     instrument = _instruments[metric]
     match metric.kind:
@@ -97,8 +100,18 @@ def record(metric: Metric, value: float, attributes: Attributes) -> None:
 
 def observe(metric: Metric, reading: Reading) -> None:
     """Have `reading` asked at each export, as long as the process lives."""
-    if _instruments is not None:
+    if _instruments is not None and not _unrecorded.get():
         _readings.append((metric, reading))
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Nothing that the block does, or has tasks do, is recorded: a person's look at things is no tick."""
+    before = _unrecorded.set(True)
+    try:
+        yield
+    finally:
+        _unrecorded.reset(before)
 
 
 def switch_on(meter: Any) -> None:

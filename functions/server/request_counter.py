@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 WEBHOOK_PATHS: Final = frozenset({"/", "/on_run_started"})
 OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/status", "/metrics"})
 TICK_PATH: Final = "/poll_tick"
+PAGE_PATH: Final = "/ui"
+"""Where a server with the page has it (infra/cli/ui/served.py)."""
 
 
 class CallerKind(enum.StrEnum):
@@ -51,7 +53,7 @@ def _visitor(path: str, status: int) -> CallerKind | None:
     """None for the owner's own looks."""
     if 400 <= status < 500:
         return CallerKind.STRANGER
-    if path in OWN_PATHS:
+    if path in OWN_PATHS or path == PAGE_PATH or path.startswith(f"{PAGE_PATH}/"):
         return None
     if status >= 500:
         return CallerKind.FAILED

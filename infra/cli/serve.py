@@ -12,11 +12,13 @@ from typing import Final
 
 from functions.auth import refuse_weak_secrets
 from functions.server import BACKLOG, HTTP_PROTOCOL
+from functions.server.request_counter import PAGE_PATH
 from functions.server.scheduler import EVERY_SECONDS
 from infra.cli.environ import Loaded
 from infra.local.admin_client import AdminClient
 from infra.local.platform import CLAUDE_ADMIN, webhooks_to
 from infra.local.process import CannotListen, listen
+from shared.secret import Secret, strong
 from shared.settings import Settings
 
 EXIT_CANNOT_LISTEN: Final = 2
@@ -24,14 +26,17 @@ _OWN: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 """How a server that listens at every address is called from its own machine."""
 
 
-def serve(loaded: Loaded, host: str | None, port: int) -> int:
+def serve(loaded: Loaded, host: str | None, port: int, *, page: bool = False) -> int:
     """Until SIGTERM or ctrl-C. `loaded` is this process's environment already: the app reads it there.
 
     `host` None: every address with the real services, this machine alone with the offline platform, which is then
-    told to send its webhooks here.
+    told to send its webhooks here. `page`: with the page below /ui, for whoever has FUNCTIONS_TOKEN. Raises
+    SettingsError.
     """
     import uvicorn
 
+    if page:
+        _check_page(loaded)
     if not loaded.environ.get("FUNCTIONS_TOKEN", "").strip():
         # Capabilities of agents are derived from it; a random one keeps everybody else out.
         os.environ["FUNCTIONS_TOKEN"] = secrets.token_urlsafe(32)
@@ -54,6 +59,8 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     print(f"Serving {', '.join(settings.environments)} on {loaded.where}", file=sys.stderr)
     print(f"  webhook  http://{shown}:{port}/   (also /on_run_started)", file=sys.stderr)
     print(f"  others   /poll_tick  /fork_best_of_n  /healthz  /readyz   (process {os.getpid()})", file=sys.stderr)
+    if page:
+        print(f"  page     http://{shown}:{port}{PAGE_PATH}/   (the password is FUNCTIONS_TOKEN)", file=sys.stderr)
     every = settings.self_tick_seconds
     print(
         f"  schedule  {f'it ticks by itself, now and every {every:g} s' if every else 'none of its own'}",
@@ -62,7 +69,7 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
     if not settings.signing_keys:
         print("  ANTHROPIC_WEBHOOK_SIGNING_KEY is not set: webhooks are answered 503", file=sys.stderr)
     config = uvicorn.Config(
-        "functions.asgi:app",
+        "infra.cli.ui.served:app" if page else "functions.asgi:app",
         http=HTTP_PROTOCOL,
         backlog=BACKLOG,
         ws="none",
@@ -78,6 +85,13 @@ def serve(loaded: Loaded, host: str | None, port: int) -> int:
             signal.signal(number, lambda *_: None)
         server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _check_page(loaded: Loaded) -> None:
+    """Raises SettingsError where nobody could look, or anybody."""
+    loaded.need("ANTHROPIC_API_KEY", "the page lists sessions with it; create one in the Console")
+    token = loaded.need("FUNCTIONS_TOKEN", "whoever wants to see the page is asked for it; take a long random text")
+    strong("FUNCTIONS_TOKEN", Secret("FUNCTIONS_TOKEN", token).reveal())
 
 
 def _webhooks_from_offline(loaded: Loaded, url: str) -> contextlib.AbstractContextManager[None]:

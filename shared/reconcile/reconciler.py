@@ -425,8 +425,9 @@ class _Pass:
             of = {metrics.ENVIRONMENT: report.environment_id, "hands.alarm.source": "reconcile"}
             metrics.record(metrics.ALARMS, raised, of)
         done = sum(action.done for action in report.actions)
+        level = logging.WARNING if report.alarms or report.needs_interrupt else logging.INFO
         log.log(
-            logging.WARNING if report.alarms or report.needs_interrupt else logging.INFO,
+            logging.DEBUG if self._settings.dry_run else level,  # whoever asked for a dry run has its report
             "reconcile.done environment=%s sandboxes=%s items=%s done=%d failed=%d undone=%d alarms=%s seconds=%s",
             report.environment_id,
             report.sandboxes,

@@ -12,18 +12,21 @@ from infra.cli.options import SERVING, FunctionsUrl, command
 app = typer.Typer()
 
 
-@command(app, "serve", SERVING, "serve", "serve --port 8080 --host ::1")
+@command(app, "serve", SERVING, "serve", "serve --port 8080 --host ::1", "serve --ui")
 def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 5051,
     host: Annotated[
         str, typer.Option(envvar="HANDS_HOST", help="default: every address; offline this machine alone")
     ] = "",
+    ui: Annotated[
+        bool, typer.Option("--ui", envvar="HANDS_UI", help="the page as well, at /ui/ and under FUNCTIONS_TOKEN")
+    ] = False,
 ) -> None:
     """Serve the functions: webhook, tick and fork."""
     from infra.cli.serve import serve as serve_functions
 
     with edge():
-        raise typer.Exit(serve_functions(load(), host.strip() or None, port))
+        raise typer.Exit(serve_functions(load(), host.strip() or None, port, page=ui))
 
 
 @command(app, "poll", SERVING, "poll")

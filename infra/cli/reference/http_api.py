@@ -193,7 +193,19 @@ ENDPOINTS: Final = (
         ("operator",),
         (401, 403, 404, 503),
         None,
-        {200: ("The metrics of this process.", {"text/plain": {"schema": {"type": "string"}}})},
+        {200: ("The metrics of this process.", {"text/plain": {"type": "string"}})},
+    ),
+    Endpoint(
+        "/ui/",
+        "get",
+        "The page",
+        "Where the functions are served with it (`hands serve --ui`, docs/ui.md): sessions, races and alarms, and below"
+        " it `races`, `alarms`, `races/ID` and `sessions/ID`. Reads only. `FUNCTIONS_TOKEN` may be the password of HTTP"
+        " Basic authentication as well.",
+        ("operator", "browser"),
+        (401, 403, 405, 503),
+        None,
+        {200: ("The page.", {"text/html": {"type": "string"}})},
     ),
 )
 
@@ -238,6 +250,7 @@ def document() -> dict[str, Any]:
             "schemas": schemas(),
             "securitySchemes": {
                 "operator": {"type": "http", "scheme": "bearer", "description": "FUNCTIONS_TOKEN"},
+                "browser": {"type": "http", "scheme": "basic", "description": "FUNCTIONS_TOKEN is the password"},
                 "capability": {"type": "http", "scheme": "bearer", "description": "An agent's token for its session"},
                 "webhook": {
                     "type": "apiKey",
@@ -281,7 +294,7 @@ The functions' endpoints. [openapi.json](openapi.json) is the same as OpenAPI 3.
 
 An error is `{"error": {"type": ..., "message": ..., "field": ...}}`; `field` is there where one is wrong. Who may call:
 `webhook` is Anthropic's signature, `operator` a bearer token (`FUNCTIONS_TOKEN`) or an identity that Cloud Run has
-checked, `capability` an agent's own token ([security](../security.md)).
+checked, `browser` the same token as a password, `capability` an agent's own token ([security](../security.md)).
 
 This page is generated from the functions' models.
 """

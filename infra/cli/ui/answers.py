@@ -1,4 +1,5 @@
-"""Answers that all who look share, so that browsers cost the services no more for being many."""
+"""Answers that all who look share: browsers cost the services no more for being many, and a look that takes many calls
+is made less often. The limits of both services are the organisation's, and its sessions need them."""
 
 from __future__ import annotations
 
@@ -8,40 +9,53 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
+from shared.deadline import Clock
+
 FRESH: Final = 2.0  # seconds that an answer is good for
+CALLS_A_MINUTE: Final = 120  # that looks at everything make of both services, at most
 _MOST_KEYS: Final = 64
 
 _T = TypeVar("_T")
+
+
+def fresh_after(calls: int) -> float:
+    """For how many seconds a look is good that took so many calls."""
+    return max(FRESH, calls * 60 / CALLS_A_MINUTE)
 
 
 class Shared(Generic[_T]):
     """One answer for all who ask while it is fresh; who asks meanwhile waits for the one that is under way. `fresh`:
     for how many seconds an answer is good."""
 
-    def __init__(self, read: Callable[[], Awaitable[_T]], fresh: Callable[[_T], float] = lambda _: FRESH) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[_T]],
+        fresh: Callable[[_T], float] = lambda _: FRESH,
+        clock: Clock = time.monotonic,
+    ) -> None:
         self._read = read
         self._fresh = fresh
+        self._clock = clock
         self._lock = asyncio.Lock()
         self._last: tuple[float, _T] | None = None
 
     async def get(self) -> _T:
         async with self._lock:
-            if self._last is None or time.monotonic() > self._last[0]:
+            if self._last is None or self._clock() > self._last[0]:
                 answer = await self._read()
-                self._last = (time.monotonic() + self._fresh(answer), answer)
+                self._last = (self._clock() + self._fresh(answer), answer)
             return self._last[1]
 
 
 class SharedEach(Generic[_T]):
     """The same for each key; those that were asked for last are remembered."""
 
-    def __init__(self, read: Callable[[str], Awaitable[_T]], fresh: Callable[[_T], float] = lambda _: FRESH) -> None:
+    def __init__(self, read: Callable[[str], Awaitable[_T]]) -> None:
         self._read = read
-        self._fresh = fresh
         self._keys: OrderedDict[str, Shared[_T]] = OrderedDict()
 
     async def get(self, key: str) -> _T:
-        one = self._keys.pop(key, None) or Shared(lambda: self._read(key), self._fresh)
+        one = self._keys.pop(key, None) or Shared(lambda: self._read(key))
         self._keys[key] = one
         if len(self._keys) > _MOST_KEYS:
             self._keys.popitem(last=False)

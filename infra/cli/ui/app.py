@@ -7,6 +7,7 @@ that a text of an agent could not even then do anything if it slipped through (t
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from urllib.parse import parse_qs, quote
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -28,22 +28,12 @@ from infra.cli.fleet.target import NotDone, target
 from infra.cli.fork import page
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from infra.cli.ui.pages import Reader, templates
+from infra.cli.ui.policy import PolicyMiddleware
 from shared.errors import HandsError
 
 _STATIC: Final = Path(__file__).parent / "static"
 _FILES: Final = {"htmx.min.js": "text/javascript", "ui.js": "text/javascript", "ui.css": "text/css"}
 COOKIE: Final = "hands"
-_HEADERS: Final = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "cache-control": "no-store",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
 _ACTS: Final[Mapping[str, actions.Act]] = {
     "interrupt": actions.interrupt,
     "stop": actions.stop,
@@ -58,7 +48,7 @@ _STOP_LOOKING: Final = 286  # htmx ends its updates then
 
 
 class Guard:
-    """ASGI middleware: every answer has the headers, and nobody without the token gets one.
+    """ASGI middleware: nobody without the token gets an answer.
 
     hosts: what a Host header may say; a page of somebody else's whose name was made to lead here is refused.
     """
@@ -74,27 +64,7 @@ class Guard:
             return
         request = Request(scope, receive)
         response = await self._refusal(request)
-        if response is None:
-            response = await self._answer(scope, receive)
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        await response(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive) -> Response:
-        """What the app answers, whole: pages are small."""
-        status, headers, body = 500, [], b""
-
-        async def keep(message: Any) -> None:
-            nonlocal status, headers, body
-            if message["type"] == "http.response.start":
-                status, headers = message["status"], message["headers"]
-            elif message["type"] == "http.response.body":
-                body += message.get("body", b"")
-
-        await self._app(scope, receive, keep)
-        made = Response(body, status)
-        made.raw_headers = list(headers)
-        return made
+        await (response or self._app)(scope, receive, send)
 
     async def _refusal(self, request: Request) -> Response | None:
         if self._hosts and request.url.hostname not in self._hosts:
@@ -202,13 +172,14 @@ class Pages:
         return True
 
     async def _shown(self, request: Request, template: str, reading: Any) -> Response:
-        """With `live` in the query only what changes. Trouble of a service is a page, too."""
+        """With `live` in the query only what changes. Trouble of a service is a page, too. A thousand rows are drawn in
+        a thread: whatever else is served here goes on."""
         live = "live" in request.query_params
         try:
             facts = await reading
         except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
             return _page(request, "message.html.j2", 502, title="Not seen", text=str(error), live=live)
-        return _page(request, template, 200, live=live, **facts)
+        return await asyncio.to_thread(_page, request, template, 200, live=live, **facts)
 
 
 _TEMPLATES: Final = templates()
@@ -238,8 +209,8 @@ async def _form(request: Request) -> Mapping[str, str]:
     return {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}
 
 
-def make_app(loaded: Loaded, reader: Reader, *, token: str, hosts: frozenset[str], act: bool) -> Starlette:
-    """`hosts`: empty for any."""
+def pages_of(loaded: Loaded, reader: Reader, *, act: bool) -> Starlette:
+    """The pages, for whoever may see them: the caller keeps everybody else out."""
     pages = Pages(loaded, reader, act=act)
     return Starlette(
         routes=[
@@ -250,9 +221,13 @@ def make_app(loaded: Loaded, reader: Reader, *, token: str, hosts: frozenset[str
             Route("/sessions/{session}", pages.session),
             Route("/sessions/{session}/{action}", pages.do, methods=["POST"]),
             *(Route(f"/{name}", pages.static) for name in _FILES),
-        ],
-        middleware=[Middleware(Guard, token=token, hosts=hosts)],
+        ]
     )
+
+
+def make_app(loaded: Loaded, reader: Reader, *, token: str, hosts: frozenset[str], act: bool) -> ASGIApp:
+    """`hosts`: empty for any."""
+    return PolicyMiddleware(Guard(pages_of(loaded, reader, act=act), token, hosts))
 
 
 def address(host: str, port: int, token: str) -> str:

@@ -21,7 +21,7 @@ from infra.cli.fleet.target import target
 from infra.cli.session.follow import unix_time
 from infra.cli.session.render import Renderer
 from infra.cli.ui import races
-from infra.cli.ui.answers import Shared, SharedEach
+from infra.cli.ui.answers import Shared, SharedEach, fresh_after
 from infra.cli.ui.races import Opened
 from shared.texts import printable
 
@@ -115,7 +115,7 @@ class Reader:
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
-        self.seen = Shared(self._look)
+        self.seen = Shared(self._look, lambda found: fresh_after(found[0].requests + len(found[1].queues)))
         self.alarms = Shared(self._alarms)
         self.records = races.Records(loaded)
         self._sessions = SharedEach(self._session)

@@ -11,11 +11,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from functions.asgi import app
 from functions.fork_best_of_n import fork_best_of_n
 from functions.on_run_started import on_run_started
 from functions.poll_tick import poll_tick
 from infra.cli.reference.http_api import ENDPOINTS, document, page, schemas
+from infra.cli.ui.served import app
 from tests.support.checkout import ROOT
 
 FUNCTIONS = sorted((ROOT / "functions").rglob("*.py"))
@@ -57,7 +57,7 @@ def test_the_document_lists_the_errors_that_the_code_makes_and_no_other() -> Non
 
 def test_every_route_of_the_application_is_in_the_document() -> None:
     routes = {route.path for route in app.routes if hasattr(route, "path")}
-    assert routes - {"/"} == {endpoint.path for endpoint in ENDPOINTS}
+    assert routes - {"/"} == {endpoint.path.rstrip("/") for endpoint in ENDPOINTS}
 
 
 def test_every_model_has_a_section_that_its_links_reach() -> None:

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from infra.cli.environ import Loaded
 from infra.cli.reference.browser import Tab, browser, program
 from infra.cli.ui import app as ui
+from infra.cli.ui.policy import PolicyMiddleware
 from infra.local.process import listen
 from tests.infra.cli.fleet.test_survey import SESSION
 from tests.infra.cli.ui.hostile import RACE, Hostile
@@ -33,7 +36,9 @@ UNTOUCHED = "document.title !== 'owned' && !document.querySelector('img, [onerro
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     loaded = Loaded({}, None)
-    app = ui.make_app(loaded, Hostile(loaded), token=TOKEN, hosts=frozenset({"127.0.0.1"}), act=True)
+    own = ui.make_app(loaded, Hostile(loaded), token=TOKEN, hosts=frozenset({"127.0.0.1"}), act=True)
+    beside = PolicyMiddleware(ui.pages_of(loaded, Hostile(loaded), act=False))
+    app = Starlette(routes=[Mount("/below", beside), Mount("/", own)])
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -105,3 +110,12 @@ def test_a_keyboard_reaches_everything_and_an_update_takes_neither_its_place_nor
         tab.press("Enter")  # of a session that no service knows: the page says so
     assert tab.evaluate("document.querySelector('h1').textContent") == "Not done"
     assert tab.evaluate(FITS) and findings(tab) == []
+
+
+def test_below_a_path_of_a_server_pages_update_and_lead_to_each_other(tab: Tab, url: str) -> None:
+    tab.go(f"{url}/below/")
+    assert tab.evaluate(SWAPPED) and tab.evaluate(UNTOUCHED) and tab.said == []
+    for click, path in ((f"#{SESSION}", f"sessions/{SESSION}"), ("nav a[href$=races]", "races")):
+        with tab.loading():
+            tab.evaluate(f"document.querySelector('{click}').click()")
+        assert tab.evaluate("location.pathname") == f"/below/{path}" and tab.said == []
