@@ -81,7 +81,8 @@ def narrowed(race: RaceRequest, caller: Capability) -> RaceRequest:
     if race.on_finish is not None:
         raise NotAllowed("on_finish", "webhooks are for the operator")
     if race.most_branches > caller.branches:
-        raise NotAllowed(race.branches_field, f"at most {caller.branches} branches here")
+        over = "" if race.rounds == 1 else ", in all rounds together"
+        raise NotAllowed(race.branches_field, f"at most {caller.branches} branches here{over}")
     if race.deadline is not None and race.deadline > caller.seconds:
         raise NotAllowed("deadline", f"at most {caller.seconds:g} seconds here")
     return race.model_copy(update={"deadline": race.deadline or caller.seconds})

@@ -180,6 +180,16 @@ def test_too_many_branches_written_out_are_refused_too(field: str, asked: dict[s
     assert (answer.status_code, answer.json()["error"]["field"]) == (403, field)
 
 
+def test_the_branches_of_all_an_agents_rounds_count() -> None:
+    host = FakeHost(latency=0.001)
+    with client(Listed(listing(item(ItemState.ACTIVE))), host) as http:
+        four = post(http, {**RACE, "rounds": 2})
+        calls = len(host.calls)
+        three = post(http, {"n": 1, "command": ["try"], "rounds": 3, "max_sandbox_seconds": 50})
+    assert (four.status_code, calls) == (403, 0) and "in all rounds together" in four.json()["error"]["message"]
+    assert [branch["name"] for branch in three.json()["branches"]] == ["b0", "r2.1-b0", "r3.1-b0"]
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"n": NaN, "command": ["x"]}'])
 def test_a_body_that_is_no_race_is_still_a_400(body: bytes) -> None:
     with client(Listed(listing(item(ItemState.ACTIVE)))) as http:

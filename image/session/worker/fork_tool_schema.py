@@ -25,8 +25,8 @@ Try several candidates side by side, each in its own copy of this sandbox's file
 where you have two or more ideas (fixes, prompts, parameters) and a way to score them. The copies start from the files \
 as they are now; running processes, shell variables and anything outside the disk are not in them. Nothing that a \
 candidate does reaches your own files, unless you ask for promote: workspace, which brings the winner's changes to \
-the working directory back. A race takes at most {LONGEST_RACE:g} seconds, \
-{LONGEST_RACE_TO_PROMOTE:g} with promote. One race at a time."""
+the working directory back. With rounds the candidates build on the best of the round before. A race takes at most \
+{LONGEST_RACE:g} seconds, {LONGEST_RACE_TO_PROMOTE:g} with promote, in all rounds together. One race at a time."""
 
 _TEXT: Final = {"type": "string"}
 _FILES: Final = {
@@ -133,6 +133,24 @@ INPUT_SCHEMA: Final[Mapping[str, Any]] = {
         "min_score": {"type": "number", "description": "A candidate that does not reach this cannot win."},
         "setup": {"type": "string", "description": "Shell script that runs once, before the candidates are forked."},
         "branch_timeout": {**_SECONDS, "description": "Seconds that each candidate may run."},
+        "rounds": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 10,
+            "description": (
+                "The candidates run again, so many times in all, each time from the files of the best of the round "
+                "before (BRANCH_ROUND says which round it is). The candidates of all rounds together count. Default 1."
+            ),
+        },
+        "top": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "With rounds: the next round starts from so many of the best. Default 1.",
+        },
+        "max_sandbox_seconds": {
+            **_SECONDS,
+            "description": "The race ends when its copies have lived for so long, in all rounds together.",
+        },
         "deadline": {**_SECONDS, "description": f"Seconds for the whole race, at most {LONGEST_RACE:g}."},
         "promote": {
             "type": "string",
@@ -223,6 +241,8 @@ def _headline(branch: Mapping[str, Any]) -> str:
         facts.append(f"score {branch['score']:g}")
     if branch.get("exit_code") is not None:
         facts.append(f"exit code {branch['exit_code']}")
+    if branch.get("parent"):
+        facts.append(f"from {branch['parent']}")
     if branch.get("run_seconds") is not None:
         facts.append(f"{branch['run_seconds']:.1f} s")
     if branch.get("reason"):

@@ -107,6 +107,22 @@ def test_the_deadline_counts_over_all_rounds() -> None:
     assert report.seconds < 70
 
 
+def test_the_sandbox_seconds_count_over_all_rounds() -> None:
+    class Hanging(Adding):
+        async def add_up(self, call: FakeCall) -> CommandOutput:
+            await asyncio.sleep(500 if call.env.get("BRANCH_ROUND") == "2" else 10)
+            return await super().add_up(call)
+
+    two = BRANCHES[:2]
+    report = run(Hanging(), asked(branches=two, judge=SCORED, rounds=3, max_sandbox_seconds=60.0))
+    assert (report.winner, report.budget_spent, report.deadline_passed) == ("quick", True, False)
+    assert {(each.status, each.reason) for each in report.branches if each.round == 2} == {
+        ("cancelled", "its max_sandbox_seconds are spent")
+    }
+    # The first round took forty: two branches, each a program and a judge of ten seconds.
+    assert 60 <= report.sandbox_seconds < 64 and report.seconds < 35
+
+
 def test_the_page_shows_the_rounds() -> None:
     request = asked(branches=BRANCHES, judge=SCORED, rounds=2)
     shown = page.render(run(Adding(), request), request)

@@ -15,7 +15,7 @@ from anthropic.lib.tools import ToolError
 from image.session.worker import fork_tool, fork_tool_schema
 from image.session.worker.fork_tool import ForkTool
 from shared.races.report import RaceReport
-from shared.races.request import MOST_JUDGES, Branch, Judge, PanelJudge, RaceRequest
+from shared.races.request import MOST_JUDGES, MOST_ROUNDS, Branch, Judge, PanelJudge, RaceRequest
 from shared.settings_table import LONGEST_AGENT_RACE
 from tests.support.http_stub import StubHandler, stub_server
 
@@ -103,6 +103,7 @@ def test_the_definition_asks_for_nothing_that_the_functions_do_not_know() -> Non
     of_several = properties["judges"]["items"]["properties"]
     assert set(of_several) == set(PanelJudge.model_fields) and properties["judges"]["maxItems"] == MOST_JUDGES
     assert set(properties["judge"]["properties"]["type"]["enum"]) < {get_args(each)[0] for each in types}
+    assert properties["rounds"]["maximum"] == MOST_ROUNDS
     assert LONGEST_AGENT_RACE == fork_tool_schema.LONGEST_RACE < fork_tool.TOOL_SECONDS < 150
 
 
@@ -238,6 +239,14 @@ def test_values_scores_failed_tests_and_changes_are_told_within_bounds() -> None
     assert "params: rate=0.3\nscores: tests=0.5, size=2.0\nfailed tests: test_0, test_1" in text
     assert "changes:\ndiff --git a/x b/x\n+y" in text and "\n…\ndiff: only its first" in text
     assert len(text) < 30_000
+
+
+def test_a_candidate_of_a_later_round_is_told_with_what_it_started_from() -> None:
+    given = {**INPUT, "rounds": 2, "top": 1, "max_sandbox_seconds": 60}
+    assert fork_tool_schema.request_of(given) == given
+    later = {**REPORT.branches[1].model_dump(), "name": "r2.1-b", "round": 2, "parent": "b"}
+    text = fork_tool_schema.text_of(report(branches=[*report()["branches"], later], winner="r2.1-b"))
+    assert "[r2.1-b] ok, score 2.5, exit code 0, from b, 1.2 s" in text
 
 
 def test_params_and_one_script_stand_for_the_branches() -> None:
