@@ -109,6 +109,7 @@ class Act(StrEnum):
     END_MARKED = "end_marked"  # second step, on a later tick
     END_NAMELESS = "end_nameless"  # claimed from a pool by a process that died before it gave it a name
     END_RACE = "end_race"  # what a race left behind
+    PREPARE = "prepare"  # make an environment's prepared start, a step each tick
     END_PREPARED = "end_prepared"  # a prepared start that no session is started from any more
     DELETE_SNAPSHOT = "delete_snapshot"
 

@@ -85,6 +85,7 @@ class Environment:
     """`module:function` that gives a repository's credential."""
     prepared_seconds: float = 0.0
     """How long a prepared start is new; 0: sessions start from none."""
+    prepared_by_ticks: bool = False
     tool_secrets: Mapping[str, Secret] = field(default_factory=dict)
 
     @property
@@ -470,6 +471,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             setup_stores=_stores(where, table["setup_stores"]),
             setup_credentials=_plugin(where, table["setup_credentials"].strip()),
             prepared_seconds=float(table["setup_prepared_seconds"]),
+            prepared_by_ticks=bool(table["setup_prepared_by_ticks"]),
             tool_secrets=secrets if isinstance(secrets, Mapping) else Workers.TOOL_SECRETS.parse(str(secrets)),
         )
     except (TypeError, ValueError):

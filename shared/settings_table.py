@@ -379,6 +379,11 @@ class SessionSetup:
         "sessions are started from no prepared sandbox.",
         file_key="setup_prepared_seconds",
     )
+    SETUP_PREPARED_BY_TICKS = Flag(
+        False,
+        "true: ticks make what `make prepare` makes, and make it anew when it is old or the set-up has changed.",
+        file_key="setup_prepared_by_ticks",
+    )
 
 
 class Claims:

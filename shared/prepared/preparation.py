@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Final
 
 from image.session import claim as wire
@@ -36,12 +37,16 @@ from shared.ports import (
     SandboxRecord,
     SandboxStatus,
     Snapshot,
+    SnapshotRecord,
 )
 from shared.prepared.recipe import making_seconds, prepared_names
 from shared.prepared.starts import ASLEEP, newest_ready
 from shared.settings import Environment, Settings
 
 _STARTS: Final = 3
+_PROCESSES: Final = f"{handover.WORKER_NAMES}prepare-"
+_TRIED_AGAIN: Final = frozenset({wire.Exit.NO_USER, wire.Exit.UNREADABLE, wire.Exit.LOCKED_OUT})
+"""Ends of attempts that are followed by another one."""
 _OUTPUT: Final = 1 << 20  # bytes of progress lines
 
 _TELLS: Final = tuple(f"{each.name}: " for each in wire.Exit if each not in (wire.Exit.SERVED, wire.Exit.LOCKED_OUT))
@@ -54,8 +59,20 @@ class PreparationFailed(Exception):
     """Why there is no prepared start, in words for the operator. The sandbox is ended."""
 
 
+class SetUpFailed(PreparationFailed):
+    """The operator's own set-up did: the same one will fail again."""
+
+
 class _Busy(PreparationFailed):
     """The sandbox is somebody else's, and goes on."""
+
+
+class Step(StrEnum):
+    """What a tick came to."""
+
+    BEGUN = "begun"
+    GOES_ON = "goes on"
+    PREPARED = "prepared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +109,12 @@ class Preparation:
         while True:
             found = await self.host.find(name)
             if isinstance(found, SandboxRecord) and found.status is not SandboxStatus.TERMINATED:
-                ready = await self._ready(found)
+                snapshots = await self._snapshots(found.id)
+                ready = newest_ready(snapshots or ())
                 if ready is not None and not fresh:
                     return Prepared(name, ready, made=False)
-                if fresh or found.status in BROKEN or self._left(found):
+                failed = found.status is SandboxStatus.SUSPENDED and snapshots == []
+                if fresh or failed or found.status in BROKEN or self._left(found):
                     await self._end(found.id)
                     fresh = False
                 elif doubt and await self.host.process_names(found.id) == []:
@@ -117,9 +136,49 @@ class Preparation:
                 raise PreparationFailed(f"{name} came to no end in time; make tick ends what was left of it")
             await asyncio.sleep(min(next(waits), deadline.left()))
 
-    async def _ready(self, sandbox: SandboxRecord) -> str | None:
-        listed = await self.host.list_snapshots(sandbox.id)
-        return None if isinstance(listed, Doubtful) else newest_ready(listed.rows)
+    async def step(self) -> Step:
+        """What a tick does: begin it, or keep what has come to its end. No set-up is waited for, and what is cut off is
+        gone on with by the next step. Raises PreparationFailed; where it is SetUpFailed the sandbox sleeps."""
+        name = prepared_names(self.settings, self.environment, self.now().timestamp())[0]
+        found = await self.host.find(name)
+        if isinstance(found, Absent):
+            match await self.host.create(spec_of(self.environment, name)):
+                case Created(sandbox):
+                    found = sandbox
+                case Refused(reason=reason):
+                    raise PreparationFailed(f"its sandbox could not be made: {reason}")
+        if not isinstance(found, SandboxRecord) or found.status is not SandboxStatus.RUNNING:
+            return Step.GOES_ON
+        processes = await self.host.process_names(found.id)
+        if isinstance(processes, Absent | Doubtful):
+            return Step.GOES_ON
+        ours = [each for each in processes if each.name.startswith(_PROCESSES)]
+        if any(each.running for each in ours):
+            return Step.GOES_ON
+        return await self._step(found, {_exit_of(each) for each in ours})
+
+    async def _step(self, sandbox: SandboxRecord, ends: set[wire.Exit]) -> Step:
+        """`ends`: of the attempts so far, none of which runs."""
+        try:
+            if wire.Exit.SERVED not in ends:
+                if failed := ends - _TRIED_AGAIN:
+                    raise SetUpFailed(f"the set-up failed ({failed.pop().name.lower()}); make prepare tells more")
+                deadline = Deadline.after(making_seconds(self.settings, self.environment))
+                if not await self._set_up(sandbox.id, deadline, waits=False):
+                    return Step.BEGUN
+            await self._snapshot(sandbox)
+        except _Busy:
+            return Step.GOES_ON
+        except SetUpFailed:
+            await self.host.suspend(sandbox.id)
+            raise
+        await self.host.suspend(sandbox.id)
+        return Step.PREPARED
+
+    async def _snapshots(self, sandbox_id: str) -> Sequence[SnapshotRecord] | None:
+        """Beside those that the service keeps of a sleeper. None where they cannot be listed."""
+        listed = await self.host.list_snapshots(sandbox_id)
+        return None if isinstance(listed, Doubtful) else [row for row in listed.rows if not row.id.startswith(ASLEEP)]
 
     def _left(self, sandbox: SandboxRecord) -> bool:
         """Whether nobody makes it any more. One whose snapshots could not be listed is older than that, too: a look
@@ -149,38 +208,44 @@ class Preparation:
         match taken:
             case Snapshot(id=snapshot):
                 return snapshot
-            case Doubtful() if (ready := await self._ready(sandbox)) is not None:
+            case Doubtful() if (ready := newest_ready(await self._snapshots(sandbox.id) or ())) is not None:
                 return ready
         why = taken.reason if isinstance(taken, Refused | Doubtful) else "the sandbox is gone"
         raise PreparationFailed(f"no snapshot could be taken: {why}")
 
-    async def _set_up(self, sandbox_id: str, deadline: Deadline) -> None:
+    async def _set_up(self, sandbox_id: str, deadline: Deadline, *, waits: bool = True) -> bool:
+        """Whether it has come to its end: without `waits` it may have begun alone. Raises PreparationFailed."""
         claim = await self._claim()
         user = self.settings.sandbox_user or None
         for _ in range(_STARTS):
-            process = handover.worker_process(f"{handover.WORKER_NAMES}prepare-{secrets.token_hex(4)}", claim, user)
+            process = handover.worker_process(f"{_PROCESSES}{secrets.token_hex(4)}", claim, user)
             for candidate in (process, handover.not_as_root(process)):
                 if candidate is None:
                     continue
                 started = await handover.start_worker(self.host, sandbox_id, candidate, deadline)
                 if started is not None:
                     raise PreparationFailed(f"the set-up could not be started: {started.reason}")
-                end = await self._heard(sandbox_id, candidate.name, claim, deadline)
+                end = await self._heard(sandbox_id, candidate.name, claim, deadline, waits=waits)
                 if end is not wire.Exit.NO_USER:
                     break
+            if end is None:
+                return False
             if end is wire.Exit.SERVED:
-                return
+                return True
             if end is wire.Exit.LOCKED_OUT:
                 raise _Busy("another copy prepares it at this moment; run it again to wait for that one")
             if end is not wire.Exit.UNREADABLE:
-                raise PreparationFailed(f"the set-up failed ({end.name.lower()})")
+                raise SetUpFailed(f"the set-up failed ({end.name.lower()})")
             written = await self.host.write_file(sandbox_id, wire.worker_path(claim.worker_digest), build_archive())
             if written is not None:
                 raise PreparationFailed("the worker's file could not be written into the sandbox")
         raise PreparationFailed("the worker's file cannot be read in the sandbox")
 
-    async def _heard(self, sandbox_id: str, name: str, claim: wire.Claim, deadline: Deadline) -> wire.Exit:
-        """How the process ended, by its own word or by the sandbox's. Raises PreparationFailed with its reason."""
+    async def _heard(
+        self, sandbox_id: str, name: str, claim: wire.Claim, deadline: Deadline, *, waits: bool
+    ) -> wire.Exit | None:
+        """How the process ended, by its own word or by the sandbox's; None where it has begun and nobody waits for it.
+        Raises PreparationFailed with its reason."""
         said = 0
         while not deadline.passed:
             number = 0
@@ -196,6 +261,8 @@ class Preparation:
                         if number > said and (notice := handover.proven_notice(line, claim.nonce)) is not None:
                             said = number
                             self._take(notice, claim)
+                            if notice.word is wire.Word.SETUP and not waits:
+                                return None
             except TimeoutError:
                 break
             state = await self.host.process_state(sandbox_id, name)
@@ -211,7 +278,7 @@ class Preparation:
         if notice.word is wire.Word.SETUP:
             self.say(text)
         elif notice.word is wire.Word.ENDED and notice.detail.startswith(_TELLS):
-            raise PreparationFailed(f"the set-up failed: {text.partition(': ')[2]}")
+            raise SetUpFailed(f"the set-up failed: {text.partition(': ')[2]}")
 
     async def _claim(self) -> wire.Claim:
         """Without a session and without its secrets; what the environment's own set-up may read is in it."""
@@ -236,10 +303,8 @@ class Preparation:
 
     async def _end(self, sandbox_id: str) -> None:
         """Its snapshots first, as the reconciler does it; what is left is the reconciler's."""
-        listed = await self.host.list_snapshots(sandbox_id)
-        for snapshot in listed.rows if not isinstance(listed, Doubtful) else ():
-            if not snapshot.id.startswith(ASLEEP):
-                await self.host.delete_snapshot(snapshot.id)
+        for snapshot in await self._snapshots(sandbox_id) or ():
+            await self.host.delete_snapshot(snapshot.id)
         ended = await self.host.terminate(sandbox_id)
         if isinstance(ended, Refused | Doubtful):
             log.warning("prepared.not_ended sandbox=%s reason=%s", sandbox_id, ended.reason)

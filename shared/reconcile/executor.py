@@ -54,6 +54,7 @@ from shared.reconcile.repairs import (
     LetSleep,
     Mark,
     Outcome,
+    Prepare,
     Release,
     Repair,
     Resume,
@@ -122,6 +123,8 @@ class RepairExecutor:
                 return await self._end_race(repair)
             case EndPrepared():
                 return await self._end_prepared(repair)
+            case Prepare():
+                return await self._prepare(repair)
             case DeleteSnapshot():
                 return _outcome(await self.host.delete_snapshot(repair.snapshot.id))
             case _:
@@ -460,6 +463,19 @@ class RepairExecutor:
             if (problem := _reason(await self.host.delete_snapshot(snapshot))) is not None:
                 return Failed(f"its snapshot {snapshot} could not be deleted: {problem}")
         return _outcome(await self.host.terminate(repair.sandbox.id))
+
+    async def _prepare(self, repair: Prepare) -> Outcome:
+        """A step, safe to be cut off anywhere: the next tick looks again."""
+        from shared.prepared.preparation import Preparation, PreparationFailed, SetUpFailed, Step
+
+        environment = self.settings.environments[self.environment_id]
+        try:
+            step = await Preparation(self.settings, environment, self.host, self.now).step()
+        except PreparationFailed as failed:
+            if isinstance(failed, SetUpFailed):
+                self.alarms.append(f"{repair.target} could not be prepared: {failed}")
+            return Failed(str(failed))
+        return Skipped("somebody is at it") if step is Step.GOES_ON else Done(step.value)
 
     # Looks
 

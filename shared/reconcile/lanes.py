@@ -20,6 +20,7 @@ _LANES: Final = (
     frozenset({Act.SUSPEND}),
     frozenset({Act.MARK}),
     frozenset({Act.END_FAILED, Act.END_MARKED}),
+    frozenset({Act.PREPARE}),
     frozenset({Act.END_NAMELESS, Act.END_RACE, Act.DELETE_SNAPSHOT, Act.END_PREPARED}),
 )
 

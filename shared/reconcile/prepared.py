@@ -1,4 +1,5 @@
-"""Prepared starts that are due to go: what a killed `make prepare` left, what another recipe made, what is too old."""
+"""Prepared starts that are due to go (left by a killed preparation, of another recipe, too old), and the one that ticks
+make where they are asked to."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from shared import names
 from shared.ports import BROKEN, SandboxStatus, SnapshotRecord
 from shared.prepared.recipe import making_seconds, prepared_names
 from shared.prepared.starts import ASLEEP, newest_ready
-from shared.reconcile.repairs import DeleteSnapshot, EndPrepared
+from shared.reconcile.repairs import DeleteSnapshot, EndPrepared, Prepare
 from shared.reconcile.world import World
 from shared.settings import Environment, Settings
 
@@ -34,7 +35,7 @@ def prepared_due(
         if sandbox.status in BROKEN:
             why = f"it is {sandbox.status.value}"
         elif newest_ready(own) is None:
-            why = "left by a make prepare that was cut off"
+            why = "its preparation was cut off or has failed"
         elif sandbox.name not in wanted and age > _OTHER_RECIPE:
             why = "sessions are started from another one, or from none"
         if why:
@@ -47,3 +48,22 @@ def prepared_due(
         ours = isinstance(kind, names.PreparedSandbox) and names.belongs_to(kind, environment.id)
         if ours and not snapshot.id.startswith(ASLEEP):
             yield DeleteSnapshot(snapshot, "of a prepared sandbox that has ended")
+
+
+def preparing_due(
+    snapshots: Sequence[SnapshotRecord], world: World, settings: Settings, environment: Environment
+) -> Iterator[Prepare]:
+    """A sandbox that sleeps without a snapshot is of a set-up that failed: it is ended, and tried anew, when nobody can
+    be making it any more. So a set-up that fails is tried about three times an hour."""
+    now = world.now.timestamp()
+    wanted = prepared_names(settings, environment, now) if environment.prepared_by_ticks and world.listed else ()
+    if not wanted:
+        return
+    there = next((each for each in world.sandboxes if each.name == wanted[0]), None)
+    if there is None:
+        yield Prepare(wanted[0], "there is none of this set-up and time")
+        return
+    created = there.record.created_at
+    young = created is None or now - created.timestamp() <= making_seconds(settings, environment)
+    if there.status is SandboxStatus.RUNNING and young and all(each.sandbox_id != there.id for each in snapshots):
+        yield Prepare(wanted[0], "it is in the making")

@@ -40,7 +40,7 @@ from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.lanes import AT_ONCE, Lanes
 from shared.reconcile.lookups import Lookups, questions, ring_share, touch_left
 from shared.reconcile.plan import due, snapshots_due
-from shared.reconcile.prepared import prepared_due
+from shared.reconcile.prepared import prepared_due, preparing_due
 from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Resume, Skipped, Touch
 from shared.reconcile.world import Items, World
 from shared.reports import COLLECTING, Act, ActionReport, ReconcileReport
@@ -417,6 +417,7 @@ class _Pass:
         return [
             *snapshots_due(listing.rows, world, self._settings, of.environment.id),
             *prepared_due(listing.rows, world, self._settings, of.environment),
+            *preparing_due(listing.rows, world, self._settings, of.environment),
         ]
 
     def _log(self, report: ReconcileReport) -> None:

@@ -178,6 +178,15 @@ class EndPrepared(_OfSandbox):
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """`target`: the name of the sandbox that carries it, whether it is there yet or not."""
+
+    act: ClassVar[Act] = Act.PREPARE
+    target: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndNameless(_OfSandbox):
     act: ClassVar[Act] = Act.END_NAMELESS
 
@@ -213,5 +222,6 @@ Repair = (
     | EndNameless
     | EndRace
     | EndPrepared
+    | Prepare
     | DeleteSnapshot
 )

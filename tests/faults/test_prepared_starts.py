@@ -19,9 +19,9 @@ from shared.claims.dispatcher import utc_now
 from shared.ports import Listing, Snapshot, SnapshotRecord
 from shared.prepared.preparation import Preparation, PreparationFailed, Prepared
 from shared.prepared.recipe import prepared_names
-from shared.reports import Act, DrainReport
+from shared.reports import Act, DrainReport, ReconcileReport
 from shared.service import Service
-from tests.faults.test_reconciler import acts, reconcile
+from tests.faults.test_reconciler import acts, reconcile, reconciler
 from tests.support.waiting import until
 from tests.support.web import Web, make_repository, web
 from tests.support.world import API_KEY, Place, running
@@ -235,3 +235,76 @@ def test_a_changed_recipe_is_another_start(place: Place, tmp_path: Path) -> None
     assert preparing(other).made and not preparing(quick).made and preparing(other, fresh=True).made
     ended = reconcile(other, ahead=7200.0)
     assert [each.target for each in ended.actions if each.act is Act.END_PREPARED and each.done] == [first.name]
+
+
+def prepared_by_ticks(place: Place) -> tuple[ReconcileReport, ReconcileReport]:
+    """A pass that begins, and one that keeps what has come to its end; so many lie between as the machine is slow."""
+    first = later = reconcile(place)
+
+    def kept() -> bool:
+        nonlocal later
+        if any(snapshots(place, box["id"]) for box in place.sandboxes()):
+            return True
+        later = reconcile(place)
+        return False
+
+    until(kept, "no tick prepares it")
+    return first, later
+
+
+def test_ticks_prepare_an_environment_that_asks_for_it_and_wait_for_no_set_up(prepared: Place) -> None:
+    assert Act.PREPARE not in [each.act for each in reconcile(prepared).actions], "off by default"
+    go = "until [ -e ../go ]; do sleep 0.05; done; echo ran >> ../runs"
+    ticked = prepared.adjusted(SETUP_PREPARED_BY_TICKS="true", SETUP_SCRIPT=go)
+    first = reconcile(ticked)
+    assert [(each.act, each.done) for each in first.actions] == [(Act.PREPARE, True)] and "begun" in first.actions[
+        0
+    ].why
+    assert reconcile(ticked).actions == (), "it is in the making, and nothing of it is waited for"
+    (box,) = ticked.sandboxes()
+
+    async def told() -> None:
+        async with ticked.dispatcher() as dispatcher:
+            assert await dispatcher.host.write_file(box["id"], "/workspace/go", b"") is None
+
+    asyncio.run(told())
+    _, kept = prepared_by_ticks(ticked)
+    assert [(each.target, each.why.partition(": ")[2]) for each in kept.actions] == [(box["name"], "prepared")]
+    until(lambda: ticked.sandboxes()[0]["status"] == "suspended", "it does not sleep")
+    assert reconcile(ticked).actions == (), "there is one"
+    assert not preparing(ticked).made
+    session, _ = serve(ticked, "run: cat runs")
+    assert "ran" in ticked.answers(session)[0]
+
+
+def test_ticks_at_once_prepare_one_and_another_set_up_anew(place: Place) -> None:
+    ticked = place.adjusted(SETUP_PREPARED_BY_TICKS="true", SETUP_SCRIPT="true")
+
+    async def two() -> None:
+        async with reconciler(ticked) as one, reconciler(ticked) as other:
+            await asyncio.gather(one.reconcile(), other.reconcile())
+
+    asyncio.run(two())
+    prepared_by_ticks(ticked)
+    (first,) = ticked.sandboxes()
+    changed = ticked.adjusted(SETUP_SCRIPT="true; true")
+    assert Act.PREPARE in acts(reconcile(changed))
+    assert len(changed.sandboxes()) == 2 and first["name"] in [each["name"] for each in changed.sandboxes()]
+
+
+def test_a_set_up_that_fails_under_ticks_is_one_alarm_and_is_tried_again_later(place: Place) -> None:
+    broken = place.adjusted(SETUP_PREPARED_BY_TICKS="true", SETUP_SCRIPT="echo no such package >&2; exit 3")
+    reports = [reconcile(broken)]
+
+    def failed() -> bool:
+        reports.append(reconcile(broken))
+        return str(broken.sandboxes()[0]["status"]) == "suspended"
+
+    until(failed, "it does not fail")
+    (alarm,) = [alarm for report in reports for alarm in report.alarms]
+    assert "could not be prepared: the set-up failed" in alarm
+    quiet = reconcile(broken)
+    assert quiet.actions == () and not quiet.alarms and len(broken.sandboxes()) == 1
+    with pytest.raises(PreparationFailed, match="no such package"):  # and whoever asks by hand is not kept waiting
+        preparing(broken)
+    assert broken.sandboxes() == []

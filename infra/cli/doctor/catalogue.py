@@ -233,7 +233,7 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
         "a prepared start is out of date",
         "the set-up, the image's name or the version here has changed since, or it is older than "
         "`SETUP_PREPARED_SECONDS`: sessions start without it, or with less and less of what they need",
-        "`make prepare`; run it by a schedule, more often than `SETUP_PREPARED_SECONDS`",
+        "`make prepare`, by a schedule and more often than `SETUP_PREPARED_SECONDS`, or `SETUP_PREPARED_BY_TICKS=true`",
     ),
     "HANDS701": Entry(
         "a sandbox cannot reach what it should",

@@ -75,7 +75,7 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
 
 
 def _say_prepared(environment: Environment, rows: list[SandboxRecord], context: DoctorContext, say: Say) -> None:
-    """Nothing where nobody has ever prepared this environment."""
+    """Nothing where nobody has ever prepared this environment, and no tick is to."""
     prefix = context.settings.prefix
     kinds = {str(each.name): names.parse(prefix, each.name) for each in rows}
     there = [
@@ -83,9 +83,11 @@ def _say_prepared(environment: Environment, rows: list[SandboxRecord], context: 
         for name, kind in kinds.items()
         if isinstance(kind, names.PreparedSandbox) and names.belongs_to(kind, environment.id)
     ]
+    wanted = prepared_names(context.settings, environment, context.now())
+    if not there and wanted and environment.prepared_by_ticks:
+        say(warning("HANDS609", f"no tick has prepared {environment.id} yet (SETUP_PREPARED_BY_TICKS)"))
     if not there:
         return
-    wanted = prepared_names(context.settings, environment, context.now())
     if wanted and wanted[0] in there:
         say(ok("HANDS609", f"sessions of {environment.id} start from {wanted[0]}"))
     elif wanted and wanted[1:] and wanted[-1] in there:

@@ -88,6 +88,7 @@ def test_another_value_than_the_default_makes_a_difference(name: str, default: s
         "OUTPUTS_DIR": "/other",
         "SETUP_CALLER_KEYS": "repo",
         "SETUP_ON_FAILURE": "continue",
+        "SETUP_PREPARED_BY_TICKS": "true",
     }
     value = other.get(name) or (str(int(default) + 1) if default.isdigit() else str(float(default) + 1))
     usual = {**REQUIRED, **({"OUTPUTS_TO": "s3://results"} if name.startswith("OUTPUTS_") else {})}

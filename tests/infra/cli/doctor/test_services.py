@@ -230,6 +230,7 @@ def test_a_prepared_start_that_is_out_of_date_is_said(place: Place) -> None:
 
     mine, now = place.adjusted(SETUP_SCRIPT="true"), time.time()
     assert "HANDS609" not in {each.code for each in remains(mine)}
+    assert bad(remains(mine.adjusted(SETUP_PREPARED_BY_TICKS="true")))["HANDS609"] is Severity.WARNING
     names = prepared_names(mine.settings, mine.environment, now)
     with sandbox(mine, names[1]):
         assert "older than it should be" in seen(remains(mine), "HANDS609")
