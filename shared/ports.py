@@ -152,16 +152,8 @@ AckOutcome = Absent | Refused | Doubtful | None
 """None: acked (again). Absent: no such item any more."""
 
 
-class WorkQueue(Protocol):
-    """The work queue of one environment (docs/wire/anthropic.md#3-work-queue)."""
-
-    async def poll(self) -> PollOutcome:
-        """Claim one item; it stays claimable by others after the reclaim window R."""
-        ...
-
-    async def ack(self, work_id: str) -> AckOutcome: ...
-
-    async def force_stop(self, work_id: str) -> AckOutcome: ...
+class WorkLooks(Protocol):
+    """What can be read of one environment's work; nothing is changed by it."""
 
     async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem] | Refused | Doubtful:
         """Up to `pages` pages of 100. Where they come newest first, none is read after one that reaches further back
@@ -171,6 +163,18 @@ class WorkQueue(Protocol):
     async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful: ...
 
     async def open_calls(self, session_id: str) -> OpenCalls | Absent | Refused | Doubtful: ...
+
+
+class WorkQueue(WorkLooks, Protocol):
+    """The work queue of one environment (docs/wire/anthropic.md#3-work-queue)."""
+
+    async def poll(self) -> PollOutcome:
+        """Claim one item; it stays claimable by others after the reclaim window R."""
+        ...
+
+    async def ack(self, work_id: str) -> AckOutcome: ...
+
+    async def force_stop(self, work_id: str) -> AckOutcome: ...
 
     async def give_up_calls(self, session_id: str, calls: OpenCalls) -> AckOutcome:
         """Answer each of these calls with an error that says that its worker is lost; the turn goes on with it."""

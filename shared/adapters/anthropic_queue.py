@@ -12,28 +12,26 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from shared.adapters.call_budget import CallBudget, Holds, Priority, retry_after
 from shared.adapters.open_calls import lost_calls, read_open_calls
+from shared.adapters.queue_rows import listed_item, reach_back, session_record
 from shared.adapters.sdk_client import RetiredClients
 from shared.ports import (
     Absent,
     AckOutcome,
     Doubtful,
     Empty,
-    ItemState,
     ListedItem,
     Listing,
     OpenCalls,
     PollOutcome,
     Refused,
     SessionRecord,
-    SessionStatus,
     StaleEntry,
     Throttled,
     WorkItem,
@@ -42,7 +40,6 @@ from shared.secret import Secret
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
-    from anthropic.types.beta import BetaManagedAgentsSession
     from anthropic.types.beta.environments import BetaSelfHostedWork
 
 CALL_SECONDS: Final = 10.0
@@ -107,14 +104,14 @@ class AnthropicQueue:
             unreadable = 0
             for number in range(1, pages + 1):
                 for item in page.data:
-                    row = _listed_item(item)
+                    row = listed_item(item)
                     if row is None:
                         unreadable += 1
                     else:
                         rows.append(row)
                 if not page.has_next_page():
                     return Listing(rows, complete=True, unreadable=unreadable)
-                if back_to is not None and _reach_back(rows, back_to):
+                if back_to is not None and reach_back(rows, back_to):
                     break
                 if number < pages:
                     await self._reads.admit(Priority.LOOKUP)
@@ -127,7 +124,7 @@ class AnthropicQueue:
     async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful:
         async def call() -> SessionRecord | Doubtful:
             client = await self._connected()
-            return _session_record(await client.beta.sessions.retrieve(session_id))
+            return session_record(await client.beta.sessions.retrieve(session_id))
 
         return await self._bounded(call, self._reads, Priority.LOOKUP)
 
@@ -224,58 +221,6 @@ def _work_item(item: BetaSelfHostedWork) -> WorkItem | Doubtful:
     except (AttributeError, TypeError, ValueError):
         return Doubtful("the answer to a poll was not a work item")
     return WorkItem(work_id, item.environment_id, kind, session_id, created_at, item.secret or None)
-
-
-def _listed_item(item: BetaSelfHostedWork) -> ListedItem | None:
-    try:
-        state = ItemState(item.state) if item.state in set(ItemState) else ItemState.UNKNOWN
-        created_at = _moment(item.created_at)
-        if created_at is None or not item.id or not item.data.id:
-            return None
-        return ListedItem(
-            item.id,
-            item.data.type,
-            item.data.id,
-            state,
-            created_at,
-            _moment(item.acknowledged_at),
-            _moment(item.latest_heartbeat_at),
-            _moment(item.stopped_at),
-            _moment(item.stop_requested_at),
-        )
-    except (AttributeError, TypeError, ValueError):
-        return None
-
-
-def _reach_back(rows: Sequence[ListedItem], moment: datetime) -> bool:
-    times = [row.created_at for row in rows]
-    return bool(times) and times[-1] < moment and all(later >= earlier for later, earlier in pairwise(times))
-
-
-def _session_record(session: BetaManagedAgentsSession) -> SessionRecord | Doubtful:
-    try:
-        status = SessionStatus(session.status) if session.status in set(SessionStatus) else SessionStatus.UNKNOWN
-        if not session.id:
-            return Doubtful("the answer was not a session")
-        return SessionRecord(
-            session.id,
-            status,
-            session.archived_at is not None,
-            _moment(session.updated_at),
-            {str(key): str(value) for key, value in (session.metadata or {}).items()},
-        )
-    except (AttributeError, TypeError, ValueError):
-        return Doubtful("the answer was not a session")
-
-
-def _moment(value: object) -> datetime | None:
-    """The SDK types some times as texts and some as datetimes."""
-    if value is None or value == "":
-        return None
-    moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    if moment.tzinfo is None:
-        raise ValueError("a time without a zone")
-    return moment
 
 
 def _settled_by_conflict(outcome: AckOutcome) -> AckOutcome:

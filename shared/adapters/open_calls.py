@@ -7,7 +7,7 @@ first and as far back as the calls that it waits for, however many events came i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,19 +37,39 @@ _OF_CALLS: Final[list[BetaManagedAgentsSessionEventType]] = [
 ]
 
 
+EventsPage = tuple[Sequence[Mapping[str, Any]], str | None]
+"""Events, newest first, and where the next page begins; None where there is none."""
+
+
 async def read_open_calls(client: AsyncAnthropic, session_id: str) -> OpenCalls:
     """Raises what the SDK raises, and ValueError where the calls are further back than 2,000 events of their kind."""
-    newest = await client.beta.sessions.events.list(session_id, order="desc", limit=1, types=_RESTS)
-    if newest.data and not _requires_action(newest.data[0].to_dict()):
+
+    async def read(limit: int, types: Sequence[BetaManagedAgentsSessionEventType], begin: str | None) -> EventsPage:
+        events, wanted = client.beta.sessions.events, list(types)
+        if begin is None:
+            page = await events.list(session_id, order="desc", limit=limit, types=wanted)
+        else:
+            page = await events.list(session_id, order="desc", limit=limit, types=wanted, page=begin)
+        return [event.to_dict() for event in page.data], page.next_page
+
+    return await open_calls_of(read)
+
+
+async def open_calls_of(
+    read: Callable[[int, Sequence[BetaManagedAgentsSessionEventType], str | None], Awaitable[EventsPage]],
+) -> OpenCalls:
+    """`read` answers a limit, types and a beginning with a page. Raises what it raises, and ValueError as above."""
+    newest, _ = await read(1, _RESTS, None)
+    if newest and not _requires_action(newest[0]):
         return OpenCalls()
     scan = _Scan()
-    page = await client.beta.sessions.events.list(session_id, order="desc", limit=_PAGE, types=_OF_CALLS)
+    begin: str | None = None
     for _ in range(_MOST_PAGES):
-        for event in page.data:
-            scan.see(event.to_dict())
-        if scan.settled or not page.has_next_page():
+        events, begin = await read(_PAGE, _OF_CALLS, begin)
+        for event in events:
+            scan.see(event)
+        if scan.settled or begin is None:
             return scan.calls()
-        page = await page.get_next_page()
     raise ValueError(f"the calls that the session waits for are not among its newest {_MOST_PAGES * _PAGE} events")
 
 

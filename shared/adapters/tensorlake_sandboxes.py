@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -84,6 +85,8 @@ BYTES_IN_FLIGHT: Final = 48 * 1024 * 1024
 _LARGEST_STATE: Final = 65_536
 _LARGEST_LIST: Final = 4 * 1024 * 1024
 _NOT_THERE: Final = (404, 502, 503, 504)
+_IMPORT: Final = threading.Lock()
+"""Of a package's module: from two threads at once, each would hold the half that the other one waits for."""
 _NEVER: Final = {"policy": "never"}
 
 _T = TypeVar("_T")
@@ -196,18 +199,18 @@ class TensorlakeSandboxes:
 
     async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
         async def call() -> Listing[SandboxRecord]:
+            client = await self._lifecycle()
             from tensorlake.sandbox.models import SandboxInfo
 
-            client = await self._lifecycle()
             return await readable_rows(client, "list", "sandboxes", SandboxInfo.model_validate, self._record)
 
         return known_rows(await self._bounded(call, self._bind_seconds, priority=Priority.LOOKUP))
 
     async def list_snapshots(self, sandbox_id: str | None = None) -> Listing[SnapshotRecord] | Doubtful:
         async def call() -> Listing[SnapshotRecord]:
+            client = await self._lifecycle()
             from tensorlake.sandbox.models import SnapshotInfo
 
-            client = await self._lifecycle()
             if sandbox_id is not None:
                 listed = await client.list_sandbox_snapshots(sandbox_id)
                 return Listing([snapshot_record(info) for info in listed], complete=True)
@@ -309,9 +312,9 @@ class TensorlakeSandboxes:
         self, sandbox_id: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
     ) -> Snapshot | Absent | Refused | Doubtful:
         async def call() -> Snapshot:
+            client = await self._lifecycle()
             from tensorlake.sandbox import SnapshotType
 
-            client = await self._lifecycle()
             info = await client.snapshot_and_wait(
                 sandbox_id,
                 timeout=self._bind_seconds,
@@ -503,7 +506,8 @@ class TensorlakeSandboxes:
 
 
 def _client_class() -> Any:
-    from tensorlake.sandbox import AsyncSandboxClient
+    with _IMPORT:
+        from tensorlake.sandbox import AsyncSandboxClient
 
     return AsyncSandboxClient
 

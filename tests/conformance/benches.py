@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import anthropic
 import httpx2
 
+from infra.cli.fleet.lists import lists
+from infra.cli.fleet.queue_looks import QueueLooks
 from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService
 from shared.adapters.anthropic_queue import AnthropicQueue
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
-from shared.ports import ProcessSpec, SandboxHost, WorkQueue
+from shared.ports import ProcessSpec, SandboxHost, WorkLooks, WorkQueue
 from shared.secret import Secret
 from tests.support.fake_host import FakeHost
 from tests.support.model.claude import ModelClaude
@@ -109,6 +111,10 @@ class QueueStage(Protocol):
 
     def queue(self, reclaim: float) -> WorkQueue: ...
 
+    def looks(self) -> contextlib.AbstractAsyncContextManager[WorkLooks]:
+        """The way that commands read the queue."""
+        ...
+
     async def open(self, *rounds: int) -> str:
         """A session whose first turn has these rounds, each of so many tool calls at once; its id."""
         ...
@@ -149,6 +155,9 @@ class _ModelStage:
 
     def queue(self, reclaim: float) -> WorkQueue:
         return ModelQueue(self.claude, _line(self.loop), reclaim=reclaim, environment_id="env_model")
+
+    def looks(self) -> contextlib.AbstractAsyncContextManager[WorkLooks]:
+        return contextlib.nullcontext(self.queue(60.0))
 
     async def open(self, *rounds: int) -> str:
         self.opened += 1
@@ -220,6 +229,11 @@ class _OfflineStage:
         )
         self.queues.append(queue)
         return queue
+
+    @contextlib.asynccontextmanager
+    async def looks(self) -> AsyncIterator[WorkLooks]:
+        async with lists(self.service.url, self.key) as plain:
+            yield QueueLooks(plain, self.environment_id)
 
     async def open(self, *rounds: int) -> str:
         created = self.api.beta.sessions.create(

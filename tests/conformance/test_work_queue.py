@@ -230,6 +230,26 @@ def test_calls_that_are_given_up_let_the_turn_go_on_and_the_next_ones_tell_of_it
     bench.play(play)
 
 
+def test_commands_read_of_the_queue_what_the_queue_tells(bench: QueueBench) -> None:
+    async def play(stage: QueueStage) -> None:
+        queue = stage.queue(R)
+        session_id = await stage.open(2)
+        await stage.healthcheck()
+        item = await claimed(queue)
+        await queue.ack(item.id)
+        await queue.force_stop(item.id)
+        await waiting(queue, session_id, 2)
+        async with stage.looks() as looks:
+            items = await queue.list_items(1)
+            assert await looks.list_items(1) == items
+            assert isinstance(items, Listing) and len(items.rows) >= 2
+            assert await looks.session(session_id) == await queue.session(session_id)
+            assert await looks.open_calls(session_id) == await queue.open_calls(session_id) != OpenCalls()
+            assert await looks.session("sesn_never") == await looks.open_calls("sesn_never") == Absent()
+
+    bench.play(play)
+
+
 def test_answered_calls_are_not_waited_for_and_the_last_answer_goes_on(bench: QueueBench) -> None:
     async def play(stage: QueueStage) -> None:
         queue = stage.queue(R)

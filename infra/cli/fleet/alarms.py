@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from infra.cli.environ import Loaded
+from infra.cli.fleet.queue_looks import queue_looks
 from shared.reports import Act, ReconcileReport
 from shared.service import Service
-from shared.settings import Settings
+from shared.settings import Environment, Settings
 from shared.texts import printable
 
 _SECONDS: Final = 5.0  # that `show` waits for its session's lines
@@ -35,23 +36,27 @@ async def run(loaded: Loaded, *, as_json: bool) -> int:
 async def read(loaded: Loaded) -> Sequence[ReconcileReport]:
     """A report for each environment, of a pass that changes nothing. Raises SettingsError."""
     logging.getLogger("shared").addHandler(_QUIET)
-    settings = replace(Settings.from_environ(loaded.environ), dry_run=True)
+    settings = Settings.from_environ(loaded.environ)
     service = Service(settings)
     try:
-        await service.preload()
-        return await asyncio.gather(*(service.reconciler(each).reconcile() for each in settings.environments.values()))
+        return await asyncio.gather(*(_dry_pass(service, each) for each in settings.environments.values()))
     finally:
         await service.aclose()
+
+
+async def _dry_pass(service: Service, environment: Environment) -> ReconcileReport:
+    async with queue_looks(service.settings, environment) as looks:
+        settings = replace(service.settings, dry_run=True)
+        return await replace(service.reconciler(environment), settings=settings, looks=looks).reconcile()
 
 
 async def of_session(service: Service, environment_id: str, marks: Collection[str]) -> list[str] | None:
     """The lines about one session, of a pass over its environment that changes nothing. `marks`: the ids and names by
     which a report means it. None where the pass could not see everything in time: then there may be some."""
     logging.getLogger("shared").addHandler(_QUIET)
-    reconciler = service.reconciler(service.settings.environments[environment_id])
     try:
         async with asyncio.timeout(_SECONDS):
-            report = await replace(reconciler, settings=replace(service.settings, dry_run=True)).reconcile()
+            report = await _dry_pass(service, service.settings.environments[environment_id])
     except TimeoutError:
         return None
     lines = in_lines([about(report, marks)])

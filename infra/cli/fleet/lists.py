@@ -25,6 +25,7 @@ _HEADERS: Final = {"anthropic-version": "2023-06-01", "anthropic-beta": "managed
 _CALL_SECONDS: Final = 10.0
 _TRIES: Final = 2
 _OK: Final = 200
+_NOT_FOUND: Final = 404
 _TOO_MANY: Final = 429
 _SERVER_ERROR: Final = 500
 
@@ -73,6 +74,10 @@ class QueueStats:
     workers_polling: int | None
 
 
+class NotThere(FeedRefused):
+    """The service knows nothing of that id."""
+
+
 class Lists:
     """One service and one credential. Methods raise FeedBroken and FeedRefused, whose texts are for people."""
 
@@ -89,11 +94,25 @@ class Lists:
         path = f"/v1/environments/{environment_id}/work"
         return await self._pages(path, {"limit": str(PAGE)}, pages, read_item)
 
+    async def rows(
+        self,
+        environment_id: str,
+        pages: int,
+        read: Callable[[Json], _Row | None],
+        enough: Callable[[Sequence[_Row]], bool],
+    ) -> Listing[_Row]:
+        """Work items as `read` has them, until there are enough."""
+        path = f"/v1/environments/{environment_id}/work"
+        return await self._pages(path, {"limit": str(PAGE)}, pages, read, enough)
+
     async def session(self, session_id: str) -> Session:
-        row = read_session(await self._get(f"/v1/sessions/{session_id}", {}))
+        row = read_session(await self.raw_session(session_id))
         if row is None:
             raise FeedBroken("the service's answer is no session")
         return row
+
+    async def raw_session(self, session_id: str) -> Json:
+        return await self._get(f"/v1/sessions/{session_id}", {})
 
     async def stats(self, environment_id: str) -> QueueStats:
         body = await self._get(f"/v1/environments/{environment_id}/work/stats", {})
@@ -107,10 +126,22 @@ class Lists:
 
     async def last_events(self, session_id: str, count: int, *, tries: int = _TRIES) -> Sequence[Json]:
         """The last events, oldest first."""
-        query = {"limit": str(count), "order": "desc"}
+        rows, _ = await self.events_back(session_id, count, tries=tries)
+        return rows[::-1]
+
+    async def events_back(
+        self, session_id: str, count: int, types: Sequence[str] = (), begin: str | None = None, *, tries: int = _TRIES
+    ) -> tuple[Sequence[Json], str | None]:
+        """A page of events, newest first, and where the next one begins."""
+        query: dict[str, Any] = {"limit": str(count), "order": "desc"}
+        query |= {"types[]": list(types)} if types else {}
+        query |= {"page": begin} if begin is not None else {}
         body = await self._get(f"/v1/sessions/{session_id}/events", query, tries)
-        rows = body.get("data")
-        return [row for row in reversed(rows) if isinstance(row, dict)] if isinstance(rows, list) else []
+        rows, following = body.get("data"), body.get("next_page")
+        return (
+            [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else [],
+            following if isinstance(following, str) and following else None,
+        )
 
     async def stop(self, environment_id: str, item_id: str) -> None:
         """Ask the item's worker to wind down."""
@@ -135,7 +166,12 @@ class Lists:
         await self._once("DELETE", f"/v1/sessions/{session_id}", {})
 
     async def _pages(
-        self, path: str, query: Mapping[str, str], pages: int, read: Callable[[Json], _Row | None]
+        self,
+        path: str,
+        query: Mapping[str, str],
+        pages: int,
+        read: Callable[[Json], _Row | None],
+        enough: Callable[[Sequence[_Row]], bool] = lambda _: False,
     ) -> Listing[_Row]:
         rows: list[_Row] = []
         unreadable = 0
@@ -152,10 +188,12 @@ class Lists:
             following = body.get("next_page")
             if not isinstance(following, str) or not following:
                 return Listing(rows, complete=True, unreadable=unreadable)
+            if enough(rows):
+                break
             page = {"page": following}
         return Listing(rows, complete=False, unreadable=unreadable)
 
-    async def _get(self, path: str, query: Mapping[str, str], tries: int = _TRIES) -> Json:
+    async def _get(self, path: str, query: Mapping[str, Any], tries: int = _TRIES) -> Json:
         """A read may be tried again: it changes nothing."""
         for last in range(tries):
             try:
@@ -166,7 +204,7 @@ class Lists:
                 await asyncio.sleep(0.2)
         raise AssertionError("unreachable")
 
-    async def _once(self, method: str, path: str, query: Mapping[str, str], body: Json | None = None) -> Json:
+    async def _once(self, method: str, path: str, query: Mapping[str, Any], body: Json | None = None) -> Json:
         self.calls += 1
         try:
             answer = await self._client.request(method, path, params=dict(query), json=body)
@@ -180,7 +218,8 @@ class Lists:
             return said
         if answer.status_code in (_OK, _TOO_MANY) or answer.status_code >= _SERVER_ERROR:
             raise FeedBroken(f"the Claude API answered {answer.status_code}")
-        raise FeedRefused(_refusal(answer.status_code, said))
+        refused = NotThere if answer.status_code == _NOT_FOUND else FeedRefused
+        raise refused(_refusal(answer.status_code, said))
 
 
 @asynccontextmanager

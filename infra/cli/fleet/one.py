@@ -34,14 +34,18 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
     """All that is known of a session. Wakes nothing. Raises SettingsError, FeedRefused, FeedBroken."""
     try:
         async with target(loaded, session_id) as aim:
-            if as_json:
-                await aim.service.preload()  # two clients at once would import each other's halves
-                facts, raised = await asyncio.gather(facts_of(aim, loaded), _alarms(aim))
-                print(json.dumps({**facts, "alarms": raised}, indent=2))
-            else:
-                _draw(await facts_of(aim, loaded))
-                await aim.service.preload()  # takes a second: nobody waits for it with an empty screen
-                _draw_alarms(await _alarms(aim), aim.session.id)
+            raised = asyncio.create_task(_alarms(aim))
+            try:
+                facts = await facts_of(aim, loaded)
+                if not as_json:
+                    _draw(facts)  # nobody waits for the alarms with an empty screen
+                if as_json:
+                    print(json.dumps({**facts, "alarms": await raised}, indent=2))
+                else:
+                    _draw_alarms(await raised, aim.session.id)
+            finally:
+                raised.cancel()
+                await asyncio.wait([raised])
     except NotDone as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,7 @@ from shared.reports import Act, ActionReport, ReconcileReport
 from shared.service import Service
 from shared.settings import Settings
 from tests.support.many_sessions import ENVIRONMENT, SESSIONS, CrowdedService, many_sessions, variables
+from tests.support.world import ROOT
 
 
 def test_a_report_is_reduced_to_what_concerns_a_session_and_to_no_longer_name() -> None:
@@ -56,7 +59,6 @@ def test_lines_of_a_pass_that_did_not_see_everything_are_unknown_and_not_none() 
     async def lines(service: CrowdedService, number: int) -> list[str] | None:
         made = Service(Settings.from_environ(variables(service)))
         try:
-            await made.preload()
             return await of_session(made, ENVIRONMENT, {f"sesn_{number:024d}"})
         finally:
             await made.aclose()
@@ -65,3 +67,17 @@ def test_lines_of_a_pass_that_did_not_see_everything_are_unknown_and_not_none() 
         assert asyncio.run(lines(service, SESSIONS)) == []
         service.broken = {"/work": 404}
         assert asyncio.run(lines(service, SESSIONS)) is None
+
+
+def test_a_first_look_of_a_process_at_both_services_at_once_loads_no_sdk_of_the_queue() -> None:
+    with many_sessions() as service:
+        code = (
+            "import asyncio, sys\n"
+            "from infra.cli.environ import Loaded\n"
+            "from infra.cli.fleet.one import show\n"
+            f"code = asyncio.run(show(Loaded({variables(service)!r}, None), 'sesn_{1:024d}', as_json=True))\n"
+            "sys.exit(code or 'anthropic' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["alarms"]
