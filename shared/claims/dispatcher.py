@@ -156,6 +156,7 @@ class Dispatcher:
         offered_before = (self.now() - item.created_at).total_seconds() > _NEW
         times, reason = self.settings.times, ""
         remembered = self._remembered(name)
+        looked_at = ""
         for _ in range(_REBINDS):
             by_name = remembered is None
             with tracing.span("bind") as span:
@@ -174,7 +175,7 @@ class Dispatcher:
                     await self._claim(item, item.secret),
                     user=self.settings.sandbox_user or None,
                     deadline=until.sooner(self.clock() + times.handover),
-                    look_first=offered_before and not bound.made,
+                    look_first=offered_before and not bound.made and bound.sandbox.id != looked_at,
                     deaths=times.poison_attempts,
                     now=self.now().timestamp(),
                 )
@@ -192,6 +193,8 @@ class Dispatcher:
                     return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk, remark)
                 case handover.Hopeless(deaths=deaths):
                     return await self._give_up(item, deaths)
+                case handover.LookedTooLong():
+                    looked_at, reason = bound.sandbox.id, "looks at its sandbox take too long"
                 case handover.NotReady(sandbox_gone=gone):
                     reason = outcome.reason
                     if self.known is not None:
@@ -224,6 +227,8 @@ class Dispatcher:
                 span.fail("not_ready")
             case handover.Hopeless():
                 span.fail("hopeless")
+            case handover.LookedTooLong():
+                span.fail("looked_too_long")
         if died:
             metrics.record(metrics.DEATHS, 1, {metrics.ENVIRONMENT: self.environment.id})
 

@@ -52,6 +52,7 @@ _LONGEST_TEXT: Final = 200
 _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
 _STARTS: Final = 4
+_FRESH: Final = 3.0  # seconds; no worker is started on a look at the name that is older (docs/architecture.md#i2)
 _ROOT: Final = "root"
 
 _NOT_THE_ITEMS_FAULT: Final = frozenset(
@@ -90,7 +91,13 @@ class Hopeless:
     deaths: tuple[str, ...]
 
 
-Outcome = Ready | NotReady | Hopeless
+@dataclass(frozen=True, slots=True)
+class LookedTooLong:
+    """None of the item's workers serves it, as it seems; but while that was found out the sandbox may have been marked
+    for its end. It is to be bound anew, and needs no second look."""
+
+
+Outcome = Ready | NotReady | Hopeless | LookedTooLong
 
 
 @functools.cache
@@ -158,7 +165,7 @@ async def hand_over(
     look_first: bool = False,
     deaths: int | None = None,
     now: float | None = None,
-) -> Ready | NotReady | Hopeless:
+) -> Outcome:
     """Start a worker with this claim. Errors of the service are outcomes; nothing here stops the item.
 
     An earlier worker of the item that lives and is ready is as good as a new one, also when the new one's time is up:
@@ -167,9 +174,12 @@ async def hand_over(
     default this machine's.
     """
     now = time.time() if now is None else now
-    outcome: Ready | NotReady | Hopeless | None = None
+    outcome: Outcome | None = None
     if look_first:
+        asked = deadline.left()
         outcome = await _look(host, sandbox_id, item, claim, deaths, now)
+        if outcome is None and asked - deadline.left() > _FRESH:
+            outcome = LookedTooLong()
     if outcome is None:
         outcome = await _start_and_watch(host, sandbox_id, item, claim, user, deadline, now)
         if isinstance(outcome, NotReady) and not outcome.sandbox_gone:

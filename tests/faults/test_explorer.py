@@ -116,6 +116,33 @@ FOUND = {
         line_faults=(LineFault("w0", "stop", 0, Meets.ERROR),),
         point_faults=(PointFault(0, "idle", 0, "suspend"), PointFault(0, "tool", 0, "outage")),
     ),
+    "a worker is started in a sandbox that was marked during a slow look at its processes": RunPlan(
+        seed="beat-945",
+        copies=1,
+        sessions=(
+            session((7.714057302124173, ()), habits=Habits(load=1.0, tool=8.0)),
+            SessionPlan("sesn_AbCd1", ((15.939999242150842, (2,)),), 3.0, Habits(start=0.2, load=4.0)),
+            SessionPlan(
+                "sesn_abcd1",
+                ((18.618281050072277, (1,)),),
+                0.2,
+                Habits(start=3.0, load=1.0, broken=True),
+                ends=(66.916444084614, "deleted"),
+            ),
+        ),
+        slow=8.0,
+        eager=True,
+        wakes=(Wake(34.32014374246201, 0), Wake(65.68995752275092, 0)),
+        line_faults=(LineFault("c0", "process_names", 3, Meets.SLOW_ANSWER),),
+    ),
+    "an ack whose answer was lost is sent again after a lease that ended before its time": RunPlan(
+        seed="1-1352",
+        copies=3,
+        sessions=(session((7.467794212121326, (2, 2)), name="sesn_AbCd1", habits=Habits(start=0.6)),),
+        slow=1.0,
+        line_faults=(LineFault("c1", "ack", 0, Meets.LOST_ANSWER),),
+        point_faults=(PointFault(0, "leased", 0, "expire"),),
+    ),
 }
 
 

@@ -100,8 +100,8 @@ class RunWatch:
             if session_id is not None:
                 self.claude.lose_worker(session_id, "its sandbox was set aside")
             return
-        if session_id is None or gone:
-            return  # a mark is taken back
+        if session_id is None or gone or name == box.name:
+            return  # a mark is taken back, perhaps by two copies
         item = None if self.claude.sessions[session_id].over else self.old_item(session_id)
         self.judge("I5", item is None, f"a sandbox is marked whose item lives: {box.id}, {item and item.state}")
         self.judge("I4", self._over(session_id, box), f"a sandbox is marked without a reason: {box.id}")

@@ -13,7 +13,16 @@ import pytest
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared.claims.handover import Hopeless, NotReady, Ready, attempt_name, attempt_prefix, hand_over
+from shared.claims.handover import (
+    Hopeless,
+    LookedTooLong,
+    NotReady,
+    Outcome,
+    Ready,
+    attempt_name,
+    attempt_prefix,
+    hand_over,
+)
 from shared.deadline import Deadline
 from shared.ports import (
     LARGEST_OUTPUT,
@@ -60,7 +69,7 @@ class Told(FakeHost):
         return ProcessState(name, self._state[1], self._state[0])
 
 
-def outcome(host: Told) -> Ready | NotReady | Hopeless:
+def outcome(host: Told) -> Outcome:
     return asyncio.run(hand_over(host, "box", ITEM, CLAIM, user=None, deadline=Deadline.after(2.0)))
 
 
@@ -128,7 +137,7 @@ def earlier(*, running: bool, exit_code: int | None = None, number: int = 1) -> 
     return ProcessState(f"{attempt_prefix(ITEM)}{number:08x}", running, exit_code)
 
 
-def handed_over(host: FakeHost, *, seconds: float = 2.0, look_first: bool = True) -> Ready | NotReady | Hopeless:
+def handed_over(host: FakeHost, *, seconds: float = 2.0, look_first: bool = True) -> Outcome:
     deadline = Deadline.after(seconds)
     return asyncio.run(
         hand_over(host, "box", ITEM, CLAIM, user=None, deadline=deadline, look_first=look_first, deaths=3)
@@ -145,6 +154,24 @@ def test_an_earlier_worker_that_became_ready_is_used_when_the_new_ones_time_is_u
     host = Remembering([earlier(running=True)], [said(wire.Word.READY)])
     assert handed_over(host, seconds=0.3, look_first=False) == Ready(SDK)
     assert len(host.started) == 1
+
+
+class LookedAtSlowly(Remembering):
+    """A look at its processes takes four seconds."""
+
+    waited = 0.0
+
+    async def process_names(self, sandbox_id: str) -> list[ProcessState]:
+        self.waited += 4.0
+        return self.known
+
+
+def test_i2_no_worker_is_started_after_a_look_in_which_the_sandbox_may_have_been_marked() -> None:
+    host = LookedAtSlowly([earlier(running=False, exit_code=1)])
+    deadline = Deadline(60.0, lambda: host.waited)
+    outcome = asyncio.run(hand_over(host, "box", ITEM, CLAIM, user=None, deadline=deadline, look_first=True))
+    assert outcome == LookedTooLong()
+    assert host.started == []
 
 
 def test_i1_an_earlier_worker_that_has_its_lease_already_waits_for_no_ack() -> None:
@@ -212,7 +239,7 @@ OVERDUE = CLAIM.start_limit + 16
 YOUNG = CLAIM.start_limit + 14
 
 
-def offered_again(host: FakeHost) -> Ready | NotReady | Hopeless:
+def offered_again(host: FakeHost) -> Outcome:
     deadline = Deadline.after(30.0)
     return asyncio.run(hand_over(host, "box", ITEM, CLAIM, user=None, deadline=deadline, look_first=True, now=NOW))
 

@@ -50,6 +50,7 @@ class ModelItem:
     stale: bool = False
     handed_out: int = 0
     holder: str | None = None  # the process whose beat was last accepted
+    expired: bool = False  # its lease has ended before its time, and nobody has claimed it since
     excuse: str = ""  # why nobody serves it and its calls must be answered without a worker
 
     @property
@@ -287,6 +288,7 @@ class ModelClaude:
                 raise StaleError
             item.reserved_at = now
             item.handed_out += 1
+            item.expired = False
             self._note(item, "handed out")
             return item
         return None
@@ -321,6 +323,10 @@ class ModelClaude:
             item.state = ItemState.STARTING
             item.acked_at = self._loop.time()
             item.reserved_at = None
+            if item.expired:
+                # The ack of the claim before, whose answer was lost. No dispatcher can know; and a lease that lasts is
+                # seen to be held, or its worker to be gone, before an ack is asked for again so late.
+                item.excuse = "it was acked again after its lease had ended before its time"
             self._note(item, "acked")
 
     def stop(self, work_id: str, by: str) -> None:
@@ -369,6 +375,7 @@ class ModelClaude:
         if item is None or item.state is not ItemState.ACTIVE:
             return False
         self._requeue(item)
+        item.expired = True
         return True
 
     def ask_to_stop(self, session_id: str) -> bool:
