@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,6 +34,8 @@ class Web:
     """The same for what git fetches."""
     cut: bool = False
     """That second half never comes: the connection is closed."""
+    cuts: int = 0
+    """The same for so many answers with a file."""
 
     def repository(self, name: str) -> str:
         return f"{self.url}/{name}"
@@ -47,9 +51,9 @@ def git(*arguments: str, cwd: Path) -> str:
     return done.stdout.strip()
 
 
-def make_repository(folder: Path, name: str) -> tuple[str, str]:
-    """`name`.git in `folder`: a commit tagged v1 and a later one on main, with a link, an executable and two folders.
-    Their two names."""
+def make_repository(folder: Path, name: str, more: Mapping[str, bytes] | None = None) -> tuple[str, str]:
+    """`name`.git in `folder`: a commit tagged v1 and a later one on main, with a link, an executable and two folders,
+    and with `more` files. Their two names."""
     work = folder / f"{name}-work"
     (work / "docs").mkdir(parents=True)
     (work / "src").mkdir()
@@ -58,6 +62,8 @@ def make_repository(folder: Path, name: str) -> tuple[str, str]:
     (work / "src" / "tool.sh").chmod(0o755)
     (work / "link").symlink_to("docs/guide.md")
     (work / "version").write_text("1\n")
+    for path, content in (more or {}).items():
+        (work / path).write_bytes(content)
     git("init", "--quiet", "--initial-branch=main", cwd=work)
     git("add", ".", cwd=work)
     git("commit", "--quiet", "--message=one", cwd=work)
@@ -109,19 +115,33 @@ class _Handler(StubHandler):
             self.send_header("location", self.web.redirects[parts.path])
             self.end_headers()
         elif parts.path in self.web.files:
-            self._send(200, self.web.files[parts.path])
+            self._file(self.web.files[parts.path])
         elif ".git/" in parts.path or (self.web.repositories / f"{parts.path.split('/')[1]}.git").exists():
             self._git(parts.path, parts.query)
         else:
             self._send(404, b"none")
 
-    def _send(self, status: int, body: bytes) -> None:
+    def _file(self, body: bytes) -> None:
+        """From a byte on, where that is asked for and the file is still the same."""
+        tag = f'"{hashlib.sha256(body).hexdigest()}"'
+        begins = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
+        headers = {"etag": tag}
+        if begins is not None and self.headers.get("if-range") == tag:
+            first = int(begins[1])
+            headers["content-range"] = f"bytes {first}-{len(body) - 1}/{len(body)}"
+            self._send(206, body[first:], headers)
+        else:
+            self._send(200, body, headers)
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
         if status == 401:
             self.send_header("www-authenticate", 'Basic realm="here"')
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
-        if status == 200:
+        if status in (200, 206):
             self._halves(body, self.web.hold)
         else:
             self.wfile.write(body)
@@ -130,7 +150,8 @@ class _Handler(StubHandler):
         half = len(body) // 2
         with contextlib.suppress(OSError):
             self.wfile.write(body[:half])
-            if self.web.cut:
+            if self.web.cut or self.web.cuts:
+                self.web.cuts -= bool(self.web.cuts)
                 self.close_connection = True
                 return
             if hold is not None:

@@ -25,9 +25,10 @@ from typing import Any, Final
 from image.session.claim import Claim, Ended, Exit
 from image.session.setup import FAILED_FILE, STAGING, BadSetup, FileSource, SetupPolicy, Wishes, bare
 from image.session.worker.output import Redactor
-from image.session.worker.setup_commands import LONGEST_TAIL, CommandFailed, Commands, printable
+from image.session.worker.setup_commands import LONGEST_TAIL, CommandFailed, Commands, SourceFailed, printable
+from image.session.worker.setup_download import download, same_file
 from image.session.worker.setup_mark import DONE, FAILED, GIVEN_UP, PREPARED, RUNNING, Mark
-from image.session.worker.setup_sources import DoesNotFit, SourceFailed, clone, download, place, same_file, update
+from image.session.worker.setup_sources import DoesNotFit, clone, place, update
 from image.session.worker.state_directory import StateDirectory
 
 _LONGEST_REASON: Final = 1000  # characters

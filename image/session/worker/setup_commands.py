@@ -39,6 +39,14 @@ exit "$status"
 log = logging.getLogger(__name__)
 
 
+class SourceFailed(Exception):
+    """The text says what could not be had and what to do; `tail` is the end of what a program said about it."""
+
+    def __init__(self, what: str, tail: str = "") -> None:
+        super().__init__(what)
+        self.tail = tail
+
+
 class CommandFailed(Exception):
     """The text says which program and how it ended; `tail` is the end of what it said."""
 

@@ -1,4 +1,4 @@
-"""Where a session's repository and files come from: git over https, and plain downloads over https.
+"""Where a session's repository comes from: git over https. Files: setup_download.py.
 
 Everything is made in a staging folder beside its place and moved there when it is whole, so that nobody ever finds half
 of it.
@@ -6,31 +6,20 @@ of it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import re
-import ssl
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin, urlsplit
+from typing import Final
+from urllib.parse import urlsplit
 
-from image.session.setup import LOOPBACK, BadSetup, FileSource, SetupPolicy, Wishes, bare
-from image.session.worker.setup_commands import CommandFailed, Commands, printable
-
-if TYPE_CHECKING:
-    import httpx2
+from image.session.setup import BadSetup, SetupPolicy, Wishes, bare
+from image.session.worker.setup_commands import CommandFailed, Commands, SourceFailed, printable
 
 _SILENCE: Final = 60.0  # seconds without a byte
-_REDIRECTS: Final = 5
-_TRIES: Final = 3
-_CHUNK: Final = 1 << 20
-_REPORT: Final = 5.0  # seconds between two lines about one download
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,40}")
 _UNREACHED: Final = re.compile(
     r"could not resolve|failed to connect|couldn't connect|connection (refused|timed out|reset)|timed out|"
@@ -44,14 +33,6 @@ _PRIVATE: Final = re.compile(
 )
 
 log = logging.getLogger(__name__)
-
-
-class SourceFailed(Exception):
-    """The text says what could not be had and what to do; `tail` is the end of what a program said about it."""
-
-    def __init__(self, what: str, tail: str = "") -> None:
-        super().__init__(what)
-        self.tail = tail
 
 
 class DoesNotFit(Exception):
@@ -286,86 +267,6 @@ class _Clone:
             )
         except FileNotFoundError:
             raise SourceFailed("a repository needs git in the sandbox's image") from None
-
-
-async def download(source: FileSource, url: str, policy: SetupPolicy, target: Path) -> int:
-    """The file as `target`, and its size in bytes. `url` is where it really is: the source's own, or one that is
-    signed. Raises SourceFailed, BadSetup."""
-    import httpx2
-
-    shown = bare(source.url)
-    for attempt in range(1, _TRIES + 1):
-        try:
-            return await _download(source, url, policy, target)
-        except (httpx2.TransportError, ssl.SSLError) as error:
-            if attempt == _TRIES:
-                raise SourceFailed(
-                    f"{shown} was not reached ({type(error).__name__}: {printable(str(error))}); if the sandbox may "
-                    "not reach its host, SANDBOX_ALLOW_OUT lacks it"
-                ) from None
-            log.info("setup.download_again url=%s error=%s", shown, type(error).__name__)
-            await asyncio.sleep(attempt)
-    raise AssertionError("unreachable")
-
-
-async def _download(source: FileSource, url: str, policy: SetupPolicy, target: Path) -> int:
-    import httpx2
-
-    shown = bare(source.url)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    patience = httpx2.Timeout(_SILENCE, connect=20.0)
-    near = urlsplit(url).hostname in LOOPBACK  # no proxy leads there
-    async with httpx2.AsyncClient(timeout=patience, follow_redirects=False, trust_env=not near) as client:
-        client.headers["accept-encoding"] = "identity"
-        for _ in range(_REDIRECTS + 1):
-            policy.reaches(url)
-            async with client.stream("GET", url) as answer:
-                if answer.is_redirect:
-                    url = _next(url, answer.headers.get("location", ""), shown)
-                    continue
-                if answer.status_code >= 500:
-                    raise httpx2.RemoteProtocolError(f"HTTP {answer.status_code}")
-                if answer.status_code != 200:
-                    raise SourceFailed(f"{shown}: HTTP {answer.status_code}")
-                return await _write(source, answer, target)
-    raise SourceFailed(f"{shown} is redirected more than {_REDIRECTS} times")
-
-
-def _next(url: str, location: str, shown: str) -> str:
-    following = urljoin(url, location)
-    parts = urlsplit(following)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        raise SourceFailed(f"{shown} is redirected to {bare(following)[:200]}, which is no https address")
-    return following
-
-
-async def _write(source: FileSource, answer: httpx2.Response, target: Path) -> int:
-    """Flushed to the disk before anybody counts on it."""
-    shown, digest, size, said_at = bare(source.url), hashlib.sha256(), 0, time.monotonic()
-    announced = answer.headers.get("content-length", "")
-    with target.open("wb") as file:
-        async for chunk in answer.aiter_raw(_CHUNK):
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-            if time.monotonic() - said_at > _REPORT:
-                said_at = time.monotonic()
-                log.info("setup.downloads url=%s bytes=%d of=%s", shown, size, printable(announced, 20) or "unknown")
-        file.flush()
-        os.fsync(file.fileno())
-    if source.sha256 and digest.hexdigest() != source.sha256:
-        raise SourceFailed(
-            f"{shown} is not the file that was asked for: its sha256 is {digest.hexdigest()}, not {source.sha256}"
-        )
-    return size
-
-
-def same_file(one: Path, other: Path) -> bool:
-    """Whether both are files with the same bytes."""
-    if not other.is_file() or one.stat().st_size != other.stat().st_size:
-        return False
-    with one.open("rb") as first, other.open("rb") as second:
-        return hashlib.file_digest(first, "sha256").digest() == hashlib.file_digest(second, "sha256").digest()
 
 
 def place(made: Path, target: Path, workdir: Path) -> None:

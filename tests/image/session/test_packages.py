@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from image.session.definition import BadRecipe, Recipe, dockerfile, recipe_from, stage
-from image.session.packages import BadPackages, read_packages
+from image.session.packages import BadPackages, Packages, read_packages
+from tests.support.http_stub import StubHandler, stub_server
 
 HASHED = "idna==3.10 \\\n    --hash=sha256:" + "a" * 64 + "\n"
 
@@ -101,3 +108,75 @@ def test_the_step_of_pip_installs_what_was_asked_for(tmp_path: Path) -> None:
         [f"{place}/bin/python", "-c", "import handsprobe; print(handsprobe.HERE)"], capture_output=True
     )
     assert asked.stdout == b"1\n", asked.stderr
+
+
+class _Registry(StubHandler):
+    """One package with a program, as a registry of npm shows it."""
+
+    tarball: bytes
+    url: str
+
+    def do_GET(self) -> None:
+        if self.path == "/handsprobe.tgz":
+            self.answer(200, self.tarball, {"content-type": "application/octet-stream"})
+        elif self.path == "/@hands%2fprobe":
+            name = {"name": "@hands/probe", "version": "1.0.0", "bin": {"handsprobe": "program.js"}}
+            digest = base64.b64encode(hashlib.sha512(self.tarball).digest()).decode()
+            dist = {"tarball": f"{self.url}/handsprobe.tgz", "integrity": f"sha512-{digest}"}
+            about = {
+                "name": name["name"],
+                "dist-tags": {"latest": "1.0.0"},
+                "versions": {"1.0.0": {**name, "dist": dist}},
+            }
+            self.answer(200, json.dumps(about).encode())
+        else:
+            self.answer(404, b"{}")
+
+
+def _tarball() -> bytes:
+    made = io.BytesIO()
+    manifest = {"name": "@hands/probe", "version": "1.0.0", "main": "main.js", "bin": {"handsprobe": "program.js"}}
+    files = {
+        "package.json": json.dumps(manifest),
+        "main.js": "exports.here = 1;",
+        "program.js": "#!/usr/bin/env node\nconsole.log(require('@hands/probe').here);",
+    }
+    with tarfile.open(fileobj=made, mode="w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size, entry.mode = len(text), 0o755
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return made.getvalue()
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is in the image, and not on this machine")
+def test_the_steps_of_npm_install_what_was_asked_for(tmp_path: Path) -> None:
+    """Run as they are written, with a registry of this test: by name, then by the lock that came of it."""
+    handler = type("Handler", (_Registry,), {"tarball": _tarball()})
+    with stub_server(handler) as url:
+        handler.url = url  # type: ignore[attr-defined]
+        environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "npm_config_registry": url}
+
+        def ran(packages: Packages, place: Path) -> str:
+            packages.stage(place.parent)  # what COPY takes from the context
+            for step in packages.steps("context", sys.executable):
+                command = step.replace("/opt/npm", str(place))
+                if step.startswith("COPY "):
+                    place.mkdir()
+                    for name in ("package.json", "package-lock.json"):
+                        shutil.copy(place.parent / name, place)
+                elif step.startswith("RUN "):
+                    done = subprocess.run(
+                        ["sh", "-ec", command.removeprefix("RUN ")], env=environ, capture_output=True, text=True
+                    )
+                    assert done.returncode == 0, done.stderr
+                else:
+                    path, node = command.removeprefix("ENV PATH=").split(" NODE_PATH=")
+                    seen = {"PATH": path.replace("$PATH", environ["PATH"]), "NODE_PATH": node}
+            return subprocess.run(["handsprobe"], env=seen, capture_output=True, text=True, check=True).stdout
+
+        by_name, by_lock = tmp_path / "a" / "npm", tmp_path / "b" / "npm"
+        by_name.parent.mkdir()
+        by_lock.parent.mkdir()
+        assert ran(read_packages("", "@hands/probe@1.0.0"), by_name) == "1\n"
+        assert ran(read_packages("", f"file:{by_name}/package-lock.json"), by_lock) == "1\n"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from image.session.claim import Exit, Word
 from image.session.setup import STAGING, FileSource, SetupPolicy, Wishes
-from image.session.worker import setup_sources
+from image.session.worker import setup_download
 from image.session.worker.setup_mark import DONE, FAILED, Mark
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running
@@ -41,7 +44,7 @@ def wanted(server: Web) -> dict[str, str]:
 
 
 def test_a_network_that_goes_in_a_clone_or_a_download(box: Box, remote: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_sources, "_TRIES", 1)
+    monkeypatch.setattr(setup_download, "_TRIES", 1)
     remote.cut = True
     try:
         failed = box.run(wanted(remote))
@@ -54,16 +57,67 @@ def test_a_network_that_goes_in_a_clone_or_a_download(box: Box, remote: Web, mon
     assert box.run(wanted(remote)).failure == "" and box.files() == {"app", "data"}
 
 
-@pytest.mark.parametrize("where", ["a download", "the mark"])
-def test_a_disk_that_is_full(box: Box, remote: Web, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_download_that_is_cut_goes_on_from_there(
+    box: Box, remote: Web, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(setup_download, "_PAUSE", 0.0)
+    body = remote.files["/large"] = os.urandom(100_000)
+    wanted = {"files": f"{remote.url}/large#sha256={hashlib.sha256(body).hexdigest()}"}
+    remote.cuts = 2
+    assert box.run(wanted).failure == "" and (box.workdir / "large").read_bytes() == body
+    assert re.findall(r"download_again url=\S+ bytes=(\d+)", caplog.text) == ["50000", "75000"]
+
+    def changed(path: str, authorization: str) -> None:
+        if not remote.cuts:
+            remote.files["/large"] = bytes(reversed(body))
+
+    monkeypatch.setattr(remote, "guard", changed)
+    remote.cuts = 1
+    failed = box.run({"files": f"{wanted['files']}&target=other"}).failure
+    assert f"its sha256 is {hashlib.sha256(body[::-1]).hexdigest()}" in failed, "no half of one and half of another"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Box, Callable[[str], None]]]:
+    """A box on a file system of 256 KiB, and how that gets another size."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def sized(size: str, *how: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join([*how, f"size={size}"]), "none", str(disk)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    try:
+        sized("256k")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system of a size of its own can be mounted here")
+    try:
+        yield Box(disk), lambda size: sized(size, "remount")
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the state directory is open
+
+
+@pytest.mark.parametrize("what", ["files", "repo"])
+def test_a_disk_that_is_really_full(small_disk: tuple[Box, Callable[[str], None]], remote: Web, what: str) -> None:
+    box, sized = small_disk
+    remote.files["/large"] = os.urandom(1 << 20)
+    if what == "repo" and not (remote.repositories / "large.git").exists():
+        make_repository(remote.repositories, "large", {"noise": os.urandom(1 << 20)})
+    asked = {what: f"{remote.url}/large"}
+    failed = box.run(asked)
+    assert "No space left on device" in failed.failure, failed.failure
+    assert Mark.read(box.state).state == FAILED and box.files() == set()
+    sized("16m")
+    assert box.run(asked).failure == "" and box.files() == {"large"}
+
+
+def test_a_mark_that_finds_no_room_fails_the_set_up(box: Box, remote: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        if where == "a download":
-            patch.setattr("image.session.worker.setup_sources.os.fsync", full)
-        else:
-            patch.setattr(Mark, "write", full)
+        patch.setattr(Mark, "write", full)
         failed = box.run(wanted(remote))
     assert "No space left on device" in failed.failure and STAGING not in box.files()
     assert box.run(wanted(remote)).failure == "" and Mark.read(box.state).state == DONE
