@@ -107,6 +107,23 @@ class Service:
         _show(writes, "anthropic", "writes")
         return {"reads": reads, "writes": writes, "holds": Holds()}
 
+    def call_use(self) -> dict[str, Any]:
+        """The calls that this process has made of each kind: in the last minute, what it may make in one (None: any
+        number), and the most in one minute of each part of the last hours (shared/adapters/call_counts.py)."""
+        budgets = {
+            "anthropic_reads": self._anthropic_calls["reads"],
+            "anthropic_writes": self._anthropic_calls["writes"],
+            "tensorlake": self._tensorlake_calls,
+        }
+        return {
+            kind: {
+                "last_minute": budget.counts.last_minute(),
+                "a_minute": budget.per_minute,
+                "busiest": budget.counts.busiest(),
+            }
+            for kind, budget in budgets.items()
+        }
+
     def queue(self, environment: Environment) -> WorkQueue:
         from shared.adapters.anthropic_queue import AnthropicQueue
         from shared.adapters.observed import observed

@@ -68,4 +68,5 @@ class ServerLifecycle:
             "self_tick_seconds": settings.self_tick_seconds,
             "own_ticks": {"count": self.scheduler.done, "failed": self.scheduler.failed},
             "visits": self.request_counts.report(),
+            "calls": self.service.call_use(),
         }

@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Final
 
+from shared.adapters.call_counts import CallCounts
 from shared.backoff import pauses
 from shared.deadline import Clock
 
@@ -47,6 +48,8 @@ class CallBudget:
         self._limited = per_minute > 0
         self._tokens = self._size
         self._filled_at = clock()
+        self.per_minute = int(per_minute) if self._limited else None
+        self.counts = CallCounts(clock)
 
     @property
     def left(self) -> float | None:
@@ -66,8 +69,9 @@ class CallBudget:
             lacking = 1.0 + min(priority.value * self._size, self._size - 1.0) - self._tokens
             if lacking <= 0:
                 self._tokens -= 1.0
-                return
+                break
             await asyncio.sleep(max(lacking / self._rate, _SHORTEST_SLEEP))
+        self.counts.add()
 
 
 class Holds:

@@ -28,12 +28,15 @@ BEGAN = datetime(2026, 10, 20, 9, tzinfo=UTC)
 
 
 class CrowdedService:
-    """A thousand sessions of which forty work. `broken` answers by path with this status; `latency` in seconds."""
+    """A thousand sessions of which forty work. `broken` answers by path with this status; `latency` in seconds.
+    `status` is what functions at this address say of themselves; each list has these `headers`."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.broken: dict[str, int] = {}
         self.url = ""
+        self.status: Any = {}
+        self.headers: dict[str, str] = {}
         self.latency = 0.0
 
     async def answer(self, request: Request) -> Response:
@@ -43,6 +46,8 @@ class CrowdedService:
         for part, status in self.broken.items():
             if part in path:
                 return JSONResponse({"error": {"type": "x", "message": "out of order"}}, status)
+        if path == "/status":
+            return JSONResponse(self.status)
         if path == "/v1/sessions":
             return self._page(request, [self._session(number) for number in range(SESSIONS)])
         if path.endswith("/work"):
@@ -66,7 +71,7 @@ class CrowdedService:
     def _page(self, request: Request, rows: list[dict[str, Any]]) -> Response:
         start, limit = int(request.query_params.get("page", "0")), int(request.query_params["limit"])
         following = str(start + limit) if start + limit < len(rows) else None
-        return JSONResponse({"data": rows[start : start + limit], "next_page": following})
+        return JSONResponse({"data": rows[start : start + limit], "next_page": following}, headers=self.headers)
 
     def _session(self, number: int) -> dict[str, Any]:
         return {

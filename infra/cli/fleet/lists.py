@@ -79,11 +79,13 @@ class NotThere(FeedRefused):
 
 
 class Lists:
-    """One service and one credential. Methods raise FeedBroken and FeedRefused, whose texts are for people."""
+    """One service and one credential. Methods raise FeedBroken and FeedRefused, whose texts are for people.
+    `requests_left`: of the organisation's in this minute, and how many there are, as an answer told it last."""
 
     def __init__(self, client: httpx2.AsyncClient) -> None:
         self._client = client
         self.calls = 0
+        self.requests_left: tuple[int, int] | None = None
 
     async def sessions(self, pages: int, *, archived: bool = False) -> Listing[Session]:
         """Newest first."""
@@ -214,6 +216,7 @@ class Lists:
             if advice is not None:
                 raise FeedRefused(advice) from None
             raise FeedBroken(f"the connection to the Claude API failed ({type(error).__name__})") from None
+        self.requests_left = _requests_left(answer.headers) or self.requests_left
         if answer.status_code == _OK and isinstance(said, dict):
             return said
         if answer.status_code in (_OK, _TOO_MANY) or answer.status_code >= _SERVER_ERROR:
@@ -229,6 +232,13 @@ async def lists(base_url: str, key: str) -> AsyncIterator[Lists]:
     timeout = httpx2.Timeout(_CALL_SECONDS)
     async with httpx2.AsyncClient(base_url=base_url, headers=headers, timeout=timeout) as client:
         yield Lists(client)
+
+
+def _requests_left(headers: Mapping[str, str]) -> tuple[int, int] | None:
+    left, limit = (headers.get(f"anthropic-ratelimit-requests-{name}", "") for name in ("remaining", "limit"))
+    if not (left.isascii() and left.isdigit() and limit.isascii() and limit.isdigit()):
+        return None
+    return int(left[:12]), int(limit[:12])
 
 
 def read_session(raw: Json) -> Session | None:

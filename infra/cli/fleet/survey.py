@@ -97,6 +97,7 @@ class Seen:
     deaths: Mapping[str, int] = field(default_factory=dict)  # by the sandbox's id
     missing: tuple[str, ...] = ()
     requests: int = 0
+    requests_left: tuple[int, int] | None = None  # infra/cli/fleet/lists.py
 
 
 async def look(loaded: Loaded, now: float, *, archived: bool = False) -> Seen:
@@ -144,7 +145,9 @@ async def _look(settings: Settings, key: str, now: float, *, archived: bool) -> 
         working = _working_boxes(seen)[: max(0, MOST_CALLS - made)]
         deaths = await _deaths_of(service.host, working)
         made += len(working)
-    return replace(seen, calls=calls, deaths=deaths, missing=tuple(missing), requests=made)
+    return replace(
+        seen, calls=calls, deaths=deaths, missing=tuple(missing), requests=made, requests_left=people.requests_left
+    )
 
 
 async def _or_none(work: object, what: str, missing: list[str]) -> Listing[Item] | None:

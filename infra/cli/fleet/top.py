@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from infra.cli.environ import Loaded
+from infra.cli.fleet.call_use import Calls, CallsOf, of_the_functions_at
 from infra.cli.fleet.lists import Item, QueueStats, lists
 from infra.cli.fleet.survey import Seen, in_words, look, rows
 from infra.cli.fleet.table import console, table
@@ -41,11 +42,25 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
+    """`calls`: of the functions. `requests_left`: of the organisation's, and how many there are. `own_calls`: that this
+    look took."""
+
     queues: tuple[Queue, ...]
     sandboxes: Mapping[str, int]
     sessions: Mapping[str, int]
     problems: tuple[str, ...]
     not_seen: tuple[str, ...]
+    calls: Calls
+    requests_left: tuple[int, int] | None
+    own_calls: int
+
+    @property
+    def told_left(self) -> str:
+        """What the Claude API says of the organisation's budget; empty where it says nothing."""
+        if self.requests_left is None:
+            return ""
+        left, limit = self.requests_left
+        return f"The Claude API says that {left} of the organisation's {limit} requests are left."
 
 
 async def run(loaded: Loaded, *, as_json: bool, once: bool) -> int:
@@ -67,13 +82,14 @@ async def run(loaded: Loaded, *, as_json: bool, once: bool) -> int:
 
 
 async def overview(loaded: Loaded) -> Overview:
-    return await overview_of(await look(loaded, time.time()))
+    calls_of = of_the_functions_at(loaded.environ.get("FUNCTIONS_URL", ""))
+    return await overview_of(await look(loaded, time.time()), calls_of)
 
 
-async def overview_of(seen: Seen) -> Overview:
-    """Of what was looked at, and each queue's statistics: one more call an environment."""
+async def overview_of(seen: Seen, calls_of: CallsOf) -> Overview:
+    """Of what was looked at, each queue's statistics (one more call an environment), and the functions' calls."""
     now = seen.now
-    stats, missing = await _stats(seen)
+    (stats, missing), used = await asyncio.gather(_stats(seen), calls_of(seen))
     found = rows(seen)
     return Overview(
         queues=tuple(
@@ -84,6 +100,9 @@ async def overview_of(seen: Seen) -> Overview:
         sessions=dict(Counter(row.item_state or row.state for row in found)),
         problems=tuple(f"{row.session}: {row.problem}" for row in found if row.problem),
         not_seen=(*seen.missing, *missing),
+        calls=used,
+        requests_left=seen.requests_left,
+        own_calls=seen.requests + len(stats) + len(missing),
     )
 
 
@@ -138,9 +157,21 @@ def drawn(seen: Overview) -> RenderableType:
     columns = ("environment", "waiting", "oldest", "claims/min", "served p50", "served p99", "pollers")
     return Group(
         table(columns, lines),
-        Text(f"\nsandboxes  {_counted(seen.sandboxes)}\nsessions   {_counted(seen.sessions)}"),
+        Text(f"\nsandboxes  {_counted(seen.sandboxes)}\nsessions   {_counted(seen.sessions)}\n"),
+        *_calls(seen),
         *(Text(line, style="red") for line in (*seen.problems, *seen.not_seen)),
     )
+
+
+def _calls(seen: Overview) -> Iterator[RenderableType]:
+    if seen.calls.uses:
+        cells = [
+            (use.kind, str(use.last_minute), "any" if use.budget is None else str(use.budget), str(use.most))
+            for use in seen.calls.uses
+        ]
+        yield table(("calls a minute", "the last one", "budget", "most lately"), cells)
+    said = (seen.calls.meaning, seen.told_left, f"This look took {seen.own_calls} calls.")
+    yield Text(" ".join(filter(None, said)), style="dim")
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -179,7 +179,7 @@ ENDPOINTS: Final = (
         "/status",
         "get",
         "How this server fares",
-        "Counters since its start.",
+        "Counters since its start, and its calls of both services against their budgets.",
         ("operator",),
         (401, 403, 503),
         None,

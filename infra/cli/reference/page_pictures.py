@@ -66,7 +66,7 @@ def take(folder: Mapping[Path, tuple[int, int]] = PICTURES) -> None:
         platform.serve_functions()
         start_sessions(platform.environ)
         command = [sys.executable, "-m", "infra.cli", "ui", "--ui-port", "0"]
-        environ = {**platform.environ, "PATH": "/usr/bin:/bin"}
+        environ = {**platform.environ, "PATH": "/usr/bin:/bin", "FUNCTIONS_URL": platform.functions_url}
         with subprocess.Popen(command, cwd=CHECKOUT, env=environ, stdout=subprocess.PIPE, text=True) as page:
             try:
                 address = page.stdout.readline().split()[-1] if page.stdout is not None else ""

@@ -5,6 +5,7 @@ Every value is escaped by the template and made printable before: a title, a com
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet import alarms, one, survey, top
+from infra.cli.fleet.call_use import CallsOf, of_the_functions_at
 from infra.cli.fleet.lists import Item, lists
 from infra.cli.fleet.survey import Row, in_words
 from infra.cli.fleet.target import target
@@ -23,6 +25,7 @@ from infra.cli.session.render import Renderer
 from infra.cli.ui import races
 from infra.cli.ui.answers import Shared, SharedEach, fresh_after
 from infra.cli.ui.races import Opened
+from shared.ports import ItemState
 from shared.texts import printable
 
 _HERE: Final = Path(__file__).parent
@@ -51,11 +54,12 @@ def _printable(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A part of the graph, in its drawing's units: what came and what was served in some minutes."""
+    """Some minutes: what came and was served in them, and how many waited at their end. `x`: in its drawing's units."""
 
     x: int
     came: int
     served: int
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,16 @@ def graph_of(items: Sequence[Item], now: float) -> Graph:
         for counts, moment in ((came, item.created_at), (served, item.started_at)):
             if moment is not None and 0 <= (place := int((now - moment) / width)) < _BINS:
                 counts[_BINS - 1 - place] += 1
-    bars = tuple(Bar(number * 10, came[number], served[number]) for number in range(_BINS))
-    return Graph(bars, max(1, *came, *served), _HOURS)
+    ends = [now - width * (_BINS - 1 - number) for number in range(_BINS)]
+    waiting = [sum(item.created_at <= end < _waits_until(item) for item in items) for end in ends]
+    bars = tuple(Bar(number * 10, came[number], served[number], waiting[number]) for number in range(_BINS))
+    return Graph(bars, max(1, *came, *served, *waiting), _HOURS)
+
+
+def _waits_until(item: Item) -> float:
+    """Unix seconds: until somebody takes the item, or ends it."""
+    known = [at for at in (item.acknowledged_at, item.started_at, item.stopped_at) if at is not None]
+    return min(known, default=math.inf if item.state is ItemState.QUEUED else item.created_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +125,10 @@ def timeline_of(events: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str
 class Reader:
     """Reads both services for the pages. Raises SettingsError, FeedRefused, FeedBroken, NotDone."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, calls_of: CallsOf | None = None) -> None:
         self._loaded = loaded
-        self.seen = Shared(self._look, lambda found: fresh_after(found[0].requests + len(found[1].queues)))
+        self._calls_of = calls_of or of_the_functions_at(loaded.environ.get("FUNCTIONS_URL", ""))
+        self.seen = Shared(self._look, lambda found: fresh_after(found[1].own_calls))
         self.alarms = Shared(self._alarms)
         self.records = races.Records(loaded)
         self._sessions = SharedEach(self._session)
@@ -153,7 +166,7 @@ class Reader:
 
     async def _look(self) -> tuple[survey.Seen, top.Overview]:
         seen = await survey.look(self._loaded, time.time())
-        return seen, await top.overview_of(seen)
+        return seen, await top.overview_of(seen, self._calls_of)
 
     async def _alarms(self) -> Sequence[str]:
         return alarms.in_lines(await alarms.read(self._loaded))

@@ -29,6 +29,7 @@ from infra.cli.ui.policy import PolicyMiddleware
 from shared import metrics
 from shared.errors import SecretUnavailable, SettingsError
 from shared.secret import Secret, strong
+from shared.service import Service
 from shared.settings import Settings
 
 _CHALLENGE: Final = {"www-authenticate": 'Basic realm="the token of the functions is the password", charset="UTF-8"'}
@@ -62,7 +63,7 @@ class OperatorsPage:
         async with self._making:
             if self._pages is None:
                 await asyncio.wait([lifecycle_of(request).preload])  # one import of an SDK at a time
-                self._pages = await asyncio.to_thread(_made, self._environ)
+                self._pages = await asyncio.to_thread(_made, self._environ, lifecycle_of(request).service)
             return self._pages
 
 
@@ -87,16 +88,23 @@ async def _require_strong(settings: Settings) -> None:
         strong("FUNCTIONS_TOKEN", await settings.functions_token.areveal())
 
 
-def _made(environ: Mapping[str, str]) -> ASGIApp:
-    """For a thread: half a second of imports. Raises SettingsError, SecretUnavailable."""
+def _made(environ: Mapping[str, str], service: Service) -> ASGIApp:
+    """`service`: of the functions beside it, whose calls are shown. For a thread: half a second of imports. Raises
+    SettingsError, SecretUnavailable."""
     from infra.cli.environ import Loaded, elsewhere
+    from infra.cli.fleet.call_use import Calls, told
+    from infra.cli.fleet.survey import Seen
     from infra.cli.ui.app import pages_of
     from infra.cli.ui.pages import Reader
 
     loaded = elsewhere(environ)
     key = Secret("ANTHROPIC_API_KEY", loaded.need("ANTHROPIC_API_KEY", "the page lists sessions with it")).reveal()
     loaded = Loaded({**loaded.environ, "ANTHROPIC_API_KEY": key}, None)
-    return pages_of(loaded, Reader(loaded), act=False)
+
+    async def own_calls(seen: Seen) -> Calls:
+        return told({"calls": service.call_use()})
+
+    return pages_of(loaded, Reader(loaded, own_calls), act=False)
 
 
 async def _to_the_page(request: Request) -> Response:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from shared.adapters.call_budget import CallBudget, Holds, Priority, retry_after
+from shared.adapters.call_counts import HOURS, PARTS
 from tests.support.virtual_time import run_virtual
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -26,6 +27,23 @@ def test_no_sixty_seconds_see_more_calls_than_the_limit_however_many_ask() -> No
         await asyncio.gather(*(caller() for _ in range(50)))
         busiest = max(sum(start <= at < start + 60 for at in sent) for start in range(120))
         assert 100 <= busiest <= 120 + 1
+
+    run_virtual(play)
+
+
+@pytest.mark.parametrize("limit", [0, 120])
+def test_calls_are_counted_for_the_last_minute_and_the_busiest_one_of_each_part_of_six_hours(limit: int) -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        budget = CallBudget(limit, clock)
+        for calls, pause in ((20, 3_600.0), (5, 60.0), (7, 0.0)):
+            for _ in range(calls):
+                await budget.admit(Priority.CLAIM)
+            await asyncio.sleep(pause)
+        assert budget.counts.last_minute() == 7 and budget.per_minute == (limit or None)
+        most = budget.counts.busiest()
+        assert len(most) == PARTS and most[-1] == 7 and most[-7] == 20 and sum(most) == 27
+        await asyncio.sleep(HOURS * 3600)
+        assert budget.counts.last_minute() == sum(budget.counts.busiest()) == 0
 
     run_virtual(play)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from infra.cli.fleet.call_use import Calls, CallUse
 from infra.cli.fleet.survey import OtherSandbox, Row
 from infra.cli.fleet.top import Overview, Queue
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
@@ -49,7 +50,16 @@ class Hostile(Reader):
         return {
             "rows": [row],
             "others": [OtherSandbox(HOSTILE, HOSTILE, "race", HOSTILE, 1.0)],
-            "overview": Overview((queue,), {HOSTILE: 1}, {HOSTILE: 1}, (HOSTILE,), (HOSTILE,)),
+            "overview": Overview(
+                (queue,),
+                {HOSTILE: 1},
+                {HOSTILE: 1},
+                (HOSTILE,),
+                (HOSTILE,),
+                calls=Calls((CallUse(HOSTILE, 1, None, (0, 2)), CallUse(HOSTILE, 0, 5, ())), HOSTILE),
+                requests_left=(1, 2),
+                own_calls=3,
+            ),
             "graph": graph_of([item(ItemState.ACTIVE, started_at=NOW)], NOW),
             "environments": [HOSTILE],
             "missing": (HOSTILE,),

@@ -86,7 +86,10 @@ def test_only_the_operators_token_shows_the_page_and_an_agents_never_does(client
         assert page.headers["cache-control"] == "no-store" and "set-cookie" not in page.headers
     assert client.post("/ui/sessions/x/stop", headers=basic(TOKEN), data={"token": "x"}).status_code == 405
     assert client.get("/ui/nowhere", headers=basic(TOKEN)).status_code == 404
-    counted = client.get("/status", headers=bearer(TOKEN)).json()["visits"]
+    assert "Of this copy of the functions." in page.text and "Claude, reads" in page.text
+    status = client.get("/status", headers=bearer(TOKEN)).json()
+    assert status["calls"]["anthropic_writes"]["a_minute"] == 300 and status["calls"]["tensorlake"]["last_minute"] == 0
+    counted = status["visits"]
     assert counted["calls"]["count"] == 0 and counted["strangers"]["count"] > len(PATHS) * len(refused)
 
 

@@ -46,6 +46,7 @@ KNOWN = {
         "figcaption",
         "svg",
         "rect",
+        "polyline",
         "span",
         "ol",
         "ul",
@@ -66,11 +67,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(tag, name, value) for name, value in attributes]
-        if tag not in ("meta", "link", "input", "rect"):
+        if tag not in ("meta", "link", "input", "rect", "polyline"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag != "rect":
+        if tag not in ("rect", "polyline"):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -210,6 +211,10 @@ def test_a_thousand_sessions_are_asked_for_once_however_many_look() -> None:
 def test_the_graph_and_the_timeline_are_of_what_the_services_tell() -> None:
     graph = graph_of([item(ItemState.STOPPED, age=60, started_at=NOW - 30), item(ItemState.QUEUED, age=90_000)], NOW)
     assert (graph.bars[-1].came, graph.bars[-1].served, sum(bar.came for bar in graph.bars)) == (1, 1, 1)
+    old = item(ItemState.ACTIVE, age=7_000, acknowledged_at=NOW - 3_500)
+    waited = [bar.waiting for bar in graph_of([old, item(ItemState.QUEUED, age=90_000)], NOW).bars]
+    assert waited == [1] * 24 + [2] * 6 + [1] * 6
+    assert not any(bar.waiting for bar in graph_of([item(ItemState.ACTIVE, age=7_000)], NOW).bars)
     use = {"type": "agent.tool_use", "id": "1", "name": "bash", "input": {"command": "ls"}}
     work = {"id": "work_1", "created_at": 5.0, "acknowledged_at": 7.0, "stopped_at": None}
     moments = timeline_of([{**use, "processed_at": "1970-01-01T00:00:06Z"}], [work])
