@@ -72,7 +72,7 @@ def application(*more: BaseRoute) -> Starlette:
             Route("/on_run_started", on_run_started, methods=["POST"]),
             Route("/poll_tick", poll_tick, methods=["POST"]),
             Route("/fork_best_of_n", fork_best_of_n, methods=["POST"]),
-            Route("/fork_best_of_n/{race_id}", fork_best_of_n, methods=["GET"]),
+            Route("/fork_best_of_n/{race_id}", fork_best_of_n, methods=["GET", "DELETE"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", readyz, methods=["GET"]),
             Route("/status", status, methods=["GET"]),

@@ -41,7 +41,8 @@ async def fork_best_of_n(request: Request) -> Response:
     too many calls or races, or a day's budget is spent, with a retry-after; 501 no race can go on behind an answer
     here; 502; 503. A stream that has begun (200) ends with the report or with one of these as its error.
 
-    GET at a race's location: 200 how it fares, 401, 403, 404, 429, 503."""
+    GET at a race's location: 200 how it fares, 401, 403, 404, 429, 503. DELETE there ends it: 202 it ends now, 200 it
+    is over, the rest as for GET."""
     began = time.monotonic()
     try:
         race_id = _race_id(request)
@@ -54,6 +55,8 @@ async def fork_best_of_n(request: Request) -> Response:
         if race_id:
             if caller is not None:
                 await agent_auth.require_admitted(caller, state)
+            if request.method == "DELETE":
+                return await state.recorded.cancel(race_id, caller)
             return await state.recorded.status(race_id, caller)
         streams = wants_stream(request)
         body = await state.bodies.read(request, proven=True)
@@ -88,8 +91,8 @@ async def fork_best_of_n(request: Request) -> Response:
 
 
 def _race_id(request: Request) -> str:
-    """The last part of what is got, where that is not the function's own name: a race's location."""
-    if request.method != "GET":
+    """The last part of what is got or deleted, where that is not the function's own name: a race's location."""
+    if request.method not in ("GET", "DELETE"):
         return ""
     last: str = request.scope["path"].rstrip("/").rpartition("/")[2]
     return "" if last in ("", FORK) else last
@@ -106,12 +109,13 @@ async def _run(
     deadline: Deadline | None,
     race_id: str | None = None,
     on_event: OnEvent | None = None,
+    cancelled: asyncio.Event | None = None,
 ) -> RaceReport:
     if race.on_finish is None or race.dry_run:
-        return await _raced(race, state, caller, deadline, race_id, on_event)
+        return await _raced(race, state, caller, deadline, race_id, cancelled, on_event)
     from functions.race_webhook import announced
 
-    run = partial(_raced, race, state, caller, deadline, race_id)
+    run = partial(_raced, race, state, caller, deadline, race_id, cancelled)
 
     async def kept() -> None:
         if race_id is not None:
@@ -126,13 +130,16 @@ async def _raced(
     caller: Capability | None,
     deadline: Deadline | None,
     race_id: str | None,
+    cancelled: asyncio.Event | None,
     on_event: OnEvent | None,
 ) -> RaceReport:
     from functions.race_requests import errors_as_answers
     from shared.races import agent_policy
 
     with errors_as_answers(), state.races.admitted(race, caller):
-        race_with = partial(state.service.race, deadline=deadline, on_event=on_event, race_id=race_id)
+        race_with = partial(
+            state.service.race, deadline=deadline, on_event=on_event, race_id=race_id, cancelled=cancelled
+        )
         if caller is None:
             report = await race_with(race)
         else:

@@ -100,7 +100,8 @@ async def announced(
         await say({"state": "failed", "error": {"type": error.kind, "message": error.message}})
         raise
     score = next((branch.score for branch in report.branches if branch.name == report.winner), None)
-    await say({"state": "finished", "winner": report.winner, "score": score, "seconds": report.seconds})
+    state = "cancelled" if report.cancelled else "finished"
+    await say({"state": state, "winner": report.winner, "score": score, "seconds": report.seconds})
     return report
 
 

@@ -56,8 +56,8 @@ _STOPPED: Final = ErrorBody(
     type="stopped", message="the race was ended before its report: its caller hung up, or its server stopped"
 )
 _FAULT: Final = ErrorBody(type="internal", message="a fault of this function")
-RunRace = Callable[[str, OnEvent], Coroutine[Any, Any, RaceReport]]
-"""Runs the race under this id. Raises HttpError."""
+RunRace = Callable[[str, OnEvent, asyncio.Event], Coroutine[Any, Any, RaceReport]]
+"""Runs the race under this id, until the event asks for its end. Raises HttpError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +126,47 @@ class RecordedRaces:
 
     async def status(self, race_id: str, caller: Capability | None) -> Response:
         """What a GET is answered. Raises HttpError 404 for what this caller may not know of, and 503."""
-        owner = None if caller is None else caller.session_id
+        if (known := self._known_here(race_id, caller)) is not None:
+            return _told(known)
+        environment, seen = await self._found(race_id, caller)
+        return _told(await self.status_of(environment, seen))
+
+    async def cancel(self, race_id: str, caller: Capability | None) -> Response:
+        """What a DELETE is answered: 202 for a race that ends now, 200 for one that is over. Raises HttpError 404 for
+        what this caller may not know of, and 503."""
+        if (known := self._known_here(race_id, caller)) is not None:
+            if known.state == "running":
+                self._running[race_id].record.cancelled.set()
+            return _told(known, ending=True)
+        environment, seen = await self._found(race_id, caller)
+        try:
+            seen = await self._records(environment).cancel(seen)
+        except CellGone:
+            raise _not_found() from None
+        except CellUnclear as error:
+            raise _unclear(error) from None
+        return _told(await self.status_of(environment, seen), ending=True)
+
+    def _known_here(self, race_id: str, caller: Capability | None) -> RaceStatus | None:
+        """The race that this process runs or has seen the end of. Raises HttpError 404 for another caller's."""
         if (running := self._running.get(race_id)) is not None:
-            head = running.record.head
-            return _told(running.record.status(), owner in (None, head.owner))
-        if (ended := self._remembered(race_id)) is not None:
-            return _told(RaceStatus.model_validate_json(ended.status), owner in (None, ended.owner))
+            owner, status = running.record.head.owner, running.record.status()
+        elif (ended := self._remembered(race_id)) is not None:
+            owner, status = ended.owner, RaceStatus.model_validate_json(ended.status)
+        else:
+            return None
+        if caller is not None and caller.session_id != owner:
+            raise _not_found()
+        return status
+
+    async def _found(self, race_id: str, caller: Capability | None) -> tuple[Environment, Seen]:
+        """The record on the service. Raises HttpError 404 and 503."""
+        known = self._service.settings.environments
         if names.is_race_id(race_id):
-            known = self._service.settings.environments
             for environment in known.values() if caller is None else [known[caller.environment_id]]:
                 found = await self.look(environment, race_id)
-                if found is not None and owner in (None, found.head.owner):
-                    return _told(await self.status_of(environment, found))
+                if found is not None and (caller is None or caller.session_id == found.head.owner):
+                    return environment, found
         raise _not_found()
 
     async def kept(self, race_id: str) -> None:
@@ -182,7 +211,7 @@ class RecordedRaces:
             status = await self._records(environment).status(seen)
         except CellUnclear as error:
             raise _unclear(error) from None
-        if status.state in ("finished", "failed"):
+        if status.state in ("finished", "cancelled", "failed"):
             self._remember(seen.head.owner, seen.head.body, status)
         return status
 
@@ -210,7 +239,7 @@ class RecordedRaces:
     async def _run(self, record: OwnRecord, run: RunRace, tell: OnEvent, begun: asyncio.Event) -> RaceReport:
         beating = asyncio.create_task(record.keep_alive())
         try:
-            report = await run(record.head.race_id, tell)
+            report = await run(record.head.race_id, tell, record.cancelled)
         except HttpError as error:
             await drop(beating)
             said = ErrorBody(type=error.kind, message=error.message, field=error.field)
@@ -400,13 +429,13 @@ def _report_in(status: RaceStatus) -> RaceReport:
     raise HttpError(409, "race_lost", text)
 
 
-def _told(status: RaceStatus, may_know: bool = True) -> Response:
-    if not may_know:
-        raise _not_found()
+def _told(status: RaceStatus, *, ending: bool = False) -> Response:
+    """`ending`: whoever asked wants it over, so one that still runs is a 202."""
     headers = {"cache-control": "no-store"}
     if status.state == "running":
         headers["retry-after"] = str(ASK_AGAIN_SECONDS)
-    return Response(status.model_dump_json(), 200, headers, "application/json")
+    code = 202 if ending and status.state == "running" else 200
+    return Response(status.model_dump_json(), code, headers, "application/json")
 
 
 def _not_found() -> HttpError:

@@ -301,9 +301,10 @@ class Service:
         on_event: OnEvent | None = None,
         timeouts: RaceTimeouts | None = None,
         race_id: str | None = None,
+        cancelled: asyncio.Event | None = None,
     ) -> RaceReport:
         """One best-of-N race, over and cleaned up by `deadline` where there is one. Raises RaceError, SettingsError and
-        SecretUnavailable. `race_id`: one that no other race has."""
+        SecretUnavailable. `race_id`: one that no other race has. Once `cancelled` is set it ends without a winner."""
         from shared.races.race import environment_for, run_race
         from shared.races.resources import RaceTimeouts
 
@@ -328,6 +329,7 @@ class Service:
                     timeouts=timeouts,
                     in_background=self.in_background,
                     race_id=race_id,
+                    cancelled=cancelled,
                 )
                 outcome = "won" if report.winner else "no_winner"
                 span.set({"hands.race.id": report.race_id, tracing.OUTCOME: outcome})

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Final, Literal
 
 from image.session.claim import STATE_DIRECTORY
 from shared import tracing
@@ -52,6 +52,11 @@ DEAD_MAN_SECONDS: Final = 180.0
 _RACE_BYTES: Final = 16 * 1024 * 1024
 _BRANCH_BYTES: Final = 8 * 1024 * 1024
 RENEW_SECONDS: Final = 45.0
+_WHY: Final = {
+    None: "the race's deadline passed",
+    "budget": "its max_sandbox_seconds are spent",
+    "caller": "the race was cancelled",
+}
 
 
 def environment_for(request: RaceRequest, settings: Settings) -> Environment:
@@ -96,6 +101,7 @@ async def run_race(
     now: Clock = time.time,
     in_background: InBackground | None = None,
     race_id: str | None = None,
+    cancelled: asyncio.Event | None = None,
 ) -> RaceReport:
     """Runs the race to its report, within its deadline plus the time to promote the winner (`timeouts.promote`).
 
@@ -105,8 +111,9 @@ async def run_race(
 
     Raises BadRace, SourceAbsent, SourceNotReady, SourceUnknown or SetupFailed when no branch could be begun,
     SettingsError for a configured judge that is none, and CancelledError when it was cancelled; what it made is ended
-    then in the same way. `on_event` is told what happens as it happens, and must not raise; it is told nothing of a
-    race that is refused before anything was begun.
+    then in the same way. Once `cancelled` is set the race ends as at its deadline, without a winner and a promotion;
+    one whose winner is being promoted goes on to its report. `on_event` is told what happens as it happens, and must
+    not raise; it is told nothing of a race that is refused before anything was begun.
     """
     check_limits(request, settings.races)
     loaded: dict[str, plugins.Plugin] = {}
@@ -117,7 +124,7 @@ async def run_race(
             await _check_pattern(by)
     timeouts = timeouts or RaceTimeouts(boot=settings.times.bind)
     return await _Race(
-        request, host, settings, environment, loaded, on_event, timeouts, clock, now, in_background, race_id
+        request, host, settings, environment, loaded, on_event, timeouts, clock, now, in_background, race_id, cancelled
     ).run()
 
 
@@ -143,6 +150,7 @@ class _Race:
         now: Clock,
         in_background: InBackground | None,
         race_id: str | None,
+        cancelled: asyncio.Event | None,
     ) -> None:
         self._request = request
         self._settings = settings
@@ -189,7 +197,8 @@ class _Race:
         self._last_resort = asyncio.Lock()
         self._leader: Leader | None = None
         self._accepted: str | None = None
-        self._budget_spent = False
+        self._cancel = cancelled
+        self._ended_by: Literal["budget", "caller"] | None = None
         self._checkpoint: str | None = None
         self._promotion: PromotionReport | None = None
 
@@ -234,7 +243,7 @@ class _Race:
                         await self._check_kept_name()
                         self._begin()
                         if not self._request.dry_run:
-                            async with self._within_budget(scope):
+                            async with self._ended_early(scope):
                                 await self._race(source, stack)
                 except TimeoutError:
                     if not scope.expired():
@@ -242,32 +251,39 @@ class _Race:
                     self._begin()
                 if not self._request.dry_run and all(runner.refused == 404 for runner in self._runners):
                     raise SourceAbsent("the source is not there: the service knows no such snapshot or image")
-                passed = "its max_sandbox_seconds are spent" if self._budget_spent else "the race's deadline passed"
-                why_not = "this is a dry run" if self._request.dry_run else passed
+                why_not = "this is a dry run" if self._request.dry_run else _WHY[self._ended_by]
                 branches = self._conclude(f"{self._accepted} was accepted" if self._accepted else why_not)
                 best = scores.winner(branches, higher_is_better=self._request.higher_is_better)
+                if self._ended_by == "caller":
+                    best = None
                 if best is not None and self._leader is not None:
                     self._promotion = await self._leader.promote(best)
                     self._progress.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
             finally:
                 self._resources.hurry()  # before the stack ends anything
-        return branches, best, scope.expired() and not self._budget_spent
+        return branches, best, scope.expired() and self._ended_by is None
 
     @asynccontextmanager
-    async def _within_budget(self, scope: asyncio.Timeout) -> AsyncIterator[None]:
-        """Ends the block as the deadline does when the race's sandbox-seconds are spent."""
+    async def _ended_early(self, scope: asyncio.Timeout) -> AsyncIterator[None]:
+        """Ends the block as the deadline does when the race's sandbox-seconds are spent, or its caller cancels it."""
 
-        async def watch(most: float) -> None:
-            await self._resources.meter.spent(most)
-            self._budget_spent = True
-            scope.reschedule(asyncio.get_running_loop().time())
+        async def watch(cause: Awaitable[object], by: Literal["budget", "caller"]) -> None:
+            await cause
+            if self._ended_by is None:
+                self._ended_by = by
+                scope.reschedule(asyncio.get_running_loop().time())
 
-        most = self._request.max_sandbox_seconds
-        watching = asyncio.create_task(watch(most)) if most is not None else None
+        watching: list[asyncio.Task[None]] = []
+        if self._request.max_sandbox_seconds is not None:
+            spent = self._resources.meter.spent(self._request.max_sandbox_seconds)
+            watching.append(asyncio.create_task(watch(spent, "budget")))
+        if self._cancel is not None:
+            watching.append(asyncio.create_task(watch(self._cancel.wait(), "caller")))
         try:
             yield
         finally:
-            await drop(watching)
+            for each in watching:
+                await drop(each)
 
     async def _check_kept_name(self) -> None:
         """Raises BadRace for a name that somebody has, SourceUnknown where that cannot be said."""
@@ -527,7 +543,8 @@ class _Race:
             seconds=self._timeline.now(),
             deadline_passed=deadline_passed,
             sandbox_seconds=round(self._resources.meter.seconds(), 3),
-            budget_spent=self._budget_spent,
+            budget_spent=self._ended_by == "budget",
+            cancelled=self._ended_by == "caller",
             dry_run=self._request.dry_run,
         )
 

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 DEAD_MAN_SECONDS: Final = 180.0
 BEAT_SECONDS: Final = 45.0
+LOOK_SECONDS: Final = 5.0
 _ATTEMPTS: Final = 3
 _PART: Final = 1 << 20  # bytes in one call (docs/wire/tensorlake.md#8-files)
 MOST_BYTES: Final = 4 * _PART  # of a report as it is kept, compressed
@@ -45,8 +46,8 @@ _LEFT_OUT: Final = "not kept: the report was too large"
 
 class Head(Model):
     """The text in a record's cell. `owner` is the session whose agent asked, empty for the operator; `body` a digest of
-    the request; `until` when a race that says nothing more counts as lost. `parts` and `sha256` are of the
-    report's file. Times are in seconds since 1970."""
+    the request; `cancel_asked` is written by whichever copy is asked to end the race; `until` when a race that says
+    nothing more counts as lost. `parts` and `sha256` are of the report's file. Times are in seconds since 1970."""
 
     race_id: str
     owner: str
@@ -58,6 +59,7 @@ class Head(Model):
     ended_at: float | None = None
     error: ErrorBody | None = None
     status: int = 0
+    cancel_asked: bool = False
     parts: int = 0
     sha256: str = ""
 
@@ -76,7 +78,8 @@ class Seen:
 
 
 class OwnRecord:
-    """The record of a race that runs in this process: nobody else writes it."""
+    """The record of a race that runs in this process: others write nothing into it but that the race is to end, which
+    sets `cancelled`."""
 
     def __init__(self, cell: Cell, head: Head, host: SandboxHost, now: Clock) -> None:
         self.head = head
@@ -84,25 +87,33 @@ class OwnRecord:
         self._host = host
         self._now = now
         self._number = 1
+        self.cancelled = asyncio.Event()
 
     def status(self, report: RaceReport | None = None) -> RaceStatus:
         """As far as it is known here: with a report it has finished."""
         return RaceStatus(
             race_id=self.head.race_id,
-            state="running" if report is None else "finished",
+            state="running" if report is None else _state_of(report),
             asked_at=_moment(self.head.asked_at),
             ended_at=_moment(self.head.ended_at),
             report=report,
         )
 
     async def keep_alive(self) -> None:
-        """Says every BEAT_SECONDS that the race lives, until it is cancelled."""
+        """Says every BEAT_SECONDS that the race lives, and looks in between whether it is to end. Until cancelled."""
+        looks = 0
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
+            looks += 1
             try:
-                await self._write(until=self._now() + DEAD_MAN_SECONDS)
+                if looks * LOOK_SECONDS % BEAT_SECONDS == 0:
+                    await self._write(until=self._now() + DEAD_MAN_SECONDS)
+                elif not self.cancelled.is_set():
+                    self._learn((await self._cell.read()).text)
             except (CellGone, CellUnclear) as error:
                 log.warning("race.record_not_renewed race=%s reason=%s", self.head.race_id, error)
+                if isinstance(error, CellGone):
+                    return
 
     async def finished(self, report: RaceReport) -> None:
         """Keeps the report. Raises CellGone and CellUnclear."""
@@ -115,7 +126,7 @@ class OwnRecord:
                 case Refused(reason=reason) | Doubtful(reason=reason):
                     raise CellUnclear(f"the report could not be kept: {reason}")
         digest = hashlib.sha256(data).hexdigest()
-        await self._over("finished", parts=len(parts), sha256=digest)
+        await self._over(_state_of(report), parts=len(parts), sha256=digest)
 
     async def failed(self, status: int, error: ErrorBody) -> None:
         """Keeps why there is no report. Raises CellGone and CellUnclear."""
@@ -131,15 +142,23 @@ class OwnRecord:
 
     async def _write(self, **changes: object) -> None:
         self.head = self.head.model_copy(update=changes)
-        text = self.head.model_dump_json()
         for _ in range(_ATTEMPTS):
+            text = self.head.model_dump_json()
             stands = await self._cell.write(self._number + 1, text)
             self._number = stands.number
             if stands.text == text:
                 return
-            if _head(stands.text).by != self.head.by:  # else an earlier call of ours, whose answer nobody waited for
-                break
-        raise CellUnclear("somebody else has written this race's record")
+            self._learn(stands.text)  # or an earlier call of ours, whose answer nobody waited for
+        raise CellUnclear("this race's record is being written by many at once")
+
+    def _learn(self, text: str) -> None:
+        """Raises CellUnclear."""
+        found = _head(text)
+        if found.by != self.head.by:
+            raise CellUnclear("somebody else has written this race's record")
+        if found.cancel_asked:
+            self.head = self.head.model_copy(update={"cancel_asked": True})
+            self.cancelled.set()
 
 
 class RaceRecords:
@@ -196,6 +215,19 @@ class RaceRecords:
             return None
         return self._seen(cell, stands.text) if stands.number else None
 
+    async def cancel(self, seen: Seen) -> Seen:
+        """Has it written that this race is to end, where it still runs: the copy that runs it looks every LOOK_SECONDS.
+        The record as it stands then. Raises CellGone and CellUnclear."""
+        for _ in range(_ATTEMPTS):
+            stands = await seen.cell.read()
+            seen = self._seen(seen.cell, stands.text)
+            if seen.state(self._now()) != "running" or seen.head.cancel_asked:
+                return seen
+            text = seen.head.model_copy(update={"cancel_asked": True}).model_dump_json()
+            if (await seen.cell.write(stands.number + 1, text)).text == text:
+                return self._seen(seen.cell, text)
+        raise CellUnclear("this race's record is being written by many at once")
+
     async def report(self, seen: Seen) -> RaceReport:
         """The report of a finished race. Raises CellUnclear."""
         parts: list[bytes] = []
@@ -223,7 +255,7 @@ class RaceRecords:
             expires_at=_moment(seen.expires_at),
             error=seen.head.error,
             error_status=seen.head.status or None,
-            report=await self.report(seen) if state == "finished" else None,
+            report=await self.report(seen) if state in ("finished", "cancelled") else None,
         )
 
     def _expires_at(self, cell: Cell) -> float | None:
@@ -267,6 +299,10 @@ def _without_files(branch: BranchReport) -> dict[str, object]:
 
 def _compressed(report: RaceReport) -> bytes:
     return zlib.compress(report.model_dump_json().encode())
+
+
+def _state_of(report: RaceReport) -> RaceState:
+    return "cancelled" if report.cancelled else "finished"
 
 
 def _head(text: str) -> Head:

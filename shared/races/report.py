@@ -109,7 +109,8 @@ class RaceReport(Model):
     on behind the report, and those whose end could not be confirmed. `speedup` is how many times as long the branches'
     runs and judges would have taken one after the other, null where nothing ran. `promotion` is null where none was
     asked for, or nobody won. `sandbox_seconds` is how long the race's sandboxes lived, all together and
-    up to the report; `budget_spent` says that this ended the race (`max_sandbox_seconds`).
+    up to the report; `budget_spent` says that this ended the race (`max_sandbox_seconds`),
+    `cancelled` that its caller did: then nobody won.
     `rounds` is empty for a race of one."""
 
     race_id: str
@@ -127,4 +128,5 @@ class RaceReport(Model):
     deadline_passed: bool = False
     sandbox_seconds: float = 0.0
     budget_spent: bool = False
+    cancelled: bool = False
     dry_run: bool = False

@@ -9,15 +9,15 @@ from shared.races.events import ErrorBody
 from shared.races.fields import Model
 from shared.races.report import RaceReport
 
-RaceState = Literal["running", "finished", "failed", "lost"]
+RaceState = Literal["running", "finished", "cancelled", "failed", "lost"]
 
 
 class RaceStatus(Model):
     """One race that was asked for with `Prefer: respond-async` or an `Idempotency-Key`. `finished`: `report` is there,
-    whether a branch won or none. `failed`: `error` says why there is no report, and
-    `error_status` is the HTTP status that a caller who waits is answered with. `lost`: the copy of the functions that
-    ran it has died; what it left is ended by the reconciler, and a promotion may or may not have been made. What is
-    known of it is deleted at `expires_at`."""
+    whether a branch won or none. `cancelled`: somebody ended it, and `report` says what had finished. `failed`: `error`
+    says why there is no report, and `error_status` is the HTTP status that a caller who waits is answered with. `lost`:
+    the copy of the functions that ran it has died; what it left is ended by the reconciler, and a promotion may or may
+    not have been made. What is known of it is deleted at `expires_at`."""
 
     race_id: str
     state: RaceState

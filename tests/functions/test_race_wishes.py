@@ -56,7 +56,7 @@ def served(*, lives_on: bool = True, **extra: str) -> Iterator[TestClient]:
         yield {STATE: FunctionsState(service, background=lives_on)}
 
     paths = ("/fork_best_of_n", "/fork_best_of_n/{race_id}")
-    routes = [Route(path, fork_best_of_n, methods=["GET", "POST"]) for path in paths]
+    routes = [Route(path, fork_best_of_n, methods=["GET", "POST", "DELETE"]) for path in paths]
     with TestClient(Starlette(routes=routes, lifespan=lifespan)) as http:
         yield http
 
@@ -66,7 +66,7 @@ def post(http: TestClient, headers: Mapping[str, str], body: Mapping[str, Any] =
     return http.post("/fork_best_of_n", json=dict(body), headers={**headers, **named})
 
 
-def test_an_agent_reads_the_races_of_its_own_session_and_the_operator_all() -> None:
+def test_an_agent_reads_and_ends_the_races_of_its_own_session_and_the_operator_all() -> None:
     with served() as http:
         mine = post(http, agent(), prefer="respond-async")
         assert mine.status_code == 202
@@ -74,7 +74,11 @@ def test_an_agent_reads_the_races_of_its_own_session_and_the_operator_all() -> N
         operators = post(http, OPERATOR, {**RACE, "source": {"session_id": SESSION}}, prefer="respond-async")
         answers = [http.get(where, headers=headers) for headers in (agent(), OPERATOR, agent(OTHER))]
         assert [each.status_code for each in answers] == [200, 200, 404]
-        assert http.get(f"/fork_best_of_n/{operators.json()['race_id']}", headers=agent()).status_code == 404
+        others = f"/fork_best_of_n/{operators.json()['race_id']}"
+        assert http.get(others, headers=agent()).status_code == 404
+        ended = [http.delete(where, headers=agent(OTHER)), http.delete(others, headers=agent())]
+        assert [each.status_code for each in ended] == [404, 404]
+        assert http.delete(where, headers=agent()).status_code in (200, 202)
 
 
 def test_two_callers_may_use_one_key() -> None:

@@ -140,6 +140,31 @@ def test_a_race_that_nobody_waits_for_is_read_back_from_any_copy(copies: Copies)
     assert timedelta(hours=23) < lives < timedelta(hours=25)
 
 
+@pytest.mark.parametrize("asked", ["the copy that runs it", "another copy"])
+def test_a_race_that_is_deleted_ends_with_all_it_made_and_says_so(copies: Copies, asked: str) -> None:
+    key = secrets.token_hex(8)
+    race_id = post(copies.first, GATED, prefer="respond-async", idempotency_key=key).json()["race_id"]
+    where = f"/fork_best_of_n/{race_id}"
+    until(lambda: copies.branches_of(race_id), "the race did not begin")
+    told = (copies.first if asked == "the copy that runs it" else copies.second).delete(where)
+    assert (told.status_code, told.json()["state"]) == (202, "running")
+    ended = until(lambda: (now := copies.second.get(where).json())["state"] != "running" and now)
+    report = ended["report"]
+    assert (ended["state"], report["cancelled"], report["winner"]) == ("cancelled", True, None)
+    assert {branch["reason"] for branch in report["branches"]} == {"the race was cancelled"}
+    until(lambda: all(box["status"] == "terminated" for box in copies.branches_of(race_id)), "a branch lives on")
+    for copy in (copies.first, copies.second):
+        again = copy.delete(where)
+        assert (again.status_code, again.json()["state"]) == (200, "cancelled")
+    assert post(copies.second, GATED, idempotency_key=key).json() == report
+
+
+def test_a_race_that_is_over_is_not_changed_by_a_delete(copies: Copies) -> None:
+    report = post(copies.first, QUICK, idempotency_key=secrets.token_hex(8)).json()
+    told = copies.second.delete(f"/fork_best_of_n/{report['race_id']}")
+    assert (told.status_code, told.json()["state"], told.json()["report"]) == (200, "finished", report)
+
+
 def test_a_caller_that_says_how_long_it_waits_gets_the_report_within_that_time(copies: Copies) -> None:
     quick = post(copies.first, QUICK, prefer="respond-async, wait=20")
     assert (quick.status_code, quick.json()["winner"]) == (200, "b0")
@@ -188,7 +213,9 @@ def test_nobody_without_a_token_reads_a_race_and_nobody_reads_one_that_is_not_th
     assert copies.first.get(nowhere, headers={"authorization": "Bearer wrong"}).status_code == 401
     assert copies.first.get(nowhere).json()["error"]["type"] == "race_not_found"
     assert copies.first.get("/fork_best_of_n/no-id").status_code == 404
-    assert copies.first.delete(nowhere).status_code == 405
+    assert copies.first.delete(nowhere, headers={"authorization": "Bearer wrong"}).status_code == 401
+    assert copies.first.delete(nowhere).json()["error"]["type"] == "race_not_found"
+    assert copies.first.delete("/fork_best_of_n").status_code == 405
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "caf\u00e9", '""'])

@@ -209,6 +209,8 @@ def text_of(report: Mapping[str, Any]) -> str:
         lines[0] += " (The race's deadline passed: this is what finished by then.)"
     if report.get("budget_spent"):
         lines[0] += " (Its max_sandbox_seconds are spent: this is what finished by then.)"
+    if report.get("cancelled"):
+        lines[0] += " (The race was cancelled: this is what finished by then.)"
     if report.get("promotion"):
         lines.append(_promotion(report["promotion"]))
     longest = min(_LONGEST_TAIL, _LONGEST_TEXT // max(1, len(branches)) // 2)

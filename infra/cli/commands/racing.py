@@ -46,11 +46,12 @@ def fork(
     report: Annotated[Path | None, typer.Option(help="write the report as a page of HTML")] = None,
     begin: Annotated[bool, typer.Option("--async", help="begin it there and print its id")] = False,
     wait_for: Annotated[str, typer.Option("--wait", metavar="ID", help="wait for a race that was begun so")] = "",
+    cancel_one: Annotated[str, typer.Option("--cancel", metavar="ID", help="end a race that was begun so")] = "",
     key: Annotated[str, typer.Option(help="an Idempotency-Key: asked twice, there is one race")] = "",
     url: FunctionsUrl = "",
 ) -> None:
     """Race candidates from one state and keep the best. Flags win over the file. Exit code 0 only with a winner."""
-    from infra.cli.fork.command import Options, run, wait
+    from infra.cli.fork.command import Options, cancel, run, wait
     from infra.cli.fork.request import Flags, read_request
 
     flags = Flags(
@@ -77,9 +78,11 @@ def fork(
     )
     options = Options(url.strip(), as_json, report, key, begin)
     with edge():
-        request = None if wait_for and not file else read_request(file, flags)
+        request = None if cancel_one or (wait_for and not file) else read_request(file, flags)
         loaded = load(served_elsewhere=bool(options.url))
-        if wait_for:
+        if cancel_one:
+            finish(cancel(loaded, cancel_one, options))
+        elif wait_for:
             finish(wait(loaded, wait_for, request, options))
         elif request is not None:
             finish(run(loaded, request, options))

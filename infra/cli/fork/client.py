@@ -185,6 +185,22 @@ async def wait_there(race_id: str, url: str, token: Secret, tell: events.OnEvent
             await asyncio.sleep(_PAUSE)
 
 
+async def cancel_there(race_id: str, url: str, token: Secret) -> RaceStatus:
+    """Ends a race that was begun there; how it fares then. Raises NotServed."""
+    where = f"{url.rstrip('/')}/fork_best_of_n/{quote(race_id, safe='')}"
+    headers = {"authorization": f"Bearer {token.reveal()}"}
+    try:
+        async with httpx2.AsyncClient(timeout=httpx2.Timeout(_LOOK_SECONDS, connect=_CONNECT_SECONDS)) as client:
+            answer = await client.delete(where, headers=headers)
+        if answer.status_code not in (200, 202):
+            raise _refusal(answer.status_code, answer.content)
+        return RaceStatus.model_validate_json(answer.content)
+    except (ValidationError, httpx2.InvalidURL):
+        raise NotServed("what answers at FUNCTIONS_URL tells of no race: is it of another version?") from None
+    except httpx2.HTTPError as error:
+        raise NotServed(f"no fork_best_of_n answers at FUNCTIONS_URL ({type(error).__name__})") from None
+
+
 def _end_of(status: RaceStatus) -> events.Event:
     if status.report is not None:
         return events.Reported(report=status.report)

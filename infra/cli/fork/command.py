@@ -1,9 +1,9 @@
 """`fork`: a race from a file or flags, watched as it runs.
 
-Exit codes: 0 a branch won (or the race was begun, with --async), 1 none did, 2 the request or a setting is wrong, 130
-ctrl-C. Ctrl-C cancels the race and waits until what it made has ended; a second one leaves at once. A race that was
-left, or died with its process, is ended by the reconciler (docs/races.md), because its sandboxes' names say until when
-anybody may want them.
+Exit codes: 0 a branch won (or the race was begun, with --async, or ends, with --cancel), 1 none did, 2 the request or a
+setting is wrong, 130 ctrl-C. Ctrl-C cancels the race and waits until what it made has ended; a second one leaves at
+once. A race that was left, or died with its process, is ended by the reconciler (docs/races.md), because its sandboxes'
+names say until when anybody may want them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from rich.text import Text
 
 from infra.cli.environ import Loaded
 from infra.cli.fork import page
-from infra.cli.fork.client import NotServed, RecordingHost, is_askers_fault, race_here, race_there, wait_there
+from infra.cli.fork.client import (
+    NotServed,
+    RecordingHost,
+    cancel_there,
+    is_askers_fault,
+    race_here,
+    race_there,
+    wait_there,
+)
 from infra.cli.fork.display import RaceDisplay, conclusion, one_line, plain, summary
 from infra.cli.fork.request import BadInput
 from infra.cli.session.render import Line, Look
@@ -131,6 +139,23 @@ async def wait(loaded: Loaded, race_id: str, request: RaceRequest | None, option
     waiting = wait_there(race_id, options.url, _token(loaded), console.tell)
     code = await _seen_to_its_end(waiting, console, lambda: _remark("stopped waiting; the race goes on"))
     return _conclude(request, options, console) if code is None else code
+
+
+async def cancel(loaded: Loaded, race_id: str, options: Options) -> int:
+    """Ends a race that was begun with `begin`; the exit code, 0 also where it was over. Raises BadInput."""
+    if not options.url:
+        raise BadInput("--cancel is for served functions: set FUNCTIONS_URL, or --url")
+    try:
+        status = await cancel_there(race_id, options.url, _token(loaded))
+    except NotServed as error:
+        return _not_run(str(error), EXIT_BAD_INPUT if error.asked_wrongly else EXIT_NOT_WON)
+    if options.as_json:
+        print(json.dumps({"race_id": race_id, "state": status.state}))
+    if status.state == "running":
+        _remark(f"the race ends; what had finished: hands fork --wait {race_id}")
+    else:
+        _remark(f"the race was over: {status.state}")
+    return EXIT_WON
 
 
 def _token(loaded: Loaded) -> Secret:

@@ -178,6 +178,8 @@ def conclusion(report: RaceReport) -> Iterator[Line]:
         yield Line("The race's deadline passed: what finished by then was judged.", Look.WRONG)
     if report.budget_spent:
         yield Line("Its max_sandbox_seconds are spent: what finished by then was judged.", Look.WRONG)
+    if report.cancelled:
+        yield Line("The race was cancelled: what finished by then was judged, and nobody wins.", Look.WRONG)
     if report.promotion is not None:
         yield Line(promoted(report.promotion), Look.PLAIN if report.promotion.done else Look.WRONG)
         yield from _paths(report.promotion)

@@ -51,7 +51,7 @@ ERRORS: Final[Mapping[int, str]] = {
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     path: str
-    method: Literal["get", "post"]
+    method: Literal["get", "post", "delete"]
     summary: str
     description: str
     security: tuple[str, ...]
@@ -156,6 +156,20 @@ ENDPOINTS: Final = (
         {200: ("How it fares, with its report or its error.", {"application/json": _ref("RaceStatus")})},
     ),
     Endpoint(
+        "/fork_best_of_n/{race_id}",
+        "delete",
+        "One race ended",
+        "Ends a race that can be read back, from any copy of the functions; again does nothing more. What had finished"
+        " stands in its report, nobody wins and nothing is promoted. An agent ends the races of its own session.",
+        ("operator", "capability"),
+        (401, 403, 404, 429, 503),
+        None,
+        {
+            200: ("It is over: ended before, or by itself.", {"application/json": _ref("RaceStatus")}),
+            202: ("It ends now; read it back.", {"application/json": _ref("RaceStatus")}),
+        },
+    ),
+    Endpoint(
         "/healthz",
         "get",
         "Alive",
@@ -226,7 +240,7 @@ def document() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for each in ENDPOINTS:
         operation: dict[str, Any] = {
-            "operationId": each.path.strip("/").replace("/{", "_by_").rstrip("}"),
+            "operationId": _operation_id(each),
             "summary": each.summary,
             "description": each.description,
             "security": [{scheme: []} for scheme in each.security],
@@ -236,7 +250,7 @@ def document() -> dict[str, Any]:
             operation["parameters"] = parameters
         if each.body is not None:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": each.body}}}
-        paths[each.path] = {each.method: operation}
+        paths.setdefault(each.path, {})[each.method] = operation
     return {
         "openapi": "3.1.0",
         "info": {
@@ -261,6 +275,11 @@ def document() -> dict[str, Any]:
             },
         },
     }
+
+
+def _operation_id(endpoint: Endpoint) -> str:
+    name = endpoint.path.strip("/").replace("/{", "_by_").rstrip("}")
+    return f"delete_{name}" if endpoint.method == "delete" else name
 
 
 def _parameters(endpoint: Endpoint) -> Iterator[dict[str, Any]]:

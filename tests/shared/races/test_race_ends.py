@@ -56,9 +56,14 @@ async def quick_first(call: FakeCall) -> CommandOutput:
 
 
 def raced(
-    host: FakeHost, look: Callable[[], None] = lambda: None, cancel_after: float | None = None, **fields: Any
+    host: FakeHost,
+    look: Callable[[], None] = lambda: None,
+    cancel_after: float | None = None,
+    end_after: float | None = None,
+    **fields: Any,
 ) -> tuple[RaceReport | None, float]:
-    """The report (None where it was cancelled), and the seconds until it was there. All ends are over then."""
+    """The report (None where its caller hung up after `cancel_after`; after `end_after` it is asked to end), and the
+    seconds until it was there. All ends are over then."""
     host.add(SOURCE)
 
     async def main(clock: Callable[[], float]) -> tuple[RaceReport | None, float]:
@@ -68,6 +73,7 @@ def raced(
             ends.add(task := asyncio.create_task(work))
             return task
 
+        asked_to_end = asyncio.Event()
         racing = asyncio.create_task(
             run_race(
                 asked(**{"n": 4, "command": ["try"], **fields}),
@@ -77,13 +83,17 @@ def raced(
                 clock=clock,
                 now=lambda: START + clock(),
                 in_background=in_background,
+                cancelled=asked_to_end,
             )
         )
         if cancel_after is not None:
             await asyncio.sleep(cancel_after)
             racing.cancel()
+        if end_after is not None:
+            await asyncio.sleep(end_after)
+            asked_to_end.set()
         await asyncio.wait({racing})
-        took = clock() - (cancel_after or 0.0)
+        took = clock() - (cancel_after or end_after or 0.0)
         look()
         await asyncio.wait(ends)
         return (None if racing.cancelled() else racing.result()), took
@@ -107,6 +117,19 @@ def test_a_deadline_is_one(slow: set[str]) -> None:
     report, took = raced(host, deadline=3.0, min_score=2)
     assert report is not None and report.deadline_passed
     assert 3.0 <= took < 4.0
+    assert (host.alive(), host.snapshots) == ([SOURCE], {})
+
+
+@pytest.mark.parametrize("slow", [{"create"}, {"terminate"}, {"snapshot"}, {"create", "terminate", "delete_snapshot"}])
+def test_a_race_that_is_asked_to_end_reports_at_once_what_finished_and_promotes_nothing(slow: set[str]) -> None:
+    host = Slow(slow, program=quick_first)
+    report, took = raced(host, end_after=3.0, promote="snapshot")
+    assert report is not None and report.cancelled and not report.deadline_passed
+    assert (report.winner, report.promotion) == (None, None)
+    begun = "snapshot" not in slow
+    assert [branch.status for branch in report.branches][:2] == (["ok", "cancelled"] if begun else ["not_started"] * 2)
+    assert report.branches[1].reason == "the race was cancelled"
+    assert took < 1.0
     assert (host.alive(), host.snapshots) == ([SOURCE], {})
 
 

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from infra.cli.__main__ import app
 from infra.cli.environ import Loaded
 from infra.cli.fork.client import RecordingHost
-from infra.cli.fork.command import Options, RaceConsole, run, wait
+from infra.cli.fork.command import Options, RaceConsole, cancel, run, wait
 from infra.cli.fork.request import BadInput, Flags, read_request
 from shared import names
 from shared.errors import SettingsError
@@ -305,6 +305,11 @@ def test_a_race_is_begun_there_and_waited_for_later(capsys: pytest.CaptureFixtur
         assert json.loads(capsys.readouterr().out)["race_id"] == race_id
         assert asyncio.run(wait(Loaded(environ, None), "0" * 12, None, Options(url=url))) == 1
         assert "no race of this id" in capsys.readouterr().err
+        assert asyncio.run(cancel(Loaded(environ, None), race_id, Options(url=url, as_json=True))) == 0
+        over = capsys.readouterr()
+        assert json.loads(over.out) == {"race_id": race_id, "state": "finished"} and "was over: finished" in over.err
+        assert asyncio.run(cancel(Loaded(environ, None), "0" * 12, Options(url=url))) == 1
+        assert "no race of this id" in capsys.readouterr().err
     with offered() as url:
         assert ran(environ, AT_A_SESSION, Options(url=url, begin=True)) == 2
         assert "--async" not in capsys.readouterr().out
@@ -315,6 +320,23 @@ def test_what_is_for_served_functions_alone_says_so() -> None:
         ran({}, AT_A_SESSION, Options(begin=True))
     with pytest.raises(BadInput, match="FUNCTIONS_URL"):
         asyncio.run(wait(Loaded({}, None), "0" * 12, None, Options()))
+    with pytest.raises(BadInput, match="FUNCTIONS_URL"):
+        asyncio.run(cancel(Loaded({}, None), "0" * 12, Options()))
+
+
+def test_a_race_that_was_begun_there_is_ended_there(capsys: pytest.CaptureFixture[str]) -> None:
+    async def program(call: FakeCall) -> CommandOutput:
+        await asyncio.sleep(300)
+        raise AssertionError("nobody waits for it")
+
+    loaded = Loaded({"FUNCTIONS_TOKEN": TOKEN}, None)
+    with offered(FakeHost(latency=0.001, program=program), background=True) as url:
+        assert ran(dict(loaded.environ), AT_A_SESSION, Options(url=url, begin=True)) == 0
+        race_id = capsys.readouterr().out.strip()
+        assert asyncio.run(cancel(loaded, race_id, Options(url=url))) == 0
+        assert f"hands fork --wait {race_id}" in capsys.readouterr().err
+        assert asyncio.run(wait(loaded, race_id, None, Options(url=url))) == 1
+        assert "Nobody won" in (out := capsys.readouterr().out) and "was cancelled" in out
 
 
 def test_what_served_functions_refuse_is_said_and_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

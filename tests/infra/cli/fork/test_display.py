@@ -131,6 +131,7 @@ def test_the_winner_comes_first_then_who_was_scored_then_the_others() -> None:
         ({"dry_run": True}, ["dry run"]),
         ({"deadline_passed": True}, ["deadline passed"]),
         ({"budget_spent": True}, ["max_sandbox_seconds are spent"]),
+        ({"cancelled": True}, ["Nobody won", "was cancelled"]),
         ({"leftovers": ("box-1",)}, ["reconciler", "box-1"]),
         (
             {"promotion": PromotionReport(kind="workspace", done=False, reason="it changed", conflicts=("x",) * 9)},
