@@ -82,7 +82,7 @@ class Environment:
     setup_stores: tuple[str, ...] = ()
     """Prefixes of objects that are signed for a session."""
     setup_credentials: str = ""
-    """`module:function` that gives a repository's credential."""
+    """`module:function` that gives a repository's credential, or the name of an entry point."""
     prepared_seconds: float = 0.0
     """How long a prepared start is new; 0: sessions start from none."""
     prepared_by_ticks: bool = False
@@ -515,8 +515,8 @@ def _pool(where: str, pool: str) -> str:
 
 
 def _plugin(where: str, target: str) -> str:
-    if target and not re.fullmatch(_FUNCTION, target, re.ASCII):
-        raise SettingsError(f"{where}: setup_credentials must be module:function")
+    if target and not re.fullmatch(rf"{_FUNCTION}|[A-Za-z0-9_-]+", target, re.ASCII):
+        raise SettingsError(f"{where}: setup_credentials must be module:function, or an entry point's name")
     return target
 
 

@@ -22,6 +22,7 @@ from shared.settings import Environment
 _MOST: Final = 16  # objects; their addresses travel in the claim
 _LONGEST_ADDRESS: Final = 4096
 _SECONDS: Final = 20.0
+_GROUP: Final = "serverless_hands.credentials"
 _MARGIN: Final = 300.0  # seconds that an address is good for beyond the set-up's own limit
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,7 @@ async def _credential(target: str, repo: str) -> dict[str, str] | None:
     """Of the operator's function, which gets the repository's URL and gives a name and a password, or None."""
     if not target or not repo:
         return None
-    module, _, function = target.partition(":")
-    plugin: Any = getattr(await asyncio.to_thread(importlib.import_module, module), function)
+    plugin = await asyncio.to_thread(_plugin, target)
     given = await plugin(repo) if inspect.iscoroutinefunction(plugin) else await asyncio.to_thread(plugin, repo)
     if given is None:
         return None
@@ -92,3 +92,16 @@ async def _credential(target: str, repo: str) -> dict[str, str] | None:
     if not all(isinstance(each, str) and each.isprintable() and each for each in (username, password)):
         raise ValueError("a name and a password are printable texts")
     return {"username": username, "password": password}
+
+
+def _plugin(target: str) -> Any:
+    """Raises LookupError for an entry point that no installed package has."""
+    module, separator, function = target.partition(":")
+    if separator:
+        return getattr(importlib.import_module(module), function)
+    from importlib import metadata
+
+    (found,) = metadata.entry_points(group=_GROUP, name=target) or (None,)
+    if found is None:
+        raise LookupError(f"no installed package has the entry point {target} in {_GROUP}")
+    return found.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -81,6 +82,20 @@ def test_the_operators_function_gives_the_credential_and_its_failure_is_told_wit
     assert access(Queue(Doubtful("HTTP 500")), SETUP_CREDENTIALS=f"{__name__}:good") == SetupAccess()
     assert access(Queue(session({"repo": "x"})), SETUP_CREDENTIALS=f"{__name__}:good") == SetupAccess()
     assert len(caplog.records) == 3 and "SECRET" not in caplog.text
+
+
+def test_the_function_may_be_an_entry_point_of_a_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = tmp_path / "handsprobe-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: handsprobe\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[serverless_hands.credentials]\nour-forge = {__name__}:good\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = access(Queue(session(METADATA)), SETUP_CREDENTIALS="our-forge")
+    assert given.credential == {"username": "name", "password": "word"}
+    assert access(Queue(session(METADATA)), SETUP_CREDENTIALS="another-forge") == SetupAccess()
+    assert "LookupError" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -83,6 +84,22 @@ def test_a_server_over_http_is_reached_again_when_it_is_back(kind: str, path: st
             await connection.close()
 
     asyncio.run(scenario())
+
+
+def test_a_server_that_somebody_else_wrote_is_used_as_it_is() -> None:
+    pytest.importorskip("mcp_server_time")
+
+    async def scenario() -> str:
+        connection = server({"command": sys.executable, "args": ["-I", "-m", "mcp_server_time"]})
+        assert {tool.name for tool in await connection.tools()} == {"get_current_time", "convert_time"}
+        asked = {"source_timezone": "Asia/Tokyo", "time": "09:30", "target_timezone": "Asia/Kolkata"}
+        (block,) = await connection.call("convert_time", asked)
+        with pytest.raises(ToolError, match="timezone"):
+            await connection.call("convert_time", {**asked, "source_timezone": "Nowhere/Town"})
+        await connection.close()
+        return str(block["text"])
+
+    assert json.loads(asyncio.run(scenario()))["time_difference"] == "-3.5h"
 
 
 @contextlib.contextmanager
