@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import random
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import soak
-from tests.faults.soak import Played, Report, SoakOptions
+from shared.ports import OpenCalls
+from tests.faults import soak, soak_judge, soak_requests
+from tests.faults.soak import SoakOptions
+from tests.faults.soak_report import Played, Report
+from tests.faults.soak_users import TURNS
 from tests.faults.soak_weather import KINDS, Scene
 from tests.faults.test_claims_under_faults import heal
 from tests.support.footprint import Sample, children, growth, measure, watching
@@ -31,7 +35,7 @@ def test_four_copies_under_faults_for_a_minute_lose_double_and_leave_nothing() -
     print(report.text())
     assert report.problems == []
     assert report.begun >= MINUTE.users
-    assert report.turns == soak.TURNS * report.begun
+    assert report.turns == TURNS * report.begun
     assert {growth.name for growth in report.growths} == {"uvicorn", "gunicorn", "tick loop 1", "tick loop 2"}
     assert report.ticks["ticks"] > 10
     both = {name.split()[0] for name, count in report.faults.items() if count}
@@ -74,18 +78,87 @@ def test_a_lost_turn_a_doubled_call_and_a_leak_are_told(world: OfflineWorld, pla
     heal(place, session)
     report = Report(wanted=1)
     played = [Played(session, said=3, interrupts=0, seconds=1.0)]
-    soak.count_calls(place, played, report)
+    soak_judge.count_calls(place, played, report)
     assert [problem.split(": ")[0] for problem in report.problems] == [session]
 
     once = Report(wanted=1)
-    soak.count_calls(place, [dataclasses.replace(played[0], interrupts=1)], once)
+    soak_judge.count_calls(place, [dataclasses.replace(played[0], interrupts=1)], once)
     assert once.problems == []
 
     grown = growth("it", samples([(second, 10) for second in range(40)]), warm_up=0)
     lost = Report(wanted=1, growths=[grown])
-    soak.judge(lost, played, played, place)
+    soak_judge.judge(lost, played, played, place, users=1, copies=1)
     assert [problem.split(":")[0] for problem in lost.problems] == ["lost", "it"]
-    assert place.sandbox(session) in "".join(soak._left(place))
+    assert place.sandbox(session) in "".join(soak_judge._left(place))
+
+
+def test_a_call_whose_loss_the_agent_was_told_may_be_missing_in_bad_weather(place: Place) -> None:
+    session = place.session("$ printf 'turn-1\\nturn-2\\n' >> /workspace/runs")
+    heal(place, session)
+    played = [Played(session, said=3, interrupts=0, seconds=1.0)]
+    untold, told, calm = Report(wanted=1), Report(wanted=1), Report(wanted=1)
+    soak_judge.count_calls(place, played, untold, weather=True)
+    assert len(untold.problems) == 1
+
+    until(lambda: place.item(session)["state"] == "stopped", "its worker stays")
+    place.say(session, "$ echo turn-3 >> /workspace/runs")
+    _give_up_call(place, session)
+    soak_judge.count_calls(place, played, told, weather=True)
+    assert (told.problems, told.told) == ([], 1)
+    soak_judge.count_calls(place, played, calm)
+    assert len(calm.problems) == 1
+
+
+def _give_up_call(place: Place, session: str) -> None:
+    """As a tick does for a call that nobody will answer."""
+
+    async def given_up() -> bool:
+        async with place.dispatcher() as dispatcher:
+            calls = await dispatcher.queue.open_calls(session)
+            if not isinstance(calls, OpenCalls) or not calls.ids:
+                return False
+            return await dispatcher.queue.give_up_calls(session, calls) is None
+
+    until(lambda: asyncio.run(given_up()), "no call waits")
+
+
+def test_an_ended_sandbox_and_a_credential_in_one_are_told(place: Place) -> None:
+    key = place.environ["TENSORLAKE_API_KEY"]
+    session = place.session(f"$ printf {key[::-1]} | rev > /workspace/left")
+    heal(place, session)
+    played = [Played(session, said=1, interrupts=0, seconds=1.0)]
+    report = Report(wanted=1)
+    soak_judge.look_into_sandboxes(place, played, report)
+    assert len(report.problems) == 1 and "/workspace/left" in report.problems[0] and report.looked > 1
+    assert key not in report.problems[0]
+
+    (box,) = place.sandboxes()
+    _terminate(place, box["id"])
+    ended = Report(wanted=1)
+    soak_judge.look_into_sandboxes(place, played, ended)
+    assert len(ended.problems) == 1 and "ended before it was over" in ended.problems[0]
+
+
+def _terminate(place: Place, sandbox_id: str) -> None:
+    async def terminate() -> None:
+        async with place.dispatcher() as dispatcher:
+            await dispatcher.host.terminate(sandbox_id)
+
+    asyncio.run(terminate())
+
+
+def test_what_a_copy_once_had_and_too_busy_a_minute_are_told(place: Place) -> None:
+    report = Report(wanted=0, peaks={"it": (1_000.0, 1_000), "other": (10.0, 10)}, busiest=10_000)
+    soak_judge.judge(report, [], [], place, users=1, copies=1)
+    assert [problem.partition(" ")[0] for problem in report.problems] == ["it:", "it:", "10000"]
+
+
+def test_the_busiest_minute_has_the_requests_of_the_block(world: OfflineWorld) -> None:
+    before, told = soak_requests.so_far(world), list[int]()
+    with soak_requests.busiest_minute(world, told.append):
+        world.api.beta.models.list()
+        world.api.beta.models.list()
+    assert told == [2] and soak_requests.so_far(world) == before + 2
 
 
 def test_each_kind_of_weather_is_over_when_its_block_is_left(world: OfflineWorld, place: Place) -> None:

@@ -94,6 +94,14 @@ class FootprintWatch:
     def growths(self, warm_up: float) -> list[Growth]:
         return [growth(name, samples, warm_up) for name, samples in self.samples.items()]
 
+    def peaks(self) -> dict[str, tuple[float, int]]:
+        """The most memory (MB) and the most open files of any sample, by name."""
+        return {
+            name: (max(each.rss for each in samples) / _MB, max(each.files for each in samples))
+            for name, samples in self.samples.items()
+            if samples
+        }
+
 
 @contextlib.contextmanager
 def watching(processes: Mapping[str, int], every: float) -> Iterator[FootprintWatch]:

@@ -2,8 +2,8 @@
 
     python -m tests.support.scheduling SECONDS
 
-Settings come from the environment; SECONDS is the pause between two ticks. On SIGTERM it finishes its tick and prints
-what all of them did, as one line of JSON.
+Settings come from the environment; SECONDS is the pause between two ticks. It prints a line when the first one is done.
+On SIGTERM it finishes its tick and prints what all of them did, as one line of JSON.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ async def main() -> None:
     try:
         while not over.is_set():
             counts += tally(await service.tick())
+            if counts["ticks"] == 1:
+                print("ticked", flush=True)
             try:
                 await asyncio.wait_for(over.wait(), pause)
             except TimeoutError:
