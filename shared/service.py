@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shared import metrics, tracing
+from shared.adapters.service_clock import ServiceClock
 from shared.deadline import Deadline
 from shared.settings import Environment, Settings
 
@@ -50,11 +51,18 @@ _R = TypeVar("_R")
 class Service:
     """What runs in this process. Close it with `aclose` before its event loop ends.
 
-    on_item: told of each work item's end.
+    on_item: told of each work item's end. now: the time of day that ages are judged by.
     """
 
-    def __init__(self, settings: Settings, *, on_item: Callable[[ItemReport], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_item: Callable[[ItemReport], None] = lambda _: None,
+        now: ServiceClock | None = None,
+    ) -> None:
         self.settings = settings
+        self._now = now or ServiceClock()
         self._on_item = on_item
         self._queues: dict[str, WorkQueue] = {}
         self._claimers: dict[str, Claimer] = {}
@@ -134,6 +142,7 @@ class Service:
                 environment_id=environment.id,
                 key=environment.key,
                 reclaim_seconds=self.settings.times.reclaim,
+                time_of_day=self._now,
                 **self._anthropic_calls,
             )
             self._queues[environment.id] = observed(made, "anthropic")
@@ -153,6 +162,7 @@ class Service:
             environment,
             self.queue(environment),
             self.host,
+            now=self._now,
             capacity=room,
             known=known,
             prepared=self.prepared(environment),
@@ -167,17 +177,17 @@ class Service:
         return self._pools.setdefault(environment.id, WarmPool(environment.pool, environment.id))
 
     def prepared(self, environment: Environment) -> PreparedStarts:
-        from shared.claims.dispatcher import utc_now
         from shared.prepared.starts import PreparedStarts
 
         if environment.id not in self._prepared:
-            self._prepared[environment.id] = PreparedStarts(self.settings, environment, self.host, utc_now)
+            self._prepared[environment.id] = PreparedStarts(self.settings, environment, self.host, self._now)
         return self._prepared[environment.id]
 
     def reconciler(self, environment: Environment) -> Reconciler:
         from shared.reconcile.reconciler import Reconciler
 
-        return Reconciler(self.settings, environment, self.queue(environment), self.host, collector=self.collector())
+        queue, collector = self.queue(environment), self.collector()
+        return Reconciler(self.settings, environment, queue, self.host, now=self._now, collector=collector)
 
     def collector(self) -> Collector | None:
         """None where no outputs are collected."""

@@ -21,6 +21,7 @@ from shared.adapters.call_budget import CallBudget, Holds, Priority, retry_after
 from shared.adapters.open_calls import lost_calls, read_open_calls
 from shared.adapters.queue_rows import listed_item, reach_back, session_record
 from shared.adapters.sdk_client import RetiredClients
+from shared.adapters.service_clock import ServiceClock
 from shared.ports import (
     Absent,
     AckOutcome,
@@ -39,7 +40,7 @@ from shared.ports import (
 from shared.secret import Secret
 
 if TYPE_CHECKING:
-    from anthropic import AsyncAnthropic
+    from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
     from anthropic.types.beta.environments import BetaSelfHostedWork
 
 CALL_SECONDS: Final = 10.0
@@ -47,7 +48,8 @@ _T = TypeVar("_T")
 
 
 class AnthropicQueue:
-    """The queue of one environment. `reclaim_seconds` is R and goes with every poll (docs/claim-protocol.md#times)."""
+    """The queue of one environment. `reclaim_seconds` is R and goes with every poll (docs/claim-protocol.md#times).
+    `time_of_day` is told the date of each answer."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class AnthropicQueue:
         reads: CallBudget | None = None,
         writes: CallBudget | None = None,
         holds: Holds | None = None,
+        time_of_day: ServiceClock | None = None,
     ) -> None:
         self._base_url = base_url
         self._environment_id = environment_id
@@ -68,6 +71,7 @@ class AnthropicQueue:
         self._reads = reads or CallBudget(0)
         self._writes = writes or CallBudget(0)
         self._holds = holds or Holds()
+        self._time_of_day = time_of_day or ServiceClock()
         self._client: tuple[str, AsyncAnthropic] | None = None
         self._retired = RetiredClients()
 
@@ -160,7 +164,13 @@ class AnthropicQueue:
         if self._client is None or self._client[0] != key:
             client_class = await asyncio.to_thread(_client_class)
             if self._client is None or self._client[0] != key:
-                client = client_class(auth_token=key, base_url=self._base_url, timeout=CALL_SECONDS, max_retries=0)
+                client = client_class(
+                    auth_token=key,
+                    base_url=self._base_url,
+                    timeout=CALL_SECONDS,
+                    max_retries=0,
+                    http_client=_http_client(self._time_of_day),
+                )
                 if self._client is not None:
                     self._retired.add(self._client[1].close)
                 self._client = (key, client)
@@ -208,6 +218,13 @@ def _client_class() -> type[AsyncAnthropic]:
     from anthropic import AsyncAnthropic
 
     return AsyncAnthropic
+
+
+def _http_client(time_of_day: ServiceClock) -> DefaultAsyncHttpxClient:
+    """The SDK's own, which shows each answer's date."""
+    from anthropic import DefaultAsyncHttpxClient
+
+    return DefaultAsyncHttpxClient(event_hooks={"response": [time_of_day.see]})
 
 
 def _work_item(item: BetaSelfHostedWork) -> WorkItem | Doubtful:

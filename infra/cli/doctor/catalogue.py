@@ -94,7 +94,7 @@ CATALOGUE: Final[Mapping[str, Entry]] = {
     ),
     "HANDS204": Entry(
         "this machine's clock is off",
-        "webhooks older or newer than five minutes are refused, and ages of items are judged wrongly",
+        "webhooks older or newer than five minutes are refused, and a race's sandboxes may be ended early",
         "switch time synchronisation on (`timedatectl set-ntp true`)",
     ),
     "HANDS205": Entry(

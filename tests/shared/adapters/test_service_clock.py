@@ -1,0 +1,81 @@
+"""Ages are judged by the service's time of day, whatever this machine's clock says."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from shared.adapters.service_clock import FRESH, ServiceClock
+from shared.ports import Listing
+from shared.service import Service
+from tests.support.waiting import until
+from tests.support.world import Place
+
+WRONG = datetime(2031, 1, 1, tzinfo=UTC)
+NOON = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC)
+SAID = "Sat, 28 Nov 2026 12:00:00 GMT"
+
+
+def seconds(count: float) -> timedelta:
+    return timedelta(seconds=count)
+
+
+def test_the_time_is_counted_on_from_an_answers_date_and_the_machines_after_two_minutes() -> None:
+    passed = [0.0]
+    now = ServiceClock(lambda: passed[0], lambda: WRONG)
+    assert now() == WRONG
+    now.told(SAID)
+    assert now() == NOON
+    passed[0] += FRESH - 1
+    assert now() == NOON + seconds(FRESH - 1)
+    passed[0] += 1
+    assert now() == WRONG
+
+
+def test_an_answer_that_came_late_does_not_turn_the_time_back_for_longer_than_a_minute() -> None:
+    passed = [0.0]
+    now = ServiceClock(lambda: passed[0], lambda: WRONG)
+    now.told(SAID)
+    passed[0] += 10
+    now.told(SAID)
+    assert now() == NOON + seconds(10)
+    passed[0] += FRESH / 2
+    now.told(SAID)
+    assert now() == NOON
+
+
+@pytest.mark.parametrize(
+    "date", [None, "", "yesterday", "Sat, 28 Foo 2026 12:00:00 GMT", "Sat, 99 Nov 2026 12:00:00 GMT"]
+)
+def test_a_date_that_cannot_be_read_is_none(date: str | None) -> None:
+    now = ServiceClock(machine=lambda: WRONG)
+    now.told(date)
+    assert now() == WRONG
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0])
+def test_i5_a_copy_whose_clock_is_wrong_leaves_a_working_session_alone(place: Place, off: float) -> None:
+    session = place.session("$ until test -e /workspace/enough; do sleep 0.1; done; echo done")
+
+    async def play() -> None:
+        wrong = ServiceClock(machine=lambda: datetime.now(UTC) + seconds(off))
+        service = Service(place.settings, now=wrong)
+        try:
+            await service.drain()
+            await asyncio.to_thread(until, lambda: place.item(session)["state"] == "active", "no worker")
+            before = place.item(session)
+            reconciled = (await service.tick()).reconciled
+            assert [action.act for report in reconciled for action in report.actions if action.act != "touch"] == []
+            assert place.item(session)["state"] == "active" and place.item(session)["id"] == before["id"]
+            host = service.host
+            (box,) = place.sandboxes()
+            assert await host.write_file(box["id"], "/workspace/enough", b"") is None
+            assert isinstance(await service.queue(place.environment).list_items(1), Listing)
+        finally:
+            await service.aclose()
+
+    asyncio.run(play())
+    place.wait_done(session)
+    assert "done" in place.answers(session)[-1]
