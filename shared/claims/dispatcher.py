@@ -190,7 +190,7 @@ class Dispatcher:
                         end = await self._ack(item, claimed_at, bound.sandbox.id)
                         span.set({tracing.OUTCOME: end.end.value})
                     self._note_served(item, end)
-                    return end if end.end is not ItemEnd.HANDED_OVER else _handed_over(bound, sdk, remark)
+                    return end if end.end is not ItemEnd.HANDED_OVER else self._handed_over(bound, sdk, remark)
                 case handover.Hopeless(deaths=deaths):
                     return await self._give_up(item, deaths)
                 case handover.LookedTooLong():
@@ -231,6 +231,14 @@ class Dispatcher:
                 span.fail("looked_too_long")
         if died:
             metrics.record(metrics.DEATHS, 1, {metrics.ENVIRONMENT: self.environment.id})
+
+    def _handed_over(self, bound: Bound, worker_sdk: str, remark: str) -> _End:
+        """`remark`: what the worker says of the one before it: that it died in a call, or that a set-up failed."""
+        if bound.replaces:
+            lost = "; what it made after its last rest is not collected (OUTPUTS_TO)" if self.settings.outputs else ""
+            return _End(ItemEnd.HANDED_OVER, f"the workspace is new: {bound.replaces}{lost}", alarm=True)
+        told = "; ".join(filter(None, (bound.remark, remark or _sdk_difference(worker_sdk))))
+        return _End(ItemEnd.HANDED_OVER, told, alarm=wire.LAST_SETUP in remark)
 
     def _room(self) -> Capacity:
         return self.capacity or Capacity(self.environment.id, self.clock)
@@ -399,14 +407,6 @@ def _tell(span: tracing.Span, bound: Bound | Unbound) -> None:
         span.fail("no_capacity" if bound.no_capacity else "unbound")
     else:
         span.set({tracing.OUTCOME: "made" if bound.made else "found", "hands.sandbox.id": bound.sandbox.id})
-
-
-def _handed_over(bound: Bound, worker_sdk: str, remark: str) -> _End:
-    """`remark`: what the worker says of the one before it: that it died in a call, or that a set-up failed."""
-    if bound.replaces:
-        return _End(ItemEnd.HANDED_OVER, f"the workspace is new: {bound.replaces}", alarm=True)
-    told = "; ".join(filter(None, (bound.remark, remark or _sdk_difference(worker_sdk))))
-    return _End(ItemEnd.HANDED_OVER, told, alarm=wire.LAST_SETUP in remark)
 
 
 def _sdk_difference(worker_sdk: str) -> str:

@@ -54,6 +54,19 @@ def test_a_sandbox_that_is_lost_in_the_set_up_is_made_ready_anew(place: Place, t
         assert "200000 data" in files.answers(session)[1]
 
 
+def test_a_sandbox_that_failed_is_replaced_with_a_word_about_outputs_that_are_lost(
+    place: Place, tmp_path: Path
+) -> None:
+    kept = place.adjusted(OUTPUTS_TO=f"file://{tmp_path}/results", **QUICK)
+    session = kept.session("$ mkdir outputs; echo lost > outputs/report")
+    heal(kept, session)
+    until(lambda: kept.item(session)["state"] == "stopped", "the worker did not stop its item")
+    kept.world.tensorlake_admin.post(f"sandboxes/{kept.sandbox(session)}/fail")
+    kept.say(session, "$ ls")
+    (item,) = drain(kept).items
+    assert item.alarm and "what it made after its last rest is not collected" in item.reason
+
+
 async def _lose(place: Place, session: str) -> None:
     async with place.dispatcher() as dispatcher:
         sandbox = running(await dispatcher.host.find(place.sandbox(session)))

@@ -176,6 +176,22 @@ def test_a_deleted_session_is_gone_with_its_sandbox(served: CommandLine) -> None
     assert again.returncode == 1 and "404" in again.stderr
 
 
+def test_a_session_is_deleted_once_its_outputs_are_collected_and_not_before(
+    served: CommandLine, tmp_path: Path
+) -> None:
+    session = new_session(served, "write outputs/report.csv: a,b")
+    at_rest(served, session)
+    (tmp_path / "file").write_text("in the way")
+    refused = served.run("rm", session, "--yes", OUTPUTS_TO=f"file://{tmp_path}/file/results")
+    assert refused.returncode == 1 and "its outputs are not collected: OUTPUTS_TO" in refused.stderr
+    assert row(served, session)["sandbox_state"] is not None
+    gone = served.run("rm", session, "--yes", OUTPUTS_TO=f"file://{tmp_path}/results")
+    assert gone.returncode == 0, gone.stderr
+    (report,) = (tmp_path / "results").rglob("report.csv")
+    assert report.read_text().strip() == "a,b"
+    assert session not in [each["session"] for each in ps(served, "--all")["sessions"]]
+
+
 def test_a_call_that_waits_for_a_person_is_answered_by_a_flag_or_at_the_terminal(served: CommandLine) -> None:
     offline: dict[str, Any] = {**served.platform.environ, "ANTHROPIC_AGENT_ID": asking_agent(served)}
     with served.start("session", "$ echo one-$((40+2))", **offline) as watching:
