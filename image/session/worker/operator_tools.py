@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from anthropic.lib.tools import BetaAsyncBuiltinFunctionTool, ToolError
 
 from image.session.worker import tool_manifest
+from image.session.worker.setup_commands import printable
 from image.session.worker.tool_frames import FrameError, FrameReader, pack
 from image.session.worker.tool_manifest import Entry, Kind
+from image.session.worker.tool_output import LONGEST_LINE, MOST_KEPT, cost
 from image.session.worker.tool_processes import NotPrivate, OperatorTools, ToolSettings
 
 if TYPE_CHECKING:
@@ -58,15 +60,19 @@ class OperatorTool(BetaAsyncBuiltinFunctionTool):
 class ToolServer:
     """The worker's end of one supervisor's socket. `start` makes the socket, at the first call."""
 
-    def __init__(self, start: Callable[[], socket.socket], *, again: bool) -> None:
+    def __init__(self, kind: Kind, start: Callable[[], socket.socket], *, again: bool) -> None:
         """again: whether a supervisor that has ended can be started anew."""
+        self._kind = kind
         self._start = start
         self._again = again
+        self._reading: asyncio.Task[None] | None = None
         self._connection: socket.socket | None = None
-        self._reader = FrameReader()
+        self._number = 0  # of the call that waits for its answer
+        self._answer: asyncio.Future[dict[str, Any]] | None = None
         self._numbers = itertools.count(1)
         self._turn = asyncio.Lock()
         self._over = False
+        self._left = MOST_KEPT
 
     async def call(self, name: str, given: Mapping[str, Any]) -> Any:
         async with self._turn:
@@ -94,16 +100,17 @@ class ToolServer:
     async def _ask(self, call: Mapping[str, Any]) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         connection = self._connected()
-        await loop.sock_sendall(connection, pack(call))
-        while True:
-            message: dict[str, Any] | None = self._reader.next()
-            if message is None:
-                data = await loop.sock_recv(connection, _READ)
-                if not data:
-                    raise ConnectionResetError
-                self._reader.feed(data)
-            elif message.get("call") == call["call"]:  # else the late answer to a call that was given up
-                return message
+        self._number, self._answer = call["call"], loop.create_future()
+        try:
+            await loop.sock_sendall(connection, pack(call))
+            return await self._answer
+        finally:
+            self._answer = None
+
+    @property
+    def _awaited(self) -> asyncio.Future[dict[str, Any]] | None:
+        """The answer that a call still waits for."""
+        return self._answer if self._answer is not None and not self._answer.done() else None
 
     def _connected(self) -> socket.socket:
         if self._connection is None:
@@ -111,14 +118,49 @@ class ToolServer:
                 raise ConnectionResetError
             self._connection = self._start()
             self._connection.setblocking(False)
-            self._reader = FrameReader()
+            self._reading = asyncio.create_task(self._read(self._connection))
         return self._connection
+
+    async def _read(self, connection: socket.socket) -> None:
+        """Until the supervisor ends or the socket is closed: what the tools say comes between calls, too."""
+        loop, reader = asyncio.get_running_loop(), FrameReader()
+        try:
+            while True:
+                message: dict[str, Any] | None = reader.next()
+                if message is None:
+                    data = await loop.sock_recv(connection, _READ)
+                    if not data:
+                        raise ConnectionResetError
+                    reader.feed(data)
+                elif "says" in message:
+                    self._said(message)
+                elif (answer := self._awaited) is not None and message.get("call") == self._number:
+                    answer.set_result(message)  # else the late answer to a call that was given up
+        except (OSError, FrameError) as error:
+            if (answer := self._awaited) is not None:
+                answer.set_exception(error)
+            elif self._connection is connection:
+                self.close()
+        finally:
+            connection.close()
+
+    def _said(self, message: Mapping[str, Any]) -> None:
+        """The lines that tools printed, to the log. Whoever sent them is not believed to keep to a bound."""
+        lines, tool = message.get("says"), printable(str(message.get("tool")), 128)
+        for line in lines if isinstance(lines, list) else ():
+            if self._left <= 0:
+                return
+            text = printable(str(line), LONGEST_LINE)
+            self._left -= cost(text)
+            log.info("tool.says kind=%s tool=%s line=%s", self._kind.value, tool, text)
+            if self._left <= 0:
+                log.info("tool.says kind=%s: more was printed, and is not kept", self._kind.value)
 
     def close(self) -> None:
         self._over = True
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        reading, self._reading, self._connection = self._reading, None, None
+        if reading is not None:
+            reading.cancel()  # it closes the socket
 
 
 def with_operator_tools(
@@ -132,8 +174,8 @@ def with_operator_tools(
     if not entries:
         return tools
     servers = {
-        Kind.PUBLIC: ToolServer(lambda: own.start_public(settings, variables()), again=True),
-        Kind.PRIVATE: ToolServer(lambda: own.start_private(settings), again=own.private is None),
+        Kind.PUBLIC: ToolServer(Kind.PUBLIC, lambda: own.start_public(settings, variables()), again=True),
+        Kind.PRIVATE: ToolServer(Kind.PRIVATE, lambda: own.start_private(settings), again=own.private is None),
     }
     served = [OperatorTool(entry, servers[entry.kind]) for entry in entries]
 

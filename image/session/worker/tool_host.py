@@ -7,6 +7,7 @@ or takes the process with it. So nothing that a tool does harms the worker.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import os
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 _LONGEST_REASON: Final = 4_000  # characters
 _READ: Final = 1 << 16
+
+
+log = logging.getLogger(__name__)
 
 
 class ToolHost:
@@ -57,6 +61,7 @@ class ToolHost:
         except ToolError as error:
             return {"content": _content(error.content), "is_error": True}
         except BaseException as error:  # whatever an operator's code raises, SystemExit too
+            log.warning("%s failed", name, exc_info=error)
             return _failed(_reason(error))
         return {"content": _content(content), "is_error": False}
 
@@ -91,6 +96,9 @@ def main(descriptor: int) -> None:
     """Serves calls from the supervisor's socket until that is closed."""
     connection = socket.socket(fileno=descriptor)
     connection.setblocking(False)
+    # A line is to be seen when it is printed: this process is ended without ado.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     asyncio.run(_serve(connection))
 

@@ -5,7 +5,8 @@
 The supervisor runs none of the operator's code. It starts the host at the first call, gives it its environment by the
 socket (so that neither arguments nor the environment of a process hold a secret before the host has it), bounds each
 call in time, in what it prints and in what it answers, and ends the host with all that it started where a bound is
-passed. It ends with the worker: its socket has no name, and nobody else has the other end.
+passed. What the host prints goes to the worker's log, line by line and without the tools' secrets. It ends with the
+worker: its socket has no name, and nobody else has the other end.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from image.session.worker.output import Redactor
 from image.session.worker.tool_frames import FrameError, FrameReader, pack, receive
+from image.session.worker.tool_output import MOST_KEPT, MaskedLines, cost, redactor_of
 
 HOST_ARGUMENT: Final = "--tool-host"
 _START_SECONDS: Final = 20.0  # on top of the first call: an SDK takes seconds to import on a busy machine
 _GRACE_SECONDS: Final = 3.0  # the host gives a call up by itself before
 _MOST_PRINTED: Final = 1 << 20  # bytes in one call
-_TAIL: Final = 2_000  # bytes of what was printed, shown where the host dies
+_MOST_KEPT_OF_A_CALL: Final = MOST_KEPT // 16  # bytes: one call is not to take what is kept of all
+_TAIL: Final = 2_000  # characters of what was printed, shown where the host dies
 _LONGEST_ANSWER: Final = 8 << 20  # bytes of all blocks of a result; texts have a smaller bound of their own
 _SHOWN: Final = 2_000  # characters of a result that is too long
-_SHORTEST_SECRET: Final = 4  # characters; a shorter one would mask half of each text
 _READ: Final = 1 << 16
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = b"700"  # of 1000, as the agent's shell has: the kernel is to end a tool before the worker
@@ -46,13 +47,16 @@ class Supervisor:
         self._worker = worker
         self._archive = archive
         self._configuration = configuration
-        self._redactor = Redactor([text for text in configuration["secrets"] if len(text) >= _SHORTEST_SECRET])
+        self._redactor = redactor_of(configuration["secrets"])
         self._host: _Host | None = None
+        self._tool = ""  # of the last call
+        self._left = MOST_KEPT
+        self._left_of_call = 0
 
     def serve(self, reader: FrameReader) -> None:
         """Until the worker closes its end. `reader` has read the configuration."""
         try:
-            while (call := receive(self._worker, reader)) is not None:
+            while (call := self._next_call(reader)) is not None:
                 answer = self._answer(call)
                 if answer is None:
                     return
@@ -61,12 +65,50 @@ class Supervisor:
         finally:
             self._end_host()
 
+    def _next_call(self, reader: FrameReader) -> dict[str, Any] | None:
+        """None where the worker has closed its end. What the host prints meanwhile is taken as long as it is kept: one
+        that goes on printing has to wait."""
+        while True:
+            message: dict[str, Any] | None = reader.next()
+            if message is not None:
+                return message
+            output = self._host.output if self._host is not None and self._left_of_call > 0 else None
+            watched: list[Any] = [self._worker] if output is None else [self._worker, output]
+            ready = select.select(watched, [], [])[0]
+            if output in ready and self._host is not None:
+                with contextlib.suppress(_Broken):
+                    self._host.take_output()
+            if self._worker in ready:
+                try:
+                    data = self._worker.recv(_READ)
+                except ConnectionError:
+                    data = b""
+                if not data:
+                    return None
+                reader.feed(data)
+
+    def _keep(self, lines: Iterable[str]) -> None:
+        """Hands the lines on to the worker's log, as far as the bounds allow."""
+        kept = []
+        for line in lines:
+            if self._left_of_call <= 0:
+                break
+            self._left_of_call -= cost(line)
+            self._left -= cost(line)
+            kept.append(line)
+        if kept:
+            if self._left_of_call <= 0:
+                kept.append("(more was printed, and is not kept)")
+            with contextlib.suppress(OSError):  # the worker has gone; whoever reads from it next sees that
+                self._worker.sendall(pack({"says": kept, "tool": self._tool}))
+
     def _answer(self, call: Mapping[str, Any]) -> dict[str, Any] | None:
         """None where the worker has gone meanwhile."""
         seconds = float(self._configuration["seconds"]) + _GRACE_SECONDS
+        self._tool, self._left_of_call = str(call["tool"]), min(self._left, _MOST_KEPT_OF_A_CALL)
         if self._host is None or self._host.process.poll() is not None:
             self._end_host()
-            self._host = _Host(self._archive, self._configuration)
+            self._host = _Host(self._archive, self._configuration, self._keep)
             seconds += _START_SECONDS
         try:
             answer = self._host.ask({"tool": call["tool"], "input": call["input"]}, seconds, self._worker)
@@ -118,7 +160,9 @@ class _Broken(Exception):
 
 
 class _Host:
-    def __init__(self, archive: str, configuration: Mapping[str, Any]) -> None:
+    """`keep` gets the lines that it prints."""
+
+    def __init__(self, archive: str, configuration: Mapping[str, Any], keep: Callable[[Iterable[str]], None]) -> None:
         ours, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
         # The environment that a process begins with is to be seen in /proc for a moment: it holds no secret.
@@ -140,9 +184,11 @@ class _Host:
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.process.pid}/oom_score_adj").write_bytes(_OOM_SCORE)
         self._connection = ours
-        self._output: int | None = read_end
+        self.output: int | None = read_end
+        self._keep = keep
+        self._lines = MaskedLines(configuration["secrets"])
         self._reader = FrameReader()
-        self._tail = b""
+        self._tail = ""
         self._printed = 0
         self._send(configuration)
 
@@ -157,6 +203,7 @@ class _Host:
             except FrameError as error:
                 raise _Broken(f"the tools' process sent {error}") from None
             if answer is not None:
+                self._drain()
                 return answer
             left = deadline - time.monotonic()
             if left <= 0:
@@ -165,11 +212,11 @@ class _Host:
                     "effect: look before you repeat it"
                 )
             watched: list[Any] = [self._connection, worker]
-            if self._output is not None:
-                watched.append(self._output)
+            if self.output is not None:
+                watched.append(self.output)
             ready = select.select(watched, [], [], left)[0]
-            if self._output in ready:
-                self._take_output()
+            if self.output in ready:
+                self.take_output()
             if worker in ready and not worker.recv(1, socket.MSG_PEEK):
                 raise _Gone
             if self._connection in ready:
@@ -181,10 +228,11 @@ class _Host:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         _end_orphans()
+        self._drain()
         self._connection.close()
-        if self._output is not None:
-            os.close(self._output)
-            self._output = None
+        if self.output is not None:
+            os.close(self.output)
+            self.output = None
 
     def _send(self, message: Mapping[str, Any]) -> None:
         try:
@@ -203,28 +251,40 @@ class _Host:
             raise _Broken(self._death())
         self._reader.feed(data)
 
-    def _take_output(self) -> None:
-        data = os.read(self._output, _READ) if self._output is not None else b""
-        if not data:
-            if self._output is not None:
-                os.close(self._output)
-            self._output = None
-            return
+    def take_output(self) -> None:
+        """One piece of what it has printed; None is `output` from its end on. Raises _Broken past the bound of a
+        call."""
+        data = os.read(self.output, _READ) if self.output is not None else b""
+        if data:
+            self._said(list(self._lines.take(data)))
+        else:
+            self._said(list(self._lines.rest()))
+            if self.output is not None:
+                os.close(self.output)
+            self.output = None
         self._printed += len(data)
-        self._tail = (self._tail + data)[-_TAIL:]
         if self._printed > _MOST_PRINTED:
             raise _Broken(
                 f"the tool printed more than {_MOST_PRINTED} bytes, so the call was given up. It may have had its "
                 f"effect: look before you repeat it. The end of its output:\n{self._last_words()}"
             )
 
+    def _said(self, lines: list[str]) -> None:
+        self._tail = "\n".join([self._tail, *lines])[-_TAIL:]
+        self._keep(lines)
+
+    def _drain(self) -> None:
+        """What it had printed before it ended, within the bound of a call."""
+        with contextlib.suppress(_Broken):
+            while self.output is not None and select.select([self.output], [], [], 0)[0]:
+                self.take_output()
+
     def _death(self) -> str:
         try:
             status = self.process.wait(5)
         except subprocess.TimeoutExpired:
             status = None
-        while self._output is not None and select.select([self._output], [], [], 0)[0]:
-            self._take_output()
+        self._drain()
         how = "closed its connection"
         if status is not None:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
@@ -236,7 +296,7 @@ class _Host:
         )
 
     def _last_words(self) -> str:
-        return self._tail.decode("utf-8", "replace").strip()
+        return self._tail.strip()
 
 
 def adopt_orphans() -> None:

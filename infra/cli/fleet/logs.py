@@ -1,5 +1,5 @@
 """What a session's workers wrote: notices on standard output; on standard error their log, with the set-up's steps and
-lines of what its programs said."""
+lines of what its programs and the operator's tools said."""
 
 from __future__ import annotations
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from anthropic.lib.tools import ToolError
 
 from image.session.archive import build_archive
 from image.session.tools import OwnTools, ToolSources, collect, stage
-from image.session.worker.operator_tools import with_operator_tools
+from image.session.worker.operator_tools import ToolServer, with_operator_tools
+from image.session.worker.tool_frames import pack
 from image.session.worker.tool_manifest import Kind
 from image.session.worker.tool_processes import NotPrivate, OperatorTools, ToolSettings
 from tests.image.session.worker.harness import make_claim
@@ -68,6 +71,58 @@ def test_a_tool_answers_and_one_that_misbehaves_is_an_error_with_its_reason(tmp_
         assert await served.call("add", a=1, b=1) == "2"
 
     asyncio.run(scenario())
+
+
+def test_what_tools_print_and_how_they_fail_is_in_the_workers_log_line_by_line_and_bounded(
+    tmp_path: Path, own: OwnTools, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def said(tool: str) -> list[str]:
+        start = f"tool.says kind=public tool={tool} line="
+        return [each.removeprefix(start) for each in caplog.messages if each.startswith(start)]
+
+    async def scenario() -> None:
+        served = Served(tmp_path, own)
+        await served.call("add", a=2, b=3)
+        assert said("add") == ["adding"]
+        await served.refused("break_it", how="raise")
+        assert said("break_it")[-1] == "LookupError: no such order; password none"
+        assert any("some_tools.py" in line for line in said("break_it")), "the traceback"
+        await served.call("break_it", how="later")
+        while "printed later" not in said("break_it"):
+            await asyncio.sleep(0.02)
+        before = len(said("break_it"))
+        await served.refused("break_it", how="print")
+        flood = said("break_it")[before:]
+        assert 10 < len(flood) < 50 and flood[0] == "x" * 1_996 + " ..."
+        assert flood[-1] == "(more was printed, and is not kept)"
+        await served.refused("break_it", how="die")
+        assert said("break_it")[-1] == "last words"
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
+def test_a_worker_keeps_so_much_of_its_tools_whatever_the_other_end_sends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        server = ToolServer(Kind.PUBLIC, lambda: ours, again=False)
+        call = asyncio.create_task(server.call("add", {}))
+        for _ in range(3):
+            said = pack({"says": ["y\n" * 5_000] * 400, "tool": "a\nb"})
+            await asyncio.to_thread(theirs.sendall, said)
+        await asyncio.to_thread(theirs.sendall, pack({"call": 1, "content": "done", "is_error": False}))
+        assert await call == "done"
+        theirs.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+    lines = [each for each in caplog.messages if each.startswith("tool.says")]
+    assert 0 < sum(map(len, lines)) < 1_200_000 and not any("\n" in line for line in lines)
+    assert lines[-1] == "tool.says kind=public: more was printed, and is not kept"
 
 
 def test_a_tool_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, own: OwnTools) -> None:

@@ -86,4 +86,6 @@ def test_a_spy_in_the_agents_shell_finds_nothing_of_private_tools() -> None:
         assert "DB_PASSWORD" not in report["environ"]
         assert not [target for target in report["descriptors"] if target.startswith("socket:")]
         assert failed == "LookupError: no such order; password [secret]"
-        assert SECRET not in "".join(worker.stdout + worker.stderr)
+        log = "".join(worker.stdout + worker.stderr)
+        assert SECRET not in log
+        assert "tool.says kind=private tool=break_it line=LookupError: no such order; password [secret]" in log

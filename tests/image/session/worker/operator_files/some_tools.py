@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def break_it(how: str) -> str:
         case "print":
             while True:
                 print("x" * 10_000, flush=True)
+        case "later":
+            threading.Timer(0.2, print, ["printed later"]).start()
         case "long":
             return "y" * 200_000
         case _:
