@@ -19,6 +19,7 @@ from shared.errors import SettingsError
 from shared.ports import CommandOutput, SandboxStatus
 from shared.service import Service
 from tests.infra.cli.fork.test_command import environ_of
+from tests.support.admin import fault
 from tests.support.waiting import until
 from tests.support.world import API_KEY, Place, running
 
@@ -78,10 +79,18 @@ def test_files_go_in_and_out_of_a_sandbox_that_sleeps(
 
     assert "left out: away (a link out of the folder)" in cp(f"{session}:out", str(tmp_path / "fetched"))
     assert {path.name for path in (tmp_path / "fetched").iterdir()} == {"r.csv", "near"}
-    half = tmp_path / f".big.{here[:16]}.part"
-    half.write_bytes((data / "big").read_bytes()[:1_500_000])  # as a copy that was broken off leaves it
+    # The connection ends in the middle of the third part; the same command goes on behind the second one.
+    admin, half, run = place.world.tensorlake_admin, tmp_path / f".big.{here[:16]}.part", "POST /api/v1/processes/run"
+    cut = {"method": "POST", "path": "^/api/v1/processes/run$", "action": "truncate", "skip": 3, "times": 1}
+    with fault(admin, cut), monkeypatch.context() as patch:
+        patch.setattr(copy, "_AT_ONCE", 1)  # in the order of the parts
+        assert asyncio.run(copy.copy(loaded, f"{session}:data/big", str(tmp_path))) == 1
+    assert "the sandbox did not send" in capfd.readouterr().err
+    assert 0 < half.stat().st_size < 2_500_000 and not (tmp_path / "big").exists()
+    left, before = 2_500_000 - half.stat().st_size, int(admin.get("counts")["routes"][run])
     cp(f"{session}:data/big", str(tmp_path))
     assert (tmp_path / "big").read_bytes() == (data / "big").read_bytes() and not half.exists()
+    assert int(admin.get("counts")["routes"][run]) - before == 1 + -(-left // 2**20)
 
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"by hand\n")))
     cp("-", f"{session}:notes.txt")
