@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ NOT_ENFORCED = (
 NOT_ISOLATED = "not isolated: plain processes in a folder, with this machine's root, pids and network"
 
 
+STARTS_PER_CORE = 2
+
+
 class IsolationError(Exception):
     """The level asked for does not work here; the text says why."""
 
@@ -37,6 +41,11 @@ class Isolation:
     bwrap: str | None
     findings: dict[Level, str]
     """Of each level: "works", or why it does not."""
+    _places: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(STARTS_PER_CORE * (os.cpu_count() or 1))
+    )
+    """A start is work for a core: all at once would end together and late, while in turns half of them wait half as
+    long."""
 
     @classmethod
     async def probe(cls, wanted: str, directory: Path) -> Isolation:
@@ -57,7 +66,8 @@ class Isolation:
     async def start(self, base: Base, directory: Path, hostname: str, launcher: str | None) -> Box:
         """Raises BoxError."""
         launcher = launcher if self.level.isolated else None
-        return await Box.start(self.level, self.host, base, directory, hostname, self.bwrap, launcher)
+        async with self._places:
+            return await Box.start(self.level, self.host, base, directory, hostname, self.bwrap, launcher)
 
     def report(self) -> dict[str, Any]:
         return {
