@@ -94,8 +94,12 @@ def test_a_command_runs_as_the_agent_and_its_exit_code_and_outputs_come_back(ser
     assert slow.returncode == 1 and "ran longer than 1 s" in slow.stderr
 
 
+BEATS = "while date +%N | tee beat && sleep 0.1; do :; done"
+"""Ends where nobody reads its output any more."""
+
+
 def test_a_sandbox_is_put_to_sleep_and_woken_and_a_command_wakes_it_too(served: CommandLine) -> None:
-    session = new_session(served)
+    session = new_session(served, f"$ echo it was kept > kept.txt; ({BEATS}) &")
     at_rest(served, session)
     asleep = served.run("suspend", session)
     assert asleep.returncode == 0 and "sleeps" in asleep.stdout
@@ -109,6 +113,9 @@ def test_a_sandbox_is_put_to_sleep_and_woken_and_a_command_wakes_it_too(served: 
     served.run("suspend", session)
     done = served.run("run", session, "--", "cat", "kept.txt")
     assert (done.stdout, done.returncode) == ("it was kept\n", 0) and "waking" in done.stderr
+    next_beat = 'seen=$(cat beat); until [ "$(cat beat)" != "$seen" ]; do sleep 0.05; done'
+    lives = served.run("run", session, "--timeout", "60", "--", "sh", "-c", next_beat)
+    assert lives.returncode == 0, "what the agent had left running did not outlive its worker and the sleep"
 
 
 def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(served: CommandLine) -> None:
