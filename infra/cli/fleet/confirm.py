@@ -21,15 +21,12 @@ async def run(loaded: Loaded, session_id: str, call_id: str, answer: Answer | No
     """
     try:
         async with target(loaded, session_id) as aim:
-            events = await aim.people.last_events(session_id, _EVENTS)
-            waiting = [call for call in open_calls(events) if call.asks]
-            if call_id:
-                waiting = [call for call in waiting if call.id == call_id]
-            if not waiting:
+            found = await waiting(aim, call_id)
+            if not found:
                 print(f"{call_id or session_id} waits for nobody.", file=sys.stderr)
                 return 1 if call_id else 0
-            for call in waiting:
-                await _answer(aim, call, answer or _ask(call, session_id))
+            for call in found:
+                print(await answered(aim, call, answer or _ask(call, session_id)))
     except NotDone as error:
         print(error, file=sys.stderr)
         return 1
@@ -37,9 +34,16 @@ async def run(loaded: Loaded, session_id: str, call_id: str, answer: Answer | No
     return 0
 
 
-async def _answer(aim: Target, call: Call, answer: Answer) -> None:
+async def waiting(aim: Target, call_id: str = "") -> list[Call]:
+    """The calls that wait for a person, or this one of them. Raises FeedRefused, FeedBroken."""
+    events = await aim.people.last_events(aim.session.id, _EVENTS)
+    return [call for call in open_calls(events) if call.asks and call_id in ("", call.id)]
+
+
+async def answered(aim: Target, call: Call, answer: Answer) -> str:
+    """What was done, in words. Raises FeedRefused, FeedBroken."""
     await aim.people.confirm(aim.session.id, call.id, allow=answer.allow, reason=answer.reason)
-    print(f"{'Allowed' if answer.allow else 'Denied'}: {clean(call.name)}  {summarise(call.input)}")
+    return f"{'Allowed' if answer.allow else 'Denied'}: {clean(call.name)}  {summarise(call.input)}"
 
 
 def _ask(call: Call, session_id: str) -> Answer:

@@ -1,21 +1,18 @@
 """`hands ui`: the pages as an ASGI app, for whoever has the token.
 
-Reads only, unless it was started with `--act`: then an action is a POST with a token of its own, good once, for this
-action on this session and for an hour. The policy allows this server's own script and style sheet and nothing else, so
-that a text of an agent could not even then do anything if it slipped through (tests/infra/cli/ui/test_ui.py).
+Reads only, unless it was started with `--act` (acting.py). The policy (policy.py) allows this server's own script and
+style sheet and nothing else, so that a text of an agent could not even then do anything if it slipped through
+(tests/infra/cli/ui/test_ui.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
-from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -23,27 +20,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet import actions
-from infra.cli.fleet.target import NotDone, target
+from infra.cli.fleet.target import NotDone
 from infra.cli.fork import page
 from infra.cli.session.follow import FeedBroken, FeedRefused
-from infra.cli.ui.pages import Reader, templates
+from infra.cli.ui.acting import Acting, form_of
+from infra.cli.ui.drawing import base, drawn, path_of
+from infra.cli.ui.pages import Reader
 from infra.cli.ui.policy import PolicyMiddleware
 from shared.errors import HandsError
 
 _STATIC: Final = Path(__file__).parent / "static"
 _FILES: Final = {"htmx.min.js": "text/javascript", "ui.js": "text/javascript", "ui.css": "text/css"}
 COOKIE: Final = "hands"
-_ACTS: Final[Mapping[str, actions.Act]] = {
-    "interrupt": actions.interrupt,
-    "stop": actions.stop,
-    "suspend": actions.suspend,
-    "resume": actions.resume,
-    "archive": actions.archive,
-}
-_ACT_SECONDS: Final = 3600
-_LARGEST_FORM: Final = 4096
-_MOST_USED: Final = 10_000
 _STOP_LOOKING: Final = 286  # htmx ends its updates then
 
 
@@ -69,22 +57,22 @@ class Guard:
     async def _refusal(self, request: Request) -> Response | None:
         if self._hosts and request.url.hostname not in self._hosts:
             text = "This server is not known by that name."
-            return _page(request, "message.html.j2", 421, title="Not here", text=text)
+            return drawn(request, "message.html.j2", 421, title="Not here", text=text)
         given = request.query_params.get("token", "")
         if given and request.method == "GET":
             return self._let_in(request, given)
-        if _path(request) == "/login" and request.method == "POST":
-            return self._let_in(request, (await _form(request)).get("token", ""))
+        if path_of(request) == "/login" and request.method == "POST":
+            return self._let_in(request, (await form_of(request)).get("token", ""))
         if _equal(request.cookies.get(COOKIE, ""), self._token):
             return None
-        if _path(request) == "/ui.css":
+        if path_of(request) == "/ui.css":
             return None  # the page that asks for the token has it, too
-        return _page(request, "login.html.j2", 401, wrong=False)
+        return drawn(request, "login.html.j2", 401, wrong=False)
 
     def _let_in(self, request: Request, given: str) -> Response:
         if not _equal(given, self._token):
-            return _page(request, "login.html.j2", 401, wrong=True)
-        response = RedirectResponse(_base(request), 303)
+            return drawn(request, "login.html.j2", 401, wrong=True)
+        response = RedirectResponse(base(request), 303)
         response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", max_age=86_400)
         return response
 
@@ -94,14 +82,11 @@ def _equal(given: str, token: str) -> bool:
 
 
 class Pages:
-    """The routes. `reader` stands for both services; `act` allows actions."""
+    """The routes that read. `reader` stands for both services."""
 
-    def __init__(self, loaded: Loaded, reader: Reader, *, act: bool) -> None:
-        self._loaded = loaded
+    def __init__(self, reader: Reader, acting: Acting) -> None:
         self._reader = reader
-        self._act = act
-        self._signer = URLSafeTimedSerializer(secrets.token_hex(32), salt="action")
-        self._used: dict[str, None] = {}
+        self._acting = acting
 
     async def home(self, request: Request) -> Response:
         return await self._shown(request, "home.html.j2", self._reader.home())
@@ -120,56 +105,25 @@ class Pages:
         try:
             found = await self._reader.race(request.path_params["race"])
         except HandsError as error:
-            return _page(request, "message.html.j2", 404, title="Not seen", text=str(error), back="races")
+            return drawn(request, "message.html.j2", 404, title="Not seen", text=str(error), back="races")
         live = "live" in request.query_params
         if found.report and not live:
             policy = f"{page.POLICY}; frame-ancestors 'none'"
             return HTMLResponse(found.report, headers={"content-security-policy": policy})
         status = _STOP_LOOKING if live and found.over else 200
-        return _page(request, "race.html.j2", status, live=live, race=found.facts, report=bool(found.report))
+        return drawn(request, "race.html.j2", status, live=live, race=found.facts, report=bool(found.report))
 
     async def session(self, request: Request) -> Response:
         session_id = request.path_params["session"]
 
         async def read() -> dict[str, Any]:
-            tokens = {name: self._signer.dumps([name, session_id, secrets.token_hex(8)]) for name in _ACTS}
-            return {**await self._reader.session(session_id), "acts": tokens if self._act else {}}
+            return {**await self._reader.session(session_id), "acts": self._acting.tokens_for(session_id)}
 
         return await self._shown(request, "session.html.j2", read())
 
-    async def do(self, request: Request) -> Response:
-        session_id, name = request.path_params["session"], request.path_params["action"]
-        if not self._act or name not in _ACTS:
-            text = "This page only reads. To act: hands ui --act"
-            return _page(request, "message.html.j2", 403, title="Not done", text=text)
-        token = (await _form(request)).get("token", "")
-        if not self._is_good(token, name, session_id):
-            text = "The button is old, or was used before. Look at the page again, and press it there."
-            return _page(request, "message.html.j2", 403, title="Not done", text=text)
-        back = f"sessions/{session_id}"
-        try:
-            async with target(self._loaded, session_id) as aim:
-                said = await _ACTS[name](aim, lambda _: True)
-        except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
-            return _page(request, "message.html.j2", 409, title="Not done", text=str(error), back=back)
-        return _page(request, "message.html.j2", 200, title="Done", text=said or "", back=back)
-
     async def static(self, request: Request) -> Response:
-        name = _path(request).strip("/")
+        name = path_of(request).strip("/")
         return FileResponse(_STATIC / name, media_type=_FILES[name])
-
-    def _is_good(self, token: str, name: str, session_id: str) -> bool:
-        """Once: who sends it again must look again."""
-        try:
-            said = self._signer.loads(token, max_age=_ACT_SECONDS)
-        except BadSignature:
-            return False
-        if said[:2] != [name, session_id] or token in self._used:
-            return False
-        self._used[token] = None
-        if len(self._used) > _MOST_USED:
-            del self._used[next(iter(self._used))]
-        return True
 
     async def _shown(self, request: Request, template: str, reading: Any) -> Response:
         """With `live` in the query only what changes. Trouble of a service is a page, too. A thousand rows are drawn in
@@ -178,40 +132,14 @@ class Pages:
         try:
             facts = await reading
         except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
-            return _page(request, "message.html.j2", 502, title="Not seen", text=str(error), live=live)
-        return await asyncio.to_thread(_page, request, template, 200, live=live, **facts)
-
-
-_TEMPLATES: Final = templates()
-
-
-def _page(request: Request, template: str, status: int, **facts: Any) -> HTMLResponse:
-    shown = {"live": False, "back": "", "base": _base(request), **facts}
-    return HTMLResponse(_TEMPLATES.get_template(template).render(shown), status)
-
-
-def _base(request: Request) -> str:
-    """Relative: whatever is before these pages' path, here or at a gateway, does not matter."""
-    return "../" * (_path(request).count("/") - 1) or "./"
-
-
-def _path(request: Request) -> str:
-    path: str = request.scope["path"]
-    return path.removeprefix(request.scope.get("root_path", ""))
-
-
-async def _form(request: Request) -> Mapping[str, str]:
-    body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > _LARGEST_FORM:
-            return {}
-    return {name: values[0] for name, values in parse_qs(body.decode(errors="replace")).items()}
+            return drawn(request, "message.html.j2", 502, title="Not seen", text=str(error), live=live)
+        return await asyncio.to_thread(drawn, request, template, 200, live=live, **facts)
 
 
 def pages_of(loaded: Loaded, reader: Reader, *, act: bool) -> Starlette:
     """The pages, for whoever may see them: the caller keeps everybody else out."""
-    pages = Pages(loaded, reader, act=act)
+    acting = Acting(loaded, allowed=act)
+    pages = Pages(reader, acting)
     return Starlette(
         routes=[
             Route("/", pages.home),
@@ -219,7 +147,9 @@ def pages_of(loaded: Loaded, reader: Reader, *, act: bool) -> Starlette:
             Route("/races", pages.races),
             Route("/races/{race}", pages.race),
             Route("/sessions/{session}", pages.session),
-            Route("/sessions/{session}/{action}", pages.do, methods=["POST"]),
+            Route("/sessions/{session}/{action}", acting.do, methods=["POST"]),
+            Route("/sessions/{session}/calls/{call}", acting.call),
+            Route("/sessions/{session}/calls/{call}/{answer}", acting.answer, methods=["POST"]),
             *(Route(f"/{name}", pages.static) for name in _FILES),
         ]
     )

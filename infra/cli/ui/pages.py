@@ -1,7 +1,4 @@
-"""What the pages show, from the readers that `hands ps`, `top`, `show` and `alarms` use, and the templates for it.
-
-Every value is escaped by the template and made printable before: a title, a command, a sandbox's name may be anything.
-"""
+"""What the pages show, from the readers that `hands ps`, `top`, `show` and `alarms` use."""
 
 from __future__ import annotations
 
@@ -9,16 +6,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet import alarms, one, survey, top
 from infra.cli.fleet.call_use import CallsOf, of_the_functions_at
 from infra.cli.fleet.lists import Item, lists
-from infra.cli.fleet.survey import Row, in_words
+from infra.cli.fleet.survey import Row
 from infra.cli.fleet.target import target
 from infra.cli.session.follow import unix_time
 from infra.cli.session.render import Renderer
@@ -26,30 +20,10 @@ from infra.cli.ui import races
 from infra.cli.ui.answers import Shared, SharedEach, fresh_after
 from infra.cli.ui.races import Opened
 from shared.ports import ItemState
-from shared.texts import printable
 
-_HERE: Final = Path(__file__).parent
 _HOURS: Final = 6
 _BINS: Final = 36
 _EVENTS: Final = 100
-_LONGEST: Final = 2_000  # characters of one value
-
-
-def templates() -> Environment:
-    made = Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["words"] = lambda seconds: "" if seconds is None else in_words(seconds)
-    return made
-
-
-def _printable(value: object) -> object:
-    return printable(value, _LONGEST, keep="\n") if type(value) is str else value
 
 
 @dataclass(frozen=True, slots=True)

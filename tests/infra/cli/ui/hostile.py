@@ -7,14 +7,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
 from infra.cli.fleet.call_use import Calls, CallUse
 from infra.cli.fleet.survey import OtherSandbox, Row
 from infra.cli.fleet.top import Overview, Queue
+from infra.cli.session.follow import Call
+from infra.cli.ui.drawing import drawn as drawn_page
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
 from infra.cli.ui.races import Opened, Race, drawn
 from shared.ports import ItemState
 from shared.races.report import Artifact, BranchReport, PromotionReport, RaceReport, RoundReport, Span
 from tests.infra.cli.fleet.test_survey import NOW, SESSION, item
+from tests.support.checkout import ROOT
 
 HOSTILE = (
     "\"'><script>document.title='owned'</script><img src=x onerror=alert(1)>{{7*7}}\x1b]0;x\x07\u202e"
@@ -90,7 +98,7 @@ class Hostile(Reader):
         facts = {
             "session": {**session, "environment_id": HOSTILE},
             "console": None,
-            "calls": [call],
+            "calls": [call, {**call, "waits_for": "a person"}],
             "last_error": HOSTILE,
             "items": items,
             "sandbox": {"id": HOSTILE, "state": HOSTILE},
@@ -102,3 +110,20 @@ class Hostile(Reader):
 
     async def _alarms(self) -> list[str]:
         return [f"ALARM   {HOSTILE}"]
+
+
+def hostile_drawings() -> Starlette:
+    """The pages that an action leads to, as they would be drawn of HOSTILE."""
+
+    async def call(request: Request) -> Response:
+        asked = Call(HOSTILE, HOSTILE, {}, None, asks=True)
+        facts = {"tokens": {"allow": HOSTILE, "deny": HOSTILE}, "longest": 500, "given": HOSTILE, "whole": False}
+        return drawn_page(request, "call.html.j2", 200, session=HOSTILE, call=asked, **facts)
+
+    async def sure(request: Request) -> Response:
+        return drawn_page(request, "sure.html.j2", 200, name=HOSTILE, text=HOSTILE, token=HOSTILE, back=HOSTILE)
+
+    async def style(request: Request) -> Response:
+        return FileResponse(ROOT / "infra/cli/ui/static/ui.css")
+
+    return Starlette(routes=[Route("/call", call), Route("/sure", sure), Route("/ui.css", style)])

@@ -19,13 +19,22 @@ from infra.cli.ui import app as ui
 from infra.cli.ui.policy import PolicyMiddleware
 from infra.local.process import listen
 from tests.infra.cli.fleet.test_survey import SESSION
-from tests.infra.cli.ui.hostile import RACE, Hostile
+from tests.infra.cli.ui.hostile import RACE, Hostile, hostile_drawings
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium here (Debian: apt-get install chromium)")
 
 TOKEN = "the-token-of-this-page"
 SIZES = ((390, 844, True), (1280, 800, False))
-PATHS = ("/", "/races", "/races/that-failed", f"/races/{RACE}", "/alarms", f"/sessions/{SESSION}")
+PATHS = (
+    "/acting/call",
+    "/acting/sure",
+    "/",
+    "/races",
+    "/races/that-failed",
+    f"/races/{RACE}",
+    "/alarms",
+    f"/sessions/{SESSION}",
+)
 FITS = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
 AXE = (files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8")
 FINDINGS = """axe.run({resultTypes: ['violations']}).then(found => found.violations.map(
@@ -38,7 +47,8 @@ def url() -> Iterator[str]:
     loaded = Loaded({}, None)
     own = ui.make_app(loaded, Hostile(loaded), token=TOKEN, hosts=frozenset({"127.0.0.1"}), act=True)
     beside = PolicyMiddleware(ui.pages_of(loaded, Hostile(loaded), act=False))
-    app = Starlette(routes=[Mount("/below", beside), Mount("/", own)])
+    acting = PolicyMiddleware(hostile_drawings())
+    app = Starlette(routes=[Mount("/below", beside), Mount("/acting", acting), Mount("/", own)])
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

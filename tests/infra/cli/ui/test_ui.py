@@ -1,4 +1,4 @@
-"""The page: hostile texts in every field, who is let in, what it may load, and actions by a token of their own."""
+"""The page: hostile texts in every field, who is let in, and what it may load."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Coroutine
-from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from typing import Any
 
 import httpx2
-import pytest
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet.survey import MOST_CALLS
@@ -23,7 +21,7 @@ from shared.ports import ItemState
 from tests.infra.cli.fleet.test_survey import ENVIRONMENT, NOW, SESSION, item
 from tests.infra.cli.fork.test_page import ATTRIBUTES, TAGS
 from tests.infra.cli.fork.test_page import Page as Report
-from tests.infra.cli.ui.hostile import HOSTILE, RACE, Hostile
+from tests.infra.cli.ui.hostile import RACE, Hostile
 from tests.support.many_sessions import SESSIONS, many_sessions, variables
 from tests.support.preloaded import Preloaded
 from tests.support.waiting import PATIENCE
@@ -155,45 +153,6 @@ def test_nobody_is_let_in_without_the_token_or_by_another_name() -> None:
         assert "htmx=function" in (await client.get("/htmx.min.js")).text
 
     play(look, known=False)
-
-
-def test_an_action_needs_act_and_a_token_of_its_own_that_is_good_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
-
-    @asynccontextmanager
-    async def aim(loaded: Loaded, session_id: str) -> Any:
-        yield session_id
-
-    async def act(aim: str, confirm: object) -> str:
-        done.append(aim)
-        return HOSTILE
-
-    monkeypatch.setattr(ui, "target", aim)
-    monkeypatch.setattr(ui, "_ACTS", {"interrupt": act, "stop": act})
-    where = f"/sessions/{SESSION}"
-
-    async def look(client: httpx2.AsyncClient) -> None:
-        page = Page((await client.get(where)).text)
-        first, second = [value for tag, name, value in page.attributes if (tag, name) == ("input", "value")]
-        for path, token in (
-            (f"{where}/stop", first),
-            ("/sessions/sesn_other/interrupt", first),
-            (f"{where}/stop", "x"),
-        ):
-            assert (await client.post(path, data={"token": token or ""})).status_code == 403
-        assert (await client.get(f"{where}/interrupt")).status_code == 405 and done == []
-        said = await client.post(f"{where}/interrupt", data={"token": first or ""})
-        assert said.status_code == 200 and set(Page(said.text).tags) <= KNOWN and done == [SESSION]
-        assert (await client.post(f"{where}/interrupt", data={"token": first or ""})).status_code == 403
-        assert (await client.post(f"{where}/stop", data={"token": second or ""})).status_code == 200
-
-    play(look, act=True)
-
-    async def only_reads(client: httpx2.AsyncClient) -> None:
-        assert "<button" not in (await client.get(where)).text
-        assert (await client.post(f"{where}/interrupt", data={"token": ""})).status_code == 403
-
-    play(only_reads)
 
 
 def test_a_thousand_sessions_are_asked_for_once_however_many_look() -> None:
