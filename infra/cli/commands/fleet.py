@@ -36,7 +36,7 @@ def ps(
 
 @command(app, "show", SEEING, "show sesn_01H2...", "show sesn_01H2... --json")
 def show(session: SessionArgument, as_json: AsJson = False) -> None:
-    """All that is known of a session: its calls, work items, sandbox, workers and alarms. Wakes nothing."""
+    """All that is known of a session: calls, work items, sandbox, workers, races, files, alarms. Wakes nothing."""
     from infra.cli.fleet.one import show as show_session
 
     with edge():

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -15,11 +15,13 @@ from rich.text import Text
 from image.session.claim import Notice, Word
 from infra.cli.environ import Loaded
 from infra.cli.fleet import alarms
+from infra.cli.fleet.changes import changes
 from infra.cli.fleet.survey import deaths_among, in_words, open_calls
 from infra.cli.fleet.table import console, table
 from infra.cli.fleet.target import AWAKE, NotDone, Target, target
 from infra.cli.session.render import clean, summarise
 from shared import names
+from shared.capability import FORK
 from shared.claims.handover import WORKER_NAMES
 from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, Refused, SandboxRecord
 from shared.texts import printable
@@ -28,6 +30,7 @@ _CONSOLE_PAGE: Final = "https://platform.claude.com/workspaces/{}/managed-agents
 _EVENTS: Final = 100
 _KILLED: Final = 128
 _LONGEST_DETAIL: Final = 500
+_FILES_SHOWN: Final = 20
 
 
 async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
@@ -66,8 +69,7 @@ async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
         aim.items(), aim.sandbox(), aim.people.last_events(aim.session.id, _EVENTS)
     )
     workspace = loaded.environ.get("ANTHROPIC_WORKSPACE_ID", "").strip()
-    processes = await _processes(aim, box)
-    notices = await _notices(aim, box, processes)
+    (processes, notices), changed = await asyncio.gather(_workers(aim, box), changes(aim, box))
     return {
         "session": asdict(aim.session),
         "console": _CONSOLE_PAGE.format(workspace, aim.session.id) if workspace else None,
@@ -96,7 +98,36 @@ async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
         ],
         "deaths": deaths_among(processes),
         "worker_says": _said(notices),
+        "files": asdict(changed) if changed is not None else None,
+        "races": races_of(events),
     }
+
+
+def races_of(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The races that the agent asked for, as far back as these events: `said` is what it was told first."""
+    told = {
+        str(event.get("custom_tool_use_id")): _first_line(event)
+        for event in events
+        if event.get("type") == "user.custom_tool_result"
+    }
+    return [
+        {"call": str(event.get("id")), "over": str(event.get("id")) in told, "said": told.get(str(event.get("id")), "")}
+        for event in events
+        if event.get("type") == "agent.custom_tool_use" and event.get("name") == FORK
+    ]
+
+
+def _first_line(result: Mapping[str, Any]) -> str:
+    content = result.get("content")
+    first = content[0] if isinstance(content, list) and content else None
+    text = first.get("text") if isinstance(first, Mapping) else None
+    return printable(text.strip().partition("\n")[0], _LONGEST_DETAIL) if isinstance(text, str) else ""
+
+
+async def _workers(aim: Target, box: SandboxRecord | None) -> tuple[Sequence[ProcessState], Sequence[Notice]]:
+    """And what the newest one has said."""
+    processes = await _processes(aim, box)
+    return processes, await _notices(aim, box, processes)
 
 
 async def _processes(aim: Target, box: SandboxRecord | None) -> Sequence[ProcessState]:
@@ -189,6 +220,28 @@ def _draw(facts: dict[str, Any]) -> None:
             )
         if facts["deaths"]:
             out.print(f"{facts['deaths']} of them died", style="red")
+
+    _draw_races(facts["races"])
+    _draw_files(facts["files"])
+
+
+def _draw_races(races: Sequence[Mapping[str, Any]]) -> None:
+    if races:
+        rows = [(race["call"], "over" if race["over"] else "runs", race["said"]) for race in races]
+        console().print("")
+        console().print(table(("race", "state", "told"), rows))
+
+
+def _draw_files(files: Mapping[str, Any] | None) -> None:
+    if files is None or not files["files"]:
+        return
+    rows = [(each["how"], each["path"]) for each in files["files"][:_FILES_SHOWN]]
+    more = len(files["files"]) - len(rows)
+    console().print("")
+    console().print(table(("file", "as git tells" if files["source"] == "git" else "since it began"), rows))
+    if more:
+        least = "" if files["complete"] else "at least "
+        console().print(f"and {least}{more} more: --json", style="dim", highlight=False)
 
 
 def _draw_alarms(lines: Sequence[str] | None, session_id: str) -> None:

@@ -19,6 +19,14 @@ from tests.support.waiting import PATIENCE, until
 NOBODY = "sesn_000000000000000000000000"
 
 
+_COMMITTED = """set -e
+git init -q .; git config user.name n; git config user.email e@example.com; echo '*.log' > .gitignore
+export GIT_AUTHOR_DATE=2020-01-01T00:00:00Z GIT_COMMITTER_DATE=2020-01-01T00:00:00Z
+git add .; git commit -qm before; unset GIT_AUTHOR_DATE GIT_COMMITTER_DATE
+echo more > kept.txt; git commit -qam after; echo new > new.txt; echo noise > noise.log
+"""
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """Workers that leave at once when their session rests, so that its sandbox is nobody's."""
@@ -61,7 +69,13 @@ def test_a_session_at_rest_is_seen_shown_and_entered(served: CommandLine) -> Non
     assert facts["sandbox"]["state"] == "running" and facts["items"][0]["state"] == "stopped"
     assert [each["exit_code"] for each in facts["workers"]] == [0] and facts["deaths"] == 0
     assert facts["worker_says"]["sdk"] and facts["worker_says"]["state"] == "ended"
+    assert facts["files"]["source"] == "times" and {"path": "kept.txt", "how": "written"} in facts["files"]["files"]
+    served.run("run", session, "--", "sh", "-c", _COMMITTED)
+    facts = json.loads(served.run("show", session, "--json").stdout)
+    changed = {(each["how"], each["path"]) for each in facts["files"]["files"]}
+    assert facts["files"]["source"] == "git" and changed == {("added", "new.txt"), ("changed", "kept.txt")}
     words = served.run("show", session)
+    assert "changed" in words.stdout and "new.txt" in words.stdout
     assert words.returncode == 0 and facts["sandbox"]["id"] in words.stdout
     log = served.run("logs", session)
     assert log.returncode == 0 and "ready" in log.stdout and facts["workers"][0]["name"] in log.stderr
@@ -105,6 +119,7 @@ def test_a_sandbox_is_put_to_sleep_and_woken_and_a_command_wakes_it_too(served: 
     assert asleep.returncode == 0 and "sleeps" in asleep.stdout
     assert (row(served, session)["state"], row(served, session)["sandbox_state"]) == ("asleep", "suspended")
     assert "sleeps already" in served.run("suspend", session).stdout
+    assert json.loads(served.run("show", session, "--json").stdout)["files"] is None
     log = served.run("logs", session)
     assert log.returncode == 1 and "--wake" in log.stderr
     assert row(served, session)["sandbox_state"] == "suspended"
