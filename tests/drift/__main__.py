@@ -32,6 +32,8 @@ SUITES: Final = (
     "tests/shared/adapters",
 )
 """What meets the SDKs: both ports on real sockets, the worker, the offline services under the SDKs, foreign clients."""
+_AGAIN: Final = ("--reruns", "1", "-rR")
+"""What fails on a busy machine alone passes when it is run once more, and the page names it."""
 _SETTLED: Final = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
 
 
@@ -84,13 +86,13 @@ def attempt(trial: Trial, locked: Mapping[str, str], suites: Sequence[str], work
     with tempfile.TemporaryDirectory(prefix="hands-drift-") as folder:
         python = environment(trial, Path(folder))
         report = Path(folder) / "report.xml"
-        command = [str(python), "-m", "pytest", "-n", str(workers), f"--junit-xml={report}", *suites]
+        command = [str(python), "-m", "pytest", "-n", str(workers), f"--junit-xml={report}", *_AGAIN, *suites]
         run = subprocess.run(
             command, cwd=ROOT, env=_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if not report.exists():
             raise NotMade(f"the tests could not be run with {trial}:\n{run.stdout[-3000:]}")
-        return outcome_of(trial, locked, installed(python), report.read_bytes())
+        return outcome_of(trial, locked, installed(python), report.read_bytes(), run.stdout)
 
 
 def environment(trial: Trial, folder: Path) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 from xml.etree import ElementTree
 
 Releases = Literal["newest", "oldest"]
+_LONGEST_REASON: Final = 200
+_AGAIN: Final = "RERUN "
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,28 +25,43 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`changed`: by name, the locked version and the one of the trial."""
+    """`changed`: by name, the locked version and the one of the trial. `failed`: each with its reason. `again`: what
+    passed at its second try only; they are among the passed."""
 
     trial: Trial
     changed: Mapping[str, tuple[str, str]]
     passed: int
     skipped: int
     failed: tuple[str, ...]
+    again: tuple[str, ...] = ()
 
 
-def outcome_of(trial: Trial, locked: Mapping[str, str], found: Mapping[str, str], report: bytes) -> Outcome:
-    """`report`: what pytest wrote, as JUnit's XML. Raises ElementTree.ParseError."""
+def outcome_of(
+    trial: Trial, locked: Mapping[str, str], found: Mapping[str, str], report: bytes, output: str = ""
+) -> Outcome:
+    """`report`: what pytest wrote, as JUnit's XML; `output`: its summary of the tests that it ran again. Raises
+    ElementTree.ParseError."""
     passed, skipped, failed = 0, 0, []
     for case in ElementTree.fromstring(report).iter("testcase"):
-        if case.find("failure") is not None or case.find("error") is not None:
-            failed.append(f"{case.get('classname')}::{case.get('name')}")
+        wrong = [mark for kind in ("failure", "error") if (mark := case.find(kind)) is not None]
+        if wrong:
+            reason = " ".join((wrong[0].get("message") or "").split())[:_LONGEST_REASON]
+            failed.append(f"{case.get('classname')}::{case.get('name')}: {reason}")
         elif case.find("skipped") is not None:
             skipped += 1
         else:
             passed += 1
     both = sorted(set(locked) & set(found))
     changed = {name: (locked[name], found[name]) for name in both if locked[name] != found[name]}
-    return Outcome(trial, changed, passed, skipped, tuple(failed))
+    tried = [line.removeprefix(_AGAIN) for line in output.splitlines() if line.startswith(_AGAIN)]
+    again = [name for name in dict.fromkeys(tried) if not any(_same(name, other) for other in failed)]
+    return Outcome(trial, changed, passed, skipped, tuple(failed), tuple(again))
+
+
+def _same(node: str, failed: str) -> bool:
+    """Whether pytest's own name of a test and JUnit's name the same one."""
+    path, _, name = node.partition("::")
+    return failed.startswith(f"{path.removesuffix('.py').replace('/', '.')}::{name}: ")
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
@@ -59,7 +76,8 @@ def page(outcomes: Sequence[Outcome]) -> str:
     for each in outcomes:
         lines += ["", f"## {str(each.trial).capitalize()}", ""]
         lines += [f"- FAILED {name}" for name in each.failed]
+        lines += [f"- passed at its second try: {name}" for name in each.again]
         lines += [f"- {name} {old} -> {new}" for name, (old, new) in each.changed.items()]
-        if not each.failed and not each.changed:
+        if not each.failed and not each.again and not each.changed:
             lines.append("As the locks have it.")
     return "\n".join(lines)

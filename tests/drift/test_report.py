@@ -20,17 +20,21 @@ JUNIT = b"""<testsuites><testsuite name="pytest">
 
 
 def test_an_outcome_has_what_differs_from_the_locks_and_what_failed() -> None:
-    outcome = outcome_of(Trial("oldest", "3.11"), {"a": "2", "b": "1", "c": "1"}, {"a": "1", "b": "1", "d": "1"}, JUNIT)
+    output = "RERUN tests/a.py::test_good\nRERUN tests/a.py::test_bad\n1 failed\n"
+    locked, found = {"a": "2", "b": "1", "c": "1"}, {"a": "1", "b": "1", "d": "1"}
+    outcome = outcome_of(Trial("oldest", "3.11"), locked, found, JUNIT, output)
     assert outcome == Outcome(
         Trial("oldest", "3.11"),
         {"a": ("2", "1")},
         passed=1,
         skipped=1,
-        failed=("tests.a::test_bad", "tests.b::test_broken"),
+        failed=("tests.a::test_bad: no", "tests.b::test_broken: no"),
+        again=("tests/a.py::test_good",),
     )
     said = page([outcome, Outcome(Trial("newest", "3.13"), {}, 4, 0, ())])
     assert "| oldest | 3.11 | 1 | 1 | 1 | 2 |" in said and "| newest | 3.13 | 0 | 4 | 0 | 0 |" in said
-    assert "- a 2 -> 1" in said and "- FAILED tests.b::test_broken" in said
+    assert "- a 2 -> 1" in said and "- FAILED tests.b::test_broken: no" in said
+    assert "- passed at its second try: tests/a.py::test_good" in said
 
 
 def test_old_releases_are_tried_on_the_oldest_python_and_new_ones_on_each() -> None:
