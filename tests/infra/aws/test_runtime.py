@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,15 @@ NOBODY: Mapping[str, str] = {
     "FUNCTIONS_TOKEN": TOKEN,
     "LOG_FORMAT": "json",
 }
+STRANGERS: Sequence[Mapping[str, Any]] = (
+    {"awslogs": {"data": "H4sIAAAA"}},
+    {"Records": [{"eventSource": "aws:s3", "s3": {}}]},
+    {"Records": [{"EventSource": "aws:sns", "Sns": {}}]},
+    {"Records": [{"eventSource": "aws:kinesis", "kinesis": {}}]},
+    {"triggerSource": "PreSignUp_SignUp", "request": {}},
+    eventbridge() | {"detail-type": "Object Created", "source": "aws.s3"},
+)
+"""Of what may be connected to a function by mistake."""
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +66,11 @@ def test_a_bad_event_is_an_error_that_lambda_counts_and_the_next_one_is_served(c
         with pytest.raises(InvocationFailed) as failed:
             function.invoke({"do": "rm"})
         assert failed.value.kind == "BadInvocation"
+        for stranger in STRANGERS:
+            with pytest.raises(InvocationFailed) as refused:
+                function.invoke(stranger)
+            assert refused.value.kind == "UnknownEvent"
+        assert function.invoke(rest_v1())["statusCode"] == 400
         assert function.invoke(http())["statusCode"] == 401
         assert function.invoke(sqs("no json")) == {"batchItemFailures": [{"itemIdentifier": "m0"}]}
 
