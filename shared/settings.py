@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from shared.egress import EgressPolicy
 from shared.errors import SettingsError
+from shared.operator_code import NAMED
 from shared.secret import SHORTEST_SECRET, Secret, is_reference, strong
 from shared.settings_table import (
     LONGEST_AGENT_RACE,
@@ -50,8 +51,7 @@ if TYPE_CHECKING:
     from image.session.setup import SetupPolicy
     from shared.output_settings import OutputSettings
 
-_FUNCTION: Final = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
-_JUDGE: Final = rf"(?P<name>[a-z0-9][a-z0-9_-]{{0,63}})\s*=\s*(?P<target>entry-point:[\w.-]+|{_FUNCTION})"
+_JUDGE: Final = rf"(?P<name>[a-z0-9][a-z0-9_-]{{0,63}})\s*=\s*(?P<target>{NAMED})"
 _FILE_KEYS: Final = {each.file_key: each for each in TABLE if each.file_key}
 _USUAL_SETUP: Final = {
     name: list(each.default) if isinstance(each, Texts) else each.default
@@ -82,7 +82,8 @@ class Environment:
     setup_stores: tuple[str, ...] = ()
     """Prefixes of objects that are signed for a session."""
     setup_credentials: str = ""
-    """`module:function` that gives a repository's credential, or the name of an entry point."""
+    """`module:function` that gives a repository's credential, or `entry-point:NAME` of the group
+    serverless_hands.credentials."""
     prepared_seconds: float = 0.0
     """How long a prepared start is new; 0: sessions start from none."""
     prepared_by_ticks: bool = False
@@ -515,8 +516,8 @@ def _pool(where: str, pool: str) -> str:
 
 
 def _plugin(where: str, target: str) -> str:
-    if target and not re.fullmatch(rf"{_FUNCTION}|[A-Za-z0-9_-]+", target, re.ASCII):
-        raise SettingsError(f"{where}: setup_credentials must be module:function, or an entry point's name")
+    if target and not re.fullmatch(NAMED, target, re.ASCII):
+        raise SettingsError(f"{where}: setup_credentials must be module:function or entry-point:NAME")
     return target
 
 

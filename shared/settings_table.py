@@ -352,8 +352,8 @@ class SessionSetup:
     )
     SETUP_CREDENTIALS = Text(
         "",
-        "Your own function that gives a repository's credential: module:function, or the name of an entry point in the "
-        "group serverless_hands.credentials.",
+        "Your own function that gives a repository's credential: module:function, or entry-point:NAME "
+        "of the group serverless_hands.credentials.",
         file_key="setup_credentials",
     )
     SETUP_CALLER_KEYS = Texts(

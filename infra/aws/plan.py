@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from infra import telemetry
+from infra import operator_code, telemetry
 from infra.aws.grants import grants
 from infra.aws.package import RUNTIMES, Architecture, own_python
 from shared import otel
@@ -107,6 +107,7 @@ def make(environ: Mapping[str, str]) -> Plan:
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
     settings = Settings.from_environ(_as_there(environ))  # what is wrong is said here, not by a function in the cloud
+    operator_code.refuse(settings, "Lambda")
     more = _passed_on(environ) | telemetry.variables(environ)
     region, stack = where(environ)
     parameters = {"EnvironmentId": environ["ANTHROPIC_ENVIRONMENT_ID"].strip()}

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from infra import telemetry
+from infra import operator_code, telemetry
 from infra.gcp.grants import BucketGrant, Grants, grants
 from shared import otel
 from shared.errors import SettingsError
@@ -270,6 +270,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
         raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
     plain = {name: value for name, value in environ.items() if name not in ("AUTH", "ENQUEUE_TO", "DRAIN_MODE")}
     settings = Settings.from_environ(plain)  # whatever is wrong is said here, not by a function in the cloud
+    operator_code.refuse(settings, "Cloud Run")
     project = _checked(environ, Deployment.GCP_PROJECT, r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
     region = _checked(environ, Deployment.GCP_REGION, r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
     name = _checked(environ, Deployment.GCP_NAME, r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")

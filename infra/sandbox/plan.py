@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from functions.server.scheduler import EVERY_SECONDS
 from image.server.code import code_digest, source_files
 from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
+from infra import operator_code
 from shared.errors import SettingsError
 from shared.settings import Settings
 from shared.settings_table import LOOPBACK, Text, Texts, Whole, handed_over
@@ -96,6 +97,7 @@ class Plan:
 def plan_from(environ: Mapping[str, str]) -> Plan:
     """Raises SettingsError, and SecretUnavailable for a secret that cannot be read here."""
     settings = Settings.from_environ(environ)
+    operator_code.refuse(settings, "a sandbox")
     if settings.drain_mode == "enqueue":
         raise SettingsError("DRAIN_MODE=enqueue is for functions: a server in a sandbox drains by itself")
     variables = handed_over(environ, "operator", "deployment")

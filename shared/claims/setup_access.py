@@ -7,15 +7,15 @@ metadata, one call more. What cannot be had is a line in the log here, and the s
 from __future__ import annotations
 
 import asyncio
-import importlib
 import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from image.session.setup import BadSetup, Wishes
 from shared.errors import HandsError
+from shared.operator_code import function_of
 from shared.ports import SessionRecord, WorkQueue
 from shared.settings import Environment
 
@@ -84,7 +84,7 @@ async def _credential(target: str, repo: str) -> dict[str, str] | None:
     """Of the operator's function, which gets the repository's URL and gives a name and a password, or None."""
     if not target or not repo:
         return None
-    plugin = await asyncio.to_thread(_plugin, target)
+    plugin = await asyncio.to_thread(function_of, target, _GROUP)
     given = await plugin(repo) if inspect.iscoroutinefunction(plugin) else await asyncio.to_thread(plugin, repo)
     if given is None:
         return None
@@ -92,16 +92,3 @@ async def _credential(target: str, repo: str) -> dict[str, str] | None:
     if not all(isinstance(each, str) and each.isprintable() and each for each in (username, password)):
         raise ValueError("a name and a password are printable texts")
     return {"username": username, "password": password}
-
-
-def _plugin(target: str) -> Any:
-    """Raises LookupError for an entry point that no installed package has."""
-    module, separator, function = target.partition(":")
-    if separator:
-        return getattr(importlib.import_module(module), function)
-    from importlib import metadata
-
-    (found,) = metadata.entry_points(group=_GROUP, name=target) or (None,)
-    if found is None:
-        raise LookupError(f"no installed package has the entry point {target} in {_GROUP}")
-    return found.load()

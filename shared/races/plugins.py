@@ -9,19 +9,17 @@ event loop with everything else, so it must not block.
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.metadata
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from shared.errors import SettingsError
+from shared.operator_code import function_of
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell
 
 GROUP: Final = "serverless_hands.judges"
 LARGEST_FILE: Final = 1_048_576
-_ENTRY_POINT: Final = "entry-point:"
 
 
 class JudgeFailed(Exception):
@@ -71,20 +69,10 @@ Plugin = Callable[[JudgeContext], Awaitable[float]]
 def load(name: str, target: str) -> Plugin:
     """The function of a configured judge (settings.RaceLimits.judges). Raises SettingsError, which names the judge."""
     try:
-        found = _entry_point(target.removeprefix(_ENTRY_POINT)) if target.startswith(_ENTRY_POINT) else _named(target)
+        found = function_of(target, GROUP)
     except Exception as error:  # an import runs the operator's code: whatever it raises is a wrong setting
         raise SettingsError(f"RACE_JUDGES: {name} cannot be loaded ({type(error).__name__})") from error
     if not inspect.iscoroutinefunction(found):
         raise SettingsError(f"RACE_JUDGES: {name} is not an async function")
     plugin: Plugin = found
     return plugin
-
-
-def _named(target: str) -> Any:
-    module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
-def _entry_point(name: str) -> Any:
-    (entry,) = importlib.metadata.entry_points(group=GROUP, name=name)
-    return entry.load()

@@ -85,6 +85,7 @@ def test_the_signature_of_outputs_is_stored_and_read_by_the_tick_alone() -> None
     [
         ({"TOOL_SECRETS": "DB=env:DB"}, "TOOL_SECRETS: DB: a Lambda function cannot read env:"),
         ({"OUTPUTS_TO": "file:///outputs"}, "OUTPUTS_TO: a Lambda function cannot write to file:"),
+        ({"SETUP_CREDENTIALS": "forge:credential"}, "SETUP_CREDENTIALS: your function is not among what is deployed"),
         ({"SETUP_STORES": "gs://inputs/data/"}, "SETUP_STORES: a Lambda function has no credentials for gs://"),
         ({"OUTPUTS_TO": "https://h/x", "OUTPUTS_SIGNATURE": "file:/sig"}, "OUTPUTS_SIGNATURE: a Lambda function"),
     ],

@@ -108,6 +108,7 @@ def test_every_setting_key_port_and_file_has_its_own_process_name(monkeypatch: p
         ({plan.TIMEOUT: "0"}, plan.TIMEOUT),
         ({plan.PORT: "99999"}, plan.PORT),
         ({"DRAIN_MODE": "enqueue", "ENQUEUE_TO": "aws-lambda:x"}, "DRAIN_MODE"),
+        ({"SETUP_CREDENTIALS": "forge:credential"}, "SETUP_CREDENTIALS: your function is not among what is deployed"),
         ({"TENSORLAKE_API_KEY": ""}, "TENSORLAKE_API_KEY"),
     ],
 )

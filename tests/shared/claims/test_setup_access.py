@@ -92,10 +92,10 @@ def test_the_function_may_be_an_entry_point_of_a_package(
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: handsprobe\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(f"[serverless_hands.credentials]\nour-forge = {__name__}:good\n")
     monkeypatch.syspath_prepend(tmp_path)
-    given = access(Queue(session(METADATA)), SETUP_CREDENTIALS="our-forge")
+    given = access(Queue(session(METADATA)), SETUP_CREDENTIALS="entry-point:our-forge")
     assert given.credential == {"username": "name", "password": "word"}
-    assert access(Queue(session(METADATA)), SETUP_CREDENTIALS="another-forge") == SetupAccess()
-    assert "LookupError" in caplog.text
+    assert access(Queue(session(METADATA)), SETUP_CREDENTIALS="entry-point:another-forge") == SetupAccess()
+    assert "ValueError" in caplog.text
 
 
 @pytest.mark.parametrize(
