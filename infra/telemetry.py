@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
-from shared.otel import exporters
+from shared.otel import SECRETS, exporters
+from shared.secret import Secret
 
-EXTRA: Final = "otel"
-"""The extra of pyproject.toml with the SDK and its exporters."""
 _SECRET_LIKE: Final = re.compile("HEADERS|PASSWORD|TOKEN|SECRET")
 
 
@@ -29,6 +28,21 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
                 f"{name} must be an address without a credential: put that into OTEL_EXPORTER_OTLP_HEADERS"
             )
     return found
+
+
+def secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """By value, for a place that cannot read what a reference names. Raises SecretUnavailable."""
+    return {name: Secret(name, text).reveal() for name in SECRETS if (text := environ.get(name, "").strip())}
+
+
+def collectors(environ: Mapping[str, str]) -> Iterator[str]:
+    """The addresses that something is sent to by OTLP. Raises SettingsError."""
+    for signal in ("TRACES", "METRICS"):
+        if "otlp" in exporters(environ, signal):
+            own, common = f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+            address = environ.get(own, "").strip() or environ.get(common, "").strip()
+            if address:
+                yield address
 
 
 def exports(environ: Mapping[str, str]) -> bool:

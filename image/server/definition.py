@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from image import locks
 from image.server.code import code_digest, source_files
 from image.session.definition import DEFAULT_BASE, Recipe, register
 
@@ -23,7 +24,6 @@ BAKED: Final = "/opt/hands"
 BROUGHT: Final = "/var/lib/hands"
 """Where newer code is brought to, in folders of the same names. The server's user owns it."""
 LOCK_COPY: Final = "/opt/hands/runtime.lock"
-_LOCK: Final = Path(__file__).resolve().parents[2] / "requirements" / "runtime.lock"
 
 
 def server_recipe(name: str = DEFAULT_NAME, base_image: str = DEFAULT_BASE) -> Recipe:
@@ -35,9 +35,14 @@ def folder_name(digest: str) -> str:
     return f"bundle-{digest[:16]}"
 
 
+def lock() -> bytes:
+    """What the image installs: the run-time lock and OpenTelemetry, which the server's variables switch on."""
+    return locks.requirements(*locks.of_extra(locks.TELEMETRY)).encode()
+
+
 def lock_digest() -> str:
-    """SHA-256 (hex) of the lock that the image's dependencies come from."""
-    return hashlib.sha256(_LOCK.read_bytes()).hexdigest()
+    """SHA-256 (hex) of `lock`."""
+    return hashlib.sha256(lock()).hexdigest()
 
 
 def dockerfile(recipe: Recipe, digest: str) -> str:
@@ -64,7 +69,7 @@ def stage(recipe: Recipe, directory: Path) -> Path:
         target = directory / "bundle" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    (directory / "runtime.lock").write_bytes(_LOCK.read_bytes())
+    (directory / "runtime.lock").write_bytes(lock())
     path = directory / "Dockerfile"
     path.write_text(dockerfile(recipe, code_digest(files)), encoding="utf-8")
     return path

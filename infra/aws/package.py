@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from image import locks
 from image.server.code import source_files
-from infra import locks
-from infra.telemetry import EXTRA
 from shared.errors import HandsError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -68,7 +67,7 @@ def install(target: Path, python: str, architecture: Architecture, *, telemetry:
     lock = CHECKOUT / "requirements" / "runtime.lock"
     if telemetry:
         lock = target.with_name("requirements.txt")
-        lock.write_text(locks.requirements(*locks.of_extra(EXTRA)), encoding="utf-8")
+        lock.write_text(locks.requirements(*locks.of_extra(locks.TELEMETRY)), encoding="utf-8")
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"),
         *("--require-hashes", "--requirement", str(lock), "--target", str(target)),

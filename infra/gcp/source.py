@@ -1,7 +1,7 @@
 """What is uploaded: our own modules, a `main.py` where the buildpack looks for it, and locked requirements.
 
 functions-framework is no run-time dependency elsewhere, so its part of the lock is cut out of the users' lock
-(infra/locks.py).
+(image/locks.py).
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from image import locks
 from image.server.code import source_files
-from infra import locks
-from infra.telemetry import EXTRA
 
 FRAMEWORK: Final = "functions-framework"
 _STORAGE: Final = "gcp"
@@ -40,5 +39,5 @@ def stage(folder: Path, *, telemetry: bool = False, storage: bool = False) -> Pa
 def requirements(*, telemetry: bool = False, storage: bool = False) -> str:
     """The run-time lock, the framework, and the extras of OpenTelemetry and of Cloud Storage where they are asked for:
     names, versions, hashes."""
-    extras = [name for name, wanted in ((EXTRA, telemetry), (_STORAGE, storage)) if wanted]
+    extras = [name for name, wanted in ((locks.TELEMETRY, telemetry), (_STORAGE, storage)) if wanted]
     return locks.requirements(FRAMEWORK, *(package for name in extras for package in locks.of_extra(name)))

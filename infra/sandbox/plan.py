@@ -1,7 +1,8 @@
 """What a server sandbox is to be: its size, its doors, its code, and what it is told.
 
 It is told what the table of settings lists (shared/settings_table.py), each secret by its value (a reference such as
-`file:` means nothing there), and nothing else of this machine's environment: not the API key, which no server needs.
+`file:` means nothing there), and OpenTelemetry's own variables; nothing else of this machine's environment: not the API
+key, which no server needs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from functions.server.scheduler import EVERY_SECONDS
 from image.server.code import code_digest, source_files
 from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
-from infra import operator_code
+from infra import operator_code, telemetry
 from shared.errors import SettingsError
 from shared.settings import Settings
 from shared.settings_table import LOOPBACK, Text, Texts, Whole, handed_over
@@ -103,6 +104,7 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
     variables = handed_over(environ, "operator", "deployment")
     variables |= {name: environ[name] for name in _ALSO if environ.get(name, "").strip()}
     variables |= {"TENSORLAKE_API_KEY": settings.tensorlake_key.reveal()}
+    variables |= telemetry.variables(environ) | telemetry.secrets(environ)
     if settings.functions_token is not None:
         variables["FUNCTIONS_TOKEN"] = settings.functions_token.reveal()
     if settings.signing_keys:
@@ -128,7 +130,7 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
         image=ServerSandbox.WEBHOOK_SANDBOX_IMAGE_NAME.read(environ),
         timeout_seconds=_whole(environ, ServerSandbox.WEBHOOK_SANDBOX_TIMEOUT_SECONDS),
         port=None if offline and not port.text(environ) else _whole(environ, port),
-        hosts=_hosts(settings, ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.read(environ)),
+        hosts=_hosts(settings, (*_collectors(environ), *ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.read(environ))),
         variables=variables,
         environments_file=environments_file,
         files=files,
@@ -145,6 +147,18 @@ def _hosts(settings: Settings, more: tuple[str, ...]) -> tuple[str, ...]:
     if tensorlake.startswith("api."):  # docs/wire/tensorlake.md#21-which-host-goes-where
         hosts.append(f"sandbox.{tensorlake.removeprefix('api.')}")
     return tuple(dict.fromkeys(hosts))
+
+
+def _collectors(environ: Mapping[str, str]) -> Iterator[str]:
+    """The hosts of the collectors. Raises SettingsError."""
+    for address in telemetry.collectors(environ):
+        try:
+            host = urlsplit(address).hostname
+        except ValueError:
+            host = None
+        if not host:
+            raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT must be an address such as https://collector.example:4318")
+        yield host
 
 
 def _environments_file(settings: Settings) -> str:

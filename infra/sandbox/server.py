@@ -165,7 +165,7 @@ def _drift(handle: Sandbox, info: SandboxInfo, port: int, plan: Plan) -> list[st
     if info.image not in (None, plan.image):
         found.append(f"it was made from the image {info.image}, not {plan.image}: {advice}")
     if _lock_there(handle) != lock_digest():
-        found.append(f"its dependencies are of another requirements/runtime.lock: make build-webhook, {advice}")
+        found.append(f"its dependencies are of other locks (requirements/): make build-webhook, {advice}")
     return found
 
 

@@ -47,6 +47,13 @@ def test_no_test_no_infra_and_no_secret_is_in_the_image(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".env") or path.suffix == ".pem"]
 
 
+def test_what_opentelemetry_needs_is_in_the_image_pinned_and_hashed(tmp_path: Path) -> None:
+    stage(server_recipe(), tmp_path)
+    pinned = (tmp_path / "runtime.lock").read_text(encoding="utf-8")
+    for package in ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "prometheus-client", "anthropic"):
+        assert re.search(rf"^{package}==\S+ \\\n +--hash=sha256:", pinned, re.M), package
+
+
 def test_dependencies_are_pinned_byte_compiled_and_roots(tmp_path: Path) -> None:
     text = dockerfile(server_recipe("server", "python:3.12-slim"), "ab" * 32)
     assert text.startswith("FROM python:3.12-slim\n")

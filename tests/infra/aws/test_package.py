@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import locks
+from image import locks
 from infra.aws import package
 from infra.aws.package import NotBuilt
 from tests.support.checkout import ROOT

@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from infra import locks
+from image import locks
 from infra.cli.deploy import gcp as command
 from infra.gcp import plan, source
 from shared.errors import SettingsError

@@ -82,6 +82,35 @@ def test_egress_is_both_apis_the_sdks_own_host_and_what_was_asked_for() -> None:
     assert plan_from({**REAL, plan.ALLOW_OUT: "*"}).hosts == ("*",)
 
 
+def test_telemetry_is_told_with_its_headers_by_value_and_its_collectors_can_be_reached(tmp_path: Path) -> None:
+    (tmp_path / "headers").write_text("x-key=of-nobody\n")
+    sent = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example:4318",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://metrics.example/v1/metrics",
+        "OTEL_SERVICE_NAME": "mine",
+    }
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": f"file:{tmp_path}/headers", "OTEL_EXPORTER_OTLP_PASSWORD": "stays-here"}
+    made = plan_from({**REAL, **sent, **headers})
+    told = {name: text for name, text in made.variables.items() if name.startswith("OTEL_")}
+    assert told == {**sent, "OTEL_EXPORTER_OTLP_HEADERS": "x-key=of-nobody"}
+    assert {"collector.example", "metrics.example"} <= set(made.hosts)
+    assert "metrics.example" not in plan_from({**REAL, **sent, "OTEL_METRICS_EXPORTER": "prometheus"}).hosts
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"OTEL_TRACES_EXPORTER": "zipkin"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://user:secret@collector.example"},
+    ],
+)
+def test_telemetry_that_cannot_work_is_refused_before_anything_is_started(wrong: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="OTEL_") as caught:
+        plan_from({**REAL, **wrong})
+    assert "secret" not in str(caught.value)
+
+
 def test_every_setting_key_port_and_file_has_its_own_process_name(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = [
         {},

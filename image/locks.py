@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+TELEMETRY: Final = "otel"
+"""The extra of pyproject.toml with OpenTelemetry's SDK and exporters."""
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
