@@ -335,7 +335,7 @@ def _steps(recipe: Recipe) -> Iterator[str]:
     yield (
         "RUN apt-get update"
         f" && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends {' '.join(wanted)} {python}"
-        " && rm -rf /var/lib/apt/lists/*"
+        " && apt-get clean && rm -rf /var/lib/apt/lists/*"
     )
     yield f"RUN id {AGENT_USER} || useradd --create-home --shell /bin/bash {AGENT_USER}"
     owned = f"{DEFAULT_WORKDIR} {STATE_DIRECTORY} {MEMORY_DIRECTORY}"

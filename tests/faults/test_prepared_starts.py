@@ -241,9 +241,11 @@ def prepared_by_ticks(place: Place) -> tuple[ReconcileReport, ReconcileReport]:
     """A pass that begins, and one that keeps what has come to its end; so many lie between as the machine is slow."""
     first = later = reconcile(place)
 
+    (name, _) = prepared_names(place.settings, place.environment, datetime.now(UTC).timestamp())
+
     def kept() -> bool:
         nonlocal later
-        if any(snapshots(place, box["id"]) for box in place.sandboxes()):
+        if any(snapshots(place, box["id"]) for box in place.sandboxes() if box["name"] == name):
             return True
         later = reconcile(place)
         return False
@@ -308,3 +310,24 @@ def test_a_set_up_that_fails_under_ticks_is_one_alarm_and_is_tried_again_later(p
     with pytest.raises(PreparationFailed, match="no such package"):  # and whoever asks by hand is not kept waiting
         preparing(broken)
     assert broken.sandboxes() == []
+
+
+def test_a_tick_that_is_killed_at_a_step_leaves_it_to_the_next_one(place: Place) -> None:
+    async def step(of: Place, when: str, method: str) -> bool:
+        """Whether it was killed."""
+        service = Service(of.settings)
+        dying: Any = _Dying(service.host, when, method)
+        try:
+            await Preparation(of.settings, of.environment, dying, utc_now).step()
+        except _Killed:
+            return True
+        finally:
+            await service.aclose()
+        return False
+
+    for when, method in KILLS:
+        ticked = place.adjusted(SETUP_PREPARED_BY_TICKS="true", SETUP_SCRIPT=f"echo {when} {method}")
+        until(lambda: asyncio.run(step(ticked, when, method)), f"it is not killed {when} {method}")  # noqa: B023
+        prepared_by_ticks(ticked)
+        assert not preparing(ticked).made, (when, method)
+    assert len(place.sandboxes()) == len(KILLS)

@@ -191,12 +191,21 @@ def main() -> int:
     return 1 if bad else 0
 
 
+def megabytes(folder: Path) -> int:
+    """On the disk, in millions of bytes."""
+    said = subprocess.run(["du", "-sxB1", str(folder)], capture_output=True, text=True, check=True).stdout
+    return int(said.split()[0]) // 1_000_000
+
+
 def _findings(base: Path, place: Path, variant: Variant) -> Iterator[Finding]:
     context = place / "context"
     context.mkdir()
     dockerfile = stage(Recipe("agent-cli", variant=variant), context)
     (place / "session").mkdir()
+    began = time.monotonic()
     built = build(dockerfile.read_text(), context, base, place / "session", to_stderr)
+    grown = megabytes(built.root.directory) - megabytes(base)
+    to_stderr(f"the session image, {variant}: {time.monotonic() - began:.0f} s, {grown} MB more than its base")
     yield from session_image(built, variant)
     yield from served(built, place)
     (place / "functions").mkdir()
