@@ -4,7 +4,8 @@ What may come in, whichever entry point it is:
 - HTTP from a function URL or an HTTP API (payload 2.0): the handler's own rules decide who may call.
 - Anything else was sent by somebody whom IAM lets invoke this function, and needs no token: a wake-up
   (functions/invocations.py) from EventBridge Scheduler, as a direct invocation or as the `detail` of an EventBridge
-  event; an SQS batch of wake-ups; and for fork_best_of_n a race request.
+  event; an SQS batch of wake-ups; and for fork_best_of_n a race request, or a race that an earlier invocation of it has
+  answered for (functions/handed_races.py).
 
 One event loop and one Service live as long as the process, so a warm invocation finds its connections open. Whatever
 an invocation began has ended when it answers: Lambda freezes the process then.
@@ -78,10 +79,13 @@ def poll_tick(event: Any, context: Context) -> Any:
 
 
 def fork_best_of_n(event: Any, context: Context) -> Any:
-    """A race. A direct event is the request itself; the answer to it is a payload 2.0 response as well."""
+    """A race. A direct event is the request itself; the answer to it is a payload 2.0 response as well. Or a race that
+    was handed over: it has its answer, and its record tells its end."""
     from functions.fork_best_of_n import fork_best_of_n as handler
 
     process = _process()
+    if isinstance(event, Mapping) and not lambda_http.is_http(event) and "do" in event:
+        return process.take_up(event, context)
     if isinstance(event, Mapping) and not lambda_http.is_http(event):
         token = process.settings().functions_token
         if token is None:
@@ -128,11 +132,18 @@ class Process:
 
     def invoke(self, event: Any, context: Context, handler: lambda_http.Handler) -> Any:
         """One invocation, from event to answer, ended in time. Raises for what Lambda should count as an error."""
+        return self._within(context, lambda until: self._handle(event, until, handler))
+
+    def take_up(self, event: Mapping[str, Any], context: Context) -> Any:
+        """One race that was handed over. Raises like `invoke`."""
+        return self._within(context, lambda until: self._take_up(event, until))
+
+    def _within(self, context: Context, work: Callable[[Deadline], Coroutine[Any, Any, _T]]) -> _T:
         left = context.get_remaining_time_in_millis() / 1000
         self._left = left
         until = Deadline.after(max(0.0, left - _ANSWER_SECONDS))
         try:
-            return self._loop.run_until_complete(self._bounded(self._handle(event, until, handler), until))
+            return self._loop.run_until_complete(self._bounded(work(until), until))
         finally:
             self._ended = time.time()
             flush()
@@ -161,6 +172,15 @@ class Process:
         with tracing.span(f"invocation {invocation.do}", kind="server"):
             return await self._serve(invocation, until)
 
+    async def _take_up(self, event: Mapping[str, Any], until: Deadline) -> Any:
+        from functions import handed_races
+        from functions.fork_best_of_n import run_asked
+
+        race = handed_races.HandedRace.read(event)
+        with tracing.span("invocation race", kind="server"):
+            ends = until.sooner(_ends(until))
+            return {"race": await handed_races.take_up(race, await self._ready(), ends, run_asked)}
+
     async def _http(self, event: Mapping[str, Any], until: Deadline, handler: lambda_http.Handler) -> dict[str, Any]:
         try:
             state = await self._ready()
@@ -171,7 +191,7 @@ class Process:
         try:
             # The handler's own work ends before ours does, so that its answer can say so.
             async with asyncio.timeout(until.left() - _ANSWER_SECONDS / 2) as scope:
-                ends = until.sooner(until.at - _ANSWER_SECONDS)
+                ends = until.sooner(_ends(until))
                 with request_span(*lambda_http.method_and_path(event)) as answered:
                     answer = await lambda_http.respond(handler, event, {STATE: state, DEADLINE: ends})
                     answered.status = answer["statusCode"]
@@ -269,6 +289,11 @@ class Process:
                     await state.service.aclose()
             except Exception:
                 log.exception("service.not_closed")
+
+
+def _ends(until: Deadline) -> float:
+    """When what an invocation began is over, so that it can still say so."""
+    return until.at - _ANSWER_SECONDS
 
 
 def flush() -> None:

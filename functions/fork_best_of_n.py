@@ -71,7 +71,7 @@ async def fork_best_of_n(request: Request) -> Response:
 
             await require_allowed(race, state.settings.races)
         race_admission.log_asked(race, caller)
-        run = partial(_run, race, state, caller, deadline)
+        run = partial(run_asked, race, state, caller, deadline)
         if _has_wishes(request) and not race.dry_run:
             from functions.recorded_races import Asked, digest_of, wishes_of
 
@@ -79,7 +79,11 @@ async def fork_best_of_n(request: Request) -> Response:
             if wishes.key is not None or wishes.respond_async:
                 digest = await asyncio.to_thread(digest_of, body)
                 asked = Asked.of(state.recorded, state.settings, wishes, race, caller, digest, run, deadline)
-                return await asked.answer(request, streams=streams)
+                if state.recorded.lives_on:
+                    return await asked.answer(request, streams=streams)
+                from functions.handed_races import handed
+
+                return await asked.answer(request, streams=streams, hand_over=handed)
         if streams:
             return LineStream(partial(say_events, run))
         report = await unless_hung_up(request, run())
@@ -102,7 +106,7 @@ def _has_wishes(request: Request) -> bool:
     return "idempotency-key" in request.headers or "prefer" in request.headers
 
 
-async def _run(
+async def run_asked(
     race: RaceRequest,
     state: FunctionsState,
     caller: Capability | None,
@@ -111,6 +115,7 @@ async def _run(
     on_event: OnEvent | None = None,
     cancelled: asyncio.Event | None = None,
 ) -> RaceReport:
+    """The race of somebody who was let in, told to `on_finish` where it has one. Raises HttpError."""
     if race.on_finish is None or race.dry_run:
         return await _raced(race, state, caller, deadline, race_id, cancelled, on_event)
     from functions.race_webhook import announced

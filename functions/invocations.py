@@ -72,10 +72,16 @@ def drain_now() -> Invocation:
 
 
 async def enqueue(target: str, invocation: Invocation) -> None:
-    """Has the message taken, or raises NotEnqueued. `target` is Settings.enqueue_to. At most about twenty seconds."""
+    """Has the message taken, or raises NotEnqueued. `target` is Settings.enqueue_to."""
+    await send(target, invocation.message())
+
+
+async def send(target: str, message: bytes) -> None:
+    """Has the function `target` (`aws-lambda:NAME-OR-ARN`) invoked with this message, waiting for no answer of its, or
+    raises NotEnqueued: then it may be invoked all the same. At most about twenty seconds."""
     name = target.removeprefix("aws-lambda:")
     try:
-        await asyncio.to_thread(_invoke, name, invocation.message())
+        await asyncio.to_thread(_invoke, name, message)
     except Exception as error:  # the library's errors are many, and all mean the same here
         raise NotEnqueued(type(error).__name__) from None
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -48,8 +48,8 @@ LONGEST_WAIT: Final = 25.0  # seconds: below what a gateway gives (29)
 MOST_REMEMBERED: Final = 16 * 1024 * 1024  # bytes of ended races' states, in this process
 _FIRST_LOOK, _LONGEST_PAUSE = 0.5, 3.0  # seconds between looks at a race that another copy runs
 _NOT_HERE: Final = (
-    "here the runtime stops what runs once it has answered, so no race can go on behind its answer: ask without "
-    "Prefer: respond-async, or where a process that lives on serves the functions"
+    "here the runtime stops what runs once it has answered, so no race can go on behind its answer: ask with an "
+    "Idempotency-Key instead of Prefer: respond-async, or where a process that lives on serves the functions"
 )
 
 _STOPPED: Final = ErrorBody(
@@ -70,7 +70,7 @@ class Wishes:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
     task: asyncio.Task[RaceReport]
     record: OwnRecord
     begun: asyncio.Event
@@ -120,7 +120,7 @@ class RecordedRaces:
     def __init__(self, service: Service, *, lives_on: bool) -> None:
         self.lives_on = lives_on
         self._service = service
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._ended_bytes = 0
 
@@ -140,11 +140,11 @@ class RecordedRaces:
             return _told(known, ending=True)
         environment, seen = await self._found(race_id, caller)
         try:
-            seen = await self._records(environment).cancel(seen)
+            seen = await self.records(environment).cancel(seen)
         except CellGone:
             raise _not_found() from None
         except CellUnclear as error:
-            raise _unclear(error) from None
+            raise unclear(error) from None
         return _told(await self.status_of(environment, seen), ending=True)
 
     def _known_here(self, race_id: str, caller: Capability | None) -> RaceStatus | None:
@@ -181,8 +181,15 @@ class RecordedRaces:
 
     async def start(
         self, environment: Environment, race_id: str, owner: str, digest: str, run: RunRace, on_event: OnEvent
-    ) -> _Running | Seen | RaceStatus:
+    ) -> Running | Seen | RaceStatus:
         """The race of this id, begun here where there is none. Raises HttpError 422 for one of another body, 503."""
+        stands = await self.claim(environment, race_id, owner, digest)
+        return self._begin(stands, run, on_event) if isinstance(stands, OwnRecord) else stands
+
+    async def claim(
+        self, environment: Environment, race_id: str, owner: str, digest: str
+    ) -> OwnRecord | Running | Seen | RaceStatus:
+        """The record of this id for this caller to run the race, or how the race stands. Raises HttpError 422, 503."""
         if (running := self._running.get(race_id)) is not None:
             _same(digest, running.record.head.body)
             return running
@@ -190,32 +197,51 @@ class RecordedRaces:
             _same(digest, ended.digest)
             return RaceStatus.model_validate_json(ended.status)
         try:
-            claimed = await self._records(environment).claim(race_id, owner, digest)
+            claimed = await self.records(environment).claim(race_id, owner, digest)
         except CellUnclear as error:
-            raise _unclear(error) from None
+            raise unclear(error) from None
         if isinstance(claimed, OwnRecord):
-            return self._begin(claimed, run, on_event)
+            return claimed
         _same(digest, claimed.head.body)
         return self._running.get(race_id) or claimed  # another call here may have been quicker
+
+    async def take_up(self, record: OwnRecord, run: RunRace) -> None:
+        """Runs a race that another process has answered for; its record has its end, whatever that is."""
+        running = self._begin(record, run, _nobody)
+        running.begun.set()  # its key is taken: what is refused now is this race's end
+        try:
+            await asyncio.wait({running.task})
+        except asyncio.CancelledError:
+            await drop(running.task)
+            raise
+
+    @property
+    def handed_to(self) -> str:
+        """Who is invoked for a race that cannot go on behind its answer here."""
+        return self._service.settings.races.handed_to
+
+    async def look_ahead(self, race: RaceRequest) -> None:
+        """Raises what a race would before anything is begun."""
+        await self._service.race(race.model_copy(update={"dry_run": True}))
 
     async def look(self, environment: Environment, race_id: str) -> Seen | None:
         """Raises HttpError 503."""
         try:
-            return await self._records(environment).look(race_id)
+            return await self.records(environment).look(race_id)
         except CellUnclear as error:
-            raise _unclear(error) from None
+            raise unclear(error) from None
 
     async def status_of(self, environment: Environment, seen: Seen) -> RaceStatus:
         """Raises HttpError 503."""
         try:
-            status = await self._records(environment).status(seen)
+            status = await self.records(environment).status(seen)
         except CellUnclear as error:
-            raise _unclear(error) from None
+            raise unclear(error) from None
         if status.state in ("finished", "cancelled", "failed"):
             self._remember(seen.head.owner, seen.head.body, status)
         return status
 
-    def _begin(self, record: OwnRecord, run: RunRace, on_event: OnEvent) -> _Running:
+    def _begin(self, record: OwnRecord, run: RunRace, on_event: OnEvent) -> Running:
         begun = asyncio.Event()
 
         def tell(event: events.Event) -> None:
@@ -224,7 +250,7 @@ class RecordedRaces:
                 running.listener(event)
 
         race_id = record.head.race_id
-        running = _Running(self._service.in_background(self._run(record, run, tell, begun)), record, begun, on_event)
+        running = Running(self._service.in_background(self._run(record, run, tell, begun)), record, begun, on_event)
         self._running[race_id] = running
 
         def over(task: asyncio.Task[RaceReport]) -> None:
@@ -268,7 +294,7 @@ class RecordedRaces:
         except (CellGone, CellUnclear) as unclear:
             log.error("race.end_not_kept race=%s reason=%s", record.head.race_id, unclear)
 
-    def _records(self, environment: Environment) -> RaceRecords:
+    def records(self, environment: Environment) -> RaceRecords:
         return RaceRecords(self._service.host, self._service.settings, environment)
 
     def _remembered(self, race_id: str) -> _Ended | None:
@@ -289,6 +315,9 @@ class RecordedRaces:
             self._ended_bytes -= len(oldest.status)
 
 
+HandOver = Callable[["Asked"], Awaitable[Running | Seen | RaceStatus]]
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One call that wishes for a race with a record, before its answer."""
@@ -299,6 +328,8 @@ class Asked:
     race_id: str
     owner: str
     digest: str
+    race: RaceRequest
+    caller: Capability | None
     run: RunRace
     deadline: Deadline | None
 
@@ -315,7 +346,7 @@ class Asked:
         deadline: Deadline | None,
     ) -> Asked:
         """Raises HttpError 400 and 501."""
-        if wishes.respond_async and not races.lives_on:
+        if wishes.respond_async and not races.lives_on and not settings.races.handed_to:
             raise HttpError(501, "not_available_here", _NOT_HERE)
         with errors_as_answers():
             environment = environment_for(race, settings)
@@ -323,12 +354,13 @@ class Asked:
         whose = f"agent {owner}" if caller else "operator"
         key = wishes.key
         race_id = names.new_race_id() if key is None else names.derived_race_id(environment.id, whose, key)
-        return cls(races, wishes, environment, race_id, owner, digest, run, deadline)
+        return cls(races, wishes, environment, race_id, owner, digest, race, caller, run, deadline)
 
-    async def answer(self, request: Request, *, streams: bool) -> Response:
-        """Raises HttpError."""
+    async def answer(self, request: Request, *, streams: bool, hand_over: HandOver | None = None) -> Response:
+        """`hand_over`: how a race begins that runs on behind the answer, where that is not in this process. Raises
+        HttpError."""
         if self.wishes.respond_async:
-            report = await self._report_at_once()
+            report = await self._report_at_once(hand_over)
             if report is None:
                 return self._accepted(request)
         elif streams:
@@ -351,34 +383,40 @@ class Asked:
 
     async def _report(self, on_event: OnEvent) -> RaceReport:
         """The report, however long it takes. `on_event` is told all of a race that begins here, else its end."""
-        looks = 0
         while True:
             stands = await self._start(on_event)
-            if isinstance(stands, _Running):
+            if isinstance(stands, Running):
                 return await self._joined(stands, on_event)
             if isinstance(stands, Seen):
-                seen: Seen | None = stands
-                while seen is not None and seen.state(time.time()) == "running":
-                    if self.deadline is not None and self.deadline.passed:
-                        text = "the race of this key still runs: ask again"
-                        raise HttpError(503, "race_running", text, headers={"retry-after": str(ASK_AGAIN_SECONDS)})
-                    looks += 1
-                    await asyncio.sleep(pause_before(looks, _FIRST_LOOK, _LONGEST_PAUSE))
-                    seen = await self.races.look(self.environment, self.race_id)
+                seen = await self._waited_for(stands, self.deadline)
                 if seen is None:
                     continue  # it was refused before it began
+                if seen.state(time.time()) == "running":
+                    text = "the race of this key still runs: ask again"
+                    raise HttpError(503, "race_running", text, headers={"retry-after": str(ASK_AGAIN_SECONDS)})
                 stands = await self.races.status_of(self.environment, seen)
             report = _report_in(stands)
             on_event(events.Reported(report=report))
             return report
 
-    async def _report_at_once(self) -> RaceReport | None:
+    async def _waited_for(self, seen: Seen, until: Deadline | None) -> Seen | None:
+        """The record of a race that another process runs, once it is over or time is up; None where it is gone."""
+        looks = 0
+        now: Seen | None = seen
+        while now is not None and now.state(time.time()) == "running" and (until is None or not until.passed):
+            looks += 1
+            await asyncio.sleep(pause_before(looks, _FIRST_LOOK, _LONGEST_PAUSE))
+            now = await self.races.look(self.environment, self.race_id)
+        return now
+
+    async def _report_at_once(self, hand_over: HandOver | None) -> RaceReport | None:
         """The report, or None where the race runs and its caller does not want to wait for it."""
-        stands = await self._start(_nobody)
+        stands = await (self._start(_nobody) if hand_over is None else hand_over(self))
         if isinstance(stands, Seen):
-            if stands.state(time.time()) == "running":
+            seen = await self._waited_for(stands, Deadline.after(self.wishes.wait))
+            if seen is None or seen.state(time.time()) == "running":
                 return None
-            stands = await self.races.status_of(self.environment, stands)
+            stands = await self.races.status_of(self.environment, seen)
         if isinstance(stands, RaceStatus):
             return _report_in(stands)
         await stands.begun.wait()
@@ -386,10 +424,10 @@ class Asked:
             await asyncio.wait({stands.task}, timeout=self.wishes.wait)
         return await self._joined(stands, _nobody) if stands.task.done() else None
 
-    async def _start(self, on_event: OnEvent) -> _Running | Seen | RaceStatus:
+    async def _start(self, on_event: OnEvent) -> Running | Seen | RaceStatus:
         return await self.races.start(self.environment, self.race_id, self.owner, self.digest, self.run, on_event)
 
-    async def _joined(self, running: _Running, on_event: OnEvent) -> RaceReport:
+    async def _joined(self, running: Running, on_event: OnEvent) -> RaceReport:
         mine = running.listener is on_event
         try:
             await asyncio.wait({running.task})
@@ -442,5 +480,5 @@ def _not_found() -> HttpError:
     return HttpError(404, "race_not_found", "no race of this id is kept here, or not any longer")
 
 
-def _unclear(error: CellUnclear) -> HttpError:
+def unclear(error: CellUnclear) -> HttpError:
     return HttpError(503, "try_again", str(error), headers={"retry-after": str(ASK_AGAIN_SECONDS)})

@@ -344,8 +344,9 @@ class Service:
                 outcome = "won" if report.winner else "no_winner"
                 span.set({"hands.race.id": report.race_id, tracing.OUTCOME: outcome})
             finally:
-                metrics.record(metrics.RACES, time.monotonic() - began, {metrics.OUTCOME: outcome})
-        for branch in report.branches:
+                if not request.dry_run:
+                    metrics.record(metrics.RACES, time.monotonic() - began, {metrics.OUTCOME: outcome})
+        for branch in () if request.dry_run else report.branches:
             metrics.record(metrics.BRANCHES, 1, {metrics.OUTCOME: branch.status})
         return report
 

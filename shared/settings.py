@@ -173,6 +173,7 @@ class RaceLimits(NamedTuple):
     max_parallel: int = Races.RACE_MAX_PARALLEL.default
     deadline: float = Races.RACE_DEADLINE_SECONDS.default
     record_seconds: float = Races.RACE_RECORD_SECONDS.default
+    handed_to: str = ""
     at_once: int = Races.RACES_AT_ONCE.default
     calls_per_minute: int = Races.RACE_CALLS_PER_MINUTE.default
     agent_calls_per_minute: int = Races.RACE_AGENT_CALLS_PER_MINUTE.default
@@ -278,7 +279,7 @@ class Settings:
             tool_output_bytes=Workers.TOOL_OUTPUT_BYTES.read(environ),
             resume_suspended=Sandboxes.RESUME_SUSPENDED_SESSIONS.read(environ),
             drain_mode=drain_mode,
-            enqueue_to=_enqueue_to(Drain.ENQUEUE_TO.read(environ), drain_mode),
+            enqueue_to=_enqueue_to(_function_named(Drain.ENQUEUE_TO, environ), drain_mode),
             dry_run=Drain.DRY_RUN.read(environ),
             times=times,
             drain=drain,
@@ -305,6 +306,7 @@ class Settings:
                 record_seconds=max(
                     Races.RACE_RECORD_SECONDS.read(environ), 2 * Races.RACE_DEADLINE_SECONDS.read(environ) + 600.0
                 ),
+                handed_to=_function_named(Races.RACES_HANDED_TO, environ),
                 at_once=_at_once(environ),
                 calls_per_minute=Races.RACE_CALLS_PER_MINUTE.read(environ),
                 agent_calls_per_minute=Races.RACE_AGENT_CALLS_PER_MINUTE.read(environ),
@@ -531,10 +533,15 @@ def tensorlake_address(environ: Mapping[str, str]) -> str:
     return checked
 
 
-def _enqueue_to(target: str, mode: DrainMode) -> str:
+def _function_named(variable: Text, environ: Mapping[str, str]) -> str:
+    target = variable.read(environ)
     scheme, _, name = target.partition(":")
     if target and (scheme != "aws-lambda" or not name):
-        raise SettingsError("ENQUEUE_TO must be aws-lambda: and the name or ARN of a function")
+        raise SettingsError(f"{variable.name} must be aws-lambda: and the name or ARN of a function")
+    return target
+
+
+def _enqueue_to(target: str, mode: DrainMode) -> str:
     if mode == "enqueue" and not target:
         raise SettingsError("ENQUEUE_TO is not set: DRAIN_MODE=enqueue needs to know whom to wake")
     return target

@@ -458,6 +458,12 @@ class Races:
         "From the call of a race with Prefer: respond-async or an Idempotency-Key until what is kept of it is deleted; "
         "never less than twice RACE_DEADLINE_SECONDS and ten minutes.",
     )
+    RACES_HANDED_TO = Text(
+        "",
+        "Where the runtime stops what runs once it has answered: whom to invoke for a race that nobody waits for, "
+        "aws-lambda:NAME. Without it Prefer: respond-async is answered 501 there.",
+        set_by="deployment",
+    )
     RACES_AT_ONCE = Whole(16, "Races at once in one process; a quarter is kept for the operator.", unit="races")
     RACE_CALLS_PER_MINUTE = Whole(
         600, "Calls of poll_tick and fork_best_of_n with the operator's token; 0: without limit.", unit="calls"

@@ -154,7 +154,9 @@ def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _as_there(environ: Mapping[str, str]) -> dict[str, str]:
     """With stand-ins for what the stack sets: the functions' address is known only then, and a token may be drawn."""
-    there = {name: value for name, value in environ.items() if name not in ("DRAIN_MODE", "ENQUEUE_TO")}
+    there = {
+        name: value for name, value in environ.items() if name not in ("DRAIN_MODE", "ENQUEUE_TO", "RACES_HANDED_TO")
+    }
     there["FUNCTIONS_PUBLIC_URL"] = f"https://{_LATER}.invalid"
     if not environ.get("FUNCTIONS_TOKEN", "").strip():
         there["FUNCTIONS_TOKEN"] = _DRAWN

@@ -17,7 +17,7 @@ import time
 import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import ValidationError
 
@@ -25,7 +25,7 @@ from shared import names
 from shared.deadline import Clock
 from shared.ports import Absent, Doubtful, Refused, SandboxHost
 from shared.races import cells
-from shared.races.cells import Cell, CellGone, CellUnclear
+from shared.races.cells import Cell, CellGone, CellUnclear, Version
 from shared.races.events import ErrorBody
 from shared.races.fields import Model
 from shared.races.report import BranchReport, RaceReport
@@ -41,13 +41,15 @@ _ATTEMPTS: Final = 3
 _PART: Final = 1 << 20  # bytes in one call (docs/wire/tensorlake.md#8-files)
 MOST_BYTES: Final = 4 * _PART  # of a report as it is kept, compressed
 _MOST_WRITTEN_OUT: Final = 64 * 1024 * 1024
+_Kept = Literal["report", "request"]
 _LEFT_OUT: Final = "not kept: the report was too large"
 
 
 class Head(Model):
     """The text in a record's cell. `owner` is the session whose agent asked, empty for the operator; `body` a digest of
-    the request; `cancel_asked` is written by whichever copy is asked to end the race; `until` when a race that says
-    nothing more counts as lost. `parts` and `sha256` are of the report's file. Times are in seconds since 1970."""
+    the request; `cancel_asked` is written by whichever copy is asked to end the race; `handed` says that whoever is
+    first may take the race up; `until` when a race that says nothing more counts as lost. `parts` and `sha256` are of
+    the request's file while it is handed over, later of the report's file. Times are in seconds since 1970."""
 
     race_id: str
     owner: str
@@ -60,6 +62,7 @@ class Head(Model):
     error: ErrorBody | None = None
     status: int = 0
     cancel_asked: bool = False
+    handed: bool = False
     parts: int = 0
     sha256: str = ""
 
@@ -71,6 +74,7 @@ class Seen:
 
     head: Head
     cell: Cell = field(repr=False)
+    number: int
     expires_at: float | None = None
 
     def state(self, now: float) -> RaceState:
@@ -81,13 +85,15 @@ class OwnRecord:
     """The record of a race that runs in this process: others write nothing into it but that the race is to end, which
     sets `cancelled`."""
 
-    def __init__(self, cell: Cell, head: Head, host: SandboxHost, now: Clock) -> None:
+    def __init__(self, cell: Cell, head: Head, host: SandboxHost, now: Clock, number: int = 1) -> None:
         self.head = head
         self._cell = cell
         self._host = host
         self._now = now
-        self._number = 1
+        self._number = number
         self.cancelled = asyncio.Event()
+        if head.cancel_asked:
+            self.cancelled.set()
 
     def status(self, report: RaceReport | None = None) -> RaceStatus:
         """As far as it is known here: with a report it has finished."""
@@ -117,16 +123,25 @@ class OwnRecord:
 
     async def finished(self, report: RaceReport) -> None:
         """Keeps the report. Raises CellGone and CellUnclear."""
-        data = await asyncio.to_thread(packed, report)
+        parts, digest = await self._keep("report", await asyncio.to_thread(packed, report))
+        await self._over(_state_of(report), parts=parts, sha256=digest)
+
+    async def hand_over(self, request: bytes) -> None:
+        """Keeps what another process needs to run the race, which is whose who takes it first from then on
+        (RaceRecords.take). Raises CellGone and CellUnclear."""
+        parts, digest = await self._keep("request", await asyncio.to_thread(zlib.compress, request))
+        await self._write(handed=True, parts=parts, sha256=digest)
+
+    async def _keep(self, what: _Kept, data: bytes) -> tuple[int, str]:
+        """The number of parts and the digest. Raises CellGone and CellUnclear."""
         parts = [data[at : at + _PART] for at in range(0, len(data), _PART)]
         for number, part in enumerate(parts):
-            match await self._host.write_file(self._cell.sandbox.id, _file(number), part):
+            match await self._host.write_file(self._cell.sandbox.id, _file(what, number), part):
                 case Absent():
                     raise CellGone("the record is not there any more")
                 case Refused(reason=reason) | Doubtful(reason=reason):
-                    raise CellUnclear(f"the report could not be kept: {reason}")
-        digest = hashlib.sha256(data).hexdigest()
-        await self._over(_state_of(report), parts=len(parts), sha256=digest)
+                    raise CellUnclear(f"the {what} could not be kept: {reason}")
+        return len(parts), hashlib.sha256(data).hexdigest()
 
     async def failed(self, status: int, error: ErrorBody) -> None:
         """Keeps why there is no report. Raises CellGone and CellUnclear."""
@@ -200,7 +215,7 @@ class RaceRecords:
                 continue
             if stands is not None:
                 own = stands.text == text
-                return OwnRecord(cell, head, self._host, self._now) if own else self._seen(cell, stands.text)
+                return OwnRecord(cell, head, self._host, self._now) if own else self._seen(cell, stands)
             await cell.end()
         raise CellUnclear("the record of an earlier race of this key is just being deleted")
 
@@ -213,36 +228,60 @@ class RaceRecords:
             stands = await cell.read()
         except CellGone:
             return None
-        return self._seen(cell, stands.text) if stands.number else None
+        return self._seen(cell, stands) if stands.number else None
 
     async def cancel(self, seen: Seen) -> Seen:
         """Has it written that this race is to end, where it still runs: the copy that runs it looks every LOOK_SECONDS.
         The record as it stands then. Raises CellGone and CellUnclear."""
         for _ in range(_ATTEMPTS):
             stands = await seen.cell.read()
-            seen = self._seen(seen.cell, stands.text)
+            seen = self._seen(seen.cell, stands)
             if seen.state(self._now()) != "running" or seen.head.cancel_asked:
                 return seen
             text = seen.head.model_copy(update={"cancel_asked": True}).model_dump_json()
-            if (await seen.cell.write(stands.number + 1, text)).text == text:
-                return self._seen(seen.cell, text)
+            if (now := await seen.cell.write(stands.number + 1, text)).text == text:
+                return self._seen(seen.cell, now)
+        raise CellUnclear("this race's record is being written by many at once")
+
+    async def take(self, race_id: str, by: str) -> tuple[OwnRecord, bytes] | None:
+        """The record of a race that was handed over by `by`, and its request: for the first who asks for it. None for
+        everybody else, and where the race is over or lost. Raises CellUnclear."""
+        for _ in range(_ATTEMPTS):
+            seen = await self.look(race_id)
+            if seen is None or seen.head.by != by or not seen.head.handed or seen.state(self._now()) != "running":
+                return None
+            request = await asyncio.to_thread(_inflated, await self._kept(seen, "request"))
+            until = self._now() + DEAD_MAN_SECONDS
+            changes = {"by": secrets.token_hex(8), "until": until, "handed": False, "parts": 0, "sha256": ""}
+            head = seen.head.model_copy(update=changes)
+            text = head.model_dump_json()
+            try:
+                stands = await seen.cell.write(seen.number + 1, text)
+            except CellGone:
+                return None
+            if stands.text == text:
+                return OwnRecord(seen.cell, head, self._host, self._now, stands.number), request
         raise CellUnclear("this race's record is being written by many at once")
 
     async def report(self, seen: Seen) -> RaceReport:
         """The report of a finished race. Raises CellUnclear."""
+        return await asyncio.to_thread(_unpacked, await self._kept(seen, "report"))
+
+    async def _kept(self, seen: Seen, what: _Kept) -> bytes:
+        """Raises CellUnclear."""
         parts: list[bytes] = []
         for number in range(min(seen.head.parts, MOST_BYTES // _PART)):
-            match await self._host.read_file(seen.cell.sandbox.id, _file(number), _PART):
+            match await self._host.read_file(seen.cell.sandbox.id, _file(what, number), _PART):
                 case bytes() as part:
                     parts.append(part)
                 case Absent():
-                    raise CellUnclear("a part of the report is not there")
+                    raise CellUnclear(f"a part of the {what} is not there")
                 case Refused(reason=reason) | Doubtful(reason=reason):
-                    raise CellUnclear(f"the report could not be read: {reason}")
+                    raise CellUnclear(f"the {what} could not be read: {reason}")
         data = b"".join(parts)
         if hashlib.sha256(data).hexdigest() != seen.head.sha256:
-            raise CellUnclear("the report is not whole")
-        return await asyncio.to_thread(_unpacked, data)
+            raise CellUnclear(f"the {what} is not whole")
+        return data
 
     async def status(self, seen: Seen) -> RaceStatus:
         """What a caller is told of the race. Raises CellUnclear."""
@@ -267,8 +306,8 @@ class RaceRecords:
         expires = self._expires_at(cell)
         return expires is not None and expires < self._now()
 
-    def _seen(self, cell: Cell, text: str) -> Seen:
-        return Seen(_head(text), cell, self._expires_at(cell))
+    def _seen(self, cell: Cell, stands: Version) -> Seen:
+        return Seen(_head(stands.text), cell, stands.number, self._expires_at(cell))
 
     def _name(self, race_id: str) -> str:
         return names.race_record_name(self._settings.prefix, self._environment.id, race_id)
@@ -315,17 +354,25 @@ def _head(text: str) -> Head:
 
 def _unpacked(data: bytes) -> RaceReport:
     try:
-        inflating = zlib.decompressobj()
-        text = inflating.decompress(data, _MOST_WRITTEN_OUT)
-        if not inflating.eof:
-            raise CellUnclear("the report is larger than any that is kept")
-        return RaceReport.model_validate_json(text)
-    except (zlib.error, ValidationError):
+        return RaceReport.model_validate_json(_inflated(data))
+    except ValidationError:
         raise CellUnclear("the report cannot be read: is it of another version?") from None
 
 
-def _file(number: int) -> str:
-    return f"{cells.FOLDER}-report/{number}"
+def _inflated(data: bytes) -> bytes:
+    """Raises CellUnclear."""
+    try:
+        inflating = zlib.decompressobj()
+        text = inflating.decompress(data, _MOST_WRITTEN_OUT)
+    except zlib.error:
+        raise CellUnclear("what is kept of this race cannot be read") from None
+    if not inflating.eof:
+        raise CellUnclear("what is kept of this race is larger than anything that is kept")
+    return text
+
+
+def _file(what: _Kept, number: int) -> str:
+    return f"{cells.FOLDER}-{what}/{number}"
 
 
 def _moment(at: float | None) -> datetime | None:

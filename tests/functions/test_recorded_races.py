@@ -234,6 +234,7 @@ def test_a_race_whose_copy_was_killed_is_lost_and_its_record_goes_in_time(world:
     headers = {"authorization": f"Bearer {TOKEN}", "prefer": "respond-async"}
     with pytest.raises(ProcessLookupError), serving(place, UVICORN, pids=pids) as url:
         accepted = httpx2.post(f"{url}/fork_best_of_n", json=GATED, headers=headers, timeout=60, trust_env=False)
+        until(lambda: len(place.sandboxes()) == 2, "its record and its branch are not there")
         os.killpg(pids[0], signal.SIGKILL)
         until(lambda: _is_gone(pids[0]))
     race_id = accepted.json()["race_id"]

@@ -128,19 +128,30 @@ def test_a_webhook_that_hands_its_work_on_gets_a_session_served_by_the_tick_func
     assert len(place.items(session)) == 1
 
 
-def test_a_race_runs_in_the_fork_function(place: Place, code: Path) -> None:
+def test_a_race_runs_in_the_fork_function_or_in_another_invocation_of_it(place: Place, code: Path) -> None:
     race = {
         "source": {"image": "agent-cli"},
         "n": 2,
         "script": "echo {i} > score.txt",
         "judge": {"type": "command", "script": "cat score.txt"},
     }
-    with LambdaRuntime(
-        code, "functions.aws_lambda.fork_best_of_n", {**NOBODY, **place.environ}, timeout=120
-    ) as function:
+    own = "serverless-hands-fork-best-of-n"
+    environ = {**NOBODY, **place.environ, "RACES_HANDED_TO": f"aws-lambda:{own}"}
+    handler = "functions.aws_lambda.fork_best_of_n"
+    with Invoke() as invoke, LambdaRuntime(code, handler, {**environ, **invoke.environ}, timeout=120) as function:
         authorized = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
         answer = function.invoke(http(json.dumps(race).encode(), authorized))
         assert answer["statusCode"] == 200, answer
         report = json.loads(answer["body"])
         assert report["winner"] == "b1"
         assert report["leftovers"] == []
+        later = function.invoke(http(json.dumps(race).encode(), {**authorized, "prefer": "respond-async"}))
+        assert later["statusCode"] == 202, function.output()
+        where = f"/{later['headers']['location'].rpartition('/')[2]}"
+        name, event = invoke.next()
+        with LambdaRuntime(code, handler, environ, timeout=120) as other:
+            assert (name, other.invoke(event)) == (own, {"race": "finished"}), other.output()
+            assert other.invoke(event) == {"race": "not taken up"}
+        told = json.loads(function.invoke(http(b"", authorized, method="GET", path=where))["body"])
+        assert (told["state"], told["report"]["winner"]) == ("finished", "b1")
+        assert invoke.none_left()

@@ -13,6 +13,7 @@ from functions import aws_lambda
 from functions.invocations import Invocation
 from functions.tick_remarks import remarks
 from infra.aws.stack import TEMPLATE
+from shared.races.records import DEAD_MAN_SECONDS
 from shared.settings import Settings
 
 TEXT = TEMPLATE.read_text(encoding="utf-8")
@@ -94,6 +95,19 @@ def test_the_webhooks_role_reads_the_signing_key_alone_and_may_wake_poll_tick_al
     assert mine["lambda:InvokeFunction"] == {"Fn::GetAtt": ["TickFunction", "Arn"]}
 
 
+def test_the_forks_role_may_invoke_its_own_function_alone_and_nobody_repeats_that(resources: Mapping[str, Any]) -> None:
+    (invoking,) = [each for name, each in statements(resources) if name == "ForkRole" and "Invoke" in str(each)]
+    function = resources["ForkFunction"]["Properties"]
+    name = function["FunctionName"]["Fn::Sub"]
+    own = f"arn:${{AWS::Partition}}:lambda:${{AWS::Region}}:${{AWS::AccountId}}:function:{name}"
+    assert (invoking["Action"], invoking["Resource"]) == ("lambda:InvokeFunction", {"Fn::Sub": own})
+    assert function["Environment"]["Variables"]["RACES_HANDED_TO"] == {"Fn::Sub": f"aws-lambda:{name}"}
+    retries = resources["ForkRetries"]["Properties"]
+    assert (retries["FunctionName"], retries["MaximumRetryAttempts"]) == ({"Ref": "ForkFunction"}, 0)
+    assert retries["MaximumEventAgeInSeconds"] < DEAD_MAN_SECONDS, "a race that is lost does not begin later"
+    assert "DestinationConfig" not in retries
+
+
 def test_no_value_of_a_secret_is_in_it_and_every_function_reads_its_own_by_reference(
     resources: Mapping[str, Any],
 ) -> None:
@@ -128,10 +142,11 @@ def test_the_settings_of_each_function_are_complete(resources: Mapping[str, Any]
         }
         more = {
             "HANDS_SETTINGS": '{"AGENT_FORK": "true"}',
-            "ENQUEUE_TO": plain.get("ENQUEUE_TO", "") and "aws-lambda:x",
+            **{name: "aws-lambda:x" for name in ("ENQUEUE_TO", "RACES_HANDED_TO") if name in plain},
         }
         settings = Settings.from_environ(aws_lambda.environ_of({**plain, **more}))
         assert (settings.drain_mode == "enqueue") == (name == "WebhookFunction")
+        assert bool(settings.races.handed_to) == (name == "ForkFunction")
         assert (settings.fork_url is not None) == (name == "TickFunction")
         assert settings.agent_fork == (name != "WebhookFunction")
 
