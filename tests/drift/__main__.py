@@ -59,6 +59,7 @@ def main() -> int:
         for trial in trials:
             print(f"{trial} ...", file=sys.stderr, flush=True)
             found.append(attempt(trial, locked, given.suites, given.workers))
+            print(f"  {found[-1].summary()}", file=sys.stderr, flush=True)
     except NotMade as error:
         print(error, file=sys.stderr)
         return 2

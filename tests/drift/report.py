@@ -35,6 +35,10 @@ class Outcome:
     failed: tuple[str, ...]
     again: tuple[str, ...] = ()
 
+    def summary(self) -> str:
+        """One line for who waits for the next trial."""
+        return "; ".join((f"{self.passed} passed, {self.skipped} skipped, {len(self.failed)} failed", *self.failed))
+
 
 def outcome_of(
     trial: Trial, locked: Mapping[str, str], found: Mapping[str, str], report: bytes, output: str = ""

@@ -31,6 +31,7 @@ def test_an_outcome_has_what_differs_from_the_locks_and_what_failed() -> None:
         failed=("tests.a::test_bad: no", "tests.b::test_broken: no"),
         again=("tests/a.py::test_good",),
     )
+    assert outcome.summary() == "1 passed, 1 skipped, 2 failed; tests.a::test_bad: no; tests.b::test_broken: no"
     said = page([outcome, Outcome(Trial("newest", "3.13"), {}, 4, 0, ())])
     assert "| oldest | 3.11 | 1 | 1 | 1 | 2 |" in said and "| newest | 3.13 | 0 | 4 | 0 | 0 |" in said
     assert "- a 2 -> 1" in said and "- FAILED tests.b::test_broken: no" in said
