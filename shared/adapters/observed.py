@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 from shared import metrics, tracing
 from shared.ports import Absent, Doubtful, Empty, NameTaken, NoCapacity, Refused, StaleEntry, Throttled
 
-_WORDS: Final[tuple[tuple[type, str], ...]] = (
+WORDS: Final[tuple[tuple[type, str], ...]] = (
     (Throttled, "throttled"),
     (NoCapacity, "no_capacity"),
     (Refused, "refused"),
@@ -65,4 +65,4 @@ class _Observed:
 
 
 def word_of(answer: object) -> str:
-    return next((word for kind, word in _WORDS if isinstance(answer, kind)), "ok")
+    return next((word for kind, word in WORDS if isinstance(answer, kind)), "ok")

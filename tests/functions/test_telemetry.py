@@ -10,11 +10,14 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import yaml
 
+from shared.adapters.observed import WORDS
 from shared.metrics import CATALOGUE
+from shared.reports import ItemEnd
 from tests.support.admin import fault
 from tests.support.otlp import Received, otlp_receiver
-from tests.support.serving import TOKEN, UVICORN, serving, webhooks_to
+from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving, webhooks_to
 from tests.support.signing import KEY
 from tests.support.waiting import until
 from tests.support.world import ROOT, Place
@@ -51,7 +54,7 @@ def test_each_metric_that_dashboard_alerts_and_page_name_is_one_of_ours_and_none
 
 
 def test_a_session_a_fault_and_a_race_are_told_and_no_secret_prompt_or_output_is(place: Place) -> None:
-    place = place.adjusted(IDLE_GRACE_SECONDS="0")
+    place = place.adjusted(IDLE_GRACE_SECONDS="0", SETUP_SCRIPT="true")
     with otlp_receiver() as received:
         with (
             serving(
@@ -67,6 +70,7 @@ def test_a_session_a_fault_and_a_race_are_told_and_no_secret_prompt_or_output_is
         ):
             prometheus = play(place, url, received)
         check_traces(received, place)
+    check_queries(prometheus)
     assert set(received.metrics) >= {metric.name for metric in CATALOGUE}
     for metric in CATALOGUE:
         assert metric.prometheus in prometheus, metric.name
@@ -119,6 +123,7 @@ def check_traces(received: Received, place: Place) -> None:
     assert any(each[:5] == expected for each in served), served
     items = [span for span in received.spans if span["name"] == "item"]
     assert {"POST /", "POST /poll_tick"} & {way(span)[-1] for span in items}
+    assert any(way(span)[:3] == ["set-up", "worker", "hand over"] for span in received.spans)
     for step in ("bind", "hand over", "ack"):
         assert any(way(span)[:2] == [step, "item"] for span in received.spans if span["name"] == step)
     repairs = [way(span) for span in received.spans if span["name"].startswith("repair ")]
@@ -130,6 +135,52 @@ def check_traces(received: Received, place: Place) -> None:
     }
     routes = {each["attributes"]["http.route"] for each in received.metrics["http.server.request.duration"]}
     assert routes <= {"/", "/poll_tick", "/fork_best_of_n", "other"} and "other" in routes
+
+
+def check_queries(prometheus: str) -> None:
+    """Each label that a query selects or groups by is one of its metric, and each outcome one that there is; an alert
+    tells only what its query leaves."""
+    shown: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(\w+)\{(.*)\} ", prometheus, re.M):
+        shown.setdefault(_OF_HISTOGRAMS.sub("", name), set()).update(re.findall(r'(\w+)="', labels))
+    panels = json.loads(NAMING[0].read_text(encoding="utf-8"))["panels"]
+    rules = [
+        rule for group in yaml.safe_load(NAMING[1].read_text(encoding="utf-8"))["groups"] for rule in group["rules"]
+    ]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    outcomes = {*ItemEnd, *(word for _, word in WORDS)}
+    for query in [*queries, *(rule["expr"] for rule in rules)]:
+        (metric,) = {_OF_HISTOGRAMS.sub("", name) for name in SERIES.findall(query)} - LABELS
+        selected = re.findall(r'(\w+)=~?"([^"]*)"', query)
+        assert {name for name, _ in selected} | grouped_by(query) <= shown[metric], query
+        assert {each for name, text in selected if name == "hands_outcome" for each in text.split("|")} <= outcomes, (
+            query
+        )
+    for rule in rules:
+        told = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
+        assert told <= grouped_by(rule["expr"]), rule["alert"]
+
+
+def grouped_by(query: str) -> set[str]:
+    return {name for names in re.findall(r"by \(([^)]*)\)", query) for name in re.findall(r"\w+", names)}
+
+
+def test_under_the_framework_all_is_sent_before_the_answer_since_the_process_may_freeze_with_it(place: Place) -> None:
+    """Its exporters would wait for an hour."""
+    hour = "3600000"
+    with (
+        otlp_receiver() as received,
+        serving(
+            place,
+            FRAMEWORK,
+            OTEL_EXPORTER_OTLP_ENDPOINT=received.url,
+            OTEL_METRIC_EXPORT_INTERVAL=hour,
+            OTEL_BSP_SCHEDULE_DELAY=hour,
+        ) as url,
+    ):
+        assert httpx2.post(f"{url}/poll_tick", timeout=60).status_code == 401
+        span = received.span("POST /poll_tick", http__response__status_code="401")
+        assert span is not None and "http.server.request.duration" in received.metrics
 
 
 @pytest.mark.parametrize("variables", [{}, {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}])
