@@ -64,7 +64,7 @@ class Admin:
         if request.method == "PATCH":
             try:
                 wanted = {**self.platform.settings.model_dump(), **await request.json()}
-                self.platform.settings = Settings.model_validate(wanted)
+                self.platform.turn(Settings.model_validate(wanted))
             except (ValidationError, ValueError, TypeError) as error:
                 raise bad_request(str(error)) from None
         return JSONResponse(self.platform.settings.model_dump())
@@ -131,7 +131,7 @@ class Admin:
         """End and forget every sandbox and snapshot, all faults, counts and settings. Images stay."""
         self.platform.faults.clear()
         self.platform.faults.set_latency(0.0)
-        self.platform.settings = Settings()
+        self.platform.turn(Settings())
         everything = list(self.platform.sandboxes.values())
         alive = [sandbox for sandbox in everything if sandbox.status is not Status.TERMINATED]
         await asyncio.gather(*(self.lifecycle.terminate(sandbox, "reset") for sandbox in alive))

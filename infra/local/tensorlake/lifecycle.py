@@ -8,9 +8,11 @@ Names are taken and quotas judged before the first await of a create: twenty rac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from infra.local.tensorlake.box import Box, BoxError
 from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_supported
@@ -255,7 +257,7 @@ class Lifecycle:
             if sandbox.status is not Status.RUNNING or sandbox.box is None:
                 return
             sandbox.become(Status.SUSPENDING)
-            await asyncio.sleep(self.platform.settings.suspend_seconds)
+            await self._takes("suspend_seconds")
             try:
                 await sandbox.box.freeze()
             except SupervisorGone:
@@ -268,7 +270,7 @@ class Lifecycle:
         async with sandbox.lock:
             if sandbox.status is not Status.SUSPENDED or sandbox.box is None:
                 return
-            await asyncio.sleep(self.platform.settings.resume_seconds)
+            await self._takes("resume_seconds")
             try:
                 await sandbox.box.thaw()
             except SupervisorGone:
@@ -278,6 +280,15 @@ class Lifecycle:
             sandbox.hide_url = False
             sandbox.moved ^= self.platform.settings.resume_moves
             sandbox.become(Status.RUNNING)
+
+    async def _takes(self, knob: Literal["suspend_seconds", "resume_seconds"]) -> None:
+        """Waits as long as the knob says; turned meanwhile, it holds for what is under way as well."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while (left := began + getattr(self.platform.settings, knob) - loop.time()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self.platform.turned.wait()
 
     async def awake(self, sandbox: Sandbox) -> None:
         """For traffic from outside: return when it runs, waking it if that is allowed

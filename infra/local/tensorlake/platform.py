@@ -29,6 +29,7 @@ class Platform:
     layers: LayerStore
     images: ImageStore
     settings: Settings
+    """Set by `turn` alone."""
     api_key: str | None = None
     url: str = ""
     names: NameIndex = field(default_factory=NameIndex)
@@ -37,6 +38,8 @@ class Platform:
     sequence: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     warm: set[asyncio.Task[Box]] = field(default_factory=set)
     """Bodies of pools that nobody has claimed."""
+    turned: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a knob is turned next."""
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     _ending: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -56,6 +59,11 @@ class Platform:
             lock.close()
             raise
         return cls(directory, lock, isolation, layers, images, settings, api_key)
+
+    def turn(self, settings: Settings) -> None:
+        self.settings = settings
+        self.turned.set()
+        self.turned = asyncio.Event()
 
     def find(self, namespace: str, key: str) -> Sandbox:
         """By id or by name, in one namespace; a 404 otherwise. Ended sandboxes are found by id only."""

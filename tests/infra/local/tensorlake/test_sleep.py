@@ -98,16 +98,18 @@ def test_get_or_create_resumes_a_sleeper(stage: TensorlakeStage) -> None:
 
 def test_suspend_and_resume_answer_202_until_they_are_done(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
-    stage.settings(suspend_seconds=0.3, resume_seconds=0.3)
+    stage.settings(suspend_seconds=3600, resume_seconds=3600)
     path = f"/sandboxes/{sandbox.sandbox_id}"
     assert stage.post(f"{path}/suspend").status_code == 202
     assert stage.raw.get(path).json()["status"] == "suspending"
     assert "sandbox_url" in stage.raw.get(path).json()
     assert stage.post(f"{path}/suspend?wait_ms=10").status_code == 202
-    assert stage.post(f"{path}/suspend?wait_ms=3000").status_code == 200
+    stage.settings(suspend_seconds=0)
+    assert stage.post(f"{path}/suspend?wait_ms=15000").status_code == 200
     assert stage.post(f"{path}/suspend").status_code == 200
     assert stage.post(f"{path}/resume?wait_ms=10").status_code == 202
-    assert stage.post(f"{path}/resume?wait_ms=3000").status_code == 200
+    stage.settings(resume_seconds=0)
+    assert stage.post(f"{path}/resume?wait_ms=15000").status_code == 200
     assert stage.post(f"{path}/resume").status_code == 200
 
 
