@@ -93,7 +93,13 @@ async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
             "timeout_seconds": box.timeout_seconds if box is not None else None,
         },
         "workers": [
-            {"name": each.name, "running": each.running, "exit_code": each.exit_code, "pid": each.pid}
+            {
+                "name": each.name,
+                "running": each.running,
+                "exit_code": each.exit_code,
+                "pid": each.pid,
+                "died": deaths_among([each]) > 0,
+            }
             for each in processes
         ],
         "deaths": deaths_among(processes),

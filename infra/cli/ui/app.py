@@ -39,12 +39,15 @@ class Guard:
     """ASGI middleware: nobody without the token gets an answer.
 
     hosts: what a Host header may say; a page of somebody else's whose name was made to lead here is refused.
+    by_address: the token may stand in the address, which is kept in logs and histories.
     """
 
-    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str], *, by_address: bool) -> None:
         self._app = app
         self._token = token
+        self._cookie = cookie_of(token)
         self._hosts = hosts
+        self._by_address = by_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,11 +62,11 @@ class Guard:
             text = "This server is not known by that name."
             return drawn(request, "message.html.j2", 421, title="Not here", text=text)
         given = request.query_params.get("token", "")
-        if given and request.method == "GET":
+        if given and self._by_address and request.method == "GET":
             return self._let_in(request, given)
         if path_of(request) == "/login" and request.method == "POST":
             return self._let_in(request, (await form_of(request)).get("token", ""))
-        if _equal(request.cookies.get(COOKIE, ""), self._token):
+        if _equal(request.cookies.get(COOKIE, ""), self._cookie):
             return None
         if path_of(request) == "/ui.css":
             return None  # the page that asks for the token has it, too
@@ -73,8 +76,13 @@ class Guard:
         if not _equal(given, self._token):
             return drawn(request, "login.html.j2", 401, wrong=True)
         response = RedirectResponse(base(request), 303)
-        response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict", max_age=86_400)
+        response.set_cookie(COOKIE, self._cookie, httponly=True, samesite="strict", max_age=86_400)
         return response
+
+
+def cookie_of(token: str) -> str:
+    """What a browser keeps. It shows the page and is not the token, which may be good for more."""
+    return hmac.digest(token.encode(errors="surrogateescape"), b"the cookie of the page", "sha256").hex()
 
 
 def _equal(given: str, token: str) -> bool:
@@ -155,9 +163,11 @@ def pages_of(loaded: Loaded, reader: Reader, *, act: bool) -> Starlette:
     )
 
 
-def make_app(loaded: Loaded, reader: Reader, *, token: str, hosts: frozenset[str], act: bool) -> ASGIApp:
-    """`hosts`: empty for any."""
-    return PolicyMiddleware(Guard(pages_of(loaded, reader, act=act), token, hosts))
+def make_app(
+    loaded: Loaded, reader: Reader, *, token: str, hosts: frozenset[str], act: bool, by_address: bool = True
+) -> ASGIApp:
+    """`hosts`: empty for any. `by_address`: see Guard."""
+    return PolicyMiddleware(Guard(pages_of(loaded, reader, act=act), token, hosts, by_address=by_address))
 
 
 def address(host: str, port: int, token: str) -> str:

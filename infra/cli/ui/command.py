@@ -37,7 +37,7 @@ def run(loaded: Loaded, *, host: str, port: int, act: bool) -> int:
         print(error, file=sys.stderr)
         return 1
     hosts = frozenset(_LOOPBACK) if own else frozenset[str]()
-    app = make_app(loaded, Reader(loaded), token=token, hosts=hosts, act=act)
+    app = make_app(loaded, Reader(loaded), token=token, hosts=hosts, act=act, by_address=own)
     shown = address(host, listener.getsockname()[1], token) if own else f"port {listener.getsockname()[1]}"
     print(f"The page of {loaded.where}: {shown}", flush=True)
     if not own:

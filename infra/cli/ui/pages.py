@@ -74,8 +74,10 @@ class Moment:
     look: str
 
 
-def timeline_of(events: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]]) -> list[Moment]:
-    """The session's turns and calls, and its work items' lives, oldest first."""
+def timeline_of(
+    events: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]], workers: Sequence[Mapping[str, Any]] = ()
+) -> list[Moment]:
+    """The session's turns and calls, and the lives of its work items and workers, oldest first."""
     found: list[Moment] = []
     renderer, last = Renderer(), 0.0
     for event in events:
@@ -93,6 +95,12 @@ def timeline_of(events: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str
             for name, said in words.items()
             if item.get(name) is not None
         ]
+    for worker in workers:
+        # Its name says when it was started, and a sandbox may have given any name.
+        if 0 < (at := one.started(worker["name"])) <= time.time():
+            became = "it runs" if worker["running"] else "it died" if worker["died"] else "it has ended"
+            look = "wrong" if worker["died"] else "work"
+            found.append(Moment(at, f"worker {worker['name']} was started: {became}", look))
     return sorted(found, key=lambda moment: moment.at)
 
 
@@ -136,7 +144,7 @@ class Reader:
             facts = await one.facts_of(aim, self._loaded)
             async with lists(aim.settings.anthropic_url, key) as people:
                 events = await people.last_events(aim.session.id, _EVENTS)
-        return {"facts": facts, "moments": timeline_of(events, facts["items"]), "now": time.time()}
+        return {"facts": facts, "moments": timeline_of(events, facts["items"], facts["workers"]), "now": time.time()}
 
     async def _look(self) -> tuple[survey.Seen, top.Overview]:
         seen = await survey.look(self._loaded, time.time())

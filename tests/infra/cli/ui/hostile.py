@@ -95,7 +95,7 @@ class Hostile(Reader):
         session = {"id": session_id, "title": HOSTILE, "status": HOSTILE, "archived": True, "created_at": NOW}
         call = {"id": HOSTILE, "name": HOSTILE, "input": HOSTILE, "seconds": 1.0, "waits_for": HOSTILE}
         items = [{"id": HOSTILE, "created_at": NOW, "stopped_at": NOW}]
-        facts = {
+        facts: dict[str, Any] = {
             "session": {**session, "environment_id": HOSTILE},
             "console": None,
             "calls": [call, {**call, "waits_for": "a person"}],
@@ -104,9 +104,9 @@ class Hostile(Reader):
             "sandbox": {"id": HOSTILE, "state": HOSTILE},
             "deaths": 2,
             "worker_says": {**dict.fromkeys(("state", "sdk", "setup"), HOSTILE), "leased": False},
-            "workers": [{"name": HOSTILE, "running": False, "exit_code": 1}],
+            "workers": [{"name": f"{HOSTILE}-{int(NOW):x}-1", "running": False, "exit_code": 1, "died": True}],
         }
-        return {"facts": facts, "moments": timeline_of(events, items), "now": time.time()}
+        return {"facts": facts, "moments": timeline_of(events, items, facts["workers"]), "now": time.time()}
 
     async def _alarms(self) -> list[str]:
         return [f"ALARM   {HOSTILE}"]

@@ -27,7 +27,7 @@ TOKEN = "the-token-of-this-page"
 async def browsing(loaded: Loaded, reader: Reader, *, act: bool = True) -> AsyncIterator[httpx2.AsyncClient]:
     app = ui.make_app(loaded, reader, token=TOKEN, hosts=frozenset(), act=act)
     async with httpx2.AsyncClient(
-        transport=httpx2.ASGITransport(app=app), base_url="http://page", cookies={ui.COOKIE: TOKEN}
+        transport=httpx2.ASGITransport(app=app), base_url="http://page", cookies={ui.COOKIE: ui.cookie_of(TOKEN)}
     ) as client:
         yield client
 

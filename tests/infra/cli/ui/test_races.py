@@ -54,7 +54,7 @@ def test_a_record_tells_that_its_race_runs_then_has_its_report_which_is_read_onc
         app = ui.make_app(loaded, Reader(loaded), token=TOKEN, hosts=frozenset(), act=False)
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(
-            transport=transport, base_url="http://page", cookies={ui.COOKIE: TOKEN}
+            transport=transport, base_url="http://page", cookies={ui.COOKIE: ui.cookie_of(TOKEN)}
         ) as client:
             own, other = [await records.claim(each, SESSION, "digest") for each in (ended, failed)]
             assert isinstance(own, OwnRecord) and isinstance(other, OwnRecord)

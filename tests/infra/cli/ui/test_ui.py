@@ -18,7 +18,7 @@ from infra.cli.fork.page import POLICY
 from infra.cli.ui import app as ui
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
 from shared.ports import ItemState
-from tests.infra.cli.fleet.test_survey import ENVIRONMENT, NOW, SESSION, item
+from tests.infra.cli.fleet.test_survey import NOW, SESSION, item
 from tests.infra.cli.fork.test_page import ATTRIBUTES, TAGS
 from tests.infra.cli.fork.test_page import Page as Report
 from tests.infra.cli.ui.hostile import RACE, Hostile
@@ -82,7 +82,7 @@ def play(
     async def go() -> None:
         loaded = Loaded({}, None)
         made = ui.make_app(loaded, Hostile(loaded), token=TOKEN, hosts=frozenset({"localhost"}), act=act)
-        cookies = {ui.COOKIE: TOKEN} if known else {}
+        cookies = {ui.COOKIE: ui.cookie_of(TOKEN)} if known else {}
         async with httpx2.AsyncClient(
             transport=httpx2.ASGITransport(app=made), base_url=BASE, cookies=cookies
         ) as client:
@@ -146,13 +146,31 @@ def test_nobody_is_let_in_without_the_token_or_by_another_name() -> None:
         right = await client.get(f"/?token={TOKEN}")
         assert right.status_code == 303 and right.headers["location"] == "./"
         assert "HttpOnly" in right.headers["set-cookie"] and "SameSite=strict" in right.headers["set-cookie"]
+        assert TOKEN not in right.headers["set-cookie"] and (await client.get("/")).status_code == 200
+        client.cookies.clear()
         client.cookies.set(ui.COOKIE, TOKEN)
+        assert (await client.get("/")).status_code == 401
+        client.cookies.set(ui.COOKIE, ui.cookie_of(TOKEN))
         page = await client.get("/")
         policy = page.headers["content-security-policy"]
         assert "script-src 'self'" in policy and "unsafe" not in policy and page.headers["cache-control"] == "no-store"
         assert "htmx=function" in (await client.get("/htmx.min.js")).text
 
     play(look, known=False)
+
+
+def test_for_other_machines_the_token_is_never_in_an_address() -> None:
+    loaded = Loaded({}, None)
+    app = ui.make_app(loaded, Hostile(loaded), token=TOKEN, hosts=frozenset(), act=False, by_address=False)
+
+    async def look() -> None:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=BASE) as client:
+            assert (await client.get(f"/?token={TOKEN}")).status_code == 401
+            right = await client.post("/login", data={"token": TOKEN})
+            assert right.status_code == 303 and TOKEN not in str(right.headers)
+            assert (await client.get("/")).status_code == 200
+
+    asyncio.run(look())
 
 
 def test_a_thousand_sessions_are_asked_for_once_however_many_look() -> None:
@@ -176,8 +194,11 @@ def test_the_graph_and_the_timeline_are_of_what_the_services_tell() -> None:
     assert not any(bar.waiting for bar in graph_of([item(ItemState.ACTIVE, age=7_000)], NOW).bars)
     use = {"type": "agent.tool_use", "id": "1", "name": "bash", "input": {"command": "ls"}}
     work = {"id": "work_1", "created_at": 5.0, "acknowledged_at": 7.0, "stopped_at": None}
-    moments = timeline_of([{**use, "processed_at": "1970-01-01T00:00:06Z"}], [work])
-    assert [each.text.split()[-1] for each in moments] == ["queued", "ls", "acked"] and ENVIRONMENT
+    ends = ((8, False, True), (9, True, False), (0, True, False), (2**70, True, False))
+    workers = [{"name": f"w-{at:x}-1", "running": running, "died": died} for at, running, died in ends]
+    moments = timeline_of([{**use, "processed_at": "1970-01-01T00:00:06Z"}], [work], workers)
+    assert [each.text.split()[-1] for each in moments] == ["queued", "ls", "acked", "died", "runs"]
+    assert moments[3].look == "wrong"
 
 
 def test_the_command_prints_an_address_that_shows_a_thousand_sessions_until_ctrl_c() -> None:
