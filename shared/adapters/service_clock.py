@@ -1,8 +1,9 @@
 """The time of day as the Claude API tells it, so that a machine whose clock is wrong takes no living item for an old
 one (docs/architecture.md#i5).
 
-Ages of items are differences between times of the service and now. Every answer carries a `Date`; between two answers
-the time that has passed is counted by a clock that nobody sets.
+Ages of items are differences between times of the service and now. Every answer carries a `Date`
+(docs/wire/anthropic.md#14-sdk-transport); between two answers the time that passes is counted by a clock that
+nobody sets.
 """
 
 from __future__ import annotations
