@@ -326,7 +326,7 @@ class Service:
         settings = self.settings
         if deadline is not None:
             longest = min(settings.races.deadline, deadline.left() * FOR_RACES)
-            settings = replace(settings, races=settings.races._replace(deadline=longest))
+            settings = settings._replace(races=settings.races._replace(deadline=longest))
         began, outcome = time.monotonic(), "error"
         with tracing.span("race") as span:
             try:

@@ -4,15 +4,14 @@ The plain variables describe one environment, with the names of the reference qu
 file that describes several instead (shared/environments_file.py).
 
 Nothing else in the project reads the process's environment, but for secrets that a setting refers to. What each
-variable means, and its default, is said once: in settings_table.py. A cold start makes these classes: the parts are
-named tuples, which take a tenth of a dataclass's time, and nobody compares the others.
+variable means, and its default, is said once: in settings_table.py. A cold start makes these classes: they are named
+tuples, which take a tenth of a dataclass's time.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -60,8 +59,7 @@ _USUAL_SETUP: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Environment:
+class Environment(NamedTuple):
     """One self-hosted environment and the sandboxes of its sessions."""
 
     id: str
@@ -87,7 +85,7 @@ class Environment:
     prepared_seconds: float = 0.0
     """How long a prepared start is new; 0: sessions start from none."""
     prepared_by_ticks: bool = False
-    tool_secrets: Mapping[str, Secret] = field(default_factory=dict)
+    tool_secrets: Mapping[str, Secret] = MappingProxyType({})
 
     @property
     def setup(self) -> SetupPolicy | None:
@@ -188,8 +186,7 @@ class RaceLimits(NamedTuple):
     """Plug-ins by name: `module:function`, or `entry-point:NAME` of the group serverless_hands.judges."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Settings:
+class Settings(NamedTuple):
     """Everything the bundle is told. Build it with `from_environ`."""
 
     environments: Mapping[str, Environment]
@@ -212,7 +209,7 @@ class Settings:
     drain: DrainLimits
     reconcile: ReconcileTimes
     races: RaceLimits
-    calls: CallLimits = field(default_factory=CallLimits)
+    calls: CallLimits = CallLimits()
     outputs: OutputSettings | None = None
     """None: nothing is collected."""
     weak_token: bool = False

@@ -324,7 +324,7 @@ def test_a_worker_past_its_lifetime_is_asked_to_stop(world: OfflineWorld) -> Non
     place = world.place(**QUICK, RUNNER_MAX_IDLE_SECONDS="60")
     session = place.session(PROMPT)
     heal(place, session)
-    old = dataclasses.replace(place, settings=dataclasses.replace(place.settings, worker_lifetime=1.0))
+    old = dataclasses.replace(place, settings=place.settings._replace(worker_lifetime=1.0))
     assert acts(reconcile(old, ahead=5)) == [Act.STOP_WORKER]
     until(lambda: place.item(session)["state"] == "stopped", "the worker did not stop")
 

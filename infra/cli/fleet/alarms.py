@@ -46,7 +46,7 @@ async def read(loaded: Loaded) -> Sequence[ReconcileReport]:
 
 async def _dry_pass(service: Service, environment: Environment) -> ReconcileReport:
     async with queue_looks(service.settings, environment) as looks:
-        settings = replace(service.settings, dry_run=True)
+        settings = service.settings._replace(dry_run=True)
         return await replace(service.reconciler(environment), settings=settings, looks=looks).reconcile()
 
 

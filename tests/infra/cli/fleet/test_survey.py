@@ -145,7 +145,7 @@ def test_what_a_pool_gave_and_nobody_named_is_listed_apart_by_its_id() -> None:
     nameless = replace(box(), id="box_9", name=None, pool_id="pool_1")
     boxes = Listing([box(), nameless, replace(nameless, id="box_8", pool_id="another")], complete=True)
     (environment,) = SETTINGS.environments.values()
-    pooled = replace(SETTINGS, environments={ENVIRONMENT: replace(environment, pool="pool_1")})
+    pooled = SETTINGS._replace(environments={ENVIRONMENT: environment._replace(pool="pool_1")})
     (found,) = others(Seen(pooled, NOW, Listing([session()], complete=True), {}, boxes))
     assert (found.name, found.kind) == ("box_9", "of a pool, no name")
     assert not others(Seen(SETTINGS, NOW, Listing([session()], complete=True), {}, boxes))
