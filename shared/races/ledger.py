@@ -102,12 +102,17 @@ class Ledger:
         by, carried = secrets.token_hex(8), 0.0
         for _ in range(_ATTEMPTS):
             try:
+                seen_before = name in self._at_hand
                 cell, stands = await self._cell(name, environment)
                 now = self._now()
                 day = int(now // DAY)
                 page = _page(stands, day)
                 spent = page.spent if page.day == day else 0.0
                 running = {work: run for work, run in page.running.items() if run.until > now}
+                used_up = self._most and self._most - carried - spent < _LEAST
+                if seen_before and (work_id in running or used_up):
+                    self._at_hand.pop(name, None)  # another copy may have written since then
+                    continue
                 if work_id in running:
                     raise RaceRunning("a race of this session is running already: wait for its report")
                 if _is_of_before(cell, page, now) and not running:

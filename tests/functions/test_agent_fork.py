@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from shared import names
 from shared.capability import FORK, Capability, issue, signing_key
 from shared.ports import OpenCalls, WorkItem
 from shared.reports import ItemEnd
+from shared.service import Service
 from tests.support.serving import TOKEN, UVICORN, serving
 from tests.support.waiting import until
 from tests.support.world import OfflineWorld, Place
@@ -129,6 +131,37 @@ def test_the_token_is_good_for_that_session_and_no_other(forked: Forked) -> None
     flipped = "A" if own[-1] != "A" else "B"
     assert post(url, own[:-1] + flipped, dry).status_code == 401
     assert post(url, own, {**dry, "deadline": 61}).status_code == 403
+
+
+def test_two_copies_hold_an_agent_to_one_race_a_work_item_and_to_one_budget_of_the_day(forked: Forked) -> None:
+    """Two server processes that share nothing but the service."""
+    gated = {"n": 1, "script": "until [ -e /workspace/go ]; do sleep 0.1; done", "max_sandbox_seconds": 100}
+    own, place = capability(forked), forked.place
+    other_place = place.adjusted(RACE_AGENT_SANDBOX_SECONDS_PER_DAY="1")
+    with serving(other_place, UVICORN) as second, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, forked.url, own, gated)
+        branch = until(lambda: _running_branches(place), "the race did not begin")[0]
+        refused = post(second, own, gated)
+        asyncio.run(_open_gate(place, branch["id"]))
+        assert first.result(90).status_code == 200
+        # On a busy machine the ledger is written behind the report.
+        spent = until(lambda: (now := post(second, own, gated)).json()["error"]["type"] != "race_running" and now)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (429, "race_running")
+    assert (spent.status_code, spent.json()["error"]["type"]) == (429, "budget_spent")
+    assert int(spent.headers["retry-after"]) > 0
+
+
+def _running_branches(place: Place) -> list[Mapping[str, Any]]:
+    kinds = ((names.parse(place.settings.prefix, box["name"]), box) for box in place.sandboxes())
+    return [box for kind, box in kinds if isinstance(kind, names.RaceSandbox) and box["status"] == "running"]
+
+
+async def _open_gate(place: Place, sandbox_id: str) -> None:
+    service = Service(place.settings)
+    try:
+        assert await service.host.write_file(sandbox_id, "/workspace/go", b"") is None
+    finally:
+        await service.aclose()
 
 
 def test_the_token_dies_with_its_item(forked: Forked) -> None:

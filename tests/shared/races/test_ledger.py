@@ -65,6 +65,21 @@ def test_all_copies_share_one_days_sandbox_seconds() -> None:
     asyncio.run(main())
 
 
+def test_a_copy_that_has_refused_a_race_learns_that_the_other_ones_is_over() -> None:
+    async def main() -> None:
+        copies = Copies()
+        one = await copies.begin(copies.first, wanted=100.0)
+        for refusal, work in ((RaceRunning, "work_1"), (BudgetSpent, "work_2")):
+            with pytest.raises(refusal):
+                await copies.begin(copies.second, work)
+        await copies.first.end(one, 10.0)
+        assert (await copies.begin(copies.second)).taken == 90.0
+        with pytest.raises(BudgetSpent):
+            await copies.begin(copies.first, "work_2")
+
+    asyncio.run(main())
+
+
 def test_a_work_item_has_one_race_across_copies_also_when_they_begin_at_once() -> None:
     async def main() -> None:
         copies = Copies()
