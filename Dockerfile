@@ -1,6 +1,6 @@
 # The functions for anything that runs a container and sends HTTP to $PORT. No secret is in it.
 #   docker build -t serverless-hands .
-# A tag moves. Pin it by digest for what you run: docs/deploy/host.md, "The base image".
+# A tag moves. `make pin-images` writes its digest here: docs/deploy/host.md, "The base image".
 ARG BASE=python:3.13-slim-trixie
 FROM ${BASE} AS dependencies
 COPY requirements/runtime.lock /tmp/runtime.lock

@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race demo-two test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof drift upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race demo-two test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof drift upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check pin-images setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
@@ -255,6 +255,9 @@ docs-picture: setup ## make docs/demo.svg anew from make demo, and the pictures 
 
 lock: setup-dev ## compile requirements/*.lock anew from pyproject.toml
 	@sh requirements/compile.sh
+
+pin-images: setup ## write down which digests the tags of the base images stand for now
+	@$(PY) -m infra.pin_images
 
 lock-check: setup-dev ## are the locks in step with pyproject.toml? (offline)
 	@$(PY) requirements/check.py

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from image import locks
 from image.server.code import code_digest, source_files
+from image.session.base_images import pinned
 from image.session.definition import DEFAULT_BASE, Recipe, register
 
 DEFAULT_NAME: Final = "hands-server"
@@ -47,7 +48,7 @@ def lock_digest() -> str:
 
 def dockerfile(recipe: Recipe, digest: str) -> str:
     folder = f"{BAKED}/{folder_name(digest)}"
-    return f"""FROM {recipe.base_image}
+    return f"""FROM {pinned(recipe.base_image)}
 RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 RUN id {SERVER_USER} || useradd --create-home --shell /usr/sbin/nologin {SERVER_USER}
 RUN install --directory --mode=0700 --owner={SERVER_USER} --group={SERVER_USER} {BROUGHT}

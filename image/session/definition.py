@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from image.session.archive import build_archive, digest, unpack_modules
+from image.session.base_images import pinned
 from image.session.claim import (
     AGENT_USER,
     DEFAULT_WORKDIR,
@@ -184,7 +185,7 @@ def recipe_from(environ: Mapping[str, str], tools: OwnTools | None = None) -> Re
 
 def dockerfile(recipe: Recipe) -> str:
     """The whole Dockerfile. Raises BadRecipe where the operator's own cannot be read or built on."""
-    head = f"FROM {recipe.base_image}" if recipe.dockerfile is None else _own_dockerfile(recipe.dockerfile)
+    head = f"FROM {pinned(recipe.base_image)}" if recipe.dockerfile is None else _own_dockerfile(recipe.dockerfile)
     return "\n".join([head, *_steps(recipe), ""])
 
 
