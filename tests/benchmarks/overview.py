@@ -12,7 +12,7 @@ from typing import Final
 
 import httpx2
 
-from infra.cli.ui.answers import fresh_after
+from infra.cli.fleet.pace import pause_after
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median
 from tests.support.many_sessions import BUSY, CrowdedService, many_sessions, variables
 from tests.support.world import ROOT
@@ -57,7 +57,7 @@ def _page(environ: Mapping[str, str], service: CrowdedService) -> tuple[float, i
                 began = time.monotonic()
                 assert client.get(address).status_code == 200
                 times.append(time.monotonic() - began)
-                time.sleep(fresh_after(service.calls.total()) + 0.5)
+                time.sleep(pause_after(service.calls.total()) + 0.5)
         process.terminate()
     return median(times), service.calls.total()
 

@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.text import Text
 
 from infra.cli.environ import Loaded
+from infra.cli.fleet.pace import Pause, pause_after
 from infra.cli.fleet.survey import Row, Seen, in_words, look, others, rows
 from infra.cli.fleet.table import console, table
 from infra.cli.session.follow import FeedBroken
 
-_EVERY = 2.0
 _HIDDEN = ("archived", "terminated")
 _COLUMNS = ("session", "title", "environment", "state", "item", "sandbox", "age", "seen", "deaths", "tokens", "problem")
 _NARROW = ("session", "state", "age", "problem")
@@ -33,11 +33,11 @@ async def run(loaded: Loaded, *, everything: bool, as_json: bool, watch: bool) -
         out = console()
         out.print(drawn(seen, out.width, everything=everything))
     else:
-        await _watch(loaded, seen, everything=everything)
+        await watched(loaded, seen, everything=everything)
     return 1 if seen.missing else 0
 
 
-async def _watch(loaded: Loaded, seen: Seen, *, everything: bool) -> None:
+async def watched(loaded: Loaded, seen: Seen, *, everything: bool, pause: Pause = asyncio.sleep) -> None:
     """Until ctrl-C. In a pipe: one table after another."""
     out = console()
     with contextlib.ExitStack() as stack:
@@ -47,7 +47,7 @@ async def _watch(loaded: Loaded, seen: Seen, *, everything: bool) -> None:
                 live.update(drawn(seen, out.width, everything=everything), refresh=True)
             else:
                 out.print(drawn(seen, out.width, everything=everything))
-            await asyncio.sleep(_EVERY)
+            await pause(pause_after(seen.requests))
             with contextlib.suppress(FeedBroken):  # what was seen last stays
                 seen = await look(loaded, time.time(), archived=everything)
 

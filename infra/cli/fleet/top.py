@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet.call_use import Calls, CallsOf, of_the_functions_at
 from infra.cli.fleet.lists import Item, QueueStats, lists
+from infra.cli.fleet.pace import Pause, pause_after
 from infra.cli.fleet.survey import Seen, in_words, look, rows
 from infra.cli.fleet.table import console, table
 from infra.cli.session.follow import FeedBroken, FeedRefused
 
-_EVERY: Final = 2.0
 _WINDOW: Final = 900.0
 """Seconds back that the percentiles look: what is older says nothing about now."""
 
@@ -72,13 +72,18 @@ async def run(loaded: Loaded, *, as_json: bool, once: bool) -> int:
     elif once or not out.is_terminal:
         out.print(drawn(seen))
     else:
-        with Live(drawn(seen), console=out, screen=True, auto_refresh=False) as live:
-            while True:
-                live.update(drawn(seen), refresh=True)
-                await asyncio.sleep(_EVERY)
-                with contextlib.suppress(FeedBroken):  # what was seen last stays
-                    seen = await overview(loaded)
+        await watched(loaded, seen, out)
     return 1 if seen.not_seen else 0
+
+
+async def watched(loaded: Loaded, seen: Overview, out: Console, pause: Pause = asyncio.sleep) -> None:
+    """Until ctrl-C."""
+    with Live(drawn(seen), console=out, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(drawn(seen), refresh=True)
+            await pause(pause_after(seen.own_calls))
+            with contextlib.suppress(FeedBroken):  # what was seen last stays
+                seen = await overview(loaded)
 
 
 async def overview(loaded: Loaded) -> Overview:

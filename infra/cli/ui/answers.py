@@ -1,5 +1,4 @@
-"""Answers that all who look share: browsers cost the services no more for being many, and a look that takes many calls
-is made less often. The limits of both services are the organisation's, and its sessions need them."""
+"""Answers that all who look share: browsers cost the services no more for being many."""
 
 from __future__ import annotations
 
@@ -9,18 +8,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
+from infra.cli.fleet.pace import LEAST
 from shared.deadline import Clock
 
-FRESH: Final = 2.0  # seconds that an answer is good for
-CALLS_A_MINUTE: Final = 120  # that looks at everything make of both services, at most
 _MOST_KEYS: Final = 64
 
 _T = TypeVar("_T")
-
-
-def fresh_after(calls: int) -> float:
-    """For how many seconds a look is good that took so many calls."""
-    return max(FRESH, calls * 60 / CALLS_A_MINUTE)
 
 
 class Shared(Generic[_T]):
@@ -30,7 +23,7 @@ class Shared(Generic[_T]):
     def __init__(
         self,
         read: Callable[[], Awaitable[_T]],
-        fresh: Callable[[_T], float] = lambda _: FRESH,
+        fresh: Callable[[_T], float] = lambda _: LEAST,
         clock: Clock = time.monotonic,
     ) -> None:
         self._read = read

@@ -12,12 +12,13 @@ from infra.cli.environ import Loaded
 from infra.cli.fleet import alarms, one, survey, top
 from infra.cli.fleet.call_use import CallsOf, of_the_functions_at
 from infra.cli.fleet.lists import Item, lists
+from infra.cli.fleet.pace import pause_after
 from infra.cli.fleet.survey import Row
 from infra.cli.fleet.target import target
 from infra.cli.session.follow import unix_time
 from infra.cli.session.render import Renderer
 from infra.cli.ui import races
-from infra.cli.ui.answers import Shared, SharedEach, fresh_after
+from infra.cli.ui.answers import Shared, SharedEach
 from infra.cli.ui.races import Opened
 from shared.ports import ItemState
 
@@ -110,7 +111,7 @@ class Reader:
     def __init__(self, loaded: Loaded, calls_of: CallsOf | None = None) -> None:
         self._loaded = loaded
         self._calls_of = calls_of or of_the_functions_at(loaded.environ.get("FUNCTIONS_URL", ""))
-        self.seen = Shared(self._look, lambda found: fresh_after(found[1].own_calls))
+        self.seen = Shared(self._look, lambda found: pause_after(found[1].own_calls))
         self.alarms = Shared(self._alarms)
         self.records = races.Records(loaded)
         self._sessions = SharedEach(self._session)

@@ -7,7 +7,8 @@ import itertools
 
 import pytest
 
-from infra.cli.ui.answers import CALLS_A_MINUTE, FRESH, Shared, SharedEach, fresh_after
+from infra.cli.fleet.pace import CALLS_A_MINUTE, LEAST, pause_after
+from infra.cli.ui.answers import Shared, SharedEach
 
 
 @pytest.mark.parametrize("calls", [1, 4, 30])
@@ -21,7 +22,7 @@ def test_however_many_look_and_whatever_a_look_takes_the_calls_a_minute_are_boun
 
     async def go() -> None:
         nonlocal now
-        shared = Shared(look, fresh_after, clock=lambda: now)
+        shared = Shared(look, pause_after, clock=lambda: now)
         while now < 600.0:
             await asyncio.gather(shared.get(), shared.get())
             now += 0.5
@@ -29,7 +30,7 @@ def test_however_many_look_and_whatever_a_look_takes_the_calls_a_minute_are_boun
     asyncio.run(go())
     within = [sum(start <= each < start + 60.0 for each in looks) * calls for start in looks]
     assert max(within) <= CALLS_A_MINUTE + calls and len(looks) > 30
-    assert min(after - before for before, after in itertools.pairwise(looks)) >= FRESH
+    assert min(after - before for before, after in itertools.pairwise(looks)) >= LEAST
 
 
 def test_each_key_has_an_answer_of_its_own_and_the_oldest_ones_are_forgotten() -> None:
