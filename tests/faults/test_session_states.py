@@ -18,8 +18,9 @@ import pytest
 
 from shared.claims.dispatcher import Dispatcher, utc_now
 from shared.ports import Absent, PollOutcome, WorkItem
-from shared.reports import DrainReport, ItemEnd
+from shared.reports import Act, DrainReport, ItemEnd
 from tests.faults.test_claims_under_faults import ACK, BEAT, CREATE, PROMPT, assert_served_once, drain, heal, runs
+from tests.faults.test_reconciler import acts, reconcile
 from tests.support.admin import fault
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import delivery, signed
@@ -346,6 +347,20 @@ class TestSkills:
 
 class TestConfirmations:
     """A tool call that waits for the user's word, for longer than a lease lasts."""
+
+    def test_a_sandbox_that_may_sleep_while_a_person_thinks_comes_back_with_the_answer(self, place: Place) -> None:
+        place = place.world.place(SANDBOX_TIMEOUT_SECONDS="600")  # so short that each tick asks about the session
+        session, call = self.waiting(place)
+        patient = place.adjusted(WAITING_SLEEP_SECONDS="5")
+        assert Act.STOP_WORKER in acts(reconcile(patient, ahead=30.0))
+        wait_for_item(place, session, "stopped")
+        until(lambda: Act.SUSPEND in acts(reconcile(patient, ahead=60.0)), "the sandbox does not go to sleep")
+        asleep = box(place, session)
+        assert (asleep["status"], status(place, session)) == ("suspended", "idle")
+        self.confirm(place, session, call)
+        heal(place, session)
+        assert runs(place, session) == ["ran"]
+        assert box(place, session)["id"] == asleep["id"]
 
     def test_a_sandbox_put_to_sleep_by_its_own_idle_timer_comes_back_as_well(self, place: Place) -> None:
         place = place.world.place(SANDBOX_TIMEOUT_SECONDS="5")
