@@ -56,6 +56,33 @@ def read_setup(where: str, table: Mapping[str, Any], egress: EgressPolicy) -> Se
     return policy
 
 
+def inlined(environ: Mapping[str, str]) -> dict[str, str]:
+    """SETUP_SCRIPT and SETUP_SCRIPTS, where they are set, with the text of each file in its path's place: where these
+    settings go, no such file is. Raises SettingsError."""
+    import shlex
+
+    from shared.settings_table import SessionSetup
+
+    found = {}
+    if SessionSetup.SETUP_SCRIPT.text(environ):
+        found[SessionSetup.SETUP_SCRIPT.name] = _script("SETUP_SCRIPT", SessionSetup.SETUP_SCRIPT.read(environ))
+    if SessionSetup.SETUP_SCRIPTS.text(environ):
+        scripts = SessionSetup.SETUP_SCRIPTS.read(environ).items()
+        pairs = [f"{name}={_script('SETUP_SCRIPTS', text)}" for name, text in scripts]
+        found[SessionSetup.SETUP_SCRIPTS.name] = shlex.join(pairs)
+    return found
+
+
+def inlined_table(where: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a checked table of ENVIRONMENTS_FILE."""
+    made = dict(table)
+    if "setup_script" in made:
+        made["setup_script"] = _script(where, made["setup_script"])
+    if "setup_scripts" in made:
+        made["setup_scripts"] = {name: _script(where, text) for name, text in made["setup_scripts"].items()}
+    return made
+
+
 def _base(where: str, table: Mapping[str, Any]) -> Wishes:
     """Raises BadSetup, SettingsError."""
     repo, ref, subdir = (table[f"setup_{each}"].strip() for each in ("repository", "revision", "subdir"))
@@ -74,13 +101,14 @@ def _base(where: str, table: Mapping[str, Any]) -> Wishes:
 
 
 def _script(where: str, text: str) -> str:
+    """A file's text without white space around it: as a variable it has none, and both are the same set-up."""
     if not text.startswith(_FILE):
         return text
     from pathlib import Path  # a cold start without such a file does without it
 
     path = text.removeprefix(_FILE)
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{where}: the set-up script {path} cannot be read ({type(error).__name__})") from None
 

@@ -18,6 +18,7 @@ from infra.aws.package import RUNTIMES, Architecture, own_python
 from shared import otel
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
+from shared.session_setup import inlined
 from shared.settings import Settings
 from shared.settings_table import Choice, Text, handed_over
 
@@ -106,6 +107,7 @@ def make(environ: Mapping[str, str]) -> Plan:
     """Raises SettingsError, which names the variable."""
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
+    environ = {**environ, **inlined(environ)}
     settings = Settings.from_environ(_as_there(environ))  # what is wrong is said here, not by a function in the cloud
     operator_code.refuse(settings, "Lambda")
     more = _passed_on(environ) | telemetry.variables(environ)
@@ -126,7 +128,7 @@ def make(environ: Mapping[str, str]) -> Plan:
             parameters[f"{SECRETS[variable]}Secret"] = ""  # a new one; without this there is none
     parameters |= grants(environ, settings, region)
     if more:
-        parameters["MoreSettings"] = json.dumps(more, sort_keys=True, separators=(",", ":"))
+        parameters["MoreSettings"] = _bounded(json.dumps(more, sort_keys=True, separators=(",", ":")))
     for variable, name in _OPTIONS.items():
         if value := environ.get(variable, "").strip():
             parameters[name] = value
@@ -145,6 +147,19 @@ _OPTIONS: Final = {
     "AWS_FORK_CONCURRENCY": "ForkConcurrency",
     "LOG_LEVEL": "LogLevel",
 }
+
+
+def _bounded(text: str) -> str:
+    """A parameter of a stack has 4,096 bytes, as has the whole environment of a function."""
+    if len(text.encode()) > _LONGEST_SETTINGS:
+        raise SettingsError(
+            f"the settings take {len(text.encode())} bytes, and Lambda leaves {_LONGEST_SETTINGS} for them: put the "
+            "longest set-up script into the image or the repository, and call it"
+        )
+    return text
+
+
+_LONGEST_SETTINGS: Final = 3_500  # the stack's own variables have the rest
 
 
 def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:

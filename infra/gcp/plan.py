@@ -23,6 +23,7 @@ from infra.gcp.grants import BucketGrant, Grants, grants
 from shared import otel
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
+from shared.session_setup import inlined
 from shared.settings import Settings
 from shared.settings_table import Text, Workers, handed_over
 
@@ -268,6 +269,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     """`number`: the project's, where it is known. Raises SettingsError, which names the variable."""
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
+    environ = {**environ, **inlined(environ)}
     plain = {name: value for name, value in environ.items() if name not in ("AUTH", "ENQUEUE_TO", "DRAIN_MODE")}
     settings = Settings.from_environ(plain)  # whatever is wrong is said here, not by a function in the cloud
     operator_code.refuse(settings, "Cloud Run")

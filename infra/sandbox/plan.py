@@ -1,8 +1,7 @@
 """What a server sandbox is to be: its size, its doors, its code, and what it is told.
 
-It is told what the table of settings lists (shared/settings_table.py), each secret by its value (a reference such as
-`file:` means nothing there), and OpenTelemetry's own variables; nothing else of this machine's environment: not the API
-key, which no server needs.
+It is told what the table of settings lists (shared/settings_table.py) and OpenTelemetry's own variables; nothing else
+of this machine's environment: not the API key, which no server needs.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from functions.server.scheduler import EVERY_SECONDS
 from image.server.code import code_digest, source_files
 from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
-from infra import operator_code, telemetry
+from infra import telemetry
+from infra.sandbox.told import check, told
 from shared.errors import SettingsError
 from shared.settings import Settings
-from shared.settings_table import LOOPBACK, Text, Texts, Whole, handed_over
+from shared.settings_table import LOOPBACK, Text, Texts, Whole
 
 
 class ServerSandbox:
@@ -41,7 +40,6 @@ PORT: Final = ServerSandbox.WEBHOOK_SANDBOX_PORT.name
 ALLOW_OUT: Final = ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.name
 PROCESS: Final = "server-"
 """Names of server processes begin so; the digest of code and settings follows."""
-_ALSO: Final = ("NO_PROXY", "no_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,30 +96,8 @@ class Plan:
 def plan_from(environ: Mapping[str, str]) -> Plan:
     """Raises SettingsError, and SecretUnavailable for a secret that cannot be read here."""
     settings = Settings.from_environ(environ)
-    operator_code.refuse(settings, "a sandbox")
-    if settings.drain_mode == "enqueue":
-        raise SettingsError("DRAIN_MODE=enqueue is for functions: a server in a sandbox drains by itself")
-    variables = handed_over(environ, "operator", "deployment")
-    variables |= {name: environ[name] for name in _ALSO if environ.get(name, "").strip()}
-    variables |= {"TENSORLAKE_API_KEY": settings.tensorlake_key.reveal()}
-    variables |= telemetry.variables(environ) | telemetry.secrets(environ)
-    if settings.functions_token is not None:
-        variables["FUNCTIONS_TOKEN"] = settings.functions_token.reveal()
-    if settings.signing_keys:
-        variables["ANTHROPIC_WEBHOOK_SIGNING_KEY"] = ",".join(key.reveal() for key in settings.signing_keys)
-    if settings.races.webhook_key is not None:
-        variables["RACE_WEBHOOK_SIGNING_KEY"] = settings.races.webhook_key.reveal()
-    environments_file = ""
-    if variables.pop("ENVIRONMENTS_FILE", ""):
-        variables.pop("ANTHROPIC_ENVIRONMENT_ID", None)
-        environments_file = _environments_file(settings)
-        keys = [each.key.reveal() for each in settings.environments.values()]
-        variables |= {f"HANDS_ENVIRONMENT_KEY_{number}": key for number, key in enumerate(keys)}
-    else:
-        (environment,) = settings.environments.values()
-        variables["ANTHROPIC_ENVIRONMENT_KEY"] = environment.key.reveal()
-    variables.setdefault("SELF_TICK_SECONDS", f"{EVERY_SECONDS:g}")
-    variables.setdefault("LOG_FORMAT", "json")
+    check(settings)
+    variables, environments_file = told(settings, environ)
     offline = urlsplit(settings.tensorlake_url).hostname in LOOPBACK
     files = source_files()
     port = ServerSandbox.WEBHOOK_SANDBOX_PORT
@@ -130,7 +106,10 @@ def plan_from(environ: Mapping[str, str]) -> Plan:
         image=ServerSandbox.WEBHOOK_SANDBOX_IMAGE_NAME.read(environ),
         timeout_seconds=_whole(environ, ServerSandbox.WEBHOOK_SANDBOX_TIMEOUT_SECONDS),
         port=None if offline and not port.text(environ) else _whole(environ, port),
-        hosts=_hosts(settings, (*_collectors(environ), *ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.read(environ))),
+        hosts=_hosts(
+            settings,
+            (*_collectors(environ), *_target(settings), *ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.read(environ)),
+        ),
         variables=variables,
         environments_file=environments_file,
         files=files,
@@ -149,6 +128,11 @@ def _hosts(settings: Settings, more: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hosts))
 
 
+def _target(settings: Settings) -> Iterator[str]:
+    if settings.outputs is not None and (host := urlsplit(settings.outputs.to).hostname):
+        yield host
+
+
 def _collectors(environ: Mapping[str, str]) -> Iterator[str]:
     """The hosts of the collectors. Raises SettingsError."""
     for address in telemetry.collectors(environ):
@@ -159,24 +143,6 @@ def _collectors(environ: Mapping[str, str]) -> Iterator[str]:
         if not host:
             raise SettingsError("OTEL_EXPORTER_OTLP_ENDPOINT must be an address such as https://collector.example:4318")
         yield host
-
-
-def _environments_file(settings: Settings) -> str:
-    """ENVIRONMENTS_FILE for the server, without a key in it. JSON's texts, numbers and lists are TOML's, too."""
-    lines: list[str] = []
-    for number, each in enumerate(settings.environments.values()):
-        table = {
-            "key": f"env:HANDS_ENVIRONMENT_KEY_{number}",
-            "image": each.image,
-            "cpus": each.cpus,
-            "memory_mb": each.memory_mb,
-            "disk_mb": each.disk_mb,
-            "timeout_seconds": each.timeout_seconds,
-            "allow_out": list(each.egress.allow) or ["*"],
-        }
-        lines.append(f"[environments.{json.dumps(each.id)}]")
-        lines += [f"{name} = {json.dumps(value)}" for name, value in table.items()]
-    return "\n".join([*lines, ""])
 
 
 def _whole(environ: Mapping[str, str], setting: Whole) -> int:

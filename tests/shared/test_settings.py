@@ -195,7 +195,7 @@ def test_a_set_up_comes_from_plain_variables_or_from_the_file(tmp_path: Path) ->
     assert setup is not None
     assert (setup.base.repo, setup.base.ref, setup.base.scripts) == ("https://git.example/app", "v1", ("make deps",))
     assert setup.base.env == {"A": "1", "B": "two words"} and setup.base.files[0].target == "in.csv"
-    assert setup.scripts == {"test": "make test\n", "lint": "make lint"} and setup.go_on
+    assert setup.scripts == {"test": "make test", "lint": "make lint"} and setup.go_on
     assert setup.callers == ("repo", "ref", "subdir", "files", "setup") and setup.hosts is not None
     file = tmp_path / "environments.toml"
     file.write_text(

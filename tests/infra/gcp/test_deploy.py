@@ -312,6 +312,19 @@ def test_opentelemetry_is_installed_only_where_something_is_exported() -> None:
     assert not plan.make({**ENVIRON, "OTEL_SERVICE_NAME": "mine"}).telemetry
 
 
+def test_scripts_of_files_go_along_as_texts(tmp_path: Path) -> None:
+    (tmp_path / "setup.sh").write_text("make 'all of it'\n")
+    asked = {"SETUP_SCRIPT": f"file:{tmp_path}/setup.sh", "SETUP_SCRIPTS": f"a='x y' test=file:{tmp_path}/setup.sh"}
+    for service in plan.make({**ENVIRON, **asked}, "1").services:
+        inside = Settings.from_environ(
+            {**service.environ, **dict.fromkeys(service.secrets, "x" * 32), "K_SERVICE": service.name}
+        )
+        policy = inside.environments["env_1"].setup
+        assert policy is not None and policy.base.scripts == ("make 'all of it'",)
+        assert policy.scripts == {"a": "x y", "test": "make 'all of it'"}
+        assert "file:" not in plan.environ_file(service)
+
+
 @pytest.mark.parametrize(("extra", "asked"), [("otel", {"telemetry": True}), ("gcp", {"storage": True})])
 def test_an_extra_comes_with_all_that_it_needs_and_only_where_it_is_asked_for(
     extra: str, asked: dict[str, bool]

@@ -72,6 +72,45 @@ def test_several_environments_are_told_in_a_file_without_a_key(tmp_path: Path) -
     assert [made.variables[f"HANDS_ENVIRONMENT_KEY_{number}"] for number in (0, 1)] == ["key-a", "key-b"]
 
 
+def test_set_ups_tools_and_outputs_are_told_so_that_they_work_there(tmp_path: Path) -> None:
+    """Nothing of this machine is there: no file with a script, no variable with a secret."""
+    (tmp_path / "setup.sh").write_text("echo 'it''s here'\nmake\n")
+    (tmp_path / "environments.toml").write_text(
+        '[environments.env_a]\nkey = "key-a"\nsetup_env = { REGION = "eu", "A2" = "Ü😀" }\n'
+        f'setup_scripts = {{ test = "file:{tmp_path}/setup.sh" }}\nallow_out = ["git.example"]\n'
+        f'setup_repository = "https://git.example/a"\ntool_secrets = "DB=file:{tmp_path}/db"\n'
+        '[environments.env_b]\nkey = "key-b"\nsetup_prepared_by_ticks = true\n'
+    )
+    (tmp_path / "db").write_text("secret-of-a-database\n")
+    common = {
+        "TENSORLAKE_API_KEY": "a-tensorlake-key",
+        "SETUP_SCRIPT": f"file:{tmp_path}/setup.sh",
+        "TOOL_SECRETS": f"DB=file:{tmp_path}/db TWO=file:{tmp_path}/db",
+        "OUTPUTS_TO": "https://account.blob.example/box",
+        "OUTPUTS_SIGNATURE": f"file:{tmp_path}/db",
+    }
+    for environ in ({**REAL, **common}, {**common, "ENVIRONMENTS_FILE": str(tmp_path / "environments.toml")}):
+        made = plan_from(environ)
+        here = Settings.from_environ(environ)
+        there = {**made.variables}
+        if made.environments_file:
+            (tmp_path / "there.toml").write_text(made.environments_file)
+            there["ENVIRONMENTS_FILE"] = str(tmp_path / "there.toml")
+        assert not [name for name, text in there.items() if "file:" in text]
+        assert "file:" not in made.environments_file and "secret-of" not in made.environments_file
+        told = Settings.from_environ(there)
+        for id_, mine in here.environments.items():
+            theirs = told.environments[id_]
+            assert (theirs.setup, theirs.prepared_by_ticks) == (mine.setup, mine.prepared_by_ticks)
+            refers = {
+                name: there[secret._reference.removeprefix("env:")] for name, secret in theirs.tool_secrets.items()
+            }
+            assert refers == dict.fromkeys(mine.tool_secrets, "secret-of-a-database")
+        assert told.outputs is not None and told.outputs.signature is not None
+        assert told.outputs.signature.reveal() == "secret-of-a-database"
+        assert "account.blob.example" in made.hosts
+
+
 def test_egress_is_both_apis_the_sdks_own_host_and_what_was_asked_for() -> None:
     assert plan_from({**REAL, plan.ALLOW_OUT: "logs.example.com"}).hosts == (
         "api.anthropic.com",
@@ -137,6 +176,9 @@ def test_every_setting_key_port_and_file_has_its_own_process_name(monkeypatch: p
         ({plan.TIMEOUT: "0"}, plan.TIMEOUT),
         ({plan.PORT: "99999"}, plan.PORT),
         ({"DRAIN_MODE": "enqueue", "ENQUEUE_TO": "aws-lambda:x"}, "DRAIN_MODE"),
+        ({"OUTPUTS_TO": "s3://results"}, "OUTPUTS_TO: a server in a sandbox cannot write to s3:"),
+        ({"OUTPUTS_TO": "file:///results"}, "OUTPUTS_TO: a server in a sandbox cannot write to file:"),
+        ({"SETUP_STORES": "s3://inputs/"}, "SETUP_STORES: a server in a sandbox has no credentials"),
         ({"SETUP_CREDENTIALS": "forge:credential"}, "SETUP_CREDENTIALS: your function is not among what is deployed"),
         ({"TENSORLAKE_API_KEY": ""}, "TENSORLAKE_API_KEY"),
     ],
