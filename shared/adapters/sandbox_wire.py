@@ -173,8 +173,10 @@ class SandboxWire:
         silence: float,
         limit: int,
         body: Mapping[str, Any] | None = None,
+        to_the_end: bool = False,
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The JSON objects of an event stream; what is none is passed over, as the SDK does. Ends with an `eof` event.
+        `to_the_end`: one that is closed without it has broken (its sandbox fell asleep, a proxy gave it up): Garbled.
 
         One frame is held at a time. A stream of much more than `limit` bytes, whatever they are, raises TooLarge.
         """
@@ -191,6 +193,8 @@ class SandboxWire:
                     continue
                 if isinstance(value, dict):
                     yield value
+            if to_the_end:
+                raise Garbled("the stream was closed before its end")
 
     @asynccontextmanager
     async def _open(

@@ -250,7 +250,7 @@ class TensorlakeSandboxes:
                 yield without_refusal(route)
                 return
             path = f"{_process(name)}/{_stream(both)}/follow"
-            stream = self._wire.events(route, "GET", path, silence=silence, limit=limit)
+            stream = self._wire.events(route, "GET", path, silence=silence, limit=limit, to_the_end=True)
             async with aclosing(stream) as frames:
                 async for frame in frames:
                     if isinstance(line := frame.get("line"), str):

@@ -317,6 +317,8 @@ def test_followed_lines_end_with_their_outcome(daemon: Any) -> None:
     said, calling = daemon
     said.chunks = [b"event: output\n" + frame("a"), b"event: output\n" + frame("b"), b"event: eof\ndata: {}\n\n"]
     assert calling(followed) == ["a", "b", OutputEnded()]
+    del said.chunks[-1]
+    assert calling(followed) == ["a", "b", Doubtful("the stream was closed before its end")]
     said.status = 404
     assert calling(followed) == [Absent()]
 
