@@ -214,8 +214,11 @@ class RaceRecords:
             except CellGone:
                 continue
             if stands is not None:
-                own = stands.text == text
-                return OwnRecord(cell, head, self._host, self._now) if own else self._seen(cell, stands)
+                if stands.text == text:
+                    return OwnRecord(cell, head, self._host, self._now)
+                seen = self._seen(cell, stands)
+                if not self._is_past(seen):
+                    return seen
             await cell.end()
         raise CellUnclear("the record of an earlier race of this key is just being deleted")
 
@@ -228,7 +231,9 @@ class RaceRecords:
             stands = await cell.read()
         except CellGone:
             return None
-        return self._seen(cell, stands) if stands.number else None
+        if not stands.number or self._is_past(seen := self._seen(cell, stands)):
+            return None
+        return seen
 
     async def cancel(self, seen: Seen) -> Seen:
         """Has it written that this race is to end, where it still runs: the copy that runs it looks every LOOK_SECONDS.
@@ -306,8 +311,12 @@ class RaceRecords:
         expires = self._expires_at(cell)
         return expires is not None and expires < self._now()
 
+    def _is_past(self, seen: Seen) -> bool:
+        return seen.expires_at is not None and seen.expires_at < self._now()
+
     def _seen(self, cell: Cell, stands: Version) -> Seen:
-        return Seen(_head(stands.text), cell, stands.number, self._expires_at(cell))
+        head, expires = _head(stands.text), self._expires_at(cell)
+        return Seen(head, cell, stands.number, expires or head.asked_at + self._settings.races.record_seconds)
 
     def _name(self, race_id: str) -> str:
         return names.race_record_name(self._settings.prefix, self._environment.id, race_id)

@@ -50,6 +50,7 @@ from shared.reconcile.repairs import (
     EndNameless,
     EndPrepared,
     EndRace,
+    EndUndated,
     Failed,
     LetSleep,
     Mark,
@@ -121,6 +122,8 @@ class RepairExecutor:
                 return await self._end_nameless(repair)
             case EndRace():
                 return await self._end_race(repair)
+            case EndUndated():
+                return await self._end_undated(repair)
             case EndPrepared():
                 return await self._end_prepared(repair)
             case Prepare():
@@ -454,6 +457,20 @@ class RepairExecutor:
         if isinstance(outcome, Failed):
             self.alarms.append(f"{repair.target}: {repair.why}, and it cannot be deleted: {outcome.why}")
         return outcome
+
+    async def _end_undated(self, repair: EndUndated) -> Outcome:
+        from shared.races import undated
+        from shared.races.cells import CellUnclear
+
+        there, lasts = repair.sandbox, self.settings.races.record_seconds
+        try:
+            now = self.now().timestamp()
+            over = await undated.is_over(self.host, there.record, there.kind, lasts, now, self.clock)
+        except CellUnclear as error:
+            return Failed(str(error))
+        if not over:
+            return Skipped("it is not past its time")
+        return await self._changed(there) or _outcome(await self.host.terminate(there.id))
 
     async def _end_prepared(self, repair: EndPrepared) -> Outcome:
         """Its snapshots first: a pass that is cut off between two of them finds the rest by the sandbox."""

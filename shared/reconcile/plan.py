@@ -32,6 +32,7 @@ from shared.reconcile.repairs import (
     EndMarked,
     EndNameless,
     EndRace,
+    EndUndated,
     LetSleep,
     Mark,
     Release,
@@ -218,11 +219,15 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
             case names.RaceRecordSandbox():
                 if sandbox.status in BROKEN:
                     yield EndRace(sandbox, f"its record is {sandbox.status.value}")
+                elif sandbox.record.created_at is None:
+                    yield from _undated(world, sandbox)
                 elif _record_is_old(world, settings, sandbox):
                     yield EndRace(sandbox, "its record is older than RACE_RECORD_SECONDS")
             case names.RaceLedgerSandbox():
                 if sandbox.status in BROKEN:
                     yield EndRace(sandbox, f"its ledger is {sandbox.status.value}")
+                elif sandbox.record.created_at is None:
+                    yield from _undated(world, sandbox)
                 elif is_of_before(sandbox.record.created_at, world.now.timestamp()):
                     yield EndRace(sandbox, "its ledger is of an earlier day")
             case names.GoneSandbox(proper=proper, marked_at=marked_at):
@@ -242,6 +247,13 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                 continue
             case _:
                 assert_never(sandbox.kind)
+
+
+def _undated(world: World, sandbox: OurSandbox) -> Iterator[Repair]:
+    from shared.races.undated import is_its_turn  # needs pydantic, and is as good as never needed
+
+    if is_its_turn(sandbox.name, world.now.timestamp()):
+        yield EndUndated(sandbox, "by what stands in it, it is past its time")
 
 
 def _record_is_old(world: World, settings: Settings, sandbox: OurSandbox) -> bool:

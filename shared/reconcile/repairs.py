@@ -170,6 +170,13 @@ class EndRace(_OfSandbox):
 
 
 @dataclass(frozen=True, slots=True)
+class EndUndated(_OfSandbox):
+    """A record or a ledger of races, where what stands in it says that it is past its time (races/undated.py)."""
+
+    act: ClassVar[Act] = Act.END_RACE
+
+
+@dataclass(frozen=True, slots=True)
 class EndPrepared(_OfSandbox):
     """`snapshots`: those that were taken of it. They go first, since its name is all that leads to them."""
 
@@ -221,6 +228,7 @@ Repair = (
     | EndMarked
     | EndNameless
     | EndRace
+    | EndUndated
     | EndPrepared
     | Prepare
     | DeleteSnapshot

@@ -14,7 +14,7 @@ from shared.prepared.recipe import prepared_names
 from shared.reconcile.lookups import Lookups
 from shared.reconcile.plan import due, snapshots_due, unclaimed
 from shared.reconcile.prepared import prepared_due
-from shared.reconcile.repairs import DeleteSnapshot
+from shared.reconcile.repairs import DeleteSnapshot, EndUndated
 from shared.reconcile.world import World
 from shared.reports import ENDS
 from shared.settings import Environment
@@ -44,7 +44,8 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
     for environment in context.settings.environments.values():
         view = World.of(late, context.settings.prefix, environment.id, listing.rows)
         repairs = due(view, Lookups(), context.settings)
-        left += [f"{repair.target} ({repair.why})" for repair in repairs if repair.act in ENDS]
+        known = [repair for repair in repairs if repair.act in ENDS and not isinstance(repair, EndUndated)]
+        left += [f"{repair.target} ({repair.why})" for repair in known]
         if not isinstance(snapshots, Doubtful):
             left += [
                 f"{'snapshot ' if isinstance(repair, DeleteSnapshot) else ''}{repair.target} ({repair.why})"
