@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from image.session.programs.workspace_tree import (
-    Change,
-    Entry,
-    Nonsense,
-    checked_entry,
-    checked_path,
-    depth_first,
-    to_text,
-)
+from image.session.programs.workspace.entries import Change, Entry, depth_first, to_text
+from image.session.programs.workspace.listing import Nonsense, checked_entry, checked_path
 
 _LONGEST_SHOWN: Final = 300
 

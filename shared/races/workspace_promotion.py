@@ -3,7 +3,7 @@
 What the winner changed is what differs between `base`, a pristine child of the checkpoint, and `winner`. A path of
 these that has also changed in the source since the checkpoint is a conflict.
 
-A program (image/session/programs/workspace_tree.py) lists `base` and `winner`, judges the changes beside the source,
+A program (image/session/programs/workspace/) lists `base` and `winner`, judges the changes beside the source,
 packs the contents that the source needs into parts, and applies them. It runs as the agent's user; its inputs are
 written by the sandbox's own daemon to unguessable names in /tmp that the user cannot change. What it says is checked
 before it is used: in the winner's sandbox somebody else's programs ran. A file's owner, times and extended attributes
@@ -19,23 +19,13 @@ import secrets
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from image.session.programs import workspace_tree
-from image.session.programs.workspace_tree import (
-    APPLY,
-    CONFLICT,
-    NONSENSE,
-    SAME,
-    Change,
-    Entry,
-    Nonsense,
-    Stop,
-    checked_entry,
-    from_text,
-)
+from image.session.programs.workspace import program
+from image.session.programs.workspace.entries import Change, Entry, Stop, from_text, to_text
+from image.session.programs.workspace.listing import NONSENSE, Nonsense, checked_entry
+from image.session.programs.workspace.verdicts import APPLY, CONFLICT, SAME
 from shared.errors import HandsError
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord
 from shared.races.shell import NotRun, SandboxShell, why
@@ -251,7 +241,7 @@ class _Promotion:
         """Moves the contents; returns where the parts are in the source."""
         if not data:
             return []
-        rows = [[workspace_tree.to_text(path), digest] for digest, (path, _) in wanted.items()]
+        rows = [[to_text(path), digest] for digest, (path, _) in wanted.items()]
         asked = await self._winner.put(_packed({"wanted": rows}))
         await self._winner.run("pack", asked, self._winner.scratch, str(PART_BYTES))
         gate = asyncio.Semaphore(_AT_ONCE)
@@ -324,7 +314,7 @@ class _Site:
     async def run(self, operation: str, *args: str) -> None:
         """Raises PromotionRefused."""
         self._ran = True
-        said = await self._shell.python(self._id, _program(), (self.scratch, operation, *args), self._seconds)
+        said = await self._shell.python(self._id, program(), (self.scratch, operation, *args), self._seconds)
         if isinstance(said, NotRun):
             raise PromotionRefused(f"{self.label}: {said.reason}")
         try:
@@ -438,8 +428,3 @@ def _shown(paths: Sequence[bytes]) -> tuple[str, ...]:
 def _most(lines: Sequence[str]) -> tuple[str, ...]:
     more = len(lines) - _MOST_SHOWN
     return (*lines[:_MOST_SHOWN], f"and {more} more") if more > 0 else tuple(lines)
-
-
-@cache
-def _program() -> str:
-    return Path(workspace_tree.__file__).read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
-from image.session.programs import workspace_tree
+from image.session.programs.workspace import operations
+from image.session.programs.workspace.entries import TEMPORARY
 from shared.ports import (
     LARGEST_OUTPUT,
     Absent,
@@ -62,7 +63,7 @@ class Folders:
             output = CommandOutput(done.returncode, done.stdout, done.stderr, timed_out=False)
         else:
             try:
-                said = workspace_tree.main(list(args[5:]), str(self.root / sandbox_id))
+                said = operations.main(list(args[5:]), str(self.root / sandbox_id))
                 output = CommandOutput(0, said, "", timed_out=False)
             except RuntimeError:
                 output = CommandOutput(-9, "", "", timed_out=False)
@@ -108,7 +109,7 @@ class Folders:
     def check_nothing_is_left(self) -> None:
         assert not self.written
         assert not [each for each in self.scratches if Path(each).exists()]
-        assert not [each for each in self.root.rglob("*") if each.name.startswith(workspace_tree.TEMPORARY.decode())]
+        assert not [each for each in self.root.rglob("*") if each.name.startswith(TEMPORARY.decode())]
 
     def everywhere(self, make: Callable[[Path], object]) -> None:
         for site in SITES:

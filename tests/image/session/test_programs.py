@@ -39,7 +39,9 @@ def test_shellcheck_would_find_something() -> None:
 
 
 def test_every_program_is_among_the_files_that_a_deployment_carries() -> None:
-    here = {f"image/session/programs/{path.name}" for path in FOLDER.iterdir() if path.is_file()}
+    here = {
+        f"image/session/programs/{path.relative_to(FOLDER)}" for path in FOLDER.rglob("*.*") if path.suffix != ".pyc"
+    }
     assert here and here <= source_files().keys()
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from image.session.programs import pack_artifacts, workspace_tree
+from image.session.programs import pack_artifacts
+from image.session.programs.workspace import operations, removal, tree
+from image.session.programs.workspace.tree import Tree
 from shared.races import workspace_promotion
 from shared.races.workspace_promotion import PromotionRefused
 from tests.support.promotion_folders import Folders
@@ -56,7 +58,7 @@ def deep(folders: Folders) -> Any:
     sys.setrecursionlimit(before)
     for site in ("base", "winner", "source"):
         if (folders[site] / "d").is_dir():
-            workspace_tree.remove_tree(b"d", os.open(folders[site], os.O_RDONLY))
+            removal.remove_tree(b"d", os.open(folders[site], os.O_RDONLY))
 
 
 def test_a_deep_folder_is_promoted_and_taken_away_again(deep: Folders) -> None:
@@ -65,7 +67,7 @@ def test_a_deep_folder_is_promoted_and_taken_away_again(deep: Folders) -> None:
     done = deep.promote()
     assert (done.added, done.failed, depth_of(deep["source"])) == (DEEP + 1, (), DEEP)
     dig(deep["base"], DEEP)
-    workspace_tree.remove_tree(b"d", os.open(deep["winner"], os.O_RDONLY))
+    removal.remove_tree(b"d", os.open(deep["winner"], os.O_RDONLY))
     done = deep.promote()
     assert (done.deleted, depth_of(deep["source"])) == (DEEP, 0)
 
@@ -79,7 +81,7 @@ def test_a_file_takes_a_deep_folders_place(deep: Folders) -> None:
 
 
 def test_a_folder_that_is_too_deep_is_refused_in_clear_words(deep: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace_tree, "MOST_DEPTH", 20)
+    monkeypatch.setattr(tree, "MOST_DEPTH", 20)
     dig(deep["winner"], 30)
     with pytest.raises(PromotionRefused, match="folders more than 20 deep"):
         deep.promote()
@@ -87,7 +89,7 @@ def test_a_folder_that_is_too_deep_is_refused_in_clear_words(deep: Folders, monk
 
 
 def test_paths_that_are_too_long_in_all_are_refused(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workspace_tree, "LONGEST_PATHS", 100)
+    monkeypatch.setattr(tree, "LONGEST_PATHS", 100)
     for number in range(10):
         (folders["winner"] / f"{number:020}").touch()
     with pytest.raises(PromotionRefused, match="more than 100 bytes in all"):
@@ -99,16 +101,16 @@ def test_a_folder_that_is_moved_while_it_is_removed_leads_nowhere_else(
 ) -> None:
     (tmp_path / "going" / "a" / "b").mkdir(parents=True)
     (tmp_path / "elsewhere" / "precious").mkdir(parents=True)
-    emptied = workspace_tree._without_files
+    emptied = removal._without_files
 
     def moving(fd: int) -> list[bytes]:
         if not os.listdir(fd):
             (tmp_path / "going" / "a" / "b").rename(tmp_path / "elsewhere" / "b")
         return emptied(fd)
 
-    monkeypatch.setattr(workspace_tree, "_without_files", moving)
+    monkeypatch.setattr(removal, "_without_files", moving)
     with pytest.raises(OSError, match="was moved"):
-        workspace_tree.remove_tree(b"going", os.open(tmp_path, os.O_RDONLY))
+        removal.remove_tree(b"going", os.open(tmp_path, os.O_RDONLY))
     assert (tmp_path / "elsewhere" / "precious").exists()
 
 
@@ -118,7 +120,7 @@ def test_what_a_killed_promotion_left_goes_with_the_next_one(folders: Folders, m
     old, young, scratch, other = (Path("/tmp", f"{prefix}{number:012x}") for number in range(4))
     token = "00ff"
     changes = [["sub/file", None, ["f", 0o644, 1, "0" * 64]]]
-    workspace_tree.store(str(old), {"token": token, "changes": changes})
+    operations.store(str(old), {"token": token, "changes": changes})
     young.write_bytes(b"part")
     (scratch / "deep").mkdir(parents=True)
     other.write_bytes(b"part")
@@ -154,11 +156,11 @@ def test_what_a_killed_promotion_left_goes_with_the_next_one(folders: Folders, m
     ],
 )
 def test_a_difference_that_makes_no_sense_is_refused(folders: Folders, answer: Any) -> None:
-    def diff(tree: workspace_tree.Tree, directory: str, parts: str, most: str, most_changes: str, out: str) -> None:
-        workspace_tree.store(out, answer)
+    def diff(tree: Tree, directory: str, parts: str, most: str, most_changes: str, out: str) -> None:
+        operations.store(out, answer)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(workspace_tree.OPERATIONS, "diff", diff)
+        patched.setitem(operations.OPERATIONS, "diff", diff)
         with pytest.raises(PromotionRefused, match="makes no sense"):
             folders.promote(changes=1)
     folders.check_nothing_is_left()
@@ -171,7 +173,7 @@ def test_artifacts_below_a_deep_folder_are_found(tmp_path: Path, monkeypatch: py
     try:
         assert list(pack_artifacts.found(["**/*.txt"])) == ["d/d/found.txt"]
     finally:
-        workspace_tree.remove_tree(b"d", os.open(tmp_path, os.O_RDONLY))
+        removal.remove_tree(b"d", os.open(tmp_path, os.O_RDONLY))
 
 
 def test_a_listing_travels_in_parts_and_one_without_an_end_is_given_up(
@@ -183,10 +185,10 @@ def test_a_listing_travels_in_parts_and_one_without_an_end_is_given_up(
         (folders["winner"] / f"file-{number}").write_bytes(os.urandom(20))
     assert folders.promote().added == 20
     folders.check_nothing_is_left()
-    scan, read = workspace_tree.scan, folders.read_file
+    scan, read = operations.scan, folders.read_file
     longest = 0
 
-    def endless(tree: workspace_tree.Tree, most: str, size: str, directory: str) -> None:
+    def endless(tree: Tree, most: str, size: str, directory: str) -> None:
         scan(tree, most, size, directory)
         for number in range(1_000):
             Path(directory, f"listing-{number}").write_bytes(b"x" * int(size))
@@ -196,7 +198,7 @@ def test_a_listing_travels_in_parts_and_one_without_an_end_is_given_up(
         longest = max(longest, limit if "listing" in path else 0)
         return await read(sandbox_id, path, limit)
 
-    monkeypatch.setitem(workspace_tree.OPERATIONS, "scan", endless)
+    monkeypatch.setitem(operations.OPERATIONS, "scan", endless)
     monkeypatch.setattr(folders, "read_file", reading)
     with pytest.raises(PromotionRefused, match="more than 2000 bytes"):
         folders.promote()
@@ -208,12 +210,12 @@ def test_a_listing_travels_in_parts_and_one_without_an_end_is_given_up(
 def test_an_answer_of_many_values_is_refused_before_they_are_made(folders: Folders, value: str) -> None:
     """16 MiB of empty lists would be 400 MB of this process."""
 
-    def check(tree: workspace_tree.Tree, asked: str, out: str) -> None:
+    def check(tree: Tree, asked: str, out: str) -> None:
         Path(out).write_bytes(zlib.compress(f"[{value * 600_000}1]".encode()))
 
     (folders["winner"] / "a").write_bytes(b"winner")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(workspace_tree.OPERATIONS, "check", check)
+        patched.setitem(operations.OPERATIONS, "check", check)
         with pytest.raises(PromotionRefused, match="too many values"):
             folders.promote()
     folders.check_nothing_is_left()

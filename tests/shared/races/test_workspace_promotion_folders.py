@@ -20,7 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from image.session.programs import workspace_tree
+from image.session.programs.workspace import PARTS, operations, program
+from image.session.programs.workspace.applying import Apply
+from image.session.programs.workspace.entries import TEMPORARY, Change
+from image.session.programs.workspace.tree import Tree
+from image.session.programs.workspace.verdicts import Judged, judge
 from shared.ports import (
     CommandOutput,
 )
@@ -273,10 +277,9 @@ def test_what_the_worker_changes_in_between_is_left_and_told(folders: Folders) -
     folders.everywhere(lambda folder: (folder / "edited").write_bytes(b"old"))
     for name in ("edited", "made", "fine"):
         (folders["winner"] / name).write_bytes(b"winner")
-    real = workspace_tree.judge
 
-    def judge(tree: workspace_tree.Tree, changes: list[workspace_tree.Change]) -> list[workspace_tree.Judged]:
-        judged = real(tree, changes)
+    def judging(tree: Tree, changes: list[Change]) -> list[Judged]:
+        judged = judge(tree, changes)
         if changes[0].path == b"edited" and applying:
             (folders["source"] / "edited").write_bytes(b"worker")
             (folders["source"] / "made").write_bytes(b"worker")
@@ -285,7 +288,7 @@ def test_what_the_worker_changes_in_between_is_left_and_told(folders: Folders) -
     applying: list[str] = []
     folders.before = lambda operation: applying.append(operation) if operation == "apply" else None
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(workspace_tree, "judge", judge)
+        patched.setattr(operations, "judge", judging)
         report = folders.promote()
     assert set(report.overtaken) == {"edited", "made"}
     assert not report.complete
@@ -303,15 +306,15 @@ def test_a_folder_that_becomes_a_link_in_between_is_not_followed(folders: Folder
     folders.everywhere(lambda folder: (folder / "folder" / "old").write_bytes(b"old"))
     (folders["winner"] / "folder" / "new").write_bytes(b"1")
     (folders["winner"] / "folder" / "old").write_bytes(b"2")
-    real = workspace_tree.Apply.run
+    real = Apply.run
 
-    def run(self: workspace_tree.Apply, judged: list[workspace_tree.Judged]) -> None:
+    def run(self: Apply, judged: list[Judged]) -> None:
         shutil.rmtree(folders["source"] / "folder")
         (folders["source"] / "folder").symlink_to(outside)
         real(self, judged)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(workspace_tree.Apply, "run", run)
+        patched.setattr(Apply, "run", run)
         report = folders.promote()
     assert set(report.overtaken) == {"folder/new", "folder/old"}
     assert [(each.name, each.read_bytes()) for each in outside.iterdir()] == [("old", b"old")]
@@ -368,13 +371,13 @@ def test_contents_that_arrive_damaged_change_nothing(folders: Folders) -> None:
 def test_the_temporary_names_of_an_apply_that_was_killed_are_swept(folders: Folders) -> None:
     (folders["winner"] / "a").write_bytes(b"winner")
 
-    def killed(tree: workspace_tree.Tree, asked: str, directory: str, out: str) -> None:
-        token = workspace_tree.load(asked)["token"]
-        (folders["source"] / f"{workspace_tree.TEMPORARY.decode()}{token}-1").write_bytes(b"half")
+    def killed(tree: Tree, asked: str, directory: str, out: str) -> None:
+        token = operations.load(asked)["token"]
+        (folders["source"] / f"{TEMPORARY.decode()}{token}-1").write_bytes(b"half")
         raise RuntimeError
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(workspace_tree.OPERATIONS, "apply", killed)
+        patched.setitem(operations.OPERATIONS, "apply", killed)
         report = folders.promote()
     assert not report.complete
     assert read(folders["source"]) == {}
@@ -450,7 +453,7 @@ def test_a_step_before_the_first_change_that_fails_refuses_and_cleans_up(folders
 
 
 def test_our_own_temporary_names_are_not_promoted(folders: Folders) -> None:
-    (folders["winner"] / f"{workspace_tree.TEMPORARY.decode()}0-1").write_bytes(b"left over")
+    (folders["winner"] / f"{TEMPORARY.decode()}0-1").write_bytes(b"left over")
     assert folders.promote() == WorkspacePromotion()
     assert read(folders["source"]) == {}
 
@@ -473,11 +476,11 @@ def test_our_own_temporary_names_are_not_promoted(folders: Folders) -> None:
 def test_a_listing_that_makes_no_sense_is_refused(folders: Folders, rows: Any) -> None:
     (folders["winner"] / "a").write_bytes(b"winner")
 
-    def scan(tree: workspace_tree.Tree, most: str, size: str, directory: str) -> None:
-        workspace_tree.store(f"{directory}/listing-0", rows)
+    def scan(tree: Tree, most: str, size: str, directory: str) -> None:
+        operations.store(f"{directory}/listing-0", rows)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(workspace_tree.OPERATIONS, "scan", scan)
+        patched.setitem(operations.OPERATIONS, "scan", scan)
         with pytest.raises(PromotionRefused, match="makes no sense"):
             folders.promote()
     folders.check_nothing_is_left()
@@ -495,10 +498,17 @@ def test_without_python_in_the_sandbox_the_reason_is_clear(folders: Folders) -> 
 def test_the_program_keeps_to_what_an_old_python_reads() -> None:
     import ast
 
-    source = Path(workspace_tree.__file__).read_text()
-    ast.parse(source, feature_version=(3, 8))
-    assert len(source.encode()) < 100_000
-    imported = {
-        name.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for name in node.names
-    }
-    assert imported <= sys.stdlib_module_names
+    assert len(program().encode()) < 100_000  # an argument has at most 128 KiB
+    ast.parse(program(), feature_version=(3, 8))
+    folder = Path(operations.__file__).parent
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *PARTS}
+    travelling: set[str] = set()
+    for part in PARTS:
+        source = ast.parse((folder / f"{part}.py").read_text(), feature_version=(3, 8))
+        for node in ast.walk(source):
+            if isinstance(node, ast.Import):
+                assert {name.name for name in node.names} <= sys.stdlib_module_names, part
+            if isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                assert module in travelling or module.partition(".")[0] in sys.stdlib_module_names, part
+        travelling.add(f"image.session.programs.workspace.{part}")
