@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from image.session.programs.workspace.contents import Contents
 from image.session.programs.workspace.entries import TEMPORARY, Entry, name_of, of_kind, parent_of, to_text
 from image.session.programs.workspace.removal import remove_tree
-from image.session.programs.workspace.tree import GONE, Tree, entry_of, open_file
+from image.session.programs.workspace.tree import DIRECTORY, GONE, Tree, entry_of, open_file
 from image.session.programs.workspace.verdicts import APPLY, CONFLICT, Judged
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
@@ -43,15 +43,19 @@ class Apply:
         """Directories that stay are opened up first and get their modes last, the deepest first: what is done below
         them may need more than their modes allow."""
         chosen = [each for each in judged if each.word == APPLY or (each.word == CONFLICT and self._theirs)]
+        self._tree.start_anew()
         for each in chosen:
             if each.turns_mode:
                 self._guarded(each, self._open_up)
+        self._tree.start_anew()
         for each in reversed(chosen):
             if each.change.now is None or (of_kind(each.seen, "d") and not each.turns_mode):
                 self._guarded(each, self._remove)
+        self._tree.start_anew()
         for each in chosen:
             if each.change.now is not None and not each.turns_mode:
                 self._guarded(each, self._make)
+        self._tree.start_anew()
         for each in reversed(chosen):
             if of_kind(each.change.now, "d"):
                 self._guarded(each, self._close_down)
@@ -91,8 +95,13 @@ class Apply:
             self._chmod(each, each.change.now.mode)
 
     def _chmod(self, each: Judged, mode: int) -> None:
-        with self._tree.directory(each.change.path) as fd:
-            os.fchmod(fd, (os.fstat(fd).st_mode & 0o7000) | mode)
+        # From its parent: nobody may go up from a folder that has got such a mode.
+        with self._tree.directory(parent_of(each.change.path)) as parent:
+            fd = os.open(name_of(each.change.path), DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+            try:
+                os.fchmod(fd, (os.fstat(fd).st_mode & 0o7000) | mode)
+            finally:
+                os.close(fd)
 
     def _remove(self, each: Judged) -> None:
         name = name_of(each.change.path)
@@ -180,6 +189,12 @@ class Apply:
 
     def _make_way(self, path: bytes) -> None:
         """Whatever stands in the place of a directory that the winner's version needs, links included, goes."""
+        try:
+            with self._tree.directory(path):
+                return
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
         done = b""
         for part in path.split(b"/") if path else ():
             with self._tree.directory(done) as parent:

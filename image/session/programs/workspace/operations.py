@@ -163,7 +163,7 @@ def sweep(tree: Tree, asked: str) -> None:
     """Removes the temporary names that a promotion which was cut off left behind."""
     wanted = load(asked)
     ours = TEMPORARY + wanted["token"].encode("ascii") + b"-"
-    for path in {parent_of(change.path) for change in changes_from(wanted["changes"])}:
+    for path in dict.fromkeys(parent_of(change.path) for change in changes_from(wanted["changes"])):
         with contextlib.suppress(OSError), tree.directory(path) as parent:
             for name in [os.fsencode(each) for each in os.listdir(parent)]:
                 if name.startswith(ours):

@@ -8,6 +8,8 @@ import errno
 import os
 import stat
 
+from image.session.programs.workspace.tree import DIRECTORY, identity
+
 
 def remove_tree(name: bytes, parent: int | None) -> None:
     """A directory and all below it, following nothing. Raises OSError.
@@ -15,7 +17,7 @@ def remove_tree(name: bytes, parent: int | None) -> None:
     However deep it is, one descriptor is open: on the way up each parent must be the folder that it was on the way
     down, so that a folder which is moved meanwhile leads nowhere else.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = DIRECTORY | os.O_NOFOLLOW
     fd = os.open(name, flags, dir_fd=parent)
     try:
         above: list[tuple[tuple[int, int], list[bytes], bytes]] = []
@@ -23,27 +25,22 @@ def remove_tree(name: bytes, parent: int | None) -> None:
         while pending or above:
             if pending:
                 below = pending.pop()
-                above.append((_identity(fd), pending, below))
+                above.append((identity(fd), pending, below))
                 deeper = os.open(below, flags, dir_fd=fd)
                 os.close(fd)
                 fd = deeper
                 pending = _without_files(fd)
             else:
-                identity, pending, done = above.pop()
+                left, pending, done = above.pop()
                 higher = os.open("..", flags, dir_fd=fd)
                 os.close(fd)
                 fd = higher
-                if _identity(fd) != identity:
+                if identity(fd) != left:
                     raise OSError(errno.ESTALE, "a folder was moved")
                 os.rmdir(done, dir_fd=fd)
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=parent)
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    facts = os.fstat(fd)
-    return facts.st_dev, facts.st_ino
 
 
 def _without_files(fd: int) -> list[bytes]:

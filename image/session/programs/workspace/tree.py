@@ -16,31 +16,78 @@ from collections.abc import Iterator
 
 from image.session.programs.workspace.entries import PERMISSIONS, TEMPORARY, Entry, Stop, name_of, parent_of, to_text
 
-MOST_DEPTH = 2_000  # folders one in the other; each step into one walks the path from the top
+MOST_DEPTH = 2_000  # folders one in the other; what their paths take grows with the square
 LONGEST_PATHS = 48 * 1024 * 1024  # bytes, of all paths together
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1024 * 1024
 
 
 class Tree:
+    """Remembers the directory that was asked for last, and goes on from there: a walk through a tree opens each
+    directory a few times, however deep it is. Whoever needs the directories that are there now calls `start_anew`
+    first; until then, one that is moved is still the one that was found at its path.
+    """
+
     def __init__(self, root: str) -> None:
-        self.fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(root, DIRECTORY)
+        self._here = os.dup(self.fd)
+        self._parts: list[bytes] = []  # the path of `_here`
+        self._above: list[tuple[int, int]] = []  # the directories on the way to it
 
     def close(self) -> None:
+        os.close(self._here)
         os.close(self.fd)
 
     @contextlib.contextmanager
     def directory(self, path: bytes) -> Iterator[int]:
         """A descriptor of a directory of the tree; the empty path is the tree itself. Raises OSError."""
-        fd = os.dup(self.fd)
+        parts = path.split(b"/") if path else []
+        self._climb_towards(parts)
+        for part in parts[len(self._parts) :]:
+            self._step(part, part)
+        fd = os.dup(self._here)
         try:
-            for part in path.split(b"/") if path else ():
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                os.close(fd)
-                fd = below
             yield fd
         finally:
             os.close(fd)
+
+    def start_anew(self) -> None:
+        top = os.dup(self.fd)
+        os.close(self._here)
+        self._here = top
+        self._parts.clear()
+        self._above.clear()
+
+    def _climb_towards(self, parts: list[bytes]) -> None:
+        """To a directory that is on the way to `parts`: the nearest one, or the tree itself where that is nearer."""
+        shared = 0
+        while shared < min(len(self._parts), len(parts)) and self._parts[shared] == parts[shared]:
+            shared += 1
+        deleted = os.fstat(self._here).st_nlink == 0
+        if deleted or len(self._parts) - shared > shared:
+            self.start_anew()
+            return
+        try:
+            while len(self._parts) > shared:
+                self._step(b"..", None)
+        except OSError:  # it was moved, or nobody may go up from it
+            self.start_anew()
+
+    def _step(self, name: bytes, part: bytes | None) -> None:
+        """Down into `part`, or up, where the directory must be the one that it was on the way down. Raises OSError."""
+        fd = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=self._here)
+        if part is None:
+            if identity(fd) != self._above[-1]:
+                os.close(fd)
+                raise OSError(errno.ESTALE, "a folder was moved")
+            self._above.pop()
+            self._parts.pop()
+        else:
+            self._above.append(identity(self._here))
+            self._parts.append(part)
+        os.close(self._here)
+        self._here = fd
 
     def look(self, path: bytes) -> Entry | None:
         """What is there, None for nothing. Raises OSError."""
@@ -112,6 +159,11 @@ def _enterable(name: bytes, parent: int) -> bool:
         return os.access(b".", os.R_OK | os.X_OK, dir_fd=fd)
     finally:
         os.close(fd)
+
+
+def identity(fd: int) -> tuple[int, int]:
+    facts = os.fstat(fd)
+    return facts.st_dev, facts.st_ino
 
 
 def open_file(name: bytes, parent: int) -> int:
