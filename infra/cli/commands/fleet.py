@@ -150,7 +150,10 @@ def stop(session: SessionArgument, yes: Yes = False) -> None:
 
 @command(app, "interrupt", SEEING, "interrupt sesn_01H2...")
 def interrupt(session: SessionArgument) -> None:
-    """End the session's turn, as ctrl-C does in a shell. It keeps its sandbox and waits for a message."""
+    """End the session's turn. It keeps its sandbox and waits for a message.
+
+    A command that runs goes on to its end, for 150 seconds at most, and its log stands still meanwhile.
+    """
     from infra.cli.fleet import actions
 
     with edge():

@@ -69,7 +69,7 @@ async def stop(aim: Target, confirm: Confirm) -> str | None:
 
 
 async def interrupt(aim: Target, confirm: Confirm) -> str | None:
-    """No question: it is what ctrl-C is to a shell."""
+    """No question: the session goes on with its next message."""
     if aim.session.status is not SessionStatus.RUNNING and not await _waits(aim):
         return f"{aim.session.id} is at rest: there is no turn to interrupt."
     await aim.people.interrupt(aim.session.id)
@@ -78,7 +78,10 @@ async def interrupt(aim: Target, confirm: Confirm) -> str | None:
         return (await aim.people.session(aim.session.id)).status is not SessionStatus.RUNNING and not await _waits(aim)
 
     await _until(at_rest, "the turn has not ended yet; a tool that runs may take its time")
-    return f"Interrupted. {aim.session.id} keeps its sandbox and waits for a message."
+    return (
+        f"Interrupted. {aim.session.id} keeps its sandbox and waits for a message.\n"
+        "A command that still runs there goes on to its end, for 150 seconds at most; a message is served after it."
+    )
 
 
 async def archive(aim: Target, confirm: Confirm) -> str | None:

@@ -147,7 +147,7 @@ def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(se
             refused = served.run(command, session, *(["--yes"] if command == "keep" else []))
             assert refused.returncode == 1 and f"hands stop {session}" in refused.stderr
         ended = served.run("interrupt", session)
-        assert ended.returncode == 0 and "Interrupted" in ended.stdout
+        assert ended.returncode == 0 and "Interrupted" in ended.stdout and "150 seconds" in ended.stdout
         watching.communicate(timeout=PATIENCE)
     assert row(served, session)["state"] in ("idle", "asleep")
 
