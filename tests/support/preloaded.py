@@ -333,7 +333,9 @@ def _move(executable: str) -> None:
 
     sys.executable, sys.prefix, sys.exec_prefix = executable, after, after
     foreign = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[1:] = [moved(path) for path in sys.path[1:] if path not in foreign]
+    paths = [moved(path) for path in sys.path[1:] if path not in foreign]
+    own = (after, sys.base_prefix)  # others are lines of .pth files, which count where they lead somewhere
+    sys.path[1:] = [path for path in paths if path.startswith(own) or Path(path).exists()]
     sys.path_importer_cache.clear()
     for module in tuple(sys.modules.values()):
         spec = getattr(module, "__spec__", None)
@@ -384,6 +386,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in SDK:
         __import__(name)
+    kept = runpy.run_path(str(Path(__file__).with_name("sdk_schemas.py")))
     _compile_worker()
     share_authorities()
     for variables in ({}, os.environ.copy()):
