@@ -36,7 +36,7 @@ _BEAT: Final = {
     "ttl_seconds": 30,
 }
 _TEXT: Final = {"type": "text", "text": "t"}
-_EVENTS: Final = [
+_EVENTS: Final[list[dict[str, Any]]] = [
     {"type": "user.message", "id": "sevt_1", "processed_at": _TIME, "content": [_TEXT]},
     {"type": "agent.message", "id": "sevt_2", "processed_at": _TIME, "content": [_TEXT]},
     {
