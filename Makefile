@@ -51,7 +51,7 @@ help: ## this list
 	@echo "Start here:  make demo   (everything on this machine, no key)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' Makefile
 	@echo "  Options: session PROMPT='...' PROMPT_FILE=path SESSION=sesn_... TITLE='...' META='a=1 b=2' AGENT=agent_... JSON=1; agent NAME='...'; serve PORT=5051 HOST=::1; OFFLINE=1 ignores your keys;"
-	@echo "           up UP='--claude-port 8700 --tensorlake-port 8701' (UP=--help lists more); PYTHON=/path/to/python3"
+	@echo "           up UP='--claude-port 8700 --tensorlake-port 8701' (UP=--help lists more) IMAGE_ROOT=/a/linux/root; PYTHON=/path/to/python3"
 
 setup: ## make .venv (every other target does this by itself)
 	@sh requirements/install.sh
@@ -66,7 +66,7 @@ demo: setup ## a whole session on this machine, start to end, in seconds
 	@$(HANDS) demo session
 
 up: setup ## the offline platform, until ctrl-C
-	@$(HANDS) up $(UP)
+	@$(HANDS) up $(if $(IMAGE_ROOT),--image-root '$(IMAGE_ROOT)') $(UP)
 
 demo-sandbox: setup ## the same with the functions in a sandbox that sleeps, wakes and sleeps again
 	@$(HANDS) demo sandbox

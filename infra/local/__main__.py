@@ -69,7 +69,8 @@ def _banner(platform: Platform, file: Path, seconds: float) -> str:
 
 def _isolation_line(isolation: Mapping[str, Any]) -> str:
     if isolation["isolated"]:
-        return str(isolation["summary"])
+        root = isolation["image_root"]
+        return f"{isolation['summary']}{f'; their root is {root}' if root else ''}"
     why = "; ".join(f"{level}: {finding}" for level, finding in dict(isolation["findings"]).items() if level != "plain")
     return f"*** NOT ISOLATED *** they are plain processes of yours in a folder ({why})"
 
@@ -85,6 +86,7 @@ def _options(argv: list[str] | None) -> Options:
     parser.add_argument("--tensorlake-port", type=int, default=0, help="0: a free one")
     parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
     parser.add_argument("--data-dir", type=Path, help="where sandboxes live (default: a temporary folder)")
+    parser.add_argument("--image-root", type=Path, help="a folder with the root that sandboxes have (docs/offline.md)")
     parser.add_argument("--script", type=Path, help="YAML script for the scripted brain")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds added to every round trip")
     parser.add_argument("--lease-ttl", type=float, help="seconds")
@@ -95,6 +97,7 @@ def _options(argv: list[str] | None) -> Options:
         tensorlake_port=given.tensorlake_port,
         isolation=given.isolation,
         data_dir=given.data_dir,
+        image_root=given.image_root,
         script=given.script,
         latency=given.latency,
         lease_ttl=given.lease_ttl,

@@ -49,6 +49,7 @@ class Options:
     latency: added to every round trip to either service.
     lease_ttl, startup_lease: as the Claude side's knobs; None leaves its defaults.
     claude, tensorlake: further knobs by name (`infra/local/claude/knobs.py`, `infra/local/tensorlake/settings.py`).
+    image_root: a folder with the root that sandboxes have (docs/offline.md#an-images-own-root).
     certification: a report of `make certify`, whose service is imitated; the knobs above win.
     reclaim, stranded: R and T, where a test cannot wait for minutes; the times inside R shrink in proportion.
     """
@@ -57,6 +58,7 @@ class Options:
     tensorlake_port: int = 0
     isolation: Isolation = "auto"
     data_dir: Path | None = None
+    image_root: Path | None = None
     script: Path | None = None
     latency: float = 0.0
     lease_ttl: float | None = None
@@ -196,6 +198,8 @@ class Platform:
         args = ["--port", str(options.tensorlake_port), "--isolation", options.isolation]
         if options.data_dir is not None:
             args += ["--data-dir", str(options.data_dir)]
+        if options.image_root is not None:
+            args += ["--image-root", str(options.image_root.absolute())]
         if options.tensorlake:
             args += ["--settings", json.dumps(dict(options.tensorlake))]
         return start_service("infra.local.tensorlake", args, {"OFFLINE_TENSORLAKE_API_KEY": self.keys.sandboxes})

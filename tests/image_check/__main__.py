@@ -20,13 +20,15 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from image.session.archive import build_archive, digest
 from image.session.claim import AGENT_USER, STATE_DIRECTORY, WORKER_PYTHON, modules_path, worker_path
 from image.session.definition import DEFAULT_GIT_NAME, Recipe, Variant, stage
 from shared.reports import ItemEnd
 from shared.service import Service
+from tests.image_check.findings import Finding
+from tests.image_check.on_the_platform import on_the_platform
 from tests.image_check.root import CannotCheck, bootstrap, require
 from tests.image_check.served import RootHost
 from tests.image_check.steps import Built, StepFailed, build, to_stderr
@@ -37,16 +39,6 @@ _SECONDS: Final = 120.0
 _SLIM: Final = ("bash", "curl", "git", "ps", "rg", "unzip")
 _FULL: Final = (*_SLIM, "cc", "make", "file", "git-lfs", "jq", "less", "ssh", "rsync", "sqlite3", "tree", "wget", "zip")
 _NODE: Final = ("node", "npm", "npx")
-
-
-class Finding(NamedTuple):
-    what: str
-    wanted: str
-    seen: str
-
-    @property
-    def good(self) -> bool:
-        return self.wanted == self.seen
 
 
 def session_image(built: Built, variant: Variant) -> Iterator[Finding]:
@@ -163,18 +155,21 @@ def main() -> int:
     parser.add_argument("--base", type=Path, help="a folder with a Debian root that has Python 3.11 or newer with venv")
     parser.add_argument("--suite", default="trixie", help="without --base: what mmdebstrap makes one of")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian", help="and from where")
+    parser.add_argument("--keep", type=Path, help="where the session image's root stays, for make up IMAGE_ROOT=")
     parser.add_argument("--variant", type=Variant, default=Variant.FULL, choices=list(Variant))
     chosen = parser.parse_args()
     began = time.monotonic()
     findings: list[Finding] = []
     place = Path(tempfile.mkdtemp(prefix="image-check-")).resolve()
     try:
+        if chosen.keep is not None and chosen.keep.exists():
+            raise CannotCheck(f"{chosen.keep} is there already; --keep makes a new folder")
         require()
         base = chosen.base or place / "base"
         if chosen.base is None:
             bootstrap(base, chosen.suite, chosen.mirror)
             to_stderr(f"a base of {chosen.suite}: {time.monotonic() - began:.0f} s")
-        for finding in _findings(base.resolve(), place, chosen.variant):
+        for finding in _findings(base.resolve(), place, chosen.variant, chosen.keep):
             findings.append(finding)
             wanted = "" if finding.good else f" (wanted: {finding.wanted or '-'})"
             print(f"{'ok ' if finding.good else 'BAD'} {finding.what}: {finding.seen or '-'}{wanted}", flush=True)
@@ -197,7 +192,7 @@ def megabytes(folder: Path) -> int:
     return int(said.split()[0]) // 1_000_000
 
 
-def _findings(base: Path, place: Path, variant: Variant) -> Iterator[Finding]:
+def _findings(base: Path, place: Path, variant: Variant, keep: Path | None) -> Iterator[Finding]:
     context = place / "context"
     context.mkdir()
     dockerfile = stage(Recipe("agent-cli", variant=variant), context)
@@ -206,8 +201,11 @@ def _findings(base: Path, place: Path, variant: Variant) -> Iterator[Finding]:
     built = build(dockerfile.read_text(), context, base, place / "session", to_stderr)
     grown = megabytes(built.root.directory) - megabytes(base)
     to_stderr(f"the session image, {variant}: {time.monotonic() - began:.0f} s, {grown} MB more than its base")
+    if keep is not None:
+        built.root.kept(keep)
     yield from session_image(built, variant)
     yield from served(built, place)
+    yield from on_the_platform(built, place)
     (place / "functions").mkdir()
     text = (ROOT / "Dockerfile").read_text()
     yield from functions_image(build(text, ROOT, base, place / "functions", to_stderr), place)

@@ -25,6 +25,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--data-dir", type=Path, help="where sandboxes live (default: a temporary directory)")
     parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
+    parser.add_argument("--image-root", type=Path, help="a folder with the root that sandboxes have")
     parser.add_argument(
         "--api-key",
         default=os.environ.get("OFFLINE_TENSORLAKE_API_KEY"),
@@ -42,10 +43,11 @@ def main(argv: list[str] | None = None) -> int:
 
     async def open_platform() -> Platform:
         try:
-            return await Platform.open(given.isolation, settings, given.api_key, given.data_dir)
+            return await Platform.open(given.isolation, settings, given.api_key, given.data_dir, given.image_root)
         except IsolationError as error:
+            # Raised, it would come with the server's traceback, and what is wrong is the machine or a flag.
             print(error, file=sys.stderr, flush=True)
-            raise
+            os._exit(EXIT_NO_ISOLATION)
 
     app = Application(open_platform, token)
 
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         app.platform.url = url
         return {"isolation": app.platform.isolation.report()}
 
-    code = serve(
+    return serve(
         app,
         host=given.host,
         port=given.port,
@@ -65,7 +67,6 @@ def main(argv: list[str] | None = None) -> int:
         on_exit=app.stop_streams,
         websockets=True,
     )
-    return EXIT_NO_ISOLATION if code == 1 and app.platform is None else code
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ class Box:
         if self._mapping:
             # The project's environment is writable at this level: an agent's `pip install` must not get into it.
             return self._mapping.env({**whole, **env}, runtime.workdir)
-        return {**whole, "PATH": runtime.path, **env}
+        return {**whole, "PATH": self.host.path(runtime), **env}
 
     async def freeze(self) -> None:
         await self.link.call({"op": "freeze"})

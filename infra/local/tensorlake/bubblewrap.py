@@ -57,6 +57,8 @@ def command(
             mounts += ["--ro-bind", path, path]
     for path in host.etc_binds(system):
         mounts += ["--ro-bind", path, path]
+    for here, there in base.binds:
+        mounts += ["--ro-bind", here, there]
     mounts += ["--proc", "/proc", "--dev", "/dev"]
     for number, path in enumerate(base.runtime.agent_paths):
         mounts += _agent_mount(path, number, base, box, overlay=overlay)
@@ -88,7 +90,7 @@ def _agent_mount(path: str, number: int, base: Base, box: Path, *, overlay: bool
 def flatten_command(bwrap: str, host: Host, base: Base, target: Path) -> list[str]:
     """The argv that copies a stack of layers, seen as one tree, into `target`."""
     mounts: list[str] = []
-    for path in host.system_binds:
+    for path in host.tool_binds:
         mounts += ["--ro-bind", path, path]
     for name in SYSTEM_DIRS:
         here = Path("/", name)

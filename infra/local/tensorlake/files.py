@@ -37,19 +37,23 @@ def resolve(box: Box, path: str) -> str:
     Stops where the agent's or the machine's part begins. The links met come from the image or from the file
     API: nothing inside can write there.
     """
-    outside = [*box.host.system_binds, "/proc", "/dev", *(there for _, there in box.host.python_binds)]
+    outside = _of_the_machine(box)
     try:
         return trees.resolve_in(box.root, path, lambda here: here in outside or box.base.runtime.owns(here))
     except OSError:
         raise ApiError(404, "NOT_FOUND", f"'{path}': too many symbolic links") from None
 
 
+def _of_the_machine(box: Box) -> tuple[str, ...]:
+    binds = (*box.host.python_binds, *box.base.binds)
+    return (*box.host.system_binds, "/proc", "/dev", *(there for _, there in binds))
+
+
 def _from_outside(box: Box, path: str) -> Path | None:
     """Where on this machine a root-owned path lies; None if it is the agent's. 403 for the machine's own."""
     if not box.level.isolated or box.base.runtime.owns(path):
         return None
-    machine = [*box.host.system_binds, "/proc", "/dev", DAEMON, *(there for _, there in box.host.python_binds)]
-    if any(path == each or path.startswith(f"{each}/") for each in machine):
+    if any(path == each or path.startswith(f"{each}/") for each in (*_of_the_machine(box), DAEMON)):
         raise ApiError(403, "PERMISSION_DENIED", f"'{path}' is this machine's own and read-only offline")
     return trees.within(box.root, path)
 

@@ -40,6 +40,8 @@ class Host:
     program: Path
     system_binds: tuple[str, ...]
     python_binds: tuple[tuple[str, str], ...]
+    tool_binds: tuple[str, ...]
+    """What of this machine its own tools need, such as the `cp` that flattens layers."""
 
     @classmethod
     def probe(cls, data_dir: Path) -> Host:
@@ -52,12 +54,14 @@ class Host:
         prefixes = dict.fromkeys([sys.base_prefix, os.path.realpath(sys.base_prefix), str(python.parents[1])])
         shown = [path for path in prefixes if not _below(path, "/usr")]
         config = _open_environment(data_dir)
+        machine = ("/usr", *(f"/{name}" for name in SYSTEM_DIRS if _is_real_dir(Path("/", name))))
         return cls(
             python=python,
             prefix=Path(sys.prefix),
             program=program,
-            system_binds=("/usr", *(f"/{name}" for name in SYSTEM_DIRS if _is_real_dir(Path("/", name)))),
+            system_binds=machine,
             python_binds=(*((path, path) for path in shown), (sys.prefix, VENV), *config, *_sealed_python(data_dir)),
+            tool_binds=machine,
         )
 
     def supervise(self, program: str, launcher: int | None = None) -> list[str]:
@@ -78,9 +82,27 @@ class Host:
             elif here.is_dir():
                 (root / name).mkdir(exist_ok=True)
 
-    def furnish(self, root: Path, runtime: Runtime) -> None:
-        """Complete an image's root: host settings it did not bring, its user, mount points."""
+    def path(self, runtime: Runtime) -> str:
+        """PATH of an isolated sandbox: the image's, behind the environment that stands in for the one that its RUN
+        steps would have made."""
+        return f"{VENV}/bin:{runtime.own_path}"
+
+    def begin(self, root: Path, runtime: Runtime) -> None:
+        """What lies in the agent's paths before an image's own files come."""
+
+    def furnish(self, root: Path, runtime: Runtime) -> tuple[tuple[str, str], ...]:
+        """Complete an image's root: host settings it did not bring, its user, mount points. Returns what must be bound
+        into it, read-only, as (here, there)."""
         etc = root / "etc"
+        self._fill_etc(etc)
+        _set_login_path(etc / "profile", self.path(runtime))
+        self._write_users(etc, runtime)
+        for path in (*runtime.agent_paths, *(there for _, there in self.python_binds if not there.endswith(_PYVENV))):
+            (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        (root / DAEMON.lstrip("/")).mkdir(exist_ok=True)
+        return ()
+
+    def _fill_etc(self, etc: Path) -> None:
         for name in _ETC_FILES:
             here = Path("/etc", name)
             if here.is_file() and not (etc / name).exists():
@@ -88,23 +110,28 @@ class Host:
         for name in _ETC_DIRS:
             if Path("/etc", name).is_dir():
                 (etc / name).mkdir(exist_ok=True)
-        _set_login_path(etc / "profile", runtime.path)
-        ids = f"{AGENT_UID}:{AGENT_UID}"
-        root_line = "" if runtime.user == "root" else "root:x:0:0:root:/root:/bin/bash\n"
-        user_line = f"{runtime.user}:x:{ids}:{runtime.user}:{runtime.home}:/bin/bash\n"
-        nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
-        (etc / "passwd").write_text(root_line + user_line + nobody)
-        group = f"{runtime.user}:x:{AGENT_UID}:\nnogroup:x:65534:\n"
-        (etc / "group").write_text(group if runtime.user == "root" else f"root:x:0:\n{group}")
-        for path in (*runtime.agent_paths, *(there for _, there in self.python_binds if not there.endswith(_PYVENV))):
-            (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
-        (root / DAEMON.lstrip("/")).mkdir(exist_ok=True)
+
+    def _write_users(self, etc: Path, runtime: Runtime) -> None:
+        for name, lines in users(runtime).items():
+            (etc / name).write_text("\n".join([*lines, ""]))
 
     def etc_binds(self, system: Path) -> list[str]:
         """Host directories below /etc, except those an image fills itself."""
         wanted = (Path("/etc", name) for name in _ETC_DIRS)
         there = [path for path in wanted if path.is_dir() and (system / "etc" / path.name).is_dir()]
         return [str(path) for path in there if not any((system / "etc" / path.name).iterdir())]
+
+
+def users(runtime: Runtime) -> dict[str, list[str]]:
+    """The lines of `passwd` and `group` that every sandbox has."""
+    user = runtime.user
+    passwd = [f"{user}:x:{AGENT_UID}:{AGENT_UID}:{user}:{runtime.home}:/bin/bash"]
+    group = [f"{user}:x:{AGENT_UID}:"]
+    if user != "root":
+        passwd.insert(0, "root:x:0:0:root:/root:/bin/bash")
+        group.insert(0, "root:x:0:")
+    passwd.append("nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin")
+    return {"passwd": passwd, "group": [*group, "nogroup:x:65534:"]}
 
 
 def _open_environment(data_dir: Path) -> list[tuple[str, str]]:

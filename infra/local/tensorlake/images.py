@@ -87,6 +87,7 @@ class ImageStore:
         image_id = new_id()
         root = self._directory / image_id
         self._host.skeleton(root)
+        self._host.begin(root, runtime)
         if fill is not None:
             fill(root)
         # A single file cannot be the agent's own: only directories are mounted writable.
@@ -101,8 +102,8 @@ class ImageStore:
                 size += sum(file.lstat().st_size for file in ours.rglob("*") if file.is_file())
                 there.parent.mkdir(parents=True, exist_ok=True)
                 ours.rename(there)
-        self._host.furnish(root, runtime)
-        base = self._layers.hold(Base(runtime, root, (layer,)))
+        binds = self._host.furnish(root, runtime)
+        base = self._layers.hold(Base(runtime, root, (layer,), binds))
         return Image(image_id, name, base, parent, not_executed, notes, dockerfile, size)
 
     def register(self, image: Image) -> Image | None:

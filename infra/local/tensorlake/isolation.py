@@ -16,6 +16,7 @@ from infra.local.tensorlake.errors import ApiError
 from infra.local.tensorlake.host import Host
 from infra.local.tensorlake.layers import Base, LayerStore, Runtime
 from infra.local.tensorlake.link import SupervisorGone
+from infra.local.tensorlake.rooted import RootedHost, RootError
 
 NOT_ENFORCED = (
     "network policy: recorded, not enforced; sandboxes share this machine's network and its ports",
@@ -48,9 +49,12 @@ class Isolation:
     long."""
 
     @classmethod
-    async def probe(cls, wanted: str, directory: Path) -> Isolation:
-        """`wanted` is a level or `auto` (the best that works)."""
-        host = Host.probe(directory)
+    async def probe(cls, wanted: str, directory: Path, image_root: Path | None = None) -> Isolation:
+        """`wanted` is a level or `auto` (the best that works). Raises IsolationError."""
+        try:
+            host = await asyncio.to_thread(_host, directory, image_root)
+        except RootError as error:
+            raise IsolationError(str(error)) from None
         tool = await asyncio.to_thread(bubblewrap.find)
         bwrap = tool[0] if tool else None
         levels = list(Level)
@@ -60,12 +64,13 @@ class Isolation:
         if wanted != "auto" and Level(wanted) not in works:
             raise IsolationError(f"isolation level '{wanted}' does not work here: {findings[Level(wanted)]}")
         if not works:
-            raise IsolationError(f"no isolation level works here: {findings}")
+            said = "; ".join(f"{level}: {finding}" for level, finding in findings.items())
+            raise IsolationError(f"no isolation level works here: {said}")
         return cls(works[0] if wanted == "auto" else Level(wanted), host, bwrap, findings)
 
     async def start(self, base: Base, directory: Path, hostname: str, launcher: str | None) -> Box:
         """Raises BoxError."""
-        launcher = launcher if self.level.isolated else None
+        launcher = launcher if self.level.isolated and not isinstance(self.host, RootedHost) else None
         async with self._places:
             return await Box.start(self.level, self.host, base, directory, hostname, self.bwrap, launcher)
 
@@ -75,21 +80,28 @@ class Isolation:
             "isolated": self.level.isolated,
             "summary": f"separate root, pids and ipc ({self.level})" if self.level.isolated else NOT_ISOLATED,
             "findings": self.findings,
+            "image_root": str(self.host.root) if isinstance(self.host, RootedHost) else None,
             "not_enforced": [*NOT_ENFORCED, *([] if self.level.isolated else [NOT_ISOLATED])],
         }
 
 
+def _host(directory: Path, image_root: Path | None) -> Host:
+    return Host.probe(directory) if image_root is None else RootedHost.at(image_root, directory)
+
+
 async def _try(level: Level, host: Host, bwrap: str | None, directory: Path) -> str:
     """Start a sandbox with a file below it, replace that file from inside, and read it back."""
+    if level is Level.PLAIN and isinstance(host, RootedHost):
+        return "a folder without isolation has this machine's programs, not those of IMAGE_ROOT"
     runtime = Runtime(workdir="/probe", user="probe")
     here = directory / f"probe-{level}"
     template = here / "t"
     layer = LayerStore(here / "l").new()
     host.skeleton(template)
-    host.furnish(template, runtime)
+    binds = host.furnish(template, runtime)
     (layer.directory / "probe").mkdir()
     (layer.directory / "probe" / "mark").write_text("below")
-    base = Base(runtime, template, (layer,))
+    base = Base(runtime, template, (layer,), binds)
     try:
         box = await Box.start(level, host, base, here / "b", "probe", bwrap)
     except BoxError as error:

@@ -37,10 +37,9 @@ class Runtime:
         return "/root" if self.user == "root" else f"/home/{self.user}"
 
     @property
-    def path(self) -> str:
-        """PATH of an isolated sandbox: the image's, behind the environment that stands in for the one that its RUN
-        steps would have made."""
-        return f"{VENV}/bin:{self.env.get('PATH', DEFAULT_PATH)}"
+    def own_path(self) -> str:
+        """PATH as the image has it."""
+        return self.env.get("PATH", DEFAULT_PATH)
 
     @property
     def agent_paths(self) -> tuple[str, ...]:
@@ -67,11 +66,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Base:
-    """`system` is a template: each sandbox gets its own (hard-linked) one."""
+    """`system` is a template: each sandbox gets its own (hard-linked) one. `binds` are folders of an image's own root
+    that lie in it, read-only, as (here, there)."""
 
     runtime: Runtime
     system: Path
     layers: tuple[Layer, ...]
+    binds: tuple[tuple[str, str], ...] = ()
 
 
 class LayerStore:

@@ -14,10 +14,11 @@ from infra.local.tensorlake import trees, workspace
 from infra.local.tensorlake.box import Box
 from infra.local.tensorlake.errors import not_found
 from infra.local.tensorlake.images import ImageStore
-from infra.local.tensorlake.isolation import Isolation
+from infra.local.tensorlake.isolation import Isolation, IsolationError
 from infra.local.tensorlake.layers import LayerStore
 from infra.local.tensorlake.names import NameIndex
 from infra.local.tensorlake.records import Sandbox
+from infra.local.tensorlake.rooted import RootError
 from infra.local.tensorlake.settings import Settings
 
 
@@ -44,16 +45,27 @@ class Platform:
     _ending: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
-    async def open(cls, wanted: str, settings: Settings, api_key: str | None, data_dir: Path | None = None) -> Platform:
+    async def open(
+        cls,
+        wanted: str,
+        settings: Settings,
+        api_key: str | None,
+        data_dir: Path | None = None,
+        image_root: Path | None = None,
+    ) -> Platform:
         """Probe the isolation levels and lay out an empty platform below `data_dir` (default: a temporary one).
 
         Raises IsolationError if the wanted level does not work here.
         """
         directory, lock = workspace.make(data_dir)
         try:
-            isolation = await Isolation.probe(wanted, directory)
+            isolation = await Isolation.probe(wanted, directory, image_root)
             layers = LayerStore(directory / "l")
-            images = ImageStore(directory / "i", isolation.host, layers)
+            images = await asyncio.to_thread(ImageStore, directory / "i", isolation.host, layers)
+        except RootError as error:
+            trees.remove(directory)
+            lock.close()
+            raise IsolationError(str(error)) from None
         except BaseException:
             trees.remove(directory)
             lock.close()

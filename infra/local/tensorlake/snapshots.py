@@ -145,7 +145,7 @@ class Snapshots:
         finally:
             if before is Status.RUNNING:
                 await sandbox.box.thaw()
-        snapshot.base = self._platform.layers.hold(Base(sandbox.base.runtime, system, stack))
+        snapshot.base = self._platform.layers.hold(replace(sandbox.base, system=system, layers=stack))
         snapshot.size_bytes = await asyncio.to_thread(_size, layer.directory)
 
     async def fork(self, sandbox: Sandbox) -> Base:

@@ -1,0 +1,82 @@
+"""A root of one's own in place of the machine's programs (docs/offline.md#an-images-own-root)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tensorlake.sandbox import Sandbox
+
+from infra.local.process import ServiceStartError, start_service
+from infra.local.tensorlake import inside
+from infra.local.tensorlake.rooted import RootedHost, RootError
+from tests.infra.local.tensorlake.conftest import KEY, Services, out
+from tests.support import small_root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("root")
+    small_root.make(made, Path(inside.__path__[0]).parent)
+    (made / "opt/thing/mark").write_text("of the root")
+    (made / "usr/lib").mkdir(exist_ok=True)
+    (made / "usr/lib/os-release").write_text("ID=small\n")
+    (made / "etc/os-release").symlink_to("../usr/lib/os-release")
+    (made / "home/agent/notes").write_text("from the image")
+    (made / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nmail:x:8:8::/var/mail:/bin/sh\nagent:x:4321:4321:::\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def sandbox(root: Path, services: Services) -> Iterator[Sandbox]:
+    finding = services("auto").ready["isolation"]["findings"]
+    if finding["overlay"] != "works":
+        pytest.skip(f"no isolated sandboxes here: {finding}")
+    with start_service("infra.local.tensorlake", ["--image-root", str(root)]) as service:
+        assert service.ready["isolation"]["image_root"] == str(root)
+        made = Sandbox.create(api_url=service.url, api_key=KEY, request_timeout=20.0, name="rooted")
+        yield made
+        made.terminate()
+
+
+def test_a_sandbox_has_the_programs_of_the_root_and_none_of_the_machine(sandbox: Sandbox) -> None:
+    assert out(sandbox, "cat /opt/thing/mark") == "of the root"
+    assert out(sandbox, "cat /etc/os-release").strip() == "ID=small"
+    assert out(sandbox, "ls /usr/bin").split() == sorted(["cat", "cp", "id", "ls", "mkdir", "sh"])
+    assert out(sandbox, "command -v git curl bash || echo none").strip() == "none"
+
+
+def test_what_a_sandbox_writes_is_not_written_into_the_root(sandbox: Sandbox, root: Path) -> None:
+    out(sandbox, "echo mine > /home/agent/notes && echo mine > /opt/thing/mark && echo mine > /opt/thing/new")
+    assert out(sandbox, "cat /opt/thing/new /opt/thing/mark").split() == ["mine", "mine"]
+    assert (root / "home/agent/notes").read_text() == "from the image"
+    assert (root / "opt/thing/mark").read_text() == "of the root"
+    assert not (root / "opt/thing/new").exists()
+    assert out(sandbox, "(echo no > /usr/bin/cat) 2>&1 || echo refused").endswith("refused")
+
+
+def test_users_are_those_of_the_root_beside_the_one_that_processes_run_as(sandbox: Sandbox) -> None:
+    users = [line.split(":")[0] for line in out(sandbox, "cat /etc/passwd").splitlines()]
+    assert users[0] == "root" and "mail" in users
+    assert out(sandbox, "id -un").strip() == "root"
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [((), "has no usr or no etc"), (("usr", "etc"), "has no python3"), (None, "is no folder")],
+)
+def test_a_folder_that_cannot_be_a_root_is_refused_with_the_reason(
+    folders: tuple[str, ...] | None, said: str, tmp_path: Path
+) -> None:
+    here = tmp_path / "given"
+    for folder in ("", *folders) if folders is not None else ():
+        (here / folder).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(RootError, match=f"IMAGE_ROOT: .*{said}"):
+        RootedHost.at(here, tmp_path / "data")
+
+
+def test_the_level_without_isolation_is_refused(root: Path) -> None:
+    arguments = ["--image-root", str(root), "--isolation", "plain"]
+    with pytest.raises(ServiceStartError, match="this machine's programs"):
+        start_service("infra.local.tensorlake", arguments)
