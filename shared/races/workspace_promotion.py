@@ -26,6 +26,7 @@ from image.session.programs.workspace import program
 from image.session.programs.workspace.entries import Change, Entry, Stop, from_text, to_text
 from image.session.programs.workspace.listing import NONSENSE, Nonsense, checked_entry
 from image.session.programs.workspace.verdicts import APPLY, CONFLICT, SAME
+from shared.backoff import pause_before
 from shared.errors import HandsError
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord
 from shared.races.shell import NotRun, SandboxShell, why
@@ -36,6 +37,9 @@ from shared.tasks import shielded, together
 PART_BYTES: Final = 1024 * 1024
 _TEMPORARY: Final = "/tmp"
 _AT_ONCE: Final = 4  # parts on their way
+_APPLIES: Final = 4
+_UNCLEAR: Final = 2  # of these that may be without an answer
+_PAUSE: Final = 0.3  # seconds
 _ATTEMPTS: Final = 3
 _LARGEST_LISTING: Final = 16 * 1024 * 1024  # packed: it goes from one sandbox to the other, part by part
 _LARGEST_ANSWER: Final = 4 * 1024 * 1024  # packed
@@ -257,17 +261,21 @@ class _Promotion:
 
     async def _apply(self, asked: Mapping[str, Any]) -> WorkspacePromotion:
         path = await self._source.put(_packed(asked))
-        reason = ""
-        for _ in range(2):  # it is safe to repeat
+        reason, unclear = "", 0
+        for attempt in range(_APPLIES):  # it is safe to repeat
+            await asyncio.sleep(pause_before(attempt, _PAUSE))
             try:
                 answer = await self._source.ask("apply", path, _TEMPORARY)
                 return self._told(answer)
-            except _Stopped:
-                raise  # before anything was changed
             except PromotionRefused as error:
-                if error.conflicts:
+                # A refusal is before anything was changed, and a conflict may be with an earlier attempt of ours that
+                # is still at work.
+                if not unclear and (error.conflicts or isinstance(error, _Stopped)):
                     raise
-                reason = error.reason
+                reason = reason or error.reason
+                unclear += not error.conflicts
+                if unclear == _UNCLEAR:
+                    break
         await self._source.attempt("sweep", path)
         return WorkspacePromotion(failed=(f"it is not known how much of it was done: {reason}",))
 

@@ -431,6 +431,27 @@ def test_an_apply_whose_answer_is_lost_is_done_again_and_makes_no_difference(fol
     assert read(folders["source"]) == read(folders["winner"])
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_apply_that_is_still_at_work_behind_a_lost_answer_is_not_told_as_refused(
+    folders: Folders, ends: bool
+) -> None:
+    (folders["winner"] / "a").write_bytes(b"winner")
+    applies: list[str] = []
+
+    def before(call: str) -> None:
+        if call == "apply":
+            applies.append(call)
+            if len(applies) > 1:
+                (folders["source"] / "a").write_bytes(b"winner" if ends and len(applies) > 2 else b"half of it")
+
+    folders.before = before
+    folders.lose = lambda call: call == "apply source" and len(applies) == 1
+    report = folders.promote()
+    assert (report.already, report.complete) == ((1, True) if ends else (0, False))
+    assert ends or "it is not known" in report.failed[0]
+    folders.check_nothing_is_left()
+
+
 def test_an_apply_that_never_answers_is_told_as_unknown_and_not_as_refused(folders: Folders) -> None:
     (folders["winner"] / "a").write_bytes(b"winner")
     folders.lose = lambda call: call == "apply source"
