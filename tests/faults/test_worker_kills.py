@@ -123,28 +123,36 @@ def workers(place: Place, session: str) -> list[str]:
     return [process.name for process in listed if process.running and process.name.startswith(WORKER_NAMES)]
 
 
-def kill_the_worker(place: Place, session: str) -> None:
+def kill_the_worker(place: Place, session: str) -> bool:
+    """Whether a kill ended it: one that waits for a lock in vain ends by itself, and the next one is killed."""
     sandbox = running(sandbox_of(place, session))
-    (name,) = workers(place, session)
+    found = workers(place, session)
+    if not found:
+        return False
+    (name,) = found
 
-    async def kill(host: SandboxHost) -> None:
-        assert await host.signal(sandbox.id, name, signal.SIGKILL) is None
+    async def kill(host: SandboxHost) -> bool:
+        refused = await host.signal(sandbox.id, name, signal.SIGKILL)
         while not isinstance(state := await host.process_state(sandbox.id, name), ProcessState) or state.running:
             await asyncio.sleep(0.05)
+        assert refused is None or state.exit_code is not None, refused
+        return refused is None
 
-    ask(place, kill)
+    return ask(place, kill)
 
 
-def terminate_the_sandbox(place: Place, session: str) -> None:
+def terminate_the_sandbox(place: Place, session: str) -> bool:
     sandbox = running(sandbox_of(place, session))
     assert ask(place, lambda host: host.terminate(sandbox.id)) is None
+    return True
 
 
-def fail_the_sandbox(place: Place, session: str) -> None:
+def fail_the_sandbox(place: Place, session: str) -> bool:
     place.world.tensorlake_admin.post(f"sandboxes/{running(sandbox_of(place, session)).id}/fail")
+    return True
 
 
-KILLS: Final[Mapping[str, Callable[[Place, str], None]]] = {
+KILLS: Final[Mapping[str, Callable[[Place, str], bool]]] = {
     "worker killed": kill_the_worker,
     "sandbox terminated": terminate_the_sandbox,
     "sandbox failed": fail_the_sandbox,
@@ -311,8 +319,9 @@ def killed_at(place: Place, step: KillStep, sessions: Mapping[str, str]) -> dict
             assert time.monotonic() < end, f"{seen.keys()} of {sessions.keys()} have reached the step"
             for kill, session in sessions.items():
                 if kill not in seen and reached[session]():
-                    seen[kill] = lines(place, running(sandbox_of(place, session)).id)
-                    KILLS[kill](place, session)
+                    written = lines(place, running(sandbox_of(place, session)).id)
+                    if KILLS[kill](place, session):
+                        seen[kill] = written
             time.sleep(0.02)
         if step.reoffered:
             until(
@@ -391,7 +400,7 @@ def test_the_kills_are_ones(place: Place) -> None:
         drain(place)
         until(lambda session=session: idles(place, session), "no worker")  # type: ignore[misc]
         assert len(workers(place, session)) == 1
-        kill(place, session)
+        assert kill(place, session)
         found = ask(place, lambda host, session=session: host.find(place.sandbox(session)))  # type: ignore[misc]
         if isinstance(found, SandboxRecord) and found.status.value == "running":
             assert workers(place, session) == []
