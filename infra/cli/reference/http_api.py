@@ -219,7 +219,10 @@ ENDPOINTS: Final = (
         ("operator", "browser"),
         (401, 403, 405, 503),
         None,
-        {200: ("The page.", {"text/html": {"type": "string"}})},
+        {
+            200: ("The page.", {"text/html": {"type": "string"}}),
+            502: ("A page that says which service could not be asked.", {"text/html": {"type": "string"}}),
+        },
     ),
 )
 
