@@ -85,6 +85,7 @@ def plan(versions: Sequence[str], releases: str | None) -> list[Trial]:
 def attempt(trial: Trial, locked: Mapping[str, str], suites: Sequence[str], workers: int) -> Outcome:
     """Raises NotMade."""
     with tempfile.TemporaryDirectory(prefix="hands-drift-") as folder:
+        Path(folder).chmod(0o755)  # some tests are an ordinary user's
         python = environment(trial, Path(folder))
         report = Path(folder) / "report.xml"
         command = [str(python), "-m", "pytest", "-n", str(workers), f"--junit-xml={report}", *_AGAIN, *suites]
