@@ -194,17 +194,6 @@ def check_form(metadata: Mapping[str, str]) -> None:
     SetupPolicy(base, {named: ""}, callers=(*CALLER_KEYS, "env.*")).wishes(ours)
 
 
-def _is_range(name: str) -> bool:
-    """Of addresses, one of which the host may have."""
-    import ipaddress
-
-    try:
-        ipaddress.ip_network(name, strict=False)
-    except ValueError:
-        return False
-    return True
-
-
 def _kind(key: str) -> str | None:
     """`files` for `files.2`, `env` for `env.NAME`, the key itself for the others of ours, None for a foreign one."""
     first, dot, rest = key.partition(".")

@@ -174,10 +174,6 @@ class FaultRegistry:
         self._chance = random.Random(self.seed)
         self._ids = itertools.count(1)
 
-    def reseed(self, seed: int) -> None:
-        self.seed = seed
-        self._chance = random.Random(seed)
-
     def add(self, rule: FaultRule) -> ArmedRule:
         armed = ArmedRule(f"fault_{next(self._ids)}", rule)
         self.armed.append(armed)

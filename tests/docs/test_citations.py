@@ -19,7 +19,6 @@ _FOLDERS = "docs|examples|functions|image|infra|requirements|shared|tests"
 _PATH = re.compile(rf"(?<![\w/.~-])((?:{_FOLDERS})/[\w./-]*[\w/])(?:#([\w-]+))?")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _TEST = re.compile(r"(?<![\w/.])(test_[a-z0-9_]{12,})(?!\w|\.py|/)")
-_MADE_LATER = ("dist/",)
 
 
 def tracked(*patterns: str) -> list[Path]:

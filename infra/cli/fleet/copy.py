@@ -337,10 +337,6 @@ def _progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _outside(tree: Tree) -> list[tuple[str, str]]:
-    return [(link, "a link out of the folder") for link, goal in tree.links if not stays_inside(link, goal)]
-
-
 def _tell_left_out(tree: Tree, more: Sequence[tuple[str, str]] = ()) -> None:
     left_out = [*tree.left_out, *more]
     for path, why in left_out[:_SHOWN_LEFT_OUT]:

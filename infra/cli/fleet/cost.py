@@ -21,7 +21,6 @@ from shared.service import Service
 from shared.settings import Settings
 
 _PAGES: Final = 20
-BY: Final = ("session", "environment", "day")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.beta import BetaManagedAgentsSession
 
-INTERRUPTED: Final = 130
 SESSION_ID: Final = re.compile(r"(?:sesn|session)_[A-Za-z0-9]+")
 _LOOK_SECONDS: Final = {"offline": 3.0, "real": 10.0}
 _QUIET_SECONDS: Final = {"offline": 8.0, "real": 30.0}
