@@ -204,8 +204,8 @@ def _findings(base: Path, place: Path, variant: Variant, keep: Path | None) -> I
     if keep is not None:
         built.root.kept(keep)
     yield from session_image(built, variant)
-    yield from served(built, place)
     yield from on_the_platform(built, place)
+    yield from served(built, place)
     (place / "functions").mkdir()
     text = (ROOT / "Dockerfile").read_text()
     yield from functions_image(build(text, ROOT, base, place / "functions", to_stderr), place)

@@ -32,8 +32,8 @@ def on_the_platform(built: Built, place: Path) -> Iterator[Finding]:
         with Platform(Options(image_root=built.root.directory, data_dir=place / "platform")) as platform:
             platform.serve_functions()
             yield from _used(platform, built, place)
-    except ServiceStartError as error:
-        yield Finding("the platform with this root", "starts", str(error))
+    except (ServiceStartError, subprocess.TimeoutExpired) as error:
+        yield Finding("the platform with this root", "starts and serves", str(error))
 
 
 def _used(platform: Platform, built: Built, place: Path) -> Iterator[Finding]:

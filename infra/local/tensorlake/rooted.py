@@ -21,6 +21,8 @@ from infra.local.tensorlake.layers import AGENT_UID, Runtime
 _PYTHONS: Final = ("/usr/local/bin/python3", "/usr/bin/python3", "/bin/python3")
 _COPIED: Final = "/etc"
 """Copied as a whole: it is small, and the sandbox's own files go into it."""
+_EMPTY: Final = ("/tmp", "/var/tmp", "/run", "/var/lib/hands")
+"""What a root that was used has there is of that use: the session of the worker that ran in it, above all."""
 _OWN_MOUNTS: Final = ("/proc", "/dev", "/sys")
 _OF_THE_MACHINE: Final = ("hosts", "resolv.conf")
 
@@ -84,6 +86,11 @@ class RootedHost(Host):
             source = trees.within(self.root, trees.resolve_in(self.root, path))
             if source.is_dir():
                 _copy_readable(source, trees.within(root, path))
+        for path in _EMPTY:
+            place = trees.within(root, path)
+            if place.is_dir() and not place.is_symlink():
+                trees.remove(place)
+                place.mkdir()
 
     def furnish(self, root: Path, runtime: Runtime) -> tuple[tuple[str, str], ...]:
         binds = tuple(_graft(self.root, root, "", runtime))

@@ -24,6 +24,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "usr/lib/os-release").write_text("ID=small\n")
     (made / "etc/os-release").symlink_to("../usr/lib/os-release")
     (made / "home/agent/notes").write_text("from the image")
+    (made / "var/lib/hands").mkdir(parents=True)
+    (made / "var/lib/hands/session").write_text("another")
     (made / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nmail:x:8:8::/var/mail:/bin/sh\nagent:x:4321:4321:::\n")
     return made
 
@@ -54,6 +56,10 @@ def test_what_a_sandbox_writes_is_not_written_into_the_root(sandbox: Sandbox, ro
     assert (root / "opt/thing/mark").read_text() == "of the root"
     assert not (root / "opt/thing/new").exists()
     assert out(sandbox, "(echo no > /usr/bin/cat) 2>&1 || echo refused").endswith("refused")
+
+
+def test_a_root_that_was_used_does_not_say_whose_the_sandbox_is(sandbox: Sandbox) -> None:
+    assert out(sandbox, "ls -A /var/lib/hands /tmp").split() == ["/tmp:", "/var/lib/hands:"]
 
 
 def test_users_are_those_of_the_root_beside_the_one_that_processes_run_as(sandbox: Sandbox) -> None:
