@@ -23,6 +23,7 @@ from shared.deadline import Clock
 from shared.errors import SecretUnavailable
 from shared.outputs.collector import Collector, NotCollected
 from shared.ports import (
+    BROKEN,
     ENDED,
     Absent,
     AckOutcome,
@@ -378,7 +379,7 @@ class RepairExecutor:
             return Skipped("it is not marked any more")
         if items is None:
             return _UNSEEN
-        if repair.proper in items.live and isinstance(holder, Absent | Doubtful):
+        if repair.proper in items.live and not (isinstance(holder, SandboxRecord) and holder.status not in BROKEN):
             return Skipped("its session has a work item")
         if self.world.items is None:
             return Failed("it is not proven that its session has no work item")

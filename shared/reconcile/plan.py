@@ -211,6 +211,7 @@ def _stopped_by_nobody(world: World, settings: Settings) -> Iterator[Repair]:
 
 def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterator[Repair]:
     held = {sandbox.name for sandbox in world.sandboxes}
+    broken = {sandbox.name for sandbox in world.sandboxes if sandbox.status in BROKEN}
     for sandbox in world.sandboxes:
         match sandbox.kind:
             case names.RaceSandbox(dead_man=dead_man) | names.KeptSnapshotSandbox(dead_man=dead_man):
@@ -233,6 +234,8 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
             case names.GoneSandbox(proper=proper, marked_at=marked_at):
                 if world.live_item(proper) is not None and proper not in held:
                     yield Unmark(sandbox, "its session has work after all", proper)
+                elif world.live_item(proper) is not None and proper in broken:
+                    pass  # gets its name back once the broken one, made meanwhile, has gone
                 elif world.now.timestamp() - marked_at >= settings.reconcile.end_grace:
                     yield EndMarked(sandbox, "marked on an earlier tick", proper)
             case names.SessionSandbox():

@@ -11,9 +11,11 @@ from dataclasses import replace
 
 import pytest
 
+from shared.ports import SandboxStatus
 from tests.faults.explorer.explore import explore, kind
 from tests.faults.explorer.mutants import MUTANTS
 from tests.faults.explorer.plan import (
+    BootFault,
     HookFault,
     LineFault,
     PointFault,
@@ -134,6 +136,24 @@ FOUND = {
         eager=True,
         wakes=(Wake(34.32014374246201, 0), Wake(65.68995752275092, 0)),
         line_faults=(LineFault("c0", "process_names", 3, Meets.SLOW_ANSWER),),
+    ),
+    "a marked sandbox is ended though the one that was made for its session meanwhile has failed": RunPlan(
+        seed="clm-21423",
+        copies=2,
+        sessions=(
+            SessionPlan(
+                "sesn_abcd1",
+                ((10.848332685760793, (1,)), (53.78520328375666, (2, 2))),
+                0.2,
+                Habits(start=0.6, tool=0.1),
+            ),
+        ),
+        manner=replace(Manner(), boot=2.0, failed_keeps_name=True),
+        slow=14.0,
+        eager=True,
+        wakes=(Wake(25.20019038764423, 0), Wake(42.1375831346889, 0), Wake(81.39183267738768, 0)),
+        hook_faults=(HookFault(1, (0.1, 0.3, 5.0)),),
+        boot_faults=(BootFault(2, 12.0, SandboxStatus.FAILED),),
     ),
     "an ack whose answer was lost is sent again after a lease that ended before its time": RunPlan(
         seed="1-1352",
