@@ -15,7 +15,9 @@ async def check_certification(context: DoctorContext, say: Say) -> None:
         return
     differ = [str(row.get("id")) for row in last["checks"] if row.get("verdict") == "differs"]
     told = f"{len(differ)} differ: {', '.join(differ)}" if differ else "nothing differs"
-    seen = f"version {version} was certified against {last['where']} at {last['at']}: {told}"
+    number = len(last["checks"])  # a run of `--only` has fewer, and says less
+    checks = f"{number} check{'s' if number != 1 else ''}"
+    seen = f"version {version} was certified against {last['where']} at {last['at']}, {checks}: {told}"
     if last["where"] == OFFLINE and not context.offline:
         say(info("HANDS208", f"{seen}; never against real services: make certify"))
     else:

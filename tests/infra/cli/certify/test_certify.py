@@ -148,7 +148,7 @@ def test_a_report_is_named_by_day_place_and_version_and_read_by_doctor(tmp_path:
     assert "- `queue.x`: all changes." in page
     assert "never against real services" in _doctor_says(tmp_path)
     written("the real services")
-    assert "against the real services at 2026-11-28T09:30:00+00:00: 1 differ: queue.x" in _doctor_says(tmp_path)
+    assert "the real services at 2026-11-28T09:30:00+00:00, 1 check: 1 differ: queue.x" in _doctor_says(tmp_path)
     assert "was never certified" in _doctor_says(tmp_path / "none")
 
 
