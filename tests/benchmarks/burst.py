@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.benchmarks.boots import Boots, boot_cpu, boots, sessions
-from tests.benchmarks.cores import PARTS, WORKERS, Usage, usage
+from tests.benchmarks.cores import PARTS, WORKERS, CoreUsage, usage
 from tests.benchmarks.one_session import session_way
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds
 from tests.benchmarks.stage import SETTING, delays, end_sandboxes, production_place, stage, wait_ready
@@ -37,7 +37,7 @@ class Burst:
     claimed: float
     half: float
     every: float
-    used: Usage
+    used: CoreUsage
 
 
 def run() -> BenchmarkResult:
@@ -155,7 +155,7 @@ def _result(
     )
 
 
-def _shares(used: Sequence[Usage], boots: float) -> Sequence[Sequence[str]]:
+def _shares(used: Sequence[CoreUsage], boots: float) -> Sequence[Sequence[str]]:
     """`boots`: CPU seconds of one round's boots; what workers used beyond them is their SDK's."""
     sums = {part: sum(each.parts.get(part, 0.0) for each in used) for part in PARTS}
     whole = sum(sums.values())

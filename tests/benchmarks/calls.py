@@ -32,7 +32,7 @@ _DISPATCHERS: Final = ("/work/poll", "/ack", "/stop")
 
 
 @dataclass(frozen=True, slots=True)
-class Calls:
+class CountedCalls:
     """Route -> calls during one drain."""
 
     dispatcher: Mapping[str, int]
@@ -44,8 +44,8 @@ class Calls:
 
 
 def run() -> BenchmarkResult:
-    found: dict[tuple[str, int], list[Calls]] = {(state, others): [] for others in OTHERS for state in STATES}
-    knowing: dict[str, list[Calls]] = {state: [] for state in STATES}
+    found: dict[tuple[str, int], list[CountedCalls]] = {(state, others): [] for others in OTHERS for state in STATES}
+    knowing: dict[str, list[CountedCalls]] = {state: [] for state in STATES}
     with stage() as world:
         place = production_place(world)
         present = 0
@@ -65,7 +65,7 @@ def run() -> BenchmarkResult:
     return _result(found, knowing)
 
 
-def _session(place: Place, drain: Callable[[], DrainReport]) -> Mapping[str, Calls]:
+def _session(place: Place, drain: Callable[[], DrainReport]) -> Mapping[str, CountedCalls]:
     """One session through its three states; a turn each."""
     found = {}
     session = place.session(PROMPT)
@@ -89,7 +89,7 @@ def _queued(place: Place, session: str, turn: int) -> Callable[[], bool]:
     return lambda: len(place.items(session)) == turn
 
 
-def _drain(place: Place, drain: Callable[[], DrainReport]) -> Calls:
+def _drain(place: Place, drain: Callable[[], DrainReport]) -> CountedCalls:
     world = place.world
     world.claude_admin.delete("requests")
     world.tensorlake_admin.delete("counts")
@@ -99,7 +99,7 @@ def _drain(place: Place, drain: Callable[[], DrainReport]) -> Calls:
     tensorlake: Mapping[str, int] = world.tensorlake_admin.get("counts")["routes"]
     ours = {route: count for route, count in claude.items() if route.endswith(_DISPATCHERS)}
     theirs = {route: count for route, count in claude.items() if route not in ours}
-    return Calls({**ours, **tensorlake}, theirs)
+    return CountedCalls({**ours, **tensorlake}, theirs)
 
 
 async def _drained(place: Place) -> DrainReport:
@@ -133,7 +133,7 @@ def _crowd(place: Place, more: int) -> None:
 
 
 def _result(
-    found: Mapping[tuple[str, int], Sequence[Calls]], knowing: Mapping[str, Sequence[Calls]]
+    found: Mapping[tuple[str, int], Sequence[CountedCalls]], knowing: Mapping[str, Sequence[CountedCalls]]
 ) -> BenchmarkResult:
     totals = {key: median([calls.total for calls in runs]) for key, runs in found.items()}
     few, many = OTHERS

@@ -26,7 +26,7 @@ _PROC: Final = Path("/proc")
 
 
 @dataclass(slots=True)
-class Usage:
+class CoreUsage:
     """Seconds of CPU by part, and the share of all cores' time that was used at all (0 to 1). Empty and None where
     the system does not tell."""
 
@@ -35,16 +35,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Process:
+class _CountedProcess:
     parent: int
     seconds: float
     command: str
 
 
 @contextlib.contextmanager
-def usage(world: OfflineWorld) -> Iterator[Usage]:
+def usage(world: OfflineWorld) -> Iterator[CoreUsage]:
     """Filled when the block ends."""
-    found = Usage()
+    found = CoreUsage()
     before, parts_before = _ticks(), _parts(world)
     yield found
     after, parts_after = _ticks(), _parts(world)
@@ -73,8 +73,8 @@ def _parts(world: OfflineWorld) -> Mapping[str, float]:
     return parts
 
 
-def _processes() -> Mapping[int, _Process]:
-    found: dict[int, _Process] = {}
+def _processes() -> Mapping[int, _CountedProcess]:
+    found: dict[int, _CountedProcess] = {}
     if not _PROC.joinpath("stat").exists():
         return found
     tick = os.sysconf("SC_CLK_TCK")
@@ -83,11 +83,13 @@ def _processes() -> Mapping[int, _Process]:
         with contextlib.suppress(OSError, ValueError):
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            found[int(directory.name)] = _Process(int(fields[1]), (int(fields[11]) + int(fields[12])) / tick, command)
+            found[int(directory.name)] = _CountedProcess(
+                int(fields[1]), (int(fields[11]) + int(fields[12])) / tick, command
+            )
     return found
 
 
-def _ancestors(pid: int, processes: Mapping[int, _Process]) -> Sequence[int]:
+def _ancestors(pid: int, processes: Mapping[int, _CountedProcess]) -> Sequence[int]:
     found: list[int] = []
     while (process := processes.get(pid)) is not None and process.parent not in found:
         pid = process.parent

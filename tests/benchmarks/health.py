@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Final
 
-from tests.benchmarks.cores import PARTS, Usage, usage
+from tests.benchmarks.cores import PARTS, CoreUsage, usage
 from tests.benchmarks.load import Lane, LoadPlan
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, milliseconds, percentile
 from tests.benchmarks.stage import SETTING, delays, production_place, stage, wait_ready
@@ -54,7 +54,7 @@ def _drive(plan: LoadPlan) -> Mapping[str, Lane]:
     return {name: Lane.of(raw) for name, raw in json.loads(done.stdout).items()}
 
 
-def _result(quiet: Mapping[str, Lane], storm: Mapping[str, Lane], polls: int, used: Usage) -> BenchmarkResult:
+def _result(quiet: Mapping[str, Lane], storm: Mapping[str, Lane], polls: int, used: CoreUsage) -> BenchmarkResult:
     webhooks, probes = storm["webhooks"], storm["probes"]
     p99 = percentile(probes.latencies, 99)
     rows = [

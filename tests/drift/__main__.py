@@ -37,7 +37,7 @@ _AGAIN: Final = ("--reruns", "1", "-rR")
 _SETTLED: Final = {"PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
 
 
-class NotMade(Exception):
+class EnvironmentNotMade(Exception):
     """An environment could not be made. The text says what uv said."""
 
 
@@ -60,7 +60,7 @@ def main() -> int:
             print(f"{trial} ...", file=sys.stderr, flush=True)
             found.append(attempt(trial, locked, given.suites, given.workers))
             print(f"  {found[-1].summary()}", file=sys.stderr, flush=True)
-    except NotMade as error:
+    except EnvironmentNotMade as error:
         print(error, file=sys.stderr)
         return 2
     print(page(found))
@@ -68,10 +68,10 @@ def main() -> int:
 
 
 def here(versions: Sequence[str]) -> list[str]:
-    """Those of which an interpreter is found. Raises NotMade where there is none."""
+    """Those of which an interpreter is found. Raises EnvironmentNotMade where there is none."""
     found = [version for version in versions if _interpreter(version) is not None]
     if not found:
-        raise NotMade(f"no Python of {', '.join(versions)} is here")
+        raise EnvironmentNotMade(f"no Python of {', '.join(versions)} is here")
     return found
 
 
@@ -83,7 +83,7 @@ def plan(versions: Sequence[str], releases: str | None) -> list[Trial]:
 
 
 def attempt(trial: Trial, locked: Mapping[str, str], suites: Sequence[str], workers: int) -> Outcome:
-    """Raises NotMade."""
+    """Raises EnvironmentNotMade."""
     with tempfile.TemporaryDirectory(prefix="hands-drift-") as folder:
         Path(folder).chmod(0o755)  # some tests are an ordinary user's
         python = environment(trial, Path(folder))
@@ -93,17 +93,17 @@ def attempt(trial: Trial, locked: Mapping[str, str], suites: Sequence[str], work
             command, cwd=ROOT, env=_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if not report.exists():
-            raise NotMade(f"the tests could not be run with {trial}:\n{run.stdout[-3000:]}")
+            raise EnvironmentNotMade(f"the tests could not be run with {trial}:\n{run.stdout[-3000:]}")
         return outcome_of(trial, locked, installed(python), report.read_bytes(), run.stdout)
 
 
 def environment(trial: Trial, folder: Path) -> Path:
     """Makes it; its interpreter. What the project needs at run time is as old as asked for, tools of tests are new.
-    Raises NotMade."""
+    Raises EnvironmentNotMade."""
     home, pins = folder / "venv", folder / "pins.txt"
     interpreter = _interpreter(trial.python)
     if interpreter is None:
-        raise NotMade(f"no Python {trial.python} is here")
+        raise EnvironmentNotMade(f"no Python {trial.python} is here")
     _uv("venv", "--quiet", "--python", interpreter, str(home))
     python = home / "bin" / "python"
     resolution = {"newest": "highest", "oldest": "lowest-direct"}[trial.releases]
@@ -125,18 +125,18 @@ def _interpreter(version: str) -> str | None:
     for wanted in (version, *sorted(map(str, of_pyenv), reverse=True)):
         try:
             return _uv("python", "find", "--no-python-downloads", "--no-project", "--system", wanted).strip()
-        except NotMade:
+        except EnvironmentNotMade:
             continue
     return None
 
 
 def _uv(*args: str) -> str:
-    """Its standard output. Raises NotMade."""
+    """Its standard output. Raises EnvironmentNotMade."""
     run = subprocess.run(
         [sys.executable, "-m", "uv", *args], cwd=ROOT, env=_environ(), capture_output=True, text=True, check=False
     )
     if run.returncode:
-        raise NotMade(f"uv {' '.join(args[:2])} failed:\n{run.stderr.strip()[-3000:]}")
+        raise EnvironmentNotMade(f"uv {' '.join(args[:2])} failed:\n{run.stderr.strip()[-3000:]}")
     return run.stdout
 
 

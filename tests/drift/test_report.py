@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.drift.__main__ import NotMade, here, plan
+from tests.drift.__main__ import EnvironmentNotMade, here, plan
 from tests.drift.report import Outcome, Trial, outcome_of, page
 from tests.support.checkout import ROOT
 
@@ -50,7 +50,7 @@ def test_old_releases_are_tried_on_the_oldest_python_and_new_ones_on_each() -> N
 def test_the_python_that_runs_is_found_and_one_that_is_not_there_is_said() -> None:
     own = "{}.{}".format(*sys.version_info[:2])
     assert here([own, "3.99"]) == [own]
-    with pytest.raises(NotMade, match=r"3\.99"):
+    with pytest.raises(EnvironmentNotMade, match=r"3\.99"):
         here(["3.99"])
     done = subprocess.run(
         [sys.executable, "-m", "tests.drift", "--python", "3.99"], cwd=ROOT, capture_output=True, text=True, check=False

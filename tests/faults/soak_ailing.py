@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.ailments import Names, NotHere, Surroundings, enough_memory, full_disk, little_memory, wrong_clock
+from tests.support.ailments import (
+    AilingSurroundings,
+    Names,
+    NotHere,
+    enough_memory,
+    full_disk,
+    little_memory,
+    wrong_clock,
+)
 from tests.support.footprint import tree
 from tests.support.world import ROOT, Place
 
@@ -39,7 +47,7 @@ class Ailment:
     """`begin` and `end` get the process id of the copy that ticks; `statuses`: how it may end, None for any; `log`:
     where its log goes, None for a file of its own; `environ`: settings of its own."""
 
-    surroundings: Surroundings
+    surroundings: AilingSurroundings
     begin: Callable[[int], None] = lambda pid: None
     end: Callable[[int], None] = lambda pid: None
     statuses: frozenset[int] | None = frozenset({0})
@@ -70,7 +78,7 @@ def clock_jumps(folder: Path, place: Place) -> Ailment:
 
 def no_memory(folder: Path, place: Place) -> Ailment:
     """Not a megabyte more than it has after its first tick."""
-    return Ailment(Surroundings(), little_memory, enough_memory, statuses=None)
+    return Ailment(AilingSurroundings(), little_memory, enough_memory, statuses=None)
 
 
 AILMENTS: Final[Mapping[str, Callable[[Path, Place], Ailment]]] = {

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ailments import Names, NotHere, Surroundings, enough_memory, full_disk, little_memory, wrong_clock
+from tests.support.ailments import (
+    AilingSurroundings,
+    Names,
+    NotHere,
+    enough_memory,
+    full_disk,
+    little_memory,
+    wrong_clock,
+)
 
 LOOP = """
 import sys
@@ -24,7 +32,7 @@ for line in sys.stdin:
 
 
 @contextmanager
-def asking(surroundings: Surroundings, code: str) -> Iterator[subprocess.Popen[str]]:
+def asking(surroundings: AilingSurroundings, code: str) -> Iterator[subprocess.Popen[str]]:
     """A Python that runs `code` for each line that it gets, and prints a line for it."""
     with subprocess.Popen(
         [*surroundings.prefix, sys.executable, "-I", "-S", "-c", LOOP.format(code)],
@@ -96,7 +104,7 @@ def test_a_clock_that_jumps_is_ahead_and_behind_in_turn(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_short_is_refused_until_there_is_enough() -> None:
-    with asking(Surroundings(), "len(bytearray(50_000_000)); print('had')") as program:
+    with asking(AilingSurroundings(), "len(bytearray(50_000_000)); print('had')") as program:
         assert ask(program) == "had"
         little_memory(program.pid)
         assert ask(program) == "MemoryError"

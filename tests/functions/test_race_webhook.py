@@ -25,7 +25,7 @@ KEY: Final = "whsec_" + base64.b64encode(b"a key of nobody at all, 32 bytes").de
 OPERATORS: Final = {**RACE, "source": {"session_id": SESSION}}
 
 
-class Receiver:
+class FinishReceiver:
     """Takes deliveries, and answers with these statuses, then 204."""
 
     def __init__(self, *statuses: int) -> None:
@@ -57,14 +57,14 @@ class Receiver:
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
+def receiver() -> Iterator[FinishReceiver]:
+    made = FinishReceiver()
     yield made
     made.server.shutdown()
     made.server.server_close()
 
 
-def told_of(http: TestClient, receiver: Receiver, **more: Any) -> dict[str, Any]:
+def told_of(http: TestClient, receiver: FinishReceiver, **more: Any) -> dict[str, Any]:
     answer = post(http, OPERATOR, {**OPERATORS, "on_finish": receiver.url, **more})
     assert answer.status_code == 200, answer.text
     until(lambda: receiver.got, "nobody was told")
@@ -75,7 +75,7 @@ def told_of(http: TestClient, receiver: Receiver, **more: Any) -> dict[str, Any]
     return said
 
 
-def test_the_end_of_a_race_is_told_with_a_signature(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_end_of_a_race_is_told_with_a_signature(receiver: FinishReceiver, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "functions")
     with served(RACE_WEBHOOK_SIGNING_KEY=KEY, RACE_WEBHOOK_HOSTS=receiver.place) as http:
         said = told_of(http, receiver)
@@ -85,7 +85,7 @@ def test_the_end_of_a_race_is_told_with_a_signature(receiver: Receiver, caplog: 
     assert KEY not in caplog.text and "SECRET-IN-ADDRESS" not in caplog.text
 
 
-def test_whoever_is_told_can_read_the_report_back(receiver: Receiver) -> None:
+def test_whoever_is_told_can_read_the_report_back(receiver: FinishReceiver) -> None:
     with served(RACE_WEBHOOK_SIGNING_KEY=KEY, RACE_WEBHOOK_HOSTS=receiver.place) as http:
         body = {**OPERATORS, "on_finish": receiver.url}
         race_id = post(http, OPERATOR, body, prefer="respond-async").json()["race_id"]
@@ -94,7 +94,7 @@ def test_whoever_is_told_can_read_the_report_back(receiver: Receiver) -> None:
     assert (now["state"], now["report"]["race_id"]) == ("finished", race_id)
 
 
-def deliver(receiver: Receiver) -> bool:
+def deliver(receiver: FinishReceiver) -> bool:
     return asyncio.run(race_webhook.tell(receiver.url, "abc", {"state": "finished"}, Secret("KEY", KEY)))
 
 
@@ -106,7 +106,7 @@ def test_a_delivery_is_tried_again_a_few_times_and_follows_no_redirect(monkeypat
         ([410], False, 1),
         ([302], False, 1),
     ):
-        receiver = Receiver(*statuses)
+        receiver = FinishReceiver(*statuses)
         assert deliver(receiver) is taken
         assert len(receiver.got) == calls
         assert len({headers["webhook-id"] for headers, _ in receiver.got}) == 1

@@ -29,7 +29,7 @@ from functions.server import HTTP_PROTOCOL
 from tests.fuzz.case import FuzzAnswer, FuzzCase, Profile
 from tests.fuzz.properties import HEADER_CANARY, check
 from tests.fuzz.reproductions import OPEN
-from tests.fuzz.stage import SECRETS, TOKEN, Records, recorded, service_for, state_of
+from tests.fuzz.stage import SECRETS, TOKEN, LogRecords, recorded, service_for, state_of
 from tests.support.signing import delivery, signed
 from tests.support.waiting import until
 
@@ -49,11 +49,11 @@ RACE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class RawServer:
     """A server in this process. `tasks` counts what its event loop has to do."""
 
     port: int
-    records: Records
+    records: LogRecords
     loop: asyncio.AbstractEventLoop
 
     def tasks(self) -> int:
@@ -64,7 +64,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(http: str) -> Iterator[Served]:
+def served(http: str) -> Iterator[RawServer]:
     """`functions.asgi` under uvicorn with this parser, on an empty queue and sandboxes in memory."""
     loops: list[asyncio.AbstractEventLoop] = []
     services: list[Any] = []
@@ -87,7 +87,7 @@ def served(http: str) -> Iterator[Served]:
         port = listener.getsockname()[1]
         try:
             assert status(talk(port, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", until=5.0)) == 200
-            yield Served(port, records, loops[0])
+            yield RawServer(port, records, loops[0])
         finally:
             server.should_exit = True
             thread.join(20)
@@ -96,7 +96,7 @@ def served(http: str) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11", HTTP_PROTOCOL])
-def server(request: pytest.FixtureRequest) -> Iterator[Served]:
+def server(request: pytest.FixtureRequest) -> Iterator[RawServer]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(requests, "BODY_SECONDS", BODY_SECONDS)
         patched.setattr(requests, "UNPROVEN_SECONDS", BODY_SECONDS)
@@ -254,14 +254,14 @@ _WELCOME: Final = {"trailers", "a token folded"}
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-def test_what_is_hardly_http_gets_a_decent_answer_or_none(server: Served, name: str) -> None:
+def test_what_is_hardly_http_gets_a_decent_answer_or_none(server: RawServer, name: str) -> None:
     sent = MALFORMED[name]
     answer = talk(server.port, sent, until=SILENT)
     assert_decent(answer, sent)
     assert status(answer) != 200 or name in _WELCOME
 
 
-def test_a_good_request_is_answered_however_it_is_cut(server: Served) -> None:
+def test_a_good_request_is_answered_however_it_is_cut(server: RawServer) -> None:
     body = delivery("session.updated")
     head = post(b"/on_run_started", *(f"{name}: {value}".encode() for name, value in signed(body).items()), body=body)
     for whole in (TICK, RACE, head):
@@ -270,13 +270,13 @@ def test_a_good_request_is_answered_however_it_is_cut(server: Served) -> None:
         assert status(talk(server.port, whole[:10], whole[10:half], whole[half:], pause=0.05)) == 200
 
 
-def test_chunks_are_a_body_like_any_other(server: Served) -> None:
+def test_chunks_are_a_body_like_any_other(server: RawServer) -> None:
     chunks = b"".join(b"%x\r\n%b\r\n" % (1, RACE_BODY[at : at + 1]) for at in range(len(RACE_BODY))) + b"0\r\n\r\n"
     sent = post(b"/fork_best_of_n", BEARER.strip(), b"Transfer-Encoding: chunked", length=False, body=chunks)
     assert status(talk(server.port, sent)) == 200
 
 
-def test_a_body_that_never_comes_is_given_up_with_a_408(server: Served) -> None:
+def test_a_body_that_never_comes_is_given_up_with_a_408(server: RawServer) -> None:
     began = time.monotonic()
     answer = talk(server.port, post(b"/on_run_started", stamped(), b"Content-Length: 10", length=False), until=10.0)
     assert status(answer) == 408
@@ -284,13 +284,13 @@ def test_a_body_that_never_comes_is_given_up_with_a_408(server: Served) -> None:
     assert time.monotonic() - began < 10.0
 
 
-def test_a_body_that_drips_is_given_up_as_well(server: Served) -> None:
+def test_a_body_that_drips_is_given_up_as_well(server: RawServer) -> None:
     head = post(b"/poll_tick", BEARER.strip(), b"Content-Length: 100", length=False)
     assert status(talk(server.port, head, *[b"x"] * 9, pause=0.1)) == 408
 
 
 @pytest.mark.parametrize("path", [b"/on_run_started", b"/poll_tick", b"/fork_best_of_n"])
-def test_more_than_a_mebibyte_is_refused_before_it_has_come(server: Served, path: bytes) -> None:
+def test_more_than_a_mebibyte_is_refused_before_it_has_come(server: RawServer, path: bytes) -> None:
     announced = post(path, BEARER.strip(), stamped(), b"Content-Length: 1048577", length=False)
     assert status(talk(server.port, announced)) == 413
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
@@ -300,14 +300,16 @@ def test_more_than_a_mebibyte_is_refused_before_it_has_come(server: Served, path
 
 @pytest.mark.parametrize("path", [b"/", b"/on_run_started", b"/poll_tick", b"/fork_best_of_n"])
 @pytest.mark.parametrize("length", [b"Content-Length: 10", b"Content-Length: 1048577", b"Transfer-Encoding: chunked"])
-def test_who_shows_nothing_is_refused_although_the_body_never_comes(server: Served, path: bytes, length: bytes) -> None:
+def test_who_shows_nothing_is_refused_although_the_body_never_comes(
+    server: RawServer, path: bytes, length: bytes
+) -> None:
     assert status(talk(server.port, post(path, length, length=False), until=PATIENCE)) == 401
     if path in (b"/", b"/on_run_started"):
         stale = UNPROVEN % int(time.time() - 301)
         assert status(talk(server.port, post(path, stale, length, length=False), until=PATIENCE)) == 401
 
 
-def test_callers_who_go_away_leave_nothing_running(server: Served) -> None:
+def test_callers_who_go_away_leave_nothing_running(server: RawServer) -> None:
     before = server.tasks()
     for sent in (TICK[:20], TICK[:-1], RACE[:-5], RACE, post(b"/fork_best_of_n", BEARER.strip(), body=b"x" * 9)[:-3]):
         for _ in range(3):
@@ -316,13 +318,13 @@ def test_callers_who_go_away_leave_nothing_running(server: Served) -> None:
     until(lambda: server.tasks() <= before, "tasks are left")
 
 
-def test_two_requests_on_one_line_get_two_answers(server: Served) -> None:
+def test_two_requests_on_one_line_get_two_answers(server: RawServer) -> None:
     answer = talk(server.port, TICK + post(b"/poll_tick"), answers=2)
     assert answer.count(b"HTTP/1.1 200") == 1
     assert answer.count(b"HTTP/1.1 401") == 1
 
 
-def test_a_second_request_hidden_in_a_body_is_not_served(server: Served) -> None:
+def test_a_second_request_hidden_in_a_body_is_not_served(server: RawServer) -> None:
     """By the length that was announced, whatever the function answers before it has read the body."""
     hidden = post(b"/fork_best_of_n", body=TICK)
     assert b"HTTP/1.1 200" not in talk(server.port, hidden, until=SILENT, answers=2)
@@ -335,7 +337,7 @@ def test_two_ways_to_say_a_length_are_refused_by_the_parser_that_is_installed() 
         assert status(talk(installed.port, both, until=SILENT, answers=2)) == 400
 
 
-def test_hundreds_of_damaged_requests_leave_the_server_well(server: Served) -> None:
+def test_hundreds_of_damaged_requests_leave_the_server_well(server: RawServer) -> None:
     dice = random.Random(5)
     broken = [_damaged(dice) for _ in range(200)]
     with ThreadPoolExecutor(16) as pool:
@@ -363,7 +365,7 @@ def _damaged(dice: random.Random) -> bytes:
     return bytes(whole) or b"x"
 
 
-def test_the_servers_log_holds_no_secret_and_nothing_of_a_header(server: Served) -> None:
+def test_the_servers_log_holds_no_secret_and_nothing_of_a_header(server: RawServer) -> None:
     talk(server.port, post(b"/poll_tick", b"Authorization: Bearer " + CANARY, b"Cookie: " + CANARY))
     talk(server.port, TICK)
     assert server.records.lines, "nothing at all was logged"
@@ -372,6 +374,6 @@ def test_the_servers_log_holds_no_secret_and_nothing_of_a_header(server: Served)
         assert HEADER_CANARY not in line
 
 
-def test_what_this_server_answers_is_what_the_application_answers(server: Served) -> None:
+def test_what_this_server_answers_is_what_the_application_answers(server: RawServer) -> None:
     case = FuzzCase("/poll_tick")
     assert check(case, parsed(talk(server.port, post(b"/poll_tick")))) == []

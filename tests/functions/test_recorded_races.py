@@ -38,7 +38,7 @@ QUICK: Final[Mapping[str, Any]] = {"source": {"image": IMAGE}, "n": 1, "script":
 
 
 @dataclass
-class Copies:
+class RacingCopies:
     """Two copies of the functions, and who calls them."""
 
     place: Place
@@ -81,7 +81,7 @@ def race_id_of(place: Place, key: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def copies(world: OfflineWorld) -> Iterator[Copies]:
+def copies(world: OfflineWorld) -> Iterator[RacingCopies]:
     place = world.place()
     headers = {"authorization": f"Bearer {TOKEN}"}
     options: dict[str, Any] = {"headers": headers, "timeout": 90.0, "trust_env": False}
@@ -92,10 +92,10 @@ def copies(world: OfflineWorld) -> Iterator[Copies]:
         httpx2.Client(base_url=other, **options) as second,
         ThreadPoolExecutor(4) as pool,
     ):
-        yield Copies(place, first, second, pool)
+        yield RacingCopies(place, first, second, pool)
 
 
-def test_a_repeat_finds_the_running_and_the_finished_race_from_any_copy(copies: Copies) -> None:
+def test_a_repeat_finds_the_running_and_the_finished_race_from_any_copy(copies: RacingCopies) -> None:
     key = secrets.token_hex(8)
     race_id = race_id_of(copies.place, key)
     asked = copies.later(copies.first, GATED, idempotency_key=key)
@@ -113,7 +113,7 @@ def test_a_repeat_finds_the_running_and_the_finished_race_from_any_copy(copies: 
     assert len(copies.branches_of(race_id)) == 1, "one race alone"
 
 
-def test_two_copies_that_are_asked_at_once_run_one_race(copies: Copies) -> None:
+def test_two_copies_that_are_asked_at_once_run_one_race(copies: RacingCopies) -> None:
     keys = [secrets.token_hex(8) for _ in range(3)]
     pairs = [[copies.later(copy, QUICK, idempotency_key=key) for copy in (copies.first, copies.second)] for key in keys]
     for key, pair in zip(keys, pairs, strict=True):
@@ -123,7 +123,7 @@ def test_two_copies_that_are_asked_at_once_run_one_race(copies: Copies) -> None:
         assert len(copies.branches_of(race_id_of(copies.place, key))) == 1
 
 
-def test_a_race_that_nobody_waits_for_is_read_back_from_any_copy(copies: Copies) -> None:
+def test_a_race_that_nobody_waits_for_is_read_back_from_any_copy(copies: RacingCopies) -> None:
     accepted = post(copies.first, GATED, prefer="respond-async")
     assert (accepted.status_code, accepted.headers["preference-applied"]) == (202, "respond-async")
     race_id = accepted.json()["race_id"]
@@ -141,7 +141,7 @@ def test_a_race_that_nobody_waits_for_is_read_back_from_any_copy(copies: Copies)
 
 
 @pytest.mark.parametrize("asked", ["the copy that runs it", "another copy"])
-def test_a_race_that_is_deleted_ends_with_all_it_made_and_says_so(copies: Copies, asked: str) -> None:
+def test_a_race_that_is_deleted_ends_with_all_it_made_and_says_so(copies: RacingCopies, asked: str) -> None:
     key = secrets.token_hex(8)
     race_id = post(copies.first, GATED, prefer="respond-async", idempotency_key=key).json()["race_id"]
     where = f"/fork_best_of_n/{race_id}"
@@ -159,18 +159,18 @@ def test_a_race_that_is_deleted_ends_with_all_it_made_and_says_so(copies: Copies
     assert post(copies.second, GATED, idempotency_key=key).json() == report
 
 
-def test_a_race_that_is_over_is_not_changed_by_a_delete(copies: Copies) -> None:
+def test_a_race_that_is_over_is_not_changed_by_a_delete(copies: RacingCopies) -> None:
     report = post(copies.first, QUICK, idempotency_key=secrets.token_hex(8)).json()
     told = copies.second.delete(f"/fork_best_of_n/{report['race_id']}")
     assert (told.status_code, told.json()["state"], told.json()["report"]) == (200, "finished", report)
 
 
-def test_a_caller_that_says_how_long_it_waits_gets_the_report_within_that_time(copies: Copies) -> None:
+def test_a_caller_that_says_how_long_it_waits_gets_the_report_within_that_time(copies: RacingCopies) -> None:
     quick = post(copies.first, QUICK, prefer="respond-async, wait=20")
     assert (quick.status_code, quick.json()["winner"]) == (200, "b0")
 
 
-def test_a_gateway_that_cuts_the_call_loses_nothing(copies: Copies) -> None:
+def test_a_gateway_that_cuts_the_call_loses_nothing(copies: RacingCopies) -> None:
     key = secrets.token_hex(8)
     race_id = race_id_of(copies.place, key)
     with pytest.raises(httpx2.TimeoutException):
@@ -181,7 +181,7 @@ def test_a_gateway_that_cuts_the_call_loses_nothing(copies: Copies) -> None:
     assert len(copies.branches_of(race_id)) == 1
 
 
-def test_a_stream_with_a_key_tells_the_race_and_its_repeat_the_end(copies: Copies) -> None:
+def test_a_stream_with_a_key_tells_the_race_and_its_repeat_the_end(copies: RacingCopies) -> None:
     key = secrets.token_hex(8)
     headers = {"idempotency_key": key, "accept": "application/x-ndjson"}
     first, repeat = (post(copy, QUICK, **headers).text.splitlines() for copy in (copies.first, copies.second))
@@ -189,7 +189,7 @@ def test_a_stream_with_a_key_tells_the_race_and_its_repeat_the_end(copies: Copie
     assert repeat == [first[-1]]
 
 
-def test_what_was_refused_before_it_began_leaves_its_key_free(copies: Copies) -> None:
+def test_what_was_refused_before_it_began_leaves_its_key_free(copies: RacingCopies) -> None:
     key = secrets.token_hex(8)
     nowhere = {**QUICK, "source": {"session_id": "sesn_0123456789Nobody"}}
     for _ in range(2):
@@ -198,7 +198,7 @@ def test_what_was_refused_before_it_began_leaves_its_key_free(copies: Copies) ->
     assert post(copies.second, QUICK, idempotency_key=key).status_code == 200
 
 
-def test_a_race_that_failed_says_so_to_whoever_asks_again(copies: Copies) -> None:
+def test_a_race_that_failed_says_so_to_whoever_asks_again(copies: RacingCopies) -> None:
     key = secrets.token_hex(8)
     failing = {**QUICK, "setup": "exit 3"}
     assert post(copies.first, failing, idempotency_key=key).status_code == 422
@@ -208,7 +208,7 @@ def test_a_race_that_failed_says_so_to_whoever_asks_again(copies: Copies) -> Non
     assert (told["state"], told["error"]["type"], told["report"]) == ("failed", "setup_failed", None)
 
 
-def test_nobody_without_a_token_reads_a_race_and_nobody_reads_one_that_is_not_there(copies: Copies) -> None:
+def test_nobody_without_a_token_reads_a_race_and_nobody_reads_one_that_is_not_there(copies: RacingCopies) -> None:
     nowhere = "/fork_best_of_n/000000000000"
     assert copies.first.get(nowhere, headers={"authorization": "Bearer wrong"}).status_code == 401
     assert copies.first.get(nowhere).json()["error"]["type"] == "race_not_found"
@@ -219,7 +219,7 @@ def test_nobody_without_a_token_reads_a_race_and_nobody_reads_one_that_is_not_th
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "caf\u00e9", '""'])
-def test_a_key_that_is_none_is_refused(copies: Copies, key: str) -> None:
+def test_a_key_that_is_none_is_refused(copies: RacingCopies, key: str) -> None:
     answer = copies.first.post(
         "/fork_best_of_n",
         json=QUICK,
@@ -272,7 +272,7 @@ def test_a_race_whose_copy_was_killed_is_lost_and_its_record_goes_in_time(world:
     assert place.sandboxes() == []
 
 
-def test_a_server_that_is_stopped_says_so_of_the_races_behind_its_answers(copies: Copies) -> None:
+def test_a_server_that_is_stopped_says_so_of_the_races_behind_its_answers(copies: RacingCopies) -> None:
     with serving(copies.place, UVICORN) as url:
         headers = {"authorization": f"Bearer {TOKEN}", "prefer": "respond-async"}
         answer = httpx2.post(f"{url}/fork_best_of_n", json=GATED, headers=headers, timeout=60, trust_env=False)
@@ -282,7 +282,7 @@ def test_a_server_that_is_stopped_says_so_of_the_races_behind_its_answers(copies
     assert [box for box in copies.branches_of(race_id) if box["status"] != "terminated"] == []
 
 
-def test_a_function_of_its_own_answers_at_a_races_location(copies: Copies) -> None:
+def test_a_function_of_its_own_answers_at_a_races_location(copies: RacingCopies) -> None:
     """As Google serves it: no path stands before the id."""
     target = (*FRAMEWORK[:4], "--target", "fork_best_of_n", *FRAMEWORK[6:], "--debug")
     race_id = post(copies.first, QUICK, idempotency_key=secrets.token_hex(8)).json()["race_id"]
@@ -300,7 +300,7 @@ def _is_gone(pid: int) -> bool:
     return False
 
 
-def test_a_record_reaches_nothing_and_falls_asleep_soon_after_its_race(copies: Copies) -> None:
+def test_a_record_reaches_nothing_and_falls_asleep_soon_after_its_race(copies: RacingCopies) -> None:
     key = secrets.token_hex(8)
     assert post(copies.first, QUICK, idempotency_key=key).status_code == 200
     name = copies.record_of(race_id_of(copies.place, key))
@@ -309,7 +309,7 @@ def test_a_record_reaches_nothing_and_falls_asleep_soon_after_its_race(copies: C
     assert found.timeout_seconds is not None and BEAT_SECONDS < found.timeout_seconds <= 90
 
 
-def test_a_sleeping_record_is_woken_for_who_asks(copies: Copies) -> None:
+def test_a_sleeping_record_is_woken_for_who_asks(copies: RacingCopies) -> None:
     key = secrets.token_hex(8)
     report = post(copies.first, QUICK, idempotency_key=key).json()
     name = copies.record_of(race_id_of(copies.place, key))

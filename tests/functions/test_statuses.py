@@ -62,7 +62,7 @@ def race(**fields: object) -> bytes:
     return json.dumps({**asked, **fields}).encode()
 
 
-class Row(NamedTuple):
+class StatusRow(NamedTuple):
     path: str
     method: str
     status: int
@@ -75,43 +75,43 @@ class Row(NamedTuple):
     """A fault of the Claude API's meanwhile."""
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[StatusRow]:
     """In this order. `race_id` is empty where it is the race that the row before began."""
     webhook = "/on_run_started"
-    yield Row(webhook, "post", 200, signed(body := delivery("session.created")), body)
-    yield Row(webhook, "post", 400, signed(b"["), b"[")
-    yield Row(webhook, "post", 401, {}, delivery())
-    yield Row(webhook, "post", 405, sent="get")
-    yield Row(webhook, "post", 413, signed(body := bytes(UNPROVEN_LIMIT + 1)), body)
+    yield StatusRow(webhook, "post", 200, signed(body := delivery("session.created")), body)
+    yield StatusRow(webhook, "post", 400, signed(b"["), b"[")
+    yield StatusRow(webhook, "post", 401, {}, delivery())
+    yield StatusRow(webhook, "post", 405, sent="get")
+    yield StatusRow(webhook, "post", 413, signed(body := bytes(UNPROVEN_LIMIT + 1)), body)
     for path in ("/poll_tick", RACES):
-        yield Row(path, "post", 401, STRANGER)
-        yield Row(path, "post", 403, AGENT)
-        yield Row(path, "post", 405, OPERATOR, sent="put")
-        yield Row(path, "post", 413, OPERATOR, bytes(BODY_LIMIT + 1))
-    yield Row("/poll_tick", "post", 200, OPERATOR)
-    yield Row("/poll_tick", "post", 204, {**OPERATOR, **EVENT})
-    yield Row(RACES, "post", 200, OPERATOR, race(dry_run=True))
-    yield Row(RACES, "post", 400, OPERATOR, b"{}")
-    yield Row(RACES, "post", 404, OPERATOR, race(source={"session_id": "sesn_0nobody"}))
-    yield Row(RACES, "post", 406, {**OPERATOR, "accept": "image/png"}, race(dry_run=True))
-    yield Row(RACES, "post", 202, WISH, race(script="sleep 600"))
-    yield Row(RACES, "post", 422, WISH, race(script="false"))
-    yield Row(RACE, "get", 200, OPERATOR, race_id="")
-    yield Row(RACE, "delete", 202, OPERATOR, race_id="")
+        yield StatusRow(path, "post", 401, STRANGER)
+        yield StatusRow(path, "post", 403, AGENT)
+        yield StatusRow(path, "post", 405, OPERATOR, sent="put")
+        yield StatusRow(path, "post", 413, OPERATOR, bytes(BODY_LIMIT + 1))
+    yield StatusRow("/poll_tick", "post", 200, OPERATOR)
+    yield StatusRow("/poll_tick", "post", 204, {**OPERATOR, **EVENT})
+    yield StatusRow(RACES, "post", 200, OPERATOR, race(dry_run=True))
+    yield StatusRow(RACES, "post", 400, OPERATOR, b"{}")
+    yield StatusRow(RACES, "post", 404, OPERATOR, race(source={"session_id": "sesn_0nobody"}))
+    yield StatusRow(RACES, "post", 406, {**OPERATOR, "accept": "image/png"}, race(dry_run=True))
+    yield StatusRow(RACES, "post", 202, WISH, race(script="sleep 600"))
+    yield StatusRow(RACES, "post", 422, WISH, race(script="false"))
+    yield StatusRow(RACE, "get", 200, OPERATOR, race_id="")
+    yield StatusRow(RACE, "delete", 202, OPERATOR, race_id="")
     for method in ("get", "delete"):
-        yield Row(RACE, method, 401, STRANGER)
-        yield Row(RACE, method, 403, AGENT)
-        yield Row(RACE, method, 404, OPERATOR)
-    yield Row("/healthz", "get", 200)
-    yield Row("/readyz", "get", 200)
+        yield StatusRow(RACE, method, 401, STRANGER)
+        yield StatusRow(RACE, method, 403, AGENT)
+        yield StatusRow(RACE, method, 404, OPERATOR)
+    yield StatusRow("/healthz", "get", 200)
+    yield StatusRow("/readyz", "get", 200)
     refused = {"method": "GET", "path": "^/v1/sessions$", "action": "status", "status": 403}
     # Before the page is read: an answer is good for some seconds (infra/cli/ui/answers.py).
-    yield Row("/ui/", "get", 502, OPERATOR, broken=refused)
+    yield StatusRow("/ui/", "get", 502, OPERATOR, broken=refused)
     for path, status in (("/status", 200), ("/metrics", 404), ("/ui/", 200)):
-        yield Row(path, "get", status, OPERATOR)
-        yield Row(path, "get", 401, STRANGER)
-        yield Row(path, "get", 403, AGENT)
-    yield Row("/ui/", "get", 405, OPERATOR, sent="post")
+        yield StatusRow(path, "get", status, OPERATOR)
+        yield StatusRow(path, "get", 401, STRANGER)
+        yield StatusRow(path, "get", 403, AGENT)
+    yield StatusRow("/ui/", "get", 405, OPERATOR, sent="post")
 
 
 def operations() -> Iterator[tuple[str, str, int, Mapping[str, Any]]]:

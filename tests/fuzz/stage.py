@@ -117,7 +117,7 @@ class NothingQueued:
         return None
 
 
-class Records(logging.Handler):
+class LogRecords(logging.Handler):
     """Everything that is logged, as text, exceptions included."""
 
     def __init__(self) -> None:
@@ -129,9 +129,9 @@ class Records(logging.Handler):
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[Records]:
+def recorded() -> Iterator[LogRecords]:
     """What the project's, the server's and any other logger say inside the block; all are as before after it."""
-    records = Records()
+    records = LogRecords()
     before = []
     for name in _LOGGERS:
         logger = logging.getLogger(name)

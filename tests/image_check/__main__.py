@@ -27,11 +27,11 @@ from image.session.claim import AGENT_USER, STATE_DIRECTORY, WORKER_PYTHON, modu
 from image.session.definition import DEFAULT_GIT_NAME, Recipe, Variant, stage
 from shared.reports import ItemEnd
 from shared.service import Service
-from tests.image_check.findings import Finding
+from tests.image_check.findings import RootFinding
 from tests.image_check.on_the_platform import on_the_platform
 from tests.image_check.root import CannotCheck, bootstrap, require
 from tests.image_check.served import RootHost
-from tests.image_check.steps import Built, StepFailed, build, to_stderr
+from tests.image_check.steps import BuiltRoot, StepFailed, build, to_stderr
 from tests.support.waiting import until
 from tests.support.world import ROOT, OfflineWorld, offline_world
 
@@ -41,7 +41,7 @@ _FULL: Final = (*_SLIM, "cc", "make", "file", "git-lfs", "jq", "less", "ssh", "r
 _NODE: Final = ("node", "npm", "npx")
 
 
-def session_image(built: Built, variant: Variant) -> Iterator[Finding]:
+def session_image(built: BuiltRoot, variant: Variant) -> Iterator[RootFinding]:
     """What the dispatcher, the worker, doctor and an agent rely on, as the agent's user sees it."""
 
     def said(script: str) -> str:
@@ -54,28 +54,30 @@ def session_image(built: Built, variant: Variant) -> Iterator[Finding]:
     worker = worker_path(archive)
     locked = re.search(r"^anthropic==(\S+)", (ROOT / "requirements/worker.lock").read_text(), re.MULTILINE)
     assert locked is not None
-    yield Finding("the user", AGENT_USER, said("id -un"))
-    yield Finding("the worker's content", archive, said(f"sha256sum < {worker} | cut -d' ' -f1"))
-    yield Finding("the worker is root's", "root 644", said(f"stat -c '%U %a' {worker}"))
-    yield Finding("its Python runs and is not read", "root 111", said(f"stat -c '%U %a' {WORKER_PYTHON}"))
+    yield RootFinding("the user", AGENT_USER, said("id -un"))
+    yield RootFinding("the worker's content", archive, said(f"sha256sum < {worker} | cut -d' ' -f1"))
+    yield RootFinding("the worker is root's", "root 644", said(f"stat -c '%U %a' {worker}"))
+    yield RootFinding("its Python runs and is not read", "root 111", said(f"stat -c '%U %a' {WORKER_PYTHON}"))
     compiled = (
         f"{WORKER_PYTHON} -I -v {worker} 2>&1 < /dev/null | grep -c 'code object from.*{modules_path(archive)}/.*pyc'"
     )
-    yield Finding("its byte code is used", "yes", said(f"test $({compiled}) -gt 5 && echo yes"))
+    yield RootFinding("its byte code is used", "yes", said(f"test $({compiled}) -gt 5 && echo yes"))
     wanted = f"{WORKER_PYTHON} -I -c 'import importlib.metadata as m; print(m.version(\"anthropic\"))'"
-    yield Finding("its SDK is the locked one", locked[1], said(wanted))
-    yield Finding("the state directory is the agent's", AGENT_USER, said(f"stat -c %U {STATE_DIRECTORY}"))
-    yield Finding("a file of root's stays so", "no", said(f"(echo x > {worker}) 2> /dev/null && echo yes || echo no"))
+    yield RootFinding("its SDK is the locked one", locked[1], said(wanted))
+    yield RootFinding("the state directory is the agent's", AGENT_USER, said(f"stat -c %U {STATE_DIRECTORY}"))
+    yield RootFinding(
+        "a file of root's stays so", "no", said(f"(echo x > {worker}) 2> /dev/null && echo yes || echo no")
+    )
     commit = "cd $(mktemp -d) && git init -q . && git commit -q --allow-empty -m x && git log --format=%an"
-    yield Finding("git commits", DEFAULT_GIT_NAME, said(commit))
+    yield RootFinding("git commits", DEFAULT_GIT_NAME, said(commit))
     programs = (*_FULL, *_NODE) if variant is Variant.FULL else _SLIM
     missing = said(f"for each in {' '.join(programs)}; do command -v $each > /dev/null || echo $each; done")
-    yield Finding(f"{len(programs)} programs are on PATH, missing", "", missing)
+    yield RootFinding(f"{len(programs)} programs are on PATH, missing", "", missing)
     login = said(f'for each in {" ".join(programs)}; do bash -lc "command -v $each" > /dev/null || echo $each; done')
-    yield Finding("  and in a login shell, missing", "", login)
+    yield RootFinding("  and in a login shell, missing", "", login)
 
 
-def served(built: Built, place: Path) -> Iterator[Finding]:
+def served(built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
     """A session of the offline platform, brought to its worker by the real dispatcher: the worker starts as root and
     becomes the agent's user."""
     with offline_world() as world:
@@ -101,9 +103,9 @@ def served(built: Built, place: Path) -> Iterator[Finding]:
             results = _results(world, session)
         finally:
             host.end()
-        yield Finding("a session's call, served", f"{AGENT_USER} /workspace hi", " ".join(results.split()))
+        yield RootFinding("a session's call, served", f"{AGENT_USER} /workspace hi", " ".join(results.split()))
         owner = built.root.within("/workspace/hello.txt").stat().st_uid
-        yield Finding("its file is the agent's", str(built.root.ids(AGENT_USER)[0]), str(owner))
+        yield RootFinding("its file is the agent's", str(built.root.ids(AGENT_USER)[0]), str(owner))
 
 
 def _results(world: OfflineWorld, session: str) -> str:
@@ -114,7 +116,7 @@ def _results(world: OfflineWorld, session: str) -> str:
     return "\n".join(texts)
 
 
-def functions_image(built: Built, place: Path) -> Iterator[Finding]:
+def functions_image(built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
     """Its own CMD, as its own user, answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -142,12 +144,12 @@ def functions_image(built: Built, place: Path) -> Iterator[Finding]:
 
     try:
         until(answers, "the functions do not answer")
-        yield Finding("/healthz of the functions", "200", "200")
+        yield RootFinding("/healthz of the functions", "200", "200")
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     there = built.root.run(["/bin/sh", "-c", "test -w /opt/hands && echo yes || echo no"], env=built.env, user=user)
-    yield Finding("their user may write their code", "no", there.stdout.strip())
+    yield RootFinding("their user may write their code", "no", there.stdout.strip())
 
 
 def main() -> int:
@@ -159,7 +161,7 @@ def main() -> int:
     parser.add_argument("--variant", type=Variant, default=Variant.FULL, choices=list(Variant))
     chosen = parser.parse_args()
     began = time.monotonic()
-    findings: list[Finding] = []
+    findings: list[RootFinding] = []
     place = Path(tempfile.mkdtemp(prefix="image-check-")).resolve()
     try:
         if chosen.keep is not None and chosen.keep.exists():
@@ -192,7 +194,7 @@ def megabytes(folder: Path) -> int:
     return int(said.split()[0]) // 1_000_000
 
 
-def _findings(base: Path, place: Path, variant: Variant, keep: Path | None) -> Iterator[Finding]:
+def _findings(base: Path, place: Path, variant: Variant, keep: Path | None) -> Iterator[RootFinding]:
     context = place / "context"
     context.mkdir()
     dockerfile = stage(Recipe("agent-cli", variant=variant), context)

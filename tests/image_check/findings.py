@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Finding(NamedTuple):
+class RootFinding(NamedTuple):
     what: str
     wanted: str
     seen: str

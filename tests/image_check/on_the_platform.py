@@ -16,8 +16,8 @@ from image.session.claim import AGENT_USER
 from infra.cli.demos.race import REPOSITORY, WINNER, race_on
 from infra.local.platform import Options, Platform
 from infra.local.process import ServiceStartError
-from tests.image_check.findings import Finding
-from tests.image_check.steps import Built
+from tests.image_check.findings import RootFinding
+from tests.image_check.steps import BuiltRoot
 from tests.support.checkout import ROOT
 
 _SECONDS: Final = 300.0
@@ -26,17 +26,17 @@ _SEES: Final = "python3 -B test_median.py && echo the-test-passes"
 _FOREIGN: Final = ("ANTHROPIC_", "TENSORLAKE_", "SANDBOX_", "HANDS_", "OFFLINE", "FUNCTIONS_", "WEBHOOK_")
 
 
-def on_the_platform(built: Built, place: Path) -> Iterator[Finding]:
+def on_the_platform(built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
     """A platform that does not start with this root is a finding."""
     try:
         with Platform(Options(image_root=built.root.directory, data_dir=place / "platform")) as platform:
             platform.serve_functions()
             yield from _used(platform, built, place)
     except (ServiceStartError, subprocess.TimeoutExpired) as error:
-        yield Finding("the platform with this root", "starts and serves", str(error))
+        yield RootFinding("the platform with this root", "starts and serves", str(error))
 
 
-def _used(platform: Platform, built: Built, place: Path) -> Iterator[Finding]:
+def _used(platform: Platform, built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
     keys = platform.environ
     with anthropic.Anthropic(api_key=keys["ANTHROPIC_API_KEY"], base_url=keys["ANTHROPIC_BASE_URL"]) as api:
         session = api.beta.sessions.create(
@@ -44,19 +44,19 @@ def _used(platform: Platform, built: Built, place: Path) -> Iterator[Finding]:
         ).id
     said = _turn(platform, session, "\n".join([f"$ {_WHO}", *REPOSITORY]))
     wanted = built.root.run(["/bin/bash", "-c", _WHO], env=built.environ, user=AGENT_USER, folder=built.folder)
-    yield Finding("a sandbox's user and Python are the root's", " ".join(wanted.stdout.split()), " ".join(said[0]))
+    yield RootFinding("a sandbox's user and Python are the root's", " ".join(wanted.stdout.split()), " ".join(said[0]))
     race = place / "race.json"
     race.write_text(json.dumps(race_on(session)))
     report = json.loads(_hands(platform, "fork", str(race), "--json", "--url", platform.functions_url).stdout or "{}")
     promotion = report.get("promotion") or {}
-    yield Finding("a race there, its winner", WINNER, str(report.get("winner")))
-    yield Finding("  its promotion into the session", "True", str(promotion.get("done")))
-    yield Finding("  and nothing is left of it", "[]", str(report.get("leftovers")))
+    yield RootFinding("a race there, its winner", WINNER, str(report.get("winner")))
+    yield RootFinding("  its promotion into the session", "True", str(promotion.get("done")))
+    yield RootFinding("  and nothing is left of it", "[]", str(report.get("leftovers")))
     seen = _turn(platform, session, f"$ {_SEES}")
-    yield Finding("  the session's next turn sees it", "the-test-passes", " ".join(seen[-1]))
+    yield RootFinding("  the session's next turn sees it", "the-test-passes", " ".join(seen[-1]))
     checked = json.loads(_hands(platform, "doctor", "--json").stdout)
     wrong = [f"{each['code']} {each['seen']}" for each in checked["findings"] if each["severity"] == "error"]
-    yield Finding("what doctor finds wrong inside", "", "; ".join(wrong))
+    yield RootFinding("what doctor finds wrong inside", "", "; ".join(wrong))
 
 
 def _turn(platform: Platform, session: str, prompt: str) -> list[list[str]]:

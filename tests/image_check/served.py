@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shared.ports import LARGEST_OUTPUT, Absent, Doubtful, ProcessSpec, ProcessState, Refused
-from tests.image_check.steps import Built
+from tests.image_check.steps import BuiltRoot
 from tests.support.fake_host import FakeHost
 
 
 class RootHost(FakeHost):
     """Names and statuses of sandboxes in memory; processes run in `built`'s root, as whom their start names."""
 
-    def __init__(self, built: Built, logs: Path) -> None:
+    def __init__(self, built: BuiltRoot, logs: Path) -> None:
         super().__init__()
         self._built = built
         self._logs = logs

@@ -31,7 +31,7 @@ class StepFailed(Exception):
 
 
 @dataclass(slots=True)
-class Built:
+class BuiltRoot:
     """A root that a Dockerfile came to, and how a container of it is started."""
 
     root: Root
@@ -46,16 +46,16 @@ class Built:
         return {"HOME": "/root" if name in ("root", "0") else f"/home/{name}", **self.env}
 
 
-def build(text: str, context: Path, base: Path, place: Path, say: Callable[[str], None]) -> Built:
+def build(text: str, context: Path, base: Path, place: Path, say: Callable[[str], None]) -> BuiltRoot:
     """Each stage becomes a folder in `place`, made from `base` whatever its FROM names. Raises StepFailed."""
-    stages: dict[str, Built] = {}
+    stages: dict[str, BuiltRoot] = {}
     args: dict[str, str] = {}
-    built: Built | None = None
+    built: BuiltRoot | None = None
     for step in steps(text):
         where = f"line {step.line}: {step.instruction}"
         if step.instruction == "FROM":
             _, _, name = step.text.partition(" AS ")
-            built = Built(Root.copied(base, place / f"stage{len(stages)}"))
+            built = BuiltRoot(Root.copied(base, place / f"stage{len(stages)}"))
             stages[name.strip() or str(len(stages))] = built
             say(f"{where} {_filled(step.text, args)}: the base is {base}")
         elif step.instruction == "ARG":
@@ -73,7 +73,9 @@ def build(text: str, context: Path, base: Path, place: Path, say: Callable[[str]
     return built
 
 
-def _carry_out(instruction: str, text: str, built: Built, context: Path, stages: dict[str, Built], where: str) -> None:
+def _carry_out(
+    instruction: str, text: str, built: BuiltRoot, context: Path, stages: dict[str, BuiltRoot], where: str
+) -> None:
     match instruction:
         case "ENV":
             for pair in text.split():
@@ -105,7 +107,7 @@ def _carry_out(instruction: str, text: str, built: Built, context: Path, stages:
             raise StepFailed(f"{where}: {other} is not carried out here")
 
 
-def _copy(text: str, built: Built, context: Path, stages: dict[str, Built], where: str) -> None:
+def _copy(text: str, built: BuiltRoot, context: Path, stages: dict[str, BuiltRoot], where: str) -> None:
     flags: dict[str, str] = {}
     while found := _FLAG.match(text):
         flags[found[1]] = found[2]

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from shared.outputs.stores import StoreFailed, open_store
-from tests.shared.claims.test_setup_access import Queue, access, session
+from tests.shared.claims.test_setup_access import SessionQueue, access, session
 from tests.support.http_stub import StubHandler, stub_server
 
 pytest.importorskip("google.cloud.storage", reason="the extra gcp is not installed")
@@ -90,7 +90,7 @@ def test_an_object_is_signed_with_the_service_accounts_key(monkeypatch: pytest.M
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
     wanted = session({"files": "gs://data/in/a.csv gs://other/b.csv"})
-    signed = access(Queue(wanted), SETUP_STORES="gs://data/in/").signed
+    signed = access(SessionQueue(wanted), SETUP_STORES="gs://data/in/").signed
     assert signed is not None and list(signed) == ["gs://data/in/a.csv"]
     parts = urlsplit(signed["gs://data/in/a.csv"])
     query = parse_qs(parts.query)
@@ -158,7 +158,7 @@ def cloud_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[
 
 @pytest.mark.usefixtures("cloud_run")
 def test_on_cloud_run_iam_signs_an_object_in_the_services_own_name() -> None:
-    signed = access(Queue(session({"files": "gs://data/in/a.csv"})), SETUP_STORES="gs://data/in/").signed
+    signed = access(SessionQueue(session({"files": "gs://data/in/a.csv"})), SETUP_STORES="gs://data/in/").signed
     assert signed is not None
     address, _, signature = signed["gs://data/in/a.csv"].partition("&X-Goog-Signature=")
     parts, query = urlsplit(address), parse_qs(urlsplit(address).query)
@@ -175,6 +175,6 @@ def test_an_identity_that_may_not_sign_is_told_which_role_it_needs(
 ) -> None:
     caplog.set_level(logging.WARNING)
     cloud_run.allowed = False
-    assert access(Queue(session({"files": "gs://data/a"})), SETUP_STORES="gs://data/").signed is None
+    assert access(SessionQueue(session({"files": "gs://data/a"})), SETUP_STORES="gs://data/").signed is None
     assert f"{ACCOUNT}: it needs roles/iam.serviceAccountTokenCreator on itself" in caplog.text
     assert "SECRET" not in caplog.text

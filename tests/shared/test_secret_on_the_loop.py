@@ -22,7 +22,7 @@ from tests.support.http_stub import StubHandler, stub_server
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Store:
+class SlowSecretStore:
     """A place that answers when it is told to. Each read is counted."""
 
     def __init__(self, value: str = "first") -> None:
@@ -43,10 +43,10 @@ class Store:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowSecretStore]:
     from shared import secret_stores
 
-    made = Store()
+    made = SlowSecretStore()
     monkeypatch.setattr(secret_stores, "read", made.read)
     yield made
     made.open.set()
@@ -64,11 +64,13 @@ def clock() -> LoopClock:
     return LoopClock()
 
 
-def of(store: Store, clock: Callable[[], float]) -> Secret:
+def of(store: SlowSecretStore, clock: Callable[[], float]) -> Secret:
     return Secret("SOME_KEY", "gcp-sm:projects/p/secrets/s", clock=clock)
 
 
-def test_the_loop_goes_on_while_a_store_is_asked_and_many_who_wait_ask_it_once(store: Store, clock: LoopClock) -> None:
+def test_the_loop_goes_on_while_a_store_is_asked_and_many_who_wait_ask_it_once(
+    store: SlowSecretStore, clock: LoopClock
+) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         store.open.clear()
@@ -94,7 +96,7 @@ def test_a_file_that_is_a_pipe_which_nobody_writes_holds_up_neither_the_loop_nor
 
 
 def test_while_an_old_value_is_good_nobody_waits_long_for_a_newer_one_and_it_comes_by_itself(
-    store: Store, clock: LoopClock, monkeypatch: pytest.MonkeyPatch
+    store: SlowSecretStore, clock: LoopClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secrets, "PATIENCE_SECONDS", 0.05)
 
@@ -112,7 +114,7 @@ def test_while_an_old_value_is_good_nobody_waits_long_for_a_newer_one_and_it_com
     asyncio.run(scenario())
 
 
-def test_a_caller_who_gives_up_takes_the_read_away_from_nobody(store: Store, clock: LoopClock) -> None:
+def test_a_caller_who_gives_up_takes_the_read_away_from_nobody(store: SlowSecretStore, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         store.open.clear()
@@ -126,7 +128,7 @@ def test_a_caller_who_gives_up_takes_the_read_away_from_nobody(store: Store, clo
     asyncio.run(scenario())
 
 
-def test_a_refused_value_is_read_again_at_once_but_not_each_time(store: Store, clock: LoopClock) -> None:
+def test_a_refused_value_is_read_again_at_once_but_not_each_time(store: SlowSecretStore, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         assert await secret.areveal() == "first"
@@ -144,7 +146,9 @@ def test_a_refused_value_is_read_again_at_once_but_not_each_time(store: Store, c
     asyncio.run(scenario())
 
 
-def test_calls_that_are_refused_together_wait_for_one_read_and_go_on_with_it(store: Store, clock: LoopClock) -> None:
+def test_calls_that_are_refused_together_wait_for_one_read_and_go_on_with_it(
+    store: SlowSecretStore, clock: LoopClock
+) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         await secret.areveal()
@@ -155,7 +159,7 @@ def test_calls_that_are_refused_together_wait_for_one_read_and_go_on_with_it(sto
     asyncio.run(scenario())
 
 
-def test_a_refused_value_stays_good_where_its_store_fails(store: Store, clock: LoopClock) -> None:
+def test_a_refused_value_stays_good_where_its_store_fails(store: SlowSecretStore, clock: LoopClock) -> None:
     async def scenario() -> None:
         secret = of(store, clock)
         await secret.areveal()

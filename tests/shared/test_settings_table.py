@@ -29,7 +29,7 @@ WITH_AGENTS = {
 }
 
 
-class Asked(Mapping[str, str]):
+class AskedVariables(Mapping[str, str]):
     """An environment that remembers the names that it was asked for."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -48,7 +48,7 @@ class Asked(Mapping[str, str]):
 
 
 def test_settings_read_every_line_of_the_table_and_no_other_variable() -> None:
-    asked = Asked(PLAIN | ON_CLOUD_RUN | WITH_AGENTS | {"OUTPUTS_TO": "s3://results"})
+    asked = AskedVariables(PLAIN | ON_CLOUD_RUN | WITH_AGENTS | {"OUTPUTS_TO": "s3://results"})
     Settings.from_environ(asked)
     assert asked.names == {each.name for each in TABLE} - {each.name for each in settings_of(Logging)}
 

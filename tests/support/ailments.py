@@ -70,7 +70,7 @@ class NotHere(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class AilingSurroundings:
     """prefix: what stands before the program's own arguments; environ: further variables."""
 
     prefix: Sequence[str] = ()
@@ -91,7 +91,7 @@ class Names:
             for name in ("hosts", "resolv.conf", "nsswitch.conf")
             for part in ("--ro-bind", str(folder / name), os.path.realpath(f"/etc/{name}"))
         ]
-        self.surroundings = Surroundings(_cell(*binds))
+        self.surroundings = AilingSurroundings(_cell(*binds))
 
     def fail(self) -> None:
         self._hosts.write_text("")
@@ -100,14 +100,14 @@ class Names:
         self._hosts.write_text(_HOSTS)
 
 
-def full_disk(folder: Path) -> Surroundings:
+def full_disk(folder: Path) -> AilingSurroundings:
     """The home and the folder for temporary files have no byte left. Raises NotHere."""
     inside = ("sh", "-c", _FILLED, str(_PAGE))
     cell = _cell("--size", str(_PAGE), "--tmpfs", str(folder))
-    return Surroundings((*cell, *inside), {"TMPDIR": str(folder), "HOME": str(folder)})
+    return AilingSurroundings((*cell, *inside), {"TMPDIR": str(folder), "HOME": str(folder)})
 
 
-def wrong_clock(folder: Path, seconds: int, every: int = 0) -> Surroundings:
+def wrong_clock(folder: Path, seconds: int, every: int = 0) -> AilingSurroundings:
     """The time of day is so many seconds ahead; with `every` it is that and as much behind in turn, so many seconds
     each. What counts the time since a start is right. Raises NotHere."""
     compiler = shutil.which("cc")
@@ -120,7 +120,7 @@ def wrong_clock(folder: Path, seconds: int, every: int = 0) -> Surroundings:
     if built.returncode:
         raise NotHere(f"no C library to build against: {built.stderr.strip()[-300:]}")
     told = {"CLOCK_JUMPS_BY": str(seconds), "CLOCK_JUMPS_EVERY": str(every), "LD_PRELOAD": str(library)}
-    return Surroundings((), told)
+    return AilingSurroundings((), told)
 
 
 def little_memory(pid: int) -> None:

@@ -40,7 +40,7 @@ def self_signed(folder: Path) -> str:
     return str(path)
 
 
-class _Server(http.server.ThreadingHTTPServer):
+class _TlsServer(http.server.ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """The client hangs up, as it should."""
 
@@ -50,7 +50,7 @@ def untrusted_service(folder: Path) -> Iterator[str]:
     """The address of a server that shows a certificate which nobody vouches for, as what reads TLS on the way does."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(folder))
-    with _Server(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+    with _TlsServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

@@ -41,7 +41,7 @@ _TOKEN: Final = "an-operators-token-of-nobody-at-all"
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class ReleaseTree:
     """A tree of this project, and the module of its command line."""
 
     name: str
@@ -54,7 +54,7 @@ class Version:
 
 @contextmanager
 def copy_of(
-    version: Version, way: str, platform: Platform, environ: Mapping[str, str], log: Path
+    version: ReleaseTree, way: str, platform: Platform, environ: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`poll` or `serve` of that version, ended with SIGTERM. A server gets webhooks, and a tick every few seconds."""
     port = _free_port()
@@ -126,7 +126,9 @@ def unpack(folder: Path) -> None:
         tar.extractall(folder, filter="data")
 
 
-def round_of(first: Version, second: Version, image: Version, way: str, sessions: int, folder: Path) -> list[str]:
+def round_of(
+    first: ReleaseTree, second: ReleaseTree, image: ReleaseTree, way: str, sessions: int, folder: Path
+) -> list[str]:
     """One order with one image; what is wrong."""
     with Platform(Options(build_image=False)) as platform:
         environ = {**platform.environ, "RUNNER_MAX_IDLE_SECONDS": "1"}  # so that a second message is a new item
@@ -229,8 +231,8 @@ def main() -> int:
     parser.add_argument("--way", choices=("poll", "serve"), default="poll", help="how both versions are run")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="upgrade-") as scratch:
-        old = Version("0.1.0", Path(scratch) / "release", "infra.operator")
-        new = Version("this version", ROOT, "infra.cli")
+        old = ReleaseTree("0.1.0", Path(scratch) / "release", "infra.operator")
+        new = ReleaseTree("this version", ROOT, "infra.cli")
         try:
             unpack(old.folder)
         except (OSError, subprocess.CalledProcessError):

@@ -47,14 +47,14 @@ _MODES: Final = 0o755  # what a file's permissions may be on this machine
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CopyEnd:
     """A path on this machine, or with a session in its sandbox. `-` is standard input or output."""
 
     path: str
     session: str = ""
 
     @classmethod
-    def read(cls, text: str) -> Place:
+    def read(cls, text: str) -> CopyEnd:
         """Raises SettingsError."""
         session, colon, path = text.partition(":")
         if colon and SESSION_ID.fullmatch(session):
@@ -75,7 +75,7 @@ class Result:
 
 async def copy(loaded: Loaded, source: str, sink: str) -> int:
     """0 copied, 1 not. Raises SettingsError, FeedRefused, FeedBroken."""
-    begin, end = Place.read(source), Place.read(sink)
+    begin, end = CopyEnd.read(source), CopyEnd.read(sink)
     if bool(begin.session) == bool(end.session):
         raise SettingsError(
             "one of both is in a sandbox (sesn_...:/path), the other on this machine: hands cp sesn_01H2...:out/r.csv ."
@@ -156,8 +156,8 @@ def _line(row: dict[str, str | float]) -> str:
     return f"{row['bytes']:>12}  {when:16}  {name}"
 
 
-def _remote(text: str) -> Place:
-    place = Place.read(text)
+def _remote(text: str) -> CopyEnd:
+    place = CopyEnd.read(text)
     if not place.session:
         raise SettingsError(f"{text[:80]!r} is on this machine; a sandbox's path is sesn_...:/path")
     return place

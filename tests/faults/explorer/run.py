@@ -136,7 +136,7 @@ def prepared() -> Iterator[VirtualLoop]:
 
 
 @dataclass(slots=True, eq=False)
-class _Copy:
+class _ExploredCopy:
     """One process of the bundle, as shared/service.py makes it; a crash ends it, the next wake-up starts another."""
 
     world: _World
@@ -320,7 +320,7 @@ class _World:
         self._passed: Counter[tuple[int, str]] = Counter()
         self._hook = 0
         self._chance = random.Random(f"{plan.seed} world")
-        self.copies = [_Copy(self, index) for index in range(plan.copies)]
+        self.copies = [_ExploredCopy(self, index) for index in range(plan.copies)]
         self.claude.on_run = self._session_runs
         self.claude.on_over = self._session_over
 
@@ -403,7 +403,7 @@ class _World:
         self.note("user", f"{session.id} is {session.over}")
         self._deliver(lambda copy: copy.session_over(session.id))
 
-    def _deliver(self, what: Callable[[_Copy], None]) -> None:
+    def _deliver(self, what: Callable[[_ExploredCopy], None]) -> None:
         delays = self._hooks.pop(self._hook, (0.1,))
         self._hook += 1
         for delay in delays:

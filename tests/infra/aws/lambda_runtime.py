@@ -48,7 +48,7 @@ class LambdaRuntime:
 
     def __enter__(self) -> Self:
         self._output = self._held.enter_context(tempfile.TemporaryFile())
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._server = _RuntimeServer(("127.0.0.1", 0), _handler(self))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         host, port = self._server.server_address[:2]
         environ = {
@@ -115,7 +115,7 @@ class Invoke:
         self._taken: queue.Queue[tuple[str, Any]] = queue.Queue()
 
     def __enter__(self) -> Self:
-        self._server = _Server(("127.0.0.1", 0), _invoke_handler(self._taken))
+        self._server = _RuntimeServer(("127.0.0.1", 0), _invoke_handler(self._taken))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -138,7 +138,7 @@ class Invoke:
         return self._taken.empty()
 
 
-class _Server(ThreadingHTTPServer):
+class _RuntimeServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:

@@ -19,7 +19,7 @@ from tests.shared.test_settings import PLAIN
 METADATA = {"repo": "https://git.example/team/app", "files": "s3://data/in/a.csv s3://other/b.csv"}
 
 
-class Queue:
+class SessionQueue:
     """As much of the queue as is asked."""
 
     def __init__(self, answer: SessionRecord | Doubtful) -> None:
@@ -36,7 +36,7 @@ def environment(**variables: str) -> Environment:
     return only
 
 
-def access(queue: Queue, **variables: str) -> SetupAccess:
+def access(queue: SessionQueue, **variables: str) -> SetupAccess:
     unlike_a_queue: Any = queue
     return asyncio.run(setup_access(environment(**variables), unlike_a_queue, "sesn_1"))
 
@@ -54,7 +54,7 @@ def bad(repository: str) -> tuple[str, str]:
 
 
 def test_without_the_settings_nobody_is_asked() -> None:
-    queue = Queue(session(METADATA))
+    queue = SessionQueue(session(METADATA))
     assert access(queue) == SetupAccess() and queue.asked == 0
 
 
@@ -62,7 +62,7 @@ def test_objects_below_the_operators_prefixes_are_signed_and_no_others(monkeypat
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "of-nobody")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    signed = access(Queue(session(METADATA)), SETUP_STORES="s3://data/in/").signed
+    signed = access(SessionQueue(session(METADATA)), SETUP_STORES="s3://data/in/").signed
     assert signed is not None and list(signed) == ["s3://data/in/a.csv"]
     parts = urlsplit(signed["s3://data/in/a.csv"])
     assert parts.scheme == "https" and parts.path.endswith("/in/a.csv") and "data" in f"{parts.netloc}{parts.path}"
@@ -73,14 +73,14 @@ def test_the_operators_function_gives_the_credential_and_its_failure_is_told_wit
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    given = access(Queue(session(METADATA)), SETUP_CREDENTIALS=f"{__name__}:good")
+    given = access(SessionQueue(session(METADATA)), SETUP_CREDENTIALS=f"{__name__}:good")
     assert given.credential == {"username": "name", "password": "word"} and "word" not in repr(given)
     elsewhere = session({"repo": "https://elsewhere.example/a"})
-    assert access(Queue(elsewhere), SETUP_CREDENTIALS=f"{__name__}:good").credential is None
-    assert access(Queue(session(METADATA)), SETUP_CREDENTIALS=f"{__name__}:bad") == SetupAccess()
-    assert access(Queue(session(METADATA)), SETUP_CREDENTIALS="no_such_module:f") == SetupAccess()
-    assert access(Queue(Doubtful("HTTP 500")), SETUP_CREDENTIALS=f"{__name__}:good") == SetupAccess()
-    assert access(Queue(session({"repo": "x"})), SETUP_CREDENTIALS=f"{__name__}:good") == SetupAccess()
+    assert access(SessionQueue(elsewhere), SETUP_CREDENTIALS=f"{__name__}:good").credential is None
+    assert access(SessionQueue(session(METADATA)), SETUP_CREDENTIALS=f"{__name__}:bad") == SetupAccess()
+    assert access(SessionQueue(session(METADATA)), SETUP_CREDENTIALS="no_such_module:f") == SetupAccess()
+    assert access(SessionQueue(Doubtful("HTTP 500")), SETUP_CREDENTIALS=f"{__name__}:good") == SetupAccess()
+    assert access(SessionQueue(session({"repo": "x"})), SETUP_CREDENTIALS=f"{__name__}:good") == SetupAccess()
     assert len(caplog.records) == 3 and "SECRET" not in caplog.text
 
 
@@ -92,9 +92,9 @@ def test_the_function_may_be_an_entry_point_of_a_package(
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: handsprobe\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(f"[serverless_hands.credentials]\nour-forge = {__name__}:good\n")
     monkeypatch.syspath_prepend(tmp_path)
-    given = access(Queue(session(METADATA)), SETUP_CREDENTIALS="entry-point:our-forge")
+    given = access(SessionQueue(session(METADATA)), SETUP_CREDENTIALS="entry-point:our-forge")
     assert given.credential == {"username": "name", "password": "word"}
-    assert access(Queue(session(METADATA)), SETUP_CREDENTIALS="entry-point:another-forge") == SetupAccess()
+    assert access(SessionQueue(session(METADATA)), SETUP_CREDENTIALS="entry-point:another-forge") == SetupAccess()
     assert "ValueError" in caplog.text
 
 

@@ -32,7 +32,7 @@ class Hours:
         return self.now
 
 
-class Copies:
+class LedgerCopies:
     """Two copies of the functions, and the service that they share."""
 
     def __init__(self, most: float = 100.0, meet: Any = lambda method, what: None) -> None:
@@ -48,7 +48,7 @@ class Copies:
 
 def test_all_copies_share_one_days_sandbox_seconds() -> None:
     async def main() -> None:
-        copies = Copies()
+        copies = LedgerCopies()
         one = await copies.begin(copies.first, wanted=40.0)
         assert one.taken == 40.0
         other = await copies.begin(copies.second, "work_2")
@@ -67,7 +67,7 @@ def test_all_copies_share_one_days_sandbox_seconds() -> None:
 
 def test_a_copy_that_has_refused_a_race_learns_that_the_other_ones_is_over() -> None:
     async def main() -> None:
-        copies = Copies()
+        copies = LedgerCopies()
         one = await copies.begin(copies.first, wanted=100.0)
         for refusal, work in ((RaceRunning, "work_1"), (BudgetSpent, "work_2")):
             with pytest.raises(refusal):
@@ -82,7 +82,7 @@ def test_a_copy_that_has_refused_a_race_learns_that_the_other_ones_is_over() -> 
 
 def test_a_work_item_has_one_race_across_copies_also_when_they_begin_at_once() -> None:
     async def main() -> None:
-        copies = Copies()
+        copies = LedgerCopies()
         begun = await asyncio.gather(
             *(copies.begin(ledger, wanted=10.0) for ledger in (copies.first, copies.second, copies.third)),
             return_exceptions=True,
@@ -96,7 +96,7 @@ def test_a_work_item_has_one_race_across_copies_also_when_they_begin_at_once() -
 
 def test_what_a_copy_that_died_had_taken_stays_spent_and_its_race_is_given_up() -> None:
     async def main() -> None:
-        copies = Copies()
+        copies = LedgerCopies()
         dead = await copies.begin(copies.first, wanted=40.0)
         with pytest.raises(RaceRunning):
             await copies.begin(copies.second)
@@ -121,7 +121,7 @@ def test_lost_answers_neither_double_nor_lose_an_entry() -> None:
         return None
 
     async def main() -> None:
-        copies = Copies(meet=meet)
+        copies = LedgerCopies(meet=meet)
         lost.extend(["create", "run"])
         entry = await copies.begin(copies.first, wanted=40.0)
         lost.append("run")
@@ -134,7 +134,7 @@ def test_lost_answers_neither_double_nor_lose_an_entry() -> None:
 
 def test_where_the_ledger_cannot_be_asked_no_race_begins() -> None:
     async def main() -> None:
-        copies = Copies(meet=lambda method, what: FakeFault.REFUSED if method == "run" else None)
+        copies = LedgerCopies(meet=lambda method, what: FakeFault.REFUSED if method == "run" else None)
         with pytest.raises(CellUnclear):
             await copies.begin(copies.first)
 
@@ -145,7 +145,7 @@ def test_a_ledger_of_an_earlier_day_is_carried_over_and_reaped() -> None:
     """One that was written after midnight by a race of before is of the new day, and of an old sandbox."""
 
     async def main() -> None:
-        copies = Copies()
+        copies = LedgerCopies()
         name = names.race_ledger_name(SETTINGS.prefix, ENVIRONMENT.id, SESSION)
         copies.clock.now = MIDNIGHT.timestamp() - 60
         await copies.begin(copies.first, "before", 10.0)

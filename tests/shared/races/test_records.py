@@ -18,7 +18,7 @@ RACE: Final = "0123456789ab"
 STOPPED: Final = ErrorBody(type="stopped", message="over")
 
 
-class Copies:
+class RecordCopies:
     """Two copies that share the service alone; the first one runs the race."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -45,7 +45,7 @@ class Copies:
 
 def test_the_copy_that_runs_a_race_learns_within_seconds_that_it_is_to_end() -> None:
     async def main(clock: Callable[[], float]) -> None:
-        copies = Copies(clock)
+        copies = RecordCopies(clock)
         own = await copies.begun()
         living = asyncio.create_task(own.keep_alive())
         await asyncio.sleep(100.0)  # it has renewed its record twice
@@ -63,7 +63,7 @@ def test_the_copy_that_runs_a_race_learns_within_seconds_that_it_is_to_end() -> 
 
 def test_a_race_that_ends_while_it_is_asked_to_end_keeps_its_end() -> None:
     async def main(clock: Callable[[], float]) -> None:
-        copies = Copies(clock)
+        copies = RecordCopies(clock)
         own = await copies.begun()
         before = await copies.seen()
         await asyncio.gather(own.failed(503, STOPPED), copies.second.cancel(before))
@@ -76,7 +76,7 @@ def test_a_race_that_ends_while_it_is_asked_to_end_keeps_its_end() -> None:
 
 def test_it_is_written_once_that_a_race_is_to_end() -> None:
     async def main(clock: Callable[[], float]) -> None:
-        copies = Copies(clock)
+        copies = RecordCopies(clock)
         own = await copies.begun()
         before = await copies.seen()
         both = await asyncio.gather(copies.first.cancel(before), copies.second.cancel(before))

@@ -16,7 +16,7 @@ ON: Final = {"RECONCILE_SECONDS": "40", "OUTPUTS_TO": "s3://results", "OUTPUTS_P
 ENDED: Final = ("terminate", "box1")
 
 
-class Target:
+class OutputsTarget:
     """Notes in the services' own list what is collected. `fails`: why it cannot be."""
 
     def __init__(self, services: FakeServices, fails: str = "", current: bool = False) -> None:
@@ -47,20 +47,20 @@ def over(status: SandboxStatus) -> FakeServices:
 
 def test_outputs_are_collected_before_a_sandbox_sleeps() -> None:
     services = at_rest()
-    assert acts(reconciled(services, ON, collector=Target(services)))[0][0] is Act.SUSPEND
+    assert acts(reconciled(services, ON, collector=OutputsTarget(services)))[0][0] is Act.SUSPEND
     assert services.done == [("collect", "box1"), ("suspend", "box1")]
 
 
 def test_a_target_that_fails_is_an_alarm_and_lets_the_sandbox_sleep() -> None:
     services = at_rest()
-    report = reconciled(services, ON, collector=Target(services, "no bucket"))
+    report = reconciled(services, ON, collector=OutputsTarget(services, "no bucket"))
     assert services.done[-1] == ("suspend", "box1")
     assert report.alarms == ("sesn_1: its outputs were not collected: no bucket",)
 
 
 def test_a_sleeper_is_woken_and_collected_before_its_end() -> None:
     services = over(SandboxStatus.SUSPENDED)
-    target = Target(services)
+    target = OutputsTarget(services)
     assert acts(reconciled(services, ON, collector=target))[0][0] is Act.END_MARKED
     assert services.done == [("resume", "box1"), ("collect", "box1"), ENDED]
     assert target.since is None  # nothing tells when it last worked, so what is at the target proves nothing
@@ -68,27 +68,27 @@ def test_a_sleeper_is_woken_and_collected_before_its_end() -> None:
 
 def test_a_sleeper_that_is_collected_already_is_not_woken() -> None:
     services = over(SandboxStatus.SUSPENDED)
-    reconciled(services, ON, collector=Target(services, current=True))
+    reconciled(services, ON, collector=OutputsTarget(services, current=True))
     assert services.done == [ENDED]
 
 
 @pytest.mark.parametrize("status", [SandboxStatus.SUSPENDED, SandboxStatus.RUNNING])
 def test_a_failing_target_delays_the_end_for_a_bounded_time_and_each_tick_says_so(status: SandboxStatus) -> None:
     services = over(status)
-    report = reconciled(services, ON, collector=Target(services, "no bucket"))
+    report = reconciled(services, ON, collector=OutputsTarget(services, "no bucket"))
     assert ENDED not in services.done and len(report.alarms) == 1
     assert "kept until" in report.alarms[0] and report.alarms[0].endswith("not collected: no bucket")
     assert (("suspend", "box1") in services.done) is (status is SandboxStatus.SUSPENDED)
     (action,) = report.actions
     assert (action.done, action.problem) == (False, "its outputs are not collected: no bucket")
-    report = reconciled(services, ON, after=3700.0, collector=Target(services, "no bucket"))
+    report = reconciled(services, ON, after=3700.0, collector=OutputsTarget(services, "no bucket"))
     assert ENDED in services.done
     assert "deleted with outputs that could not be collected: no bucket" in report.alarms[0]
 
 
 def test_a_sandbox_that_failed_is_ended_with_a_word_about_what_is_lost() -> None:
     services = FakeServices([box(1, SandboxStatus.FAILED)], sessions={"sesn_1": idle("sesn_1", timedelta(hours=1))})
-    report = reconciled(services, ON, collector=Target(services))
+    report = reconciled(services, ON, collector=OutputsTarget(services))
     assert ENDED in services.done and "is not collected" in report.alarms[0]
 
 

@@ -93,7 +93,7 @@ class Crowd:
         self._chance = random.Random(seed)
         self._counts: Counter[str] = Counter()
         self._worker_file = worker_path(digest(build_archive()))
-        self._copies = [_Copy(self, index) for index in range(size.copies)]
+        self._copies = [_CrowdCopy(self, index) for index in range(size.copies)]
         self._names = [f"sesn_Crowd{number}" for number in range(size.sandboxes)]
         self._busy: list[str] = []
         self._at_work: list[ModelBox] = []
@@ -137,7 +137,7 @@ class Crowd:
     def pages(self) -> int:
         return -(-len(self.sandboxes.boxes) // PAGE)
 
-    def copy(self) -> _Copy:
+    def copy(self) -> _CrowdCopy:
         return self._chance.choice(self._copies)
 
     def _due(self, mean: float) -> int:
@@ -190,7 +190,7 @@ class Crowd:
         return worker(process, self)
 
 
-class _Copy:
+class _CrowdCopy:
     """One process of the functions."""
 
     def __init__(self, crowd: Crowd, index: int) -> None:

@@ -181,7 +181,7 @@ class WorkService:
         return f"2026-10-20T09:00:{self._counter:02d}.5+00:00"  # a plus sign must survive the query
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ServiceHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     service: WorkService
 
@@ -267,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         seen = len(self.service.events)
         with contextlib.suppress(OSError):
-            while not cast(_Server, self.server).closing:
+            while not cast(_ServiceServer, self.server).closing:
                 with self.service.lock:
                     self.service.lock.wait(0.2)
                     fresh, seen = self.service.events[seen:], len(self.service.events)
@@ -275,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write("".join(frames or ["event: ping\ndata: {}\n\n"]).encode())
 
 
-class _Server(ThreadingHTTPServer):
+class _ServiceServer(ThreadingHTTPServer):
     daemon_threads = True
     closing = False
 
@@ -287,8 +287,8 @@ class _Server(ThreadingHTTPServer):
 def running(*, certificate: str | None = None, **settings: Any) -> Iterator[WorkService]:
     """certificate: path of a file with a key and a certificate, for https."""
     service = WorkService(**settings)
-    handler = type("Handler", (_Handler,), {"service": service})
-    server = _Server(("127.0.0.1", 0), handler)
+    handler = type("Handler", (_ServiceHandler,), {"service": service})
+    server = _ServiceServer(("127.0.0.1", 0), handler)
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)

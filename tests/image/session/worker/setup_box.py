@@ -14,7 +14,7 @@ from image.session.worker.state_directory import StateDirectory
 OPEN = SetupPolicy(callers=(*CALLER_KEYS, "env.*"))
 
 
-class Box:
+class SetupBox:
     """A workdir and a state directory, as a series of workers finds them."""
 
     def __init__(self, root: Path) -> None:

@@ -30,7 +30,7 @@ def own() -> OwnTools:
     return collect(ToolSources({Kind.PUBLIC: FILES}))
 
 
-class Served:
+class ServedTools:
     """The tools as the SDK's runner gets them."""
 
     def __init__(self, root: Path, own: OwnTools, seconds: float = 60.0) -> None:
@@ -52,7 +52,7 @@ class Served:
 
 def test_a_tool_answers_and_one_that_misbehaves_is_an_error_with_its_reason(tmp_path: Path, own: OwnTools) -> None:
     async def scenario() -> None:
-        served = Served(tmp_path, own)
+        served = ServedTools(tmp_path, own)
         assert await served.call("add", a=2, b=3) == "5"
         user, folder, supervisor = (await served.call("where")).split()
         assert (user, folder) == (str(os.getuid()), str(tmp_path))
@@ -83,7 +83,7 @@ def test_what_tools_print_and_how_they_fail_is_in_the_workers_log_line_by_line_a
         return [each.removeprefix(start) for each in caplog.messages if each.startswith(start)]
 
     async def scenario() -> None:
-        served = Served(tmp_path, own)
+        served = ServedTools(tmp_path, own)
         await served.call("add", a=2, b=3)
         assert said("add") == ["adding"]
         await served.refused("break_it", how="raise")
@@ -127,7 +127,7 @@ def test_a_worker_keeps_so_much_of_its_tools_whatever_the_other_end_sends(
 
 def test_a_tool_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, own: OwnTools) -> None:
     async def scenario() -> None:
-        served = Served(tmp_path, own, seconds=0.5)
+        served = ServedTools(tmp_path, own, seconds=0.5)
         assert "no result within 0.5 seconds" in await served.refused("break_it", how=str(tmp_path / "pid"))
 
     asyncio.run(scenario())

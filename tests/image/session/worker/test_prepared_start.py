@@ -13,15 +13,15 @@ from image.session.claim import Exit, Word
 from image.session.setup import CALLER_KEYS, FileSource, SetupPolicy, Wishes
 from image.session.worker.setup_mark import DONE, PREPARED, RUNNING, Mark
 from tests.image.session.worker.harness import make_claim, sandbox
-from tests.image.session.worker.setup_box import Box
+from tests.image.session.worker.setup_box import SetupBox
 from tests.support.web import Web, git, make_repository, web
 
 SCRIPT = "echo ran >> ../runs"
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(tmp_path / "box")
+def box(tmp_path: Path) -> SetupBox:
+    return SetupBox(tmp_path / "box")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def policy(server: Web, **more: object) -> SetupPolicy:
     return SetupPolicy(replace(base, **more), callers=(*CALLER_KEYS, "env.*"))  # type: ignore[arg-type]
 
 
-def runs(box: Box) -> int:
+def runs(box: SetupBox) -> int:
     return (box.workdir / "runs").read_text().count("ran")
 
 
@@ -54,7 +54,7 @@ def push(server: Web, name: str, text: str) -> str:
     return git("rev-parse", "HEAD", cwd=work)
 
 
-def test_a_session_that_asks_for_no_more_fetches_nothing(box: Box, server: Web) -> None:
+def test_a_session_that_asks_for_no_more_fetches_nothing(box: SetupBox, server: Web) -> None:
     assert box.run({}, policy(server), prepares=True).failure == ""
     assert Mark.read(box.state).state == PREPARED
     asked = len(server.asked)
@@ -66,7 +66,7 @@ def test_a_session_that_asks_for_no_more_fetches_nothing(box: Box, server: Web) 
     assert box.run({}, policy(server)).failure == "" and box.said == []
 
 
-def test_a_branch_that_has_moved_is_brought_up_and_the_scripts_run_again(box: Box, server: Web) -> None:
+def test_a_branch_that_has_moved_is_brought_up_and_the_scripts_run_again(box: SetupBox, server: Web) -> None:
     box.run({}, policy(server), prepares=True)
     (box.workdir / "app" / "built").write_text("by the script, ignored by git")
     commit = push(server, "version", "3\n")
@@ -76,7 +76,7 @@ def test_a_branch_that_has_moved_is_brought_up_and_the_scripts_run_again(box: Bo
     assert (place / "built").exists() and runs(box) == 2
 
 
-def test_a_sessions_own_revision_file_and_script_come_on_top(box: Box, server: Web) -> None:
+def test_a_sessions_own_revision_file_and_script_come_on_top(box: SetupBox, server: Web) -> None:
     box.run({}, policy(server), prepares=True)
     wanted = {"ref": "v1", "files": f"{server.url}/moving", "setup.inline": "cat ../moving version > ../seen"}
     assert box.run(wanted, policy(server)).failure == ""
@@ -84,7 +84,7 @@ def test_a_sessions_own_revision_file_and_script_come_on_top(box: Box, server: W
     assert not any("/fixed" in line for line in server.asked[len(server.asked) - 3 :])
 
 
-def test_a_file_without_a_hash_is_asked_for_again_and_counts_only_where_it_differs(box: Box, server: Web) -> None:
+def test_a_file_without_a_hash_is_asked_for_again_and_counts_only_where_it_differs(box: SetupBox, server: Web) -> None:
     moving = policy(
         server, repo="", files=(FileSource(f"{server.url}/moving", "moving"),), scripts=("echo ran >> runs",)
     )
@@ -97,7 +97,7 @@ def test_a_file_without_a_hash_is_asked_for_again_and_counts_only_where_it_diffe
 
 
 @pytest.mark.parametrize("why", ["another repository", "changed files", "a file in the way"])
-def test_what_does_not_fit_is_made_anew(box: Box, server: Web, why: str) -> None:
+def test_what_does_not_fit_is_made_anew(box: SetupBox, server: Web, why: str) -> None:
     script = SCRIPT if why != "changed files" else f"{SCRIPT}; echo patched >> version"
     box.run({}, policy(server, scripts=(script,)), prepares=True)
     if why == "a file in the way":
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_made_anew(box: Box, server: Web, why: str) -> None
     assert not list(box.workdir.glob("*.left-*")), "nobody's work lay there"
 
 
-def test_a_changed_recipe_and_an_interrupted_start_are_done_in_full(box: Box, server: Web) -> None:
+def test_a_changed_recipe_and_an_interrupted_start_are_done_in_full(box: SetupBox, server: Web) -> None:
     box.run({}, policy(server), prepares=True)
     assert box.run({}, policy(server, scripts=("touch ../newer",))).failure == ""
     assert box.said[0] == "begins" and (box.workdir / "newer").exists()

@@ -19,14 +19,14 @@ from image.session.setup import CALLER_KEYS, FAILED_FILE, STAGING, SetupPolicy, 
 from image.session.worker.setup_mark import GIVEN_UP, RUNNING, Mark
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running
-from tests.image.session.worker.setup_box import Box
+from tests.image.session.worker.setup_box import SetupBox
 from tests.support.waiting import until
 from tests.support.web import Web, git, make_repository, web
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(tmp_path)
+def box(tmp_path: Path) -> SetupBox:
+    return SetupBox(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Web, str,
         yield server, first, second
 
 
-def test_a_private_repositorys_credential_is_held_for_the_clone_alone(box: Box, remote: tuple[Web, str, str]) -> None:
+def test_a_private_repositorys_credential_is_held_for_the_clone_alone(
+    box: SetupBox, remote: tuple[Web, str, str]
+) -> None:
     server = remote[0]
     password = "ghs-of-nobody-at-all"
     right = "Basic " + base64.b64encode(f"x-access-token:{password}".encode()).decode()
@@ -60,7 +62,7 @@ def test_a_private_repositorys_credential_is_held_for_the_clone_alone(box: Box, 
 
 
 @pytest.mark.parametrize("depth", [1, 0])
-def test_a_repository_is_there_at_its_revision(box: Box, remote: tuple[Web, str, str], depth: int) -> None:
+def test_a_repository_is_there_at_its_revision(box: SetupBox, remote: tuple[Web, str, str], depth: int) -> None:
     server, first, second = remote
     policy = SetupPolicy(callers=CALLER_KEYS, depth=depth)
     place = box.workdir / "app"
@@ -76,7 +78,7 @@ def test_a_repository_is_there_at_its_revision(box: Box, remote: tuple[Web, str,
     assert STAGING not in box.files()
 
 
-def test_only_the_folder_that_was_asked_for_is_checked_out(box: Box, remote: tuple[Web, str, str]) -> None:
+def test_only_the_folder_that_was_asked_for_is_checked_out(box: SetupBox, remote: tuple[Web, str, str]) -> None:
     box.run({"repo": remote[0].repository("app"), "ref": "main", "subdir": "src"})
     place = box.workdir / "app"
     assert (place / "src" / "tool.sh").exists() and not (place / "docs").exists()
@@ -84,7 +86,7 @@ def test_only_the_folder_that_was_asked_for_is_checked_out(box: Box, remote: tup
 
 
 def test_what_is_done_is_not_done_again_and_what_is_new_leaves_the_agents_work(
-    box: Box, remote: tuple[Web, str, str]
+    box: SetupBox, remote: tuple[Web, str, str]
 ) -> None:
     wanted = {"repo": remote[0].repository("app"), "ref": "v1"}
     box.run(wanted)
@@ -98,7 +100,7 @@ def test_what_is_done_is_not_done_again_and_what_is_new_leaves_the_agents_work(
     assert (aside / "version").read_text() == "the agent's"
 
 
-def test_files_come_whole_to_their_places_and_with_the_right_hash(box: Box, remote: tuple[Web, str, str]) -> None:
+def test_files_come_whole_to_their_places_and_with_the_right_hash(box: SetupBox, remote: tuple[Web, str, str]) -> None:
     data = os.urandom(3_000_000)
     remote[0].files["/in.csv"] = data
     remote[0].redirects["/moved"] = f"{remote[0].url}/in.csv"
@@ -122,7 +124,7 @@ def test_files_come_whole_to_their_places_and_with_the_right_hash(box: Box, remo
 
 
 def test_a_script_runs_beside_the_repository_and_its_first_failure_ends_it(
-    box: Box, remote: tuple[Web, str, str]
+    box: SetupBox, remote: tuple[Web, str, str]
 ) -> None:
     base = Wishes(
         repo=remote[0].repository("app"), scripts=("pwd > where\necho $REGION > region",), env={"REGION": "eu"}
@@ -139,7 +141,7 @@ def test_a_script_runs_beside_the_repository_and_its_first_failure_ends_it(
     assert python.failure == "" and (box.workdir / "made").read_text() == "by python"
 
 
-def test_the_time_limit_ends_the_script_with_what_it_started(box: Box) -> None:
+def test_the_time_limit_ends_the_script_with_what_it_started(box: SetupBox) -> None:
     script = "echo waiting for the mirror; sleep 300 & echo $! > pid; wait"
     setup = box.run({"setup.inline": script}, SetupPolicy(callers=CALLER_KEYS, seconds=1.5))
     assert "longer than 1.5 s (SETUP_SECONDS)" in setup.failure and "waiting for the mirror" in setup.failure
@@ -147,7 +149,7 @@ def test_the_time_limit_ends_the_script_with_what_it_started(box: Box) -> None:
     until(lambda: not gone.exists() or "Z" in (gone / "stat").read_text().split()[2])
 
 
-def test_a_failure_is_tried_again_or_told_in_a_file(box: Box) -> None:
+def test_a_failure_is_tried_again_or_told_in_a_file(box: SetupBox) -> None:
     script = "test -e " + str(box.workdir.parent / "mended")
     assert box.run({"setup.inline": script}).failure
     assert "the last set-up failed: set-up script failed" in Mark.read(box.state).remark
@@ -161,7 +163,7 @@ def test_a_failure_is_tried_again_or_told_in_a_file(box: Box) -> None:
     assert box.run({"setup.inline": "echo why; exit 3"}, go_on).failure == "" and box.said == []
 
 
-def test_malformed_metadata_destroys_nothing(box: Box, remote: tuple[Web, str, str]) -> None:
+def test_malformed_metadata_destroys_nothing(box: SetupBox, remote: tuple[Web, str, str]) -> None:
     wanted = {"repo": remote[0].repository("app")}
     box.run(wanted)
     (box.workdir / "app" / "work").write_text("the agent's")
@@ -170,7 +172,7 @@ def test_malformed_metadata_destroys_nothing(box: Box, remote: tuple[Web, str, s
     assert (box.workdir / "app" / "work").read_text() == "the agent's"
 
 
-def test_one_that_was_interrupted_is_done_anew_in_full(box: Box, remote: tuple[Web, str, str]) -> None:
+def test_one_that_was_interrupted_is_done_anew_in_full(box: SetupBox, remote: tuple[Web, str, str]) -> None:
     """Broken off in the middle of a file, behind a repository that was whole."""
     server = remote[0]
     server.files["/big"] = b"x" * 200_000

@@ -20,7 +20,7 @@ from image.session.worker import setup_download
 from image.session.worker.setup_mark import DONE, FAILED, Mark
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running
-from tests.image.session.worker.setup_box import Box
+from tests.image.session.worker.setup_box import SetupBox
 from tests.support.waiting import until
 from tests.support.web import Web, make_repository, web
 
@@ -35,15 +35,17 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(tmp_path)
+def box(tmp_path: Path) -> SetupBox:
+    return SetupBox(tmp_path)
 
 
 def wanted(server: Web) -> dict[str, str]:
     return {"repo": server.repository("app"), "files": f"{server.url}/data"}
 
 
-def test_a_network_that_goes_in_a_clone_or_a_download(box: Box, remote: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_goes_in_a_clone_or_a_download(
+    box: SetupBox, remote: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(setup_download, "_TRIES", 1)
     remote.cut = True
     try:
@@ -58,7 +60,7 @@ def test_a_network_that_goes_in_a_clone_or_a_download(box: Box, remote: Web, mon
 
 
 def test_a_download_that_is_cut_goes_on_from_there(
-    box: Box, remote: Web, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    box: SetupBox, remote: Web, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     monkeypatch.setattr(setup_download, "_PAUSE", 0.0)
@@ -79,7 +81,7 @@ def test_a_download_that_is_cut_goes_on_from_there(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[tuple[Box, Callable[[str], None]]]:
+def small_disk(tmp_path: Path) -> Iterator[tuple[SetupBox, Callable[[str], None]]]:
     """A box on a file system of 256 KiB, and how that gets another size."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -93,13 +95,13 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Box, Callable[[str], None]]]:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no file system of a size of its own can be mounted here")
     try:
-        yield Box(disk), lambda size: sized(size, "remount")
+        yield SetupBox(disk), lambda size: sized(size, "remount")
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the state directory is open
 
 
 @pytest.mark.parametrize("what", ["files", "repo"])
-def test_a_disk_that_is_really_full(small_disk: tuple[Box, Callable[[str], None]], remote: Web, what: str) -> None:
+def test_a_disk_that_is_really_full(small_disk: tuple[SetupBox, Callable[[str], None]], remote: Web, what: str) -> None:
     box, sized = small_disk
     remote.files["/large"] = os.urandom(1 << 20)
     if what == "repo" and not (remote.repositories / "large.git").exists():
@@ -112,7 +114,9 @@ def test_a_disk_that_is_really_full(small_disk: tuple[Box, Callable[[str], None]
     assert box.run(asked).failure == "" and box.files() == {"large"}
 
 
-def test_a_mark_that_finds_no_room_fails_the_set_up(box: Box, remote: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mark_that_finds_no_room_fails_the_set_up(
+    box: SetupBox, remote: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -110,6 +110,6 @@ def test_files_go_in_and_out_of_a_sandbox_that_sleeps(
 
 
 def test_a_place_is_told_from_a_path_by_its_session() -> None:
-    assert copy.Place.read("sesn_01Ab:/x:y") == copy.Place("/x:y", "sesn_01Ab")
-    assert copy.Place.read("sesn_01Ab:") == copy.Place(".", "sesn_01Ab")
-    assert copy.Place.read("./sesn_01Ab:x") == copy.Place("./sesn_01Ab:x")
+    assert copy.CopyEnd.read("sesn_01Ab:/x:y") == copy.CopyEnd("/x:y", "sesn_01Ab")
+    assert copy.CopyEnd.read("sesn_01Ab:") == copy.CopyEnd(".", "sesn_01Ab")
+    assert copy.CopyEnd.read("./sesn_01Ab:x") == copy.CopyEnd("./sesn_01Ab:x")

@@ -33,7 +33,7 @@ ATTRIBUTES: Final = (
 )
 
 
-class Page(HTMLParser):
+class ParsedReport(HTMLParser):
     """What a browser would make of it, roughly: tags, attributes, and the text outside of the style sheet."""
 
     def __init__(self, html: str) -> None:
@@ -128,7 +128,7 @@ def race(text: str) -> RaceReport:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_names_and_outputs_are_text_and_nothing_else(attack: str) -> None:
-    page = Page(render(race(attack)))
+    page = ParsedReport(render(race(attack)))
     page.check_inert()
     assert page.text.count(attack) > 20
 
@@ -137,7 +137,7 @@ def test_hostile_names_and_outputs_are_text_and_nothing_else(attack: str) -> Non
 @given(st.text(max_size=60))
 def test_no_text_at_all_becomes_markup(text: str) -> None:
     html = render(race(text))
-    Page(html).check_inert()
+    ParsedReport(html).check_inert()
     assert not any(ord(character) < 32 and character not in "\n\t" for character in html)
     assert html.encode()  # no half characters
 
@@ -147,7 +147,7 @@ def test_its_own_policy_allows_the_style_sheet_by_digest_and_nothing_else() -> N
     sheet = html.split("<style>")[1].split("</style>")[0]
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    assert Page(html).metas["Content-Security-Policy"] == POLICY == policy
+    assert ParsedReport(html).metas["Content-Security-Policy"] == POLICY == policy
     assert html.index("Content-Security-Policy") < html.index("<style>")
 
 
@@ -157,13 +157,13 @@ def test_it_asks_for_nothing_from_elsewhere() -> None:
 
 
 def test_it_is_made_for_phones_and_for_the_dark() -> None:
-    assert Page(render(race("x"))).metas["viewport"] == "width=device-width, initial-scale=1"
+    assert ParsedReport(render(race("x"))).metas["viewport"] == "width=device-width, initial-scale=1"
     assert "@media (max-width: 600px)" in STYLE
     assert "@media (prefers-color-scheme: dark)" in STYLE
 
 
 def test_it_says_all_that_the_report_says() -> None:
-    text = Page(render(race("word"), asked())).text
+    text = ParsedReport(render(race("word"), asked())).text
     for said in (
         "word0 won",
         "Not promoted (workspace): word.",
@@ -207,6 +207,6 @@ def test_a_dry_run_has_a_page_too() -> None:
         seconds=0.0,
         dry_run=True,
     )
-    page = Page(render(empty))
+    page = ParsedReport(render(empty))
     page.check_inert()
     assert "Nobody won" in page.text and "dry run" in page.text and "It wrote nothing." in page.text

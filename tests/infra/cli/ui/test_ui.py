@@ -19,8 +19,7 @@ from infra.cli.ui import app as ui
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
 from shared.ports import ItemState
 from tests.infra.cli.fleet.test_survey import NOW, SESSION, item
-from tests.infra.cli.fork.test_page import ATTRIBUTES, TAGS
-from tests.infra.cli.fork.test_page import Page as Report
+from tests.infra.cli.fork.test_page import ATTRIBUTES, TAGS, ParsedReport
 from tests.infra.cli.ui.hostile import RACE, Hostile
 from tests.support.many_sessions import SESSIONS, many_sessions, variables
 from tests.support.preloaded import Preloaded
@@ -53,7 +52,7 @@ KNOWN = {
 }
 
 
-class Page(HTMLParser):
+class ParsedPage(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
@@ -97,7 +96,7 @@ def test_no_text_of_anybody_becomes_a_tag_an_attribute_or_a_control_character() 
             for query in ("", "?live"):
                 answer = await client.get(path + query)
                 assert answer.status_code in (200, 286), answer.text
-                page = Page(answer.text)
+                page = ParsedPage(answer.text)
                 assert set(page.tags) <= KNOWN and page.open == []
                 assert page.tags.count("script") == (0 if query else 2)
                 assert not any(name.startswith("on") or value == "/x" for _, name, value in page.attributes)
@@ -110,7 +109,7 @@ def test_no_text_of_anybody_becomes_a_tag_an_attribute_or_a_control_character() 
 def test_each_page_has_a_language_a_title_one_heading_and_names_for_what_can_be_reached_by_keyboard() -> None:
     async def look(client: httpx2.AsyncClient) -> None:
         for path in PATHS:
-            page = Page((await client.get(path)).text)
+            page = ParsedPage((await client.get(path)).text)
             assert ("html", "lang", "en") in page.attributes
             assert page.tags.count("h1") == page.tags.count("title") == page.tags.count("main") == 1
             assert page.tags.count("caption") == page.tags.count("table")
@@ -123,12 +122,12 @@ def test_each_page_has_a_language_a_title_one_heading_and_names_for_what_can_be_
 def test_a_kept_report_is_a_page_of_its_own_and_as_harmless() -> None:
     async def look(client: httpx2.AsyncClient) -> None:
         whole = await client.get(f"/races/{RACE}")
-        report = Report(whole.text)
+        report = ParsedReport(whole.text)
         assert report.tags <= {*TAGS.split(), "a"} and report.attributes <= {*ATTRIBUTES.split(), "href"}
         assert whole.headers["content-security-policy"] == f"{POLICY}; frame-ancestors 'none'"
         assert "document.title='owned'" in report.text and not set("\x1b\x07\u202e") & set(whole.text)
         part = await client.get(f"/races/{RACE}?live")
-        assert part.status_code == 286 and "Look at it" in Page(part.text).words
+        assert part.status_code == 286 and "Look at it" in ParsedPage(part.text).words
         assert "content-security-policy" in part.headers
 
     play(look)
@@ -210,7 +209,7 @@ def test_the_command_prints_an_address_that_shows_a_thousand_sessions_until_ctrl
                 assert process.stdout is not None
                 address = process.stdout.readline().split()[-1]
                 with httpx2.Client(follow_redirects=True, timeout=PATIENCE) as client:
-                    page = Page(client.get(address).text)
+                    page = ParsedPage(client.get(address).text)
                     rows = [
                         value for _, name, value in page.attributes if name == "href" and "/sessions/" in str(value)
                     ]

@@ -20,13 +20,13 @@ SIGNING_KEY = "whsec_" + base64.b64encode(b"0123456789abcdef0123456789abcdef").d
 RUN_STARTED = "session.status_run_started"
 
 
-class Receiver(ThreadingHTTPServer):
+class WebhookReceiver(ThreadingHTTPServer):
     """Keeps what arrived; answers with the next of `statuses`, then 200, as long as it may `go`."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _ReceivingHandler)
         self.statuses: list[int] = []
         self.arrived: list[tuple[dict[str, str], bytes]] = []
         self.go = threading.Event()
@@ -41,8 +41,8 @@ class Receiver(ThreadingHTTPServer):
         return [body for body in bodies if kind is None or body["data"]["type"] == kind]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
+class _ReceivingHandler(BaseHTTPRequestHandler):
+    server: WebhookReceiver
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -58,8 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def receiver(stage: ClaudeStage) -> Iterator[Receiver]:
-    server = Receiver()
+def receiver(stage: ClaudeStage) -> Iterator[WebhookReceiver]:
+    server = WebhookReceiver()
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     stage.settings(webhook_backoff_scale=0.0)
@@ -74,7 +74,7 @@ def receiver(stage: ClaudeStage) -> Iterator[Receiver]:
         thread.join(5)
 
 
-def subscribe(stage: ClaudeStage, receiver: Receiver, *types: str) -> str:
+def subscribe(stage: ClaudeStage, receiver: WebhookReceiver, *types: str) -> str:
     body = {"url": receiver.url, "signing_key": SIGNING_KEY, "types": list(types) or None}
     answer = stage.admin.post("/_admin/webhooks", json=body)
     assert answer.status_code == 201, answer.text
@@ -97,7 +97,7 @@ def settled(stage: ClaudeStage, session_id: str) -> list[dict[str, Any]]:
     return list(until(look, "all deliveries are settled"))
 
 
-def test_a_delivery_is_thin_signed_and_accepted_by_the_sdk(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_a_delivery_is_thin_signed_and_accepted_by_the_sdk(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     subscribe(stage, receiver, RUN_STARTED)
     session_id = stage.session("hello")
     until(lambda: receiver.arrived, "a delivery")
@@ -114,7 +114,7 @@ def test_a_delivery_is_thin_signed_and_accepted_by_the_sdk(stage: ClaudeStage, r
 
 
 def test_every_transition_to_running_is_announced_and_the_item_is_there_by_then(
-    stage: ClaudeStage, receiver: Receiver
+    stage: ClaudeStage, receiver: WebhookReceiver
 ) -> None:
     subscribe(stage, receiver, RUN_STARTED)
     session_id = stage.session("$ one\n$ two")
@@ -128,7 +128,7 @@ def test_every_transition_to_running_is_announced_and_the_item_is_there_by_then(
     assert stage.poll().data.id == session_id
 
 
-def test_the_other_types_follow_the_sessions_life(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_the_other_types_follow_the_sessions_life(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     subscribe(stage, receiver)
     session_id = stage.session("hello")
     stage.until_idle(session_id)
@@ -149,7 +149,7 @@ def test_the_other_types_follow_the_sessions_life(stage: ClaudeStage, receiver: 
 
 
 def test_a_failing_endpoint_gets_three_attempts_and_then_the_event_is_dropped(
-    stage: ClaudeStage, receiver: Receiver
+    stage: ClaudeStage, receiver: WebhookReceiver
 ) -> None:
     receiver.statuses = [500, 503, 500]
     subscribe(stage, receiver, RUN_STARTED)
@@ -159,14 +159,14 @@ def test_a_failing_endpoint_gets_three_attempts_and_then_the_event_is_dropped(
     assert len({json.loads(body)["id"] for _, body in receiver.arrived}) == 1
 
 
-def test_an_attempt_that_succeeds_ends_the_retries(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_an_attempt_that_succeeds_ends_the_retries(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     receiver.statuses = [500]
     subscribe(stage, receiver, RUN_STARTED)
     [delivery] = settled(stage, stage.session("hello"))
     assert ([attempt["status"] for attempt in delivery["attempts"]], delivery["outcome"]) == ([500, 200], "delivered")
 
 
-def test_an_endpoint_that_is_not_there_is_an_error_in_the_log(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_an_endpoint_that_is_not_there_is_an_error_in_the_log(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     body = {"url": "http://127.0.0.1:9/hook", "signing_key": SIGNING_KEY}
     stage.admin.post("/_admin/webhooks", json={**body, "types": [RUN_STARTED]})
     [delivery] = settled(stage, stage.session("hello"))
@@ -175,7 +175,7 @@ def test_an_endpoint_that_is_not_there_is_an_error_in_the_log(stage: ClaudeStage
 
 
 def test_a_redirect_disables_the_endpoint_until_it_is_enabled_and_nothing_is_replayed(
-    stage: ClaudeStage, receiver: Receiver
+    stage: ClaudeStage, receiver: WebhookReceiver
 ) -> None:
     receiver.statuses = [302]
     endpoint = subscribe(stage, receiver, RUN_STARTED)
@@ -189,7 +189,7 @@ def test_a_redirect_disables_the_endpoint_until_it_is_enabled_and_nothing_is_rep
 
 
 def test_uninterrupted_failure_disables_the_endpoint_when_that_is_switched_on(
-    stage: ClaudeStage, receiver: Receiver
+    stage: ClaudeStage, receiver: WebhookReceiver
 ) -> None:
     stage.settings(webhook_disable_after=0.001)
     receiver.statuses = [500, 500, 500]
@@ -198,14 +198,14 @@ def test_uninterrupted_failure_disables_the_endpoint_when_that_is_switched_on(
     assert delivery["outcome"] == "endpoint disabled"
 
 
-def test_duplicates_carry_the_same_id(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_duplicates_carry_the_same_id(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     stage.settings(webhook_duplicates=2.0)
     subscribe(stage, receiver, RUN_STARTED)
     assert len(settled(stage, stage.session("hello"))) == 3
     assert len({event["id"] for event in receiver.events()}) == 1
 
 
-def test_events_can_be_dropped_and_reordered(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_events_can_be_dropped_and_reordered(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     subscribe(stage, receiver, RUN_STARTED)
     stage.settings(webhook_drop=1.0)
     assert deliveries(stage, stage.session("hello")) == []
@@ -217,7 +217,7 @@ def test_events_can_be_dropped_and_reordered(stage: ClaudeStage, receiver: Recei
     assert arrived != sessions
 
 
-def test_the_api_does_not_wait_for_a_slow_endpoint(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_the_api_does_not_wait_for_a_slow_endpoint(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     receiver.go.clear()
     subscribe(stage, receiver, RUN_STARTED)
     session_id = stage.session("hello")
@@ -238,7 +238,7 @@ def test_an_endpoint_that_cannot_work_is_refused(stage: ClaudeStage, body: dict[
     assert SIGNING_KEY not in answer.text
 
 
-def test_a_work_item_makes_no_webhook_of_its_own(stage: ClaudeStage, receiver: Receiver) -> None:
+def test_a_work_item_makes_no_webhook_of_its_own(stage: ClaudeStage, receiver: WebhookReceiver) -> None:
     subscribe(stage, receiver)
     session_id = stage.session()
     item = stage.claim()

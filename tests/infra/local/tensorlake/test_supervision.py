@@ -20,13 +20,13 @@ ALWAYS = {"policy": "always", **QUICK}
 SERVER = """
 import http.server, os, signal, sys
 if len(sys.argv) > 2: signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-class Answer(http.server.BaseHTTPRequestHandler):
+class SupervisorAnswer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         sick = os.path.exists("/workspace/sick")
         if sick: os.unlink("/workspace/sick")  # before the answer, which may bring the signal to end
         self.send_response(503 if sick or self.path != "/healthz?x=1" else 200); self.end_headers()
     def log_message(self, *_): pass
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), SupervisorAnswer).serve_forever()
 """
 
 
