@@ -20,15 +20,20 @@ from tests.support.fake_host import FakeHost
 
 def accepted(dispatching: Settings, forking: Settings) -> bool:
     """A claim as the dispatcher hands it over, its token shown to fork_best_of_n's own check."""
-    return asyncio.run(_accepted(dispatching, forking))
+    return asyncio.run(_accepted(asyncio.run(issued(dispatching)), forking))
 
 
-async def _accepted(dispatching: Settings, forking: Settings) -> bool:
+async def issued(dispatching: Settings) -> str:
+    """The token in a claim as the dispatcher hands it over."""
     (environment,) = dispatching.environments.values()
     item = WorkItem("work_1", environment.id, "session", "sesn_1", datetime.now(UTC), "a-secret-of-nobody")
     claim = await Dispatcher(dispatching, environment, NothingQueued(), FakeHost())._claim(item, "a-secret-of-nobody")
     assert claim.capability_token is not None and claim.fork_url is not None
-    headers = [(b"authorization", f"Bearer {claim.capability_token}".encode())]
+    return claim.capability_token
+
+
+async def _accepted(token: str, forking: Settings) -> bool:
+    headers = [(b"authorization", f"Bearer {token}".encode())]
     request = Request({"type": "http", "method": "POST", "path": "/", "headers": headers})
     try:
         caller = await caller_of(request, forking, FORK)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from shared.settings import Settings
+from tests.support.capabilities import accepted
 from tests.support.checkout import ROOT
 
 FOLDER = ROOT / "infra" / "knative"
@@ -182,6 +183,17 @@ def test_the_environment_is_enough_and_every_secret_is_a_reference() -> None:
     assert settings.drain_mode == "inline"
     longest = settings.drain.deadline + settings.reconcile.deadline
     assert manifest("service.yaml")["spec"]["template"]["spec"]["timeoutSeconds"] > longest
+
+
+def test_a_token_that_the_service_issues_is_accepted_by_every_pod_of_it() -> None:
+    env = container("service.yaml")["env"]
+    plain = {entry["name"]: entry["value"] for entry in env if "value" in entry}
+    secrets = {entry["name"]: f"{entry['name']}-of-nobody-in-particular" for entry in env if "valueFrom" in entry}
+    forking = {"AGENT_FORK": "true", "FUNCTIONS_PUBLIC_URL": "https://hands.example.com"}
+    one, other = (Settings.from_environ({**plain, **secrets, **forking}) for _ in range(2))
+    assert accepted(one, other)
+    rotated = {"FUNCTIONS_TOKEN": "another-token-of-nobody-in-particular"}
+    assert not accepted(one, Settings.from_environ({**plain, **secrets, **forking, **rotated}))
 
 
 def test_the_tick_calls_the_service_by_its_name_with_the_same_token_and_image() -> None:
