@@ -1,7 +1,7 @@
 # The functions for anything that runs a container and sends HTTP to $PORT. No secret is in it.
 #   docker build -t serverless-hands .
-# A tag moves. `make pin-images` writes its digest here: docs/deploy/host.md, "The base image".
-ARG BASE=python:3.13-slim-trixie
+# A tag moves, a digest does not. `make pin-images` writes the newest: docs/deploy/host.md, "The base image".
+ARG BASE=python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
 FROM ${BASE} AS dependencies
 COPY requirements/runtime.lock /tmp/runtime.lock
 RUN python -m venv /opt/hands/venv \
