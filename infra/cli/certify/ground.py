@@ -1,6 +1,7 @@
 """What checks stand on: both services as the settings have them, and a ledger of all that must be taken away again.
 
 Sandboxes bear names of races with a dead-man time (shared/names.py), so that a tick ends what a killed certify leaves.
+Sessions bear that time in their metadata, and the next certify ends them.
 At most two of them live at once: the shared one, and one of the check that runs.
 """
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 BETA: Final = "managed-agents-2026-04-01"
 VERSION: Final = "2026-10-21"
 _DEAD_MAN: Final = 1800.0
+_UNTIL: Final = "certify_until"
+"""Key of a session's metadata: the time in seconds of Unix from which on no certify uses the session."""
 _END_TRIES: Final = 3
 _MOST_PAGES: Final = 50
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
@@ -54,6 +57,7 @@ class Ground:
     """What could not be taken away, for people."""
     _ledger: dict[str, CleanUp] = field(default_factory=dict)
     _shared: SandboxRecord | None = None
+    _swept: bool = False
 
     def __post_init__(self) -> None:
         self._began = datetime.fromtimestamp(self.context.now(), UTC) - _CLOCKS_DIFFER
@@ -139,8 +143,12 @@ class Ground:
         """A new session's id, with the prompt as its first message if there is one."""
         if not self.agent_id:
             raise NotTried("it needs ANTHROPIC_AGENT_ID, to make sessions of its own")
+        await self._sweep()
         await self._alone()
-        wanted: dict[str, Any] = {"agent": self.agent_id, "environment_id": self.environment.id, "title": "certify"}
+        wanted: dict[str, Any] = {
+            **{"agent": self.agent_id, "environment_id": self.environment.id, "title": "certify"},
+            "metadata": {_UNTIL: f"{self.context.now() + _DEAD_MAN:.0f}"},
+        }
         if prompt:
             wanted["initial_events"] = [_message(prompt)]
         answer = await self.claude("POST", "/v1/sessions", wanted, key="api")
@@ -149,6 +157,22 @@ class Ground:
         session_id = str(answer.json()["id"])
         self.owe(session_id, lambda: self._end_session(session_id))
         return session_id
+
+    async def _sweep(self) -> None:
+        """Once: ends the environment's sessions that a killed certify left, of the newest hundred of the workspace."""
+        if self._swept:
+            return
+        self._swept = True
+        answer = await self.claude("GET", "/v1/sessions", key="api", limit=100)
+        for row in answer.json()["data"] if answer.status_code == 200 else []:
+            until = str((row.get("metadata") or {}).get(_UNTIL, ""))
+            theirs = row.get("environment_id") != self.environment.id
+            if theirs or not until.isdecimal() or int(until) > self.context.now():
+                continue
+            try:
+                await self._end_session(str(row["id"]))
+            except NotTried:
+                self.left_over.append(f"{row['id']} of an earlier certify")
 
     async def _alone(self) -> None:
         """A check polls, and a poll claims whatever waits: nobody else may work on this environment."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +94,32 @@ def test_a_check_that_is_cancelled_leaves_no_session(world: OfflineWorld, ground
 
     asyncio.run(cancel())
     assert made[0] not in {session["id"] for session in world.claude_admin.get("state")["sessions"]}
+
+
+def test_a_session_that_a_killed_certify_left_is_ended_by_the_next_one(
+    world: OfflineWorld, ground_place: dict[str, str]
+) -> None:
+    environment_id = ground_place["ANTHROPIC_ENVIRONMENT_ID"]
+    now = time.time()
+
+    def left(**metadata: str) -> str:
+        made = world.api.beta.sessions.create(
+            agent=world.agent_id, environment_id=environment_id, title="certify", metadata=metadata
+        )
+        return made.id
+
+    over = left(certify_until=f"{now - 1:.0f}")
+    others = {left(certify_until=f"{now + 3600:.0f}"), left(certify_until="soon"), left()}
+
+    async def play() -> None:
+        async with ground_of(ground_place) as ground:
+            with pytest.raises(NotTried, match="other sessions wait"):
+                await ground.session()
+            assert ground.left_over == []
+
+    asyncio.run(play())
+    there = {session["id"] for session in world.claude_admin.get("state")["sessions"]}
+    assert over not in there and others <= there
 
 
 def test_who_works_on_the_environment_already_is_left_alone(world: OfflineWorld, ground_place: dict[str, str]) -> None:
