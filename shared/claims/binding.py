@@ -132,8 +132,9 @@ class Binding:
         waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         self._refusal_pauses = pauses(deadline.left() * _FIRST_RESUME_PAUSE)
         while not deadline.passed:
+            asked = deadline.left()
             if self._capacity.shortage is None:
-                made = await self._make()
+                made = await self._named_still(await self._make(), asked - deadline.left())
                 if made is not None:
                     return made
             settled = await self._settle(deadline)
@@ -144,11 +145,25 @@ class Binding:
                 continue
             self._free_slot()
             async with self._capacity.turn(deadline) as granted:
+                asked = deadline.left()
                 made = await self._create() if granted else None
+            made = await self._named_still(made, asked - deadline.left())
             if made is not None:
                 return made
         shortage = self._capacity.shortage
         return Unbound(self._reason) if shortage is None else Unbound(f"no capacity: {shortage}", no_capacity=True)
+
+    async def _named_still(self, made: Bound | Unbound | None, took: float) -> Bound | Unbound | None:
+        """What took long to make is looked at once more: its session may have ended and a tick have marked it meanwhile
+        (docs/architecture.md#i2). None where that is not known."""
+        if not isinstance(made, Bound) or took <= _FRESH:
+            return made
+        match await self._host.find(self._spec.name):
+            case SandboxRecord(id=made.sandbox.id):
+                return made
+            case Doubtful():
+                return None
+        return Unbound("the sandbox was marked for its end while it was made")
 
     async def _make(self) -> Bound | Unbound | None:
         """As `_create`, from the pool where there is one. Where it is used the name is looked up first: the sessions

@@ -155,6 +155,26 @@ FOUND = {
         hook_faults=(HookFault(1, (0.1, 0.3, 5.0)),),
         boot_faults=(BootFault(2, 12.0, SandboxStatus.FAILED),),
     ),
+    "a worker is started in a sandbox that took long to make and was marked meanwhile": RunPlan(
+        seed="clm-29239",
+        copies=2,
+        sessions=(
+            SessionPlan("sesn_aBcD1", ((1.2308204590787541, (1, 1)),), 0.2, Habits(start=0.2, load=4.0)),
+            SessionPlan(
+                "sesn_abcd1",
+                ((7.330400600835163, (1, 2)),),
+                1.0,
+                Habits(start=3.0, tool=45.0),
+                (98.47716439968279, "deleted"),
+            ),
+        ),
+        manner=replace(Manner(), suspend=0.3, resume=0.5, name_release=0.0),
+        slow=14.0,
+        eager=True,
+        wakes=(Wake(95.51446883114055, 1),),
+        point_faults=(PointFault(1, "tool", 0, "end"),),
+        boot_faults=(BootFault(3, 12.0, SandboxStatus.RUNNING),),
+    ),
     "an ack whose answer was lost is sent again after a lease that ended before its time": RunPlan(
         seed="1-1352",
         copies=3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -46,6 +47,8 @@ class NamedSandboxes(FakeHost):
         self.no_room_until = 0.0
         self.resumes: Refused | Doubtful | None = None
 
+        self.create_takes = 0.0
+
     def _ghost(self, name: str) -> SandboxRecord | None:
         record, until = self._ghosts.get(name, (None, 0.0))
         return record if self._clock() < until else None
@@ -55,6 +58,7 @@ class NamedSandboxes(FakeHost):
         if self._ghost(spec.name) is not None:
             return NameTaken()
         outcome = await super().create(spec)
+        await asyncio.sleep(self.create_takes)
         if isinstance(outcome, Created) and self._clock() < self.no_room_until:
             del self.boxes[outcome.sandbox.id]
             return NoCapacity(429, "HTTP 429: quota")
@@ -98,6 +102,25 @@ def test_a_sandbox_that_refuses_each_resume_is_kept_under_another_name_and_repla
         assert (kept.name or "") in bound.replaces
         assert names.parse("hands", kept.name) == names.KeptSandbox()
         assert 3 <= host.asked.count("resume") <= 6
+
+    run_virtual(play)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_i2_a_sandbox_that_took_long_to_make_is_used_only_where_it_still_has_its_name(marked: bool) -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        host = NamedSandboxes(clock)
+        host.create_takes = 12.0
+        asked = asyncio.ensure_future(binding(host, clock).bind(Deadline.after(BIND, clock)))
+        await asyncio.sleep(6.0)
+        (box,) = host.boxes.values()
+        if marked:
+            assert await host.rename(box.record.id, names.gone_name(NAME, "hands", int(clock()))) is None
+        bound = await asked
+        assert isinstance(bound, Unbound if marked else Bound), bound
+        assert isinstance(bound, Unbound) or bound.made
+        assert len(host.boxes) == 1, "another one is made for a session that has ended, perhaps"
+        assert host.asked == ["create", "find"]
 
     run_virtual(play)
 
