@@ -1,7 +1,7 @@
 """Webhook to first heartbeat of one session, beside the sum of the calls on that path.
 
 Runs on the path and runs of the calls alone take turns, so that both meet the same machine. The server is warm: it
-has served a session before.
+has served a session before, and polls for nothing when the next one begins.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 from tests.benchmarks import alone
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds, percentile
 from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage, wait_ready
-from tests.benchmarks.timeline import Way, way
+from tests.benchmarks.timeline import Way, wait_quiet, way
 from tests.support.serving import UVICORN, serving, webhooks_to
 from tests.support.world import Place
 
@@ -47,6 +47,7 @@ def run() -> BenchmarkResult:
 
 def session_way(place: Place) -> Way:
     """One session, served to its end, and its way. Its sandbox is ended."""
+    wait_quiet(place)
     session = place.session(PROMPT)
     place.wait_done(session)
     found = way(place, session)

@@ -10,11 +10,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import httpx2
 
+from tests.support.waiting import until
 from tests.support.world import Place
+
+_QUIET: Final = 1.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,17 @@ def way(place: Place, session_id: str) -> Way:
         beat=span(held),
         early_beats=sum(call["status"] == 412 for call in beats),
     )
+
+
+def wait_quiet(place: Place) -> None:
+    """Until the place's environment has not been polled for a while: rounds of polls are a second apart at least
+    (docs/claim-protocol.md#drain), so one for what came before would put off the next session's."""
+
+    def quiet() -> bool:
+        ends = [span(call).end for call in requests(place) if call["path"].endswith("/work/poll")]
+        return not ends or time.time() - ends[-1] > _QUIET
+
+    until(quiet, "the functions poll on")
 
 
 def first_beats(place: Place, work_ids: Iterable[str]) -> Mapping[str, float]:
