@@ -29,6 +29,7 @@ from tests.support.ailments import (
     little_memory,
     wrong_clock,
 )
+from tests.support.beside import beside
 from tests.support.footprint import tree
 from tests.support.world import ROOT, Place
 
@@ -90,10 +91,9 @@ AILMENTS: Final[Mapping[str, Callable[[Path, Place], Ailment]]] = {
 def ailing(place: Place, seconds: float, pause: float, seen: Counter[str], problems: list[str]) -> Iterator[None]:
     """One more copy that pauses so long between its ticks, until the block is left. `seconds`: how long the soak lasts.
     `seen` counts each ailment once the copy has ticked and then had it, and what the machine cannot make."""
-    over = threading.Event()
     spell = min(max(seconds / 12, SPELL[0]), SPELL[1])
 
-    def ail() -> None:
+    def ail(over: threading.Event) -> None:
         try:
             while not over.is_set():
                 for name, kind in AILMENTS.items():
@@ -103,13 +103,8 @@ def ailing(place: Place, seconds: float, pause: float, seen: Counter[str], probl
         except Exception as error:  # the thread's edge
             problems.append(f"the copy that ails broke: {error!r}")
 
-    thread = threading.Thread(target=ail, name="ailing")
-    thread.start()
-    try:
+    with beside("ailing", ail):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def _have(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 
+from tests.support.beside import beside
 from tests.support.world import Place
 
 EVERY: Final = 60.0
@@ -22,9 +23,8 @@ Copy = Callable[[Place], AbstractContextManager[int]]
 @contextlib.contextmanager
 def redeployed(place: Place, copy: Copy, told: Callable[[], None], problems: list[str]) -> Iterator[None]:
     """One more copy than there are, replaced every minute until the block is left. `told` is called for each."""
-    over = threading.Event()
 
-    def roll() -> None:
+    def roll(over: threading.Event) -> None:
         admin = place.world.claude_admin
         key = ""
         current = ExitStack()
@@ -44,10 +44,5 @@ def redeployed(place: Place, copy: Copy, told: Callable[[], None], problems: lis
         finally:
             current.close()
 
-    thread = threading.Thread(target=roll, name="redeploy")
-    thread.start()
-    try:
+    with beside("redeploy", roll):
         yield
-    finally:
-        over.set()
-        thread.join()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from infra.local.admin_client import AdminError
+from tests.support.beside import beside
 from tests.support.world import OfflineWorld
 
 EVERY: Final = 5.0
@@ -25,23 +26,17 @@ def so_far(world: OfflineWorld) -> int:
 @contextlib.contextmanager
 def busiest_minute(world: OfflineWorld, told: Callable[[int], None]) -> Iterator[None]:
     """`told` gets what the busiest minute had when the block is left; of a shorter block, all of it."""
-    over = threading.Event()
     samples = deque([(time.monotonic(), so_far(world))])
     most = 0
 
-    def sample() -> None:
+    def sample(over: threading.Event) -> None:
         nonlocal most
         while not over.wait(EVERY):
             with contextlib.suppress(AdminError):  # it stands still, which is part of the weather
                 most = max(most, _in_the_last_minute(samples, so_far(world)))
 
-    thread = threading.Thread(target=sample, name="requests")
-    thread.start()
-    try:
+    with beside("requests", sample):
         yield
-    finally:
-        over.set()
-        thread.join()
     told(max(most, _in_the_last_minute(samples, so_far(world))))
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from infra.local.admin_client import AdminClient
+from tests.support.beside import beside
 from tests.support.footprint import children
 from tests.support.world import OfflineWorld
 
@@ -119,9 +120,8 @@ KINDS: Final[Mapping[str, Kind]] = {
 def weather(scene: Scene, seen: Counter[str], problems: list[str]) -> Iterator[None]:
     """All kinds in turn, in a new order each time round, until the block is left. `seen` counts them; what a kind
     itself failed with is a problem."""
-    over = threading.Event()
 
-    def blow() -> None:
+    def blow(over: threading.Event) -> None:
         try:
             while not over.is_set():
                 for name in scene.chance.sample(sorted(KINDS), len(KINDS)):
@@ -133,13 +133,8 @@ def weather(scene: Scene, seen: Counter[str], problems: list[str]) -> Iterator[N
         except Exception as error:  # the thread's edge
             problems.append(f"the weather broke: {error!r}")
 
-    thread = threading.Thread(target=blow, name="weather")
-    thread.start()
-    try:
+    with beside("weather", blow):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextlib.contextmanager

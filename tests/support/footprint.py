@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tests.support.beside import beside
+
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _MB: Final = 1_000_000
 
@@ -107,18 +109,12 @@ class FootprintWatch:
 def watching(processes: Mapping[str, int], every: float) -> Iterator[FootprintWatch]:
     """Samples each process every so many seconds for as long as the block lasts."""
     watch = FootprintWatch({name: [] for name in processes})
-    over = threading.Event()
     began = time.monotonic()
 
-    def sample() -> None:
+    def sample(over: threading.Event) -> None:
         while not over.wait(every):
             for name, pid in processes.items():
                 watch.samples[name].append(measure(pid, time.monotonic() - began))
 
-    thread = threading.Thread(target=sample, name="footprint", daemon=True)
-    thread.start()
-    try:
+    with beside("footprint", sample):
         yield watch
-    finally:
-        over.set()
-        thread.join()
