@@ -1,8 +1,5 @@
-"""Doing a repair, after a last look: nothing is ended, suspended or released on what was seen more than five seconds
-ago, or on a look-up that failed (docs/architecture.md#i5).
-
-A last look asks about the one session and item that it is for. Of the queue it reads only what is newer than the
-tick's own list, since an item that was not there can have come only at the top.
+"""Doing a repair, after a last look (last_looks.py): nothing is ended, suspended or released on what was seen more than
+five seconds ago, or on a look-up that failed (docs/architecture.md#i5).
 """
 
 from __future__ import annotations
@@ -12,16 +9,16 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final, assert_never
 
 from image.session.claim import Exit
 from shared import names
 from shared.claims import worker_keys
-from shared.claims.handover import WORKER_NAMES, attempt_prefix, setup_failure
+from shared.claims.handover import attempt_prefix, setup_failure
 from shared.deadline import Clock
 from shared.errors import SecretUnavailable
-from shared.outputs.collector import Collector, NotCollected
+from shared.outputs.collector import Collector
 from shared.ports import (
     BROKEN,
     ENDED,
@@ -41,6 +38,8 @@ from shared.ports import (
     SessionStatus,
     WorkQueue,
 )
+from shared.reconcile.last_looks import LastLooks
+from shared.reconcile.outputs_first import OutputsFirst
 from shared.reconcile.repairs import (
     AnswerCalls,
     DeleteSnapshot,
@@ -66,11 +65,9 @@ from shared.reconcile.repairs import (
     Touch,
     Unmark,
 )
-from shared.reconcile.world import Items, OurSandbox, World
+from shared.reconcile.world import OurSandbox, World
 from shared.settings import Settings
 
-_FRESH: Final = 4.5  # seconds; with the call itself a look is never older than five
-_SHARED: Final = 1.5  # seconds that one look at the top of the queue serves several repairs
 _SPARED: Final = 240.0  # seconds past the lifetime in which a worker is only asked: its tool may finish
 _KILLED: Final = 60.0  # seconds more until the item is taken away, whatever still runs
 _SLOW: Final = Failed("the looks at it took too long to act on")
@@ -91,7 +88,14 @@ class RepairExecutor:
     collector: Collector | None = None
     needs_interrupt: list[str] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
-    _looked: tuple[float, datetime | None, Items] | None = None
+    _looks: LastLooks = field(init=False)
+    _outputs: OutputsFirst = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._looks = LastLooks(
+            self.settings, self.environment_id, self.queue, self.host, self.now, self.world, self.clock
+        )
+        self._outputs = OutputsFirst(self.settings, self.host, self.now, self.world, self.collector, self.alarms)
 
     async def do(self, repair: Repair) -> Outcome:
         match repair:
@@ -144,7 +148,7 @@ class RepairExecutor:
                 case Doubtful() if not repair.silence_tells:
                     return Failed("its sandbox could not be looked at")
                 case SandboxRecord(status=SandboxStatus.RUNNING) as sandbox:
-                    match await self._workers(sandbox.id):
+                    match await self._looks.workers(sandbox.id):
                         case None if not repair.silence_tells:
                             return Failed("its worker could not be looked at")
                         case [_, *_]:
@@ -169,7 +173,7 @@ class RepairExecutor:
         if repair.overdue <= _SPARED + _KILLED:
             match await self.host.find(repair.name):
                 case SandboxRecord(status=SandboxStatus.RUNNING) as sandbox:
-                    workers = await self._workers(sandbox.id)
+                    workers = await self._looks.workers(sandbox.id)
                     if workers is None:
                         self._alarm(repair.item, "past its lifetime, and its sandbox does not answer")
                         return Failed("its processes could not be looked at")
@@ -195,7 +199,9 @@ class RepairExecutor:
         return Done("asked to end" if spared else "killed")
 
     async def _let_sleep(self, repair: LetSleep) -> Outcome:
-        workers, session = await asyncio.gather(self._workers(repair.sandbox.id), self.queue.session(repair.session_id))
+        workers, session = await asyncio.gather(
+            self._looks.workers(repair.sandbox.id), self.queue.session(repair.session_id)
+        )
         if not isinstance(session, SessionRecord) or session.status is not SessionStatus.IDLE:
             return Skipped("its session is not idle")
         if session.updated_at is None or not workers:
@@ -231,13 +237,13 @@ class RepairExecutor:
         since the stop may be late and another copy's answer may have let the session go on."""
         waiting = await self.queue.open_calls(item.session_id)
         began = self.clock()
-        items = await self._recent(item.created_at)
+        items = await self._looks.recent(item.created_at)
         if items is None:
             return _UNSEEN
         now = items.live.get(name)
         if now is None or now.id != item.id or now.acknowledged_at != item.acknowledged_at or not unchanged(now):
             return Skipped("the item has changed")
-        if self._too_late(began):
+        if self._looks.too_late(began):
             return _SLOW
         stopped = await self.queue.force_stop(item.id)
         if isinstance(stopped, Refused | Doubtful):
@@ -264,7 +270,9 @@ class RepairExecutor:
         if not seen.ids:
             return Done()
         began = self.clock()
-        calls, items = await asyncio.gather(self.queue.open_calls(session_id), self._recent(shared=stopped is None))
+        calls, items = await asyncio.gather(
+            self.queue.open_calls(session_id), self._looks.recent(shared=stopped is None)
+        )
         match calls:
             case Refused() | Doubtful():
                 return Failed(f"its calls could not be looked at: {calls.reason}")
@@ -275,12 +283,12 @@ class RepairExecutor:
         live = items.live.get(name)
         if live is not None and live.id != stopped:
             return Skipped("the session has a work item")
-        if stopped is None and not self._without_item(items, name):
+        if stopped is None and not self._looks.without_item(items, name):
             return Failed("it is not proven that it has no work item")
         left = tuple(call for call in calls.ids if call in seen.ids)
         if not left:
             return Done() if stopped is not None else Skipped("its calls are answered")
-        if self._too_late(began):
+        if self._looks.too_late(began):
             return _SLOW
         return await self._give_up(session_id, OpenCalls(left, calls.custom & set(left), calls.given_up))
 
@@ -301,16 +309,16 @@ class RepairExecutor:
         sandbox = repair.sandbox
         setup = ""
         if repair.ask:
-            named = await self._processes(sandbox.id)
+            named = await self._looks.processes(sandbox.id)
             if named is None:
                 return Failed("its processes could not be looked at")
             if any(process.running for process in named):
                 return Skipped("its worker lives")
             setup = await self._failed_setup(sandbox, named)
-        await self._collect_at_rest(repair)
+        await self._outputs.at_rest(repair)
         began = self.clock()
         session, found, items = await asyncio.gather(
-            self.queue.session(repair.session_id), self.host.find(sandbox.id), self._recent()
+            self.queue.session(repair.session_id), self.host.find(sandbox.id), self._looks.recent()
         )
         if isinstance(found, Doubtful) or isinstance(session, Doubtful | Refused):
             return Failed("it could not be looked at again")
@@ -320,9 +328,9 @@ class RepairExecutor:
             return Skipped("it does not run")
         if items is None:
             return _UNSEEN
-        if sandbox.name in items.live or (repair.proven and not self._without_item(items, sandbox.name)):
+        if sandbox.name in items.live or (repair.proven and not self._looks.without_item(items, sandbox.name)):
             return Skipped("its session has a work item")
-        if self._too_late(began):
+        if self._looks.too_late(began):
             return _SLOW
         slept = _outcome(await self.host.suspend(sandbox.id))
         if setup and isinstance(slept, Done):  # once for each time that it comes to rest
@@ -349,17 +357,17 @@ class RepairExecutor:
     async def _mark(self, repair: Mark) -> Outcome:
         """No process is asked: a session that is over, or long unused, and has no item has nobody who lives."""
         began = self.clock()
-        session, items = await asyncio.gather(self.queue.session(repair.session_id), self._recent())
+        session, items = await asyncio.gather(self.queue.session(repair.session_id), self._looks.recent())
         if isinstance(session, Doubtful | Refused):
             return Failed("its session could not be looked at again")
         if items is None:
             return _UNSEEN
-        if not self._unwanted(session):
+        if not self._looks.unwanted(session):
             return Skipped("its session is in use")
         live = items.live.get(repair.sandbox.name)
         if live is not None and not (isinstance(session, Absent) and live.state is ItemState.QUEUED):
             return Skipped("its session has a work item")
-        if self._too_late(began):
+        if self._looks.too_late(began):
             return _SLOW
         name = names.gone_name(repair.sandbox.name, self.settings.prefix, int(self.now().timestamp()))
         return _outcome(await self.host.rename(repair.sandbox.id, name))
@@ -367,11 +375,11 @@ class RepairExecutor:
     async def _end_marked(self, repair: EndMarked) -> Outcome:
         """A session that got work between the mark and now has it in another sandbox, unless its worker came into
         this one just before the mark."""
-        if (uncollected := await self._collect_before_end(repair)) is not None:
+        if (uncollected := await self._outputs.before_end(repair)) is not None:
             return uncollected
         began = self.clock()
         found, holder, items = await asyncio.gather(
-            self.host.find(repair.sandbox.id), self.host.find(repair.proper), self._recent()
+            self.host.find(repair.sandbox.id), self.host.find(repair.proper), self._looks.recent()
         )
         if isinstance(found, Doubtful):
             return Failed("it could not be looked at again")
@@ -383,76 +391,25 @@ class RepairExecutor:
             return Skipped("its session has a work item")
         if self.world.items is None:
             return Failed("it is not proven that its session has no work item")
-        return _SLOW if self._too_late(began) else _outcome(await self.host.terminate(repair.sandbox.id))
+        return _SLOW if self._looks.too_late(began) else _outcome(await self.host.terminate(repair.sandbox.id))
 
     async def _end_failed(self, repair: EndFailed) -> Outcome:
         sandbox = repair.sandbox
-        if (changed := await self._changed(sandbox, status=True)) is not None:
+        if (changed := await self._looks.changed(sandbox, status=True)) is not None:
             return changed
         if self.collector is not None:
             self.alarms.append(f"{sandbox.name}: it failed, and what it made after its last rest is not collected")
         return _outcome(await self.host.terminate(sandbox.id))
 
-    # Outputs
-
-    async def _collect_at_rest(self, repair: Suspend) -> None:
-        """What cannot be collected now stays in the sandbox, and is tried again before its end."""
-        if self.collector is None:
-            return
-        try:
-            await self.collector.collect(names.canonical_session_id(repair.session_id), repair.sandbox.id)
-        except NotCollected as error:
-            self.alarms.append(f"{repair.session_id}: its outputs were not collected: {error}")
-
-    async def _collect_before_end(self, repair: EndMarked) -> Failed | None:
-        """None where nothing stands against the end. A sleeper is woken only where it may hold something new."""
-        if self.collector is None or not isinstance(repair.sandbox.kind, names.GoneSandbox):
-            return None
-        kind = names.parse(self.settings.prefix, repair.proper)
-        session = kind.session_id if isinstance(kind, names.SessionSandbox) else None
-        key = repair.proper if session is None else names.canonical_session_id(session)
-        marked_at = datetime.fromtimestamp(repair.sandbox.kind.marked_at, UTC)
-        try:
-            await self._collect_marked(repair, self.collector, key, marked_at)
-        except NotCollected as error:
-            patience = self.settings.outputs.patience if self.settings.outputs is not None else 0.0
-            until = marked_at + timedelta(seconds=self.settings.reconcile.end_grace + patience)
-            if self.now() > until:
-                self.alarms.append(f"{key}: deleted with outputs that could not be collected: {error}")
-                return None
-            self.alarms.append(f"{key}: kept until {until:%F %T} UTC, its outputs are not collected: {error}")
-            return Failed(f"its outputs are not collected: {error}")
-        return None
-
-    async def _collect_marked(self, repair: EndMarked, collector: Collector, key: str, marked_at: datetime) -> None:
-        """Raises NotCollected."""
-        sandbox = repair.sandbox
-        known = self.world.items is not None and repair.proper in self.world.items.latest
-        if await collector.current(key, self.world.last_sign(repair.proper, sandbox) if known else None):
-            return
-        asleep = sandbox.status is SandboxStatus.SUSPENDED
-        if asleep:
-            woken = await self.host.resume(sandbox.id)
-            if woken is not None:
-                raise NotCollected(f"it could not be woken: {_reason(woken) or 'it is gone'}")
-        elif sandbox.status is not SandboxStatus.RUNNING:
-            raise NotCollected(f"it is {sandbox.status.value}")
-        try:
-            await collector.collect(key, sandbox.id, marked_at=marked_at)
-        except NotCollected:
-            if asleep:
-                await self.host.suspend(sandbox.id)
-            raise
-
     async def _end_nameless(self, repair: EndNameless) -> Outcome:
         """Whoever claimed it late may have named it meanwhile; it is a session's then."""
-        if (changed := await self._changed(repair.sandbox, pool=True)) is not None:
+        if (changed := await self._looks.changed(repair.sandbox, pool=True)) is not None:
             return changed
         return _outcome(await self.host.terminate(repair.sandbox.id))
 
     async def _end_race(self, repair: EndRace) -> Outcome:
         """A race that lives on renames its sandboxes with a later time."""
-        if (changed := await self._changed(repair.sandbox)) is not None:
+        if (changed := await self._looks.changed(repair.sandbox)) is not None:
             return changed
         outcome = _outcome(await self.host.terminate(repair.sandbox.id))
         if isinstance(outcome, Failed):
@@ -471,11 +428,11 @@ class RepairExecutor:
             return Failed(str(error))
         if not over:
             return Skipped("it is not past its time")
-        return await self._changed(there) or _outcome(await self.host.terminate(there.id))
+        return await self._looks.changed(there) or _outcome(await self.host.terminate(there.id))
 
     async def _end_prepared(self, repair: EndPrepared) -> Outcome:
         """Its snapshots first: a pass that is cut off between two of them finds the rest by the sandbox."""
-        if (changed := await self._changed(repair.sandbox, status=True)) is not None:
+        if (changed := await self._looks.changed(repair.sandbox, status=True)) is not None:
             return changed
         for snapshot in repair.snapshots:
             if (problem := _reason(await self.host.delete_snapshot(snapshot))) is not None:
@@ -494,76 +451,6 @@ class RepairExecutor:
                 self.alarms.append(f"{repair.target} could not be prepared: {failed}")
             return Failed(str(failed))
         return Skipped("somebody is at it") if step is Step.GOES_ON else Done(step.value)
-
-    # Looks
-
-    async def _changed(
-        self, sandbox: OurSandbox, *, status: bool = False, pool: bool = False
-    ) -> Failed | Skipped | None:
-        """The look before an end: why it is not ended now. None where it still has the name, and the status or the pool
-        where that counts."""
-        found = await self.host.find(sandbox.id)
-        if isinstance(found, Doubtful):
-            return Failed("it could not be looked at again")
-        same = (
-            isinstance(found, SandboxRecord)
-            and (found.name or "") == sandbox.name
-            and (not status or found.status is sandbox.status)
-            and (not pool or found.pool_id == sandbox.record.pool_id)
-        )
-        return None if same else Skipped("it is not what it was")
-
-    async def _workers(self, sandbox_id: str) -> Sequence[ProcessState] | None:
-        """Those that run; None where the sandbox does not say."""
-        named = await self._processes(sandbox_id)
-        return None if named is None else [process for process in named if process.running]
-
-    async def _processes(self, sandbox_id: str) -> Sequence[ProcessState] | None:
-        """Those of workers' names that the sandbox remembers; None where it does not say."""
-        listed = await self.host.process_names(sandbox_id)
-        if isinstance(listed, Absent):
-            return ()
-        if isinstance(listed, Doubtful):
-            return None
-        return [process for process in listed if process.name.startswith(WORKER_NAMES)]
-
-    def _unwanted(self, session: SessionRecord | Absent) -> bool:
-        """Whether the session is over, or has not been used for as long as a sandbox is kept."""
-        match session:
-            case Absent() | SessionRecord(status=SessionStatus.TERMINATED) | SessionRecord(archived=True):
-                return True
-            case SessionRecord(updated_at=used):
-                return used is not None and (self.now() - used).total_seconds() > self.settings.reconcile.retention
-
-    def _without_item(self, recent: Items, name: str) -> bool:
-        """Whether a session without an item in the tick's list has none now either."""
-        return recent.prove_absence(name, self.now()) or (
-            name not in recent.live and self.world.surely_without_item(name)
-        )
-
-    async def _recent(self, back_to: datetime | None = None, *, shared: bool = True) -> Items | None:
-        """The queue from its top down to `back_to`, or to what the tick's own list has shown. None where it cannot be
-        had, or does not tell what is new."""
-        known = self.world.items
-        if back_to is None:
-            back_to = known.newest if known is not None and known.newest_first else None
-        began = self.clock()
-        if shared and self._looked is not None:
-            at, reached, seen = self._looked
-            if began - at <= _SHARED and (reached is None or (back_to is not None and reached <= back_to)):
-                return seen
-        listing = await self.queue.list_items(self.settings.reconcile.pages, back_to)
-        if isinstance(listing, Refused | Doubtful) or listing.unreadable:
-            return None
-        items = Items.of(listing, self.settings.prefix, self.environment_id)
-        if not items.complete and not items.newest_first:
-            return None
-        self._looked = (began, back_to, items)
-        return items
-
-    def _too_late(self, began: float) -> bool:
-        """Whether the looks since then have grown too old to act on."""
-        return self.clock() - began > _FRESH
 
     def _alarm(self, item: ListedItem, what: str) -> None:
         self.alarms.append(f"{item.session_id}: {what}")
