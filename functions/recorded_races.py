@@ -31,7 +31,7 @@ from shared.deadline import Deadline
 from shared.races import events
 from shared.races.cells import CellGone, CellUnclear
 from shared.races.events import ErrorBody, OnEvent
-from shared.races.race import environment_for
+from shared.races.limits import environment_for
 from shared.races.records import OwnRecord, RaceRecords, Seen
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from shared.outputs.collector import Collector
     from shared.ports import SandboxHost, WorkQueue
     from shared.prepared.starts import PreparedStarts
+    from shared.races.ends import RaceTimeouts
     from shared.races.events import OnEvent
     from shared.races.report import RaceReport
     from shared.races.request import RaceRequest
-    from shared.races.resources import RaceTimeouts
     from shared.reconcile.ended_sessions import EndedSessions
     from shared.reconcile.reconciler import Reconciler
     from shared.reports import DrainReport, ItemReport, ReconcileReport, TickReport
@@ -315,8 +315,9 @@ class Service:
     ) -> RaceReport:
         """One best-of-N race, over and cleaned up by `deadline` where there is one. Raises RaceError, SettingsError and
         SecretUnavailable. `race_id`: one that no other race has. Once `cancelled` is set it ends without a winner."""
-        from shared.races.race import environment_for, run_race
-        from shared.races.resources import RaceTimeouts
+        from shared.races.ends import RaceTimeouts
+        from shared.races.limits import environment_for
+        from shared.races.race import run_race
 
         # Where the runtime freezes after the answer, ends that have not come by then come with the dead-man time.
         freezes = deadline is not None or self.settings.drain_mode == "inline"

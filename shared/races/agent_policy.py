@@ -17,8 +17,8 @@ from shared.capability import Capability
 from shared.errors import HandsError
 
 if TYPE_CHECKING:
+    from shared.races.ends import RaceTimeouts
     from shared.races.request import RaceRequest
-    from shared.races.resources import RaceTimeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,6 @@ def in_time(race: RaceRequest, spent: float, longest: float | None = None) -> Ra
 
 def timeouts(boot: float) -> RaceTimeouts:
     """How patient an agent's race is."""
-    from shared.races.resources import RaceTimeouts
+    from shared.races.ends import RaceTimeouts
 
     return RaceTimeouts(boot=boot, promote=TIMES.promotes, reap=TIMES.reaps, ends=TIMES.ends)

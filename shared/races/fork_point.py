@@ -18,10 +18,11 @@ from shared.claims.presence import worker_lives
 from shared.deadline import Clock, Deadline
 from shared.egress import EgressPolicy
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus, SnapshotKind
+from shared.races.ends import RaceTimeouts
 from shared.races.errors import BadRace, SetupFailed, SourceAbsent, SourceNotReady, SourceUnknown
 from shared.races.progress import Timeline
 from shared.races.request import Checkpoint, RaceRequest
-from shared.races.resources import NotMade, RaceResources, RaceTimeouts
+from shared.races.resources import NotMade, RaceResources
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell
 from shared.settings import Environment
 
@@ -174,7 +175,7 @@ async def _checkpoint(
         await stack.enter_async_context(context.resources.copies(record.id, names, label))
         return None
     taken = SnapshotKind.MEMORY if kind == "memory" else SnapshotKind.FILESYSTEM
-    return await stack.enter_async_context(context.resources.checkpoint(record.id, label, taken))
+    return await stack.enter_async_context(context.resources.snapshots.checkpoint(record.id, label, taken))
 
 
 async def _set_up(
@@ -189,7 +190,7 @@ async def _set_up(
                     await stamp(base.id, context)
                 await _run_setup(script, request.setup_timeout, base.id, context)
             with context.timeline.span("checkpoint"):
-                snapshot_id = await stack.enter_async_context(context.resources.checkpoint(base.id, name))
+                snapshot_id = await stack.enter_async_context(context.resources.snapshots.checkpoint(base.id, name))
     except NotMade as error:
         if error.status == 404:
             raise SourceAbsent(f"the source is not there: {error}") from None

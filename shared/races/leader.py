@@ -132,7 +132,7 @@ class Leader:
         if self._done is None or not self._done.done or self._held is None:
             return
         if self._done.snapshot_id is not None:
-            self._context.resources.end_kept_snapshot(self._done.snapshot_id)
+            self._context.resources.snapshots.end_kept(self._done.snapshot_id)
         if self._done.sandbox is not None:
             self._context.resources.end_kept(self._held.child.name or "")
 
@@ -151,14 +151,14 @@ class Leader:
 
     async def _snapshot(self, held: _Held) -> PromotionReport:
         resources = self._context.resources
-        snapshot_id = await held.stack.enter_async_context(resources.checkpoint(held.child.id, "the winner"))
+        snapshot_id = await held.stack.enter_async_context(resources.snapshots.checkpoint(held.child.id, "the winner"))
         kept_name = self._kept_name()
         async with resources.naming(held.child.name or ""):
             lost = await self._rename(held.child, kept_name)
         if lost is not None:
             return self._failed(f"{lost}; the snapshot was deleted again")
         resources.renamed(held.child.name or "", kept_name)
-        resources.keep_snapshot(snapshot_id)
+        resources.snapshots.keep(snapshot_id)
         return PromotionReport(kind="snapshot", done=True, snapshot_id=snapshot_id)
 
     async def _keep(self, child: SandboxRecord, keep: Keep) -> PromotionReport:

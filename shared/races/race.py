@@ -19,15 +19,19 @@ from image.session.claim import STATE_DIRECTORY
 from shared import tracing
 from shared.byte_budget import Share, within
 from shared.deadline import Clock, Deadline
-from shared.names import PRISTINE, kept_snapshot_name, new_race_id, race_sandbox_name
+from shared.names import PRISTINE, new_race_id
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
-from shared.races import artifacts, copies, events, judges, panel, patches, plugins, rounds, safe_regex, scores
+from shared.races import copies, events, judges, panel, plugins, rounds, scores
 from shared.races.branch import BranchRunner, OutputBudget
+from shared.races.branch_outputs import BranchOutputs
+from shared.races.ends import InBackground, RaceTimeouts
 from shared.races.errors import BadRace, RaceError, SourceAbsent, SourceUnknown
 from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
 from shared.races.judge_child import JudgeChild
 from shared.races.leader import Leader
+from shared.races.limits import check_limits, check_pattern
 from shared.races.progress import RaceProgress, Timeline
+from shared.races.race_names import RENEW_SECONDS, RaceNames
 from shared.races.report import BranchReport, PromotionReport, RaceReport
 from shared.races.request import (
     MOST_BRANCHES,
@@ -38,55 +42,22 @@ from shared.races.request import (
     RaceRequest,
     RegexJudge,
 )
-from shared.races.resources import InBackground, NotMade, RaceResources, RaceTimeouts
+from shared.races.resources import NotMade, RaceResources
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, as_base64, new_mark
-from shared.settings import Environment, RaceLimits, Settings
+from shared.settings import Environment, Settings
 from shared.tasks import drop, shielded
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
 JUDGES: Final = 500  # from here on: a judge's position times MOST_BRANCHES, and the branch's index
-# A killed race's sandboxes are paid for until then; a race that lives renews it well before.
-DEAD_MAN_SECONDS: Final = 180.0
 # What a race, and each of its branches, may hold of sandboxes' answers at once, its artifacts apart. A promotion
 # carries four parts of a megabyte at once, a judge reads a file of one (shared/byte_budget.py).
 _RACE_BYTES: Final = 16 * 1024 * 1024
 _BRANCH_BYTES: Final = 8 * 1024 * 1024
-RENEW_SECONDS: Final = 45.0
 _WHY: Final = {
     None: "the race's deadline passed",
     "budget": "its max_sandbox_seconds are spent",
     "caller": "the race was cancelled",
 }
-
-
-def environment_for(request: RaceRequest, settings: Settings) -> Environment:
-    """The environment that the request means. Raises BadRace where it means none, or does not say which of several."""
-    if request.environment_id is not None:
-        environment = settings.environments.get(request.environment_id)
-        if environment is None:
-            raise BadRace("environment_id", "no such environment is configured here")
-        return environment
-    if len(settings.environments) > 1:
-        raise BadRace("environment_id", "several environments are configured here: say which")
-    return next(iter(settings.environments.values()))
-
-
-def check_limits(request: RaceRequest, limits: RaceLimits) -> None:
-    """Raises BadRace for more than the settings allow."""
-    if request.most_branches > limits.max_branches:
-        over = "" if request.rounds == 1 else ", in all rounds together"
-        raise BadRace(request.branches_field, f"at most {limits.max_branches} branches are allowed here{over}")
-    if request.max_parallel is not None and request.max_parallel > limits.max_parallel:
-        raise BadRace("max_parallel", f"at most {limits.max_parallel} are allowed here")
-    at_once = request.max_parallel or limits.max_parallel
-    if request.checkpoint == "live" and len(request.candidates()) > at_once:
-        raise BadRace("checkpoint", f"live makes all branches at once, and at most {at_once} may be")
-    for step, by in enumerate(step.judge for step in request.panel):
-        if isinstance(by, PluginJudge) and by.name not in limits.judges:
-            field = "judge.name" if request.judges is None else f"judges.{step}.judge.name"
-            raise BadRace(field, "no such judge is configured here")
-    if request.deadline is not None and request.deadline > limits.deadline:
-        raise BadRace("deadline", f"at most {limits.deadline:g} seconds are allowed here")
 
 
 async def run_race(
@@ -121,19 +92,11 @@ async def run_race(
         if isinstance(by, PluginJudge):
             loaded[by.name] = plugins.load(by.name, settings.races.judges[by.name])
         elif isinstance(by, RegexJudge):
-            await _check_pattern(by)
+            await check_pattern(by)
     timeouts = timeouts or RaceTimeouts(boot=settings.times.bind)
     return await _Race(
         request, host, settings, environment, loaded, on_event, timeouts, clock, now, in_background, race_id, cancelled
     ).run()
-
-
-async def _check_pattern(by: RegexJudge) -> None:
-    """Raises BadRace before anything is made."""
-    try:
-        await safe_regex.search(by.pattern, "", by.group)
-    except (safe_regex.BadPattern, safe_regex.NotSearched) as error:
-        raise BadRace("judge.regex.pattern", str(error)) from None
 
 
 class _Race:
@@ -161,9 +124,7 @@ class _Race:
         self._timeouts = timeouts
         self._id = race_id or new_race_id()
         self._deadline = request.deadline or settings.races.deadline
-        self._wall = now
-        self._places: dict[str, tuple[int | None, str | None]] = {}
-        self._taken: str | None = None
+        self._names = RaceNames(settings.prefix, environment.id, self._id, now)
         self._linger = math.inf if in_background is None else timeouts.linger
         self._shell = SandboxShell(host, settings.sandbox_user, settings.workdir, clock)
         self._progress = RaceProgress(on_event, self._shell, self._now)
@@ -180,7 +141,7 @@ class _Race:
             timeouts=timeouts,
             timeline=self._timeline,
             clock=clock,
-            base_name=lambda taken: self._name(None, taken),
+            base_name=lambda taken: self._names.sandbox(None, taken),
             identity_file=IDENTITY_FILE,
             identity=f"race {self._id}\n",
             server_sandbox=settings.server_sandbox,
@@ -188,6 +149,7 @@ class _Race:
         candidates = request.candidates()
         self._budget = OutputBudget(settings.races.output_bytes // request.most_branches)
         self._artifact_bytes = settings.races.artifact_bytes // request.most_branches
+        self._outputs = BranchOutputs(self._shell, self._timeline, request.artifacts, self._artifact_bytes)
         self._runners = [BranchRunner(index, branch, self._budget) for index, branch in enumerate(candidates)]
         self._root: ForkPoint | None = None
         self._finalists: rounds.Finalists | None = None
@@ -213,14 +175,14 @@ class _Race:
         renewing = asyncio.create_task(self._renew())
         try:
             branches, best, deadline_passed = await self._run()
-            await self._resources.settle(self._linger)
+            await self._resources.ends.settle(self._linger)
         except asyncio.CancelledError:
             if self._leader is not None:
                 self._leader.undo()
-            await shielded(self._resources.settle(self._linger if math.isinf(self._linger) else 0.0))
+            await shielded(self._resources.ends.settle(self._linger if math.isinf(self._linger) else 0.0))
             raise
         except Exception:
-            await self._resources.settle(self._linger)
+            await self._resources.ends.settle(self._linger)
             raise
         finally:
             await drop(renewing)
@@ -231,7 +193,7 @@ class _Race:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            await self._resources.renew(lambda name: self._name(*self._places[name]))
+            await self._resources.renew(self._names.renewed)
 
     async def _run(self) -> tuple[tuple[BranchReport, ...], BranchReport | None, bool]:
         """The branches, the winner, and whether the deadline passed."""
@@ -260,7 +222,7 @@ class _Race:
                     self._promotion = await self._leader.promote(best)
                     self._progress.tell(events.Promoted(promotion=self._promotion, at=self._timeline.now()))
             finally:
-                self._resources.hurry()  # before the stack ends anything
+                self._resources.ends.hurry()  # before the stack ends anything
         return branches, best, scope.expired() and self._ended_by is None
 
     @asynccontextmanager
@@ -301,16 +263,16 @@ class _Race:
         self._progress.began(self._id, [runner.branch.name for runner in self._runners])
 
     async def _race(self, source: SandboxRecord | None, stack: AsyncExitStack) -> None:
-        self._copies = [self._name(runner.index) for runner in self._runners]
+        self._copies = [self._names.sandbox(runner.index) for runner in self._runners]
         fork_point = await prepare(self._request, source, self._context, stack, self._copies)
-        self._checkpoint, self._taken = fork_point.snapshot_id, fork_point.taken
+        self._checkpoint, self._names.taken = fork_point.snapshot_id, fork_point.taken
         if self._request.promote != "none":
             leader = Leader(
                 self._request,
                 self._context,
                 fork_point,
-                pristine_name=lambda: self._name(PRISTINE),
-                kept_name=self._kept_name,
+                pristine_name=lambda: self._names.sandbox(PRISTINE),
+                kept_name=self._names.kept_snapshot,
             )
             self._leader = await stack.enter_async_context(leader)
         self._root = fork_point
@@ -342,7 +304,7 @@ class _Race:
             return
         with self._timeline.span("checkpoint", runner.branch.name):
             try:
-                kept = await stack.enter_async_context(self._resources.checkpoint(child.id, "a branch"))
+                kept = await stack.enter_async_context(self._resources.snapshots.checkpoint(child.id, "a branch"))
             except RaceError as error:
                 runner.reason = f"no round starts from it: {error}"
             else:
@@ -380,7 +342,7 @@ class _Race:
     def _child(self, runner: BranchRunner, fork_point: ForkPoint) -> AbstractAsyncContextManager[SandboxRecord]:
         if fork_point.kind == "live":
             return self._resources.copied(self._copies[runner.index])
-        name = self._name(runner.index)
+        name = self._names.sandbox(runner.index)
         return self._resources.sandbox(fork_point.spec(name, self._environment, self._longest(runner.branch)))
 
     async def _try(self, runner: BranchRunner, fork_point: ForkPoint, child: SandboxRecord) -> None:
@@ -392,7 +354,7 @@ class _Race:
             env |= {"BRANCH_ROUND": str(runner.round), "BRANCH_PARENT": runner.parent or ""}
         if self._request.diff:
             with self._timeline.span("diff", branch.name):
-                await self._keep_base(runner, child)
+                await self._outputs.keep_base(runner, child)
         with self._timeline.span("files", branch.name):
             if fork_point.holds_identity:
                 try:
@@ -418,14 +380,14 @@ class _Race:
         runner.ran(ran)
         if runner.base is not None:
             with self._timeline.span("diff", branch.name):
-                await self._take_diff(runner, runner.base, child)
+                await self._outputs.take_diff(runner, runner.base, child)
         if ran.timed_out:
-            await self._collect(runner, child)
+            await self._outputs.collect_artifacts(runner, child)
             runner.status, runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
             return None
         runner.exit_code = ran.exit_code
         verdict = await self._judge(runner, ran, fork_point, child, env)
-        await self._collect(runner, child)
+        await self._outputs.collect_artifacts(runner, child)
         return self._decide(runner, verdict)
 
     async def _judge(
@@ -460,43 +422,9 @@ class _Race:
     ) -> JudgeChild | None:
         if fork_point.kind == "live":
             return None
-        name = self._name(JUDGES + position * MOST_BRANCHES + runner.index)
+        name = self._names.sandbox(JUDGES + position * MOST_BRANCHES + runner.index)
         spec = fork_point.spec(name, self._environment, self._longest(runner.branch))
         return JudgeChild(self._context, spec, fork_point.holds_identity, candidate, self._last_resort)
-
-    async def _keep_base(self, runner: BranchRunner, child: SandboxRecord) -> None:
-        match await patches.keep_base(self._shell, child.id):
-            case NotDone(reason=reason):
-                runner.diff_reason = f"diff: {reason}"
-            case base:
-                runner.base = base
-
-    async def _take_diff(self, runner: BranchRunner, base: patches.Base, child: SandboxRecord) -> None:
-        running = await self._shell.clear(child.id)
-        if isinstance(running, NotDone):
-            runner.diff_reason = f"diff: {running.reason}"
-            return
-        budget = min(patches.MOST_BYTES, self._artifact_bytes)
-        match await patches.take(self._shell, child.id, base, budget):
-            case NotDone(reason=reason):
-                runner.diff_reason = f"diff: {reason}"
-            case patch:
-                runner.diff = patch.text
-                left_out = patches.LEFT_OUT if base.too_many else None
-                runner.diff_reason = f"diff: only its first {budget} bytes are here" if patch.cut else left_out
-
-    async def _collect(self, runner: BranchRunner, child: SandboxRecord) -> None:
-        if not self._request.artifacts:
-            return
-        with self._timeline.span("artifacts", runner.branch.name):
-            running = await self._shell.clear(child.id)
-            if isinstance(running, NotDone):
-                runner.artifacts_reason = f"artifacts: {running.reason}"
-                return
-            left = max(0, self._artifact_bytes - len(runner.diff.encode()))
-            runner.artifacts, runner.artifacts_reason = await artifacts.collect(
-                self._request.artifacts, shell=self._shell, sandbox_id=child.id, budget=left
-            )
 
     def _decide(self, runner: BranchRunner, verdict: judges.Score | judges.Unjudged) -> None:
         higher = self._request.higher_is_better
@@ -514,7 +442,7 @@ class _Race:
 
     def _accept(self, runner: BranchRunner) -> None:
         """Cancels every other branch. Their sandboxes end behind the race."""
-        self._resources.hurry()
+        self._resources.ends.hurry()
         self._accepted = self._accepted or runner.branch.name
         for task in self._tasks:
             if task is not asyncio.current_task():
@@ -535,9 +463,9 @@ class _Race:
             rounds=rounds.told(branches) if self._request.rounds > 1 else (),
             checkpoint=self._checkpoint,
             promotion=self._promotion,
-            reaped=tuple(self._resources.reaped),
-            ending=self._resources.ending,
-            leftovers=tuple(dict.fromkeys(self._resources.leftovers)),
+            reaped=tuple(self._resources.ends.reaped),
+            ending=self._resources.ends.ending,
+            leftovers=tuple(dict.fromkeys(self._resources.ends.leftovers)),
             timeline=self._timeline.spans(),
             speedup=self._speedup(branches),
             seconds=self._timeline.now(),
@@ -554,20 +482,6 @@ class _Race:
         boots = [span.start for span in self._timeline.spans() if span.phase == "boot"]
         took = self._timeline.now() - min(boots, default=math.inf)
         return round(worked / took, 2) if worked > 0 and took > 0 else None
-
-    @property
-    def _dead_man(self) -> int:
-        return math.ceil(self._wall() + DEAD_MAN_SECONDS)
-
-    def _name(self, index: int | None, taken: str | None = None) -> str:
-        """The name to give a sandbox now. `taken`: the snapshot of the source, where the race does not know it yet."""
-        taken = taken or self._taken
-        name = race_sandbox_name(self._settings.prefix, self._environment.id, self._id, index, self._dead_man, taken)
-        self._places[name] = index, taken
-        return name
-
-    def _kept_name(self) -> str:
-        return kept_snapshot_name(self._settings.prefix, self._environment.id, self._id, self._dead_man)
 
     def _timeout(self, branch: Branch) -> float:
         return branch.timeout or self._request.branch_timeout

@@ -1,8 +1,8 @@
 """What a race is asked (docs/races.md).
 
-Sizes and counts are bounded here where they need no setting; `check_limits` in race.py checks those that do. Everything
-is strict: an unknown field, a number in quotes or a value that cannot be served is an error that names the field,
-never something that is passed over. Times are in seconds. Errors never show the values that they are about.
+Sizes and counts are bounded here where they need no setting; limits.py checks those that do. Everything is strict: an
+unknown field, a number in quotes or a value that cannot be served is an error that names the field, never something
+that is passed over. Times are in seconds. Errors never show the values that they are about.
 """
 
 from __future__ import annotations

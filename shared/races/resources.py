@@ -1,6 +1,6 @@
-"""The sandboxes and snapshots of one race, from the call that makes them to the one that ends them.
+"""The sandboxes of one race, from the call that makes one to the one that ends it; its snapshots are in snapshots.py.
 
-Both are context managers whose end is the end of what they made, whatever was raised inside, cancellation included.
+Each is a context manager whose end is the end of what it made, whatever was raised inside, cancellation included.
 What may exist is looked for by name when the answer to its creation was lost, and what could not be confirmed as
 ended is a leftover in the report; its name carries the dead-man time by which the reconciler ends it.
 Proved by tests/shared/races/test_race_faults.py.
@@ -9,11 +9,10 @@ Proved by tests/shared/races/test_race_faults.py.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from shared.backoff import pause_before
 from shared.deadline import Clock, Deadline
@@ -28,36 +27,15 @@ from shared.ports import (
     SandboxRecord,
     SandboxSpec,
     SandboxStatus,
-    Snapshot,
-    SnapshotKind,
 )
+from shared.races.ends import InBackground, RaceEnds, RaceTimeouts, within
 from shared.races.errors import RaceError, SourceAbsent, SourceNotReady, SourceUnknown
 from shared.races.meter import SandboxMeter
+from shared.races.snapshots import RaceSnapshots
 from shared.tasks import drop
 
 # The service does not know what it is asked for, or may not give it: no later moment changes that.
 _FINAL_REFUSALS: Final = (400, 401, 404, 422)
-_LEAST_SECONDS: Final = 1.0  # what an end is given at least, however late it is
-_T = TypeVar("_T")
-_SnapshotCall = asyncio.Task[Snapshot | Absent | Refused | Doubtful]
-InBackground = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class RaceTimeouts:
-    """How patient a race is. Seconds; a pause doubles with each attempt.
-
-    `promote` is for the promotion, `reap` for each end of something, and `ends` for all of them together once the
-    deadline and the promotion's time are over. `linger` is how long a report waits for ends that can go on behind it.
-    """
-
-    attempts: int = 3
-    pause: float = 0.25
-    boot: float = 45.0
-    reap: float = 60.0
-    promote: float = 60.0
-    ends: float = math.inf
-    linger: float = 0.15
 
 
 class NotMade(RaceError):
@@ -66,17 +44,6 @@ class NotMade(RaceError):
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
         self.status = status
-
-
-async def _within(work: Awaitable[_T], seconds: float) -> _T | None:
-    """None when the seconds passed first; the work is cancelled then."""
-    try:
-        async with asyncio.timeout(seconds) as scope:
-            return await work
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        return None
 
 
 class _Room:
@@ -123,12 +90,8 @@ class _Tenure:
 
 
 class RaceResources:
-    """Everything that one race makes. `reaped`, `leftovers` and `ending` are for the report. `give_way` is asked when
-    there is no room and nobody to wait for: whether something that can be made again later has just been ended. `until`
-    is when all ends shall be over.
-
-    Ends are tasks of `in_background`, which sees them to their end: whoever leaves a block waits for its end as long as
-    there is time, and not when he is cancelled or after `hurry`.
+    """Everything that one race makes. `give_way` is asked when there is no room and nobody to wait for: whether
+    something that can be made again later has just been ended. `until` is when all ends shall be over.
     """
 
     def __init__(
@@ -139,65 +102,23 @@ class RaceResources:
         in_background: InBackground,
         until: Deadline | None = None,
     ) -> None:
-        self._in_background = in_background
-        self._ends: dict[asyncio.Task[None], Callable[[], str]] = {}
-        self._hurries = False
-        self._until = until
+        self.ends = RaceEnds(timeouts, clock, in_background, until)
+        self.snapshots = RaceSnapshots(host, timeouts, clock, self.ends)
         self._clock = clock
         self._host = host
         self._timeouts = timeouts
         self._room = _Room()
         self.meter = SandboxMeter(clock)
         self._tenures: dict[str, _Tenure] = {}
-        self._kept_snapshots: set[str] = set()
         self.give_way: Callable[[], Awaitable[bool]] | None = None
         self._giving = asyncio.Lock()
-        self.reaped: list[str] = []
-        self.leftovers: list[str] = []
 
     @asynccontextmanager
     async def sandbox(self, spec: SandboxSpec) -> AsyncIterator[SandboxRecord]:
         """A running sandbox. Raises NotMade; ends the sandbox, or what may be one, at the end."""
         tenure = self._tenures[spec.name] = _Tenure(spec.name)
-        async with self._ended_behind(lambda: self._begin_end(tenure)):
+        async with self.ends.behind(lambda: self._begin_end(tenure)):
             yield await self._make(spec, tenure)
-
-    def hurry(self) -> None:
-        """The race's result is known: nothing waits for an end any more."""
-        self._hurries = True
-
-    @property
-    def ending(self) -> tuple[str, ...]:
-        """What is being ended just now: names of sandboxes and ids of snapshots."""
-        return tuple(sorted({label() for task, label in self._ends.items() if not task.done()}))
-
-    async def settle(self, seconds: float) -> None:
-        """Waits for the ends, for so many seconds at most."""
-        until = Deadline.after(seconds, self._clock)
-        while (pending := [task for task in self._ends if not task.done()]) and not until.passed:
-            await asyncio.wait(pending, timeout=None if math.isinf(seconds) else until.left())
-        for task in self._ends:
-            if task.done() and not task.cancelled():
-                task.result()  # a bug is raised, wherever it was met
-
-    @asynccontextmanager
-    async def _ended_behind(self, begin: Callable[[], asyncio.Task[None] | None]) -> AsyncIterator[None]:
-        """A block after which something is ended. It is waited for unless there is no time for that."""
-        cancelled = False
-        try:
-            yield
-        except asyncio.CancelledError:
-            cancelled = True
-            raise
-        finally:
-            end = begin()
-            if end is not None and not cancelled and not self._hurries:
-                await asyncio.wait({end})
-
-    def _begin(self, work: Coroutine[Any, Any, None], label: Callable[[], str]) -> asyncio.Task[None]:
-        task = self._in_background(work)
-        self._ends[task] = label
-        return task
 
     def _begin_end(self, tenure: _Tenure, after: asyncio.Task[Any] | None = None) -> asyncio.Task[None] | None:
         """Ends a sandbox, once `after` is over. Whoever waits for room may wait for this end."""
@@ -207,7 +128,7 @@ class RaceResources:
         if not tenure.in_room:
             tenure.in_room = True
             self._room.enter()
-        return self._begin(self._reap(tenure, after), lambda: tenure.name)
+        return self.ends.begin(self._reap(tenure, after), lambda: tenure.name)
 
     def hold(self, name: str) -> None:
         """This sandbox stays for longer than its branch: whoever waits for room need not wait for it."""
@@ -272,35 +193,10 @@ class RaceResources:
         """A copy that `copies` has made; the same as `sandbox` otherwise."""
         tenure = self._tenures[name]
         self._tenures[name] = tenure = replace(tenure)  # from now on it is this caller's to end
-        async with self._ended_behind(lambda: self._begin_end(tenure)):
+        async with self.ends.behind(lambda: self._begin_end(tenure)):
             if tenure.id is None:
                 raise NotMade(f"the copy could not be made: {tenure.lost}")
             yield SandboxRecord(tenure.id, name, SandboxStatus.RUNNING)
-
-    @asynccontextmanager
-    async def checkpoint(
-        self, sandbox_id: str, label: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
-    ) -> AsyncIterator[str]:
-        """The id of a snapshot. Raises SourceAbsent, SourceNotReady or SourceUnknown.
-
-        `label` says in the report whose snapshot was left over where no id is known. A memory snapshot clones what
-        runs in the source: a worker there would make two holders of one lease.
-        """
-        calls: list[_SnapshotCall] = []
-
-        def begin() -> asyncio.Task[None] | None:
-            if not calls:
-                return None
-            # What is still being made from the snapshot is ended first.
-            before = [task for task in self._ends if not task.done()]
-            return self._begin(self._forget_snapshots(calls, label, before), lambda: _called(calls, label))
-
-        async with self._ended_behind(begin):
-            yield await self._snapshot(sandbox_id, label, kind, calls)
-
-    def keep_snapshot(self, snapshot_id: str) -> None:
-        """This snapshot is somebody else's from now on and is not deleted."""
-        self._kept_snapshots.add(snapshot_id)
 
     def end_kept(self, name: str) -> None:
         """A sandbox that was to be kept is not wanted after all."""
@@ -308,30 +204,18 @@ class RaceResources:
         tenure.kept = False
         self._begin_end(tenure)
 
-    def end_kept_snapshot(self, snapshot_id: str) -> None:
-        """A snapshot that was to be kept is not wanted after all."""
-        self._begin(self._forget_snapshot(snapshot_id), lambda: snapshot_id)
-
-    async def _forget_snapshot(self, snapshot_id: str) -> None:
-        gone = await _within(self._delete(snapshot_id), self._reap_seconds())
-        (self.reaped if gone else self.leftovers).append(snapshot_id)
-
-    def _reap_seconds(self) -> float:
-        left = math.inf if self._until is None else self._until.left()
-        return min(self._timeouts.reap, max(_LEAST_SECONDS, left))
-
     async def _reap(self, tenure: _Tenure, after: asyncio.Task[Any] | None) -> None:
         if after is not None:
-            await asyncio.wait({after}, timeout=self._reap_seconds())
+            await asyncio.wait({after}, timeout=self.ends.seconds())
             await drop(after)
-        gone = await _within(self._end(tenure), self._reap_seconds())
+        gone = await within(self._end(tenure), self.ends.seconds())
         await drop(tenure.making)
         if gone and tenure.id is not None:
             self.meter.ended(tenure.id)
         if not gone:
-            self.leftovers.append(tenure.name)
+            self.ends.leftovers.append(tenure.name)
         elif tenure.id is not None:
-            self.reaped.append(tenure.name)
+            self.ends.reaped.append(tenure.name)
         self._room.leave(ended=bool(gone) and tenure.id is not None)
 
     async def _make(self, spec: SandboxSpec, tenure: _Tenure) -> SandboxRecord:
@@ -447,7 +331,7 @@ class RaceResources:
                 self._forget(tenures)
                 raise SourceNotReady(f"{label} cannot be copied: {reason}")
             case Doubtful(reason=reason):
-                self.leftovers.append(f"copies of {label} that have no name")
+                self.ends.leftovers.append(f"copies of {label} that have no name")
                 raise SourceUnknown(f"it is not known whether {label} was copied: {reason}")
             case rows:
                 for tenure, row in zip(tenures, rows, strict=True):
@@ -465,68 +349,6 @@ class RaceResources:
         for tenure in tenures:
             tenure.doubted = False
 
-    async def _snapshot(self, sandbox_id: str, label: str, kind: SnapshotKind, calls: list[_SnapshotCall]) -> str:
-        patience = Deadline.after(self._timeouts.boot, self._clock)
-        refusals = doubts = 0
-        while True:
-            call = asyncio.create_task(self._host.snapshot(sandbox_id, kind))
-            calls.append(call)
-            await asyncio.wait({call})
-            match call.result():
-                case Snapshot(id=snapshot_id):
-                    return snapshot_id
-                case Absent():
-                    raise SourceAbsent(f"{label} is not there any more")
-                case Refused(status=status, reason=reason):
-                    # Most likely another race is checkpointing the same sandbox just now.
-                    refusals += 1
-                    if patience.passed or (status != 409 and refusals > self._timeouts.attempts):
-                        raise SourceNotReady(f"{label} cannot be checkpointed: {reason}")
-                    await self._pause_before(min(refusals, self._timeouts.attempts))
-                case Doubtful(reason=reason):
-                    doubts += 1
-                    if doubts == 2:  # each may leave a snapshot behind that only the reconciler can find
-                        raise SourceUnknown(f"it is not known whether {label} was checkpointed: {reason}")
-                    await self._pause_before(doubts)
-
-    async def _forget_snapshots(
-        self, calls: list[_SnapshotCall], label: str, before: Sequence[asyncio.Task[None]]
-    ) -> None:
-        if before:
-            await asyncio.wait(before)
-        for call in calls:
-            await asyncio.wait({call}, timeout=self._reap_seconds())
-            await drop(call)
-            unknown = call.cancelled() or call.exception() is not None
-            match None if unknown else call.result():
-                case Snapshot(id=snapshot_id) if snapshot_id in self._kept_snapshots:
-                    pass
-                case Snapshot(id=snapshot_id):
-                    await self._forget_snapshot(snapshot_id)
-                case Doubtful() | None:
-                    self.leftovers.append(f"a snapshot of {label} whose id is not known")
-                case Absent() | Refused():
-                    pass
-
-    async def _delete(self, snapshot_id: str) -> bool:
-        for attempt in range(self._timeouts.attempts):
-            await self._pause_before(attempt)
-            if await self._host.delete_snapshot(snapshot_id) in (None, Absent()):
-                return True
-        return False
-
     async def _pause_before(self, attempt: int) -> None:
         if attempt:
             await asyncio.sleep(pause_before(attempt, self._timeouts.pause))
-
-
-def _called(calls: Sequence[_SnapshotCall], label: str) -> str:
-    """A snapshot for a report: its id, where there is one by now."""
-    for call in calls:
-        if call.done() and not call.cancelled() and call.exception() is None:
-            match call.result():
-                case Snapshot(id=snapshot_id):
-                    return snapshot_id
-                case _:
-                    continue
-    return f"a snapshot of {label}"

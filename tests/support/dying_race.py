@@ -14,7 +14,8 @@ import signal
 import sys
 from typing import Any
 
-from shared.races.race import environment_for, run_race
+from shared.races.limits import environment_for
+from shared.races.race import run_race
 from shared.races.request import RaceRequest
 from shared.service import Service
 from shared.settings import Settings

@@ -28,11 +28,11 @@ from shared.ports import (
     SnapshotKind,
 )
 from shared.races import events
+from shared.races.ends import RaceTimeouts
 from shared.races.errors import BadRace
 from shared.races.fields import Model
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
-from shared.races.resources import RaceTimeouts
 from shared.races.status import RaceStatus
 from shared.secret import Secret
 from shared.service import Service

@@ -13,7 +13,8 @@ from shared.egress import EgressPolicy
 from shared.names import RaceSandbox, parse
 from shared.ports import CommandOutput, SandboxStatus
 from shared.races import errors
-from shared.races.race import DEAD_MAN_SECONDS, IDENTITY_FILE
+from shared.races.race import IDENTITY_FILE
+from shared.races.race_names import DEAD_MAN_SECONDS
 from shared.races.report import BranchReport
 from shared.races.scores import winner
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked, by_name, run

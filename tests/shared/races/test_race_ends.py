@@ -10,7 +10,8 @@ import pytest
 
 from shared import names
 from shared.ports import Absent, CommandOutput, CreateOutcome, Doubtful, Refused, SandboxSpec, Snapshot, SnapshotKind
-from shared.races.race import DEAD_MAN_SECONDS, run_race
+from shared.races.race import run_race
+from shared.races.race_names import DEAD_MAN_SECONDS
 from shared.races.report import RaceReport
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS, SOURCE, asked
 from tests.support.fake_host import FakeCall, FakeHost
