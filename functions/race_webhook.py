@@ -20,7 +20,8 @@ from functions.requests import HttpError
 from shared.backoff import pause_before
 from shared.errors import HandsError, SettingsError
 from shared.secret import Secret
-from shared.settings_table import LOOPBACK, Races
+from shared.setting_kinds import LOOPBACK
+from shared.settings_table import Races
 
 if TYPE_CHECKING:
     from shared.races.events import Event, OnEvent

@@ -28,6 +28,7 @@ from shared import names
 from shared.backoff import pause_before
 from shared.capability import Capability
 from shared.deadline import Deadline
+from shared.environment_settings import Environment
 from shared.races import events
 from shared.races.cells import CellGone, CellUnclear
 from shared.races.events import ErrorBody, OnEvent
@@ -37,7 +38,7 @@ from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
 from shared.races.status import RaceStatus
 from shared.service import Service
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from shared.tasks import drop, shielded
 
 log = logging.getLogger(__name__)

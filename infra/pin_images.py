@@ -21,7 +21,7 @@ import httpx2
 from image.session.base_images import LOCK
 from image.session.definition import DEFAULT_BASE
 from shared.errors import HandsError
-from shared.settings_table import LOOPBACK
+from shared.setting_kinds import LOOPBACK
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 _ARG: Final = re.compile(r"^ARG BASE=(\S+)$", re.MULTILINE)

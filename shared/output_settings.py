@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from shared.errors import SettingsError
 from shared.secret import Secret
-from shared.settings_table import LOOPBACK, Outputs, Sandboxes
+from shared.setting_kinds import LOOPBACK
+from shared.settings_table import Outputs, Sandboxes
 
 
 class OutputSettings(NamedTuple):

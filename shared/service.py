@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from shared import metrics, tracing
 from shared.adapters.service_clock import ServiceClock
 from shared.deadline import Deadline
-from shared.settings import Environment, Settings
+from shared.environment_settings import Environment
+from shared.settings import Settings
 
 if TYPE_CHECKING:
     from shared.adapters.call_budget import CallBudget

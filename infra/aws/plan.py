@@ -19,8 +19,9 @@ from shared import otel
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
 from shared.session_setup import inlined
+from shared.setting_kinds import Choice, Text
 from shared.settings import Settings
-from shared.settings_table import Choice, Text, handed_over
+from shared.settings_table import handed_over
 
 
 class Deployment:

@@ -6,10 +6,11 @@ import sys
 
 from infra.cli.environ import Loaded
 from shared.claims.dispatcher import utc_now
+from shared.environment_settings import Environment
 from shared.errors import SettingsError
 from shared.prepared.preparation import Preparation, PreparationFailed
 from shared.service import Service
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from shared.texts import printable
 
 

@@ -9,18 +9,8 @@ from infra.aws import plan as aws
 from infra.cli.agents import DEFAULT_MODEL
 from infra.gcp import plan as gcp
 from infra.sandbox.plan import ServerSandbox
-from shared.settings_table import (
-    SECTIONS,
-    Address,
-    Choice,
-    Flag,
-    Key,
-    KeyKind,
-    Setting,
-    Text,
-    Texts,
-    settings_of,
-)
+from shared.setting_kinds import Address, Choice, Flag, Key, KeyKind, Setting, Text, Texts
+from shared.settings_table import SECTIONS, settings_of
 
 
 class Commands:

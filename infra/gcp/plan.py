@@ -24,8 +24,9 @@ from shared import otel
 from shared.errors import SettingsError
 from shared.secret import SCHEMES
 from shared.session_setup import inlined
+from shared.setting_kinds import Text
 from shared.settings import Settings
-from shared.settings_table import Text, Workers, handed_over
+from shared.settings_table import Workers, handed_over
 
 
 class Deployment:

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 from infra.sandbox.plan import Plan
 from shared import names
 from shared.secret import Secret
+from shared.setting_kinds import LOOPBACK
 from shared.settings import tensorlake_address
-from shared.settings_table import LOOPBACK, Sandboxes, Services
+from shared.settings_table import Sandboxes, Services
 
 if TYPE_CHECKING:
     from tensorlake.sandbox import Sandbox, SandboxInfo

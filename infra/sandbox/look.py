@@ -13,7 +13,7 @@ from infra.sandbox.account import Account
 from infra.sandbox.plan import Plan
 from infra.sandbox.server import live_servers
 from shared.owner_keys import HEADER, owner_key
-from shared.settings_table import LOOPBACK
+from shared.setting_kinds import LOOPBACK
 
 AWAKE: Final = ("running", "snapshotting")
 _ASK_SECONDS: Final = 20.0

@@ -19,8 +19,8 @@ from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
 from infra import telemetry
 from infra.sandbox.told import check, told
 from shared.errors import SettingsError
+from shared.setting_kinds import LOOPBACK, Text, Texts, Whole
 from shared.settings import Settings
-from shared.settings_table import LOOPBACK, Text, Texts, Whole
 
 
 class ServerSandbox:

@@ -21,7 +21,7 @@ from infra.sandbox.account import Account
 from infra.sandbox.plan import PROCESS, Plan
 from shared.errors import HandsError
 from shared.owner_keys import PARAMETER, owner_key
-from shared.settings_table import LOOPBACK
+from shared.setting_kinds import LOOPBACK
 
 if TYPE_CHECKING:
     from tensorlake.sandbox import ProcessInfo, Sandbox, SandboxInfo

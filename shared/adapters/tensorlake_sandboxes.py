@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -25,7 +23,6 @@ from urllib.parse import quote
 from shared.adapters.call_budget import CallBudget, Priority
 from shared.adapters.sandbox_answers import (
     LONGEST_REASON,
-    NOT_ROUTABLE,
     effect_of,
     egress_of,
     first_lines,
@@ -40,12 +37,11 @@ from shared.adapters.sandbox_answers import (
     state_of,
     without_refusal,
 )
+from shared.adapters.sandbox_calls import CALL_SECONDS, LARGEST_STATE, SandboxCalls
 from shared.adapters.sandbox_wire import (
-    NotReached,
     Route,
     SandboxWire,
     TooLarge,
-    Unanswered,
     outcome_of,
 )
 from shared.adapters.sdk_client import RetiredClients
@@ -79,12 +75,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CALL_SECONDS: Final = 20.0
-MOST_ROUTES: Final = 256
 BYTES_IN_FLIGHT: Final = 48 * 1024 * 1024
-_LARGEST_STATE: Final = 65_536
 _LARGEST_LIST: Final = 4 * 1024 * 1024
-_NOT_THERE: Final = (404, 502, 503, 504)
 _IMPORT: Final = threading.Lock()
 """Of a package's module: from two threads at once, each would hold the half that the other one waits for."""
 _NEVER: Final = {"policy": "never"}
@@ -102,8 +94,8 @@ class TensorlakeSandboxes:
         self._budget = budget or CallBudget(0)
         self._client: tuple[str, AsyncSandboxClient] | None = None
         self._retired = RetiredClients()
-        self._routes: OrderedDict[str, Route] = OrderedDict()
         self._wire = SandboxWire(api_key, ByteBudget(BYTES_IN_FLIGHT))
+        self._calls = SandboxCalls(self._wire, self._budget, self.find)
 
     async def create(self, spec: SandboxSpec) -> CreateOutcome:
         async def call() -> SandboxRecord:
@@ -184,7 +176,7 @@ class TensorlakeSandboxes:
         async def call() -> None:
             client = await self._lifecycle()
             await client.delete(sandbox_id)
-            self._forget(sandbox_id)
+            self._calls.forget(sandbox_id)
 
         return await self._bounded(call, CALL_SECONDS, describe=True)
 
@@ -195,7 +187,7 @@ class TensorlakeSandboxes:
         return await self._bounded(call, CALL_SECONDS, describe=True)
 
     async def touch(self, sandbox_id: str) -> Absent | Refused | Doubtful | None:
-        return effect_of(await self._call(sandbox_id, "GET", "/api/v1/health"))
+        return effect_of(await self._calls.call(sandbox_id, "GET", "/api/v1/health"))
 
     async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
         async def call() -> Listing[SandboxRecord]:
@@ -225,19 +217,21 @@ class TensorlakeSandboxes:
     async def start(self, sandbox_id: str, process: ProcessSpec) -> Absent | Refused | Doubtful | None:
         asked = _asked(process.command, process.args, process.env, process.working_dir, process.user)
         asked |= {"name": process.name, "restart": _NEVER}
-        said = effect_of(await self._call(sandbox_id, "POST", "/api/v1/processes", body=asked, secrets=process.secrets))
+        said = effect_of(
+            await self._calls.call(sandbox_id, "POST", "/api/v1/processes", body=asked, secrets=process.secrets)
+        )
         # Names are unique: a second start of one name finds the first.
         return None if isinstance(said, Refused) and said.status == 409 else said
 
     async def process_names(self, sandbox_id: str) -> Sequence[ProcessState] | Absent | Doubtful:
-        outcome = await self._call(sandbox_id, "GET", "/api/v1/processes", limit=_LARGEST_LIST)
+        outcome = await self._calls.call(sandbox_id, "GET", "/api/v1/processes", limit=_LARGEST_LIST)
         return read_as(outcome, lambda answer: [row for each in answer["processes"] for row in named_states(each)])
 
     async def process_output(
         self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
     ) -> Sequence[str] | Absent | Doubtful:
         path = f"{_process(name)}/{_stream(both)}"
-        outcome = await self._call(sandbox_id, "GET", path, limit=limit, cut=True)
+        outcome = await self._calls.call(sandbox_id, "GET", path, limit=limit, cut=True)
         return first_lines(outcome) if isinstance(outcome, bytes) else without_refusal(outcome)
 
     async def follow_output(
@@ -245,7 +239,7 @@ class TensorlakeSandboxes:
     ) -> AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]:
         left = limit
         try:
-            route = await self._route(sandbox_id)
+            route = await self._calls.route(sandbox_id)
             if not isinstance(route, Route):
                 yield without_refusal(route)
                 return
@@ -264,14 +258,16 @@ class TensorlakeSandboxes:
             yield OutputEnded()
 
     async def process_state(self, sandbox_id: str, name: str) -> ProcessState | Absent | Doubtful:
-        outcome = await self._call(sandbox_id, "GET", _process(name), limit=_LARGEST_STATE)
+        outcome = await self._calls.call(sandbox_id, "GET", _process(name), limit=LARGEST_STATE)
         return read_as(outcome, lambda answer: state_of(name, answer))
 
     async def kill(self, sandbox_id: str, name: str) -> Absent | Refused | Doubtful | None:
-        return effect_of(await self._call(sandbox_id, "DELETE", _process(name)))
+        return effect_of(await self._calls.call(sandbox_id, "DELETE", _process(name)))
 
     async def signal(self, sandbox_id: str, name: str, number: int) -> Absent | Refused | Doubtful | None:
-        return effect_of(await self._call(sandbox_id, "POST", f"{_process(name)}/signal", body={"signal": number}))
+        return effect_of(
+            await self._calls.call(sandbox_id, "POST", f"{_process(name)}/signal", body={"signal": number})
+        )
 
     async def run(
         self,
@@ -287,15 +283,15 @@ class TensorlakeSandboxes:
     ) -> CommandOutput | Absent | Refused | Doubtful:
         asked = {**_asked(command, args, env, working_dir, user), "timeout": timeout}
         silence = timeout + CALL_SECONDS  # a program may say nothing until its end
-        return await self._routed(
+        return await self._calls.routed(
             sandbox_id, lambda route: self._wire.run(route, asked, silence=silence, limit=limit), silence
         )
 
     async def write_file(self, sandbox_id: str, path: str, data: bytes) -> Absent | Refused | Doubtful | None:
-        return effect_of(await self._call(sandbox_id, "PUT", "/api/v1/files", query={"path": path}, body=data))
+        return effect_of(await self._calls.call(sandbox_id, "PUT", "/api/v1/files", query={"path": path}, body=data))
 
     async def delete_file(self, sandbox_id: str, path: str) -> Absent | Refused | Doubtful | None:
-        return effect_of(await self._call(sandbox_id, "DELETE", "/api/v1/files", query={"path": path}))
+        return effect_of(await self._calls.call(sandbox_id, "DELETE", "/api/v1/files", query={"path": path}))
 
     async def read_file(self, sandbox_id: str, path: str, limit: int) -> bytes | Absent | Refused | Doubtful:
         async def call(route: Route) -> bytes | Refused:
@@ -306,7 +302,7 @@ class TensorlakeSandboxes:
             except TooLarge:
                 return Refused(413, f"the file is larger than {limit} bytes")
 
-        return await self._routed(sandbox_id, call, CALL_SECONDS)
+        return await self._calls.routed(sandbox_id, call, CALL_SECONDS)
 
     async def snapshot(
         self, sandbox_id: str, kind: SnapshotKind = SnapshotKind.FILESYSTEM
@@ -387,83 +383,8 @@ class TensorlakeSandboxes:
                 self._client = (key, client)
         return self._client[1]
 
-    async def _call(
-        self,
-        sandbox_id: str,
-        method: str,
-        path: str,
-        *,
-        body: bytes | Mapping[str, Any] | None = None,
-        query: Mapping[str, str] | None = None,
-        limit: int = _LARGEST_STATE,
-        cut: bool = False,
-        secrets: Sequence[str] | None = None,
-    ) -> bytes | Absent | Refused | Doubtful:
-        """With `secrets` the words of an error are shown, without any of them."""
-
-        def call(route: Route) -> Awaitable[bytes]:
-            return self._wire.call(
-                route, method, path, body=body, query=query, seconds=CALL_SECONDS, limit=limit, cut=cut
-            )
-
-        return await self._routed(sandbox_id, call, CALL_SECONDS, secrets)
-
-    async def _routed(
-        self,
-        sandbox_id: str,
-        call: Callable[[Route], Awaitable[_T]],
-        seconds: float,
-        secrets: Sequence[str] | None = None,
-    ) -> _T | Absent | Refused | Doubtful:
-        """A call to the sandbox itself. One that found nothing where the sandbox was known to be is made again where a
-        fresh look says that it is elsewhere: it cannot have had an effect."""
-        known = sandbox_id in self._routes
-        route = await self._route(sandbox_id)
-        if not isinstance(route, Route):
-            return route
-        outcome, elsewhere = await self._attempted(call, route, seconds, secrets)
-        if not (known and elsewhere):
-            return outcome
-        self._routes.pop(sandbox_id, None)
-        now = await self._route(sandbox_id)
-        if not isinstance(now, Route) or now == route:
-            return outcome
-        return (await self._attempted(call, now, seconds, secrets))[0]
-
-    async def _attempted(
-        self, call: Callable[[Route], Awaitable[_T]], route: Route, seconds: float, secrets: Sequence[str] | None
-    ) -> tuple[_T | Absent | Refused | Doubtful, bool]:
-        """The outcome, and whether the sandbox may be at another address."""
-        try:
-            async with asyncio.timeout(seconds + 5.0):
-                await self._budget.admit(Priority.CLAIM)
-                return await call(route), False
-        except Exception as error:  # the edge: every exception of the wire becomes an outcome
-            elsewhere = isinstance(error, NotReached) or (isinstance(error, Unanswered) and error.status in _NOT_THERE)
-            return outcome_of(error, secrets), elsewhere
-
-    async def _route(self, sandbox_id: str) -> Route | Absent | Refused | Doubtful:
-        """Where the sandbox answers: what was last seen, else looked up."""
-        route = self._routes.get(sandbox_id)
-        if route is not None:
-            return route
-        found = await self.find(sandbox_id)
-        match found:
-            case SandboxRecord():
-                route = self._routes.get(sandbox_id) or self._routes.get(found.id)
-                if route is None and (fallback := os.environ.get("TENSORLAKE_SANDBOX_PROXY_URL")):
-                    return Route(found.id, fallback, None)
-                over = found.status.value in NOT_ROUTABLE
-                return route or (Absent() if over else Doubtful("the service names no address of the sandbox"))
-            case _:
-                return found
-
     def _record(self, info: Any) -> SandboxRecord:
-        if info.sandbox_url:
-            self._routes[info.sandbox_id] = Route(info.sandbox_id, info.sandbox_url, info.routing_hint)
-            self._routes.move_to_end(info.sandbox_id)
-            while len(self._routes) > MOST_ROUTES:
-                self._routes.popitem(last=False)
+        self._calls.saw(info)
         try:
             status = SandboxStatus(info.status.value)
         except ValueError:
@@ -472,9 +393,6 @@ class TensorlakeSandboxes:
         return SandboxRecord(
             info.sandbox_id, info.name, status, info.created_at, egress, info.timeout_secs, info.pool_id
         )
-
-    def _forget(self, sandbox_id: str) -> None:
-        self._routes.pop(sandbox_id, None)
 
     async def _bounded(
         self,

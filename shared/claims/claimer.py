@@ -16,9 +16,10 @@ from typing import Any, Final, Protocol
 from shared import metrics, tracing
 from shared.backoff import pause_before
 from shared.deadline import Clock, Deadline
+from shared.environment_settings import Environment
 from shared.ports import Doubtful, Empty, Refused, StaleEntry, Throttled, WorkItem, WorkQueue
 from shared.reports import DrainEnd, DrainReport, ItemEnd, ItemReport
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -34,7 +34,9 @@ from shared.claims.known_sandboxes import KnownSandboxes
 from shared.claims.presence import worker_lives
 from shared.claims.setup_access import setup_access
 from shared.claims.warm_pool import WarmPool
+from shared.claims.worker_process import attempt_prefix
 from shared.deadline import Clock, Deadline
+from shared.environment_settings import Environment
 from shared.errors import SecretUnavailable, SettingsError
 from shared.ports import (
     Absent,
@@ -47,7 +49,7 @@ from shared.ports import (
     WorkQueue,
 )
 from shared.reports import DrainReport, ItemEnd, ItemReport
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +260,7 @@ class Dispatcher:
         while self.clock() - claimed_at < self.settings.times.reclaim:
             if self.clock() - seen > _SEEN:
                 seen = self.clock()
-                if not await worker_lives(self.host, sandbox_id, handover.attempt_prefix(item)):
+                if not await worker_lives(self.host, sandbox_id, attempt_prefix(item)):
                     return _End(ItemEnd.UNFINISHED, "no ack was answered, and the worker is not seen any more")
             match await self.queue.ack(item.id):
                 case None:

@@ -9,27 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import hmac
 import importlib.metadata
 import itertools
 import logging
-import secrets
 import signal
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from image.session import claim as wire
 from image.session.archive import build_archive
 from shared.backoff import pauses
+from shared.claims.worker_process import (
+    NOT_THE_ITEMS_FAULT,
+    attempt_name,
+    attempt_prefix,
+    describe,
+    died,
+    not_as_root,
+    secrets_of,
+    started_ago,
+    worker_process,
+)
 from shared.deadline import Deadline
 from shared.ports import (
     Absent,
     Doubtful,
-    ListedItem,
     OutputEnded,
     ProcessSpec,
     ProcessState,
@@ -41,9 +49,6 @@ from shared.texts import printable
 
 log = logging.getLogger(__name__)
 
-WORKER_NAMES: Final = "hands-"
-"""Names of the processes that are workers begin so."""
-
 _AT_ONCE: Final = 0.01  # seconds
 _LOOKED_AT: Final = 3  # living workers of one item whose output is read
 _INTERPRETER: Final = 15.0  # seconds that a worker may take until its own limit on a start counts
@@ -53,13 +58,6 @@ _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
 _STARTS: Final = 4
 _FRESH: Final = 3.0  # seconds; no worker is started on a look at the name that is older (docs/architecture.md#i2)
-_ROOT: Final = "root"
-
-_NOT_THE_ITEMS_FAULT: Final = frozenset(
-    {wire.Exit.SERVED, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED, wire.Exit.LOCKED_OUT, wire.Exit.PASSED_ON}
-    | {wire.Exit.GIVEN_UP, wire.Exit.SETUP_FAILED}
-    | {wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.UNREADABLE, wire.Exit.UNREACHABLE, wire.Exit.NO_USER}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,51 +102,6 @@ Outcome = Ready | NotReady | Hopeless | LookedTooLong
 def bundle_sdk() -> str:
     """The version of the anthropic package that this bundle runs with."""
     return importlib.metadata.version("anthropic")
-
-
-def attempt_prefix(item: WorkItem | ListedItem) -> str:
-    """Names of this item's workers begin so. A work id may come again, with another time of creation."""
-    digest = hashlib.sha256(f"{item.id}\n{item.created_at.isoformat()}".encode()).hexdigest()
-    return f"{WORKER_NAMES}{digest[:12]}-"
-
-
-def attempt_name(item: WorkItem, now: float) -> str:
-    """A new one, which says when (Unix time) its worker was started."""
-    return f"{attempt_prefix(item)}{int(now):08x}-{secrets.token_hex(4)}"
-
-
-def _age(item: WorkItem, name: str, now: float) -> float | None:
-    """Seconds since the worker of this name was started; None where the name does not say, as those of a bundle before
-    whose workers know no GIVE_UP_SIGNAL."""
-    began, dash, _ = name.removeprefix(attempt_prefix(item)).partition("-")
-    try:
-        return now - int(began, 16) if dash else None
-    except ValueError:
-        return None
-
-
-def worker_process(name: str, claim: wire.Claim, user: str | None) -> ProcessSpec:
-    """A worker that starts as root and becomes `user` as its first act: no process of that user can look into it, not
-    even while the service starts it (docs/security.md#what-a-sandbox-hides-from-its-agent). Without a `user`, as the
-    image's own."""
-    return ProcessSpec(
-        name=name,
-        command=wire.WORKER_PYTHON,
-        args=("-I", wire.worker_path(claim.worker_digest)),
-        env={
-            wire.CLAIM_VARIABLE: claim.to_json(),
-            wire.STATE_VARIABLE: wire.STATE_DIRECTORY,
-            **({wire.USER_VARIABLE: user} if user else {}),
-        },
-        user=_ROOT if user else None,
-        secrets=_secrets_of(claim),
-    )
-
-
-def not_as_root(process: ProcessSpec) -> ProcessSpec | None:
-    """The same worker, started as the user that it would become; None where it is not to start as root."""
-    user = process.env.get(wire.USER_VARIABLE)
-    return replace(process, user=user) if process.user == _ROOT and user else None
 
 
 _Output = AsyncGenerator[str | OutputEnded | Absent | Doubtful, None]
@@ -251,14 +204,14 @@ async def _look(
         ready = _waits_for_an_ack(lines, item, claim)
         if ready is not None:
             return ready
-        age = None if now is None else _age(item, process.name, now)
+        age = None if now is None else started_ago(item, process.name, now)
         if age is not None and age > claim.start_limit + _INTERPRETER and _never_ready(lines, claim):
             overdue.append(process.name)
     given_up = await asyncio.gather(*(_give_up(host, sandbox_id, name, item, claim) for name in overdue))
     for ready in given_up:
         if ready is not None:
             return ready
-    dead = [_describe(process) for process in own if not process.running and died(process)]
+    dead = [describe(process) for process in own if not process.running and died(process)]
     if deaths is not None and len(dead) >= deaths and not living:
         return Hopeless(tuple(dead))
     return None
@@ -303,21 +256,10 @@ async def _give_up(host: SandboxHost, sandbox_id: str, name: str, item: WorkItem
     return None
 
 
-def died(process: ProcessState) -> bool:
-    """Waits for a lock, overlapping claims and ends that somebody ordered are no deaths."""
-    return process.exit_code not in _NOT_THE_ITEMS_FAULT
-
-
 def _is_ready(notice: wire.Notice, work_id: str, digest: str) -> bool:
     return (
         notice.word is wire.Word.READY and notice.work_id == work_id and (notice.on_behalf or notice.worker == digest)
     )
-
-
-def _secrets_of(claim: wire.Claim) -> tuple[str, ...]:
-    own = (claim.secret, claim.capability_token, claim.session_key, claim.nonce, *(claim.tool_secrets or {}).values())
-    own += (*(claim.signed or {}).values(), (claim.credential or {}).get("password"))
-    return tuple(text for text in own if text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,7 +408,7 @@ class _Heard:
             return NotReady(f"the worker ended: {shown(ended.detail, self._claim)}")
         if ready is not None and ready.work_id == self._work_id:
             if over is not None and not ready.on_behalf:
-                return NotReady(f"the worker died after its ready: {_describe(over)}", died=True)
+                return NotReady(f"the worker died after its ready: {describe(over)}", died=True)
             if ready.worker != self._claim.worker_digest and not ready.on_behalf:
                 return _Outdated(running=True)
             return Ready(ready.sdk, shown(ready.detail, self._claim))
@@ -476,8 +418,8 @@ class _Heard:
             return _Outdated(running=False)
         if over.exit_code == wire.Exit.NO_USER:
             return _NoUser()
-        died = over.exit_code not in _NOT_THE_ITEMS_FAULT
-        return NotReady(f"the worker ended: {_describe(over)}{self._last_words()}", died=died)
+        died = over.exit_code not in NOT_THE_ITEMS_FAULT
+        return NotReady(f"the worker ended: {describe(over)}{self._last_words()}", died=died)
 
     def too_late(self) -> NotReady:
         said = "nothing"
@@ -493,7 +435,7 @@ class _Heard:
 
 def shown(text: str, claim: wire.Claim, longest: int = _LONGEST_TEXT) -> str:
     """A text of a sandbox that is fit for a report: short, printable, without the claim's secrets."""
-    for secret in _secrets_of(claim):
+    for secret in secrets_of(claim):
         text = text.replace(secret, "[secret]")
     return "".join(letter if letter.isprintable() else " " for letter in text[:longest])
 
@@ -517,12 +459,3 @@ def proven_notice(line: str, nonce: str) -> wire.Notice | None:
     if notice is None or not hmac.compare_digest(notice.nonce.encode(errors="replace"), nonce.encode()):
         return None
     return notice
-
-
-def _describe(state: ProcessState) -> str:
-    if state.exit_code is None:
-        return "killed by a signal"
-    try:
-        return wire.Exit(state.exit_code).name.lower()
-    except ValueError:
-        return f"exit status {state.exit_code}"

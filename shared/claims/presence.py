@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.ports import Absent, Doubtful, SandboxHost
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from image.session.setup import BadSetup, Wishes
+from shared.environment_settings import Environment
 from shared.errors import HandsError
 from shared.operator_code import function_of
 from shared.ports import SessionRecord, WorkQueue
-from shared.settings import Environment
 
 _MOST: Final = 16  # objects; their addresses travel in the claim
 _LONGEST_ADDRESS: Final = 4096

@@ -20,10 +20,11 @@ from typing import Final
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared.backoff import pauses
-from shared.claims import handover
+from shared.claims import handover, worker_process
 from shared.claims.dispatcher import spec_of
 from shared.claims.setup_access import access_for
 from shared.deadline import Deadline
+from shared.environment_settings import Environment
 from shared.ports import (
     BROKEN,
     Absent,
@@ -41,10 +42,10 @@ from shared.ports import (
 )
 from shared.prepared.recipe import making_seconds, prepared_names
 from shared.prepared.starts import ASLEEP, newest_ready
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 _STARTS: Final = 3
-_PROCESSES: Final = f"{handover.WORKER_NAMES}prepare-"
+_PROCESSES: Final = f"{worker_process.WORKER_NAMES}prepare-"
 _TRIED_AGAIN: Final = frozenset({wire.Exit.NO_USER, wire.Exit.UNREADABLE, wire.Exit.LOCKED_OUT})
 """Ends of attempts that are followed by another one."""
 _OUTPUT: Final = 1 << 20  # bytes of progress lines
@@ -218,8 +219,8 @@ class Preparation:
         claim = await self._claim()
         user = self.settings.sandbox_user or None
         for _ in range(_STARTS):
-            process = handover.worker_process(f"{_PROCESSES}{secrets.token_hex(4)}", claim, user)
-            for candidate in (process, handover.not_as_root(process)):
+            process = worker_process.worker_process(f"{_PROCESSES}{secrets.token_hex(4)}", claim, user)
+            for candidate in (process, worker_process.not_as_root(process)):
                 if candidate is None:
                     continue
                 started = await handover.start_worker(self.host, sandbox_id, candidate, deadline)

@@ -8,7 +8,8 @@ from typing import Final
 
 from image.session.setup import SetupPolicy
 from shared import names
-from shared.settings import Environment, Settings
+from shared.environment_settings import Environment
+from shared.settings import Settings
 
 _MARGIN: Final = 300.0  # seconds
 

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from shared.deadline import Clock
+from shared.environment_settings import Environment
 from shared.ports import ENDED, Doubtful, SandboxHost, SandboxRecord, SnapshotRecord
 from shared.prepared.recipe import prepared_names
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 _REMEMBERED: Final = 60.0  # seconds
 ASLEEP: Final = "suspend-"  # how the id of a sleeper's own snapshot begins

@@ -18,6 +18,7 @@ from image.session.claim import STATE_DIRECTORY
 from shared.backoff import pause_before
 from shared.deadline import Clock, Deadline
 from shared.egress import EgressPolicy
+from shared.environment_settings import Environment
 from shared.errors import HandsError
 from shared.ports import (
     ENDED,
@@ -33,7 +34,6 @@ from shared.ports import (
     SandboxSpec,
     SandboxStatus,
 )
-from shared.settings import Environment
 
 FOLDER: Final = f"{STATE_DIRECTORY}/cell"
 # Then the service suspends the sandbox. A suspension by hand would freeze a read of another copy that is under way.

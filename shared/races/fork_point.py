@@ -17,6 +17,7 @@ from shared.backoff import pause_before
 from shared.claims.presence import worker_lives
 from shared.deadline import Clock, Deadline
 from shared.egress import EgressPolicy
+from shared.environment_settings import Environment
 from shared.ports import Absent, Doubtful, Refused, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus, SnapshotKind
 from shared.races.ends import RaceTimeouts
 from shared.races.errors import BadRace, SetupFailed, SourceAbsent, SourceNotReady, SourceUnknown
@@ -24,7 +25,6 @@ from shared.races.progress import Timeline
 from shared.races.request import Checkpoint, RaceRequest
 from shared.races.resources import NotMade, RaceResources
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell
-from shared.settings import Environment
 
 _SETUP_TAIL: Final = 1_000
 

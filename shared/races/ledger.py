@@ -21,12 +21,13 @@ from pydantic import Field, ValidationError
 
 from shared import names
 from shared.deadline import Clock
+from shared.environment_settings import Environment
 from shared.errors import HandsError
 from shared.ports import SandboxHost
 from shared.races import cells
 from shared.races.cells import DAY, Cell, CellGone, CellUnclear, Version
 from shared.races.fields import Model
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,11 @@ What needs no setting is bounded in request.py.
 
 from __future__ import annotations
 
+from shared.environment_settings import Environment
 from shared.races import safe_regex
 from shared.races.errors import BadRace
 from shared.races.request import PluginJudge, RaceRequest, RegexJudge
-from shared.settings import Environment, RaceLimits, Settings
+from shared.settings import RaceLimits, Settings
 
 
 def environment_for(request: RaceRequest, settings: Settings) -> Environment:

@@ -19,6 +19,7 @@ from image.session.claim import STATE_DIRECTORY
 from shared import tracing
 from shared.byte_budget import Share, within
 from shared.deadline import Clock, Deadline
+from shared.environment_settings import Environment
 from shared.names import PRISTINE, new_race_id
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
 from shared.races import copies, events, judges, panel, plugins, rounds, scores
@@ -44,7 +45,7 @@ from shared.races.request import (
 )
 from shared.races.resources import NotMade, RaceResources
 from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, as_base64, new_mark
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from shared.tasks import drop, shielded
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"

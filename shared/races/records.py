@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from shared import names
 from shared.deadline import Clock
+from shared.environment_settings import Environment
 from shared.ports import Absent, Doubtful, Refused, SandboxHost
 from shared.races import cells
 from shared.races.cells import Cell, CellGone, CellUnclear, Version
@@ -30,7 +31,7 @@ from shared.races.events import ErrorBody
 from shared.races.fields import Model
 from shared.races.report import BranchReport, RaceReport
 from shared.races.status import RaceState, RaceStatus
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.deadline import Clock
 from shared.ports import (
     Absent,

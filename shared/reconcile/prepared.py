@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from shared import names
+from shared.environment_settings import Environment
 from shared.ports import BROKEN, SandboxStatus, SnapshotRecord
 from shared.prepared.recipe import making_seconds, prepared_names
 from shared.prepared.starts import ASLEEP, newest_ready
 from shared.reconcile.repairs import DeleteSnapshot, EndPrepared, Prepare
 from shared.reconcile.world import World
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 _OTHER_RECIPE: Final = 3600.0  # seconds; while a deployment rolls out, two recipes are right
 

@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 from shared import metrics, names, tracing
 from shared.claims.dispatcher import utc_now
 from shared.deadline import Clock, Deadline
+from shared.environment_settings import Environment
 from shared.outputs.collector import Collector
 from shared.ports import (
     Absent,
@@ -45,7 +46,7 @@ from shared.reconcile.prepared import prepared_due, preparing_due
 from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Resume, Skipped, Touch
 from shared.reconcile.world import Items, World
 from shared.reports import COLLECTING, Act, ActionReport, ReconcileReport
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 

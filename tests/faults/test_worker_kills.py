@@ -25,7 +25,7 @@ from image.session.claim import STATE_DIRECTORY, WORKER_PYTHON
 from image.session.worker.lock import LOCK_NAME
 from shared import names
 from shared.claims.dispatcher import utc_now
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.ports import (
     Absent,
     ProcessSpec,

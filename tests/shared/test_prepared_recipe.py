@@ -12,13 +12,14 @@ from shared import names
 from shared.claims.binding import Binding, Bound
 from shared.claims.capacity import Capacity
 from shared.deadline import Deadline
+from shared.environment_settings import Environment
 from shared.ports import SandboxRecord, SandboxSpec, SandboxStatus, SnapshotRecord
 from shared.prepared.recipe import making_seconds, prepared_names
 from shared.prepared.starts import PreparedStarts, newest_ready
 from shared.reconcile.prepared import prepared_due
 from shared.reconcile.repairs import DeleteSnapshot, EndPrepared
 from shared.reconcile.world import World
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from tests.support.fake_host import FakeHost
 
 ENVIRON = {

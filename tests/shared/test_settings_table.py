@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from shared.errors import SettingsError
+from shared.setting_kinds import Number, Setting, Whole
 from shared.settings import Settings
-from shared.settings_table import SECTIONS, TABLE, Logging, Number, Setting, Whole, handed_over, is_secret, settings_of
+from shared.settings_table import SECTIONS, TABLE, Logging, handed_over, is_secret, settings_of
 
 PLAIN = {
     "ANTHROPIC_ENVIRONMENT_ID": "env_1",

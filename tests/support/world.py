@@ -20,9 +20,10 @@ from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService, start_service
 from shared import names
 from shared.claims.dispatcher import Dispatcher
+from shared.environment_settings import Environment
 from shared.ports import SandboxRecord
 from shared.service import Service
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from tests.support.preloaded import launcher
 from tests.support.waiting import PATIENCE, until
 

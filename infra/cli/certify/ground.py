@@ -25,7 +25,7 @@ from shared import names
 from shared.errors import SecretUnavailable
 from shared.ports import Absent, Created, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
 from shared.secret import Secret
-from shared.settings_table import LOOPBACK
+from shared.setting_kinds import LOOPBACK
 
 if TYPE_CHECKING:
     import httpx2

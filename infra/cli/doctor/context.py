@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 from infra.cli.environ import CHECKOUT
 from infra.sandbox.account import Account
+from shared.environment_settings import Environment
 from shared.service import Service
-from shared.settings import Environment, Settings
-from shared.settings_table import LOOPBACK
+from shared.setting_kinds import LOOPBACK
+from shared.settings import Settings
 
 if TYPE_CHECKING:
     import httpx2

@@ -18,8 +18,8 @@ from infra.cli.doctor import inside
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, error, info, ok, warning
 from shared.egress import EgressPolicy
+from shared.environment_settings import Environment
 from shared.ports import CommandOutput
-from shared.settings import Environment
 
 RUN_SECONDS: Final = 45.0
 _MOST_HOSTS: Final = 5

@@ -9,6 +9,7 @@ from typing import Final
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, info, ok, warning
 from shared import names
+from shared.environment_settings import Environment
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
 from shared.prepared.recipe import prepared_names
 from shared.reconcile.lookups import Lookups
@@ -17,7 +18,6 @@ from shared.reconcile.prepared import prepared_due
 from shared.reconcile.repairs import DeleteSnapshot, EndUndated
 from shared.reconcile.world import World
 from shared.reports import ENDS
-from shared.settings import Environment
 
 _PATIENCE: Final = timedelta(minutes=5)  # a tick comes once a minute; what was due so long ago was forgotten
 _SHOWN: Final = 4

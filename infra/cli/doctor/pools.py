@@ -6,8 +6,8 @@ from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, error, ok, warning
 from shared.claims.dispatcher import spec_of
 from shared.claims.warm_pool import differences
+from shared.environment_settings import Environment
 from shared.ports import Absent, PoolRecord
-from shared.settings import Environment
 
 
 async def check_pool(context: DoctorContext, environment: Environment, say: Say) -> None:

@@ -23,7 +23,8 @@ from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, error, info, ok, warning
 from infra.cli.doctor.isolation import RUN_SECONDS, check_inside
 from shared.claims.dispatcher import spec_of
-from shared.claims.handover import not_as_root, worker_process
+from shared.claims.worker_process import not_as_root, worker_process
+from shared.environment_settings import Environment
 from shared.names import new_race_id, race_sandbox_name
 from shared.ports import (
     Absent,
@@ -36,7 +37,6 @@ from shared.ports import (
     SandboxHost,
     SandboxStatus,
 )
-from shared.settings import Environment
 
 _DEAD_MAN: Final = 300.0  # seconds beyond all that a probe may take
 _GATE: Final = 4.0  # seconds for which the worker asks for a lease that it cannot get

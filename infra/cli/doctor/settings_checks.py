@@ -16,8 +16,9 @@ from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
 from infra.cli.settings_table import ALL
 from shared.errors import SecretUnavailable, SettingsError
 from shared.secret import SCHEMES, SHORTEST_SECRET, Secret
+from shared.setting_kinds import Address, Key, KeyKind, Keys
 from shared.settings import Settings
-from shared.settings_table import Address, Key, KeyKind, Keys, Services, is_secret, settings_of
+from shared.settings_table import Services, is_secret, settings_of
 
 _MOST_ERRORS: Final = 40
 _SECRETS: Final = {each.name: each for each in ALL if isinstance(each, Key | Keys)}

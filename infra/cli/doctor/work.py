@@ -12,6 +12,7 @@ from infra.cli.doctor.context import DoctorContext, claude_client, is_environmen
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
 from infra.cli.network import certificate_advice
 from shared import names
+from shared.environment_settings import Environment
 from shared.errors import SecretUnavailable
 from shared.ports import Doubtful, ItemState, ListedItem, Refused, SandboxStatus
 from shared.reconcile.lookups import Lookups
@@ -19,7 +20,6 @@ from shared.reconcile.plan import due
 from shared.reconcile.world import Items, World
 from shared.reports import Act
 from shared.secret import Secret
-from shared.settings import Environment
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic

@@ -13,9 +13,10 @@ from typing import Final
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet.queue_looks import queue_looks
+from shared.environment_settings import Environment
 from shared.reports import Act, ReconcileReport
 from shared.service import Service
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from shared.texts import printable
 
 _SECONDS: Final = 5.0  # that `show` waits for its session's lines

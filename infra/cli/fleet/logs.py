@@ -14,7 +14,7 @@ from infra.cli.fleet.one import started
 from infra.cli.fleet.target import AWAKE, NotDone, Target, done, target
 from infra.cli.session.render import clean
 from infra.cli.session.screen import Screen
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.ports import Absent, Doubtful, OutputEnded, ProcessState, SandboxRecord
 
 _MOST: Final = 2_000_000  # bytes of one worker

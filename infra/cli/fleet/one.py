@@ -22,7 +22,7 @@ from infra.cli.fleet.target import AWAKE, NotDone, Target, target
 from infra.cli.session.render import clean, summarise
 from shared import names
 from shared.capability import FORK
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, Refused, SandboxRecord
 from shared.texts import printable
 
@@ -174,7 +174,7 @@ def _said(notices: Sequence[Notice]) -> dict[str, Any] | None:
 
 
 def started(name: str) -> int:
-    """A worker's start in Unix seconds, as its name says (shared/claims/handover.py); 0 where it does not."""
+    """A worker's start in Unix seconds, as its name says (shared/claims/worker_process.py); 0 where it does not."""
     try:
         return int(name.split("-")[-2], 16)
     except (IndexError, ValueError):

@@ -11,8 +11,9 @@ from infra.cli.fleet.lists import Lists, NotThere, lists
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from shared.adapters.open_calls import EventsPage, open_calls_of
 from shared.adapters.queue_rows import Answer, listed_item, reach_back, session_record
+from shared.environment_settings import Environment
 from shared.ports import Absent, Doubtful, ListedItem, Listing, OpenCalls, Refused, SessionRecord
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 
 
 class QueueLooks:

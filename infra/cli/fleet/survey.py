@@ -17,7 +17,7 @@ from infra.cli.fleet.lists import Item, Json, Lists, Session, lists
 from infra.cli.session.follow import Call, FeedBroken, FeedRefused, TurnState
 from infra.cli.session.render import summarise
 from shared import names
-from shared.claims.handover import WORKER_NAMES, died
+from shared.claims.worker_process import WORKER_NAMES, died
 from shared.ports import (
     ENDED,
     Absent,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from infra.cli.settings_table import ALL_SECTIONS
-from shared.settings_table import Choice, Flag, Number, Services, Setting, Text, Texts, Whole, is_secret, settings_of
+from shared.setting_kinds import Choice, Flag, Number, Setting, Text, Texts, Whole
+from shared.settings_table import Services, is_secret, settings_of
 
 _REQUIRED = (Services.ANTHROPIC_ENVIRONMENT_ID, Services.ANTHROPIC_ENVIRONMENT_KEY, Services.TENSORLAKE_API_KEY)
 

@@ -23,11 +23,12 @@ from shared.claims.claimer import ROUND_SECONDS, Claimer, Drain
 from shared.claims.dispatcher import Dispatcher
 from shared.claims.known_sandboxes import LONGEST, KnownSandboxes
 from shared.claims.warm_pool import WarmPool
+from shared.environment_settings import Environment
 from shared.ports import ItemState, PoolRecord, SandboxSpec, SandboxStatus
 from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import ItemReport, ReconcileReport
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from tests.faults.explorer.plan import CHAOS, RunPlan, What
 from tests.faults.explorer.watch import Polling, RunWatch, WatchedHost, WatchedQueue
 from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, ModelSession

@@ -11,7 +11,7 @@ from typing import Any, Final
 from shared import names
 from shared.adapters.call_budget import Holds
 from shared.claims.claimer import ROUND_SECONDS
-from shared.claims.handover import attempt_prefix
+from shared.claims.worker_process import attempt_prefix
 from shared.ports import (
     Absent,
     AckOutcome,

@@ -13,16 +13,8 @@ import pytest
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared.claims.handover import (
-    Hopeless,
-    LookedTooLong,
-    NotReady,
-    Outcome,
-    Ready,
-    attempt_name,
-    attempt_prefix,
-    hand_over,
-)
+from shared.claims.handover import Hopeless, LookedTooLong, NotReady, Outcome, Ready, hand_over
+from shared.claims.worker_process import attempt_name, attempt_prefix
 from shared.deadline import Deadline
 from shared.ports import (
     LARGEST_OUTPUT,

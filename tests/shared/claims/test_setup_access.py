@@ -11,9 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from shared.claims.setup_access import SetupAccess, setup_access
+from shared.environment_settings import Environment
 from shared.errors import SettingsError
 from shared.ports import Doubtful, SessionRecord, SessionStatus
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from tests.shared.test_settings import PLAIN
 
 METADATA = {"repo": "https://git.example/team/app", "files": "s3://data/in/a.csv s3://other/b.csv"}

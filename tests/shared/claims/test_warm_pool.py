@@ -19,8 +19,9 @@ from shared.claims.dispatcher import spec_of
 from shared.claims.warm_pool import WarmPool, differences
 from shared.deadline import Deadline
 from shared.egress import EgressPolicy
+from shared.environment_settings import Environment
 from shared.ports import Absent, Doubtful, NoCapacity, PoolRecord, Refused, SandboxRecord, SandboxStatus
-from shared.settings import Environment, Settings
+from shared.settings import Settings
 from tests.support.fake_host import FakeFault, FakeHost
 from tests.support.virtual_time import run_virtual
 

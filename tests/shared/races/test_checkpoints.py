@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.names import RaceSandbox, parse
 from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, SnapshotKind
 from shared.races.errors import BadRace, SourceNotReady, SourceUnknown

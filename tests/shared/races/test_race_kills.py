@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.names import KeptSnapshotSandbox, RaceSandbox, environment_tag, parse
 from shared.ports import Absent, Created, Doubtful, ItemState, SandboxSpec
 from shared.races.errors import SourceNotReady

@@ -13,7 +13,7 @@ from infra.cli.fleet.lists import Item, Session, read_item, read_session
 from infra.cli.fleet.survey import Row, Seen, deaths_among, in_words, open_calls, others, rows
 from infra.cli.session.follow import Call
 from shared import names
-from shared.claims.handover import WORKER_NAMES
+from shared.claims.worker_process import WORKER_NAMES
 from shared.ports import ItemState, Listing, ProcessState, SandboxRecord, SandboxStatus, SessionStatus
 from shared.settings import Settings
 
