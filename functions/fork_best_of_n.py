@@ -152,6 +152,6 @@ async def _raced(
 
             async with booked(race, caller, state.ledger, state.service) as one:
                 timeouts = agent_policy.timeouts(state.settings.times.bind)
-                report = one.report = await race_with(one.race, timeouts=timeouts)
+                report = one.report = await race_with(one.race, timeouts=timeouts, owner=caller.session_id)
     race_admission.log_ended(report)
     return report

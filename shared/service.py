@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ENDS_BEFORE_A_FREEZE: Final = 3.0  # seconds that a race's report waits for ends where the runtime freezes after it
+_KEPT_BEFORE_A_FREEZE: Final = 5.0  # seconds that the answer waits there for a report that is to be kept
 FOR_RACES: Final = 0.85  # of the time that a runtime leaves; the rest is for ending what a race made
 
 
@@ -313,9 +314,11 @@ class Service:
         timeouts: RaceTimeouts | None = None,
         race_id: str | None = None,
         cancelled: asyncio.Event | None = None,
+        owner: str = "",
     ) -> RaceReport:
         """One best-of-N race, over and cleaned up by `deadline` where there is one. Raises RaceError, SettingsError and
-        SecretUnavailable. `race_id`: one that no other race has. Once `cancelled` is set it ends without a winner."""
+        SecretUnavailable. `race_id`: of its record; without one its report is kept where RACE_REPORTS says so, for
+        `owner`, the session whose agent asked. Once `cancelled` is set it ends without a winner."""
         from shared.races.ends import RaceTimeouts
         from shared.races.limits import environment_for
         from shared.races.race import run_race
@@ -350,6 +353,13 @@ class Service:
                     metrics.record(metrics.RACES, time.monotonic() - began, {metrics.OUTCOME: outcome})
         for branch in () if request.dry_run else report.branches:
             metrics.record(metrics.BRANCHES, 1, {metrics.OUTCOME: branch.status})
+        if self.settings.races.keeps_reports and race_id is None and not request.dry_run:
+            from shared.races.records import RaceRecords
+
+            records = RaceRecords(self.host, self.settings, environment_for(request, self.settings))
+            keeping = self.in_background(records.keep(report, owner))
+            if freezes:
+                await asyncio.wait({keeping}, timeout=_KEPT_BEFORE_A_FREEZE)
         return report
 
     def in_background(self, work: Coroutine[None, None, _R]) -> asyncio.Task[_R]:

@@ -119,6 +119,7 @@ class RaceLimits(NamedTuple):
     max_parallel: int = Races.RACE_MAX_PARALLEL.default
     deadline: float = Races.RACE_DEADLINE_SECONDS.default
     record_seconds: float = Races.RACE_RECORD_SECONDS.default
+    keeps_reports: bool = False
     handed_to: str = ""
     at_once: int = Races.RACES_AT_ONCE.default
     calls_per_minute: int = Races.RACE_CALLS_PER_MINUTE.default
@@ -251,6 +252,7 @@ class Settings(NamedTuple):
                 record_seconds=max(
                     Races.RACE_RECORD_SECONDS.read(environ), 2 * Races.RACE_DEADLINE_SECONDS.read(environ) + 600.0
                 ),
+                keeps_reports=Races.RACE_REPORTS.read(environ) == "all",
                 handed_to=_function_named(Races.RACES_HANDED_TO, environ),
                 at_once=_at_once(environ),
                 calls_per_minute=Races.RACE_CALLS_PER_MINUTE.read(environ),

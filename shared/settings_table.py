@@ -246,6 +246,11 @@ class Races:
         "From the call of a race with Prefer: respond-async or an Idempotency-Key until what is kept of it is deleted; "
         "never less than twice RACE_DEADLINE_SECONDS and ten minutes.",
     )
+    RACE_REPORTS = Choice(
+        ("asked", "all"),
+        "Of which races the report is kept as long: of those that were asked for so, or of all, agents' too. Each is "
+        "a small sandbox that sleeps.",
+    )
     RACES_HANDED_TO = Text(
         "",
         "Where the runtime stops what runs once it has answered: whom to invoke for a race that nobody waits for, "

@@ -223,6 +223,15 @@ class RaceRecords:
             await cell.end()
         raise CellUnclear("the record of an earlier race of this key is just being deleted")
 
+    async def keep(self, report: RaceReport, owner: str) -> None:
+        """The report of a race that ran without a record. What fails is logged: the race is over and told of."""
+        try:
+            record = await self.claim(report.race_id, owner, "")
+            if isinstance(record, OwnRecord):
+                await record.finished(report)
+        except (CellGone, CellUnclear) as error:
+            log.warning("race.report_not_kept race=%s reason=%s", report.race_id, error)
+
     async def look(self, race_id: str) -> Seen | None:
         """The record of this race; None where there is none, or none any more. Wakes a sleeper. Raises CellUnclear."""
         cell = await cells.opened(self._host, self._name(race_id), self._clock)

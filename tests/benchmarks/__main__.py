@@ -29,6 +29,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "health": "/healthz while 500 webhooks a second arrive",
     "cold_start": "first byte of each function in a fresh interpreter",
     "overview": "ps, top and cost with a thousand sessions at 50 ms a round trip",
+    "steering": "each command on one session among a thousand sandboxes at 50 ms a round trip",
     "fork": "eight children of a 100 MB workspace, beside one copy",
     "scale": "a day of 10,000 sandboxes and 20 copies in virtual time (SCALE_HOURS=24)",
     "warm_pool": "a new session's sandbox, created and claimed from a warm pool",

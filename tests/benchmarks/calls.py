@@ -9,16 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
-
-import httpx2
 
 from shared.reports import DrainReport, ItemEnd
 from shared.service import Service
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median
-from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage
+from tests.benchmarks.stage import PROMPT, SETTING, crowd, delays, end_sandboxes, production_place, stage
 from tests.support.waiting import until
 from tests.support.world import Place
 
@@ -50,7 +47,7 @@ def run() -> BenchmarkResult:
         place = production_place(world)
         present = 0
         for others in OTHERS:
-            _crowd(place, others - present)
+            crowd(place, others - present)
             present = others
             for _ in range(RUNS):
                 for state, calls in _session(place, lambda: asyncio.run(_drained(place))).items():
@@ -110,26 +107,6 @@ async def _drained(place: Place) -> DrainReport:
 async def _drained_by(service: Service) -> DrainReport:
     (report,) = await service.drain()
     return report
-
-
-def _crowd(place: Place, more: int) -> None:
-    """So many more sandboxes that stay pending: they are on every list and hold a name, and no process runs for
-    them."""
-    world = place.world
-    fault = {"outcome": "stuck_pending", "name_pattern": "^crowd-", "times": None}
-    world.tensorlake_admin.patch("settings", {"start_faults": [fault]})
-    delays(world, on=False)
-    present = world.tensorlake_admin.get("state")["sandboxes"]
-    headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
-    image = place.environment.image
-    with (
-        httpx2.Client(base_url=world.tensorlake.url, headers=headers, trust_env=False, timeout=30) as client,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        bodies = [{"name": f"crowd-{len(present) + n}", "image": image, "wait": False} for n in range(more)]
-        for answer in pool.map(lambda body: client.post("/sandboxes", json=body), bodies):
-            answer.raise_for_status()
-    delays(world, on=True)
 
 
 def _result(

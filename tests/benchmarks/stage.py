@@ -48,6 +48,26 @@ def production_place(world: OfflineWorld, **extra: str) -> Place:
     return world.place(**{**defaults, "RUNNER_MAX_IDLE_SECONDS": "0.5", **extra})
 
 
+def crowd(place: Place, more: int) -> None:
+    """So many more sandboxes that stay pending: they are on every list and hold a name, and no process runs for
+    them."""
+    world = place.world
+    fault = {"outcome": "stuck_pending", "name_pattern": "^crowd-", "times": None}
+    world.tensorlake_admin.patch("settings", {"start_faults": [fault]})
+    delays(world, on=False)
+    present = world.tensorlake_admin.get("state")["sandboxes"]
+    headers = {"authorization": f"Bearer {place.environ['TENSORLAKE_API_KEY']}"}
+    image = place.environment.image
+    with (
+        httpx2.Client(base_url=world.tensorlake.url, headers=headers, trust_env=False, timeout=30) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        bodies = [{"name": f"crowd-{len(present) + n}", "image": image, "wait": False} for n in range(more)]
+        for answer in pool.map(lambda body: client.post("/sandboxes", json=body), bodies):
+            answer.raise_for_status()
+    delays(world, on=True)
+
+
 def wait_ready(url: str) -> None:
     """The server has its SDKs imported."""
     until(lambda: httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")

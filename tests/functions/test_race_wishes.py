@@ -129,6 +129,20 @@ def test_on_lambda_a_key_finds_the_race_again_and_its_location_is_read() -> None
     assert told[0] == 200 and told[1]["report"] == first[1]
 
 
+def test_the_report_of_every_race_is_kept_where_the_operator_says_so_and_is_its_askers() -> None:
+    for kept, answers in (("all", [200, 404]), ("", [404, 404])):
+        with served(lives_on=False, RACE_REPORTS=kept, DRAIN_MODE="inline") as http:
+            plain = post(http, agent())
+            assert plain.status_code == 200
+            where = f"/fork_best_of_n/{plain.json()['race_id']}"
+            assert [http.get(where, headers=agent(each)).status_code for each in (SESSION, OTHER)] == answers
+            if kept:
+                told = http.get(where, headers=OPERATOR).json()
+                assert (told["state"], told["report"]) == ("finished", plain.json())
+                dry = post(http, agent(), {**RACE, "dry_run": True}).json()["race_id"]
+                assert http.get(f"/fork_best_of_n/{dry}", headers=OPERATOR).status_code == 404
+
+
 def test_a_dry_run_leaves_no_record() -> None:
     with served() as http:
         answer = post(http, agent(), {**RACE, "dry_run": True}, prefer="respond-async", idempotency_key="dry")

@@ -86,6 +86,7 @@ def test_another_value_than_the_default_makes_a_difference(name: str, default: s
         "RACE_AGENT_SECONDS": "60",
         "TOOL_SECONDS": "60",
         "OUTPUTS_DIR": "/other",
+        "RACE_REPORTS": "all",
         "SETUP_CALLER_KEYS": "repo",
         "SETUP_ON_FAILURE": "continue",
         "SETUP_PREPARED_BY_TICKS": "true",
