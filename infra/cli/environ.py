@@ -5,7 +5,8 @@ The rule, in order:
    that an old shell still exports must not send work to another project. The placeholders of the example files
    (they end in `xxx`) count as not set.
 2. Is a key set then (`KEYS`)? Then the services at its addresses are meant: the real ones, or the offline platform
-   whose variables somebody exported. The addresses say which, not where the variables came from.
+   whose variables somebody exported, of this checkout or of another. The addresses say which, not where the
+   variables came from.
 3. Otherwise the offline platform is used, where one runs in this checkout, and its variables replace ours.
 4. Otherwise there is nothing to talk to: `NoServices`, which says how to start.
 
@@ -14,6 +15,7 @@ The rule, in order:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,6 @@ ADDRESSES: Final = ("ANTHROPIC_BASE_URL", "TENSORLAKE_API_URL")
 _OTHERS: Final = ("FUNCTIONS_URL", "WEBHOOK_URL")
 _ELSEWHERE: Final = "https://elsewhere.invalid"
 OFFLINE_FLAG: Final = "OFFLINE"
-OFFLINE_FILE: Final = "HANDS_OFFLINE_ENV"
 _PLACEHOLDER: Final = "xxx"
 
 
@@ -83,9 +84,9 @@ def _load(environ: Mapping[str, str], folder: Path) -> Loaded:
     forced = merged.get(OFFLINE_FLAG, "").strip().lower() in ("1", "true", "yes", "on")
     keys = [name for name in KEYS if merged.get(name, "").strip()]
     if keys and not forced:
-        exported = _platform_at(_addresses(merged), folder)
+        exported = _platform_at(_addresses(merged), folder, merged.get(discovery.OFFLINE_FILE, "").strip())
         return Loaded(merged, None) if exported is None else Loaded({**exported[1], **merged}, exported[0])
-    named = merged.get(OFFLINE_FILE, "").strip()
+    named = merged.get(discovery.OFFLINE_FILE, "").strip()
     file = folder / named if named else discovery.find_running(folder)
     variables = discovery.read_if_running(file) if file is not None else None
     if file is None or variables is None:
@@ -127,12 +128,14 @@ def _addresses(variables: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(variables.get(name, "").strip().rstrip("/") for name in ADDRESSES)
 
 
-def _platform_at(addresses: tuple[str, ...], folder: Path) -> tuple[Path, Mapping[str, str]] | None:
-    """The running offline platform that has both addresses, by its file."""
+def _platform_at(addresses: tuple[str, ...], folder: Path, named: str) -> tuple[Path, Mapping[str, str]] | None:
+    """The running offline platform that has both addresses, by its file: the one `named`, or one of the `folder`."""
     if not all(addresses):
         return None
-    for file, variables in discovery.running(folder):
-        if _addresses(variables) == addresses:
+    files = itertools.chain([folder / named] if named else [], (file for file, _ in discovery.running(folder)))
+    for file in files:
+        variables = discovery.read_if_running(file)
+        if variables is not None and _addresses(variables) == addresses:
             return file, variables
     return None
 
@@ -145,7 +148,7 @@ def _drop_placeholders(variables: MutableMapping[str, str]) -> None:
 
 def _advice(keys: list[str], named: str) -> str:
     if named:
-        return f"{OFFLINE_FILE} names {named}, and no offline platform runs there. See what make up prints."
+        return f"{discovery.OFFLINE_FILE} names {named}, and no offline platform runs there. See what make up prints."
     if keys:
         return f"{OFFLINE_FLAG} is set, and no offline platform runs here. Start one in another terminal: make up"
     return (

@@ -2,7 +2,8 @@
 
 `make up` writes `.hands/offline.env` in the checkout, readable by its owner alone, and keeps it locked. A second
 platform beside the first gets `offline-2.env`, and so on. Whoever reads a file first tries its lock: if nobody holds
-it, the platform is gone, however it ended, and the file counts for nothing.
+it, the platform is gone, however it ended, and the file counts for nothing. Its variables name the file itself, so
+that it is found where somebody exported them, in another checkout too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ REDIRECTING: Final = (
     "TENSORLAKE_SANDBOX_PROXY_URL",
 )
 """Variables that would lead a program elsewhere in spite of a platform's own: empty counts as not set."""
+OFFLINE_FILE: Final = "HANDS_OFFLINE_ENV"
 _FOLDER: Final = ".hands"
 _MOST: Final = 100
 _LOOKS: Final = 3
@@ -55,7 +57,7 @@ def announced(checkout: Path, variables: Mapping[str, str]) -> Iterator[Path]:
             continue
         try:
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, dotenv.render(variables).encode())
+            os.write(descriptor, dotenv.render({**variables, OFFLINE_FILE: str(path.absolute())}).encode())
             yield path
         finally:
             # Removed while still locked: nobody can take the name in between and lose its file to us.

@@ -14,7 +14,7 @@ Look = Callable[[Ground], Awaitable[Observed]]
 @dataclass(frozen=True, slots=True)
 class Check:
     """anchor: where docs/wire says what is `assumed`. otherwise: what in this project changes if it is not so.
-    seconds: the longest that it takes."""
+    seconds: the longest that it takes. asked: made only where it is asked for, as a real limit must be met for it."""
 
     id: str
     anchor: str
@@ -22,6 +22,7 @@ class Check:
     otherwise: str
     look: Look
     seconds: float = 120.0
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

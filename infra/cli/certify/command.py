@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from infra.cli import environ as operator_environ
 from infra.cli.certified import FOLDER, OFFLINE, own_version
-from infra.cli.certify import queue_checks, report, sandbox_checks
+from infra.cli.certify import limit_checks, queue_checks, report, sandbox_checks
 from infra.cli.certify.check import Check, Result
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed, Verdict
@@ -29,7 +29,7 @@ from infra.cli.environ import CHECKOUT
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
 
-CHECKS: Final[tuple[Check, ...]] = (*queue_checks.CHECKS, *sandbox_checks.CHECKS)
+CHECKS: Final[tuple[Check, ...]] = (*queue_checks.CHECKS, *sandbox_checks.CHECKS, *limit_checks.CHECKS)
 COST: Final = """\
 With your keys this makes about ten sandboxes (one processor each, two at once at most) and about twenty sessions,
 most of them without a message, and ends them all. It costs a few cents of sandbox time and two short turns of the
@@ -42,35 +42,42 @@ _Found = tuple[list[Result], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`only`: ids of checks, or beginnings of ids; empty: all. `write`: into docs/certified."""
+    """`only`: ids of checks, or beginnings of ids; empty: all. `quota`: how many sandboxes the account may have at
+    once, to see how one more is refused; 0 leaves that out. `write`: into docs/certified."""
 
     only: Sequence[str] = ()
+    quota: int = 0
     yes: bool = False
     json: bool = False
     write: bool = True
 
 
-def chosen(only: Sequence[str]) -> list[Check]:
-    """Raises SettingsError for what names no check."""
+def chosen(only: Sequence[str], quota: int = 0) -> list[Check]:
+    """Raises SettingsError for what names no check, and for a quota that is not met for a few cents."""
+    if not 0 <= quota <= limit_checks.MOST_SANDBOXES:
+        raise SettingsError(f"--quota {quota}: give 1 to {limit_checks.MOST_SANDBOXES}, so many sandboxes run at once")
     for text in only:
         if not any(check.id.startswith(text) for check in CHECKS):
             raise SettingsError(f"--only {text}: no check is called so. There are: {', '.join(c.id for c in CHECKS)}")
-    return [check for check in CHECKS if not only or check.id.startswith(tuple(only))]
+        if not quota and any(check.asked and check.id == text for check in CHECKS):
+            raise SettingsError(f"--only {text}: give --quota, too: how many sandboxes your account may have at once")
+    wanted = [check for check in CHECKS if quota or not check.asked]
+    return [check for check in wanted if not only or check.id.startswith(tuple(only))]
 
 
 def run(environ: Mapping[str, str], options: Options, folder: Path = FOLDER) -> int:
     """Ask, try, print and write; returns the exit code. Raises SettingsError."""
-    checks = chosen(options.only)
+    checks = chosen(options.only, options.quota)
     loaded = operator_environ.load(environ)
     operator_environ.apply(loaded, os.environ)
     offline = loaded.offline is not None
-    if not offline and not options.yes and not _agreed():
+    if not offline and not options.yes and not _agreed(options.quota):
         return 1
     settings = Settings.from_environ(loaded.environ)
     context = DoctorContext(loaded.environ, settings, offline=offline)
     say = None if options.json else _say
     results, left_over = asyncio.run(
-        _until_told(certify(Ground(context, idle_seconds=2 if offline else 60), checks, say))
+        _until_told(certify(Ground(context, 2 if offline else 60, options.quota), checks, say))
     )
     where = OFFLINE if offline else Redactor.of(loaded.environ).clean(loaded.where)
     data = report.as_data(results, where=where, version=own_version(), at=datetime.now(UTC), left_over=left_over)
@@ -129,8 +136,10 @@ def _redactor(ground: Ground) -> Redactor:
     return Redactor.of(ground.context.environ, keys)
 
 
-def _agreed() -> bool:
+def _agreed(quota: int) -> bool:
     print(COST, file=sys.stderr)
+    if quota:
+        print(f"With --quota it makes up to {quota + 1} sandboxes at once, for seconds.", file=sys.stderr)
     if not sys.stdin.isatty():
         print("Nothing was done: say --yes where nobody can be asked.", file=sys.stderr)
         return False
@@ -151,7 +160,7 @@ def _conclude(data: Mapping[str, Any], options: Options, folder: Path) -> None:
     for each in data["left_over"]:
         print(f"Left over: {each}", file=sys.stderr)
     if options.write:
-        page, _ = report.write(data, folder)
+        page, _ = report.write(data, CHECKS, folder)
         print(
             f"The report is in {page.relative_to(CHECKOUT) if page.is_relative_to(CHECKOUT) else page}", file=sys.stderr
         )

@@ -51,6 +51,8 @@ class Ground:
 
     context: DoctorContext
     idle_seconds: int = 60
+    quota: int = 0
+    """How many sandboxes the account may have at once, as far as somebody knows."""
     create_seconds: list[float] = field(default_factory=list)
     """What each create took."""
     left_over: list[str] = field(default_factory=list)
@@ -307,6 +309,10 @@ class Ground:
             raise NotTried(f"a sandbox could not be made: {getattr(made, 'reason', 'its name is taken')}")
         self.create_seconds.append(time.monotonic() - began)
         return made.sandbox
+
+    @property
+    def has_shared(self) -> bool:
+        return self._shared is not None
 
     async def shared(self) -> SandboxRecord:
         """A running sandbox that several checks look at, one after the other."""

@@ -14,7 +14,6 @@ _LAPSE: Final = 150.0
 """Seconds after an ack by which a start-up lease of about 120 s would have lapsed."""
 _TTL: Final = 15
 _LEEWAY: Final = 5.0
-_LIMITS: Final = ("anthropic-ratelimit-", "x-ratelimit-", "ratelimit-")
 
 
 async def create_enqueues(ground: Ground) -> Observed:
@@ -32,7 +31,7 @@ async def has_secret(ground: Ground) -> Observed:
 
 async def beat_before_ack(ground: Ground) -> Observed:
     item = await ground.claimed()
-    status = (await _beat(ground, item["id"])).status_code
+    status = (await beat(ground, item["id"])).status_code
     return Observed(status == 412, f"HTTP {status}", {"claude.beat_claims_unacked": status == 200})
 
 
@@ -61,7 +60,7 @@ async def startup_lease(ground: Ground) -> Observed:
 
 async def desired_ttl(ground: Ground) -> Observed:
     item = await ground.started()
-    answer = await _beat(ground, item["id"], desired_ttl_seconds=_TTL)
+    answer = await beat(ground, item["id"], desired_ttl_seconds=_TTL)
     if answer.status_code != 200:
         return Observed(False, f"HTTP {answer.status_code}", {"claude.honour_desired_ttl": False})
     ttl = answer.json()["ttl_seconds"]
@@ -70,7 +69,7 @@ async def desired_ttl(ground: Ground) -> Observed:
 
 async def requeue_fields(ground: Ground) -> Observed:
     item = await ground.started()
-    answer = await _beat(ground, item["id"], desired_ttl_seconds=_TTL)
+    answer = await beat(ground, item["id"], desired_ttl_seconds=_TTL)
     ttl = float(answer.json()["ttl_seconds"]) if answer.status_code == 200 else 300.0
     await ground.pass_time(item["id"], ttl + _LEEWAY)
     now = await ground.item(item["id"])
@@ -135,24 +134,8 @@ async def beta_header(ground: Ground) -> Observed:
     return Observed(status == 404, f"HTTP {status}", {"claude.require_beta_header": status == 404})
 
 
-async def counted_calls(ground: Ground) -> Observed:
-    """No call says so by its status, unless thousands are sent: headers that count down are looked for."""
-    item = await ground.claimed()
-    one = f"/{item['id']}"
-    answers = {
-        "GET /work/poll": await ground.work("GET", "/poll"),
-        "POST /ack": await ground.work("POST", f"{one}/ack"),
-        "POST /heartbeat": await _beat(ground, item["id"]),
-        "POST /stop": await ground.work("POST", f"{one}/stop", {"force": True}),
-        "GET /work": await ground.work("GET", "", limit=1),
-        "GET /stats": await ground.work("GET", "/stats"),
-    }
-    counted = [call for call, answer in answers.items() if any(name.startswith(_LIMITS) for name in answer.headers)]
-    seen = f"with such a header: {', '.join(counted)}" if counted else "no answer has such a header"
-    return Observed(not counted, seen, {"claude.counted_calls": counted})
-
-
-async def _beat(ground: Ground, work_id: str, **params: Any) -> Any:
+async def beat(ground: Ground, work_id: str, **params: Any) -> Any:
+    """The first heartbeat of an item."""
     return await ground.work("POST", f"/{work_id}/heartbeat", expected_last_heartbeat="NO_HEARTBEAT", **params)
 
 
@@ -190,13 +173,6 @@ _CREDENTIALS: Final = "docs/wire/anthropic.md#12-credentials"
 _UNKNOWN: Final = "docs/wire/anthropic.md#13-unknowns"
 
 CHECKS: Final = (
-    Check(
-        "queue.counted-calls",
-        "docs/wire/anthropic.md#10-numbers",
-        "polls, acks, heartbeats and stops do not count against the organisation's limits",
-        "`ANTHROPIC_READS_PER_MINUTE` and `ANTHROPIC_WRITES_PER_MINUTE` must share the limit among all copies",
-        counted_calls,
-    ),
     Check(
         "queue.results-enqueue",
         _STATES,

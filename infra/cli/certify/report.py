@@ -1,6 +1,7 @@
 """A certification as a page for people and as JSON, which the offline platform takes (infra/local/certification.py).
 
-Both go into docs/certified as `<day>-<where>-<version>`, in UTC; the time follows the day where there is one already.
+Both are in docs/certified as `<where>-<version>`: one report for each place and version, however many runs it took. A
+check that was made again replaces what it said before.
 """
 
 from __future__ import annotations
@@ -12,48 +13,73 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from infra.cli.certify.check import Result
+from infra.cli.certify.check import Check, Result
 from infra.cli.certify.observation import Verdict
 from infra.cli.certify.unknowns import UNKNOWNS
 
 _MARKS: Final = {Verdict.HOLDS: "holds", Verdict.DIFFERS: "**differs**", Verdict.UNKNOWN: "not known"}
-
-
-def behaviour_of(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """{"claude": knobs, "tensorlake": settings} with which the offline platform behaves as was seen."""
-    behaviour: dict[str, dict[str, Any]] = {"claude": {}, "tensorlake": {}}
-    for result in results:
-        for name, value in result.observed.behaviour.items():
-            side, _, knob = name.partition(".")
-            behaviour[side][knob] = value
-    return behaviour
+_ROW: Final = {"id", "anchor", "assumed", "verdict", "seen", "otherwise", "seconds", "at", "behaviour"}
 
 
 def as_data(
     results: Sequence[Result], *, where: str, version: str, at: datetime, left_over: Sequence[str]
 ) -> dict[str, Any]:
-    """The JSON report: {"where", "version", "at", "seconds", "checks": [...], "behaviour", "left_over", "untried"}."""
+    """The JSON report of one run: {"where", "version", "at", "seconds", "checks": [...], "not_made", "behaviour",
+    "left_over", "untried"}. `behaviour`: {"claude": knobs, "tensorlake": settings} with which the offline platform
+    behaves as was seen. `not_made`: checks that no run made yet."""
+    rows = [
+        {
+            "id": result.check.id,
+            "anchor": result.check.anchor,
+            "assumed": result.check.assumed,
+            "verdict": result.observed.verdict.value,
+            "seen": result.observed.seen,
+            "otherwise": result.check.otherwise,
+            "seconds": round(result.seconds, 1),
+            "at": at.isoformat(timespec="seconds"),
+            "behaviour": dict(result.observed.behaviour),
+        }
+        for result in results
+    ]
     return {
         "where": where,
         "version": version,
         "at": at.isoformat(timespec="seconds"),
-        "seconds": round(sum(result.seconds for result in results), 1),
-        "checks": [
-            {
-                "id": result.check.id,
-                "anchor": result.check.anchor,
-                "assumed": result.check.assumed,
-                "verdict": result.observed.verdict.value,
-                "seen": result.observed.seen,
-                "otherwise": result.check.otherwise,
-                "seconds": round(result.seconds, 1),
-            }
-            for result in results
-        ],
-        "behaviour": behaviour_of(results),
         "left_over": list(left_over),
         "untried": [{"matter": each.matter, "anchor": each.anchor, "why": each.why} for each in UNKNOWNS if each.why],
+        **_of_rows(rows, ()),
     }
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]], known: Sequence[Check]) -> dict[str, Any]:
+    behaviour: dict[str, dict[str, Any]] = {"claude": {}, "tensorlake": {}}
+    for row in rows:
+        for name, value in row["behaviour"].items():
+            side, _, knob = name.partition(".")
+            behaviour[side][knob] = value
+    made = {row["id"] for row in rows}
+    return {
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "checks": list(rows),
+        "not_made": [check.id for check in known if check.id not in made],
+        "behaviour": behaviour,
+    }
+
+
+def united(data: Mapping[str, Any], known: Sequence[Check], folder: Path) -> dict[str, Any]:
+    """The run with what earlier ones say of the same place and version: of checks that it did not make, that are
+    `known` still and assume what they did. Their order is that of `known`. A file that cannot be read says nothing."""
+    assumed = {check.id: check.assumed for check in known}
+    earlier: list[dict[str, Any]] = []
+    try:
+        for row in json.loads(_files(data, folder)[1].read_text(encoding="utf-8"))["checks"]:
+            if row.keys() >= _ROW and assumed.get(row["id"]) == row["assumed"]:
+                earlier.append(row)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        earlier = []
+    rows = {row["id"]: row for row in (*earlier, *data["checks"])}
+    order = {check.id: number for number, check in enumerate(known)}
+    return {**data, **_of_rows(sorted(rows.values(), key=lambda row: order[row["id"]]), known)}
 
 
 def as_page(data: Mapping[str, Any]) -> str:
@@ -65,18 +91,20 @@ def as_page(data: Mapping[str, Any]) -> str:
         "",
         f"Version {data['version']}, {data['at']}, {data['seconds']:g} s. {told.capitalize()}. Made by `make certify`.",
         "",
-        "| check | assumed | seen | verdict | seconds |",
-        "|---|---|---|---|---|",
+        "| check | assumed | seen | verdict | seconds | day |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [
         f"| `{row['id']}` ({row['anchor']}) | {_cell(row['assumed'])} | {_cell(row['seen'])} "
-        f"| {_MARKS[Verdict(row['verdict'])]} | {row['seconds']:g} |"
+        f"| {_MARKS[Verdict(row['verdict'])]} | {row['seconds']:g} | {row['at'][:10]} |"
         for row in data["checks"]
     ]
     differ = [row for row in data["checks"] if row["verdict"] == Verdict.DIFFERS.value]
     if differ:
         lines += ["", "## What changes", ""]
         lines += [f"- `{row['id']}`: {row['otherwise']}." for row in differ]
+    if data["not_made"]:
+        lines += ["", "## Not made yet", "", *(f"- `{each}`" for each in data["not_made"])]
     lines += ["", "## Not tried", ""]
     lines += [f"- {row['matter']} ({row['anchor']}): {row['why']}." for row in data["untried"]]
     if data["left_over"]:
@@ -84,18 +112,20 @@ def as_page(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(data: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
-    """Both files, new ones; returns their paths, Markdown first."""
+def write(data: Mapping[str, Any], known: Sequence[Check], folder: Path) -> tuple[Path, Path]:
+    """Both files, with what they said before of other checks (`united`); returns their paths, Markdown first."""
     folder.mkdir(parents=True, exist_ok=True)
-    at = datetime.fromisoformat(data["at"])
-    place = "".join(letter if letter.isalnum() else "-" for letter in data["where"].lower()).strip("-")
-    stem = f"{at:%Y-%m-%d}-{place}-{data['version']}"
-    if (folder / f"{stem}.json").exists():
-        stem = f"{at:%Y-%m-%d-%H%M%S}-{place}-{data['version']}"
-    page, rows = folder / f"{stem}.md", folder / f"{stem}.json"
-    page.write_text(as_page(data), encoding="utf-8")
-    rows.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    whole = united(data, known, folder)
+    page, rows = _files(data, folder)
+    page.write_text(as_page(whole), encoding="utf-8")
+    rows.write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return page, rows
+
+
+def _files(data: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+    place = "".join(letter if letter.isalnum() else "-" for letter in data["where"].lower()).strip("-")
+    stem = f"{place}-{data['version']}"
+    return folder / f"{stem}.md", folder / f"{stem}.json"
 
 
 def _cell(text: str) -> str:

@@ -89,9 +89,10 @@ def certify(
     yes: Yes = False,
     as_json: AsJson = False,
     write: Annotated[bool, typer.Option(help="write the report into docs/certified")] = True,
+    quota: Annotated[int, typer.Option(help="how many sandboxes your account may have: see how one more fares")] = 0,
 ) -> None:
     """Try what this project assumes of both services against those of the settings; for cents, with your keys."""
     from infra.cli.certify.command import Options, run
 
     with edge():
-        raise typer.Exit(run(os.environ, Options(tuple(only or ()), yes, as_json, write)))
+        raise typer.Exit(run(os.environ, Options(tuple(only or ()), quota, yes, as_json, write)))

@@ -26,6 +26,7 @@ from infra.local.faults import ADMIN_PREFIX
 
 MANAGED_AGENTS_BETA = "managed-agents-2026-04-01"
 MEMORY_BETA = "agent-memory-2026-07-22"
+LIMIT = "anthropic-ratelimit-requests-limit"
 REMAINING = "anthropic-ratelimit-requests-remaining"
 REQUESTS_A_MINUTE = 1200
 MAX_BODY = 32 * 1024 * 1024
@@ -82,6 +83,7 @@ class RequestFrame:
                 headers = [*message.get("headers", []), (b"request-id", request_id.encode())]
                 if self._counts(scope["method"], scope["path"]):
                     self._remaining = max(self._remaining - 1, 0)
+                    headers.append((LIMIT.encode(), str(REQUESTS_A_MINUTE).encode()))
                     headers.append((REMAINING.encode(), str(self._remaining).encode()))
                 message = {**message, "headers": headers}
                 self._log.add(scope["method"], scope["path"], status, time.monotonic() - start)

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.local.faults import FaultMiddleware
 from infra.local.tensorlake.admin import Admin
+from infra.local.tensorlake.call_limit import CallLimit
 from infra.local.tensorlake.data_plane import DataPlane
 from infra.local.tensorlake.errors import ApiError
 from infra.local.tensorlake.image_routes import ImageRoutes
@@ -51,6 +52,7 @@ class Demultiplexer:
         pools = PoolRoutes(platform, self.lifecycle)
         lifecycle = LifecycleRoutes(platform, self.lifecycle, snapshots)
         self._api = Router([*lifecycle.routes(), *pools.routes(), *images.routes(), *key_routes()])
+        self._limited_api = CallLimit(self._api, platform)
         admin = Admin(platform, self.lifecycle, snapshots, self.counts, admin_token)
         self._admin = Router([*admin.routes(), Route("/emulator/ports", self._ports.listing)])
 
@@ -79,7 +81,7 @@ class Demultiplexer:
             return
         if not path.startswith("/_upload/"):
             self._check_key(request)
-        await router(scope, receive, send)
+        await (self._limited_api if router is self._api else router)(scope, receive, send)
 
     def _check_key(self, request: Request) -> None:
         kind, _, key = request.headers.get("authorization", "").partition(" ")

@@ -50,6 +50,8 @@ class Settings(BaseModel):
     max_sandboxes: int | None = Field(default=None, ge=0)
     """Live sandboxes at most; over it, creates answer `over_quota_status`."""
     over_quota_status: int = Field(default=429, ge=400, le=599)
+    calls_a_minute: int | None = Field(default=None, ge=1)
+    """Calls to the lifecycle plane at most: answers tell what is left, and over it they are 429. None: no limit."""
     max_file_bytes: int = Field(default=256 * MIB, ge=1)
     max_stdin_bytes: int = Field(default=64 * MIB, ge=1)
     max_port_body_bytes: int = Field(default=64 * MIB, ge=1)

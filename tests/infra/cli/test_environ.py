@@ -45,7 +45,7 @@ def test_keys_in_the_process_alone_are_enough(tmp_path: Path) -> None:
 def test_without_keys_the_running_offline_platform_is_used(tmp_path: Path, offline: Path) -> None:
     loaded = load({"HOME": "/h", "ANTHROPIC_WORKSPACE_ID": "wrkspc_1", "ENVIRONMENTS_FILE": ""}, tmp_path)
     assert loaded.offline == offline
-    assert loaded.environ == {"HOME": "/h", **OFFLINE}
+    assert loaded.environ == {"HOME": "/h", **OFFLINE, "HANDS_OFFLINE_ENV": str(offline)}
 
 
 def test_with_keys_a_running_offline_platform_is_left_alone(tmp_path: Path, offline: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_broken_file_is_named_and_its_content_is_not(tmp_path: Path) -> None:
 def test_applying_takes_away_what_must_not_stay(tmp_path: Path, offline: Path) -> None:
     process = {"ANTHROPIC_AUTH_TOKEN": "real", "HOME": "/h"}
     environ.apply(load(process, tmp_path), process)
-    assert process == {"HOME": "/h", **OFFLINE}
+    assert process == {"HOME": "/h", **OFFLINE, "HANDS_OFFLINE_ENV": str(offline)}
 
 
 def test_exported_variables_of_a_running_platform_mean_that_platform(tmp_path: Path) -> None:
@@ -126,6 +126,17 @@ def test_exported_variables_of_a_running_platform_mean_that_platform(tmp_path: P
         assert elsewhere.offline is None
         assert elsewhere.where == "the services at http://127.0.0.1:9 and http://127.0.0.1:2"
     assert load(OFFLINE, tmp_path).offline is None
+
+
+def test_exported_variables_mean_the_platform_of_another_checkout_too(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    with discovery.announced(there, OFFLINE) as file:
+        exported = discovery.read_if_running(file) or {}
+        assert load(exported, here).offline == file
+        assert load({**exported, "ANTHROPIC_BASE_URL": "https://elsewhere.example"}, here).offline is None
+    assert load(exported, here).offline is None
 
 
 def test_only_keys_without_addresses_are_called_the_real_services(tmp_path: Path, offline: Path) -> None:

@@ -49,13 +49,15 @@ SANDBOX: Final[tuple[tuple[str, str, Any], ...]] = (
     ("sandbox.wildcards", "wildcard_status", 400),
     ("sandbox.copy", "copy_status", 403),
     ("sandbox.daemon-inside", "daemon_open_inside", True),
+    ("sandbox.counted-calls", "calls_a_minute", 100_000),
+    ("sandbox.quota", "over_quota_status", 400),
 )
 
 
-def certified(environ: Mapping[str, str], *only: str) -> dict[str, Result]:
+def certified(environ: Mapping[str, str], *only: str, quota: int = 0) -> dict[str, Result]:
     """What these checks saw; nothing is left over."""
     context = DoctorContext(environ, Settings.from_environ(environ), offline=True)
-    results, left_over = asyncio.run(certify(Ground(context, idle_seconds=2), chosen(only)))
+    results, left_over = asyncio.run(certify(Ground(context, 2, quota), chosen(only, quota)))
     assert left_over == []
     return {result.check.id: result for result in results}
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from infra.cli import certified as reports
 from infra.cli.certify import command, report
 from infra.cli.certify.check import Check, Result
 from infra.cli.certify.ground import Ground, lifecycle_base
+from infra.cli.certify.limit_checks import told
 from infra.cli.certify.observation import NotTried, Observed
 from infra.cli.doctor.certification import check_certification
 from infra.cli.doctor.context import DoctorContext
@@ -157,18 +159,17 @@ def test_a_broken_check_and_a_late_one_are_not_known_and_tell_no_secret(ground_p
     assert left == ["something (NotTried)"]
 
 
-def test_a_report_is_named_by_day_place_and_version_and_read_by_doctor(tmp_path: Path) -> None:
+def test_a_report_is_named_by_place_and_version_and_read_by_doctor(tmp_path: Path) -> None:
     check = Check("queue.x", "docs/wire/anthropic.md#13-unknowns", "a | b", "all changes", look=_never)
     differs = Result(check, Observed(False, "HTTP 409", {"claude.second_ack_status": 409}), 1.0)
     at = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
 
     def written(where: str) -> Path:
         data = report.as_data([differs], where=where, version=reports.own_version(), at=at, left_over=())
-        return report.write(data, tmp_path)[1]
+        return report.write(data, [check], tmp_path)[1]
 
     offline = written(reports.OFFLINE)
-    assert offline.name == f"2026-11-28-the-offline-platform-{reports.own_version()}.json"
-    assert written(reports.OFFLINE).name.startswith("2026-11-28-093000-")
+    assert offline.name == f"the-offline-platform-{reports.own_version()}.json"
     assert json.loads(offline.read_text())["behaviour"]["claude"] == {"second_ack_status": 409}
     page = offline.with_suffix(".md").read_text()
     assert "a \\| b | HTTP 409 | **differs**" in page
@@ -177,6 +178,62 @@ def test_a_report_is_named_by_day_place_and_version_and_read_by_doctor(tmp_path:
     written("the real services")
     assert "the real services at 2026-11-28T09:30:00+00:00, 1 check: 1 differ: queue.x" in _doctor_says(tmp_path)
     assert "was never certified" in _doctor_says(tmp_path / "none")
+
+
+def test_parts_add_up_to_one_report_and_a_check_made_again_replaces_what_it_said(tmp_path: Path) -> None:
+    known = [Check(name, "docs/wire/x.md#1", "assumed", "otherwise", _never) for name in ("a.1", "a.2", "b.1", "b.2")]
+
+    def run(day: int, *seen: tuple[int, bool], checks: list[Check] = known) -> dict[str, object]:
+        results = [
+            Result(checks[number], Observed(holds, f"on day {day}", {f"claude.knob_{number}": holds}), 1.0)
+            for number, holds in seen
+        ]
+        at = datetime(2026, 11, day, tzinfo=UTC)
+        data = report.as_data(results, where=reports.OFFLINE, version="1", at=at, left_over=())
+        whole: dict[str, object] = json.loads(report.write(data, checks, tmp_path)[1].read_text())
+        return whole
+
+    assert run(1, (2, True), (0, True))["not_made"] == ["a.2", "b.2"]
+    whole = run(2, (1, True), (2, False))
+    assert [file.name for file in sorted(tmp_path.iterdir())] == [
+        "the-offline-platform-1.json",
+        "the-offline-platform-1.md",
+    ]
+    rows = whole["checks"]
+    assert isinstance(rows, list)
+    assert [(row["id"], row["verdict"], row["seen"]) for row in rows] == [
+        ("a.1", "holds", "on day 1"),
+        ("a.2", "holds", "on day 2"),
+        ("b.1", "differs", "on day 2"),
+    ]
+    assert whole["behaviour"] == {"claude": {"knob_0": True, "knob_1": True, "knob_2": False}, "tensorlake": {}}
+    assert whole["not_made"] == ["b.2"] and whole["seconds"] == 3.0 and str(whole["at"]).startswith("2026-11-02")
+    page = (tmp_path / "the-offline-platform-1.md").read_text()
+    assert "Holds: 2, differs: 1." in page and "## Not made yet\n\n- `b.2`\n" in page
+    other = [replace(known[0], assumed="something else"), *known[1:3]]
+    assert [row["id"] for row in run(3, (1, True), checks=other)["checks"]] == ["a.2", "b.1"]  # type: ignore[attr-defined]
+    (tmp_path / "the-offline-platform-1.json").write_text("no JSON")
+    assert run(4, (0, True))["not_made"] == ["a.2", "b.1", "b.2"]
+
+
+def test_a_quota_is_met_only_where_somebody_names_it(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+    assert "sandbox.quota" not in {check.id for check in command.chosen([])}
+    with pytest.raises(SettingsError, match="give --quota, too"):
+        command.chosen(["sandbox.quota"])
+    with pytest.raises(SettingsError, match="--quota 1000: give 1 to 20"):
+        command.chosen([], 1000)
+    results = certified(ground_place, "sandbox.quota", quota=1)  # the platform has room for any number
+    assert not_holding(results)["sandbox.quota"] == "2 sandboxes ran at once: the quota is larger than --quota 1"
+
+
+def test_a_call_counts_whose_answer_says_that_something_of_a_limit_is_used_up() -> None:
+    of_requests = {"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "49"}
+    of_tokens = {"anthropic-ratelimit-tokens-limit": "9", "anthropic-ratelimit-tokens-remaining": "8"}
+    assert told({**of_tokens, **of_requests}) == "49 of 50 left"
+    assert told({**of_requests, "anthropic-ratelimit-requests-remaining": "50"}) is None
+    assert told({"x-ratelimit-remaining": "7"}) == "7 left"
+    assert told({"ratelimit": '"default";r=50;t=30'}) == "a header says so"
+    assert told({"content-type": "application/json", "request-id": "req_1"}) is None
 
 
 def test_only_takes_beginnings_and_refuses_what_names_no_check() -> None:

@@ -220,6 +220,15 @@ def test_over_the_quota_a_create_answers_the_status_chosen(stage: TensorlakeStag
     assert refusal.value.status_code == 402
 
 
+def test_over_a_limit_of_calls_an_answer_says_when_to_come_again(stage: TensorlakeStage) -> None:
+    stage.settings(calls_a_minute=1)
+    first, second = stage.raw.get("/sandboxes"), stage.raw.get("/sandboxes")
+    stage.settings(calls_a_minute=None)
+    assert (first.status_code, first.headers["x-ratelimit-remaining"]) == (200, "0")
+    assert second.status_code == 429 and 0 < int(second.headers["retry-after"]) <= 60
+    assert "x-ratelimit-limit" not in stage.raw.get("/sandboxes").headers
+
+
 def test_a_request_without_a_key_is_refused(stage: TensorlakeStage) -> None:
     for headers in ({"authorization": ""}, {"authorization": "Basic x"}):
         assert stage.raw.get("/sandboxes", headers=headers).status_code == 401
