@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from functions.requests import HttpError
 from shared import capability
-from shared.capability import Capability
+from shared.capability import FORK, Capability
 from shared.errors import SecretUnavailable, SettingsError
 from shared.secret import strong
 from shared.settings import Settings
@@ -45,8 +45,8 @@ async def refuse_weak_secrets(settings: Settings) -> None:
             strong("FUNCTIONS_TOKEN", await settings.functions_token.areveal())
 
 
-async def caller_of(request: Request, settings: Settings, function: str = "") -> Capability | None:
-    """Who calls: None for the operator, who may do everything, or the capability of an agent, for this function.
+async def caller_of(request: Request, settings: Settings, *functions: str) -> Capability | None:
+    """Who calls: None for the operator, who may do everything, or the bearer of a capability for one of `functions`.
 
     Raises like `require_token`, and HttpError 403 for the capability of another function. That the capability's work
     item still lives is not known yet (functions/agent_auth.py).
@@ -72,9 +72,9 @@ async def caller_of(request: Request, settings: Settings, function: str = "") ->
         caller = capability.read(shown, keys, time.time())
     except capability.NotGenuine as error:
         raise _unauthorized(str(error)) from None
-    if caller.function != function:
+    if caller.function not in functions:
         raise _forbidden()
-    if not settings.agent_fork:
+    if caller.function == FORK and not settings.agent_fork:
         raise HttpError(403, "forbidden", "agents may not call this here (AGENT_FORK is off)")
     return caller
 

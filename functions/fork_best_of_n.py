@@ -21,10 +21,10 @@ from starlette.responses import Response
 from functions import agent_auth, race_admission
 from functions.auth import caller_of
 from functions.cloud_run_iam import is_vouched_for
-from functions.requests import HttpError, not_configured, require_method, require_object
+from functions.requests import HttpError, json_response, not_configured, require_method, require_object
 from functions.state import FunctionsState, deadline_of, state_of
 from functions.streaming import LineStream, unless_hung_up, wants_stream
-from shared.capability import FORK, Capability
+from shared.capability import FORK, RUN_RACE, Capability
 from shared.deadline import Deadline
 from shared.errors import SecretUnavailable, SettingsError
 
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 
 async def fork_best_of_n(request: Request) -> Response:
-    """POST with the operator's token, or an agent's. 200 report, also when no branch won; 202 the race runs on; 400
+    """POST with the operator's token, an agent's, or that of a race that was handed over (200 what was done).
+
+    200 report, also when no branch won; 202 the race runs on; 400
     names the field; 401; 403 what an agent may not ask for; 404 no such source; 405; 406; 409 source cannot be
     checkpointed, or the race of this key is lost; 413; 422 set-up failed, or the key was used for another request; 429
     too many calls or races, or a day's budget is spent, with a retry-after; 501 no race can go on behind an answer
@@ -50,8 +52,11 @@ async def fork_best_of_n(request: Request) -> Response:
             require_method(request, "POST")
         state, deadline = state_of(request), deadline_of(request)
         vouched = await is_vouched_for(request, state.settings, state.ingress_probe)
-        caller = None if vouched else await caller_of(request, state.settings, FORK)
+        caller = None if vouched else await caller_of(request, state.settings, FORK, RUN_RACE)
         state.count_call(caller)
+        if caller is not None and caller.function == RUN_RACE:
+            require_method(request, "POST")
+            return await _run_handed(caller, state, deadline)
         if race_id:
             if caller is not None:
                 await agent_auth.require_admitted(caller, state)
@@ -92,6 +97,13 @@ async def fork_best_of_n(request: Request) -> Response:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
+
+
+async def _run_handed(caller: Capability, state: FunctionsState, deadline: Deadline | None) -> Response:
+    """A race that another invocation has answered for. That one may have hung up by now: it changes nothing."""
+    from functions.handed_races import HandedRace, take_up_here
+
+    return json_response({"race": await take_up_here(HandedRace.of(caller), state, deadline, run_asked)})
 
 
 def _race_id(request: Request) -> str:

@@ -37,8 +37,9 @@ from shared.races.records import OwnRecord, RaceRecords, Seen
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
 from shared.races.status import RaceStatus
+from shared.secret import Secret
 from shared.service import Service
-from shared.settings import Settings
+from shared.settings import RaceLimits, Settings
 from shared.tasks import drop, shielded
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ LONGEST_WAIT: Final = 25.0  # seconds: below what a gateway gives (29)
 MOST_REMEMBERED: Final = 16 * 1024 * 1024  # bytes of ended races' states, in this process
 _FIRST_LOOK, _LONGEST_PAUSE = 0.5, 3.0  # seconds between looks at a race that another copy runs
 _NOT_HERE: Final = (
-    "here the runtime stops what runs once it has answered, so no race can go on behind its answer: ask with an "
-    "Idempotency-Key instead of Prefer: respond-async, or where a process that lives on serves the functions"
+    "here the runtime stops what runs once it has answered, and RACES_HANDED_TO does not say who has such a race run: "
+    "ask with an Idempotency-Key instead of Prefer: respond-async, or have the operator set it (docs/races.md)"
 )
 
 _STOPPED: Final = ErrorBody(
@@ -217,9 +218,16 @@ class RecordedRaces:
             raise
 
     @property
-    def handed_to(self) -> str:
-        """Who is invoked for a race that cannot go on behind its answer here."""
-        return self._service.settings.races.handed_to
+    def limits(self) -> RaceLimits:
+        return self._service.settings.races
+
+    @property
+    def signing_secrets(self) -> tuple[Secret | None, Secret | None]:
+        """What the functions' own capabilities are signed with (shared/capability.py)."""
+        return self._service.settings.capability_key, self._service.settings.functions_token
+
+    def in_background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        return self._service.in_background(work)
 
     async def look_ahead(self, race: RaceRequest) -> None:
         """Raises what a race would before anything is begun."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PREFIX: Final = b"hc2."
 FORK: Final = "fork_best_of_n"
+RUN_RACE: Final = "run_race"
+"""What our own hand-over of a race is good for (functions/handed_races.py); no agent gets such a token."""
 LONGEST_TOKEN: Final = 2048  # bytes
 
 _SALT: Final = b"serverless hands"

@@ -66,13 +66,20 @@ def _aws(service: str, place: str) -> Any:
 
 def _google(place: str) -> str:
     version = place if "/versions/" in place else f"{place}/versions/latest"
-    token = _json(_GOOGLE_TOKEN, {"Metadata-Flavor": "Google"})["access_token"]
-    found = _json(f"{_GOOGLE_SECRETS}/{version}:access", {"Authorization": f"Bearer {token}"})
+    found = google_call(f"{_GOOGLE_SECRETS}/{version}:access")
     return base64.b64decode(found["payload"]["data"], validate=True).decode()
 
 
-def _json(url: str, headers: Mapping[str, str]) -> Any:
-    request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - two fixed addresses
+def google_call(url: str, body: bytes | None = None) -> Any:
+    """What a Google API answers to this process's own identity; with a `body` (JSON) it is posted. Blocking. Raises
+    what urllib and orjson do."""
+    token = _json(_GOOGLE_TOKEN, {"Metadata-Flavor": "Google"})["access_token"]
+    kind = {} if body is None else {"Content-Type": "application/json"}
+    return _json(url, {"Authorization": f"Bearer {token}", **kind}, body)
+
+
+def _json(url: str, headers: Mapping[str, str], body: bytes | None = None) -> Any:
+    request = urllib.request.Request(url, body, dict(headers))  # noqa: S310 - fixed hosts
     with urllib.request.urlopen(request, timeout=_READ_SECONDS) as answer:  # noqa: S310
         return orjson.loads(answer.read())
 

@@ -42,6 +42,7 @@ from shared.settings_table import (
 if TYPE_CHECKING:
     from shared.output_settings import OutputSettings
 
+_CLUSTER: Final = ".svc.cluster.local"  # Kubernetes' own network
 _JUDGE: Final = rf"(?P<name>[a-z0-9][a-z0-9_-]{{0,63}})\s*=\s*(?P<target>{NAMED})"
 
 
@@ -121,6 +122,8 @@ class RaceLimits(NamedTuple):
     record_seconds: float = Races.RACE_RECORD_SECONDS.default
     keeps_reports: bool = False
     handed_to: str = ""
+    handed_at: str = ""
+    """The address of fork_best_of_n for whoever has a race run there; empty where it is invoked by its name."""
     at_once: int = Races.RACES_AT_ONCE.default
     calls_per_minute: int = Races.RACE_CALLS_PER_MINUTE.default
     agent_calls_per_minute: int = Races.RACE_AGENT_CALLS_PER_MINUTE.default
@@ -253,7 +256,7 @@ class Settings(NamedTuple):
                     Races.RACE_RECORD_SECONDS.read(environ), 2 * Races.RACE_DEADLINE_SECONDS.read(environ) + 600.0
                 ),
                 keeps_reports=Races.RACE_REPORTS.read(environ) == "all",
-                handed_to=_function_named(Races.RACES_HANDED_TO, environ),
+                **_races_handed_to(environ),
                 at_once=_at_once(environ),
                 calls_per_minute=Races.RACE_CALLS_PER_MINUTE.read(environ),
                 agent_calls_per_minute=Races.RACE_AGENT_CALLS_PER_MINUTE.read(environ),
@@ -383,6 +386,26 @@ def _function_named(variable: Text, environ: Mapping[str, str]) -> str:
     if target and (scheme != "aws-lambda" or not name):
         raise SettingsError(f"{variable.name} must be aws-lambda: and the name or ARN of a function")
     return target
+
+
+def _races_handed_to(environ: Mapping[str, str]) -> dict[str, str]:
+    """`handed_to` and `handed_at` of RaceLimits."""
+    variable = Races.RACES_HANDED_TO
+    target = variable.read(environ)
+    if not target or target.startswith("aws-lambda:"):
+        return {"handed_to": _function_named(variable, environ)}
+    if re.fullmatch(r"gcp-tasks:projects/[^/\s]+/locations/[^/\s]+/queues/[^/\s]+", target):
+        own = Races.FUNCTIONS_PUBLIC_URL
+        url = own.required(environ, f"{variable.name} names a queue, and its tasks are sent to the functions' address")
+        return {"handed_to": target, "handed_at": f"{url}/fork_best_of_n"}
+    parts = urlsplit(target)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise SettingsError(
+            f"{variable.name} must be aws-lambda:NAME, gcp-tasks:projects/P/locations/L/queues/Q or an address"
+        )
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK and not parts.hostname.endswith(_CLUSTER):
+        raise SettingsError(f"{variable.name} must use https, unless its host ends with {_CLUSTER}")
+    return {"handed_to": target.rstrip("/"), "handed_at": target.rstrip("/")}
 
 
 def _enqueue_to(target: str, mode: DrainMode) -> str:

@@ -253,8 +253,9 @@ class Races:
     )
     RACES_HANDED_TO = Text(
         "",
-        "Where the runtime stops what runs once it has answered: whom to invoke for a race that nobody waits for, "
-        "aws-lambda:NAME. Without it Prefer: respond-async is answered 501 there.",
+        "Where the runtime stops what runs once it has answered: who has a race run that nobody waits for, "
+        "aws-lambda:NAME, gcp-tasks:projects/P/locations/L/queues/Q, or the own https address of fork_best_of_n "
+        "(docs/races.md). Without it Prefer: respond-async is answered 501 there.",
         set_by="deployment",
     )
     RACES_AT_ONCE = Whole(16, "Races at once in one process; a quarter is kept for the operator.", unit="races")

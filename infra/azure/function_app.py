@@ -15,6 +15,9 @@ from shared.service import Service
 from shared.settings import Settings
 
 os.environ.setdefault("DRAIN_MODE", "inline")  # an instance may be taken away once the answer is out
+os.environ.setdefault("RACE_DEADLINE_SECONDS", "540")  # below host.json's functionTimeout
+if "WEBSITE_HOSTNAME" in os.environ:  # a race that nobody waits for is a call of its own
+    os.environ.setdefault("RACES_HANDED_TO", f"https://{os.environ['WEBSITE_HOSTNAME']}/fork_best_of_n")
 app = func.AsgiFunctionApp(app=asgi, http_auth_level=func.AuthLevel.ANONYMOUS)  # the functions ask for proof themselves
 
 

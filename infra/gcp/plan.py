@@ -26,7 +26,7 @@ from shared.secret import SCHEMES
 from shared.session_setup import inlined
 from shared.setting_kinds import Text
 from shared.settings import Settings
-from shared.settings_table import Workers, handed_over
+from shared.settings_table import Races, Workers, handed_over
 
 
 class Deployment:
@@ -53,7 +53,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "otlp-traces-headers",
     "OTEL_EXPORTER_OTLP_METRICS_HEADERS": "otlp-metrics-headers",
 }
-APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "secretmanager", "iam")
+APIS: Final = ("run", "cloudbuild", "artifactregistry", "cloudscheduler", "cloudtasks", "secretmanager", "iam")
 _SIGNING: Final = "iamcredentials"
 NUMBER_UNKNOWN: Final = "PROJECT_NUMBER"
 """Stands in a dry run for what only the first call would tell."""
@@ -116,6 +116,7 @@ class Plan:
     telemetry: bool = False
     """The functions need OpenTelemetry's SDK."""
     grants: Grants = field(default_factory=Grants)
+    races_at_once: int = Races.RACES_AT_ONCE.default
 
     def url(self, service: Service) -> str:
         return _url(service.name, self.number, self.region)
@@ -171,6 +172,31 @@ class Plan:
                 settles=True,
             )
         yield from self._storage()
+        yield from self._queue()
+
+    def _queue(self) -> Iterator[Step]:
+        """What calls fork_best_of_n for the races that nobody waits for. A second attempt finds the race taken."""
+        for service in self.services:
+            if service.target != "fork_best_of_n":
+                continue
+            queue = (races_queue(self.name), f"--location={self.region}")
+            bounds = (f"--max-concurrent-dispatches={self.races_at_once}", "--max-attempts=3")
+            yield Step(
+                "a queue for races that nobody waits for",
+                _gcloud(self, "tasks", "queues", "create", *queue, *bounds),
+                look=_gcloud(self, "tasks", "queues", "describe", *queue),
+                present=_gcloud(self, "tasks", "queues", "update", *queue, *bounds),
+            )
+            account = self.account(service)
+            yield Step(
+                f"{account.partition('@')[0]} may fill it",
+                _gcloud(
+                    self,
+                    *("tasks", "queues", "add-iam-policy-binding", *queue),
+                    *(f"--member=serviceAccount:{account}", "--role=roles/cloudtasks.enqueuer"),
+                ),
+                settles=True,
+            )
 
     def _storage(self) -> Iterator[Step]:
         """Whoever hands items over signs addresses of objects, and IAM does it in its name: it has no key."""
@@ -246,7 +272,8 @@ class Plan:
         )
 
     def removal(self) -> Iterator[Step]:
-        """Nothing is called for what is not there. Secrets and accounts stay."""
+        """Nothing is called for what is not there. Secrets, accounts and the queue stay: a queue's name is not free for
+        days after its end."""
         tick = next(service for service in self.services if service.target == "poll_tick")
         where = f"--location={self.region}"
         yield Step(
@@ -271,7 +298,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
     environ = {**environ, **inlined(environ)}
-    plain = {name: value for name, value in environ.items() if name not in ("AUTH", "ENQUEUE_TO", "DRAIN_MODE")}
+    plain = {name: value for name, value in environ.items() if name not in _OWN_CHOICE}
     settings = Settings.from_environ(plain)  # whatever is wrong is said here, not by a function in the cloud
     operator_code.refuse(settings, "Cloud Run")
     project = _checked(environ, Deployment.GCP_PROJECT, r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
@@ -299,6 +326,10 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
         if target == "poll_tick":
             own = _url(service_name(name, target), number, region)
             variables |= {"AUTH": "platform", "AUTH_CALLERS": _caller(name, project), "AUTH_OWN_URL": own}
+        if target == "fork_best_of_n":
+            variables["FUNCTIONS_PUBLIC_URL"] = _url(service_name(name, target), number, region)
+            place = f"projects/{project}/locations/{region}/queues/{races_queue(name)}"
+            variables["RACES_HANDED_TO"] = f"gcp-tasks:{place}"
         variables |= {each: environ[each].strip() for each in sorted(needs & referred.keys())}
         services.append(
             Service(
@@ -316,9 +347,11 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
         tool_secrets=_tool_secrets(environ),
         telemetry=telemetry.exports(environ),
         grants=grants(settings),
+        races_at_once=settings.races.at_once,
     )
 
 
+_OWN_CHOICE: Final = ("AUTH", "ENQUEUE_TO", "DRAIN_MODE", "RACES_HANDED_TO")
 _TARGETS: Final = ("on_run_started", "poll_tick", "fork_best_of_n")
 _HAND_OVER: Final = ("on_run_started", "poll_tick")
 _BOTH_SERVICES: Final = ("ANTHROPIC_ENVIRONMENT_KEY", "TENSORLAKE_API_KEY")
@@ -374,6 +407,10 @@ def _tool_secrets(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 def service_name(name: str, target: str) -> str:
     return f"{name}-{target.replace('_', '-')}"
+
+
+def races_queue(name: str) -> str:
+    return f"{name}-races"
 
 
 def _url(service: str, number: str, region: str) -> str:

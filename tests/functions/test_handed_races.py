@@ -34,7 +34,7 @@ class Lambdas:
         self.host.add(names.sandbox_name("hands", "env_1", SESSION))
         self.sent: list[Any] = []
         self.meet: Callable[[Any], None] = lambda event: None
-        monkeypatch.setattr("functions.handed_races.send", self._send)
+        monkeypatch.setattr("functions.race_invocations.send", self._send)
         self.first, self.second = (Process({**ENVIRON, "RACES_HANDED_TO": OTHER, **extra}, self._make) for _ in "12")
 
     def _make(self, settings: Settings) -> Service:

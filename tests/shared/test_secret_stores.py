@@ -94,7 +94,7 @@ def test_one_secret_may_hold_both_signing_keys_while_they_are_rotated() -> None:
 def test_googles_store_is_asked_with_the_machines_own_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
-    def answer(url: str, headers: dict[str, str]) -> Any:
+    def answer(url: str, headers: dict[str, str], body: bytes | None = None) -> Any:
         asked.append((url, json.dumps(headers)))
         if "metadata" in url:
             return {"access_token": "a-token-of-nobody"}

@@ -71,6 +71,10 @@ match words:
         "job " + name in made or absent()
     case ["scheduler", "jobs", "delete", name]:
         made.remove("job " + name)
+    case ["tasks", "queues", "create", name]:
+        made.append("queue " + name)
+    case ["tasks", "queues", "describe" | "update", name]:
+        "queue " + name in made or absent()
     case ["services", "enable", *_] | [*_, "add-iam-policy-binding", _]:
         pass
     case _:

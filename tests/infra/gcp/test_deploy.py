@@ -125,6 +125,21 @@ def test_the_schedule_and_poll_tick_agree_on_who_calls_and_where(first: First) -
     assert flags(invoker)["--role"] == "roles/run.invoker"
 
 
+def test_races_that_nobody_waits_for_go_through_a_queue_that_the_fork_service_alone_may_fill(first: First) -> None:
+    fork = json.loads(deployed(first.calls)["hands-fork-best-of-n"]["files"]["--env-vars-file"])
+    assert fork["RACES_HANDED_TO"] == "gcp-tasks:projects/project-of-nobody/locations/europe-west1/queues/hands-races"
+    assert fork["FUNCTIONS_PUBLIC_URL"] == "https://hands-fork-best-of-n-123456.europe-west1.run.app"
+    (made,) = [call["argv"] for call in first.calls if call["argv"][:3] == ["tasks", "queues", "create"]]
+    assert (made[3], flags(made)["--location"]) == ("hands-races", "europe-west1")
+    (bound,) = [
+        call["argv"] for call in first.calls if call["argv"][:3] == ["tasks", "queues", "add-iam-policy-binding"]
+    ]
+    assert flags(bound)["--member"] == "serviceAccount:hands-fork@project-of-nobody.iam.gserviceaccount.com"
+    assert flags(bound)["--role"] == "roles/cloudtasks.enqueuer"
+    for name in ("hands-on-run-started", "hands-poll-tick"):
+        assert "RACES_HANDED_TO" not in json.loads(deployed(first.calls)[name]["files"]["--env-vars-file"])
+
+
 def test_each_service_gets_the_secrets_that_it_needs_and_settings_that_are_valid() -> None:
     planned = plan.make(ENVIRON | {"ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_x"}, "123456")
     needs = {service.target: set(service.secrets) for service in planned.services}
