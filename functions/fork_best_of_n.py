@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 async def fork_best_of_n(request: Request) -> Response:
     """POST with the operator's token, an agent's, or that of a race that was handed over (200 what was done).
 
-    200 report, also when no branch won; 202 the race runs on; 400 names the field; 401; 403 what an agent may not ask for; 404 no such source; 405; 406; 409 source cannot be
-    checkpointed, or the race of this key is lost; 413; 422 set-up failed, or the key was used for another request; 429
-    too many calls or races, or a day's budget is spent, with a retry-after; 501 no race can go on behind an answer
-    here; 502; 503. A stream that has begun (200) ends with the report or with one of these as its error.
+    200 report, also when no branch won; 202 the race runs on; 400 names the field; 401; 403 what an agent may not
+    ask for; 404 no such source; 405; 406; 409 source cannot be checkpointed, or the race of this key is lost; 413;
+    422 set-up failed, or the key was used for another request; 429 too many calls or races, or a day's budget is
+    spent, with a retry-after; 501 no race can go on behind an answer here; 502; 503. A stream that has begun (200)
+    ends with the report or with one of these as its error.
 
     GET at a race's location: 200 how it fares, 401, 403, 404, 429, 503. DELETE there ends it: 202 it ends now, 200 it
     is over, the rest as for GET."""
