@@ -110,7 +110,7 @@ def environ_of(environ: Mapping[str, str]) -> Mapping[str, str]:
     return {**more, **{name: value for name, value in environ.items() if value}}
 
 
-class Process:
+class LambdaProcess:
     """What stays from one invocation to the next. Only one runs at a time."""
 
     def __init__(self, environ: Mapping[str, str], make: Callable[[Settings], Service] = Service) -> None:
@@ -343,15 +343,15 @@ def _refusal(status: int, kind: str, message: str) -> dict[str, Any]:
     }
 
 
-_of_this_process: Process | None = None
+_of_this_process: LambdaProcess | None = None
 
 
-def _process() -> Process:
+def _process() -> LambdaProcess:
     global _of_this_process
     if _of_this_process is None:
         configure_logging(os.environ)
         _start_telemetry(os.environ)
-        _of_this_process = Process(os.environ)
+        _of_this_process = LambdaProcess(os.environ)
     return _of_this_process
 
 

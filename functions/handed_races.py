@@ -26,7 +26,7 @@ from functions.requests import HttpError
 from shared import names
 from shared.capability import RUN_RACE, Capability, issue, signing_keys
 from shared.races.cells import CellGone, CellUnclear
-from shared.races.records import DEAD_MAN_SECONDS, OwnRecord, Seen
+from shared.races.records import DEAD_MAN_SECONDS, OwnRecord, SeenRecord
 from shared.races.request import RaceRequest
 from shared.races.status import RaceStatus
 
@@ -72,7 +72,7 @@ class HandedRace:
         return orjson.dumps(fields)
 
 
-async def handed(asked: Asked) -> Running | Seen | RaceStatus:
+async def handed(asked: Asked) -> Running | SeenRecord | RaceStatus:
     """Hands the race over, or says how the one of this id stands. Raises HttpError: what refuses a race before it
     begins (400, 404), 422, and 503 where it could not be handed over; its key is free then. SettingsError where there
     is nothing to sign the call with, and SecretUnavailable."""

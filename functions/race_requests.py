@@ -86,10 +86,10 @@ async def say_events(run: Run, lines: Lines) -> None:
         if not lines.said:
             raise
         said = events.ErrorBody(type=error.kind, message=error.message, field=error.field)
-        tell(events.Failed(error=said))
+        tell(events.RaceFailed(error=said))
     except Exception:
         if lines.said:
-            tell(events.Failed(error=events.ErrorBody(type="internal", message="a fault of this function")))
+            tell(events.RaceFailed(error=events.ErrorBody(type="internal", message="a fault of this function")))
         raise
 
 

@@ -33,7 +33,7 @@ from shared.races import events
 from shared.races.cells import CellGone, CellUnclear
 from shared.races.events import ErrorBody, OnEvent
 from shared.races.limits import environment_for
-from shared.races.records import OwnRecord, RaceRecords, Seen
+from shared.races.records import OwnRecord, RaceRecords, SeenRecord
 from shared.races.report import RaceReport
 from shared.races.request import RaceRequest
 from shared.races.status import RaceStatus
@@ -63,7 +63,7 @@ RunRace = Callable[[str, OnEvent, asyncio.Event], Coroutine[Any, Any, RaceReport
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class HeaderWishes:
     """What a call's headers ask for. `wait`: so many seconds before the answer is that the race still runs."""
 
     key: str | None = None
@@ -89,7 +89,7 @@ class _Ended:
     until: float
 
 
-def wishes_of(request: Request) -> Wishes:
+def wishes_of(request: Request) -> HeaderWishes:
     """Raises HttpError 400 for a key that is none."""
     respond_async, wait = False, 0.0
     for value in request.headers.getlist("prefer"):
@@ -101,14 +101,14 @@ def wishes_of(request: Request) -> Wishes:
                 wait = min(float(argument[:6]), LONGEST_WAIT)
     keys = request.headers.getlist("idempotency-key")
     if not keys:
-        return Wishes(None, respond_async, wait)
+        return HeaderWishes(None, respond_async, wait)
     key = keys[0].strip()
     if len(key) > 1 and key[0] == key[-1] == '"':
         key = key[1:-1]
     if len(keys) > 1 or not 1 <= len(key) <= LONGEST_KEY or not (key.isascii() and key.isprintable()):
         text = f"Idempotency-Key: one of 1 to {LONGEST_KEY} printable ASCII characters"
         raise HttpError(400, "invalid_request", text)
-    return Wishes(key, respond_async, wait)
+    return HeaderWishes(key, respond_async, wait)
 
 
 def digest_of(body: bytes) -> str:
@@ -161,7 +161,7 @@ class RecordedRaces:
             raise _not_found()
         return status
 
-    async def _found(self, race_id: str, caller: Capability | None) -> tuple[Environment, Seen]:
+    async def _found(self, race_id: str, caller: Capability | None) -> tuple[Environment, SeenRecord]:
         """The record on the service. Raises HttpError 404 and 503."""
         known = self._service.settings.environments
         if names.is_race_id(race_id):
@@ -183,14 +183,14 @@ class RecordedRaces:
 
     async def start(
         self, environment: Environment, race_id: str, owner: str, digest: str, run: RunRace, on_event: OnEvent
-    ) -> Running | Seen | RaceStatus:
+    ) -> Running | SeenRecord | RaceStatus:
         """The race of this id, begun here where there is none. Raises HttpError 422 for one of another body, 503."""
         stands = await self.claim(environment, race_id, owner, digest)
         return self._begin(stands, run, on_event) if isinstance(stands, OwnRecord) else stands
 
     async def claim(
         self, environment: Environment, race_id: str, owner: str, digest: str
-    ) -> OwnRecord | Running | Seen | RaceStatus:
+    ) -> OwnRecord | Running | SeenRecord | RaceStatus:
         """The record of this id for this caller to run the race, or how the race stands. Raises HttpError 422, 503."""
         if (running := self._running.get(race_id)) is not None:
             _same(digest, running.record.head.body)
@@ -233,14 +233,14 @@ class RecordedRaces:
         """Raises what a race would before anything is begun."""
         await self._service.race(race.model_copy(update={"dry_run": True}))
 
-    async def look(self, environment: Environment, race_id: str) -> Seen | None:
+    async def look(self, environment: Environment, race_id: str) -> SeenRecord | None:
         """Raises HttpError 503."""
         try:
             return await self.records(environment).look(race_id)
         except CellUnclear as error:
             raise unclear(error) from None
 
-    async def status_of(self, environment: Environment, seen: Seen) -> RaceStatus:
+    async def status_of(self, environment: Environment, seen: SeenRecord) -> RaceStatus:
         """Raises HttpError 503."""
         try:
             status = await self.records(environment).status(seen)
@@ -324,7 +324,7 @@ class RecordedRaces:
             self._ended_bytes -= len(oldest.status)
 
 
-HandOver = Callable[["Asked"], Awaitable[Running | Seen | RaceStatus]]
+HandOver = Callable[["Asked"], Awaitable[Running | SeenRecord | RaceStatus]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +332,7 @@ class Asked:
     """One call that wishes for a race with a record, before its answer."""
 
     races: RecordedRaces
-    wishes: Wishes
+    wishes: HeaderWishes
     environment: Environment
     race_id: str
     owner: str
@@ -347,7 +347,7 @@ class Asked:
         cls,
         races: RecordedRaces,
         settings: Settings,
-        wishes: Wishes,
+        wishes: HeaderWishes,
         race: RaceRequest,
         caller: Capability | None,
         digest: str,
@@ -396,7 +396,7 @@ class Asked:
             stands = await self._start(on_event)
             if isinstance(stands, Running):
                 return await self._joined(stands, on_event)
-            if isinstance(stands, Seen):
+            if isinstance(stands, SeenRecord):
                 seen = await self._waited_for(stands, self.deadline)
                 if seen is None:
                     continue  # it was refused before it began
@@ -408,10 +408,10 @@ class Asked:
             on_event(events.Reported(report=report))
             return report
 
-    async def _waited_for(self, seen: Seen, until: Deadline | None) -> Seen | None:
+    async def _waited_for(self, seen: SeenRecord, until: Deadline | None) -> SeenRecord | None:
         """The record of a race that another process runs, once it is over or time is up; None where it is gone."""
         looks = 0
-        now: Seen | None = seen
+        now: SeenRecord | None = seen
         while now is not None and now.state(time.time()) == "running" and (until is None or not until.passed):
             looks += 1
             await asyncio.sleep(pause_before(looks, _FIRST_LOOK, _LONGEST_PAUSE))
@@ -421,7 +421,7 @@ class Asked:
     async def _report_at_once(self, hand_over: HandOver | None) -> RaceReport | None:
         """The report, or None where the race runs and its caller does not want to wait for it."""
         stands = await (self._start(_nobody) if hand_over is None else hand_over(self))
-        if isinstance(stands, Seen):
+        if isinstance(stands, SeenRecord):
             seen = await self._waited_for(stands, Deadline.after(self.wishes.wait))
             if seen is None or seen.state(time.time()) == "running":
                 return None
@@ -433,7 +433,7 @@ class Asked:
             await asyncio.wait({stands.task}, timeout=self.wishes.wait)
         return await self._joined(stands, _nobody) if stands.task.done() else None
 
-    async def _start(self, on_event: OnEvent) -> Running | Seen | RaceStatus:
+    async def _start(self, on_event: OnEvent) -> Running | SeenRecord | RaceStatus:
         return await self.races.start(self.environment, self.race_id, self.owner, self.digest, self.run, on_event)
 
     async def _joined(self, running: Running, on_event: OnEvent) -> RaceReport:

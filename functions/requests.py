@@ -74,7 +74,7 @@ def require_method(request: Request, *allowed: str) -> None:
         raise HttpError(405, "method_not_allowed", f"this function answers {names} only", headers={"allow": names})
 
 
-class _Reading:
+class _BodyReading:
     """One body on its way. `scope` ends its reading; `size` in bytes."""
 
     def __init__(self, scope: asyncio.Timeout) -> None:
@@ -92,7 +92,7 @@ class BodiesInFlight:
     """
 
     def __init__(self) -> None:
-        self._unproven: OrderedDict[_Reading, None] = OrderedDict()
+        self._unproven: OrderedDict[_BodyReading, None] = OrderedDict()
         self._bytes = 0
 
     async def read(self, request: Request, *, proven: bool) -> bytes:
@@ -106,7 +106,7 @@ class BodiesInFlight:
         if announced.isascii() and announced.isdigit() and (len(announced) > 18 or int(announced) > limit):
             raise _too_large(limit)
         body = bytearray()
-        reading: _Reading | None = None
+        reading: _BodyReading | None = None
         try:
             async with asyncio.timeout(seconds) as scope:
                 reading = self._begun(scope, proven)
@@ -126,15 +126,15 @@ class BodiesInFlight:
                 self._released(reading)
         return bytes(body)
 
-    def _begun(self, scope: asyncio.Timeout, proven: bool) -> _Reading:
-        reading = _Reading(scope)
+    def _begun(self, scope: asyncio.Timeout, proven: bool) -> _BodyReading:
+        reading = _BodyReading(scope)
         if not proven:
             self._unproven[reading] = None
             if len(self._unproven) > MOST_UNPROVEN:
                 self._evict()
         return reading
 
-    def _grown(self, reading: _Reading, count: int) -> None:
+    def _grown(self, reading: _BodyReading, count: int) -> None:
         if reading.evicted:
             return
         reading.size += count
@@ -150,7 +150,7 @@ class BodiesInFlight:
         self._released(reading)
         reading.scope.reschedule(asyncio.get_running_loop().time())
 
-    def _released(self, reading: _Reading) -> None:
+    def _released(self, reading: _BodyReading) -> None:
         self._unproven.pop(reading, None)
         self._bytes -= reading.size
         reading.size = 0

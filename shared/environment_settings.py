@@ -15,7 +15,7 @@ from shared.errors import SettingsError
 from shared.operator_code import NAMED
 from shared.secret import Secret
 from shared.setting_kinds import Choice, Pairs, Setting, Text, Texts
-from shared.settings_table import TABLE, Services, SessionSetup, Workers
+from shared.settings_table import TABLE, Services, SessionStart, Workers
 
 if TYPE_CHECKING:
     from image.session.setup import SetupPolicy
@@ -116,7 +116,7 @@ def _environment(id_: str, table: Mapping[str, Any], needed: Sequence[str]) -> E
             egress=egress,
             pool=_pool(where, table["pool"].strip()),
             setup_given=None if usual else _setup(where, table, egress),
-            setup_callers=SessionSetup.SETUP_CALLER_KEYS.default if usual else (),
+            setup_callers=SessionStart.SETUP_CALLER_KEYS.default if usual else (),
             setup_stores=_stores(where, table["setup_stores"]),
             setup_credentials=_plugin(where, table["setup_credentials"].strip()),
             prepared_seconds=float(table["setup_prepared_seconds"]),

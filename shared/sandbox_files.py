@@ -54,7 +54,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class FileTree:
     """What is below a root. `left_out`: paths with reasons. `complete`: all of it was listed."""
 
     files: Sequence[FileEntry]
@@ -121,7 +121,7 @@ class SandboxFiles:
             raise FilesError("the sandbox gave no clear answer")
         return str(said)
 
-    async def tree(self, root: str, *, how: Listing = "hashed", most: int = MOST_ENTRIES) -> Tree:
+    async def tree(self, root: str, *, how: Listing = "hashed", most: int = MOST_ENTRIES) -> FileTree:
         """What is below an absolute path; `flat`: its own entries alone, and no hashes. Raises FilesError."""
         said = await self._run("list", root, str(most), how, limit=most * _ROW, seconds=_LIST_SECONDS)
         return tree_of([_json(line) for line in said.splitlines() if line], root)
@@ -246,7 +246,7 @@ def stays_inside(path: str, target: str) -> bool:
     ).startswith("..")
 
 
-def tree_of(rows: Iterable[Any], root: str) -> Tree:
+def tree_of(rows: Iterable[Any], root: str) -> FileTree:
     """From the rows of a list, which may be anybody's. Raises FilesError for what is no list."""
     files: list[FileEntry] = []
     folders: list[tuple[str, int]] = []
@@ -275,4 +275,4 @@ def tree_of(rows: Iterable[Any], root: str) -> Tree:
         raise FilesError(f"the list of {root} was not complete")
     if len({each.path for each in files}) != len(files):
         raise FilesError("the sandbox named a file twice")
-    return Tree(files, folders, links, left_out, complete)
+    return FileTree(files, folders, links, left_out, complete)

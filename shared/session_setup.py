@@ -61,15 +61,15 @@ def inlined(environ: Mapping[str, str]) -> dict[str, str]:
     settings go, no such file is. Raises SettingsError."""
     import shlex
 
-    from shared.settings_table import SessionSetup
+    from shared.settings_table import SessionStart
 
     found = {}
-    if SessionSetup.SETUP_SCRIPT.text(environ):
-        found[SessionSetup.SETUP_SCRIPT.name] = _script("SETUP_SCRIPT", SessionSetup.SETUP_SCRIPT.read(environ))
-    if SessionSetup.SETUP_SCRIPTS.text(environ):
-        scripts = SessionSetup.SETUP_SCRIPTS.read(environ).items()
+    if SessionStart.SETUP_SCRIPT.text(environ):
+        found[SessionStart.SETUP_SCRIPT.name] = _script("SETUP_SCRIPT", SessionStart.SETUP_SCRIPT.read(environ))
+    if SessionStart.SETUP_SCRIPTS.text(environ):
+        scripts = SessionStart.SETUP_SCRIPTS.read(environ).items()
         pairs = [f"{name}={_script('SETUP_SCRIPTS', text)}" for name, text in scripts]
-        found[SessionSetup.SETUP_SCRIPTS.name] = shlex.join(pairs)
+        found[SessionStart.SETUP_SCRIPTS.name] = shlex.join(pairs)
     return found
 
 

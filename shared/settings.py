@@ -27,8 +27,8 @@ from shared.settings_table import (
     Access,
     Auth,
     Claims,
-    Drain,
     DrainMode,
+    Drains,
     Outputs,
     Races,
     Reconcile,
@@ -77,11 +77,11 @@ class DrainLimits(NamedTuple):
     inline: the longest that a webhook waits for its drain where that runs inline.
     """
 
-    deadline: float = Drain.DRAIN_DEADLINE_SECONDS.default
-    inline: float = Drain.INLINE_SECONDS.default
-    max_items: int = Drain.DRAIN_MAX_ITEMS.default
-    concurrency: int = Drain.DRAIN_CONCURRENCY.default
-    polls_in_flight: int = Drain.DRAIN_POLLS_IN_FLIGHT.default
+    deadline: float = Drains.DRAIN_DEADLINE_SECONDS.default
+    inline: float = Drains.INLINE_SECONDS.default
+    max_items: int = Drains.DRAIN_MAX_ITEMS.default
+    concurrency: int = Drains.DRAIN_CONCURRENCY.default
+    polls_in_flight: int = Drains.DRAIN_POLLS_IN_FLIGHT.default
 
 
 class ReconcileTimes(NamedTuple):
@@ -199,14 +199,14 @@ class Settings(NamedTuple):
             poison_attempts=Claims.POISON_ATTEMPTS.read(environ),
         )
         drain = DrainLimits(
-            deadline=Drain.DRAIN_DEADLINE_SECONDS.read(environ),
-            inline=Drain.INLINE_SECONDS.read(environ),
-            max_items=Drain.DRAIN_MAX_ITEMS.read(environ),
-            concurrency=Drain.DRAIN_CONCURRENCY.read(environ),
-            polls_in_flight=Drain.DRAIN_POLLS_IN_FLIGHT.read(environ),
+            deadline=Drains.DRAIN_DEADLINE_SECONDS.read(environ),
+            inline=Drains.INLINE_SECONDS.read(environ),
+            max_items=Drains.DRAIN_MAX_ITEMS.read(environ),
+            concurrency=Drains.DRAIN_CONCURRENCY.read(environ),
+            polls_in_flight=Drains.DRAIN_POLLS_IN_FLIGHT.read(environ),
         )
         _check_times(times, drain)
-        drain_mode = Drain.DRAIN_MODE.read(environ)
+        drain_mode = Drains.DRAIN_MODE.read(environ)
         fork_url = _fork_url(environ)
         worker_otlp = Telemetry.WORKER_OTLP_ENDPOINT.read(environ)
         return cls(
@@ -228,8 +228,8 @@ class Settings(NamedTuple):
             tool_output_bytes=Workers.TOOL_OUTPUT_BYTES.read(environ),
             resume_suspended=Sandboxes.RESUME_SUSPENDED_SESSIONS.read(environ),
             drain_mode=drain_mode,
-            enqueue_to=_enqueue_to(_function_named(Drain.ENQUEUE_TO, environ), drain_mode),
-            dry_run=Drain.DRY_RUN.read(environ),
+            enqueue_to=_enqueue_to(_function_named(Drains.ENQUEUE_TO, environ), drain_mode),
+            dry_run=Drains.DRY_RUN.read(environ),
             times=times,
             drain=drain,
             reconcile=ReconcileTimes(

@@ -119,7 +119,7 @@ class Workers:
     )
 
 
-class SessionSetup:
+class SessionStart:
     """What a session starts with (docs/setup.md)"""
 
     SETUP_REPOSITORY = Text("", "An https URL of a repository for every session.", file_key="setup_repository")
@@ -188,7 +188,7 @@ class Claims:
     POISON_ATTEMPTS = Whole(5, "An item whose workers have died this often in its sandbox is given up.", unit="deaths")
 
 
-class Drain:
+class Drains:
     """The bounds of one drain"""
 
     DRAIN_MODE: Choice[DrainMode] = Choice(
@@ -322,7 +322,7 @@ class Telemetry:
 
 
 SECTIONS: Final = (
-    *(Services, Access, Sandboxes, Workers, SessionSetup, Claims, Drain),
+    *(Services, Access, Sandboxes, Workers, SessionStart, Claims, Drains),
     *(Reconcile, Outputs, Races, Server, Logging, Telemetry),
 )
 

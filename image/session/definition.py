@@ -39,7 +39,7 @@ from image.session.packages import BadPackages, Packages, read_packages
 from image.session.seed import SeedError, check_seed, clone, pack
 from image.session.tools import REQUIREMENTS, OwnTools
 from image.session.tools import stage as stage_tools
-from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_PACKAGES, TOOLS_USER, Kind
+from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_PACKAGES, TOOLS_USER, ToolKind
 
 DEFAULT_BASE: Final = "python:3.14-slim-trixie"  # any Debian or Ubuntu with Python 3.11 or newer will do
 DEFAULT_NAME: Final = "agent-cli"
@@ -402,15 +402,15 @@ def _tool_steps(tools: OwnTools) -> Iterator[str]:
     if tools.servers:
         yield f"COPY --chown=root:root {_CONTEXT}/{_MCP_LOCK} {WORKER_DIRECTORY}/{_MCP_LOCK}"
         yield f"RUN {pip} --only-binary :all: --require-hashes --requirement {WORKER_DIRECTORY}/{_MCP_LOCK}"
-    if Kind.PRIVATE in tools.kinds:
+    if ToolKind.PRIVATE in tools.kinds:
         yield f"RUN id {TOOLS_USER} || useradd --system --no-create-home --home-dir {TOOLS_HOME} {TOOLS_USER}"
         yield f"RUN install --directory --mode=0700 --owner={TOOLS_USER} --group={TOOLS_USER} {TOOLS_HOME}"
     yield f"COPY --chown=root:root {_CONTEXT}/tools {place}"
     for kind in tools.requirements:
         yield f"RUN {pip} --target {TOOLS_PACKAGES} --requirement {place}/{kind}/{REQUIREMENTS}"
     yield f"RUN chmod --recursive u=rwX,go=rX {place}"
-    if Kind.PRIVATE in tools.kinds:
-        private = f"{place}/{Kind.PRIVATE}"
+    if ToolKind.PRIVATE in tools.kinds:
+        private = f"{place}/{ToolKind.PRIVATE}"
         yield f"RUN chown --recursive root:{TOOLS_USER} {private} && chmod --recursive u=rwX,g=rX,o= {private}"
 
 

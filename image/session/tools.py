@@ -20,7 +20,7 @@ from typing import Any, Final
 from image.session.worker import fork_tool_schema, tool_manifest
 from image.session.worker.mcp_config import McpConfigError, ServerDefinition, servers_in
 from image.session.worker.tool_files import tool_files
-from image.session.worker.tool_manifest import MANIFEST, SERVERS, Entry, Kind
+from image.session.worker.tool_manifest import MANIFEST, SERVERS, ToolEntry, ToolKind
 
 STANDARD_TOOLS: Final = ("bash", "read", "write", "edit", "glob", "grep", "web_fetch", "web_search")
 REQUIREMENTS: Final = "requirements.txt"
@@ -39,7 +39,7 @@ class ToolsError(ValueError):
 class ToolSources:
     """Where they are; empty by default."""
 
-    folders: Mapping[Kind, Path] = field(default_factory=dict)
+    folders: Mapping[ToolKind, Path] = field(default_factory=dict)
     mcp: Path | None = None
 
     @classmethod
@@ -48,7 +48,7 @@ class ToolSources:
             text = environ.get(variable, "").strip()
             return Path(text).expanduser().absolute() if text else None
 
-        named = {Kind.PUBLIC: path("SANDBOX_TOOLS"), Kind.PRIVATE: path("SANDBOX_PRIVATE_TOOLS")}
+        named = {ToolKind.PUBLIC: path("SANDBOX_TOOLS"), ToolKind.PRIVATE: path("SANDBOX_PRIVATE_TOOLS")}
         return cls({kind: folder for kind, folder in named.items() if folder is not None}, path("SANDBOX_MCP"))
 
     def __bool__(self) -> bool:
@@ -60,15 +60,15 @@ class OwnTools:
     """What was found. `servers`: the servers' JSON as it goes into each kind's folder, references and all."""
 
     sources: ToolSources = field(default_factory=ToolSources)
-    entries: tuple[Entry, ...] = ()
-    servers: Mapping[Kind, Mapping[str, Any]] = field(default_factory=dict)
+    entries: tuple[ToolEntry, ...] = ()
+    servers: Mapping[ToolKind, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return tuple(kind for kind in Kind if any(entry.kind is kind for entry in self.entries))
+    def kinds(self) -> tuple[ToolKind, ...]:
+        return tuple(kind for kind in ToolKind if any(entry.kind is kind for entry in self.entries))
 
     @property
-    def requirements(self) -> tuple[Kind, ...]:
+    def requirements(self) -> tuple[ToolKind, ...]:
         """The kinds whose folder names Python packages."""
         return tuple(kind for kind, folder in self.sources.folders.items() if (folder / REQUIREMENTS).is_file())
 
@@ -79,10 +79,10 @@ def collect(sources: ToolSources, environ: Mapping[str, str] | None = None) -> O
     Raises ToolsError with everything that is wrong.
     """
     problems: list[str] = []
-    entries: list[Entry] = []
+    entries: list[ToolEntry] = []
     for kind, folder in sources.folders.items():
         entries += _from_folder(kind, folder, problems)
-    servers: dict[Kind, dict[str, Any]] = {}
+    servers: dict[ToolKind, dict[str, Any]] = {}
     if sources.mcp is not None:
         listed, servers = _from_servers(sources, sources.mcp, {**_own(environ or {})}, problems)
         entries += listed
@@ -122,8 +122,8 @@ def stage(tools: OwnTools, target: Path) -> None:
             (target / kind / SERVERS).write_text(json.dumps(tools.servers[kind], indent=1), encoding="utf-8")
 
 
-def _from_folder(kind: Kind, folder: Path, problems: list[str]) -> Iterator[Entry]:
-    variable = "SANDBOX_TOOLS" if kind is Kind.PUBLIC else "SANDBOX_PRIVATE_TOOLS"
+def _from_folder(kind: ToolKind, folder: Path, problems: list[str]) -> Iterator[ToolEntry]:
+    variable = "SANDBOX_TOOLS" if kind is ToolKind.PUBLIC else "SANDBOX_PRIVATE_TOOLS"
     if not folder.is_dir():
         problems.append(f"{variable}: {folder} is no folder")
         return
@@ -138,7 +138,7 @@ def _from_folder(kind: Kind, folder: Path, problems: list[str]) -> Iterator[Entr
         wrong = list(_wrong(found["name"], found["description"], found["input_schema"]))
         problems += [f"{where}: tool {str(found['name'])[:140]!r}: {each}" for each in wrong]
         if not wrong:
-            yield Entry(found["name"], found["description"].strip(), found["input_schema"], kind, found["file"])
+            yield ToolEntry(found["name"], found["description"].strip(), found["input_schema"], kind, found["file"])
 
 
 def _described(folder: Path, variable: str, problems: list[str]) -> Sequence[dict[str, Any]]:
@@ -163,7 +163,7 @@ def _described(folder: Path, variable: str, problems: list[str]) -> Sequence[dic
 
 def _from_servers(
     sources: ToolSources, path: Path, environ: Mapping[str, str], problems: list[str]
-) -> tuple[list[Entry], dict[Kind, dict[str, Any]]]:
+) -> tuple[list[ToolEntry], dict[ToolKind, dict[str, Any]]]:
     content, servers = _read_servers(path, problems)
     if not servers:
         return [], {}
@@ -172,10 +172,10 @@ def _from_servers(
     except ImportError:
         problems.append("SANDBOX_MCP: the package mcp is not installed here: run make setup-mcp")
         return [], {}
-    entries: list[Entry] = []
-    kept: dict[Kind, dict[str, Any]] = {}
+    entries: list[ToolEntry] = []
+    kept: dict[ToolKind, dict[str, Any]] = {}
     for server in servers:
-        kind = Kind.PRIVATE if server.private else Kind.PUBLIC
+        kind = ToolKind.PRIVATE if server.private else ToolKind.PUBLIC
         kept.setdefault(kind, {"mcpServers": {}})["mcpServers"][server.name] = content["mcpServers"][server.name]
         entries += _from_server(server, kind, {**environ, **_places(sources, kind)}, problems)
     return entries, kept
@@ -195,11 +195,11 @@ def _read_servers(path: Path, problems: list[str]) -> tuple[Any, tuple[ServerDef
 
 
 def _from_server(
-    server: ServerDefinition, kind: Kind, environ: Mapping[str, str], problems: list[str]
-) -> Iterator[Entry]:
+    server: ServerDefinition, kind: ToolKind, environ: Mapping[str, str], problems: list[str]
+) -> Iterator[ToolEntry]:
     import asyncio
 
-    from image.session.worker.mcp_servers import McpServer, ServerFailed
+    from image.session.worker.mcp_servers import McpServer, McpServerFailed
 
     async def listed() -> Sequence[Any]:
         connection = McpServer(server, environ)
@@ -211,7 +211,7 @@ def _from_server(
 
     try:
         tools = asyncio.run(listed())
-    except ServerFailed as error:
+    except McpServerFailed as error:
         problems.append(f"SANDBOX_MCP: {str(error)[:1000]}")
         return
     except TimeoutError:
@@ -223,7 +223,7 @@ def _from_server(
         wrong = list(_wrong(name, description, tool.input_schema))
         problems += [f"SANDBOX_MCP: tool {name[:140]!r}: {each}" for each in wrong]
         if not wrong:
-            yield Entry(name, description, tool.input_schema, kind, tool.name, server.name)
+            yield ToolEntry(name, description, tool.input_schema, kind, tool.name, server.name)
 
 
 def _wrong(name: object, description: object, schema: object) -> Iterator[str]:
@@ -242,8 +242,8 @@ def _wrong(name: object, description: object, schema: object) -> Iterator[str]:
         yield "its input schema requires what is not among its properties"
 
 
-def _clashes(entries: Iterable[Entry]) -> Iterator[str]:
-    seen: dict[str, Entry] = {}
+def _clashes(entries: Iterable[ToolEntry]) -> Iterator[str]:
+    seen: dict[str, ToolEntry] = {}
     for entry in entries:
         if entry.name in STANDARD_TOOLS or entry.name == fork_tool_schema.NAME:
             yield f"{_origin(entry)}: tool {entry.name!r} has the name of a standard tool: rename it"
@@ -252,7 +252,7 @@ def _clashes(entries: Iterable[Entry]) -> Iterator[str]:
         seen.setdefault(entry.name, entry)
 
 
-def _origin(entry: Entry) -> str:
+def _origin(entry: ToolEntry) -> str:
     return f"MCP server {entry.server}" if entry.server else entry.source
 
 
@@ -260,7 +260,7 @@ def _own(environ: Mapping[str, str]) -> dict[str, str]:
     return {"HANDS_PYTHON": sys.executable, **environ}
 
 
-def _places(sources: ToolSources, kind: Kind) -> dict[str, str]:
+def _places(sources: ToolSources, kind: ToolKind) -> dict[str, str]:
     folder = sources.folders.get(kind)
     return {"HANDS_TOOLS": str(folder)} if folder is not None else {}
 

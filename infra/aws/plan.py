@@ -24,7 +24,7 @@ from shared.settings import Settings
 from shared.settings_table import handed_over
 
 
-class Deployment:
+class AwsDeployment:
     """AWS Lambda (docs/deploy/aws.md)"""
 
     AWS_REGION = Text("", "Where. Required. Without it AWS_DEFAULT_REGION counts.")
@@ -63,7 +63,7 @@ _DRAWN: Final = "x" * 48  # as long as the token that the stack draws
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AwsPlan:
     """`parameters` are the template's, without the code's; `secrets` the values to store, by variable; `telemetry`:
     the functions need OpenTelemetry's SDK."""
 
@@ -95,16 +95,16 @@ class Plan:
 
 def where(environ: Mapping[str, str]) -> tuple[str, str]:
     """Region and name of the stack: all that it takes to remove it. Raises SettingsError, which names the variable."""
-    region = Deployment.AWS_REGION.text(environ) or environ.get("AWS_DEFAULT_REGION", "").strip()
+    region = AwsDeployment.AWS_REGION.text(environ) or environ.get("AWS_DEFAULT_REGION", "").strip()
     if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", region):
         raise SettingsError("AWS_REGION must be the name of a region, such as eu-west-1")
-    stack = Deployment.AWS_STACK.read(environ)
+    stack = AwsDeployment.AWS_STACK.read(environ)
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,40}", stack):
         raise SettingsError("AWS_STACK must be at most 41 letters, digits and hyphens, a letter first")
     return region, stack
 
 
-def make(environ: Mapping[str, str]) -> Plan:
+def make(environ: Mapping[str, str]) -> AwsPlan:
     """Raises SettingsError, which names the variable."""
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
@@ -135,8 +135,8 @@ def make(environ: Mapping[str, str]) -> Plan:
             parameters[name] = value
     python, architecture = _runtime(environ)
     parameters |= {"Runtime": f"python{python}", "Architecture": architecture}
-    bucket = Deployment.AWS_BUCKET.text(environ) or None
-    return Plan(region, stack, bucket, python, architecture, parameters, secrets, telemetry.exports(environ))
+    bucket = AwsDeployment.AWS_BUCKET.text(environ) or None
+    return AwsPlan(region, stack, bucket, python, architecture, parameters, secrets, telemetry.exports(environ))
 
 
 _OPTIONS: Final = {
@@ -180,7 +180,7 @@ def _as_there(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _runtime(environ: Mapping[str, str]) -> tuple[str, Architecture]:
-    python = Deployment.AWS_PYTHON.text(environ) or (own_python() if own_python() in RUNTIMES else "3.13")
+    python = AwsDeployment.AWS_PYTHON.text(environ) or (own_python() if own_python() in RUNTIMES else "3.13")
     if python not in RUNTIMES:
         raise SettingsError(f"AWS_PYTHON must be one of {', '.join(RUNTIMES)}")
     match environ.get("AWS_ARCHITECTURE", "").strip() or "x86_64":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.aws.package import Built
-from infra.aws.plan import SECRETS, Plan
+from infra.aws.plan import SECRETS, AwsPlan
 from shared.errors import HandsError
 
 TEMPLATE: Final = Path(__file__).with_name("template.yaml")
@@ -26,7 +26,7 @@ _DELETE_ONLY: Final = ("CREATE_FAILED", "ROLLBACK_COMPLETE", "ROLLBACK_FAILED", 
 _WAYS_BACK: Final = {"UPDATE_FAILED": "rollback-stack", "UPDATE_ROLLBACK_FAILED": "continue-update-rollback"}
 
 
-class NotDeployed(HandsError):
+class NotDeployedToAws(HandsError):
     """AWS did not do it. The text says what to do about it and holds no secret."""
 
 
@@ -53,7 +53,9 @@ class Aws:
             s3.head_bucket(Bucket=bucket, ExpectedBucketOwner=account)
         except s3.exceptions.ClientError as error:
             if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
-                raise NotDeployed(f"The bucket {bucket} is not yours to use: name another with AWS_BUCKET.") from None
+                raise NotDeployedToAws(
+                    f"The bucket {bucket} is not yours to use: name another with AWS_BUCKET."
+                ) from None
             where = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
             s3.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": where} if where else {}))
             closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
@@ -75,20 +77,20 @@ class Aws:
             s3.upload_file(str(built.path), bucket, key)
         return key
 
-    def apply(self, plan: Plan, bucket: str, code_key: str) -> bool:
+    def apply(self, plan: AwsPlan, bucket: str, code_key: str) -> bool:
         """Create or update the stack by a change set, and wait for it. False where nothing had to change.
 
-        Raises NotDeployed.
+        Raises NotDeployedToAws.
         """
         cloudformation = self.client("cloudformation")
         status = self._status(plan.stack)
         if status is not None and (status.endswith("_FAILED") or status == "ROLLBACK_COMPLETE"):
-            raise NotDeployed(
+            raise NotDeployedToAws(
                 f"The stack {plan.stack} is in {status}, from which AWS goes no further by itself. "
                 f"{self._way_out(plan.stack, status)}\n{self._why(plan.stack)}"
             )
         if status is not None and status.endswith("_IN_PROGRESS") and status != "REVIEW_IN_PROGRESS":
-            raise NotDeployed(f"The stack {plan.stack} is in {status}: somebody else deploys. Try again later.")
+            raise NotDeployedToAws(f"The stack {plan.stack} is in {status}: somebody else deploys. Try again later.")
         fresh = status in (None, "REVIEW_IN_PROGRESS")
         parameters = {**plan.parameters, "CodeBucket": bucket, "CodeKey": code_key}
         change_set = f"deploy-{int(time.time())}"
@@ -108,14 +110,14 @@ class Aws:
         ended = self._wait(plan.stack)
         if ended not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             way_out = f" {self._way_out(plan.stack, ended)}" if ended is not None else ""
-            raise NotDeployed(f"The stack {plan.stack} ended in {ended}.{way_out}\n{self._why(plan.stack)}")
+            raise NotDeployedToAws(f"The stack {plan.stack} ended in {ended}.{way_out}\n{self._why(plan.stack)}")
         return True
 
     def outputs(self, stack: str) -> Mapping[str, str]:
         found = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
         return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
 
-    def store(self, plan: Plan, outputs: Mapping[str, str]) -> list[str]:
+    def store(self, plan: AwsPlan, outputs: Mapping[str, str]) -> list[str]:
         """Puts the secrets' values where the stack reads them; the variables whose value was not there yet."""
         manager = self.client("secretsmanager")
         changed = []
@@ -138,7 +140,7 @@ class Aws:
         self.client("cloudformation").delete_stack(StackName=stack)
         ended = self._wait(stack, before=before)
         if ended not in (None, "DELETE_COMPLETE"):
-            raise NotDeployed(f"The stack {stack} ended in {ended}.\n{self._why(stack)}")
+            raise NotDeployedToAws(f"The stack {stack} ended in {ended}.\n{self._why(stack)}")
 
     def _template(self, bucket: str) -> dict[str, str]:
         body = TEMPLATE.read_bytes()
@@ -168,13 +170,13 @@ class Aws:
             if found["Status"] == "FAILED":
                 if "didn't contain changes" in reason or "No updates are to be performed" in reason:
                     return False
-                raise NotDeployed(f"AWS refuses the change: {reason}")
+                raise NotDeployedToAws(f"AWS refuses the change: {reason}")
             time.sleep(self.pause)
-        raise NotDeployed("AWS did not work out the change within five minutes; try again.")
+        raise NotDeployedToAws("AWS did not work out the change within five minutes; try again.")
 
     def _wait(self, stack: str, *, before: str | None = None) -> str | None:
         """The status that it ends in, None where it is gone. `before` is the one that a look may still show for
-        `settle` seconds. Raises NotDeployed."""
+        `settle` seconds. Raises NotDeployedToAws."""
         began = time.monotonic()
         end = began + _LONGEST
         shown = None
@@ -189,7 +191,7 @@ class Aws:
             if status != before:
                 before = None  # it has begun, so what was before may come again in earnest
             time.sleep(self.pause)
-        raise NotDeployed(f"The stack {stack} was not done within {_LONGEST / 60:g} minutes; see the AWS console.")
+        raise NotDeployedToAws(f"The stack {stack} was not done within {_LONGEST / 60:g} minutes; see the AWS console.")
 
     def _way_out(self, stack: str, status: str) -> str:
         """One or two sentences: what to do about a stack in this status."""

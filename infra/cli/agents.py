@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from image.session.worker import fork_tool_schema
-from image.session.worker.tool_manifest import Entry
+from image.session.worker.tool_manifest import ToolEntry
 from infra.cli.environ import Loaded
 from infra.cli.session.command import open_client
 from infra.cli.session.feed import translated
@@ -109,7 +109,7 @@ def _declared(tool: Mapping[str, Any]) -> tuple[object, object]:
     return tool.get("description"), schema
 
 
-def tools(*, fork: bool, own: Sequence[Entry] = ()) -> list[Tool]:
+def tools(*, fork: bool, own: Sequence[ToolEntry] = ()) -> list[Tool]:
     """The agent's tools; with `fork` also `fork_best_of_n`, which only a worker that may fork answers. `own`: the
     operator's, which only an image that has them serves."""
     toolset: Tool = {

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from image.session.archive import build_archive
 from image.session.tools import OwnTools, ToolsError, ToolSources, collect, described, stage
-from image.session.worker.tool_manifest import Kind
+from image.session.worker.tool_manifest import ToolKind
 from image.session.worker.tool_processes import OperatorTools, ToolSettings
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings_table import Workers
@@ -77,7 +77,7 @@ def _call(environ: Mapping[str, str], name: str, arguments: dict[str, Any]) -> i
     if entry is None:
         known = ", ".join(entry.name for entry in tools.entries)
         raise SettingsError(f"there is no tool {name!r}; there are {known}")
-    private = entry.kind is Kind.PRIVATE
+    private = entry.kind is ToolKind.PRIVATE
     if private:
         print("A private tool: here it runs as you; in a sandbox it has a user of its own.", file=sys.stderr)
     settings = ToolSettings(

@@ -17,7 +17,7 @@ from infra.local.admin_client import AdminClient, AdminError
 from infra.local.platform import CLAUDE_ADMIN, add_webhook
 from infra.sandbox.account import Account
 from infra.sandbox.look import AWAKE, described, look
-from infra.sandbox.plan import Plan, plan_from
+from infra.sandbox.plan import ServerPlan, plan_from
 from infra.sandbox.server import ServerFailed, bring_up, live_servers
 from shared.errors import SecretUnavailable, SettingsError
 from shared.telemetry import LONGEST_MESSAGE
@@ -101,7 +101,7 @@ def up(loaded: Loaded) -> int:
 def status(loaded: Loaded, as_json: bool) -> int:
     """0 where there is a server that sleeps or is healthy; 1 otherwise."""
     account = Account.from_environ(loaded.environ)
-    plan: Plan | None = None
+    plan: ServerPlan | None = None
     with contextlib.suppress(SettingsError, SecretUnavailable):  # looking needs less than serving
         plan = plan_from(loaded.environ)
     seen = look(account, plan)
@@ -169,7 +169,7 @@ def remove(loaded: Loaded) -> int:
     return 0
 
 
-def _next_step(loaded: Loaded, plan: Plan, url: str) -> str:
+def _next_step(loaded: Loaded, plan: ServerPlan, url: str) -> str:
     if not plan.settings.signing_keys:
         return (
             "in the Claude Console, create a webhook to this URL (Session lifecycle: Run started, Terminated, Deleted),"

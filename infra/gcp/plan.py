@@ -29,7 +29,7 @@ from shared.settings import Settings
 from shared.settings_table import Races, Workers, handed_over
 
 
-class Deployment:
+class GcpDeployment:
     """Google Cloud Run functions (docs/deploy/gcp.md)"""
 
     GCP_PROJECT = Text("", "Where. Required.")
@@ -64,7 +64,7 @@ Argv = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DeployStep:
     """One thing that is to be so. `look` fails where it is not there yet: then `absent` is called, else `present`."""
 
     why: str
@@ -86,7 +86,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class CloudRunService:
     """One Cloud Run service. `environ` holds no secret; `secrets` says where each comes from."""
 
     name: str
@@ -99,7 +99,7 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GcpPlan:
     """A deployment of one environment into one project."""
 
     project: str
@@ -108,7 +108,7 @@ class Plan:
     name: str
     python: str
     schedule: str
-    services: tuple[Service, ...]
+    services: tuple[CloudRunService, ...]
     stored: Mapping[str, str] = field(repr=False)
     referred: Mapping[str, str]
     tool_secrets: tuple[str, ...] = ()
@@ -118,10 +118,10 @@ class Plan:
     grants: Grants = field(default_factory=Grants)
     races_at_once: int = Races.RACES_AT_ONCE.default
 
-    def url(self, service: Service) -> str:
+    def url(self, service: CloudRunService) -> str:
         return _url(service.name, self.number, self.region)
 
-    def account(self, service: Service) -> str:
+    def account(self, service: CloudRunService) -> str:
         """The identity of one service alone: it reads its own secrets and nothing else."""
         return f"{self.name}-{_ACCOUNTS[service.target]}@{self.project}.iam.gserviceaccount.com"
 
@@ -134,19 +134,19 @@ class Plan:
     def caller(self) -> str:
         return _caller(self.name, self.project)
 
-    def before(self) -> Iterator[Step | Stored]:
+    def before(self) -> Iterator[DeployStep | Stored]:
         """What the services need."""
         apis = (*APIS, _SIGNING) if self.grants.reads else APIS
-        yield Step("APIs", _gcloud(self, "services", "enable", *(f"{api}.googleapis.com" for api in apis)))
+        yield DeployStep("APIs", _gcloud(self, "services", "enable", *(f"{api}.googleapis.com" for api in apis)))
         for account in (*(self.account(service) for service in self.services), self.caller):
-            yield Step(
+            yield DeployStep(
                 "an account of its own",
                 _gcloud(self, "iam", "service-accounts", "create", account.partition("@")[0]),
                 look=_gcloud(self, "iam", "service-accounts", "describe", account),
             )
         for variable, value in self.stored.items():
             secret = _secret(self.name, variable)
-            yield Step(
+            yield DeployStep(
                 "a place for a secret",
                 _gcloud(self, "secrets", "create", secret, "--replication-policy=automatic"),
                 look=_gcloud(self, "secrets", "describe", secret),
@@ -162,7 +162,7 @@ class Plan:
         hand_over = [self.account(service) for service in self.services if service.target in _HAND_OVER]
         readers += [(secret, account) for secret in self.tool_secrets for account in hand_over]
         for secret, account in readers:
-            yield Step(
+            yield DeployStep(
                 f"{account.partition('@')[0]} may read it",
                 _gcloud(
                     self,
@@ -174,21 +174,21 @@ class Plan:
         yield from self._storage()
         yield from self._queue()
 
-    def _queue(self) -> Iterator[Step]:
+    def _queue(self) -> Iterator[DeployStep]:
         """What calls fork_best_of_n for the races that nobody waits for. A second attempt finds the race taken."""
         for service in self.services:
             if service.target != "fork_best_of_n":
                 continue
             queue = (races_queue(self.name), f"--location={self.region}")
             bounds = (f"--max-concurrent-dispatches={self.races_at_once}", "--max-attempts=3")
-            yield Step(
+            yield DeployStep(
                 "a queue for races that nobody waits for",
                 _gcloud(self, "tasks", "queues", "create", *queue, *bounds),
                 look=_gcloud(self, "tasks", "queues", "describe", *queue),
                 present=_gcloud(self, "tasks", "queues", "update", *queue, *bounds),
             )
             account = self.account(service)
-            yield Step(
+            yield DeployStep(
                 f"{account.partition('@')[0]} may fill it",
                 _gcloud(
                     self,
@@ -198,7 +198,7 @@ class Plan:
                 settles=True,
             )
 
-    def _storage(self) -> Iterator[Step]:
+    def _storage(self) -> Iterator[DeployStep]:
         """Whoever hands items over signs addresses of objects, and IAM does it in its name: it has no key."""
         for service in self.services:
             account = self.account(service)
@@ -206,7 +206,7 @@ class Plan:
             for grant in (*signs, *(self.grants.outputs if service.target == "poll_tick" else ())):
                 yield self._in_bucket(grant, account)
             if signs:
-                yield Step(
+                yield DeployStep(
                     f"{account.partition('@')[0]} may sign in its own name",
                     _gcloud(
                         self,
@@ -217,8 +217,8 @@ class Plan:
                     settles=True,
                 )
 
-    def _in_bucket(self, grant: BucketGrant, account: str) -> Step:
-        return Step(
+    def _in_bucket(self, grant: BucketGrant, account: str) -> DeployStep:
+        return DeployStep(
             f"{account.partition('@')[0]} may use objects of {grant.bucket}",
             _gcloud(
                 self,
@@ -229,10 +229,10 @@ class Plan:
             settles=True,
         )
 
-    def deploys(self, source: str, environs: str) -> Iterator[Step]:
+    def deploys(self, source: str, environs: str) -> Iterator[DeployStep]:
         """Each service from the folder `source`; its variables are in `environs`, in NAME.json."""
         for service in self.services:
-            yield Step(
+            yield DeployStep(
                 f"{service.target}: {'public' if service.public else 'closed by IAM'}",
                 _gcloud(
                     self,
@@ -247,10 +247,10 @@ class Plan:
                 ),
             )
 
-    def after(self) -> Iterator[Step]:
+    def after(self) -> Iterator[DeployStep]:
         """The schedule, and its right to call."""
         tick = next(service for service in self.services if service.target == "poll_tick")
-        yield Step(
+        yield DeployStep(
             "the schedule may call poll_tick",
             _gcloud(
                 self,
@@ -264,19 +264,19 @@ class Plan:
             *("--http-method=POST", f"--oidc-service-account-email={self.caller}"),
             *(f"--oidc-token-audience={self.url(tick)}", f"--attempt-deadline={tick.seconds}s"),
         )
-        yield Step(
+        yield DeployStep(
             "the schedule",
             _gcloud(self, "scheduler", "jobs", "create", "http", *job),
             look=_gcloud(self, "scheduler", "jobs", "describe", tick.name, f"--location={self.region}"),
             present=_gcloud(self, "scheduler", "jobs", "update", "http", *job),
         )
 
-    def removal(self) -> Iterator[Step]:
+    def removal(self) -> Iterator[DeployStep]:
         """Nothing is called for what is not there. Secrets, accounts and the queue stay: a queue's name is not free for
         days after its end."""
         tick = next(service for service in self.services if service.target == "poll_tick")
         where = f"--location={self.region}"
-        yield Step(
+        yield DeployStep(
             "the schedule",
             (),
             look=_gcloud(self, "scheduler", "jobs", "describe", tick.name, where),
@@ -285,7 +285,7 @@ class Plan:
         for target in _TARGETS:
             name = service_name(self.name, target)
             where = f"--region={self.region}"
-            yield Step(
+            yield DeployStep(
                 target,
                 (),
                 look=_gcloud(self, "run", "services", "describe", name, where),
@@ -293,7 +293,7 @@ class Plan:
             )
 
 
-def make(environ: Mapping[str, str], number: str = "") -> Plan:
+def make(environ: Mapping[str, str], number: str = "") -> GcpPlan:
     """`number`: the project's, where it is known. Raises SettingsError, which names the variable."""
     if environ.get("ENVIRONMENTS_FILE", "").strip():
         raise SettingsError("ENVIRONMENTS_FILE: deploy each environment by itself instead (GCP_NAME names them)")
@@ -301,14 +301,14 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
     plain = {name: value for name, value in environ.items() if name not in _OWN_CHOICE}
     settings = Settings.from_environ(plain)  # whatever is wrong is said here, not by a function in the cloud
     operator_code.refuse(settings, "Cloud Run")
-    project = _checked(environ, Deployment.GCP_PROJECT, r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
-    region = _checked(environ, Deployment.GCP_REGION, r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
-    name = _checked(environ, Deployment.GCP_NAME, r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
+    project = _checked(environ, GcpDeployment.GCP_PROJECT, r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
+    region = _checked(environ, GcpDeployment.GCP_REGION, r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
+    name = _checked(environ, GcpDeployment.GCP_NAME, r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
     if not number:
-        known = Deployment.GCP_PROJECT_NUMBER
+        known = GcpDeployment.GCP_PROJECT_NUMBER
         number = _checked(environ, known, r"\d+", "a number") if known.text(environ) else NUMBER_UNKNOWN
-    python = _checked(environ, Deployment.GCP_PYTHON, "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
-    schedule = Deployment.GCP_SCHEDULE.read(environ)
+    python = _checked(environ, GcpDeployment.GCP_PYTHON, "|".join(_PYTHONS), f"one of {', '.join(_PYTHONS)}")
+    schedule = GcpDeployment.GCP_SCHEDULE.read(environ)
     stored, referred = _secrets(environ)
     common = handed_over(environ, "operator") | telemetry.variables(environ)
     common |= {"DRAIN_MODE": "inline", "LOG_FORMAT": "json"}
@@ -332,7 +332,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
             variables["RACES_HANDED_TO"] = f"gcp-tasks:{place}"
         variables |= {each: environ[each].strip() for each in sorted(needs & referred.keys())}
         services.append(
-            Service(
+            CloudRunService(
                 service_name(name, target),
                 target,
                 public=target != "poll_tick",
@@ -342,7 +342,7 @@ def make(environ: Mapping[str, str], number: str = "") -> Plan:
                 secrets={each: f"{_secret(name, each)}:latest" for each in sorted(needs & stored.keys())},
             )
         )
-    return Plan(
+    return GcpPlan(
         *(project, number, region, name, python, schedule, tuple(services), stored, referred),
         tool_secrets=_tool_secrets(environ),
         telemetry=telemetry.exports(environ),
@@ -430,7 +430,7 @@ def _listed(values: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in values.items())
 
 
-def _gcloud(plan: Plan, *arguments: str) -> Argv:
+def _gcloud(plan: GcpPlan, *arguments: str) -> Argv:
     return ("gcloud", *arguments, f"--project={plan.project}", "--quiet")
 
 
@@ -446,6 +446,6 @@ def _checked(environ: Mapping[str, str], setting: Text, pattern: str, what: str)
     return value
 
 
-def environ_file(service: Service) -> str:
+def environ_file(service: CloudRunService) -> str:
     """JSON, which is YAML as well: what --env-vars-file reads."""
     return json.dumps(dict(sorted(service.environ.items())), indent=1)

@@ -37,13 +37,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ADMIN_PREFIX = "/_admin/"
 CONNECTION_EXTENSION = "local.connection"
-"""ASGI scope extension under which `infra.local.process` offers the request's `Connection`."""
+"""ASGI scope extension under which `infra.local.process` offers the request's `BreakableConnection`."""
 
 Action = Literal["status", "drop_before", "drop_after", "garbage", "truncate", "stall", "hang", "delay", "delay_after"]
 _DELAYS = ("delay", "delay_after")
 
 
-class Connection(Protocol):
+class BreakableConnection(Protocol):
     """What a fault needs of the TCP connection below a request."""
 
     def drop(self) -> None:
@@ -272,7 +272,7 @@ class FaultMiddleware:
 class _Spoiler:
     """Stands in for `send` where the answer is to be lost, wholly or in part."""
 
-    def __init__(self, connection: Connection, send: Send, keep: int | None) -> None:
+    def __init__(self, connection: BreakableConnection, send: Send, keep: int | None) -> None:
         self._connection = connection
         self._send = send
         self._left = keep
@@ -331,11 +331,11 @@ def _late(send: Send, seconds: float) -> Send:
     return send_late
 
 
-def _connection(scope: Scope) -> Connection:
+def _connection(scope: Scope) -> BreakableConnection:
     extension = scope.get("extensions", {}).get(CONNECTION_EXTENSION)
     if extension is None:
         raise RuntimeError("dropping a connection needs the app to be served by infra.local.process.serve")
-    connection: Connection = extension["connection"]
+    connection: BreakableConnection = extension["connection"]
     return connection
 
 

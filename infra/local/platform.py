@@ -76,7 +76,7 @@ def _signing_key() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class PlatformKeys:
     """The secrets of one start."""
 
     api: str = field(default_factory=lambda: _key("sk-ant-api-offline-"), repr=False)
@@ -104,7 +104,7 @@ class Platform:
                 claude={**claude, **self.options.claude},
                 tensorlake={**tensorlake, **self.options.tensorlake},
             )
-        self.keys = Keys()
+        self.keys = PlatformKeys()
         self.environ: Mapping[str, str] = {}
         self.isolation: Mapping[str, Any] = {}
         self.functions_url = ""

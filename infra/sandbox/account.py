@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from infra.sandbox.plan import Plan
+from infra.sandbox.plan import ServerPlan
 from shared import names
 from shared.secret import Secret
 from shared.setting_kinds import LOOPBACK
@@ -37,7 +37,7 @@ class Account:
     prefix: str
 
     @classmethod
-    def of(cls, plan: Plan) -> Account:
+    def of(cls, plan: ServerPlan) -> Account:
         return cls(plan.settings.tensorlake_url, plan.settings.tensorlake_key, plan.settings.prefix)
 
     @classmethod
@@ -65,7 +65,7 @@ class Account:
             found, key=lambda info: (info.created_at.timestamp() if info.created_at else 0.0, info.name or "")
         )
 
-    def create(self, plan: Plan, port: int) -> Sandbox:
+    def create(self, plan: ServerPlan, port: int) -> Sandbox:
         """A sandbox of a new name, or, where somebody else made one at the same time, that one."""
         from tensorlake.sandbox import Sandbox
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from infra.sandbox.account import Account
-from infra.sandbox.plan import Plan
+from infra.sandbox.plan import ServerPlan
 from infra.sandbox.server import live_servers
 from shared.owner_keys import HEADER, owner_key
 from shared.setting_kinds import LOOPBACK
@@ -20,7 +20,7 @@ _ASK_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ServerLook:
     """`status` is the sandbox's. The rest is known only while it is awake: `process` ("running, healthy"), `restarts`,
     `current` (whether it runs this checkout's code and settings), `report` (functions/server/lifecycle.py) or why there
     is none, in `silence`. `others`: further sandboxes of a server's name, which serve nobody.
@@ -48,7 +48,7 @@ class Look:
         return int(self.report["visits"]["ticks"]["count"]) if self.report is not None else None
 
 
-def look(account: Account, plan: Plan | None = None) -> Look | None:
+def look(account: Account, plan: ServerPlan | None = None) -> ServerLook | None:
     """None where there is no server sandbox. Looking at one that is awake is traffic: its idle time begins anew.
 
     Raises tensorlake's SandboxError.
@@ -58,14 +58,14 @@ def look(account: Account, plan: Plan | None = None) -> Look | None:
         return None
     info, others = servers[0], tuple(str(each.name) for each in servers[1:])
     name, status, url = str(info.name), str(info.status.value), account.url(info)
-    seen = Look(name, info.sandbox_id, status, url, info.timeout_secs, others=others)
+    seen = ServerLook(name, info.sandbox_id, status, url, info.timeout_secs, others=others)
     if not seen.awake:
         return seen
     handle = account.connect(info.sandbox_id)
     port = info.exposed_ports[0] if info.exposed_ports else 0
     live = [each.managed for each in live_servers(handle)]
     report, silence = _ask(account, url) if live else (None, "no server runs in it")
-    return Look(
+    return ServerLook(
         *(name, info.sandbox_id, status, url, info.timeout_secs),
         process=", ".join(f"{each.status.value}, {each.health_status.value}" for each in live) or None,
         restarts=sum(each.restart_count for each in live),
@@ -93,7 +93,7 @@ def _ask(account: Account, url: str) -> tuple[Mapping[str, Any] | None, str]:
     return report, ""
 
 
-def described(seen: Look) -> Iterator[str]:
+def described(seen: ServerLook) -> Iterator[str]:
     """For people."""
     yield f"sandbox   {seen.name} ({seen.sandbox_id}): {seen.status}; sleeps after {seen.timeout_seconds} s"
     yield f"webhook   {seen.url}"

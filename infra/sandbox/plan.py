@@ -23,7 +23,7 @@ from shared.setting_kinds import LOOPBACK, Text, Texts, Whole
 from shared.settings import Settings
 
 
-class ServerSandbox:
+class ServerSettings:
     """The server that lives in a sandbox (docs/deploy/sandbox.md)"""
 
     WEBHOOK_SANDBOX_IMAGE_NAME = Text(DEFAULT_NAME, "Its image.")
@@ -34,16 +34,16 @@ class ServerSandbox:
     WEBHOOK_SANDBOX_ALLOW_OUT = Texts((), "Hosts that it may reach beside both services; * opens it to all.")
 
 
-TIMEOUT: Final = ServerSandbox.WEBHOOK_SANDBOX_TIMEOUT_SECONDS.name
-IMAGE: Final = ServerSandbox.WEBHOOK_SANDBOX_IMAGE_NAME.name
-PORT: Final = ServerSandbox.WEBHOOK_SANDBOX_PORT.name
-ALLOW_OUT: Final = ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.name
+TIMEOUT: Final = ServerSettings.WEBHOOK_SANDBOX_TIMEOUT_SECONDS.name
+IMAGE: Final = ServerSettings.WEBHOOK_SANDBOX_IMAGE_NAME.name
+PORT: Final = ServerSettings.WEBHOOK_SANDBOX_PORT.name
+ALLOW_OUT: Final = ServerSettings.WEBHOOK_SANDBOX_ALLOW_OUT.name
 PROCESS: Final = "server-"
 """Names of server processes begin so; the digest of code and settings follows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ServerPlan:
     """`variables` is the server's whole environment, but for its sandbox's name. `hosts`: what it must reach, or `*`.
 
     `port` is a new sandbox's: one that exists keeps its own, since its URL has it. None: any that is free there (the
@@ -93,22 +93,22 @@ class Plan:
             yield "FUNCTIONS_TOKEN is not set: no schedule can call /poll_tick from outside, and no race be asked for"
 
 
-def plan_from(environ: Mapping[str, str]) -> Plan:
+def plan_from(environ: Mapping[str, str]) -> ServerPlan:
     """Raises SettingsError, and SecretUnavailable for a secret that cannot be read here."""
     settings = Settings.from_environ(environ)
     check(settings)
     variables, environments_file = told(settings, environ)
     offline = urlsplit(settings.tensorlake_url).hostname in LOOPBACK
     files = source_files()
-    port = ServerSandbox.WEBHOOK_SANDBOX_PORT
-    return Plan(
+    port = ServerSettings.WEBHOOK_SANDBOX_PORT
+    return ServerPlan(
         settings=settings,
-        image=ServerSandbox.WEBHOOK_SANDBOX_IMAGE_NAME.read(environ),
-        timeout_seconds=_whole(environ, ServerSandbox.WEBHOOK_SANDBOX_TIMEOUT_SECONDS),
+        image=ServerSettings.WEBHOOK_SANDBOX_IMAGE_NAME.read(environ),
+        timeout_seconds=_whole(environ, ServerSettings.WEBHOOK_SANDBOX_TIMEOUT_SECONDS),
         port=None if offline and not port.text(environ) else _whole(environ, port),
         hosts=_hosts(
             settings,
-            (*_collectors(environ), *_target(settings), *ServerSandbox.WEBHOOK_SANDBOX_ALLOW_OUT.read(environ)),
+            (*_collectors(environ), *_target(settings), *ServerSettings.WEBHOOK_SANDBOX_ALLOW_OUT.read(environ)),
         ),
         variables=variables,
         environments_file=environments_file,

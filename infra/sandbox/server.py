@@ -18,7 +18,7 @@ from functions.server import UVICORN_OPTIONS
 from image.server.code import packed
 from image.server.definition import BAKED, BROUGHT, LOCK_COPY, PYTHON, lock_digest
 from infra.sandbox.account import Account
-from infra.sandbox.plan import PROCESS, Plan
+from infra.sandbox.plan import PROCESS, ServerPlan
 from shared.errors import HandsError
 from shared.owner_keys import PARAMETER, owner_key
 from shared.setting_kinds import LOOPBACK
@@ -60,7 +60,7 @@ class Applied:
     warnings: tuple[str, ...]
 
 
-def bring_up(account: Account, plan: Plan, free_port: Callable[[], int], say: Callable[[str], None]) -> Applied:
+def bring_up(account: Account, plan: ServerPlan, free_port: Callable[[], int], say: Callable[[str], None]) -> Applied:
     """Get or create the sandbox and have the plan's server run in it. Raises ServerFailed, tensorlake SandboxErrors."""
     found = account.find()
     if found is None:
@@ -73,7 +73,7 @@ def bring_up(account: Account, plan: Plan, free_port: Callable[[], int], say: Ca
     return replace(applied, warnings=(*applied.warnings, *_end_others(account, say)))
 
 
-def apply(handle: Sandbox, plan: Plan, free_port: Callable[[], int], say: Callable[[str], None]) -> Applied:
+def apply(handle: Sandbox, plan: ServerPlan, free_port: Callable[[], int], say: Callable[[str], None]) -> Applied:
     info, port = _open_doors(handle, plan, free_port)
     name = plan.process(port)
     live = live_servers(handle)
@@ -117,7 +117,7 @@ def _is_well(process: ProcessInfo) -> bool:
     return not {"backing_off", "unhealthy"} & {process.managed.status.value, process.managed.health_status.value}
 
 
-def _open_doors(handle: Sandbox, plan: Plan, free_port: Callable[[], int]) -> tuple[SandboxInfo, int]:
+def _open_doors(handle: Sandbox, plan: ServerPlan, free_port: Callable[[], int]) -> tuple[SandboxInfo, int]:
     """One port for everybody, and the egress that the server needs. Which port never changes: the URL has it."""
     from tensorlake.sandbox import CLEAR_NETWORK_POLICY, NetworkConfig
 
@@ -136,7 +136,7 @@ def _open_doors(handle: Sandbox, plan: Plan, free_port: Callable[[], int]) -> tu
     return info, port
 
 
-def _all_hosts(info: SandboxInfo, plan: Plan) -> tuple[str, ...]:
+def _all_hosts(info: SandboxInfo, plan: ServerPlan) -> tuple[str, ...]:
     """The plan's hosts, and those where this project's sandboxes are reached, which only a sandbox's record tells.
 
     Empty for `*`. Where each sandbox has a host of its own, all of them can only be named with a wildcard; whether the
@@ -154,7 +154,7 @@ def _all_hosts(info: SandboxInfo, plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(hosts))
 
 
-def _drift(handle: Sandbox, info: SandboxInfo, port: int, plan: Plan) -> list[str]:
+def _drift(handle: Sandbox, info: SandboxInfo, port: int, plan: ServerPlan) -> list[str]:
     """What a sandbox that exists cannot be given any more, or not without another URL."""
     advice = "make webhook-sandbox-rm and make webhook-sandbox again (the URL changes)"
     found = []
@@ -181,7 +181,7 @@ def _lock_there(handle: Sandbox) -> str:
         raise
 
 
-def _what_changed(live: list[ProcessInfo], name: str, plan: Plan) -> str:
+def _what_changed(live: list[ProcessInfo], name: str, plan: ServerPlan) -> str:
     if not live:
         return "none was running"
     if any(each.managed.name == name for each in live):
@@ -190,7 +190,7 @@ def _what_changed(live: list[ProcessInfo], name: str, plan: Plan) -> str:
     return "other settings or keys" if same_code else "other code"
 
 
-def _bring_code(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> str:
+def _bring_code(handle: Sandbox, plan: ServerPlan, say: Callable[[str], None]) -> str:
     """The folder that holds the plan's code in the sandbox, brought there where the image has another."""
     for folder in (f"{BAKED}/{plan.folder}", f"{BROUGHT}/{plan.folder}"):
         if handle.run("test", ["-f", f"{folder}/functions/asgi.py"]).exit_code == 0:
@@ -209,7 +209,7 @@ def _bring_code(handle: Sandbox, plan: Plan, say: Callable[[str], None]) -> str:
     return folder
 
 
-def _start(handle: Sandbox, plan: Plan, name: str, sandbox: str, port: int, folder: str) -> None:
+def _start(handle: Sandbox, plan: ServerPlan, name: str, sandbox: str, port: int, folder: str) -> None:
     from tensorlake.sandbox import ProcessHealthCheck, RemoteAPIError, RestartPolicyConfig
 
     variables = {**plan.variables, "SERVER_SANDBOX": sandbox}
@@ -264,7 +264,7 @@ def _await_health(handle: Sandbox, name: str) -> None:
     raise ServerFailed(f"the server did not become healthy within {START_SECONDS:g} s. Its last words:\n{words}")
 
 
-def _out_of_reach(handle: Sandbox, info: SandboxInfo, plan: Plan) -> list[str]:
+def _out_of_reach(handle: Sandbox, info: SandboxInfo, plan: ServerPlan) -> list[str]:
     """Asked from inside: which of the addresses that the server needs do not take a connection."""
     urls = [plan.settings.anthropic_url, plan.settings.tensorlake_url, info.sandbox_url or ""]
     if not plan.offline:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from anthropic.types.beta.environments import BetaSelfHostedWork
 
 
-class Answer(dict[str, Any]):
+class JsonRow(dict[str, Any]):
     """A JSON object, read by attributes as the SDK's models are: None where a field is missing."""
 
     def __getattr__(self, name: str) -> Any:
         value = self.get(name)
-        return Answer(value) if isinstance(value, dict) else value
+        return JsonRow(value) if isinstance(value, dict) else value
 
 
-def listed_item(item: BetaSelfHostedWork | Answer) -> ListedItem | None:
+def listed_item(item: BetaSelfHostedWork | JsonRow) -> ListedItem | None:
     try:
         state = ItemState(item.state) if item.state in set(ItemState) else ItemState.UNKNOWN
         created_at = _moment(item.created_at)
@@ -48,7 +48,7 @@ def reach_back(rows: Sequence[ListedItem], moment: datetime) -> bool:
     return bool(times) and times[-1] < moment and all(later >= earlier for later, earlier in pairwise(times))
 
 
-def session_record(session: BetaManagedAgentsSession | Answer) -> SessionRecord | Doubtful:
+def session_record(session: BetaManagedAgentsSession | JsonRow) -> SessionRecord | Doubtful:
     try:
         status = SessionStatus(session.status) if session.status in set(SessionStatus) else SessionStatus.UNKNOWN
         if not session.id:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from shared.adapters.call_budget import CallBudget, Priority
 from shared.adapters.sandbox_answers import NOT_ROUTABLE
-from shared.adapters.sandbox_wire import NotReached, Route, SandboxWire, Unanswered, outcome_of
+from shared.adapters.sandbox_wire import ErrorAnswer, NotReached, Route, SandboxWire, outcome_of
 from shared.ports import Absent, Doubtful, FindOutcome, Refused, SandboxRecord
 
 CALL_SECONDS: Final = 20.0
@@ -93,7 +93,7 @@ class SandboxCalls:
                 await self._budget.admit(Priority.CLAIM)
                 return await call(route), False
         except Exception as error:  # the edge: every exception of the wire becomes an outcome
-            elsewhere = isinstance(error, NotReached) or (isinstance(error, Unanswered) and error.status in _NOT_THERE)
+            elsewhere = isinstance(error, NotReached) or (isinstance(error, ErrorAnswer) and error.status in _NOT_THERE)
             return outcome_of(error, secrets), elsewhere
 
     async def route(self, sandbox_id: str) -> Route | Absent | Refused | Doubtful:

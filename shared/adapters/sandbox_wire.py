@@ -53,7 +53,7 @@ class Route:
         return headers
 
 
-class Unanswered(Exception):
+class ErrorAnswer(Exception):
     """An answer that is an error. `status` is the HTTP status, `words` the beginning of what it says."""
 
     def __init__(self, status: int, words: str = "") -> None:
@@ -82,12 +82,12 @@ def outcome_of(error: Exception, secrets: Sequence[str] | None = None) -> Absent
     """Only what the sandbox said for certain is Absent or Refused. With `secrets` an error's words are told, but not
     where they quote one of these."""
     match error:
-        case Unanswered(status=404):
+        case ErrorAnswer(status=404):
             return Absent()
-        case Unanswered(status=status, words=words) if 400 <= status < 500 and status not in (408, 429):
+        case ErrorAnswer(status=status, words=words) if 400 <= status < 500 and status not in (408, 429):
             told = quotable(words, secrets) if secrets is not None else ""
             return Refused(status, f"HTTP {status}: {told}" if told else f"HTTP {status}")
-        case Unanswered() | TooLarge() | Garbled():
+        case ErrorAnswer() | TooLarge() | Garbled():
             return Doubtful(str(error))
         case BudgetUsedUp():
             return Doubtful("too much is being read from sandboxes at once")
@@ -234,7 +234,7 @@ class SandboxWire:
             raise NotReached(type(error).__name__) from error
         try:
             if not answer.is_success:
-                raise Unanswered(answer.status_code, await _first_words(answer))
+                raise ErrorAnswer(answer.status_code, await _first_words(answer))
             if answer.headers.get("content-encoding", "identity") != "identity":
                 raise Garbled("the answer is compressed, which nobody asked for")
             yield answer

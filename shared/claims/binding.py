@@ -66,7 +66,7 @@ class Unbound:
     no_capacity: bool = False
 
 
-class Prepared(Protocol):
+class PreparedSource(Protocol):
     """What new sandboxes may be restored from (shared/prepared/starts.py)."""
 
     async def snapshot(self) -> str | None:
@@ -99,7 +99,7 @@ class Binding:
         now: Callable[[], datetime],
         free_slot: Callable[[], None] = lambda: None,
         since: datetime | None = None,
-        prepared: Prepared | None = None,
+        prepared: PreparedSource | None = None,
         pool: WarmPool | None = None,
     ) -> None:
         self._host = host

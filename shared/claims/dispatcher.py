@@ -27,7 +27,7 @@ from image.session.archive import build_archive, digest
 from shared import capability, metrics, names, tracing
 from shared.backoff import pauses
 from shared.claims import handover, worker_keys
-from shared.claims.binding import Binding, Bound, Prepared, Unbound
+from shared.claims.binding import Binding, Bound, PreparedSource, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
 from shared.claims.known_sandboxes import KnownSandboxes
@@ -93,7 +93,7 @@ class Dispatcher:
     now: Callable[[], datetime] = utc_now
     capacity: Capacity | None = None  # what is known of the service's room beyond one drain
     known: KnownSandboxes | None = None  # where sessions were served last, beyond one drain
-    prepared: Prepared | None = None  # what new sandboxes are restored from
+    prepared: PreparedSource | None = None  # what new sandboxes are restored from
     pool: WarmPool | None = None  # where new sandboxes are claimed
 
     async def drain(self, deadline: Deadline | None = None) -> DrainReport:

@@ -35,7 +35,7 @@ class NotCollected(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class CollectedVersion:
     """A file as it was collected. `modified` is the sandbox's word, in seconds since 1970."""
 
     size: int
@@ -49,7 +49,7 @@ class Manifest:
     """What has been collected of a session. `complete_at`: when the last look at the whole folder began."""
 
     session: str
-    files: Mapping[str, Version]
+    files: Mapping[str, CollectedVersion]
     complete_at: datetime | None = None
 
     def to_json(self) -> bytes:
@@ -65,7 +65,7 @@ class Manifest:
         try:
             raw: Any = json.loads(data)
             files = {
-                row["path"]: Version(row["size"], row["sha256"], row["modified"], row["collected_at"])
+                row["path"]: CollectedVersion(row["size"], row["sha256"], row["modified"], row["collected_at"])
                 for row in raw["files"]
             }
             at = raw["complete_at"]
@@ -134,7 +134,7 @@ class Collector:
                 left_out.append((file.path, f"larger than {self._settings.largest} bytes (OUTPUTS_FILE_MB)"))
                 continue
             await self._bring(files, session, file)
-            version = Version(file.size, file.sha256, file.modified / 1e9, self._now().isoformat())
+            version = CollectedVersion(file.size, file.sha256, file.modified / 1e9, self._now().isoformat())
             manifest = replace(manifest, files={**manifest.files, file.path: version})
             count, size = count + 1, size + file.size
         if left_out:
@@ -179,7 +179,7 @@ class Collector:
             raise NotCollected(f"OUTPUTS_TO: {error}") from None
 
 
-def _is_later(known: Version, marked_at: datetime | None) -> bool:
+def _is_later(known: CollectedVersion, marked_at: datetime | None) -> bool:
     try:
         return marked_at is not None and datetime.fromisoformat(known.collected_at) > marked_at
     except ValueError:

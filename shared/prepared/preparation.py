@@ -68,7 +68,7 @@ class _Busy(PreparationFailed):
     """The sandbox is somebody else's, and goes on."""
 
 
-class Step(StrEnum):
+class PreparationStep(StrEnum):
     """What a tick came to."""
 
     BEGUN = "begun"
@@ -77,7 +77,7 @@ class Step(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparationResult:
     """`made`: by this call, in `seconds`; else it was there, or somebody else made it."""
 
     name: str
@@ -96,7 +96,7 @@ class Preparation:
     now: Callable[[], datetime]
     say: Callable[[str], object] = field(default=lambda _: None)
 
-    async def run(self, *, fresh: bool = False) -> Prepared:
+    async def run(self, *, fresh: bool = False) -> PreparationResult:
         """The environment's prepared start, made where there is none of this recipe and time. `fresh`: ends the one
         that is there first. Raises PreparationFailed."""
         wanted = prepared_names(self.settings, self.environment, self.now().timestamp())
@@ -113,7 +113,7 @@ class Preparation:
                 snapshots = await self._snapshots(found.id)
                 ready = newest_ready(snapshots or ())
                 if ready is not None and not fresh:
-                    return Prepared(name, ready, made=False)
+                    return PreparationResult(name, ready, made=False)
                 failed = found.status is SandboxStatus.SUSPENDED and snapshots == []
                 if fresh or failed or found.status in BROKEN or self._left(found):
                     await self._end(found.id)
@@ -137,7 +137,7 @@ class Preparation:
                 raise PreparationFailed(f"{name} came to no end in time; make tick ends what was left of it")
             await asyncio.sleep(min(next(waits), deadline.left()))
 
-    async def step(self) -> Step:
+    async def step(self) -> PreparationStep:
         """What a tick does: begin it, or keep what has come to its end. No set-up is waited for, and what is cut off is
         gone on with by the next step. Raises PreparationFailed; where it is SetUpFailed the sandbox sleeps."""
         name = prepared_names(self.settings, self.environment, self.now().timestamp())[0]
@@ -149,16 +149,16 @@ class Preparation:
                 case Refused(reason=reason):
                     raise PreparationFailed(f"its sandbox could not be made: {reason}")
         if not isinstance(found, SandboxRecord) or found.status is not SandboxStatus.RUNNING:
-            return Step.GOES_ON
+            return PreparationStep.GOES_ON
         processes = await self.host.process_names(found.id)
         if isinstance(processes, Absent | Doubtful):
-            return Step.GOES_ON
+            return PreparationStep.GOES_ON
         ours = [each for each in processes if each.name.startswith(_PROCESSES)]
         if any(each.running for each in ours):
-            return Step.GOES_ON
+            return PreparationStep.GOES_ON
         return await self._step(found, {_exit_of(each) for each in ours})
 
-    async def _step(self, sandbox: SandboxRecord, ends: set[wire.Exit]) -> Step:
+    async def _step(self, sandbox: SandboxRecord, ends: set[wire.Exit]) -> PreparationStep:
         """`ends`: of the attempts so far, none of which runs."""
         try:
             if wire.Exit.SERVED not in ends:
@@ -166,15 +166,15 @@ class Preparation:
                     raise SetUpFailed(f"the set-up failed ({failed.pop().name.lower()}); make prepare tells more")
                 deadline = Deadline.after(making_seconds(self.settings, self.environment))
                 if not await self._set_up(sandbox.id, deadline, waits=False):
-                    return Step.BEGUN
+                    return PreparationStep.BEGUN
             await self._snapshot(sandbox)
         except _Busy:
-            return Step.GOES_ON
+            return PreparationStep.GOES_ON
         except SetUpFailed:
             await self.host.suspend(sandbox.id)
             raise
         await self.host.suspend(sandbox.id)
-        return Step.PREPARED
+        return PreparationStep.PREPARED
 
     async def _snapshots(self, sandbox_id: str) -> Sequence[SnapshotRecord] | None:
         """Beside those that the service keeps of a sleeper. None where they cannot be listed."""
@@ -188,7 +188,7 @@ class Preparation:
             return False
         return (self.now() - sandbox.created_at).total_seconds() > making_seconds(self.settings, self.environment)
 
-    async def _make(self, name: str, sandbox: SandboxRecord, deadline: Deadline) -> Prepared:
+    async def _make(self, name: str, sandbox: SandboxRecord, deadline: Deadline) -> PreparationResult:
         began = deadline.left()
         self.say(f"prepares in {name}")
         try:
@@ -201,7 +201,7 @@ class Preparation:
             await asyncio.shield(self._end(sandbox.id))
             raise
         await self.host.suspend(sandbox.id)  # where that fails, its idle time-out does it
-        return Prepared(name, snapshot, made=True, seconds=began - deadline.left())
+        return PreparationResult(name, snapshot, made=True, seconds=began - deadline.left())
 
     async def _snapshot(self, sandbox: SandboxRecord) -> str:
         """Of the files alone: no process and no memory of the set-up is in a session's sandbox."""

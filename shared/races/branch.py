@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shared.races.patches import Base
+from shared.races.patches import DiffBase
 from shared.races.report import JUDGE_TAIL_CHARACTERS, TAIL_CHARACTERS, Artifact, BranchReport, BranchStatus
 from shared.races.request import Branch
 from shared.races.shell import Ran
@@ -47,7 +47,7 @@ class BranchRunner:
     stderr: str = field(default="", repr=False)
     judged: str = field(default="", repr=False)
     failing: tuple[str, ...] = ()
-    base: Base | None = None
+    base: DiffBase | None = None
     diff: str = field(default="", repr=False)
     diff_reason: str | None = None
     artifacts: tuple[Artifact, ...] = ()

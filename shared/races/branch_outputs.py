@@ -28,7 +28,7 @@ class BranchOutputs:
             case base:
                 runner.base = base
 
-    async def take_diff(self, runner: BranchRunner, base: patches.Base, child: SandboxRecord) -> None:
+    async def take_diff(self, runner: BranchRunner, base: patches.DiffBase, child: SandboxRecord) -> None:
         running = await self.shell.clear(child.id)
         if isinstance(running, NotDone):
             runner.diff_reason = f"diff: {running.reason}"

@@ -56,7 +56,7 @@ class CellGone(HandsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class CellVersion:
     """What stands in a cell. Number 0 is the empty one, before anybody wrote."""
 
     number: int
@@ -71,11 +71,11 @@ class Cell:
         self._host = host
         self._clock = clock
 
-    async def read(self) -> Version:
+    async def read(self) -> CellVersion:
         """Raises CellGone and CellUnclear."""
         return await self._asked()
 
-    async def write(self, number: int, text: str) -> Version:
+    async def write(self, number: int, text: str) -> CellVersion:
         """Makes `text` version `number`, the next one, and gives what stands there now: the same text where it was
         written, another one where somebody else was first. Raises CellGone and CellUnclear."""
         if len(text.encode()) > LARGEST_TEXT:
@@ -95,7 +95,7 @@ class Cell:
                 return True
         return False
 
-    async def _asked(self, *change: str) -> Version:
+    async def _asked(self, *change: str) -> CellVersion:
         reason = "no attempt was made"
         for attempt in range(_ATTEMPTS):
             await asyncio.sleep(pause_before(attempt, _PAUSE))
@@ -121,13 +121,13 @@ class Cell:
         raise CellUnclear(f"the record could not be asked: {reason}")
 
 
-def _version(said: str) -> Version:
+def _version(said: str) -> CellVersion:
     number, _, text = said.partition("\n")
     if not said:
-        return Version(0, "")
+        return CellVersion(0, "")
     if not number.isdigit():
         raise CellUnclear("the record's sandbox gave no clear answer")
-    return Version(int(number), text)
+    return CellVersion(int(number), text)
 
 
 async def opened(host: SandboxHost, name: str, clock: Clock) -> Cell | None:

@@ -72,13 +72,13 @@ class ErrorBody(Model):
     field: str | None = None
 
 
-class Failed(Model):
+class RaceFailed(Model):
     event: Literal["error"] = "error"
     error: ErrorBody
 
 
 Event = Annotated[
-    RaceBegan | PhaseBegan | OutputLine | BranchDecided | Promoted | Reported | Failed, Field(discriminator="event")
+    RaceBegan | PhaseBegan | OutputLine | BranchDecided | Promoted | Reported | RaceFailed, Field(discriminator="event")
 ]
 OnEvent = Callable[[Event], None]
 

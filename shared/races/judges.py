@@ -22,7 +22,7 @@ from shared.races.request import (
     RegexJudge,
 )
 from shared.races.scores import NoScore
-from shared.races.shell import Contents, NotApart, NotDone, NotRun, Ran, SandboxShell, SetAside
+from shared.races.shell import FileContents, NotApart, NotDone, NotRun, Ran, SandboxShell, SetAside
 
 _LARGEST_METRICS: Final = 1_048_576
 _LONGEST_REASON: Final = 200
@@ -189,7 +189,7 @@ async def _by_pattern(by: RegexJudge, ran: Ran) -> Score | Unjudged:
 
 async def _file(shell: SandboxShell, sandbox_id: str, path: str) -> bytes:
     match await shell.read(sandbox_id, path, _LARGEST_METRICS):
-        case Contents(data=data):
+        case FileContents(data=data):
             return data
         case NotDone(reason=reason):
             raise _NotJudged(reason)

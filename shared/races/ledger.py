@@ -25,7 +25,7 @@ from shared.environment_settings import Environment
 from shared.errors import HandsError
 from shared.ports import SandboxHost
 from shared.races import cells
-from shared.races.cells import DAY, Cell, CellGone, CellUnclear, Version
+from shared.races.cells import DAY, Cell, CellGone, CellUnclear, CellVersion
 from shared.races.fields import Model
 from shared.settings import Settings
 
@@ -65,7 +65,7 @@ class Page(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """One race in a ledger. `taken`: the sandbox-seconds that it may cost."""
 
     name: str
@@ -92,11 +92,11 @@ class Ledger:
         self._most = settings.races.agent_sandbox_seconds
         self._clock = clock
         self._now = now
-        self._at_hand: OrderedDict[str, tuple[Cell, Version]] = OrderedDict()
+        self._at_hand: OrderedDict[str, tuple[Cell, CellVersion]] = OrderedDict()
 
     async def begin(
         self, environment: Environment, session_id: str, work_id: str, wanted: float, seconds: float
-    ) -> Entry:
+    ) -> LedgerEntry:
         """Takes what the race may cost, `wanted` at most; it is over in `seconds`. Raises RaceRunning, BudgetSpent and
         CellUnclear."""
         name = names.race_ledger_name(self._prefix, environment.id, session_id)
@@ -127,17 +127,17 @@ class Ledger:
                 taken = min(left, wanted)
                 running[work_id] = Run(by=by, until=now + seconds, taken=taken)
                 if await self._written(name, cell, stands, Page(day=day, spent=spent + taken, running=running)):
-                    return Entry(name, environment, work_id, by, day, taken)
+                    return LedgerEntry(name, environment, work_id, by, day, taken)
             except CellGone:
                 self._at_hand.pop(name, None)
         raise CellUnclear("the day's ledger of this session is being changed by many at once")
 
-    async def rest(self, entry: Entry) -> None:
+    async def rest(self, entry: LedgerEntry) -> None:
         """The ledger takes no place of a running sandbox while the race needs it."""
         if (at_hand := self._at_hand.get(entry.name)) is not None:
             await at_hand[0].suspend()
 
-    async def end(self, entry: Entry, cost: float) -> None:
+    async def end(self, entry: LedgerEntry, cost: float) -> None:
         """Gives back what the race has not used. Where that cannot be written it stays spent."""
         try:
             for _ in range(_ATTEMPTS):
@@ -155,7 +155,7 @@ class Ledger:
             self._at_hand.pop(entry.name, None)
             log.warning("race.ledger_not_written work=%s reason=%s", entry.work_id, error)
 
-    async def _cell(self, name: str, environment: Environment) -> tuple[Cell, Version]:
+    async def _cell(self, name: str, environment: Environment) -> tuple[Cell, CellVersion]:
         """The ledger as it was last seen here, else as it stands."""
         at_hand = self._at_hand.get(name)
         if at_hand is None:
@@ -164,7 +164,7 @@ class Ledger:
             self._keep(name, *at_hand)
         return at_hand
 
-    async def _written(self, name: str, cell: Cell, stands: Version, page: Page) -> bool:
+    async def _written(self, name: str, cell: Cell, stands: CellVersion, page: Page) -> bool:
         text = page.model_dump_json()
         now = await cell.write(stands.number + 1, text)
         self._keep(name, cell, now)
@@ -175,7 +175,7 @@ class Ledger:
         if not await cell.end():
             raise CellUnclear("the ledger of an earlier day could not be ended")
 
-    def _keep(self, name: str, cell: Cell, stands: Version) -> None:
+    def _keep(self, name: str, cell: Cell, stands: CellVersion) -> None:
         self._at_hand.pop(name, None)
         self._at_hand[name] = cell, stands
         if len(self._at_hand) > _CELLS_AT_HAND:
@@ -186,7 +186,7 @@ def _is_of_before(cell: Cell, page: Page, now: float) -> bool:
     return page.day != now // DAY or cells.is_of_before(cell.sandbox.created_at, now)
 
 
-def _page(stands: Version, day: int) -> Page:
+def _page(stands: CellVersion, day: int) -> Page:
     if not stands.number:
         return Page(day=day)
     try:

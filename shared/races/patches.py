@@ -22,7 +22,7 @@ LEFT_OUT: Final = "diff: of the repositories in folders of the working directory
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class DiffBase:
     """What the working directory is compared with: kept in `folder` of the sandbox by `user`. `too_many`: it holds more
     repositories in folders than are looked at."""
 
@@ -39,18 +39,18 @@ class Patch:
     cut: bool
 
 
-async def keep_base(shell: SandboxShell, sandbox_id: str) -> Base | NotDone:
+async def keep_base(shell: SandboxShell, sandbox_id: str) -> DiffBase | NotDone:
     """Remembers the working directory as it is now."""
     outcome: object = None
     for user in ("root", shell.user):  # not every sandbox lets anybody be root
         folder = f"/tmp/race-{new_mark()}-base"
         outcome = await _run(shell, sandbox_id, ("base", folder), user)
         if isinstance(outcome, CommandOutput) and outcome.exit_code in (0, _TOO_MANY) and not outcome.timed_out:
-            return Base(folder, user, too_many=outcome.exit_code == _TOO_MANY)
+            return DiffBase(folder, user, too_many=outcome.exit_code == _TOO_MANY)
     return outcome if isinstance(outcome, NotDone) else NotDone("the working directory could not be read")
 
 
-async def take(shell: SandboxShell, sandbox_id: str, base: Base, budget: int) -> Patch | NotDone:
+async def take(shell: SandboxShell, sandbox_id: str, base: DiffBase, budget: int) -> Patch | NotDone:
     """What has changed since, in at most `budget` bytes. Nothing of the branch may run any more."""
     outcome = await _run(shell, sandbox_id, ("patch", base.folder, str(budget + 1)), base.user, as_base64(budget + 1))
     match outcome:

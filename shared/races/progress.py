@@ -10,7 +10,7 @@ from typing import Final
 from shared.deadline import Clock
 from shared.races import events
 from shared.races.branch import BranchRunner
-from shared.races.report import Phase, Span
+from shared.races.report import Phase, RaceSpan
 from shared.races.shell import SandboxShell
 
 _LOOK_SECONDS: Final = 1.0  # between two looks at what a branch writes
@@ -77,7 +77,7 @@ class Timeline:
         self._clock = clock
         self._tell = began
         self._began = clock()
-        self._spans: list[Span] = []
+        self._spans: list[RaceSpan] = []
 
     def now(self) -> float:
         """Seconds since the race began."""
@@ -94,7 +94,7 @@ class Timeline:
 
     def add(self, phase: Phase, branch: str | None, start: float) -> None:
         """A span from `start` until now."""
-        self._spans.append(Span(phase=phase, branch=branch, start=start, end=self.now()))
+        self._spans.append(RaceSpan(phase=phase, branch=branch, start=start, end=self.now()))
 
-    def spans(self) -> tuple[Span, ...]:
+    def spans(self) -> tuple[RaceSpan, ...]:
         return tuple(sorted(self._spans, key=lambda span: span.start))

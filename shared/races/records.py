@@ -26,7 +26,7 @@ from shared.deadline import Clock
 from shared.environment_settings import Environment
 from shared.ports import Absent, Doubtful, Refused, SandboxHost
 from shared.races import cells
-from shared.races.cells import Cell, CellGone, CellUnclear, Version
+from shared.races.cells import Cell, CellGone, CellUnclear, CellVersion
 from shared.races.events import ErrorBody
 from shared.races.fields import Model
 from shared.races.report import BranchReport, RaceReport
@@ -69,7 +69,7 @@ class Head(Model):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenRecord:
     """A record as it stands. `expires_at` is when the reconciler deletes it, where the service says since when it is
     there."""
 
@@ -195,7 +195,7 @@ class RaceRecords:
         self._clock = clock
         self._now = now
 
-    async def claim(self, race_id: str, owner: str, body: str) -> OwnRecord | Seen:
+    async def claim(self, race_id: str, owner: str, body: str) -> OwnRecord | SeenRecord:
         """The race is this caller's to run, or it has a record already. Raises CellUnclear."""
         now = self._now()
         head = Head(
@@ -232,7 +232,7 @@ class RaceRecords:
         except (CellGone, CellUnclear) as error:
             log.warning("race.report_not_kept race=%s reason=%s", report.race_id, error)
 
-    async def look(self, race_id: str) -> Seen | None:
+    async def look(self, race_id: str) -> SeenRecord | None:
         """The record of this race; None where there is none, or none any more. Wakes a sleeper. Raises CellUnclear."""
         cell = await cells.opened(self._host, self._name(race_id), self._clock)
         if cell is None or self._is_over(cell):
@@ -245,7 +245,7 @@ class RaceRecords:
             return None
         return seen
 
-    async def cancel(self, seen: Seen) -> Seen:
+    async def cancel(self, seen: SeenRecord) -> SeenRecord:
         """Has it written that this race is to end, where it still runs: the copy that runs it looks every LOOK_SECONDS.
         The record as it stands then. Raises CellGone and CellUnclear."""
         for _ in range(_ATTEMPTS):
@@ -278,11 +278,11 @@ class RaceRecords:
                 return OwnRecord(seen.cell, head, self._host, self._now, stands.number), request
         raise CellUnclear("this race's record is being written by many at once")
 
-    async def report(self, seen: Seen) -> RaceReport:
+    async def report(self, seen: SeenRecord) -> RaceReport:
         """The report of a finished race. Raises CellUnclear."""
         return await asyncio.to_thread(_unpacked, await self._kept(seen, "report"))
 
-    async def _kept(self, seen: Seen, what: _Kept) -> bytes:
+    async def _kept(self, seen: SeenRecord, what: _Kept) -> bytes:
         """Raises CellUnclear."""
         parts: list[bytes] = []
         for number in range(min(seen.head.parts, MOST_BYTES // _PART)):
@@ -298,7 +298,7 @@ class RaceRecords:
             raise CellUnclear(f"the {what} is not whole")
         return data
 
-    async def status(self, seen: Seen) -> RaceStatus:
+    async def status(self, seen: SeenRecord) -> RaceStatus:
         """What a caller is told of the race. Raises CellUnclear."""
         state = seen.state(self._now())
         return RaceStatus(
@@ -321,12 +321,12 @@ class RaceRecords:
         expires = self._expires_at(cell)
         return expires is not None and expires < self._now()
 
-    def _is_past(self, seen: Seen) -> bool:
+    def _is_past(self, seen: SeenRecord) -> bool:
         return seen.expires_at is not None and seen.expires_at < self._now()
 
-    def _seen(self, cell: Cell, stands: Version) -> Seen:
+    def _seen(self, cell: Cell, stands: CellVersion) -> SeenRecord:
         head, expires = _head(stands.text), self._expires_at(cell)
-        return Seen(head, cell, stands.number, expires or head.asked_at + self._settings.races.record_seconds)
+        return SeenRecord(head, cell, stands.number, expires or head.asked_at + self._settings.races.record_seconds)
 
     def _name(self, race_id: str) -> str:
         return names.race_record_name(self._settings.prefix, self._environment.id, race_id)

@@ -86,7 +86,7 @@ Phase = Literal[
 ]
 
 
-class Span(Model):
+class RaceSpan(Model):
     """One stretch of the race, in seconds since it began. `branch` is null for what the race does as a whole."""
 
     phase: Phase
@@ -122,7 +122,7 @@ class RaceReport(Model):
     reaped: tuple[str, ...]
     ending: tuple[str, ...] = ()
     leftovers: tuple[str, ...]
-    timeline: tuple[Span, ...]
+    timeline: tuple[RaceSpan, ...]
     speedup: float | None = None
     seconds: float
     deadline_passed: bool = False

@@ -58,7 +58,7 @@ class NotRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class TookEffect:
     """It has its effect."""
 
 
@@ -113,7 +113,7 @@ class JudgeFolders:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class FileContents:
     """A file that was read."""
 
     data: bytes
@@ -184,8 +184,8 @@ class SandboxShell:
             case _:
                 return NotRun(why(outcome))
 
-    async def clear(self, sandbox_id: str) -> Done | NotApart | NotDone:
-        """Ends what still runs as this user. Done says that nothing does any more."""
+    async def clear(self, sandbox_id: str) -> TookEffect | NotApart | NotDone:
+        """Ends what still runs as this user. TookEffect says that nothing does any more."""
         outcome: CommandOutput | Absent | Refused | Doubtful = Absent()
         for _ in range(2):  # it may be repeated
             outcome = await self._sweeping(sandbox_id, "end_leftovers.sh", ())
@@ -193,7 +193,7 @@ class SandboxShell:
                 break
         match outcome:
             case CommandOutput(exit_code=0, timed_out=False):
-                return Done()
+                return TookEffect()
             case CommandOutput(exit_code=code, timed_out=False) if code == _NOT_ALONE:
                 return NotApart()
             case CommandOutput():
@@ -201,21 +201,21 @@ class SandboxShell:
             case _:
                 return NotDone(f"it is not known whether what the branch left running was ended: {why(outcome)}")
 
-    async def install(self, sandbox_id: str, files: Mapping[str, File]) -> Done | NotDone:
+    async def install(self, sandbox_id: str, files: Mapping[str, File]) -> TookEffect | NotDone:
         """Writes the files below `workdir`, as the user.
 
         They travel as one archive and are unpacked by the user: that gives them their owner, and lets no link in the
         workspace lead a write of the sandbox's own daemon (root) anywhere.
         """
         if not files:
-            return Done()
+            return TookEffect()
         path = f"{_TEMPORARY}/race-{secrets.token_hex(12)}.tar"
         written = await self._put(sandbox_id, path, _archive(files))
         if isinstance(written, NotDone):
             return NotDone(f"files could not be written: {written.reason}")
         match await self._sh(sandbox_id, 'exec tar -xf "$1"', (path,)):
             case CommandOutput(exit_code=0, timed_out=False):
-                return Done()
+                return TookEffect()
             case CommandOutput(stderr=text):
                 return NotDone(f"files could not be written: {text[-200:].strip()}")
             case outcome:
@@ -227,7 +227,7 @@ class SandboxShell:
         lines = outcome.stdout.split("\n") if isinstance(outcome, CommandOutput) else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-    async def read(self, sandbox_id: str, path: str, limit: int) -> Contents | NotDone:
+    async def read(self, sandbox_id: str, path: str, limit: int) -> FileContents | NotDone:
         """A file below `workdir` of at most `limit` bytes, read as the user."""
         outcome = await self._sh(sandbox_id, programs.text("read_file.sh"), (path, str(limit)), limit=as_base64(limit))
         if not isinstance(outcome, CommandOutput):
@@ -235,7 +235,7 @@ class SandboxShell:
         if outcome.exit_code != 0 or outcome.timed_out:
             return NotDone(_READ_EXITS.get(outcome.exit_code, "the file could not be read"))
         try:
-            return Contents(base64.b64decode(outcome.stdout))
+            return FileContents(base64.b64decode(outcome.stdout))
         except ValueError:
             return NotDone("the file could not be read")
 
@@ -250,11 +250,11 @@ class SandboxShell:
             case outcome:
                 return NotDone(why(outcome))
 
-    async def put_back(self, sandbox_id: str, paths: Iterable[str], aside: SetAside) -> Done | NotDone:
+    async def put_back(self, sandbox_id: str, paths: Iterable[str], aside: SetAside) -> TookEffect | NotDone:
         """Undoes `set_aside` and what was written at the paths since."""
         match await self._sh(sandbox_id, programs.text("put_back.sh"), (aside.folder, *paths)):
             case CommandOutput(exit_code=0, timed_out=False):
-                return Done()
+                return TookEffect()
             case _:
                 return NotDone("its files could not be taken out of the working directory again")
 
@@ -314,17 +314,17 @@ class SandboxShell:
         """Runs a shell program of ours as this user. What it prints has at most `limit` bytes."""
         return await self._sh(sandbox_id, text, args, user=user, timeout=timeout, limit=max(limit, LARGEST_OUTPUT))
 
-    async def stamp(self, sandbox_id: str, path: str, text: str) -> Done | NotDone:
+    async def stamp(self, sandbox_id: str, path: str, text: str) -> TookEffect | NotDone:
         """Overwrites a file of the sandbox's own."""
         return await self._put(sandbox_id, path, text.encode())
 
-    async def _put(self, sandbox_id: str, path: str, data: bytes) -> Done | NotDone:
+    async def _put(self, sandbox_id: str, path: str, data: bytes) -> TookEffect | NotDone:
         outcome: Absent | Refused | Doubtful | None = Absent()
         for _ in range(2):  # a write may be repeated
             outcome = await self.host.write_file(sandbox_id, path, data)
             if not isinstance(outcome, Doubtful):
                 break
-        return Done() if outcome is None else NotDone(why(outcome))
+        return TookEffect() if outcome is None else NotDone(why(outcome))
 
     async def _sweeping(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from image.session.programs.workspace.entries import Change, Entry, depth_first, to_text
+from image.session.programs.workspace.entries import TreeChange, TreeEntry, depth_first, to_text
 from image.session.programs.workspace.listing import Nonsense, checked_entry, checked_path
 
 _LONGEST_SHOWN: Final = 300
@@ -21,7 +21,7 @@ class Difference:
     """`changes` have parents before what lies below them. `skipped` are paths whose change is not moved, with what lies
     below them."""
 
-    changes: Sequence[Change]
+    changes: Sequence[TreeChange]
     skipped: Sequence[bytes]
 
 
@@ -46,18 +46,18 @@ def shown(path: bytes) -> str:
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"
 
 
-def to_wire(changes: Sequence[Change]) -> list[Any]:
+def to_wire(changes: Sequence[TreeChange]) -> list[Any]:
     return [[to_text(change.path), change.base, change.now] for change in changes]
 
 
-def _change(row: Any) -> Change:
+def _change(row: Any) -> TreeChange:
     if not isinstance(row, list) or len(row) != 3:
         raise Nonsense
     base, now = (None if each is None else checked_entry(each) for each in row[1:])
     if base == now or _is_moved_by_nobody(base) or _is_moved_by_nobody(now):
         raise Nonsense
-    return Change(checked_path(row[0]), base, now)
+    return TreeChange(checked_path(row[0]), base, now)
 
 
-def _is_moved_by_nobody(entry: Entry | None) -> bool:
+def _is_moved_by_nobody(entry: TreeEntry | None) -> bool:
     return entry is not None and entry.kind == "o"

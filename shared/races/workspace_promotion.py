@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from image.session.programs.workspace import program
-from image.session.programs.workspace.entries import Change, Entry, Stop, from_text, to_text
+from image.session.programs.workspace.entries import Stop, TreeChange, TreeEntry, from_text, to_text
 from image.session.programs.workspace.listing import NONSENSE, Nonsense, checked_entry
 from image.session.programs.workspace.verdicts import APPLY, CONFLICT, SAME
 from shared.backoff import pause_before
@@ -212,7 +212,7 @@ class _Promotion:
             raise self._base.nonsense() from None
         return replace(found, changes=[change for change in found.changes if not self._leave_out(change.path)])
 
-    async def _check(self, changes: Mapping[bytes, Change]) -> Mapping[bytes, tuple[str, Entry | None]]:
+    async def _check(self, changes: Mapping[bytes, TreeChange]) -> Mapping[bytes, tuple[str, TreeEntry | None]]:
         asked = await self._source.put(_packed({"changes": to_wire(list(changes.values()))}))
         rows = await self._source.ask("check", asked)
         try:
@@ -228,7 +228,7 @@ class _Promotion:
         return verdicts
 
     def _wanted(
-        self, changes: Mapping[bytes, Change], verdicts: Mapping[bytes, tuple[str, Entry | None]]
+        self, changes: Mapping[bytes, TreeChange], verdicts: Mapping[bytes, tuple[str, TreeEntry | None]]
     ) -> dict[str, tuple[bytes, int]]:
         """Digest -> a path of the winner that has this content, and its size."""
         wanted: dict[str, tuple[bytes, int]] = {}

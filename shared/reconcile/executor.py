@@ -442,7 +442,7 @@ class RepairExecutor:
 
     async def _prepare(self, repair: Prepare) -> Outcome:
         """A step, safe to be cut off anywhere: the next tick looks again."""
-        from shared.prepared.preparation import Preparation, PreparationFailed, SetUpFailed, Step
+        from shared.prepared.preparation import Preparation, PreparationFailed, PreparationStep, SetUpFailed
 
         environment = self.settings.environments[self.environment_id]
         try:
@@ -451,7 +451,7 @@ class RepairExecutor:
             if isinstance(failed, SetUpFailed):
                 self.alarms.append(f"{repair.target} could not be prepared: {failed}")
             return Failed(str(failed))
-        return Skipped("somebody is at it") if step is Step.GOES_ON else Done(step.value)
+        return Skipped("somebody is at it") if step is PreparationStep.GOES_ON else Done(step.value)
 
     def _alarm(self, item: ListedItem, what: str) -> None:
         self.alarms.append(f"{item.session_id}: {what}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.claims.dispatcher import utc_now
-from shared.prepared.preparation import Preparation, Prepared
+from shared.prepared.preparation import Preparation, PreparationResult
 from shared.service import Service
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable
 from tests.benchmarks.stage import SETTING, end_sandboxes, production_place, stage
@@ -65,7 +65,7 @@ def _repository(folder: Path) -> None:
     git("config", "core.bigFileThreshold", "1m", cwd=folder / "large.git")
 
 
-async def _prepare(place: Place) -> Prepared:
+async def _prepare(place: Place) -> PreparationResult:
     service = Service(place.settings)
     try:
         return await Preparation(place.settings, place.environment, service.host, utc_now).run()

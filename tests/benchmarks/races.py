@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from shared.ports import CommandOutput, SandboxSpec
 from shared.races.race import run_race
-from shared.races.report import RaceReport, Span
+from shared.races.report import RaceReport, RaceSpan
 from shared.races.request import RaceRequest
 from shared.service import Service
 from tests.benchmarks.alone import expect, running
@@ -113,7 +113,7 @@ def _decided(report: RaceReport) -> Decided:
     return Decided(report.seconds - decision, report.seconds, needed)
 
 
-def _spans(report: RaceReport, phase: str) -> Sequence[Span]:
+def _spans(report: RaceReport, phase: str) -> Sequence[RaceSpan]:
     return [span for span in report.timeline if span.phase == phase]
 
 

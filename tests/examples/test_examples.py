@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from infra.cli.environ import Loaded
-from infra.cli.fork.command import Options, run
+from infra.cli.fork.command import ForkOptions, run
 from infra.cli.fork.request import Flags, read_request
 from shared import names
 from shared.service import Service
@@ -45,7 +45,7 @@ def server(world: OfflineWorld) -> Iterator[str]:
 
 def raced(place: Place, file: Path, capsys: pytest.CaptureFixture[str], **environ: str) -> dict[str, Any]:
     code = asyncio.run(
-        run(Loaded({**environ_of(place), **environ}, None), read_request(str(file), Flags()), Options(as_json=True))
+        run(Loaded({**environ_of(place), **environ}, None), read_request(str(file), Flags()), ForkOptions(as_json=True))
     )
     report: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
     assert code == (0 if report["winner"] else 1)

@@ -17,7 +17,7 @@ from infra.cli.fleet.survey import look as survey
 from infra.cli.fleet.survey import others
 from shared.claims.dispatcher import utc_now
 from shared.ports import Listing, Snapshot, SnapshotRecord
-from shared.prepared.preparation import Preparation, PreparationFailed, Prepared
+from shared.prepared.preparation import Preparation, PreparationFailed, PreparationResult
 from shared.prepared.recipe import prepared_names
 from shared.reports import Act, DrainReport, ReconcileReport
 from shared.service import Service
@@ -44,8 +44,10 @@ def prepared(place: Place, remote: Web) -> Place:
     return place.adjusted(SETUP_REPOSITORY=remote.repository("app"), SETUP_SCRIPT=SCRIPT)
 
 
-def preparing(place: Place, host: Callable[[Any], Any] = lambda host: host, *, fresh: bool = False) -> Prepared:
-    async def play() -> Prepared:
+def preparing(
+    place: Place, host: Callable[[Any], Any] = lambda host: host, *, fresh: bool = False
+) -> PreparationResult:
+    async def play() -> PreparationResult:
         service = Service(place.settings)
         try:
             return await Preparation(place.settings, place.environment, host(service.host), utc_now).run(fresh=fresh)
@@ -213,7 +215,7 @@ def test_a_copy_takes_over_what_a_killed_one_left_long_ago(place: Place) -> None
         preparing(quick, lambda host: _Dying(host, "after", "create"))
     (left,) = quick.sandboxes()
 
-    async def later() -> Prepared:
+    async def later() -> PreparationResult:
         service = Service(quick.settings)
         try:
             ahead = Preparation(

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from functions import aws_lambda, lambda_http
-from functions.aws_lambda import Process, UnknownEvent
+from functions.aws_lambda import LambdaProcess, UnknownEvent
 from functions.fork_best_of_n import fork_best_of_n
 from functions.invocations import BadInvocation, Invocation, NotEnqueued
 from functions.on_run_started import on_run_started
@@ -84,7 +84,7 @@ class LambdaBench:
 
     def __init__(self, **extra: str) -> None:
         self.services: list[Recorder] = []
-        self.process = Process({**ENVIRON, **extra}, self._make)
+        self.process = LambdaProcess({**ENVIRON, **extra}, self._make)
 
     def _make(self, settings: Settings) -> Service:
         self.services.append(Recorder(settings))
@@ -428,7 +428,7 @@ def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pyt
         service.host = host
         return service
 
-    process = Process(ENVIRON, make)
+    process = LambdaProcess(ENVIRON, make)
     monkeypatch.setattr(aws_lambda, "_of_this_process", process)
     race = {"source": {"image": "agent-cli"}, "n": 2, "command": ["true"], "env": {"A": "1"}}
     answer = aws_lambda.fork_best_of_n(race, LambdaContext())

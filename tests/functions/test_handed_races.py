@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from functions.aws_lambda import Process
+from functions.aws_lambda import LambdaProcess
 from functions.fork_best_of_n import fork_best_of_n
 from functions.invocations import BadInvocation, NotEnqueued
 from shared import names
@@ -35,7 +35,9 @@ class Lambdas:
         self.sent: list[Any] = []
         self.meet: Callable[[Any], None] = lambda event: None
         monkeypatch.setattr("functions.race_invocations.send", self._send)
-        self.first, self.second = (Process({**ENVIRON, "RACES_HANDED_TO": OTHER, **extra}, self._make) for _ in "12")
+        self.first, self.second = (
+            LambdaProcess({**ENVIRON, "RACES_HANDED_TO": OTHER, **extra}, self._make) for _ in "12"
+        )
 
     def _make(self, settings: Settings) -> Service:
         service = Service(settings)

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from functions.aws_lambda import Process
+from functions.aws_lambda import LambdaProcess
 from functions.fork_best_of_n import fork_best_of_n
-from functions.recorded_races import LONGEST_WAIT, Wishes, digest_of, wishes_of
+from functions.recorded_races import LONGEST_WAIT, HeaderWishes, digest_of, wishes_of
 from functions.state import STATE, FunctionsState
 from shared import names
 from shared.capability import issue, signing_key
@@ -112,7 +112,7 @@ def test_on_lambda_a_key_finds_the_race_again_and_its_location_is_read() -> None
         service.host = host
         return service
 
-    process = Process(ENVIRON, make)
+    process = LambdaProcess(ENVIRON, make)
     body = json.dumps({**RACE, "source": {"session_id": SESSION}}).encode()
 
     def call(event: dict[str, Any]) -> tuple[int, Any]:
@@ -150,17 +150,19 @@ def test_a_dry_run_leaves_no_record() -> None:
         assert http.get(f"/fork_best_of_n/{answer.json()['race_id']}", headers=agent()).status_code == 404
 
 
-def wishes(*headers: tuple[str, str]) -> Wishes:
+def wishes(*headers: tuple[str, str]) -> HeaderWishes:
     raw = [(name.encode(), value.encode()) for name, value in headers]
     return wishes_of(Request({"type": "http", "headers": raw}))
 
 
 def test_preferences_are_read_as_their_standard_says() -> None:
-    assert wishes() == Wishes()
-    assert wishes(("prefer", "return=minimal, Respond-Async; foo=1, wait=7")) == Wishes(None, True, 7.0)
-    assert wishes(("prefer", "wait=999999999"), ("prefer", "respond-async")) == Wishes(None, True, LONGEST_WAIT)
-    assert wishes(("prefer", "respond-asynchronously, wait=soon")) == Wishes()
-    assert wishes(("idempotency-key", '"8e03978e"')) == wishes(("idempotency-key", "8e03978e")) == Wishes("8e03978e")
+    assert wishes() == HeaderWishes()
+    assert wishes(("prefer", "return=minimal, Respond-Async; foo=1, wait=7")) == HeaderWishes(None, True, 7.0)
+    assert wishes(("prefer", "wait=999999999"), ("prefer", "respond-async")) == HeaderWishes(None, True, LONGEST_WAIT)
+    assert wishes(("prefer", "respond-asynchronously, wait=soon")) == HeaderWishes()
+    assert (
+        wishes(("idempotency-key", '"8e03978e"')) == wishes(("idempotency-key", "8e03978e")) == HeaderWishes("8e03978e")
+    )
 
 
 def test_a_body_is_the_same_in_any_order_and_spacing() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from shared import names
 from shared.ports import SandboxRecord
-from shared.races.records import BEAT_SECONDS, RaceRecords, Seen
+from shared.races.records import BEAT_SECONDS, RaceRecords, SeenRecord
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import Act
 from shared.service import Service
@@ -239,14 +239,14 @@ def test_a_race_whose_copy_was_killed_is_lost_and_its_record_goes_in_time(world:
         until(lambda: _is_gone(pids[0]))
     race_id = accepted.json()["race_id"]
 
-    async def seen(ahead: float) -> Seen | None:
-        async def look(host: Any) -> Seen | None:
+    async def seen(ahead: float) -> SeenRecord | None:
+        async def look(host: Any) -> SeenRecord | None:
             return await RaceRecords(host, place.settings, place.environment, now=lambda: time.time() + ahead).look(
                 race_id
             )
 
         found = await with_host(place, look)
-        assert found is None or isinstance(found, Seen)
+        assert found is None or isinstance(found, SeenRecord)
         return found
 
     now = asyncio.run(seen(0))

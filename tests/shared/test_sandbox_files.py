@@ -108,7 +108,7 @@ async def test_no_link_on_the_way_is_followed(tmp_path: Path) -> None:
         await files.write(str(tmp_path / "root"), [(Piece(entry("out/new", b"x"), 0, 1), b"x")])
     with pytest.raises(FilesError, match="Not a directory"):
         await files.read(str(tmp_path / "root"), [Piece(entry("out/secret", b"s"), 0, 1)])
-    with pytest.raises(program.Failed, match="leads elsewhere"):
+    with pytest.raises(program.FileFailed, match="leads elsewhere"):
         program.add(str(tmp_path / "root"), "../outside/x", 0, b"", 0, "0" * 64, 0o644)
 
 

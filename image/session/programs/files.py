@@ -38,7 +38,7 @@ CHUNK = 1 << 20
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class Failed(Exception):
+class FileFailed(Exception):
     pass
 
 
@@ -51,7 +51,7 @@ def folder(root: str, path: str, make: bool = False) -> Iterator[tuple[int, str]
     """The open folder that holds the path's last part, and that part."""
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise Failed("a path that leads elsewhere: " + repr(path))
+        raise FileFailed("a path that leads elsewhere: " + repr(path))
     if make:
         os.makedirs(root, exist_ok=True)
     here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -77,7 +77,7 @@ def opened(root: str, path: str) -> int:
             descriptor = os.open(name, READ, dir_fd=here)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Failed(repr(path) + " is no regular file")
+        raise FileFailed(repr(path) + " is no regular file")
     return descriptor
 
 
@@ -138,7 +138,7 @@ def rows(root: str, most: int, how: str) -> Iterator[list[Any]]:
                     yield row(root, path, known, hashed)
                 else:
                     yield ["x", path, "it is neither file nor folder nor link"]
-            except (OSError, Failed) as error:
+            except (OSError, FileFailed) as error:
                 yield ["x", path, str(error)]
         pending += reversed(below) if how != "flat" else []
     yield ["end", True]
@@ -164,7 +164,7 @@ def send(root: str, pieces: list[Any]) -> None:
             while at < end:
                 data = os.pread(descriptor, min(end - at, CHUNK), at)
                 if not data:
-                    raise Failed(repr(path) + " has become shorter")
+                    raise FileFailed(repr(path) + " has become shorter")
                 held, at = held + data, at + len(data)
                 whole = len(held) - len(held) % LINE
                 for start in range(0, whole, LINE):
@@ -225,7 +225,7 @@ def add(root: str, path: str, offset: int, data: bytes, size: int, digest: str, 
             os.lseek(descriptor, 0, os.SEEK_SET)
             if hash_of(descriptor) != digest:
                 os.unlink(part, dir_fd=here)
-                raise Failed(repr(path) + " did not arrive as it was sent, or changed meanwhile")
+                raise FileFailed(repr(path) + " did not arrive as it was sent, or changed meanwhile")
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         finally:
@@ -274,7 +274,7 @@ def main() -> None:
     except OSError as error:
         say({"error": f"{error.filename or root}: {error.strerror}"})
         sys.exit(1)
-    except Failed as error:
+    except FileFailed as error:
         say({"error": str(error)})
         sys.exit(1)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from image.session.claim import Claim
 
 
-class Reply(enum.StrEnum):
+class ClaimReply(enum.StrEnum):
     """A holder's answer to a claim that is passed to it."""
 
     TAKEN = "taken"
@@ -52,21 +52,21 @@ class ClaimRegistry:
         self._secrets = [claim.secret]
         self._deadline = clock() + claim.gate
 
-    def offer(self, claim: Claim) -> Reply:
+    def offer(self, claim: Claim) -> ClaimReply:
         """Another process brings a claim."""
         with self._mutex:
             if self._phase is _Phase.CLOSED:
-                return Reply.REFUSED
+                return ClaimReply.REFUSED
             if claim.work_id != self._work_id:
-                return Reply.OTHER
+                return ClaimReply.OTHER
             if self._phase is _Phase.LEASED:
-                return Reply.LEASED
+                return ClaimReply.LEASED
             if claim.secret in self._secrets:
                 self._secrets.remove(claim.secret)
             self._secrets.append(claim.secret)
             self._deadline = max(self._deadline, self._clock() + claim.gate)
             self._on_claim(claim)
-            return Reply.TAKEN if self._announced else Reply.UNPROVEN
+            return ClaimReply.TAKEN if self._announced else ClaimReply.UNPROVEN
 
     def secret(self) -> str:
         """The newest secret that has not been refused."""

@@ -1,7 +1,7 @@
 """Claims passed from one process to the lock's holder, over a Unix socket in the state directory.
 
-One claim a connection: the bringer sends the sealed claim as one line, the holder answers with one word (`Reply`) and
-the proof that it could read the claim (sealing.py). Without a session key nothing is passed on.
+One claim a connection: the bringer sends the sealed claim as one line, the holder answers with one word (`ClaimReply`)
+and the proof that it could read the claim (sealing.py). Without a session key nothing is passed on.
 Both ends are bounded in time and size. The socket has a short relative name, since a socket's path must fit into
 108 bytes: callers change to the state directory first.
 """
@@ -22,7 +22,7 @@ from typing import Final
 
 from image.session.claim import Claim, Ended
 from image.session.worker import sealing
-from image.session.worker.claim_registry import ClaimRegistry, Reply
+from image.session.worker.claim_registry import ClaimRegistry, ClaimReply
 from image.session.worker.credentials import token_of
 from image.session.worker.secret_hiding import LONGEST_CLAIM
 from image.session.worker.state_directory import StateDirectory
@@ -35,7 +35,7 @@ _LONGEST_MESSAGE: Final = 2 * LONGEST_CLAIM  # in base64, with its seal
 log = logging.getLogger(__name__)
 
 
-def pass_on(claim: Claim) -> Reply | None:
+def pass_on(claim: Claim) -> ClaimReply | None:
     """Brings a claim to the holder; None where nobody answers (not yet listening, gone, or too slow).
 
     No answer is not a no: the holder may have taken the claim. Bringing it once more does no harm. An answer without
@@ -57,7 +57,7 @@ def pass_on(claim: Claim) -> Reply | None:
             if not hmac.compare_digest(proof, sealing.proof(key, nonce, word)):
                 log.warning("claim.answered_by_somebody_else")
                 return None
-            return Reply(word)
+            return ClaimReply(word)
     except (OSError, ValueError):
         return None
 

@@ -32,7 +32,7 @@ class Unanswered(Exception):
     """No complete answer: the request may or may not have had its effect. The text names the host and the reason."""
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     status: int
     body: bytes
 
@@ -92,11 +92,11 @@ class WorkItemClient:
             self._path = f"http://{parts.netloc}{self._path}"
         self._connection: http.client.HTTPConnection | None = None
 
-    def heartbeat(self, expected: str, token: str) -> Answer:
+    def heartbeat(self, expected: str, token: str) -> HttpAnswer:
         """Raises Unanswered."""
         return self._post(f"/heartbeat?{urlencode({'expected_last_heartbeat': expected})}", b"", token)
 
-    def force_stop(self, token: str) -> Answer:
+    def force_stop(self, token: str) -> HttpAnswer:
         """Raises Unanswered."""
         return self._post("/stop", json.dumps({"force": True}).encode(), token)
 
@@ -105,7 +105,7 @@ class WorkItemClient:
             self._connection.close()
             self._connection = None
 
-    def _post(self, path: str, body: bytes, token: str) -> Answer:
+    def _post(self, path: str, body: bytes, token: str) -> HttpAnswer:
         headers = {**_HEADERS, "authorization": f"Bearer {token}", **self._proxy_authorization(plain=True)}
         try:
             if self._connection is not None and _hung_up(self._connection):
@@ -114,7 +114,7 @@ class WorkItemClient:
             with _cut_after(LIMIT, connection):
                 connection.request("POST", self._path + path, body=body, headers=headers)
                 response = connection.getresponse()
-                answer = Answer(response.status, response.read(_LONGEST_ANSWER))
+                answer = HttpAnswer(response.status, response.read(_LONGEST_ANSWER))
                 if response.length:  # the rest of it, which no error tells of
                     raise http.client.IncompleteRead(answer.body, response.length)
         except (OSError, http.client.HTTPException) as error:

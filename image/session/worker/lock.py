@@ -9,7 +9,7 @@ from typing import Final
 
 from image.session.claim import Claim, Ended, Exit, Word
 from image.session.worker.backoff import pauses
-from image.session.worker.claim_registry import Reply
+from image.session.worker.claim_registry import ClaimReply
 from image.session.worker.claim_socket import pass_on
 from image.session.worker.output import NoticeWriter
 from image.session.worker.shutdown import Shutdown
@@ -62,14 +62,14 @@ def take_lock(claim: Claim, lock: Lock, notices: NoticeWriter, stop: Shutdown) -
         stop.check()
         reply = pass_on(claim)
         match reply:
-            case Reply.TAKEN:
+            case ClaimReply.TAKEN:
                 notices.say(Word.READY, on_behalf=True)
                 raise Ended(Exit.PASSED_ON, "the lock's holder has the claim now")
-            case Reply.LEASED | Reply.OTHER | Reply.UNPROVEN:
+            case ClaimReply.LEASED | ClaimReply.OTHER | ClaimReply.UNPROVEN:
                 if not waiting:
                     waiting = True
                     notices.say(Word.WAITING, f"the lock's holder answers: {reply}")
-            case Reply.REFUSED | None:
+            case ClaimReply.REFUSED | None:
                 pass
         remaining = deadline - time.monotonic()
         if remaining <= 0:

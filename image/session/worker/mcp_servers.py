@@ -21,7 +21,7 @@ _HTTP_TIMEOUT: Final = httpx2.Timeout(30.0, read=150.0)
 log = logging.getLogger(__name__)
 
 
-class ServerFailed(Exception):
+class McpServerFailed(Exception):
     """A server that does not answer as one. The text names it and says why."""
 
 
@@ -38,7 +38,7 @@ class McpServer:
         self._stop = asyncio.Event()
 
     async def tools(self) -> Sequence[Any]:
-        """What the server has, as MCP describes it. Raises ServerFailed."""
+        """What the server has, as MCP describes it. Raises McpServerFailed."""
         await self._ensure()
         return tuple(self._tools.values())
 
@@ -49,7 +49,7 @@ class McpServer:
 
         try:
             await self._ensure()
-        except ServerFailed as error:
+        except McpServerFailed as error:
             raise ToolError(str(error)) from None
         tool = self._tools.get(name)
         if tool is None:
@@ -78,7 +78,7 @@ class McpServer:
         task.cancel()
 
     async def _ensure(self) -> None:
-        """A connection that answers. Raises ServerFailed."""
+        """A connection that answers. Raises McpServerFailed."""
         if self._task is not None and not await self._alive():
             log.warning("mcp.restarted server=%s", self.name)
             await self.close()
@@ -111,7 +111,7 @@ class McpServer:
             raise
         except Exception as error:
             await self.close()
-            raise ServerFailed(f"the MCP server {self.name!r} cannot be used: {_causes(error)}") from None
+            raise McpServerFailed(f"the MCP server {self.name!r} cannot be used: {_causes(error)}") from None
 
     async def _hold(self, connected: asyncio.Future[Any], stop: asyncio.Event) -> None:
         from mcp import Client

@@ -20,7 +20,7 @@ from anthropic.lib.tools import BetaAsyncBuiltinFunctionTool, ToolError
 from image.session.worker import tool_manifest
 from image.session.worker.setup_commands import printable
 from image.session.worker.tool_frames import FrameError, FrameReader, pack
-from image.session.worker.tool_manifest import Entry, Kind
+from image.session.worker.tool_manifest import ToolEntry, ToolKind
 from image.session.worker.tool_output import LONGEST_LINE, MOST_KEPT, cost
 from image.session.worker.tool_processes import NotPrivate, OperatorTools, ToolSettings
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class OperatorTool(BetaAsyncBuiltinFunctionTool):
     """One of them, as the SDK's runner knows a tool."""
 
-    def __init__(self, entry: Entry, server: ToolServer) -> None:
+    def __init__(self, entry: ToolEntry, server: ToolServer) -> None:
         self._entry = entry
         self._server = server
 
@@ -60,7 +60,7 @@ class OperatorTool(BetaAsyncBuiltinFunctionTool):
 class ToolServer:
     """The worker's end of one supervisor's socket. `start` makes the socket, at the first call."""
 
-    def __init__(self, kind: Kind, start: Callable[[], socket.socket], *, again: bool) -> None:
+    def __init__(self, kind: ToolKind, start: Callable[[], socket.socket], *, again: bool) -> None:
         """again: whether a supervisor that has ended can be started anew."""
         self._kind = kind
         self._start = start
@@ -174,8 +174,8 @@ def with_operator_tools(
     if not entries:
         return tools
     servers = {
-        Kind.PUBLIC: ToolServer(Kind.PUBLIC, lambda: own.start_public(settings, variables()), again=True),
-        Kind.PRIVATE: ToolServer(Kind.PRIVATE, lambda: own.start_private(settings), again=own.private is None),
+        ToolKind.PUBLIC: ToolServer(ToolKind.PUBLIC, lambda: own.start_public(settings, variables()), again=True),
+        ToolKind.PRIVATE: ToolServer(ToolKind.PRIVATE, lambda: own.start_private(settings), again=own.private is None),
     }
     served = [OperatorTool(entry, servers[entry.kind]) for entry in entries]
 
@@ -186,7 +186,7 @@ def with_operator_tools(
     return all_tools
 
 
-def manifest(directory: Path) -> tuple[Entry, ...]:
+def manifest(directory: Path) -> tuple[ToolEntry, ...]:
     """What the image has; nothing, and a log line, where that cannot be read: the standard tools work all the same."""
     try:
         return tool_manifest.read(directory)

@@ -38,7 +38,7 @@ def installed_sdk() -> str:
     return ""
 
 
-class Outputs:
+class WorkerOutputs:
     """The worker's two outputs, taken out of reach of the programs that it starts: those find both closed off."""
 
     def __init__(self) -> None:

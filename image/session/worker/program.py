@@ -22,8 +22,8 @@ from image.session.worker.claim_registry import ClaimRegistry
 from image.session.worker.claim_socket import ClaimSocket
 from image.session.worker.credentials import token_of
 from image.session.worker.lock import Lock, take_lock
-from image.session.worker.output import NoticeWriter, Outputs, Redactor, configure_logging
-from image.session.worker.setup_mark import Mark
+from image.session.worker.output import NoticeWriter, Redactor, WorkerOutputs, configure_logging
+from image.session.worker.setup_mark import SetupMark
 from image.session.worker.shutdown import Shutdown
 from image.session.worker.state_directory import StateDirectory
 
@@ -35,7 +35,7 @@ def run(text: str, *, archive: str, open_points: Sequence[str] = (), private: so
     (tool_processes.py)."""
     os.umask(0o022)
     redactor = Redactor()
-    outputs = Outputs()
+    outputs = WorkerOutputs()
     configure_logging(redactor, outputs.log)
     for point in open_points:
         log.warning("hiding.incomplete %s", point)
@@ -127,7 +127,7 @@ def _hold(
     except ValueError as error:
         raise Ended(Exit.BAD_CLAIM, str(error)) from None
     lease = Lease()
-    remarks = [each for each in (notes.last_death, Mark.read(state).remark) if each]
+    remarks = [each for each in (notes.last_death, SetupMark.read(state).remark) if each]
     announcer = _Announcer(claim, registry, "; ".join(remarks), stop, notices)
     secret = acquire_lease(lease, calls, registry, stop, announcer, reach=claim.reach)
     notices.say(Word.LEASED)

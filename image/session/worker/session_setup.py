@@ -25,9 +25,9 @@ from typing import Any, Final
 from image.session.claim import Claim, Ended, Exit
 from image.session.setup import FAILED_FILE, STAGING, BadSetup, FileSource, SetupPolicy, Wishes, bare
 from image.session.worker.output import Redactor
-from image.session.worker.setup_commands import LONGEST_TAIL, CommandFailed, Commands, SourceFailed, printable
+from image.session.worker.setup_commands import LONGEST_TAIL, CommandFailed, SetupCommands, SourceFailed, printable
 from image.session.worker.setup_download import download, same_file
-from image.session.worker.setup_mark import DONE, FAILED, GIVEN_UP, PREPARED, RUNNING, Mark
+from image.session.worker.setup_mark import DONE, FAILED, GIVEN_UP, PREPARED, RUNNING, SetupMark
 from image.session.worker.setup_sources import DoesNotFit, clone, place, update
 from image.session.worker.state_directory import StateDirectory
 
@@ -59,8 +59,8 @@ class SessionSetup:
         self._workdir = workdir
         self._redactor = redactor
         self._say = say
-        self._commands = Commands()
-        self._mark = Mark()
+        self._commands = SetupCommands()
+        self._mark = SetupMark()
         self._signed = signed or {}
         self._credential = credential
         for secret in (*self._signed.values(), (credential or {}).get("password")):
@@ -98,7 +98,7 @@ class SessionSetup:
         await self.over()
 
     async def _run(self, session: bytes) -> None:
-        self._mark = Mark.read(self._state)
+        self._mark = SetupMark.read(self._state)
         try:
             wishes = self._policy.wishes(metadata_of(session))
             self.variables = dict(wishes.env)
@@ -125,14 +125,14 @@ class SessionSetup:
         made = self._mark.made if unfinished or prepared else ()
         self._tell("goes on from a prepared start" if fits else "begins anew" if unfinished else "begins")
         began = time.monotonic()
-        reason, tail = await self._bounded(wishes, Mark(digest, RUNNING, made), fits=fits)
+        reason, tail = await self._bounded(wishes, SetupMark(digest, RUNNING, made), fits=fits)
         if reason:
             self._mark = self._mark._replace(digest=digest, state=GIVEN_UP if self._policy.go_on else FAILED)
             self._fail(reason, tail)
         else:
             self._tell(f"done in {time.monotonic() - began:.1f} s")
 
-    async def _bounded(self, wishes: Wishes, mark: Mark, *, fits: bool) -> tuple[str, str]:
+    async def _bounded(self, wishes: Wishes, mark: SetupMark, *, fits: bool) -> tuple[str, str]:
         """Why it failed and the end of what was said; two empty texts where it is done."""
         try:
             async with asyncio.timeout(self._policy.seconds):
@@ -152,7 +152,7 @@ class SessionSetup:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, self._staging, ignore_errors=True))
         return "", ""
 
-    def _note(self, mark: Mark) -> None:
+    def _note(self, mark: SetupMark) -> None:
         """Raises OSError, Ended."""
         mark.write(self._state)
         self._mark = mark

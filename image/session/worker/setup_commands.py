@@ -55,7 +55,7 @@ class CommandFailed(Exception):
         self.tail = tail
 
 
-class Commands:
+class SetupCommands:
     """Runs one program at a time. `tail` is the end of what the last one said, also of one that was broken off."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Commands:
         inherits. Raises CommandFailed; where the caller is cancelled, the program and what it has started are ended."""
         self.tail = ""
         process, output_end, life = await _start(command, cwd, env, passed)
-        heard = _Heard(what, output_end, echo=echo)
+        heard = _CommandOutput(what, output_end, echo=echo)
         try:
             status = await process.wait()
             heard.rest()
@@ -124,7 +124,7 @@ async def _start(
     return process, output_end, life
 
 
-class _Heard:
+class _CommandOutput:
     """Reads a program's output as it comes."""
 
     def __init__(self, what: str, descriptor: int, *, echo: bool) -> None:

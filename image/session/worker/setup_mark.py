@@ -22,7 +22,7 @@ _LONGEST: Final = 65_536  # bytes
 _LONGEST_REASON: Final = 1000  # characters
 
 
-class Mark(NamedTuple):
+class SetupMark(NamedTuple):
     """`digest`: of what was asked for. `made`: what it has put into the workdir so far, by relative path. `reason`: of
     the last failure, in words for the operator."""
 
@@ -32,7 +32,7 @@ class Mark(NamedTuple):
     reason: str = ""
 
     @classmethod
-    def read(cls, state: StateDirectory) -> Mark:
+    def read(cls, state: StateDirectory) -> SetupMark:
         """An empty one where there is none, or none that can be read."""
         try:
             raw: Any = json.loads(state.read(MARK_NAME, _LONGEST))

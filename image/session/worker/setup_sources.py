@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from image.session.setup import BadSetup, SetupPolicy, Wishes, bare
-from image.session.worker.setup_commands import CommandFailed, Commands, SourceFailed, printable
+from image.session.worker.setup_commands import CommandFailed, SetupCommands, SourceFailed, printable
 
 _SILENCE: Final = 60.0  # seconds without a byte
 _COMMIT: Final = re.compile(r"[0-9a-f]{7,40}")
@@ -52,7 +52,7 @@ async def clone(
     policy: SetupPolicy,
     target: Path,
     env: Mapping[str, str],
-    commands: Commands,
+    commands: SetupCommands,
     credential: Mapping[str, str] | None = None,
 ) -> Checkout:
     """The repository at its revision, in a folder that does not exist yet. Raises SourceFailed, BadSetup.
@@ -73,7 +73,7 @@ async def update(
     policy: SetupPolicy,
     target: Path,
     env: Mapping[str, str],
-    commands: Commands,
+    commands: SetupCommands,
     credential: Mapping[str, str] | None = None,
     *,
     as_before: bool,
@@ -123,7 +123,7 @@ class _Clone:
         policy: SetupPolicy,
         target: Path,
         env: Mapping[str, str],
-        commands: Commands,
+        commands: SetupCommands,
         descriptor: int | None,
     ) -> None:
         self._wishes = wishes

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from image.session.worker.tool_files import load
 from image.session.worker.tool_frames import FrameError, FrameReader, pack
-from image.session.worker.tool_manifest import SERVERS, TOOLS_PACKAGES, Entry, Kind, read
+from image.session.worker.tool_manifest import SERVERS, TOOLS_PACKAGES, ToolEntry, ToolKind, read
 
 if TYPE_CHECKING:
     from image.session.worker.mcp_servers import McpServer
@@ -37,10 +37,10 @@ class ToolHost:
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         self._folder = Path(configuration["directory"]) / configuration["kind"]
         self._seconds = float(configuration["seconds"])
-        self._entries: dict[str, Entry] = {
+        self._entries: dict[str, ToolEntry] = {
             entry.name: entry
             for entry in read(Path(configuration["directory"]))
-            if entry.kind is Kind(configuration["kind"])
+            if entry.kind is ToolKind(configuration["kind"])
         }
         self._files: dict[str, dict[str, Any]] = {}
         self._servers: dict[str, McpServer] | None = None
@@ -65,12 +65,12 @@ class ToolHost:
             return _failed(_reason(error))
         return {"content": _content(content), "is_error": False}
 
-    async def _run(self, entry: Entry, given: dict[str, Any]) -> Any:
+    async def _run(self, entry: ToolEntry, given: dict[str, Any]) -> Any:
         tool = self._tool(entry)
         result = await asyncio.to_thread(tool.call, given)
         return await result if asyncio.iscoroutine(result) or isinstance(result, asyncio.Future) else result
 
-    def _tool(self, entry: Entry) -> Any:
+    def _tool(self, entry: ToolEntry) -> Any:
         if entry.source not in self._files:
             try:
                 self._files[entry.source] = load(self._folder / entry.source)
@@ -81,7 +81,7 @@ class ToolHost:
             raise RuntimeError(f"{entry.source} has no tool {entry.name!r} here; the image was built from another one")
         return tool
 
-    async def _ask_server(self, entry: Entry, given: dict[str, Any]) -> Any:
+    async def _ask_server(self, entry: ToolEntry, given: dict[str, Any]) -> Any:
         from image.session.worker.mcp_config import servers_in
         from image.session.worker.mcp_servers import McpServer
 

@@ -31,7 +31,7 @@ SERVERS: Final = "mcp.json"
 _LONGEST: Final = 4 << 20  # bytes
 
 
-class Kind(StrEnum):
+class ToolKind(StrEnum):
     """Who runs a tool."""
 
     PUBLIC = "public"  # the agent's user
@@ -39,13 +39,13 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ToolEntry:
     """One tool. `source` is a file in the kind's folder or, with a `server`, the tool's name at that MCP server."""
 
     name: str
     description: str
     input_schema: Mapping[str, Any]
-    kind: Kind
+    kind: ToolKind
     source: str
     server: str = ""
 
@@ -59,16 +59,16 @@ class Entry:
         }
 
 
-def to_json(entries: tuple[Entry, ...]) -> str:
+def to_json(entries: tuple[ToolEntry, ...]) -> str:
     return json.dumps([asdict(entry) for entry in entries], indent=1)
 
 
-def read(directory: Path) -> tuple[Entry, ...]:
+def read(directory: Path) -> tuple[ToolEntry, ...]:
     """Nothing where there is no manifest. Raises ValueError for one that `make build` did not write."""
     try:
         with (directory / MANIFEST).open("rb") as file:
             listed = json.loads(file.read(_LONGEST))
-        return tuple(Entry(**{**one, "kind": Kind(one["kind"])}) for one in listed)
+        return tuple(ToolEntry(**{**one, "kind": ToolKind(one["kind"])}) for one in listed)
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError, KeyError) as error:

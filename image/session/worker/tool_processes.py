@@ -21,7 +21,7 @@ from typing import Any, Final
 from image.session.claim import Claim, ClaimError
 from image.session.worker import tool_manifest
 from image.session.worker.tool_frames import pack
-from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_USER, Kind
+from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_USER, ToolKind
 
 SUPERVISOR_ARGUMENT: Final = "--tool-supervisor"
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
@@ -58,7 +58,7 @@ def start_as_root(text: str, archive: str, directory: Path = TOOLS_DIRECTORY) ->
     they may know. No socket where the image has no such tools or no such user: the claim is as it was then."""
     try:
         claim = Claim.from_json(text)
-        private = any(entry.kind is Kind.PRIVATE for entry in tool_manifest.read(directory))
+        private = any(entry.kind is ToolKind.PRIVATE for entry in tool_manifest.read(directory))
         user = pwd.getpwnam(TOOLS_USER) if private else None
     except (ClaimError, ValueError, KeyError):  # told where it is read next
         return text, None
@@ -82,7 +82,7 @@ class OperatorTools:
 
     def start_public(self, settings: ToolSettings, variables: Mapping[str, str]) -> socket.socket:
         """Tools of the agent's user, with the environment and the working folder of that user's shell."""
-        made = _configuration(Kind.PUBLIC, settings, {**os.environ, **variables}, settings.workdir, self.directory)
+        made = _configuration(ToolKind.PUBLIC, settings, {**os.environ, **variables}, settings.workdir, self.directory)
         return _spawn(self.archive, made)
 
     def start_private(self, settings: ToolSettings) -> socket.socket:
@@ -100,12 +100,12 @@ class OperatorTools:
 def _private_configuration(settings: ToolSettings, home: str, directory: Path) -> dict[str, Any]:
     own = {"PATH": _PATH, "HOME": home, "LANG": "C.UTF-8", "USER": TOOLS_USER, "LOGNAME": TOOLS_USER}
     ways_out = {name: os.environ[name] for name in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY") if name in os.environ}
-    made = _configuration(Kind.PRIVATE, settings, {**own, **ways_out, **settings.secrets}, home, directory)
+    made = _configuration(ToolKind.PRIVATE, settings, {**own, **ways_out, **settings.secrets}, home, directory)
     return {**made, "secrets": list(settings.secrets.values())}
 
 
 def _configuration(
-    kind: Kind, settings: ToolSettings, env: dict[str, str], cwd: str, directory: Path
+    kind: ToolKind, settings: ToolSettings, env: dict[str, str], cwd: str, directory: Path
 ) -> dict[str, Any]:
     return {
         "kind": kind.value,

@@ -39,7 +39,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = b"700"  # of 1000, as the agent's shell has: the kernel is to end a tool before the worker
 
 
-class Supervisor:
+class ToolSupervisor:
     """`configuration`: directory, kind, env, cwd, seconds, longest (bytes of a result's text), and `secrets`, which no
     result may quote."""
 
@@ -340,4 +340,4 @@ def main(descriptor: int, archive: str) -> None:
     reader = FrameReader()
     configuration = receive(worker, reader)
     if configuration is not None:
-        Supervisor(worker, archive, configuration).serve(reader)
+        ToolSupervisor(worker, archive, configuration).serve(reader)

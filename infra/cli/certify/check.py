@@ -12,7 +12,7 @@ Look = Callable[[Ground], Awaitable[Observed]]
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ServiceCheck:
     """anchor: where docs/wire says what is `assumed`. otherwise: what in this project changes if it is not so.
     seconds: the longest that it takes. asked: made only where it is asked for, as a real limit must be met for it."""
 
@@ -26,7 +26,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    check: Check
+class CheckResult:
+    check: ServiceCheck
     observed: Observed
     seconds: float

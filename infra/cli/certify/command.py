@@ -20,16 +20,16 @@ from typing import Any, Final
 from infra.cli import environ as operator_environ
 from infra.cli.certified import FOLDER, OFFLINE, own_version
 from infra.cli.certify import limit_checks, queue_checks, report, sandbox_checks
-from infra.cli.certify.check import Check, Result
+from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground
-from infra.cli.certify.observation import NotTried, Observed, Verdict
+from infra.cli.certify.observation import CheckVerdict, NotTried, Observed
 from infra.cli.doctor.context import DoctorContext
-from infra.cli.doctor.redaction import Redactor
+from infra.cli.doctor.redaction import ReportRedactor
 from infra.cli.environ import CHECKOUT
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
 
-CHECKS: Final[tuple[Check, ...]] = (*queue_checks.CHECKS, *sandbox_checks.CHECKS, *limit_checks.CHECKS)
+CHECKS: Final[tuple[ServiceCheck, ...]] = (*queue_checks.CHECKS, *sandbox_checks.CHECKS, *limit_checks.CHECKS)
 COST: Final = """\
 With your keys this makes about ten sandboxes (one processor each, two at once at most) and about twenty sessions,
 most of them without a message, and ends them all. It costs a few cents of sandbox time and two short turns of the
@@ -37,11 +37,11 @@ agent's model, and takes about ten minutes. Nobody else may work on the environm
 somebody says so."""
 
 
-_Found = tuple[list[Result], list[str]]
+_Found = tuple[list[CheckResult], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class CertifyOptions:
     """`only`: ids of checks, or beginnings of ids; empty: all. `quota`: how many sandboxes the account may have at
     once, to see how one more is refused; 0 leaves that out. `write`: into docs/certified."""
 
@@ -52,7 +52,7 @@ class Options:
     write: bool = True
 
 
-def chosen(only: Sequence[str], quota: int = 0) -> list[Check]:
+def chosen(only: Sequence[str], quota: int = 0) -> list[ServiceCheck]:
     """Raises SettingsError for what names no check, and for a quota that is not met for a few cents."""
     if not 0 <= quota <= limit_checks.MOST_SANDBOXES:
         raise SettingsError(f"--quota {quota}: give 1 to {limit_checks.MOST_SANDBOXES}, so many sandboxes run at once")
@@ -65,7 +65,7 @@ def chosen(only: Sequence[str], quota: int = 0) -> list[Check]:
     return [check for check in wanted if not only or check.id.startswith(tuple(only))]
 
 
-def run(environ: Mapping[str, str], options: Options, folder: Path = FOLDER) -> int:
+def run(environ: Mapping[str, str], options: CertifyOptions, folder: Path = FOLDER) -> int:
     """Ask, try, print and write; returns the exit code. Raises SettingsError."""
     checks = chosen(options.only, options.quota)
     loaded = operator_environ.load(environ)
@@ -79,10 +79,10 @@ def run(environ: Mapping[str, str], options: Options, folder: Path = FOLDER) -> 
     results, left_over = asyncio.run(
         _until_told(certify(Ground(context, 2 if offline else 60, options.quota), checks, say))
     )
-    where = OFFLINE if offline else Redactor.of(loaded.environ).clean(loaded.where)
+    where = OFFLINE if offline else ReportRedactor.of(loaded.environ).clean(loaded.where)
     data = report.as_data(results, where=where, version=own_version(), at=datetime.now(UTC), left_over=left_over)
     _conclude(data, options, folder)
-    well = all(result.observed.verdict is Verdict.HOLDS for result in results) and not left_over
+    well = all(result.observed.verdict is CheckVerdict.HOLDS for result in results) and not left_over
     return 0 if well else 1
 
 
@@ -93,18 +93,20 @@ async def _until_told(work: Coroutine[Any, Any, _Found]) -> _Found:
     return await task
 
 
-async def certify(ground: Ground, checks: Sequence[Check], say: Callable[[Result], None] | None = None) -> _Found:
+async def certify(
+    ground: Ground, checks: Sequence[ServiceCheck], say: Callable[[CheckResult], None] | None = None
+) -> _Found:
     """Every result in the order of the checks, and what could not be taken away. What a check made is gone before the
     next begins."""
     redactor = _redactor(ground)
-    results: dict[str, Result] = {}
+    results: dict[str, CheckResult] = {}
 
     async def one_after_another() -> None:
         for check in checks:
             began = time.monotonic()
             observed = await _look(ground, check)
             observed = replace(observed, seen=redactor.clean(observed.seen))
-            results[check.id] = Result(check, observed, time.monotonic() - began)
+            results[check.id] = CheckResult(check, observed, time.monotonic() - began)
             if say is not None:
                 say(results[check.id])
 
@@ -114,7 +116,7 @@ async def certify(ground: Ground, checks: Sequence[Check], say: Callable[[Result
     return [results[check.id] for check in checks if check.id in results], left
 
 
-async def _look(ground: Ground, check: Check) -> Observed:
+async def _look(ground: Ground, check: ServiceCheck) -> Observed:
     try:
         async with ground.own_things(), asyncio.timeout(check.seconds):
             return await check.look(ground)
@@ -126,14 +128,14 @@ async def _look(ground: Ground, check: Check) -> Observed:
         return Observed(None, f"the check broke ({type(error).__name__})")
 
 
-def _redactor(ground: Ground) -> Redactor:
+def _redactor(ground: Ground) -> ReportRedactor:
     keys = []
     for environment in ground.context.settings.environments.values():
         try:
             keys.append(environment.key.reveal())
         except SecretUnavailable:
             continue
-    return Redactor.of(ground.context.environ, keys)
+    return ReportRedactor.of(ground.context.environ, keys)
 
 
 def _agreed(quota: int) -> bool:
@@ -146,16 +148,16 @@ def _agreed(quota: int) -> bool:
     return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _say(result: Result) -> None:
-    mark = {Verdict.HOLDS: "✓", Verdict.DIFFERS: "✗", Verdict.UNKNOWN: "?"}[result.observed.verdict]
+def _say(result: CheckResult) -> None:
+    mark = {CheckVerdict.HOLDS: "✓", CheckVerdict.DIFFERS: "✗", CheckVerdict.UNKNOWN: "?"}[result.observed.verdict]
     print(f"{mark} {result.check.id:34} {result.observed.seen}", flush=True)
 
 
-def _conclude(data: Mapping[str, Any], options: Options, folder: Path) -> None:
+def _conclude(data: Mapping[str, Any], options: CertifyOptions, folder: Path) -> None:
     if options.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
     for row in data["checks"]:
-        if row["verdict"] == Verdict.DIFFERS.value and not options.json:
+        if row["verdict"] == CheckVerdict.DIFFERS.value and not options.json:
             print(f"\n{row['id']} differs: assumed was that {row['assumed']} ({row['anchor']}).\n  {row['otherwise']}")
     for each in data["left_over"]:
         print(f"Left over: {each}", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from infra.cli.certify.check import Check
+from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed
 from infra.cli.certify.queue_checks import beat
@@ -103,21 +103,21 @@ def _no_room(refusal: Refused) -> bool:
 
 
 CHECKS: Final = (
-    Check(
+    ServiceCheck(
         "queue.counted-calls",
         "docs/wire/anthropic.md#10-numbers",
         "polls, acks, heartbeats and stops do not count against the organisation's limits",
         "`ANTHROPIC_READS_PER_MINUTE` and `ANTHROPIC_WRITES_PER_MINUTE` must share the limit among all copies",
         calls_of_the_queue,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.counted-calls",
         _QUOTA,
         "no call to the lifecycle plane counts against a limit that its answer tells",
         "`TENSORLAKE_CALLS_PER_MINUTE` must share the limit among all copies",
         calls_to_sandboxes,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.quota",
         _QUOTA,
         "a create over the quota is refused in a way that says so",

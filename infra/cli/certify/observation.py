@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class Verdict(StrEnum):
+class CheckVerdict(StrEnum):
     HOLDS = "holds"
     DIFFERS = "differs"
     UNKNOWN = "not known"
@@ -27,10 +27,10 @@ class Observed:
     behaviour: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> CheckVerdict:
         if self.holds is None:
-            return Verdict.UNKNOWN
-        return Verdict.HOLDS if self.holds else Verdict.DIFFERS
+            return CheckVerdict.UNKNOWN
+        return CheckVerdict.HOLDS if self.holds else CheckVerdict.DIFFERS
 
 
 class NotTried(Exception):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any, Final
 
-from infra.cli.certify.check import Check
+from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed
 
@@ -173,7 +173,7 @@ _CREDENTIALS: Final = "docs/wire/anthropic.md#12-credentials"
 _UNKNOWN: Final = "docs/wire/anthropic.md#13-unknowns"
 
 CHECKS: Final = (
-    Check(
+    ServiceCheck(
         "queue.results-enqueue",
         _STATES,
         "error results to a session without an item queue it again",
@@ -181,7 +181,7 @@ CHECKS: Final = (
         results_enqueue,
         180.0,
     ),
-    Check(
+    ServiceCheck(
         "queue.results-by-environment-key",
         _CREDENTIALS,
         "an environment key may post tool results",
@@ -189,7 +189,7 @@ CHECKS: Final = (
         results_by_environment_key,
         180.0,
     ),
-    Check(
+    ServiceCheck(
         "queue.startup-lease",
         _STATES,
         "an item that was acked and never beat stays `starting`: nobody gets it again by waiting",
@@ -197,7 +197,7 @@ CHECKS: Final = (
         startup_lease,
         300.0,
     ),
-    Check(
+    ServiceCheck(
         "queue.requeue-fields",
         _STATES,
         "an item whose lease has lapsed is queued under its own id, its three times null",
@@ -205,77 +205,77 @@ CHECKS: Final = (
         requeue_fields,
         400.0,
     ),
-    Check(
+    ServiceCheck(
         "queue.beat-before-ack",
         _QUEUE,
         "a first heartbeat before the ack is refused with 412",
         "a worker has its lease before the ack, and the ack that follows is what frees the reservation",
         beat_before_ack,
     ),
-    Check(
+    ServiceCheck(
         "queue.list-order",
         _QUEUE,
         "work list has the newest items first",
         "a tick reads all pages within its budget: `RECONCILE_PAGES` decides how far it sees",
         list_order,
     ),
-    Check(
+    ServiceCheck(
         "queue.list-stopped",
         _QUEUE,
         "stopped items stay in work list",
         "deaths and ages are told from live items alone; a session's end is seen by its own status",
         list_stopped,
     ),
-    Check(
+    ServiceCheck(
         "queue.secret",
         "docs/wire/anthropic.md#31-work-item",
         "a poll hands out a secret",
         "no worker can serve without the environment key, which no sandbox gets: sessions are not served",
         has_secret,
     ),
-    Check(
+    ServiceCheck(
         "queue.second-ack",
         _QUEUE,
         "a second ack is answered 200",
         "a doubtful ack that was taken is reported as a refusal; the item is served all the same",
         second_ack,
     ),
-    Check(
+    ServiceCheck(
         "queue.second-stop",
         _QUEUE,
         "a second stop is answered 200",
         "a stop costs the SDK's three tries, and a tick's report calls it refused",
         second_stop,
     ),
-    Check(
+    ServiceCheck(
         "queue.create-enqueues",
         _STATES,
         "a session that is created without events is queued at once",
         "sessions get their sandbox with their first message: nothing is prepared before",
         create_enqueues,
     ),
-    Check(
+    ServiceCheck(
         "queue.desired-ttl",
         _QUEUE,
         "`desired_ttl_seconds` sets the lease's length",
         "nothing: no worker sends it. It makes this certification faster",
         desired_ttl,
     ),
-    Check(
+    ServiceCheck(
         "queue.block-limit",
         _QUEUE,
         "`block_ms` over 999 is refused with 400",
         "`make poll` may hold its polls for longer, and sends fewer",
         block_limit,
     ),
-    Check(
+    ServiceCheck(
         "queue.api-key-polls",
         _CREDENTIALS,
         "an API key may not poll",
         "who has the API key can take work: keep it away from what should only watch",
         api_key_polls,
     ),
-    Check(
+    ServiceCheck(
         "queue.beta-header",
         _UNKNOWN,
         "work routes answer 404 without the beta header",

@@ -13,16 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from infra.cli.certify.check import Check, Result
-from infra.cli.certify.observation import Verdict
+from infra.cli.certify.check import CheckResult, ServiceCheck
+from infra.cli.certify.observation import CheckVerdict
 from infra.cli.certify.unknowns import UNKNOWNS
 
-_MARKS: Final = {Verdict.HOLDS: "holds", Verdict.DIFFERS: "**differs**", Verdict.UNKNOWN: "not known"}
+_MARKS: Final = {CheckVerdict.HOLDS: "holds", CheckVerdict.DIFFERS: "**differs**", CheckVerdict.UNKNOWN: "not known"}
 _ROW: Final = {"id", "anchor", "assumed", "verdict", "seen", "otherwise", "seconds", "at", "behaviour"}
 
 
 def as_data(
-    results: Sequence[Result], *, where: str, version: str, at: datetime, left_over: Sequence[str]
+    results: Sequence[CheckResult], *, where: str, version: str, at: datetime, left_over: Sequence[str]
 ) -> dict[str, Any]:
     """The JSON report of one run: {"where", "version", "at", "seconds", "checks": [...], "not_made", "behaviour",
     "left_over", "untried"}. `behaviour`: {"claude": knobs, "tensorlake": settings} with which the offline platform
@@ -51,7 +51,7 @@ def as_data(
     }
 
 
-def _of_rows(rows: Sequence[Mapping[str, Any]], known: Sequence[Check]) -> dict[str, Any]:
+def _of_rows(rows: Sequence[Mapping[str, Any]], known: Sequence[ServiceCheck]) -> dict[str, Any]:
     behaviour: dict[str, dict[str, Any]] = {"claude": {}, "tensorlake": {}}
     for row in rows:
         for name, value in row["behaviour"].items():
@@ -66,7 +66,7 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], known: Sequence[Check]) -> dict[
     }
 
 
-def united(data: Mapping[str, Any], known: Sequence[Check], folder: Path) -> dict[str, Any]:
+def united(data: Mapping[str, Any], known: Sequence[ServiceCheck], folder: Path) -> dict[str, Any]:
     """The run with what earlier ones say of the same place and version: of checks that it did not make, that are
     `known` still and assume what they did. Their order is that of `known`. A file that cannot be read says nothing."""
     assumed = {check.id: check.assumed for check in known}
@@ -85,7 +85,7 @@ def united(data: Mapping[str, Any], known: Sequence[Check], folder: Path) -> dic
 def as_page(data: Mapping[str, Any]) -> str:
     """Markdown."""
     counts = Counter(row["verdict"] for row in data["checks"])
-    told = ", ".join(f"{verdict.value}: {counts[verdict.value]}" for verdict in Verdict if counts[verdict.value])
+    told = ", ".join(f"{verdict.value}: {counts[verdict.value]}" for verdict in CheckVerdict if counts[verdict.value])
     lines = [
         f"# Certification of {data['where']}",
         "",
@@ -96,10 +96,10 @@ def as_page(data: Mapping[str, Any]) -> str:
     ]
     lines += [
         f"| `{row['id']}` ({row['anchor']}) | {_cell(row['assumed'])} | {_cell(row['seen'])} "
-        f"| {_MARKS[Verdict(row['verdict'])]} | {row['seconds']:g} | {row['at'][:10]} |"
+        f"| {_MARKS[CheckVerdict(row['verdict'])]} | {row['seconds']:g} | {row['at'][:10]} |"
         for row in data["checks"]
     ]
-    differ = [row for row in data["checks"] if row["verdict"] == Verdict.DIFFERS.value]
+    differ = [row for row in data["checks"] if row["verdict"] == CheckVerdict.DIFFERS.value]
     if differ:
         lines += ["", "## What changes", ""]
         lines += [f"- `{row['id']}`: {row['otherwise']}." for row in differ]
@@ -112,7 +112,7 @@ def as_page(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(data: Mapping[str, Any], known: Sequence[Check], folder: Path) -> tuple[Path, Path]:
+def write(data: Mapping[str, Any], known: Sequence[ServiceCheck], folder: Path) -> tuple[Path, Path]:
     """Both files, with what they said before of other checks (`united`); returns their paths, Markdown first."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = united(data, known, folder)

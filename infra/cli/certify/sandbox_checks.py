@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from image.session import claim as wire
-from infra.cli.certify.check import Check
+from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed
 from infra.cli.doctor import inside
@@ -343,49 +343,49 @@ _LIST: Final = "docs/wire/tensorlake.md#53-get-and-list"
 _PROCESSES: Final = "docs/wire/tensorlake.md#71-start_process"
 
 CHECKS: Final = (
-    Check(
+    ServiceCheck(
         "sandbox.boot-time",
         "docs/wire/tensorlake.md#11-quotas-and-prices",
         f"a sandbox of the session image runs within {_SLOW:.0f} s",
         "the first answer of a session is late: a smaller image; near `BIND_SECONDS` claims are given back",
         boot_time,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.resume-time",
         "docs/wire/tensorlake.md#11-quotas-and-prices",
         f"a suspended sandbox runs within {_SLOW:.0f} s of its resume",
         "every message after a pause waits so long: a longer `IDLE_GRACE_SECONDS` costs less patience",
         resume_time,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.name-release",
         _NAMES,
         f"a name is free within {_RELEASE:.0f} s of its sandbox's end",
         "a session whose sandbox has failed gets its new one only on a later drain",
         name_release,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.root-start",
         "docs/wire/tensorlake.md#16-unknowns",
         "a process may start as root where the image's user is another",
         "workers start as the agent's user, and the interpreter's mode alone hides their claim (HANDS705)",
         root_start,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.follow",
         "docs/wire/tensorlake.md#72-other-process-calls",
         "lines of a followed output come as they are written",
         "`ready` is seen when the silence bound is over and the output is read again: hand-overs are slow",
         follow,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.process-name",
         _PROCESSES,
         "a second start under a name that is taken runs nothing twice",
         "a start that is sent again runs two workers: the lock in the sandbox still lets one serve",
         name_of_a_process,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.quiet-command",
         "docs/wire/tensorlake.md#57-timeout_secs",
         "an open request is traffic, though nothing is said on it",
@@ -393,77 +393,77 @@ CHECKS: Final = (
         quiet_command,
         240.0,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.sleeper-url",
         _RESUME,
         "the record of a suspended sandbox has `sandbox_url`",
         "commands that look into a sleeper must resume it first",
         sleeper_url,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.traffic-wakes",
         _RESUME,
         "a request to a suspended sandbox wakes it",
         "a server in a sandbox sleeps through its webhooks: use another place for the functions",
         traffic_wakes,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.look-leaves-asleep",
         _RESUME,
         "a GET and a list wake no sleeper",
         "every tick wakes every session's sandbox: fewer ticks, and a shorter `RETENTION_SECONDS`",
         look_leaves_asleep,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.resume-moves",
         _RESUME,
         "a sandbox has the same address after a resume",
         "a kept address misses once after each resume and is asked for anew",
         resume_moves,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.list-order",
         _LIST,
         "the oldest sandboxes are listed first",
         "nothing is lost: a tick reads all pages within its budget, and then knows the newest first",
         list_order,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.list-ended",
         _LIST,
         "ended sandboxes are listed",
         "pages are shorter; nothing depends on the ended ones",
         list_ended,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.pool-rename",
         "docs/wire/tensorlake.md#512-pools",
         "a sandbox that is claimed from a pool can be named afterwards",
         "pools cannot be used for sessions, whose sandboxes are found by name",
         pool_rename,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.snapshot-listing",
         "docs/wire/tensorlake.md#6-snapshots",
         "a snapshot is listed with its sandbox and its type",
         "a tick deletes no leftover snapshot of a race, as it cannot tell it from a person's",
         snapshot_listing,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.wildcards",
         "docs/wire/tensorlake.md#51-create",
         "an egress list takes names that begin with `*.`",
         "`SANDBOX_ALLOW_OUT` must name each host",
         wildcards,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.copy",
         "docs/wire/tensorlake.md#58-copy",
         "a running sandbox can be copied live, and the copy can be named",
         "races with `checkpoint: live` cannot be run: leave it at `filesystem`",
         live_copy,
     ),
-    Check(
+    ServiceCheck(
         "sandbox.daemon-inside",
         "docs/wire/tensorlake.md#510-ports",
         "the daemon's port obeys nobody inside who has no token",

@@ -77,10 +77,10 @@ def doctor(
     probe: Annotated[bool, typer.Option(help="make a sandbox and look at it from inside")] = True,
 ) -> None:
     """Check everything that a session needs; says what is wrong and how to mend it."""
-    from infra.cli.doctor.command import Options, run
+    from infra.cli.doctor.command import DoctorOptions, run
 
     with edge():
-        raise typer.Exit(run(os.environ, Options(url.strip(), as_json, probe)))
+        raise typer.Exit(run(os.environ, DoctorOptions(url.strip(), as_json, probe)))
 
 
 @command(app, "certify", CHECKING, "certify", "certify --only queue --yes", "certify --only sandbox.copy --json")
@@ -92,7 +92,7 @@ def certify(
     quota: Annotated[int, typer.Option(help="how many sandboxes your account may have: see how one more fares")] = 0,
 ) -> None:
     """Try what this project assumes of both services against those of the settings; for cents, with your keys."""
-    from infra.cli.certify.command import Options, run
+    from infra.cli.certify.command import CertifyOptions, run
 
     with edge():
-        raise typer.Exit(run(os.environ, Options(tuple(only or ()), quota, yes, as_json, write)))
+        raise typer.Exit(run(os.environ, CertifyOptions(tuple(only or ()), quota, yes, as_json, write)))

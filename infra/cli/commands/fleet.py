@@ -223,13 +223,13 @@ def confirm(
 ) -> None:
     """Answer the tool calls that wait for a person: asked at the terminal, or by a flag."""
     from infra.cli.fleet.confirm import run
-    from infra.cli.session.confirmations import Answer
+    from infra.cli.session.confirmations import ConfirmationAnswer
     from shared.errors import SettingsError
 
     with edge():
         if allow and deny is not None:
             raise SettingsError("say --allow or --deny, not both")
-        answer = Answer(True) if allow else Answer(False, deny) if deny is not None else None
+        answer = ConfirmationAnswer(True) if allow else ConfirmationAnswer(False, deny) if deny is not None else None
         finish(run(load(), session, call, answer))
 
 

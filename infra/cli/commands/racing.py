@@ -51,7 +51,7 @@ def fork(
     url: FunctionsUrl = "",
 ) -> None:
     """Race candidates from one state and keep the best. Flags win over the file. Exit code 0 only with a winner."""
-    from infra.cli.fork.command import Options, cancel, run, wait
+    from infra.cli.fork.command import ForkOptions, cancel, run, wait
     from infra.cli.fork.request import Flags, read_request
 
     flags = Flags(
@@ -76,7 +76,7 @@ def fork(
         diff=diff,
         dry_run=dry_run,
     )
-    options = Options(url.strip(), as_json, report, key, begin)
+    options = ForkOptions(url.strip(), as_json, report, key, begin)
     with edge():
         request = None if cancel_one or (wait_for and not file) else read_request(file, flags)
         loaded = load(served_elsewhere=bool(options.url))

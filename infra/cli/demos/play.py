@@ -14,7 +14,7 @@ from infra.local.process import ServiceStartError
 from shared.errors import HandsError
 
 
-class NotShown(Exception):
+class DemoFailed(Exception):
     """Something that should have been seen was not. The text says what."""
 
 
@@ -28,7 +28,7 @@ def play(isolation: Isolation, act: Callable[[Platform], str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped; nothing is left running.", file=sys.stderr)
         return 130
-    except (NotShown, ServiceStartError, AdminError, FeedBroken, FeedRefused, HandsError) as error:
+    except (DemoFailed, ServiceStartError, AdminError, FeedBroken, FeedRefused, HandsError) as error:
         print(f"✗ The demo could not be shown: {error}", file=sys.stderr)
         return 1
     print(f"{shown} Everything that was started has ended.")

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from infra.cli.demos.play import NotShown, play
+from infra.cli.demos.play import DemoFailed, play
 from infra.cli.demos.screens import Watcher
 from infra.cli.environ import Loaded
 from infra.cli.session.command import open_client, watch
 from infra.cli.session.follow import Finish
-from infra.cli.session.render import Line, Look
+from infra.cli.session.render import Line, LineStyle
 from infra.cli.session.screen import Screen
 from infra.local.platform import Isolation, Platform
 
@@ -114,47 +114,47 @@ async def _play(platform: Platform, page: Path | None) -> None:
 
         async def turn(prompt: str) -> list[str]:
             screen = Watcher()
-            screen.say(Line("> " + prompt.replace("\n", "\n> "), Look.QUIET))
+            screen.say(Line("> " + prompt.replace("\n", "\n> "), LineStyle.QUIET))
             try:
                 async with asyncio.timeout(_LONGEST_TURN):
                     finish = await watch(client, session.id, prompt, screen, offline=True)
             except TimeoutError:
-                raise NotShown(f"a turn did not end within {_LONGEST_TURN:g} s") from None
+                raise DemoFailed(f"a turn did not end within {_LONGEST_TURN:g} s") from None
             if finish is not Finish.DONE:
-                raise NotShown("a turn did not end well")
+                raise DemoFailed("a turn did not end well")
             return screen.results
 
-        Screen().say(Line(f"session {session.id}", Look.STRONG))
+        Screen().say(Line(f"session {session.id}", LineStyle.STRONG))
         if any(_is_pass(result) for result in await turn("\n".join(REPOSITORY))):
-            raise NotShown("the test should have failed before the race")
+            raise DemoFailed("the test should have failed before the race")
         before = _boxes(platform)
         await _race(loaded, race_on(session.id), page)
         if _boxes(platform) != before:
-            raise NotShown("the race left sandboxes or snapshots behind")
+            raise DemoFailed("the race left sandboxes or snapshots behind")
         if not any(_is_pass(result) for result in await turn(_TEST)):
-            raise NotShown("the session's next turn did not see the fix")
+            raise DemoFailed("the session's next turn did not see the fix")
 
 
 async def _race(loaded: Loaded, asked: dict[str, Any], page: Path | None) -> None:
-    from infra.cli.fork.command import EXIT_INTERRUPTED, Options, RaceConsole, console_for_people
+    from infra.cli.fork.command import EXIT_INTERRUPTED, ForkOptions, RaceConsole, console_for_people
     from infra.cli.fork.command import run as race
     from shared.races.request import RaceRequest
 
     screen = Screen()
-    screen.say(Line(f"\n> make fork: {', '.join(each['name'] for each in asked['branches'])}", Look.QUIET))
+    screen.say(Line(f"\n> make fork: {', '.join(each['name'] for each in asked['branches'])}", LineStyle.QUIET))
     request = RaceRequest.model_validate_json(json.dumps(asked))
     console = RaceConsole(console_for_people())
-    code = await race(loaded, request, Options(page=page), console)
+    code = await race(loaded, request, ForkOptions(page=page), console)
     if code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     report = console.display.report
     if report is None or report.winner != WINNER:
-        raise NotShown("the race was not won by the fast right fix")
+        raise DemoFailed("the race was not won by the fast right fix")
     if report.promotion is None or not report.promotion.done or report.leftovers:
-        raise NotShown("the winner's work did not reach the workspace, or something was left over")
+        raise DemoFailed("the winner's work did not reach the workspace, or something was left over")
     unended = {branch.name for branch in report.branches if branch.status == "cancelled"}
     if not {"right-slow", "hang"} <= unended:
-        raise NotShown("the first right fix should have ended the race")
+        raise DemoFailed("the first right fix should have ended the race")
     screen.say(Line(""))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from infra.cli import webhook_sandbox
-from infra.cli.demos.play import NotShown, play
+from infra.cli.demos.play import DemoFailed, play
 from infra.cli.demos.session import show
 from infra.cli.environ import Loaded
 from infra.local.platform import Isolation, Platform
@@ -39,7 +39,7 @@ def _play(platform: Platform) -> str:
         with contextlib.redirect_stderr(said):  # notes for who runs a server for longer than a demo
             code = command(loaded)
         if code:
-            raise NotShown(f"the server could not be brought up: {said.getvalue().strip()}")
+            raise DemoFailed(f"the server could not be brought up: {said.getvalue().strip()}")
     name, born = str(_box(platform)["name"]), _server(platform)["pid"]
     print(f"\nNobody calls. After {IDLE_SECONDS} s without a request it falls asleep ...", flush=True)
     _until_asleep(platform)
@@ -50,7 +50,7 @@ def _play(platform: Platform) -> str:
     _until_asleep(platform)
     server_process = _server(platform)
     if server_process["pid"] != born or server_process["managed"]["restart_count"]:
-        raise NotShown("the server did not live through its sleep: it was started anew")
+        raise DemoFailed("the server did not live through its sleep: it was started anew")
     print(f"It sleeps again, {time.monotonic() - began:.1f} s after the session began.")
     return f"{shown} They were served by {name}, the same process before and after its sleep."
 
@@ -59,7 +59,7 @@ def _until_asleep(platform: Platform) -> None:
     end = time.monotonic() + _LONGEST_SLEEPLESS
     while _box(platform)["status"] != "suspended":
         if time.monotonic() > end:
-            raise NotShown(f"the server's sandbox is still awake after {_LONGEST_SLEEPLESS:g} s")
+            raise DemoFailed(f"the server's sandbox is still awake after {_LONGEST_SLEEPLESS:g} s")
         time.sleep(0.1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.cli.session.render import Event, Line, Look, text_of
+from infra.cli.session.render import Event, Line, LineStyle, text_of
 from infra.cli.session.screen import Screen
 
 
@@ -25,5 +25,5 @@ class QuietWatcher(Watcher):
     def say(self, line: Line) -> None:
         """Nothing is said."""
 
-    def remark(self, text: str, look: Look = Look.QUIET) -> None:
+    def remark(self, text: str, look: LineStyle = LineStyle.QUIET) -> None:
         """Nothing is said."""

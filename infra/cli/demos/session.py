@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from infra.cli.demos.play import NotShown, play
+from infra.cli.demos.play import DemoFailed, play
 from infra.cli.environ import Loaded
 from infra.cli.session.follow import Finish
-from infra.cli.session.render import Line, Look
+from infra.cli.session.render import Line, LineStyle
 from infra.local.platform import Isolation, Platform
 from infra.local.process import RunningService
 from shared import names
@@ -50,8 +50,8 @@ def run(isolation: Isolation) -> int:
         print(_opening(platform, server.url, time.monotonic() - began), flush=True)
         try:
             return asyncio.run(show(platform))
-        except NotShown as error:
-            raise NotShown(f"{error}{_said_by(server)}") from None
+        except DemoFailed as error:
+            raise DemoFailed(f"{error}{_said_by(server)}") from None
 
     return play(isolation, act)
 
@@ -71,7 +71,7 @@ def _opening(platform: Platform, functions: str, seconds: float) -> str:
 
 
 async def show(platform: Platform) -> str:
-    """Run a session on the screen. What was shown, in a line. Raises NotShown."""
+    """Run a session on the screen. What was shown, in a line. Raises DemoFailed."""
     from infra.cli.session.command import open_client, watch
     from infra.cli.session.screen import Screen
 
@@ -82,18 +82,18 @@ async def show(platform: Platform) -> str:
         session = await client.beta.sessions.create(
             agent=environ["ANTHROPIC_AGENT_ID"], environment_id=environ["ANTHROPIC_ENVIRONMENT_ID"]
         )
-        screen.say(Line(f"session {session.id}", Look.STRONG))
-        screen.say(Line(f"> {PROMPT}", Look.QUIET))
+        screen.say(Line(f"session {session.id}", LineStyle.STRONG))
+        screen.say(Line(f"> {PROMPT}", LineStyle.QUIET))
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
                 finish = await watch(client, session.id, PROMPT, screen, offline=True)
         except TimeoutError:
-            screen.remark(f"✗ not done after {_LONGEST_SECONDS:g} s", Look.WRONG)
+            screen.remark(f"✗ not done after {_LONGEST_SECONDS:g} s", LineStyle.WRONG)
             finish = Finish.LOST
     seconds = time.monotonic() - began
     evidence = await _look(platform, session.id)
     if evidence.missing or finish is not Finish.DONE:
-        raise NotShown("; ".join(evidence.missing) or "the turn did not end well")
+        raise DemoFailed("; ".join(evidence.missing) or "the turn did not end well")
     calls = evidence.claude_calls + evidence.tensorlake_calls
     return (
         f"Shown: {evidence.webhooks} webhook(s) woke the functions, which gave the session the sandbox "

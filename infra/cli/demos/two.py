@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from infra.cli.demos.play import NotShown, play
+from infra.cli.demos.play import DemoFailed, play
 from infra.cli.demos.screens import QuietWatcher
 from infra.cli.environ import Loaded
 from infra.cli.session.command import open_client, watch
 from infra.cli.session.follow import Finish
-from infra.cli.session.render import Line, Look
+from infra.cli.session.render import Line, LineStyle
 from infra.cli.session.screen import Screen
 from infra.local.platform import Isolation, Platform
 
@@ -82,7 +82,7 @@ def run(isolation: Isolation) -> int:
 
 def act_two(platform: Platform, folder: Path, screen: Screen) -> str:
     """All of the demo on a platform whose functions are not served yet; what was shown, in a line. `folder`: for the
-    keys and the environments' file. Raises NotShown."""
+    keys and the environments' file. Raises DemoFailed."""
     teams = tuple(_team(platform, folder, *each) for each in _TEAMS)
     file = folder / "environments.toml"
     file.write_text("\n".join(team.table() for team in teams), encoding="utf-8")
@@ -151,7 +151,7 @@ class _Demo:
             with self._hanging():
                 await self._served(self._web)
                 if waits.done():
-                    raise NotShown("the session of docs was served, though its queue answers nobody")
+                    raise DemoFailed("the session of docs was served, though its queue answers nobody")
             self._step("The queue of docs is well again:")
 
         self._step("\n> make ps")
@@ -162,7 +162,7 @@ class _Demo:
         )
 
     def _step(self, text: str) -> None:
-        self._screen.say(Line(text, Look.STRONG))
+        self._screen.say(Line(text, LineStyle.STRONG))
 
     async def _served(self, team: Team) -> Served:
         """One session of the team's environment, to the end of its turn."""
@@ -175,10 +175,10 @@ class _Demo:
                 async with asyncio.timeout(_LONGEST_TURN):
                     finish = await watch(client, session.id, PROMPT, quiet, offline=True)
             except TimeoutError:
-                raise NotShown(f"a session of {team.name} was not served within {_LONGEST_TURN:g} s") from None
+                raise DemoFailed(f"a session of {team.name} was not served within {_LONGEST_TURN:g} s") from None
         served = Served(session.id, time.monotonic() - began)
         if finish is not Finish.DONE or not any(team.answer in result.splitlines() for result in quiet.results):
-            raise NotShown(f"a session of {team.name} did not get its own set-up: {quiet.results}")
+            raise DemoFailed(f"a session of {team.name} did not get its own set-up: {quiet.results}")
         self._screen.say(Line(f"  {team.name:<4}  {session.id}  done in {served.seconds:.1f} s   {team.answer}"))
         return served
 
@@ -222,18 +222,18 @@ class _Demo:
         boxes = {str(box["id"]): box for box in self._platform.tensorlake.get("state")["sandboxes"]}
         images = sorted(str(box["image"]) for box in boxes.values())
         if len(boxes) != len(both) or images != sorted(team.image for team in (self._web, self._docs)):
-            raise NotShown(f"two sandboxes of two images should be there, and there are {images}")
+            raise DemoFailed(f"two sandboxes of two images should be there, and there are {images}")
 
     async def _ps(self) -> None:
         from infra.cli.fleet.ps import run as ps
 
         if await ps(self._loaded, everything=False, as_json=False, watch=False):
-            raise NotShown("not all sessions could be seen")
+            raise DemoFailed("not all sessions could be seen")
 
 
 async def _until(condition: Callable[[], Any], failure: str) -> None:
     end = time.monotonic() + _LONGEST_TURN
     while not await asyncio.to_thread(condition):
         if time.monotonic() > end:
-            raise NotShown(failure)
+            raise DemoFailed(failure)
         await asyncio.sleep(0.1)

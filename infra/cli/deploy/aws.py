@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from infra.aws import package, plan
-from infra.aws.stack import Aws, NotDeployed
+from infra.aws.stack import Aws, NotDeployedToAws
 from infra.cli import environ
 from shared.errors import HandsError
 
@@ -25,7 +25,7 @@ def run(action: Action, variables: Mapping[str, str], *, dry_run: bool) -> int:
         if action == "deploy":
             return deploy(_loaded(variables), dry_run=dry_run)
         return undeploy(environ.with_files(variables), dry_run=dry_run)
-    except NotDeployed as error:
+    except NotDeployedToAws as error:
         print(error, file=sys.stderr)
         return 1
     except HandsError:

@@ -21,7 +21,7 @@ _STAGED: Final = "STAGED_SOURCE"
 _SETTLING: Final = (5.0, 15.0)
 
 
-class NotDeployed(HandsError):
+class NotDeployedToGcp(HandsError):
     """gcloud did not do it. The text is what it said."""
 
 
@@ -32,8 +32,8 @@ class Gcloud:
         self._say = say
         self._sleep = sleep
 
-    def do(self, steps: Iterable[plan.Step | plan.Stored]) -> None:
-        """Raises NotDeployed at the first that fails."""
+    def do(self, steps: Iterable[plan.DeployStep | plan.Stored]) -> None:
+        """Raises NotDeployedToGcp at the first that fails."""
         for step in steps:
             if isinstance(step, plan.Stored):
                 self._store(step)
@@ -82,7 +82,7 @@ def run(action: Action, variables: Mapping[str, str], *, dry_run: bool) -> int:
         if action == "deploy":
             return deploy(_loaded(variables), dry_run=dry_run)
         return undeploy(_loaded(variables), dry_run=dry_run)
-    except NotDeployed as error:
+    except NotDeployedToGcp as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -121,7 +121,7 @@ def undeploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
     return 0
 
 
-def _show(planned: plan.Plan) -> None:
+def _show(planned: plan.GcpPlan) -> None:
     if planned.number == plan.NUMBER_UNKNOWN:
         _print(f"# {plan.NUMBER_UNKNOWN} is what this answers (or set GCP_PROJECT_NUMBER)")
         _print(shlex.join(plan.number_of(planned.project)))
@@ -134,7 +134,7 @@ def _show(planned: plan.Plan) -> None:
     _print("DRY_RUN: nothing was called.")
 
 
-def _show_step(step: plan.Step | plan.Stored) -> None:
+def _show_step(step: plan.DeployStep | plan.Stored) -> None:
     if isinstance(step, plan.Stored):
         _print(f"{shlex.join(step.look)}\n# and unless it answers {step.variable}'s value:")
         _print(f"{shlex.join(step.add)}  < {step.variable}")
@@ -149,7 +149,7 @@ def _show_step(step: plan.Step | plan.Stored) -> None:
             _print(shlex.join(argv))
 
 
-def _next(planned: plan.Plan) -> None:
+def _next(planned: plan.GcpPlan) -> None:
     for service in planned.services:
         _print(f"{service.target:15} {planned.url(service)}")
     known = {"ANTHROPIC_WEBHOOK_SIGNING_KEY"} & (planned.stored.keys() | planned.referred.keys())
@@ -166,15 +166,15 @@ def _run(argv: plan.Argv, given: str = "") -> subprocess.CompletedProcess[str]:
     except FileNotFoundError:
         raise SettingsError("gcloud is not on PATH: install the Google Cloud CLI") from None
     except subprocess.TimeoutExpired:
-        raise NotDeployed(f"no answer for half an hour: {shlex.join(argv)}") from None
+        raise NotDeployedToGcp(f"no answer for half an hour: {shlex.join(argv)}") from None
 
 
 def _says_absent(text: str) -> bool:
     return any(words in text for words in _ABSENT)
 
 
-def _failure(argv: plan.Argv, text: str) -> NotDeployed:
-    return NotDeployed(f"{shlex.join(argv)}\n{text.strip()[-2000:]}")
+def _failure(argv: plan.Argv, text: str) -> NotDeployedToGcp:
+    return NotDeployedToGcp(f"{shlex.join(argv)}\n{text.strip()[-2000:]}")
 
 
 def _loaded(variables: Mapping[str, str]) -> Mapping[str, str]:

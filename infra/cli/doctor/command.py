@@ -35,8 +35,8 @@ from infra.cli.doctor import (
 )
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Finding, Say, Severity, error, exit_code, info, worst
-from infra.cli.doctor.redaction import Redactor
-from infra.cli.doctor.runner import Check
+from infra.cli.doctor.redaction import ReportRedactor
+from infra.cli.doctor.runner import DoctorCheck
 from infra.cli.environ import CHECKOUT, Loaded, NoServices
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
@@ -49,13 +49,13 @@ URLS: Final = ("WEBHOOK_URL", "FUNCTIONS_URL")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class DoctorOptions:
     url: str = ""
     json: bool = False
     probe: bool = True
 
 
-def run(environ: Mapping[str, str], options: Options, folder: Path = CHECKOUT) -> int:
+def run(environ: Mapping[str, str], options: DoctorOptions, folder: Path = CHECKOUT) -> int:
     """Examine and print; returns the exit code."""
     began = time.monotonic()
     try:
@@ -68,7 +68,7 @@ def run(environ: Mapping[str, str], options: Options, folder: Path = CHECKOUT) -
         operator_environ.apply(loaded, os.environ)
         if options.probe and not options.json and sys.stderr.isatty():
             print("Looking; a probe sandbox takes up to a minute ...", file=sys.stderr)
-        findings, where = asyncio.run(examine(loaded, options)), Redactor.of(loaded.environ).clean(loaded.where)
+        findings, where = asyncio.run(examine(loaded, options)), ReportRedactor.of(loaded.environ).clean(loaded.where)
     if options.json:
         print(report.as_json(findings, where, time.monotonic() - began))
     else:
@@ -78,7 +78,7 @@ def run(environ: Mapping[str, str], options: Options, folder: Path = CHECKOUT) -
     return exit_code(findings)
 
 
-async def examine(loaded: Loaded, options: Options) -> list[Finding]:
+async def examine(loaded: Loaded, options: DoctorOptions) -> list[Finding]:
     """Every finding, in the order of the codes, with no secret in any text."""
     findings: list[Finding] = []
     environ = loaded.environ
@@ -88,8 +88,8 @@ async def examine(loaded: Loaded, options: Options) -> list[Finding]:
         async with asyncio.timeout(_SECRET_SECONDS):
             secrets.update(await asyncio.to_thread(settings_checks.secrets_of, environ, say))
 
-    findings += await runner.run([Check("the secrets", _SECRET_SECONDS + 1.0, look_at_settings)])
-    redactor = Redactor.of(environ, [value for values in secrets.values() for value in values])
+    findings += await runner.run([DoctorCheck("the secrets", _SECRET_SECONDS + 1.0, look_at_settings)])
+    redactor = ReportRedactor.of(environ, [value for values in secrets.values() for value in values])
     settings = settings_checks.check_settings(environ, findings.append)
     settings_checks.check_kinds(secrets, environ, findings.append)
     settings_checks.check_redirections(environ, findings.append)
@@ -97,7 +97,7 @@ async def examine(loaded: Loaded, options: Options) -> list[Finding]:
     if settings is None or worst(findings) is Severity.ERROR:
         findings.append(info("HANDS002", "nothing was sent to anybody: correct the settings first"))
     else:
-        redactor = Redactor.of(environ, [*(v for values in secrets.values() for v in values), *_keys(settings)])
+        redactor = ReportRedactor.of(environ, [*(v for values in secrets.values() for v in values), *_keys(settings)])
         url = options.url or next((environ[name].strip() for name in URLS if environ.get(name, "").strip()), "")
         context = DoctorContext(environ, settings, offline=loaded.offline is not None, url=url)
         try:
@@ -112,19 +112,19 @@ async def examine(loaded: Loaded, options: Options) -> list[Finding]:
     ]
 
 
-def checks(context: DoctorContext, options: Options) -> Iterator[Check]:
+def checks(context: DoctorContext, options: DoctorOptions) -> Iterator[DoctorCheck]:
     """What is looked at over the network. The probes come first, as they take longest."""
     environments = list(context.settings.environments.values())
     if options.probe:
         for environment in environments[:_MOST_PROBES]:
             look = partial(probe.check_probe, context, environment)
-            yield Check("the probe sandbox", probe.seconds(context), look)
+            yield DoctorCheck("the probe sandbox", probe.seconds(context), look)
     for environment in environments:
-        yield Check("the work queue", _CHECK_SECONDS, partial(work.check_environment, context, environment))
+        yield DoctorCheck("the work queue", _CHECK_SECONDS, partial(work.check_environment, context, environment))
         if environment.pool:
-            yield Check("the pool", _CHECK_SECONDS, partial(pools.check_pool, context, environment))
+            yield DoctorCheck("the pool", _CHECK_SECONDS, partial(pools.check_pool, context, environment))
     for image in sorted({environment.image for environment in environments}):
-        yield Check("the image", _CHECK_SECONDS, partial(images.check_image, context, image))
+        yield DoctorCheck("the image", _CHECK_SECONDS, partial(images.check_image, context, image))
     for name, check in (
         ("the clocks", services.check_clock),
         ("Tensorlake", services.check_tensorlake),
@@ -133,7 +133,7 @@ def checks(context: DoctorContext, options: Options) -> Iterator[Check]:
         ("the certifications", certification.check_certification),
         ("the sandboxes", leftover_checks.check_remains),
     ):
-        yield Check(name, _CHECK_SECONDS, partial(check, context))
+        yield DoctorCheck(name, _CHECK_SECONDS, partial(check, context))
 
 
 async def _check_doors(context: DoctorContext, say: Say) -> None:
@@ -142,7 +142,7 @@ async def _check_doors(context: DoctorContext, say: Say) -> None:
     await schedule.check_schedule(context, say)
 
 
-def _not_looked_at(context: DoctorContext, options: Options) -> Iterator[Finding]:
+def _not_looked_at(context: DoctorContext, options: DoctorOptions) -> Iterator[Finding]:
     beyond = len(context.settings.environments) - _MOST_PROBES
     if not options.probe:
         yield info("HANDS002", "no probe sandbox was made: egress, daemon, worker and times are not known")

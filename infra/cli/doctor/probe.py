@@ -112,7 +112,7 @@ async def _end(host: SandboxHost, name: str, sandbox_id: str | None, about: str,
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
+class _WorkerHeard:
     """What a worker said and how it ended; `first_seconds` from its start to the first of both notices."""
 
     ready: wire.Notice | None
@@ -146,7 +146,7 @@ async def _check_hand_over(context: DoctorContext, environment: Environment, san
     return _say_worker(heard, context, about, say)
 
 
-def _say_worker(heard: _Heard, context: DoctorContext, about: str, say: Say) -> float | None:
+def _say_worker(heard: _WorkerHeard, context: DoctorContext, about: str, say: Say) -> float | None:
     status = heard.state.exit_code if heard.state is not None and not heard.state.running else None
     name = wire.Exit(status).name.lower() if status in set(wire.Exit) else f"status {status}"
     detail = f": {heard.ended.detail}" if heard.ended is not None and heard.ended.detail else ""
@@ -210,7 +210,7 @@ def _claim(context: DoctorContext, environment: Environment, worker_digest: str)
     )
 
 
-async def _start_worker(context: DoctorContext, sandbox_id: str, claim: wire.Claim) -> _Heard | str:
+async def _start_worker(context: DoctorContext, sandbox_id: str, claim: wire.Claim) -> _WorkerHeard | str:
     """Started as the dispatcher starts one (shared/claims/handover.py) and followed to its end; a text says why not."""
     process = worker_process(f"doctor-{secrets.token_hex(6)}", claim, context.settings.sandbox_user or None)
     plain = not_as_root(process)
@@ -227,7 +227,7 @@ async def _start_worker(context: DoctorContext, sandbox_id: str, claim: wire.Cla
     return again if isinstance(again, str) else replace(again, not_as_root=reason)
 
 
-async def _follow_worker(context: DoctorContext, sandbox_id: str, process: ProcessSpec) -> _Heard | str:
+async def _follow_worker(context: DoctorContext, sandbox_id: str, process: ProcessSpec) -> _WorkerHeard | str:
     host = context.service.host
     began = time.monotonic()
     match await host.start(sandbox_id, process):
@@ -249,5 +249,5 @@ async def _follow_worker(context: DoctorContext, sandbox_id: str, process: Proce
             first_seconds = time.monotonic() - began
         if over or time.monotonic() > end:
             known = state if isinstance(state, ProcessState) else None
-            return _Heard(ready, first_seconds or 0.0, said.get(wire.Word.ENDED), known)
+            return _WorkerHeard(ready, first_seconds or 0.0, said.get(wire.Word.ENDED), known)
         await asyncio.sleep(0.15)

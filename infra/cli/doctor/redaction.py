@@ -18,7 +18,7 @@ _SHORTEST: Final = 6  # characters; what is shorter is no secret and may stand i
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
-class Redactor:
+class ReportRedactor:
     """Knows the values of this run; `clean` takes them out of a text, along with control characters."""
 
     def __init__(self, values: Iterable[str]) -> None:
@@ -27,7 +27,7 @@ class Redactor:
         self._known = sorted(known, key=len, reverse=True)
 
     @classmethod
-    def of(cls, environ: Mapping[str, str], more: Iterable[str] = ()) -> Redactor:
+    def of(cls, environ: Mapping[str, str], more: Iterable[str] = ()) -> ReportRedactor:
         """`more`: secrets that were read from where a setting says they live."""
         named = [value for name, value in environ.items() if _SECRET_NAMES.search(name)]
         return cls([*named, *more])

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class DoctorCheck:
     """`name` says for people what is looked at; `seconds` bounds it, its own clean-up apart."""
 
     name: str
@@ -24,12 +24,12 @@ class Check:
     look: Callable[[Say], Awaitable[None]]
 
 
-async def run(checks: Sequence[Check], at_once: int = AT_ONCE) -> list[Finding]:
+async def run(checks: Sequence[DoctorCheck], at_once: int = AT_ONCE) -> list[Finding]:
     """All findings, in the order of their codes. A check whose task is cancelled still cleans up after itself."""
     findings: list[Finding] = []
     room = asyncio.Semaphore(at_once)
 
-    async def one(check: Check) -> None:
+    async def one(check: DoctorCheck) -> None:
         async with room:
             try:
                 async with asyncio.timeout(check.seconds):

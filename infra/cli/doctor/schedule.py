@@ -7,7 +7,7 @@ from typing import Final
 
 from infra.cli.doctor.context import DoctorContext, account_of
 from infra.cli.doctor.findings import Say, info, ok, warning
-from infra.sandbox.look import Look, look
+from infra.sandbox.look import ServerLook, look
 
 SHORTEST_PATIENCE: Final = 900.0
 """Seconds without a call from which on a schedule is missed: three of the pauses that the guide shows."""
@@ -26,7 +26,7 @@ async def check_schedule(context: DoctorContext, say: Say) -> None:
     judge(server, say)
 
 
-def judge(server: Look | None, say: Say) -> None:
+def judge(server: ServerLook | None, say: Say) -> None:
     """By the server's own clock and counters. A sleeper is a warning: nobody may be calling it at all."""
     if server is None:
         return  # a host, a poller or a function: none of them tells whether a schedule calls it

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.target import NotDone, Target, done, target
+from infra.cli.fleet.target import NotCarriedOut, Target, done, target
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from shared import names
 from shared.ports import ItemState, SandboxRecord, SandboxStatus, SessionStatus
@@ -25,7 +25,7 @@ Confirm = Callable[[str], bool]
 Act = Callable[[Target, Confirm], Awaitable[str | None]]
 
 
-class Declined(NotDone):
+class Declined(NotCarriedOut):
     """The person said no, or nobody was there to ask."""
 
 
@@ -43,7 +43,7 @@ async def run(loaded: Loaded, session_id: str, act: Act, *, yes: bool) -> int:
     try:
         async with target(loaded, session_id) as aim:
             said = await act(aim, confirm)
-    except NotDone as error:
+    except NotCarriedOut as error:
         print(error, file=sys.stderr)
         return 1
     if said is None:
@@ -122,7 +122,7 @@ async def remove(aim: Target, confirm: Confirm) -> str | None:
 
 
 async def _collect_first(aim: Target, box: SandboxRecord | None) -> None:
-    """Raises NotDone where OUTPUTS_TO is set and something of the session's outputs is not there yet."""
+    """Raises NotCarriedOut where OUTPUTS_TO is set and something of the session's outputs is not there yet."""
     outputs = aim.settings.outputs
     if outputs is None or box is None:
         return
@@ -133,7 +133,7 @@ async def _collect_first(aim: Target, box: SandboxRecord | None) -> None:
         collector = Collector(outputs, aim.host, user=aim.settings.sandbox_user or None)
         await collector.collect(names.canonical_session_id(aim.session.id), box.id)
     except NotCollected as error:
-        raise NotDone(
+        raise NotCarriedOut(
             f"its outputs are not collected: {error}. Fetch them yourself (hands cp), or give them up: "
             f"OUTPUTS_TO= hands rm {aim.session.id}"
         ) from None
@@ -182,14 +182,14 @@ async def _waits(aim: Target) -> bool:
 async def _at_rest_first(aim: Target) -> None:
     """A session that runs can be neither archived nor deleted (docs/wire/anthropic.md, section 8)."""
     if (await aim.people.session(aim.session.id)).status is SessionStatus.RUNNING:
-        raise NotDone(f"{aim.session.id} runs. End its turn first: hands interrupt {aim.session.id}")
+        raise NotCarriedOut(f"{aim.session.id} runs. End its turn first: hands interrupt {aim.session.id}")
 
 
 async def _no_worker(aim: Target, command: str) -> None:
     """A sandbox that somebody works in is not taken away."""
     item = next((item for item in await aim.items() if item.state in _AT_WORK), None)
     if item is not None:
-        raise NotDone(
+        raise NotCarriedOut(
             f"a worker holds {item.id} in it. Wait until it is idle, or: hands stop {aim.session.id}, "
             f"then hands {command} {aim.session.id}"
         )
@@ -204,7 +204,7 @@ async def _until_status(aim: Target, status: SandboxStatus) -> None:
 
 
 async def _until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:
-    """Raises NotDone after _WAIT_SECONDS. A look that fails is no answer."""
+    """Raises NotCarriedOut after _WAIT_SECONDS. A look that fails is no answer."""
     end, pause = time.monotonic() + _WAIT_SECONDS, _FIRST_PAUSE
     while True:
         try:
@@ -213,8 +213,8 @@ async def _until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> No
         except FeedBroken:
             pass
         except FeedRefused as error:
-            raise NotDone(f"{otherwise}; looking again was refused: {error}") from None
+            raise NotCarriedOut(f"{otherwise}; looking again was refused: {error}") from None
         if time.monotonic() > end:
-            raise NotDone(f"{otherwise} after {_WAIT_SECONDS:g} s. It may still happen: hands ps")
+            raise NotCarriedOut(f"{otherwise} after {_WAIT_SECONDS:g} s. It may still happen: hands ps")
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -42,7 +42,7 @@ fi
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FileChange:
     """`how`: added, changed, deleted, or written where only a file's time is known."""
 
     path: str
@@ -55,7 +55,7 @@ class Changes:
     there are more than MOST."""
 
     source: str
-    files: tuple[Change, ...]
+    files: tuple[FileChange, ...]
     complete: bool
 
 
@@ -87,5 +87,5 @@ def read(told: str) -> Changes | None:
         word, tab, path = line.partition("\t")
         if tab and path:
             how = _HOW.get(word[:1], "changed") if source == "git" else "written"
-            files.append(Change(printable(path, _LONGEST_PATH), how))
+            files.append(FileChange(printable(path, _LONGEST_PATH), how))
     return Changes(source, tuple(files[:MOST]), len(files) <= MOST)

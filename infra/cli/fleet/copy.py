@@ -23,7 +23,7 @@ from typing import Final
 from image.session.programs import files as local
 from infra.cli.environ import Loaded
 from infra.cli.fleet.table import console
-from infra.cli.fleet.target import NotDone, target
+from infra.cli.fleet.target import NotCarriedOut, target
 from infra.cli.session.command import SESSION_ID
 from infra.cli.session.render import clean
 from shared.errors import SettingsError
@@ -31,9 +31,9 @@ from shared.sandbox_files import (
     MOST_ENTRIES,
     FileEntry,
     FilesError,
+    FileTree,
     Piece,
     SandboxFiles,
-    Tree,
     pieces,
     stays_inside,
     tree_of,
@@ -67,7 +67,7 @@ class CopyEnd:
 
 
 @dataclass(slots=True)
-class Result:
+class CopyResult:
     files: int = 0
     bytes: int = 0
     there: int = 0  # files that needed nothing
@@ -87,7 +87,7 @@ async def copy(loaded: Loaded, source: str, sink: str) -> int:
                 result = await _fetch(files, posixpath.join(workdir, begin.path), end.path)
             else:
                 result = await _bring(files, begin.path, end.path, workdir)
-    except (NotDone, FilesError, local.Failed) as error:
+    except (NotCarriedOut, FilesError, local.FileFailed) as error:
         print(printable(str(error), keep="\n"), file=sys.stderr)
         return 1
     except OSError as error:
@@ -107,9 +107,9 @@ async def show(loaded: Loaded, place: str) -> int:
             path = posixpath.join(workdir, at.path)
             tree = await files.tree(path, how="flat")
             if not tree.is_file:
-                raise NotDone(f"{place} is no file; hands ls {place}")
+                raise NotCarriedOut(f"{place} is no file; hands ls {place}")
             await _out(files, path, tree.files[0])
-    except (NotDone, FilesError) as error:
+    except (NotCarriedOut, FilesError) as error:
         print(printable(str(error)), file=sys.stderr)
         return 1
     return 0
@@ -121,7 +121,7 @@ async def entries(loaded: Loaded, place: str, *, as_json: bool) -> int:
     try:
         async with _files(loaded, at.session) as (files, workdir):
             tree = await files.tree(posixpath.join(workdir, at.path), how="flat")
-    except (NotDone, FilesError) as error:
+    except (NotCarriedOut, FilesError) as error:
         print(printable(str(error)), file=sys.stderr)
         return 1
     rows: list[dict[str, str | float]] = [_row(file, posixpath.basename(at.path)) for file in tree.files]
@@ -174,17 +174,17 @@ async def _files(loaded: Loaded, session: str) -> AsyncIterator[tuple[SandboxFil
 # From a sandbox
 
 
-async def _fetch(files: SandboxFiles, path: str, sink: str) -> Result:
+async def _fetch(files: SandboxFiles, path: str, sink: str) -> CopyResult:
     if sink == _STANDARD:
         tree = await files.tree(path, how="flat")
         if not tree.is_file:
-            raise NotDone("a folder cannot go to standard output; name a folder of this machine instead of -")
+            raise NotCarriedOut("a folder cannot go to standard output; name a folder of this machine instead of -")
         return await _out(files, path, tree.files[0])
     tree = await _whole(files, path)
     root, renamed = _local_root(tree, path, sink)
     _make_room(root, tree.size)
     wanted = [(file, local.present(str(root), renamed(file), file.size, file.sha256)) for file in tree.files]
-    result = Result(len(tree.files), tree.size, sum(done == file.size for file, done in wanted if file.size))
+    result = CopyResult(len(tree.files), tree.size, sum(done == file.size for file, done in wanted if file.size))
     with _progress("fetching", tree.size) as advance:
         advance(sum(done for _, done in wanted))
         missing = [(file, done) for file, done in wanted if done < file.size or not file.size]
@@ -204,14 +204,14 @@ async def _fetch(files: SandboxFiles, path: str, sink: str) -> Result:
     return result
 
 
-def _local_root(tree: Tree, path: str, sink: str) -> tuple[Path, Callable[[FileEntry], str]]:
+def _local_root(tree: FileTree, path: str, sink: str) -> tuple[Path, Callable[[FileEntry], str]]:
     """The folder to write into, and each file's path in it."""
     name = posixpath.basename(path.rstrip("/")) or "root"
     place = Path(sink)
     if not tree.is_file:
         return (place / name if sink.endswith("/") else place), lambda file: file.path
     if name in (".", ".."):
-        raise NotDone("name the file to be written on this machine")
+        raise NotCarriedOut("name the file to be written on this machine")
     if place.is_dir() or sink.endswith("/"):
         return place, lambda file: name
     return place.parent, lambda file: place.name
@@ -221,13 +221,15 @@ def _make_room(root: Path, size: int) -> None:
     there = next(each for each in (root, *root.absolute().parents) if each.is_dir())
     free = shutil.disk_usage(there).free
     if size > free:
-        raise NotDone(f"{_size(size)} do not fit: {there} has {_size(free)} left")
+        raise NotCarriedOut(f"{_size(size)} do not fit: {there} has {_size(free)} left")
 
 
-async def _whole(files: SandboxFiles, path: str) -> Tree:
+async def _whole(files: SandboxFiles, path: str) -> FileTree:
     tree = await files.tree(path)
     if not tree.complete:
-        raise NotDone(f"{path} has more than {MOST_ENTRIES} entries; copy folders of it, or pack it first (hands run)")
+        raise NotCarriedOut(
+            f"{path} has more than {MOST_ENTRIES} entries; copy folders of it, or pack it first (hands run)"
+        )
     return tree
 
 
@@ -252,7 +254,7 @@ async def _ahead(
         await asyncio.gather(*(reading for _, reading in under_way), return_exceptions=True)
 
 
-async def _out(files: SandboxFiles, path: str, file: FileEntry) -> Result:
+async def _out(files: SandboxFiles, path: str, file: FileEntry) -> CopyResult:
     plain = not sys.stdout.isatty()
     async for _, data in _ahead(files, path, [(file, 0)]):
         if plain:
@@ -261,18 +263,18 @@ async def _out(files: SandboxFiles, path: str, file: FileEntry) -> Result:
             text = data.decode("utf-8", "replace")
             print(clean(text, len(text) + 1), end="")
     sys.stdout.flush()
-    return Result(1, file.size)
+    return CopyResult(1, file.size)
 
 
 # To a sandbox
 
 
-async def _bring(files: SandboxFiles, source: str, sink: str, workdir: str) -> Result:
+async def _bring(files: SandboxFiles, source: str, sink: str, workdir: str) -> CopyResult:
     path = posixpath.join(workdir, sink)
     if source != _STANDARD:
         return await _send(files, Path(source), path, into=sink.endswith("/"))
     if sink.endswith("/") or await files.kind(path) == "folder":
-        raise NotDone("what comes from standard input needs a file's name: sesn_...:/path/name")
+        raise NotCarriedOut("what comes from standard input needs a file's name: sesn_...:/path/name")
     with tempfile.TemporaryDirectory(prefix="hands-cp-") as folder:
         spool = Path(folder) / (posixpath.basename(path) or "input")
         with spool.open("wb") as file:
@@ -280,24 +282,24 @@ async def _bring(files: SandboxFiles, source: str, sink: str, workdir: str) -> R
         return await _send(files, spool, path, into=False)
 
 
-async def _send(files: SandboxFiles, source: Path, path: str, *, into: bool) -> Result:
+async def _send(files: SandboxFiles, source: Path, path: str, *, into: bool) -> CopyResult:
     rows = await asyncio.to_thread(lambda: list(local.rows(str(source), MOST_ENTRIES, "hashed")))
     tree = tree_of(rows, str(source))
     if not tree.complete:
-        raise NotDone(f"{source} has more than {MOST_ENTRIES} entries; copy folders of it, or pack it first")
+        raise NotCarriedOut(f"{source} has more than {MOST_ENTRIES} entries; copy folders of it, or pack it first")
     name = posixpath.basename(posixpath.abspath(source))
     if tree.is_file:
         if into or await files.kind(path) == "folder":
             path = posixpath.join(path, name)
         root, name = posixpath.split(path.rstrip("/"))
         (only,) = tree.files
-        tree = Tree([FileEntry(name, only.size, only.mode, only.modified, only.sha256)], [], [], [], True)
+        tree = FileTree([FileEntry(name, only.size, only.mode, only.modified, only.sha256)], [], [], [], True)
         base = source
     else:
         root, base = (posixpath.join(path, name) if into else path), source
     done = await files.present(root, tree.files)
     wanted = [*zip(tree.files, done, strict=True)]
-    result = Result(len(tree.files), tree.size, sum(there == file.size for file, there in wanted if file.size))
+    result = CopyResult(len(tree.files), tree.size, sum(there == file.size for file, there in wanted if file.size))
     with _progress("bringing", tree.size) as advance:
         advance(sum(done))
         for call in pieces([(file, there) for file, there in wanted if there < file.size or not file.size]):
@@ -318,7 +320,7 @@ def _read(base: Path, piece: Piece) -> bytes:
         opened.seek(piece.offset)
         data = opened.read(piece.length)
     if len(data) < piece.length:
-        raise NotDone(f"{file} has become shorter while it was copied; run the command again")
+        raise NotCarriedOut(f"{file} has become shorter while it was copied; run the command again")
     return data
 
 
@@ -337,7 +339,7 @@ def _progress(what: str, size: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def _tell_left_out(tree: Tree, more: Sequence[tuple[str, str]] = ()) -> None:
+def _tell_left_out(tree: FileTree, more: Sequence[tuple[str, str]] = ()) -> None:
     left_out = [*tree.left_out, *more]
     for path, why in left_out[:_SHOWN_LEFT_OUT]:
         print(f"left out: {printable(path, 300)} ({why})", file=sys.stderr)

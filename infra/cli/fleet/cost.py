@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.lists import Session, lists
+from infra.cli.fleet.lists import SessionListing, lists
 from infra.cli.fleet.survey import in_words
 from infra.cli.fleet.table import console, table
 from infra.cli.fleet.usage import ORGANIZATION, Usage, Use, read
@@ -108,7 +108,7 @@ class Used:
         }
 
 
-async def _used(settings: Settings, organization: str, rows: Sequence[Session]) -> Used | str:
+async def _used(settings: Settings, organization: str, rows: Sequence[SessionListing]) -> Used | str:
     """A text says why there is nothing of it."""
     if not organization:
         return f"What sandboxes used and cost is told with {ORGANIZATION}, and a key that may read it."
@@ -134,9 +134,9 @@ async def _used(settings: Settings, organization: str, rows: Sequence[Session]) 
     )
 
 
-def summed(rows: Iterable[Session], by: str, used: Used | str = "") -> list[Sum]:
+def summed(rows: Iterable[SessionListing], by: str, used: Used | str = "") -> list[Sum]:
     """The dearest first, days the newest first."""
-    groups: dict[str, list[Session]] = {}
+    groups: dict[str, list[SessionListing]] = {}
     key = _KEYS[by]
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -146,18 +146,18 @@ def summed(rows: Iterable[Session], by: str, used: Used | str = "") -> list[Sum]
     return sorted(sums, key=lambda each: (-(each.tokens_in + each.tokens_out), -each.active_seconds, each.key))
 
 
-def _day(row: Session) -> str:
+def _day(row: SessionListing) -> str:
     return datetime.fromtimestamp(row.created_at, UTC).date().isoformat()
 
 
-_KEYS: Final[dict[str, Callable[[Session], str]]] = {
+_KEYS: Final[dict[str, Callable[[SessionListing], str]]] = {
     "session": lambda row: row.id,
     "environment": lambda row: row.environment_id,
     "day": _day,
 }
 
 
-def _sum(key: str, rows: Sequence[Session], used: Used | str = "") -> Sum:
+def _sum(key: str, rows: Sequence[SessionListing], used: Used | str = "") -> Sum:
     prices: dict[str, float] = {}
     for row in rows:
         if row.cost is not None:

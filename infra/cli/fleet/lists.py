@@ -34,7 +34,7 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class SessionListing:
     """Times are Unix seconds. Tokens and cost are None where the service does not tell."""
 
     id: str
@@ -87,7 +87,7 @@ class Lists:
         self.calls = 0
         self.requests_left: tuple[int, int] | None = None
 
-    async def sessions(self, pages: int, *, archived: bool = False) -> Listing[Session]:
+    async def sessions(self, pages: int, *, archived: bool = False) -> Listing[SessionListing]:
         """Newest first."""
         more = {"include_archived": "true"} if archived else {}
         return await self._pages("/v1/sessions", {"limit": str(PAGE), **more}, pages, read_session)
@@ -107,7 +107,7 @@ class Lists:
         path = f"/v1/environments/{environment_id}/work"
         return await self._pages(path, {"limit": str(PAGE)}, pages, read, enough)
 
-    async def session(self, session_id: str) -> Session:
+    async def session(self, session_id: str) -> SessionListing:
         row = read_session(await self.raw_session(session_id))
         if row is None:
             raise FeedBroken("the service's answer is no session")
@@ -241,14 +241,14 @@ def _requests_left(headers: Mapping[str, str]) -> tuple[int, int] | None:
     return int(left[:12]), int(limit[:12])
 
 
-def read_session(raw: Json) -> Session | None:
+def read_session(raw: Json) -> SessionListing | None:
     identity, environment, created = raw.get("id"), raw.get("environment_id"), unix_time(raw.get("created_at"))
     if not isinstance(identity, str) or not isinstance(environment, str) or created is None:
         return None
     usage = raw.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     cost = usage.get("list_cost")
-    return Session(
+    return SessionListing(
         id=identity,
         environment_id=environment,
         status=_one_of(SessionStatus, raw.get("status"), SessionStatus.UNKNOWN),

@@ -11,7 +11,7 @@ from typing import Final
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet.one import started
-from infra.cli.fleet.target import AWAKE, NotDone, Target, done, target
+from infra.cli.fleet.target import AWAKE, NotCarriedOut, Target, done, target
 from infra.cli.session.render import clean
 from infra.cli.session.screen import Screen
 from shared.claims.worker_process import WORKER_NAMES
@@ -32,7 +32,7 @@ async def logs(loaded: Loaded, session_id: str, *, follow: bool, wake: bool) -> 
             box = await aim.need_sandbox()
             if box.status not in AWAKE:
                 if not wake:
-                    raise NotDone(
+                    raise NotCarriedOut(
                         f"its sandbox sleeps. To read its log it must be woken: hands logs {session_id} --wake"
                     )
                 done(await aim.host.resume(box.id), f"waking {box.id}")
@@ -40,7 +40,7 @@ async def logs(loaded: Loaded, session_id: str, *, follow: bool, wake: bool) -> 
                 await _Following(aim).run()
             else:
                 await _print_all(aim, box)
-    except NotDone as error:
+    except NotCarriedOut as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -69,7 +69,7 @@ class _Printer:
 async def _print_all(aim: Target, box: SandboxRecord) -> None:
     workers = await _workers(aim, box)
     if not workers:
-        raise NotDone("no worker has run in its sandbox yet")
+        raise NotCarriedOut("no worker has run in its sandbox yet")
     printer = _Printer()
     for worker in workers:
         printer.head(worker)
@@ -84,12 +84,12 @@ async def _print_all(aim: Target, box: SandboxRecord) -> None:
 
 
 async def _workers(aim: Target, box: SandboxRecord) -> Sequence[ProcessState]:
-    """The oldest first. Raises NotDone."""
+    """The oldest first. Raises NotCarriedOut."""
     match await aim.host.process_names(box.id):
         case Absent():
-            raise NotDone("its sandbox is not there any more: hands ps")
+            raise NotCarriedOut("its sandbox is not there any more: hands ps")
         case Doubtful(reason):
-            raise NotDone(f"its workers could not be listed ({reason}); run the command again")
+            raise NotCarriedOut(f"its workers could not be listed ({reason}); run the command again")
         case found:
             own = [each for each in found if each.name.startswith(WORKER_NAMES)]
             return sorted(own, key=lambda each: started(each.name))
@@ -109,7 +109,7 @@ class _Following:
         self._remarked = ""
 
     async def run(self) -> None:
-        """Until it is cancelled. Raises NotDone where it cannot go on."""
+        """Until it is cancelled. Raises NotCarriedOut where it cannot go on."""
         try:
             async with asyncio.TaskGroup() as group:
                 failures = 0
@@ -117,7 +117,7 @@ class _Following:
                     try:
                         await self._look(group)
                         failures = 0
-                    except NotDone:
+                    except NotCarriedOut:
                         failures += 1
                         if failures >= _FAILURES:
                             raise
@@ -154,7 +154,7 @@ class _Following:
             self._printer.remark(f"{text}; waiting for its next worker, ctrl-C ends this)")
 
     async def _follow(self, box: str, worker: ProcessState) -> None:
-        """Raises NotDone where the stream has broken too often."""
+        """Raises NotCarriedOut where the stream has broken too often."""
         self._printer.head(worker)
         began, before, number = time.monotonic(), self._shown.get(worker.name, 0), 0
         stream = self._aim.host.follow_output(box, worker.name, silence=_SILENCE, limit=_MOST, both=True)
@@ -173,5 +173,5 @@ class _Following:
                     failures = 0 if went_on else self._failures.get(worker.name, 0) + 1
                     self._failures[worker.name] = failures
                     if failures >= _FAILURES:
-                        raise NotDone(f"the log of {worker.name} broke off ({reason}); run the command again")
+                        raise NotCarriedOut(f"the log of {worker.name} broke off ({reason}); run the command again")
                     await asyncio.sleep(_IDLE_PAUSE)

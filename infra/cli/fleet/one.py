@@ -18,7 +18,7 @@ from infra.cli.fleet import alarms
 from infra.cli.fleet.changes import changes
 from infra.cli.fleet.survey import deaths_among, in_words, open_calls
 from infra.cli.fleet.table import console, table
-from infra.cli.fleet.target import AWAKE, NotDone, Target, target
+from infra.cli.fleet.target import AWAKE, NotCarriedOut, Target, target
 from infra.cli.session.render import clean, summarise
 from shared import names
 from shared.capability import FORK
@@ -49,7 +49,7 @@ async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
             finally:
                 raised.cancel()
                 await asyncio.wait([raised])
-    except NotDone as error:
+    except NotCarriedOut as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -283,7 +283,7 @@ async def run(loaded: Loaded, session_id: str, command: Sequence[str], *, timeou
                 working_dir=aim.settings.workdir or None,
                 timeout=timeout,
             )
-    except NotDone as error:
+    except NotCarriedOut as error:
         print(error, file=sys.stderr)
         return 1
     match found:

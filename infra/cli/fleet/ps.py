@@ -14,7 +14,7 @@ from rich.text import Text
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet.pace import Pause, pause_after
-from infra.cli.fleet.survey import Row, Seen, in_words, look, others, rows
+from infra.cli.fleet.survey import Seen, SessionRow, in_words, look, others, rows
 from infra.cli.fleet.table import console, table
 from infra.cli.session.follow import FeedBroken
 
@@ -52,12 +52,12 @@ async def watched(loaded: Loaded, seen: Seen, *, everything: bool, pause: Pause 
                 seen = await look(loaded, time.time(), archived=everything)
 
 
-def shown_rows(seen: Seen, *, everything: bool) -> list[Row]:
+def shown_rows(seen: Seen, *, everything: bool) -> list[SessionRow]:
     return [row for row in rows(seen) if everything or row.state not in _HIDDEN]
 
 
 def as_line(seen: Seen, *, everything: bool) -> str:
-    """Stable for programs: the names of `Row` and `OtherSandbox`, times in seconds; ASCII, fit for a terminal."""
+    """Stable for programs: names as in `SessionRow` and `OtherSandbox`, times in seconds; ASCII, fit for a terminal."""
     whole = {
         "sessions": [asdict(row) for row in shown_rows(seen, everything=everything)],
         "sandboxes": [asdict(box) for box in others(seen)],
@@ -95,7 +95,7 @@ def _cut_short(seen: Seen) -> list[str]:
     return [environment for environment, listing in seen.items.items() if not listing.complete]
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: SessionRow) -> dict[str, str]:
     tokens = f"{row.tokens_in}+{row.tokens_out}" if row.tokens_in or row.tokens_out else ""
     return {
         "session": row.session,

@@ -10,7 +10,7 @@ from typing import Any
 from infra.cli.fleet.lists import Lists, NotThere, lists
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from shared.adapters.open_calls import EventsPage, open_calls_of
-from shared.adapters.queue_rows import Answer, listed_item, reach_back, session_record
+from shared.adapters.queue_rows import JsonRow, listed_item, reach_back, session_record
 from shared.environment_settings import Environment
 from shared.ports import Absent, Doubtful, ListedItem, Listing, OpenCalls, Refused, SessionRecord
 from shared.settings import Settings
@@ -28,13 +28,13 @@ class QueueLooks:
             return back_to is not None and reach_back(rows, back_to)
 
         try:
-            return await self._service.rows(self._environment_id, pages, lambda raw: listed_item(Answer(raw)), enough)
+            return await self._service.rows(self._environment_id, pages, lambda raw: listed_item(JsonRow(raw)), enough)
         except (FeedBroken, FeedRefused) as error:
             return Doubtful(str(error))
 
     async def session(self, session_id: str) -> SessionRecord | Absent | Refused | Doubtful:
         try:
-            return session_record(Answer(await self._service.raw_session(session_id)))
+            return session_record(JsonRow(await self._service.raw_session(session_id)))
         except NotThere:
             return Absent()
         except (FeedBroken, FeedRefused) as error:

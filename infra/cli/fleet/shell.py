@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Final
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.target import AWAKE, NotDone, Target, done, target
+from infra.cli.fleet.target import AWAKE, NotCarriedOut, Target, done, target
 from shared.errors import SettingsError
 from shared.texts import printable
 
@@ -51,7 +51,7 @@ async def run(loaded: Loaded, session_id: str) -> int:
             print(f"{box.id} stays awake, and costs, while you are in. ctrl-D leaves.", file=sys.stderr)
             async with _connected(aim, box.id) as sandbox:
                 code = await _talk(aim, sandbox)
-    except NotDone as error:
+    except NotCarriedOut as error:
         print(error, file=sys.stderr)
         return 1
     return code if code >= 0 else _KILLED - code
@@ -68,7 +68,7 @@ async def _connected(aim: Target, box_id: str) -> AsyncIterator[AsyncSandbox]:
             box_id, api_key=settings.tensorlake_key.reveal(), api_url=settings.tensorlake_url
         )
     except SandboxError as error:
-        raise NotDone(f"the sandbox could not be reached ({printable(str(error), 300)})") from None
+        raise NotCarriedOut(f"the sandbox could not be reached ({printable(str(error), 300)})") from None
     try:
         yield sandbox
     finally:
@@ -95,7 +95,9 @@ async def _talk(aim: Target, sandbox: AsyncSandbox) -> int:
                 code: int = await pty.wait()
                 return code
     except SandboxError as error:
-        raise NotDone(f"\nthe shell broke off ({printable(str(error), 300)}); the sandbox may have ended") from None
+        raise NotCarriedOut(
+            f"\nthe shell broke off ({printable(str(error), 300)}); the sandbox may have ended"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.lists import Item, Json, Lists, Session, lists
+from infra.cli.fleet.lists import Item, Json, Lists, SessionListing, lists
 from infra.cli.session.follow import Call, FeedBroken, FeedRefused, TurnState
 from infra.cli.session.render import summarise
 from shared import names
@@ -47,7 +47,7 @@ _NAMELESS: Final = "of a pool, no name"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SessionRow:
     """One session as a person wants to see it. Seconds everywhere; None is unknown or not there.
 
     state: what it does, in words. sandbox: its id; sandbox_state: the service's word for it.
@@ -90,7 +90,7 @@ class Seen:
 
     settings: Settings
     now: float
-    sessions: Listing[Session] | None
+    sessions: Listing[SessionListing] | None
     items: Mapping[str, Listing[Item]]
     sandboxes: Listing[SandboxRecord] | None
     calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
@@ -189,7 +189,7 @@ async def _calls_of(people: Lists, sessions: Sequence[str], budget: int) -> Mapp
     return found
 
 
-def _served(seen: Seen) -> Iterator[Session]:
+def _served(seen: Seen) -> Iterator[SessionListing]:
     """The listed sessions of the environments that are served."""
     for session in seen.sessions.rows if seen.sessions is not None else ():
         if session.environment_id in seen.settings.environments and names.is_session_id(session.id):
@@ -241,7 +241,7 @@ def open_calls(events: Iterable[Json]) -> tuple[Call, ...]:
     return state.calls
 
 
-def rows(seen: Seen) -> list[Row]:
+def rows(seen: Seen) -> list[SessionRow]:
     """One a session of the environments that are served: what works or waits first, then the newest."""
     items = _newest_items(seen)
     boxes = _session_boxes(seen)
@@ -312,12 +312,14 @@ def _box_name(seen: Seen, environment_id: str, session_id: str) -> str:
     return names.sandbox_name(seen.settings.prefix, environment_id, session_id)
 
 
-def _row(seen: Seen, session: Session, item: Item | None, boxes: Mapping[str, SandboxRecord] | None) -> Row:
+def _row(
+    seen: Seen, session: SessionListing, item: Item | None, boxes: Mapping[str, SandboxRecord] | None
+) -> SessionRow:
     box = boxes.get(_box_name(seen, session.environment_id, session.id)) if boxes is not None else None
     live = item if item is not None and item.state in _LIVE else None
     calls = seen.calls.get(session.id)
     signs = [session.updated_at, live.latest_heartbeat_at if live is not None else None]
-    return Row(
+    return SessionRow(
         session=session.id,
         title=session.title,
         environment=session.environment_id,
@@ -337,7 +339,7 @@ def _row(seen: Seen, session: Session, item: Item | None, boxes: Mapping[str, Sa
 
 
 def _state(
-    seen: Seen, session: Session, item: Item | None, calls: tuple[Call, ...] | None, box: SandboxRecord | None
+    seen: Seen, session: SessionListing, item: Item | None, calls: tuple[Call, ...] | None, box: SandboxRecord | None
 ) -> str:
     if session.archived:
         return "archived"
@@ -361,7 +363,7 @@ def _state(
 
 
 def _problem(
-    seen: Seen, session: Session, item: Item | None, calls: tuple[Call, ...] | None, box: SandboxRecord | None
+    seen: Seen, session: SessionListing, item: Item | None, calls: tuple[Call, ...] | None, box: SandboxRecord | None
 ) -> str:
     times = seen.settings.times
     tools = [call for call in calls or () if not call.asks and not call.custom]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.lists import Item, Lists, Session, lists
+from infra.cli.fleet.lists import Item, Lists, SessionListing, lists
 from infra.cli.session.command import check_session_id
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from shared import names
@@ -21,7 +21,7 @@ _PAGES = 10
 AWAKE = (SandboxStatus.RUNNING,)
 
 
-class NotDone(HandsError):
+class NotCarriedOut(HandsError):
     """The command could not do it. The text says why and what to do next."""
 
 
@@ -31,7 +31,7 @@ class Target:
 
     settings: Settings
     service: Service
-    session: Session
+    session: SessionListing
     people: Lists
     queue: Lists
     host: SandboxHost
@@ -49,24 +49,26 @@ class Target:
         return sorted(found, key=lambda item: item.created_at, reverse=True)
 
     async def sandbox(self) -> SandboxRecord | None:
-        """None where it has none, or has one that has ended. Raises NotDone where it cannot be known."""
+        """None where it has none, or has one that has ended. Raises NotCarriedOut where it cannot be known."""
         match await self.host.find(self.sandbox_name):
             case SandboxRecord() as record:
                 return None if record.status in ENDED else record
             case Absent():
                 return None
             case Doubtful(reason):
-                raise NotDone(f"the sandbox could not be looked up ({reason}); try again")
+                raise NotCarriedOut(f"the sandbox could not be looked up ({reason}); try again")
 
     async def need_sandbox(self) -> SandboxRecord:
-        """Raises NotDone."""
+        """Raises NotCarriedOut."""
         record = await self.sandbox()
         if record is None:
-            raise NotDone(f"{self.session.id} has no sandbox now: it gets one with its next message (make session)")
+            raise NotCarriedOut(
+                f"{self.session.id} has no sandbox now: it gets one with its next message (make session)"
+            )
         return record
 
     async def awake_sandbox(self) -> SandboxRecord:
-        """Its running sandbox; a sleeper is woken, and whoever asked is told. Raises NotDone."""
+        """Its running sandbox; a sleeper is woken, and whoever asked is told. Raises NotCarriedOut."""
         box = await self.need_sandbox()
         if box.status not in AWAKE:
             print(f"(waking {box.id}; it stays awake, and costs, until it has been idle)", file=sys.stderr)
@@ -99,16 +101,16 @@ async def target(loaded: Loaded, session_id: str) -> AsyncIterator[Target]:
 
 
 def done(outcome: Absent | Refused | Doubtful | None, what: str) -> None:
-    """Raises NotDone for anything but a clear yes."""
+    """Raises NotCarriedOut for anything but a clear yes."""
     match outcome:
         case None:
             return
         case Absent():
-            raise NotDone(f"{what}: it is not there any more")
+            raise NotCarriedOut(f"{what}: it is not there any more")
         case Refused(status, reason):
-            raise NotDone(f"{what}: the service refused it ({status}: {reason})")
+            raise NotCarriedOut(f"{what}: the service refused it ({status}: {reason})")
         case Doubtful(reason):
-            raise NotDone(f"{what}: it may have happened or not ({reason}). Look: hands ps")
+            raise NotCarriedOut(f"{what}: it may have happened or not ({reason}). Look: hands ps")
 
 
-__all__ = ["AWAKE", "FeedBroken", "FeedRefused", "NotDone", "Target", "done", "target"]
+__all__ = ["AWAKE", "FeedBroken", "FeedRefused", "NotCarriedOut", "Target", "done", "target"]

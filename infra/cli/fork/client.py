@@ -155,7 +155,7 @@ async def race_there(
             ) from None
     except ValidationError:
         raise NotServed("what answers at FUNCTIONS_URL tells of no race: is it of another version?") from None
-    if not isinstance(last, events.Reported | events.Failed):
+    if not isinstance(last, events.Reported | events.RaceFailed):
         raise NotServed("the connection was lost before the race ended; the functions end what it made")
     return None
 
@@ -205,7 +205,7 @@ def _end_of(status: RaceStatus) -> events.Event:
     if status.report is not None:
         return events.Reported(report=status.report)
     lost = events.ErrorBody(type="race_lost", message="the copy of the functions that ran this race has died")
-    return events.Failed(error=status.error or lost)
+    return events.RaceFailed(error=status.error or lost)
 
 
 async def _events(answer: httpx2.Response) -> AsyncIterator[events.Event]:

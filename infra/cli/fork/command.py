@@ -36,7 +36,7 @@ from infra.cli.fork.client import (
 )
 from infra.cli.fork.display import RaceDisplay, conclusion, one_line, plain, summary
 from infra.cli.fork.request import BadInput
-from infra.cli.session.render import Line, Look
+from infra.cli.session.render import Line, LineStyle
 from shared.errors import HandsError
 from shared.races import events
 from shared.races.errors import BadRace, RaceError
@@ -55,7 +55,7 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ForkOptions:
     """`url`: of served functions; empty runs the race in this process. `page`: where the report goes as HTML. `key` is
     an Idempotency-Key; `begin` does not wait for the race's end."""
 
@@ -99,7 +99,7 @@ class RaceConsole:
             yield shown.stop
 
 
-async def run(loaded: Loaded, request: RaceRequest, options: Options, console: RaceConsole | None = None) -> int:
+async def run(loaded: Loaded, request: RaceRequest, options: ForkOptions, console: RaceConsole | None = None) -> int:
     """Runs the race and shows it; the exit code. Raises SettingsError, SecretUnavailable, BadInput."""
     if options.page is not None:
         _check_page(options.page)
@@ -126,7 +126,7 @@ async def run(loaded: Loaded, request: RaceRequest, options: Options, console: R
     return _begun(begun[0], options) if begun else _conclude(request, options, console)
 
 
-async def wait(loaded: Loaded, race_id: str, request: RaceRequest | None, options: Options) -> int:
+async def wait(loaded: Loaded, race_id: str, request: RaceRequest | None, options: ForkOptions) -> int:
     """Waits for a race that was begun with `begin`, and shows its report; the exit code. `request` is what was asked,
     where that is known: a page shows it. Raises SettingsError, SecretUnavailable, BadInput."""
     if not options.url:
@@ -141,7 +141,7 @@ async def wait(loaded: Loaded, race_id: str, request: RaceRequest | None, option
     return _conclude(request, options, console) if code is None else code
 
 
-async def cancel(loaded: Loaded, race_id: str, options: Options) -> int:
+async def cancel(loaded: Loaded, race_id: str, options: ForkOptions) -> int:
     """Ends a race that was begun with `begin`; the exit code, 0 also where it was over. Raises BadInput."""
     if not options.url:
         raise BadInput("--cancel is for served functions: set FUNCTIONS_URL, or --url")
@@ -180,7 +180,7 @@ async def _seen_to_its_end(
     return EXIT_INTERRUPTED
 
 
-def _begun(race_id: str, options: Options) -> int:
+def _begun(race_id: str, options: ForkOptions) -> int:
     print(json.dumps({"race_id": race_id}) if options.as_json else plain(race_id))
     _remark(f"the race goes on there: hands fork --wait {race_id}")
     return EXIT_WON
@@ -251,10 +251,10 @@ def _account(display: RaceDisplay, host: RecordingHost | None, *, kept: bool) ->
         _remark(f"race {display.race_id} was cancelled. Ended: {ended}")
         if host.living:
             left = ", ".join(map(one_line, host.living))
-            _remark(f"not known to have ended, and left to the reconciler: {left}", Look.WRONG)
+            _remark(f"not known to have ended, and left to the reconciler: {left}", LineStyle.WRONG)
 
 
-def _conclude(request: RaceRequest | None, options: Options, console: RaceConsole) -> int:
+def _conclude(request: RaceRequest | None, options: ForkOptions, console: RaceConsole) -> int:
     report, failed = console.display.report, console.display.failed
     if failed is not None:
         return _not_run(failed.message, EXIT_BAD_INPUT if is_askers_fault(failed.type) else EXIT_NOT_WON)
@@ -299,9 +299,9 @@ def console_for_people(*, on_error: bool = False) -> Console:
 
 
 def _not_run(text: str, code: int) -> int:
-    _remark(plain(text), Look.WRONG)
+    _remark(plain(text), LineStyle.WRONG)
     return code
 
 
-def _remark(text: str, look: Look = Look.QUIET) -> None:
+def _remark(text: str, look: LineStyle = LineStyle.QUIET) -> None:
     Console(stderr=True, highlight=False).print(Text(text, style=look.value), soft_wrap=True)

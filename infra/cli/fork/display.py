@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from infra.cli.session.render import Line, Look, clean
+from infra.cli.session.render import Line, LineStyle, clean
 from shared.deadline import Clock
 from shared.races import events
 from shared.races.report import BranchReport, BranchStatus, Phase, PromotionReport, RaceReport
@@ -48,7 +48,7 @@ _LOOKS: Final[dict[BranchStatus, str]] = {
 
 
 @dataclass(slots=True)
-class Row:
+class BranchRow:
     """One branch. `began` and `ended` are seconds since the race began."""
 
     name: str
@@ -69,7 +69,7 @@ class RaceDisplay:
 
     clock: Clock = time.monotonic
     race_id: str = ""
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, BranchRow] = field(default_factory=dict)
     doing: str = "asking"
     report: RaceReport | None = None
     failed: events.ErrorBody | None = None
@@ -87,24 +87,24 @@ class RaceDisplay:
             case events.RaceBegan():
                 self.race_id = one_line(event.race_id)
                 self._began = self.clock() - event.at
-                self.rows = {name: Row(one_line(name)) for name in event.branches}
-                return [Line(f"race {self.race_id}: {_count(len(self.rows), 'branch')}", Look.STRONG)]
+                self.rows = {name: BranchRow(one_line(name)) for name in event.branches}
+                return [Line(f"race {self.race_id}: {_count(len(self.rows), 'branch')}", LineStyle.STRONG)]
             case events.PhaseBegan(branch=None):
                 self.doing = DOING[event.phase]
-                return [Line(f"{event.at:7.2f} s  {self.doing}", Look.QUIET)]
+                return [Line(f"{event.at:7.2f} s  {self.doing}", LineStyle.QUIET)]
             case events.PhaseBegan(branch=str(name), phase=phase):
                 return self._phase(self._row(name), phase, event.at)
             case events.OutputLine():
                 row = self._row(event.branch)
                 row.line = one_line(event.line)
-                return [Line(f"{event.at:7.2f} s  {row.name}: {row.line}", Look.QUIET)]
+                return [Line(f"{event.at:7.2f} s  {row.name}: {row.line}", LineStyle.QUIET)]
             case events.BranchDecided():
                 return [self._decided(self._row(event.report.name), event.report, event.at)]
             case events.Promoted():
                 return [Line(f"{event.at:7.2f} s  {promoted(event.promotion)}")]
             case events.Reported():
                 self.report = event.report
-            case events.Failed():
+            case events.RaceFailed():
                 self.failed = event.error
         return []
 
@@ -123,22 +123,22 @@ class RaceDisplay:
             )
         return Group(table, Text(f"{self.doing}, {now:.1f} s", style="dim"))
 
-    def _row(self, name: str) -> Row:
-        return self.rows.setdefault(name, Row(one_line(name)))
+    def _row(self, name: str) -> BranchRow:
+        return self.rows.setdefault(name, BranchRow(one_line(name)))
 
-    def _phase(self, row: Row, phase: Phase, at: float) -> list[Line]:
+    def _phase(self, row: BranchRow, phase: Phase, at: float) -> list[Line]:
         self.doing = "racing"
         if row.began is None:
             row.began = at
         row.state, row.look = DOING[phase], "cyan"
-        return [Line(f"{at:7.2f} s  {row.name}: {row.state}", Look.QUIET)] if phase in ("boot", "run") else []
+        return [Line(f"{at:7.2f} s  {row.name}: {row.state}", LineStyle.QUIET)] if phase in ("boot", "run") else []
 
-    def _decided(self, row: Row, report: BranchReport, at: float) -> Line:
+    def _decided(self, row: BranchRow, report: BranchReport, at: float) -> Line:
         row.state, row.look, row.score = said(report.status), _LOOKS[report.status], report.score
         row.ended, row.line = at, why(report)
         score = "" if report.score is None else f", score {_number(report.score)}"
         because = f" ({row.line})" if report.reason else ""
-        look = Look.PLAIN if report.status == "ok" else Look.QUIET
+        look = LineStyle.PLAIN if report.status == "ok" else LineStyle.QUIET
         return Line(f"{at:7.2f} s  {row.name}: {row.state}{score}{because}", look)
 
 
@@ -169,19 +169,21 @@ def conclusion(report: RaceReport) -> Iterator[Line]:
     faster = f", {speedup:g} times as fast as one after the other" if speedup > 1 else ""
     took = f"{report.seconds:.1f} s{faster}"
     if report.dry_run:
-        yield Line(f"A dry run: {_count(len(report.branches), 'branch')} would race; nothing was begun.", Look.STRONG)
+        yield Line(
+            f"A dry run: {_count(len(report.branches), 'branch')} would race; nothing was begun.", LineStyle.STRONG
+        )
     elif report.winner is None:
-        yield Line(f"Nobody won; {took}.", Look.WRONG)
+        yield Line(f"Nobody won; {took}.", LineStyle.WRONG)
     else:
-        yield Line(f"{one_line(report.winner)} won; {took}.", Look.STRONG)
+        yield Line(f"{one_line(report.winner)} won; {took}.", LineStyle.STRONG)
     if report.deadline_passed:
-        yield Line("The race's deadline passed: what finished by then was judged.", Look.WRONG)
+        yield Line("The race's deadline passed: what finished by then was judged.", LineStyle.WRONG)
     if report.budget_spent:
-        yield Line("Its max_sandbox_seconds are spent: what finished by then was judged.", Look.WRONG)
+        yield Line("Its max_sandbox_seconds are spent: what finished by then was judged.", LineStyle.WRONG)
     if report.cancelled:
-        yield Line("The race was cancelled: what finished by then was judged, and nobody wins.", Look.WRONG)
+        yield Line("The race was cancelled: what finished by then was judged, and nobody wins.", LineStyle.WRONG)
     if report.promotion is not None:
-        yield Line(promoted(report.promotion), Look.PLAIN if report.promotion.done else Look.WRONG)
+        yield Line(promoted(report.promotion), LineStyle.PLAIN if report.promotion.done else LineStyle.WRONG)
         yield from _paths(report.promotion)
     files = sum(len(branch.artifacts) for branch in report.branches)
     if files:
@@ -189,11 +191,13 @@ def conclusion(report: RaceReport) -> Iterator[Line]:
     ended = f"{_count(len(report.reaped), 'sandbox or checkpoint', 'sandboxes and checkpoints')} ended"
     if report.leftovers:
         left = ", ".join(one_line(name) for name in report.leftovers)
-        yield Line(f"{ended}; whether these are gone is not known, and the reconciler ends them: {left}", Look.WRONG)
+        yield Line(
+            f"{ended}; whether these are gone is not known, and the reconciler ends them: {left}", LineStyle.WRONG
+        )
     elif report.ending:
-        yield Line(f"{ended}; {len(report.ending)} more are ending behind the report.", Look.QUIET)
+        yield Line(f"{ended}; {len(report.ending)} more are ending behind the report.", LineStyle.QUIET)
     elif report.reaped:
-        yield Line(f"{ended}; nothing is left.", Look.QUIET)
+        yield Line(f"{ended}; nothing is left.", LineStyle.QUIET)
 
 
 def promoted(promotion: PromotionReport) -> str:
@@ -216,7 +220,7 @@ def _paths(promotion: PromotionReport) -> Iterator[Line]:
         paths: tuple[str, ...] = getattr(promotion, word)
         if paths:
             shown = ", ".join(one_line(path) for path in paths[:5]) + (" …" if len(paths) > 5 else "")
-            yield Line(f"  {word}: {shown}", Look.QUIET)
+            yield Line(f"  {word}: {shown}", LineStyle.QUIET)
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from infra.cli.fork.display import plain, promoted, said, why
-from shared.races.report import BranchReport, Phase, RaceReport, Span
+from shared.races.report import BranchReport, Phase, RaceReport, RaceSpan
 from shared.races.request import RaceRequest
 from shared.races.scores import rank
 
@@ -146,7 +146,7 @@ def _bars(report: RaceReport, branches: list[BranchReport], end: float) -> Itera
         yield _bar(branch.name, "winner" if branch.name == report.winner else "", spans, end)
 
 
-def _bar(name: str, kind: str, spans: list[Span], end: float) -> _Bar:
+def _bar(name: str, kind: str, spans: list[RaceSpan], end: float) -> _Bar:
     aloud = ", ".join(f"{_SHOWN[span.phase]} {span.start:.2f} to {span.end:.2f} s" for span in spans) or "not begun"
     parts = (
         _Part(span.phase, _WIDTH * span.start / end, max(_LEAST, _WIDTH * (span.end - span.start) / end))

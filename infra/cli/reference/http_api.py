@@ -49,7 +49,7 @@ ERRORS: Final[Mapping[int, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class DescribedEndpoint:
     path: str
     method: Literal["get", "post", "delete"]
     summary: str
@@ -96,7 +96,7 @@ _WOKEN: Final = {
 }
 
 ENDPOINTS: Final = (
-    Endpoint(
+    DescribedEndpoint(
         "/on_run_started",
         "post",
         "Anthropic's webhook",
@@ -107,7 +107,7 @@ ENDPOINTS: Final = (
         _DELIVERY,
         {200: ("What was done, begun or ignored.", {"application/json": _WOKEN})},
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/poll_tick",
         "post",
         "One drain and one repair pass",
@@ -120,7 +120,7 @@ ENDPOINTS: Final = (
             204: ("The answer to a CloudEvent.", {}),
         },
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/fork_best_of_n",
         "post",
         "One race",
@@ -144,7 +144,7 @@ ENDPOINTS: Final = (
             "Prefer": "`respond-async` is answered 202 while it runs; `wait=N` first waits N seconds (25 at most).",
         },
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/fork_best_of_n/{race_id}",
         "get",
         "One race read back",
@@ -155,7 +155,7 @@ ENDPOINTS: Final = (
         None,
         {200: ("How it fares, with its report or its error.", {"application/json": _ref("RaceStatus")})},
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/fork_best_of_n/{race_id}",
         "delete",
         "One race ended",
@@ -169,7 +169,7 @@ ENDPOINTS: Final = (
             202: ("It ends now; read it back.", {"application/json": _ref("RaceStatus")}),
         },
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/healthz",
         "get",
         "Alive",
@@ -179,7 +179,7 @@ ENDPOINTS: Final = (
         None,
         {200: ("The server lives.", {"application/json": _ANY_OBJECT})},
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/readyz",
         "get",
         "Ready",
@@ -189,7 +189,7 @@ ENDPOINTS: Final = (
         None,
         {200: ("The server is ready.", {"application/json": _ANY_OBJECT})},
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/status",
         "get",
         "How this server fares",
@@ -199,7 +199,7 @@ ENDPOINTS: Final = (
         None,
         {200: ("Counters by name.", {"application/json": _ANY_OBJECT})},
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/metrics",
         "get",
         "Metrics",
@@ -209,7 +209,7 @@ ENDPOINTS: Final = (
         None,
         {200: ("The metrics of this process.", {"text/plain": {"type": "string"}})},
     ),
-    Endpoint(
+    DescribedEndpoint(
         "/ui/",
         "get",
         "The page",
@@ -280,12 +280,12 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation_id(endpoint: Endpoint) -> str:
+def _operation_id(endpoint: DescribedEndpoint) -> str:
     name = endpoint.path.strip("/").replace("/{", "_by_").rstrip("}")
     return f"delete_{name}" if endpoint.method == "delete" else name
 
 
-def _parameters(endpoint: Endpoint) -> Iterator[dict[str, Any]]:
+def _parameters(endpoint: DescribedEndpoint) -> Iterator[dict[str, Any]]:
     text = {"type": "string"}
     for name in re.findall(r"{(\w+)}", endpoint.path):
         yield {"name": name, "in": "path", "required": True, "schema": text}
@@ -293,7 +293,7 @@ def _parameters(endpoint: Endpoint) -> Iterator[dict[str, Any]]:
         yield {"name": name, "in": "header", "description": meaning, "schema": text}
 
 
-def _responses(endpoint: Endpoint) -> Iterator[tuple[str, Any]]:
+def _responses(endpoint: DescribedEndpoint) -> Iterator[tuple[str, Any]]:
     for status, (meaning, content) in endpoint.answers.items():
         answer: dict[str, Any] = {"description": meaning}
         if content:

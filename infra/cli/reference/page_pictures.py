@@ -31,12 +31,12 @@ _HEADERS: Final = {"anthropic-version": "2023-06-01", "anthropic-beta": "managed
 _SECONDS: Final = 120.0
 
 
-class NotShown(Exception):
+class PictureFailed(Exception):
     """The sessions did not come as far as the picture wants them."""
 
 
 def start_sessions(environ: Mapping[str, str]) -> list[str]:
-    """One that works and two at rest; their ids, the working one first. Raises NotShown."""
+    """One that works and two at rest; their ids, the working one first. Raises PictureFailed."""
     headers = {**_HEADERS, "authorization": f"Bearer {environ['ANTHROPIC_API_KEY']}"}
     with httpx2.Client(base_url=environ["ANTHROPIC_BASE_URL"], headers=headers, timeout=30) as client:
         found = []
@@ -48,7 +48,7 @@ def start_sessions(environ: Mapping[str, str]) -> list[str]:
         end = time.monotonic() + _SECONDS
         while not _all_there(client, found):
             if time.monotonic() > end:
-                raise NotShown("the sessions did not do their work")
+                raise PictureFailed("the sessions did not do their work")
             time.sleep(0.5)
         return found
 
@@ -61,7 +61,7 @@ def _all_there(client: httpx2.Client, sessions: list[str]) -> bool:
 
 
 def take(folder: Mapping[Path, tuple[int, int]] = PICTURES) -> None:
-    """Raises NotShown and BrowserFailed."""
+    """Raises PictureFailed and BrowserFailed."""
     with Platform(Options()) as platform:
         platform.serve_functions()
         start_sessions(platform.environ)

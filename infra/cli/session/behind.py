@@ -43,7 +43,7 @@ _STOPPED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class WorkLook:
     """`item`: the session's newest work item, None where it has none. `known`: False where the queue was not seen.
 
     news: what has changed since the last look and a person should know, one line each.
@@ -78,7 +78,7 @@ class Behind:
     _stopped: set[str] = field(default_factory=set)
     _manifest: tuple[str, frozenset[str]] | None = None
 
-    async def look(self, *, own_tools: bool = False) -> Look:
+    async def look(self, *, own_tools: bool = False) -> WorkLook:
         """Two calls, side by side, of _LOOK_SECONDS together: whoever watches waits for them, and a slow service
         must not hold up the other one's events. Never raises for what a service does. With `own_tools` a third one."""
         try:
@@ -86,15 +86,15 @@ class Behind:
                 items = group.create_task(self.queue.list_items(_PAGES))
                 sandbox = group.create_task(self.host.find(self.sandbox_name))
         except TimeoutError:
-            return Look()
+            return WorkLook()
         listing, lost = items.result(), self._sandbox_news(sandbox.result())
         if not isinstance(listing, Listing):
-            return Look(news=tuple(lost))
+            return WorkLook(news=tuple(lost))
         own = [item for item in listing.rows if names.canonical_session_id(item.session_id) == self.session_id]
         news = self._stops(own) + lost
         newest = max(own, key=lambda item: item.created_at, default=None)
         served = await self._own_tools(sandbox.result()) if own_tools and newest is not None else None
-        return Look(newest, newest is not None or listing.complete, tuple(news), served)
+        return WorkLook(newest, newest is not None or listing.complete, tuple(news), served)
 
     async def begin(self) -> None:
         """Remember how things are: only what changes from now on is news."""

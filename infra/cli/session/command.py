@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Final
 from image.session.worker import fork_tool_schema
 from infra.cli.environ import Loaded
 from infra.cli.session import confirmations
-from infra.cli.session.behind import Behind, behind
-from infra.cli.session.behind import Look as BehindLook
+from infra.cli.session.behind import Behind, WorkLook, behind
 from infra.cli.session.feed import ANSWER_SECONDS, CONNECT_SECONDS, SdkFeed, translated
 from infra.cli.session.follow import Call, Finish, Follower, Message, Quiet
-from infra.cli.session.render import Line, Look, clean, shorten, summarise
+from infra.cli.session.render import Line, LineStyle, clean, shorten, summarise
 from infra.cli.session.screen import Shown
 from shared.errors import SettingsError
 
@@ -86,13 +85,13 @@ def check_session_id(session_id: str) -> None:
 def _begin(loaded: Loaded, session_id: str, request: Request, screen: Shown) -> None:
     again = ", again" if request.session_id else ""
     screen.show({"type": "hands.session", "session": session_id, "where": loaded.where})
-    screen.say(Line(f"session {session_id}{again}  ({loaded.where})", Look.STRONG))
+    screen.say(Line(f"session {session_id}{again}  ({loaded.where})", LineStyle.STRONG))
     workspace = loaded.environ.get("ANTHROPIC_WORKSPACE_ID", "")
     if workspace:
-        screen.say(Line(_CONSOLE_PAGE.format(workspace, session_id), Look.QUIET))
+        screen.say(Line(_CONSOLE_PAGE.format(workspace, session_id), LineStyle.QUIET))
     if request.prompt:
         shown = shorten(clean(request.prompt).strip(), *_SHOWN_PROMPT).replace("\n", "\n> ")
-        screen.say(Line(f"> {shown}", Look.QUIET))
+        screen.say(Line(f"> {shown}", LineStyle.QUIET))
 
 
 async def watch(
@@ -116,7 +115,7 @@ async def watch(
         async for event in events:
             if isinstance(event, Quiet):
                 custom = any(call.custom for call in event.calls)
-                seen = await back.look(own_tools=custom) if back is not None and event.waiting else BehindLook()
+                seen = await back.look(own_tools=custom) if back is not None and event.waiting else WorkLook()
                 remarks.quiet(event, seen)
             else:
                 screen.show(event)
@@ -182,7 +181,7 @@ class _Remarks:
         self._next = 0.0
         self.was_silent_over_a_call = False
 
-    def quiet(self, quiet: Quiet, look: BehindLook) -> None:
+    def quiet(self, quiet: Quiet, look: WorkLook) -> None:
         self.news(look)
         self.was_silent_over_a_call = bool(quiet.calls)
         due = self._next or self.patience
@@ -190,11 +189,11 @@ class _Remarks:
             self._next = due * 2
             self.screen.remark(f"  {self._in_words(quiet, look)}")
 
-    def news(self, look: BehindLook) -> None:
+    def news(self, look: WorkLook) -> None:
         for line in look.news:
-            self.screen.remark(f"· {line}", Look.WRONG)
+            self.screen.remark(f"· {line}", LineStyle.WRONG)
 
-    def _in_words(self, quiet: Quiet, look: BehindLook) -> str:
+    def _in_words(self, quiet: Quiet, look: WorkLook) -> str:
         if not quiet.waiting:
             return f"nothing for {quiet.seconds:g} s; still watching"
         asking = next((call for call in quiet.calls if call.asks), None)
@@ -215,12 +214,12 @@ class _Remarks:
         return f"{what} runs, {since:.0f} s so far" if look.known else f"waiting for {what}, {since:.0f} s so far"
 
 
-def _is_served(call: Call, look: BehindLook) -> bool:
+def _is_served(call: Call, look: WorkLook) -> bool:
     """By the session's worker, if there is one."""
     return not call.custom or call.name == fork_tool_schema.NAME or call.name in (look.own_tools or ())
 
 
-def _unserved(call: Call, look: BehindLook) -> str:
+def _unserved(call: Call, look: WorkLook) -> str:
     waits = f"it waits for the result of {_named(call)}, a custom tool"
     if look.own_tools is None:
         return (
@@ -249,12 +248,12 @@ def _conclude(finish: Finish, session_id: str, screen: Shown) -> int:
     again = f"make session SESSION={session_id}"
     match finish:
         case Finish.LOST:
-            screen.remark("✗ the connection is lost and does not come back; the session goes on", Look.WRONG)
+            screen.remark("✗ the connection is lost and does not come back; the session goes on", LineStyle.WRONG)
         case Finish.UNKNOWN_SEND:
             screen.remark(
                 "✗ the answer to the message was lost, and the session does not show it. It was not sent again. "
                 f"Look first:  {again}",
-                Look.WRONG,
+                LineStyle.WRONG,
             )
         case Finish.DONE | Finish.FAILED:
             pass

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from infra.cli.session.follow import Call, FeedBroken
-from infra.cli.session.render import Look, clean, summarise
+from infra.cli.session.render import LineStyle, clean, summarise
 from infra.cli.session.screen import Shown
 
 _LONGEST_LINE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ConfirmationAnswer:
     allow: bool
     reason: str = ""
 
@@ -33,13 +33,13 @@ def is_asked_at_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def read_answer(line: str) -> Answer | None:
+def read_answer(line: str) -> ConfirmationAnswer | None:
     """`y`, `n`, or `n` with a reason behind it; None for anything else."""
     word, _, reason = line.strip().partition(" ")
     if word.lower() in ("y", "yes", "allow"):
-        return Answer(True)
+        return ConfirmationAnswer(True)
     if word.lower() in ("n", "no", "deny"):
-        return Answer(False, reason.strip())
+        return ConfirmationAnswer(False, reason.strip())
     return None
 
 
@@ -57,7 +57,7 @@ class Asker:
     _queue: asyncio.Queue[Call] = field(default_factory=asyncio.Queue)
     _known: set[str] = field(default_factory=set)
     _open: set[str] = field(default_factory=set)
-    _reading: asyncio.Task[Answer | None] | None = None
+    _reading: asyncio.Task[ConfirmationAnswer | None] | None = None
     _asked: str = ""
 
     def update(self, calls: Iterable[Call]) -> None:
@@ -101,9 +101,9 @@ class Asker:
                 return  # standard input has ended: nobody is there to ask
             await self._send(call, answer)
 
-    async def _ask(self, call: Call) -> Answer | None:
+    async def _ask(self, call: Call) -> ConfirmationAnswer | None:
         while True:
-            self.screen.remark(question(call), Look.STRONG)
+            self.screen.remark(question(call), LineStyle.STRONG)
             line = await self.read_line()
             if line is None:
                 return None
@@ -111,12 +111,12 @@ class Asker:
             if answer is not None:
                 return answer
 
-    async def _send(self, call: Call, answer: Answer) -> None:
+    async def _send(self, call: Call, answer: ConfirmationAnswer) -> None:
         try:
             await self.feed.confirm(call.id, allow=answer.allow, reason=answer.reason)
         except FeedBroken as error:
             self._known.discard(call.id)
-            self.screen.remark(f"  the answer may not have arrived ({error})", Look.WRONG)
+            self.screen.remark(f"  the answer may not have arrived ({error})", LineStyle.WRONG)
 
 
 def _is_cancelling() -> bool:

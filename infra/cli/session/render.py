@@ -39,7 +39,7 @@ _RETRIES: Final = {
 }
 
 
-class Look(StrEnum):
+class LineStyle(StrEnum):
     """How a line stands out; also the name of its rich style."""
 
     QUIET = "dim"
@@ -51,7 +51,7 @@ class Look(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Line:
     text: str
-    look: Look = Look.PLAIN
+    look: LineStyle = LineStyle.PLAIN
 
 
 @dataclass
@@ -75,11 +75,11 @@ class Renderer:
                 # Each tool round parks and resumes the session (docs/wire/anthropic.md#81-a-self-hosted-turn): saying
                 # so each time is noise.
                 if not self._in_turn:
-                    yield Line("· running", Look.QUIET)
+                    yield Line("· running", LineStyle.QUIET)
                 self._in_turn = True
             case "agent.thinking":
                 if not self._thinking:
-                    yield Line("· thinking", Look.QUIET)
+                    yield Line("· thinking", LineStyle.QUIET)
             case "agent.message":
                 text = clean(text_of(event.get("content")), _LONGEST_MESSAGE).strip()
                 if text:
@@ -91,30 +91,30 @@ class Renderer:
             case "session.status_idle":
                 yield from self._idle(event)
             case "session.status_rescheduled":
-                yield Line("· waiting to try again: the service does it by itself", Look.QUIET)
+                yield Line("· waiting to try again: the service does it by itself", LineStyle.QUIET)
             case "session.status_terminated":
-                yield Line("· the session has ended (terminated)", Look.WRONG)
+                yield Line("· the session has ended (terminated)", LineStyle.WRONG)
             case "session.deleted":
-                yield Line("· the session was deleted", Look.WRONG)
+                yield Line("· the session was deleted", LineStyle.WRONG)
             case "session.error":
-                yield Line(f"✗ session error: {_error(event)}", Look.WRONG)
+                yield Line(f"✗ session error: {_error(event)}", LineStyle.WRONG)
             case "user.interrupt":
-                yield Line("· interrupted", Look.QUIET)
+                yield Line("· interrupted", LineStyle.QUIET)
             case "user.tool_confirmation":
                 yield from self._confirmation(event)
 
     def _call(self, event: Event) -> Iterator[Line]:
         summary = summarise(event.get("input"))
-        yield Line(f"→ {_word(event.get('name', '?'))}" + (f"  {summary}" if summary else ""), Look.STRONG)
+        yield Line(f"→ {_word(event.get('name', '?'))}" + (f"  {summary}" if summary else ""), LineStyle.STRONG)
         if event.get("evaluated_permission") == "ask":
-            yield Line("  it waits for a person to allow it", Look.WRONG)
+            yield Line("  it waits for a person to allow it", LineStyle.WRONG)
 
     def _confirmation(self, event: Event) -> Iterator[Line]:
         if event.get("result") == "deny":
             reason = clean(str(event.get("deny_message") or "")).replace("\n", " ")
-            yield Line(f"· denied{f': {shorten(reason, _INPUT_LIMIT, 1)}' if reason else ''}", Look.QUIET)
+            yield Line(f"· denied{f': {shorten(reason, _INPUT_LIMIT, 1)}' if reason else ''}", LineStyle.QUIET)
         else:
-            yield Line("· allowed", Look.QUIET)
+            yield Line("· allowed", LineStyle.QUIET)
 
     def _result(self, event: Event) -> Iterator[Line]:
         # The service may repeat a client's result as its own (docs/wire/anthropic.md#81-a-self-hosted-turn): one of
@@ -126,7 +126,9 @@ class Renderer:
         wrong = bool(event.get("is_error"))
         body = shorten(clean(text_of(event.get("content"))).strip("\n"), _RESULT_LIMIT, _RESULT_LINES)
         mark = "✗" if wrong else "←"
-        yield Line(f"{mark} {body or '(no output)'}".replace("\n", "\n  "), Look.WRONG if wrong else Look.QUIET)
+        yield Line(
+            f"{mark} {body or '(no output)'}".replace("\n", "\n  "), LineStyle.WRONG if wrong else LineStyle.QUIET
+        )
 
     def _idle(self, event: Event) -> Iterator[Line]:
         reason = stop_reason(event)
@@ -134,10 +136,10 @@ class Renderer:
             return
         self._in_turn = False
         if reason == "end_turn":
-            yield Line("· done", Look.QUIET)
+            yield Line("· done", LineStyle.QUIET)
         else:
             words = _STOPS.get(reason)
-            yield Line(f"· done ({_word(reason)})" + (f": {words}" if words else ""), Look.WRONG)
+            yield Line(f"· done ({_word(reason)})" + (f": {words}" if words else ""), LineStyle.WRONG)
 
 
 def stop_reason(event: Event) -> str:

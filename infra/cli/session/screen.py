@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.text import Text
 
-from infra.cli.session.render import Event, Line, Look, Renderer
+from infra.cli.session.render import Event, Line, LineStyle, Renderer
 from shared.texts import printable
 
 _LONGEST: int = 300_000
@@ -23,7 +23,7 @@ class Shown(Protocol):
 
     def say(self, line: Line) -> None: ...
 
-    def remark(self, text: str, look: Look = Look.QUIET) -> None: ...
+    def remark(self, text: str, look: LineStyle = LineStyle.QUIET) -> None: ...
 
 
 class Screen:
@@ -43,7 +43,7 @@ class Screen:
     def say(self, line: Line) -> None:
         self._out.print(_text(line.text, line.look))
 
-    def remark(self, text: str, look: Look = Look.QUIET) -> None:
+    def remark(self, text: str, look: LineStyle = LineStyle.QUIET) -> None:
         self._err.print(_text(text, look))
 
 
@@ -59,7 +59,7 @@ class JsonScreen:
     def say(self, line: Line) -> None:
         """What people are told beside the events is in them already."""
 
-    def remark(self, text: str, look: Look = Look.QUIET) -> None:
+    def remark(self, text: str, look: LineStyle = LineStyle.QUIET) -> None:
         self._people.remark(text, look)
 
 
@@ -70,5 +70,5 @@ def show_what_cannot_be_encoded() -> None:
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # the suppress covers other streams
 
 
-def _text(text: str, look: Look) -> Text:
+def _text(text: str, look: LineStyle) -> Text:
     return Text(printable(text, _LONGEST, keep="\n\t"), style=look.value)

@@ -18,8 +18,8 @@ from starlette.responses import Response
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet import actions, confirm
-from infra.cli.fleet.target import NotDone, Target, target
-from infra.cli.session.confirmations import Answer
+from infra.cli.fleet.target import NotCarriedOut, Target, target
+from infra.cli.session.confirmations import ConfirmationAnswer
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from infra.cli.ui.drawing import Readable, drawn
 from shared.errors import HandsError
@@ -99,7 +99,7 @@ class Acting:
         try:
             async with self.aim(session_id) as aim:
                 said = await ACTS[name](aim, answer)
-        except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
+        except (NotCarriedOut, FeedBroken, FeedRefused, HandsError) as error:
             return drawn(request, "message.html.j2", 409, title="Not done", text=str(error), back=back)
         if said is None:
             again = self._tokens.issue(name, session_id, "sure")
@@ -113,7 +113,7 @@ class Acting:
         try:
             async with self.aim(session_id) as aim:
                 found = await confirm.waiting(aim, call_id)
-        except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
+        except (NotCarriedOut, FeedBroken, FeedRefused, HandsError) as error:
             return drawn(request, "message.html.j2", 502, title="Not seen", text=str(error), back=back)
         if not found:
             text = "It waits for nobody: it was answered, or its turn is over."
@@ -136,10 +136,10 @@ class Acting:
         try:
             async with self.aim(session_id) as aim:
                 if not (found := await confirm.waiting(aim, call_id)):
-                    raise NotDone("It waits for nobody any more: it was answered, or its turn is over.")
+                    raise NotCarriedOut("It waits for nobody any more: it was answered, or its turn is over.")
                 reason = form.get("reason", "").strip()[:LONGEST_REASON]
-                said = await confirm.answered(aim, found[0], Answer(word == "allow", reason))
-        except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
+                said = await confirm.answered(aim, found[0], ConfirmationAnswer(word == "allow", reason))
+        except (NotCarriedOut, FeedBroken, FeedRefused, HandsError) as error:
             return drawn(request, "message.html.j2", 409, title="Not done", text=str(error), back=back)
         return drawn(request, "message.html.j2", 200, title="Done", text=said, back=back)
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.target import NotDone
+from infra.cli.fleet.target import NotCarriedOut
 from infra.cli.fork import page
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from infra.cli.ui.acting import Acting, form_of
@@ -139,7 +139,7 @@ class Pages:
         live = "live" in request.query_params
         try:
             facts = await reading
-        except (NotDone, FeedBroken, FeedRefused, HandsError) as error:
+        except (NotCarriedOut, FeedBroken, FeedRefused, HandsError) as error:
             return drawn(request, "message.html.j2", 502, title="Not seen", text=str(error), live=live)
         return await asyncio.to_thread(drawn, request, template, 200, live=live, **facts)
 

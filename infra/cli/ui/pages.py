@@ -13,7 +13,7 @@ from infra.cli.fleet import alarms, one, survey, top
 from infra.cli.fleet.call_use import CallsOf, of_the_functions_at
 from infra.cli.fleet.lists import Item, lists
 from infra.cli.fleet.pace import pause_after
-from infra.cli.fleet.survey import Row
+from infra.cli.fleet.survey import SessionRow
 from infra.cli.fleet.target import target
 from infra.cli.session.follow import unix_time
 from infra.cli.session.render import Renderer
@@ -118,7 +118,7 @@ class Reader:
 
     async def home(self) -> dict[str, Any]:
         seen, overview = await self.seen.get()
-        rows: list[Row] = survey.rows(seen)
+        rows: list[SessionRow] = survey.rows(seen)
         items = [item for listing in seen.items.values() for item in listing.rows]
         return {
             "rows": [row for row in rows if row.state not in ("archived", "terminated")],

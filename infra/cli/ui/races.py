@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from infra.cli.environ import Loaded
 from infra.cli.fleet.survey import Seen
-from infra.cli.fleet.target import NotDone
+from infra.cli.fleet.target import NotCarriedOut
 from infra.cli.fork import page
 from infra.cli.ui.answers import SharedEach
 from shared import names
@@ -112,9 +112,9 @@ class Records:
         self._over: OrderedDict[str, Opened] = OrderedDict()
 
     async def open(self, race_id: str) -> Opened:
-        """Raises SettingsError; NotDone where there is no record, or it cannot be read."""
+        """Raises SettingsError; NotCarriedOut where there is no record, or it cannot be read."""
         if not names.is_race_id(race_id):
-            raise NotDone("That is no race's id.")
+            raise NotCarriedOut("That is no race's id.")
         if (known := self._over.get(race_id)) is not None:
             return known
         found = await self._each.get(race_id)
@@ -138,10 +138,10 @@ class Records:
                     return Opened(facts)
                 return Opened(facts, await asyncio.to_thread(drawn, status.report))
         except HandsError as error:
-            raise NotDone(f"The record of this race could not be read: {error}") from None
+            raise NotCarriedOut(f"The record of this race could not be read: {error}") from None
         finally:
             await service.aclose()
-        raise NotDone("No record of this race is kept here, or not any longer.")
+        raise NotCarriedOut("No record of this race is kept here, or not any longer.")
 
 
 def drawn(report: RaceReport) -> str:

@@ -22,9 +22,9 @@ import yaml
 from infra.local.claude.admin import change_knobs
 from infra.local.claude.app import build_app
 from infra.local.claude.brain import Brain, load_brain
-from infra.local.claude.errors import ApiError
+from infra.local.claude.errors import ClaudeApiError
 from infra.local.claude.knobs import Knobs
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.scripted import ScriptedBrain
 from infra.local.claude.scripts import Script, load_script, problems
 from infra.local.faults import FaultRule, LatencyRule
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         platform, ready = build(options, os.environ)
-    except (ValueError, OSError, ApiError) as error:
+    except (ValueError, OSError, ClaudeApiError) as error:
         reason = problems(error) if isinstance(error, ValueError) else str(error)
         print(f"infra.local.claude: {reason}", file=sys.stderr)
         return EXIT_BAD_OPTIONS
@@ -54,14 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     )
 
 
-def build(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Platform, dict[str, Any]]:
+def build(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[ClaudePlatform, dict[str, Any]]:
     """The platform as the options want it, and what the ready line adds. Raises ValueError."""
     config = _config(options.config)
     knobs = Knobs()
     change_knobs(knobs, dict(config.get("settings", {})))
     given = {"lease_ttl": options.lease_ttl, "startup_lease": options.startup_lease}
     change_knobs(knobs, {name: value for name, value in given.items() if value is not None})
-    platform = Platform(knobs=knobs, brain=_brain(options, config), workspace_id=options.workspace_id)
+    platform = ClaudePlatform(knobs=knobs, brain=_brain(options, config), workspace_id=options.workspace_id)
     for rule in config.get("faults", []):
         platform.faults.add(FaultRule.model_validate(rule))
     platform.faults.set_latency([LatencyRule.model_validate(rule) for rule in config.get("latency", [])])
@@ -70,7 +70,7 @@ def build(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[Plat
     return platform, _furnish(platform, options, environ)
 
 
-def _furnish(platform: Platform, options: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, Any]:
+def _furnish(platform: ClaudePlatform, options: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, Any]:
     ready: dict[str, Any] = {}
     api_key = options.api_key or environ.get("LOCAL_CLAUDE_API_KEY")
     if api_key:

@@ -32,11 +32,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from infra.local.claude.errors import ApiError, invalid, not_found
+from infra.local.claude.errors import ClaudeApiError, invalid, not_found
 from infra.local.claude.http import RequestLog, json_body
 from infra.local.claude.ids import new_id
 from infra.local.claude.knobs import Knobs
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.scripted import ScriptedBrain
 from infra.local.claude.scripts import load_script, problems
 from infra.local.faults import ADMIN_PREFIX, fault_routes
@@ -61,7 +61,7 @@ class AdminGate:
         await self._app(scope, receive, send)
 
 
-def admin_routes(platform: Platform, log: RequestLog) -> list[Route]:
+def admin_routes(platform: ClaudePlatform, log: RequestLog) -> list[Route]:
     async def state(request: Request) -> Response:
         return JSONResponse(platform.dump())
 
@@ -177,6 +177,6 @@ def change_knobs(knobs: Knobs, changes: dict[str, Any]) -> None:
     try:
         checked = Knobs.model_validate({**knobs.model_dump(), **changes})
     except ValidationError as error:
-        raise ApiError(400, problems(error)) from None
+        raise ClaudeApiError(400, problems(error)) from None
     for name in changes:
         setattr(knobs, name, getattr(checked, name))

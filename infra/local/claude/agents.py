@@ -11,7 +11,7 @@ from typing import Any
 
 from image.session.worker import fork_tool_schema
 from infra.local.claude.clock import Clock, stamp, stamp_or_none
-from infra.local.claude.errors import ApiError, invalid, not_found, not_offline
+from infra.local.claude.errors import ClaudeApiError, invalid, not_found, not_offline
 from infra.local.claude.ids import new_id
 from infra.local.claude.records import list_field, merged_metadata, text_field
 from infra.local.claude.skills import Skills
@@ -83,7 +83,7 @@ class Agents:
         if agent.archived_at is not None:
             raise invalid("an archived agent cannot be changed")
         if body.get("version") is not None and body["version"] != agent.version:
-            raise ApiError(409, f"version {body['version']} is not the current version {agent.version}")
+            raise ClaudeApiError(409, f"version {body['version']} is not the current version {agent.version}")
         current = agent.versions[-1]
         changed = self._definition(body, current)
         if {**changed, "updated_at": None} != {**current, "updated_at": None}:
@@ -245,14 +245,14 @@ def _setting(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ToolPermission:
     """What becomes of a call to a built-in tool: `permission` is allow, ask or deny."""
 
     permission: str
     evaluation: dict[str, Any] | None
 
 
-def evaluate(agent: Mapping[str, Any], tool: str) -> Verdict:
+def evaluate(agent: Mapping[str, Any], tool: str) -> ToolPermission:
     """A tool that the agent does not have, or has switched off, is denied without any policy (SDK docstring).
 
     Policy `auto` is the server's own judgement; this server always judges: allow.
@@ -262,12 +262,12 @@ def evaluate(agent: Mapping[str, Any], tool: str) -> Verdict:
             if config["name"] == tool and config["enabled"]:
                 match config["permission_policy"]["type"]:
                     case "always_ask":
-                        return Verdict("ask", {"type": "always_ask"})
+                        return ToolPermission("ask", {"type": "always_ask"})
                     case "auto":
-                        return Verdict("allow", {"type": "auto", "evaluated_permission": {"type": "allow"}})
+                        return ToolPermission("allow", {"type": "auto", "evaluated_permission": {"type": "allow"}})
                     case _:
-                        return Verdict("allow", {"type": "always_allow"})
-    return Verdict("deny", None)
+                        return ToolPermission("allow", {"type": "always_allow"})
+    return ToolPermission("deny", None)
 
 
 def custom_tools(agent: Mapping[str, Any]) -> list[str]:

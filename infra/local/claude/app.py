@@ -11,10 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from infra.local.claude.admin import AdminGate, admin_routes
-from infra.local.claude.errors import ApiError, envelope
+from infra.local.claude.errors import ClaudeApiError, envelope
 from infra.local.claude.http import RequestFrame, RequestLog, error_response
 from infra.local.claude.ids import new_id
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.routes_deployments import deployment_routes
 from infra.local.claude.routes_memory import memory_routes
 from infra.local.claude.routes_resources import agent_routes, environment_routes
@@ -25,7 +25,7 @@ from infra.local.claude.routes_workspace import file_routes, model_routes, profi
 from infra.local.faults import FaultMiddleware
 
 
-def build_app(platform: Platform, admin_token: str) -> ASGIApp:
+def build_app(platform: ClaudePlatform, admin_token: str) -> ASGIApp:
     log = RequestLog()
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ def build_app(platform: Platform, admin_token: str) -> ASGIApp:
         *deployment_routes(platform),
         *admin_routes(platform, log),
     ]
-    handlers: dict[Any, Any] = {ApiError: error_response, HTTPException: error_response, 500: error_response}
+    handlers: dict[Any, Any] = {ClaudeApiError: error_response, HTTPException: error_response, 500: error_response}
     starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
     gated = AdminGate(starlette, admin_token)
     return RequestFrame(FaultMiddleware(gated, platform.faults, _fault_body), log, platform.knobs)

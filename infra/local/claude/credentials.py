@@ -40,7 +40,7 @@ class SessionsToken:
 Principal = ApiKey | EnvironmentKey | SessionsToken
 
 
-class Access(enum.Enum):
+class RouteGroup(enum.Enum):
     """Groups of routes that share a row of the table."""
 
     ADMINISTRATION = "agents, environments, session create/list/delete"
@@ -57,27 +57,27 @@ class Access(enum.Enum):
     MEMORIES = "memory store retrieve, memories"
 
 
-_TABLE: dict[Access, tuple[type[ApiKey] | type[EnvironmentKey] | type[SessionsToken], ...]] = {
-    Access.ADMINISTRATION: (ApiKey,),
-    Access.SESSION_CHANGE: (ApiKey,),
-    Access.SESSION: (ApiKey, EnvironmentKey, SessionsToken),
-    Access.CLAIM: (EnvironmentKey,),
-    Access.HEARTBEAT: (EnvironmentKey, SessionsToken),
-    Access.STOP: (ApiKey, EnvironmentKey, SessionsToken),
-    Access.QUEUE: (ApiKey, EnvironmentKey),
-    Access.ITEM: (ApiKey,),
-    Access.SKILLS: (ApiKey,),
-    Access.SKILL_VERSION: (ApiKey, EnvironmentKey, SessionsToken),
-    Access.MEMORY_STORES: (ApiKey,),
-    Access.MEMORIES: (ApiKey, SessionsToken),
+_TABLE: dict[RouteGroup, tuple[type[ApiKey] | type[EnvironmentKey] | type[SessionsToken], ...]] = {
+    RouteGroup.ADMINISTRATION: (ApiKey,),
+    RouteGroup.SESSION_CHANGE: (ApiKey,),
+    RouteGroup.SESSION: (ApiKey, EnvironmentKey, SessionsToken),
+    RouteGroup.CLAIM: (EnvironmentKey,),
+    RouteGroup.HEARTBEAT: (EnvironmentKey, SessionsToken),
+    RouteGroup.STOP: (ApiKey, EnvironmentKey, SessionsToken),
+    RouteGroup.QUEUE: (ApiKey, EnvironmentKey),
+    RouteGroup.ITEM: (ApiKey,),
+    RouteGroup.SKILLS: (ApiKey,),
+    RouteGroup.SKILL_VERSION: (ApiKey, EnvironmentKey, SessionsToken),
+    RouteGroup.MEMORY_STORES: (ApiKey,),
+    RouteGroup.MEMORIES: (ApiKey, SessionsToken),
 }
-_OF_NO_ENVIRONMENT = (Access.SKILL_VERSION, Access.MEMORIES)
+_OF_NO_ENVIRONMENT = (RouteGroup.SKILL_VERSION, RouteGroup.MEMORIES)
 """What belongs to the workspace; which stores a session reaches is told by its attachments."""
 
 
 def authorize(
     principal: Principal,
-    access: Access,
+    access: RouteGroup,
     *,
     environment_id: str | None = None,
     work_id: str | None = None,
@@ -89,7 +89,7 @@ def authorize(
     about what exists.
     """
     if not isinstance(principal, _TABLE[access]):
-        if access is Access.ADMINISTRATION:
+        if access is RouteGroup.ADMINISTRATION:
             raise unauthenticated("this credential is not valid for this endpoint")
         raise forbidden(f"this credential may not call: {access.value}")
     if access in _OF_NO_ENVIRONMENT:
@@ -97,17 +97,17 @@ def authorize(
     match principal:
         case EnvironmentKey(own) if environment_id != own:
             raise _foreign(access, session_id)
-        case SessionsToken() if access is Access.SESSION and session_id != principal.session_id:
+        case SessionsToken() if access is RouteGroup.SESSION and session_id != principal.session_id:
             raise _foreign(access, session_id)
-        case SessionsToken() if access is not Access.SESSION and (environment_id, work_id) != (
+        case SessionsToken() if access is not RouteGroup.SESSION and (environment_id, work_id) != (
             principal.environment_id,
             principal.work_id,
         ):
             raise _foreign(access, session_id)
 
 
-def _foreign(access: Access, session_id: str | None) -> Exception:
-    if access is Access.SESSION:
+def _foreign(access: RouteGroup, session_id: str | None) -> Exception:
+    if access is RouteGroup.SESSION:
         return not_found(f"session {session_id}")
     return forbidden("this credential belongs to another environment or work item")
 

@@ -18,7 +18,7 @@ MANAGERS = ("apt", "cargo", "gem", "go", "npm", "pip")
 
 
 @dataclass
-class Environment:
+class OfflineEnvironment:
     id: str
     sequence: int
     name: str
@@ -51,13 +51,13 @@ class Environment:
 class Environments:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._environments: dict[str, Environment] = {}
+        self._environments: dict[str, OfflineEnvironment] = {}
         self._sequence = itertools.count(1)
 
-    def create(self, body: Mapping[str, Any], environment_id: str | None = None) -> Environment:
+    def create(self, body: Mapping[str, Any], environment_id: str | None = None) -> OfflineEnvironment:
         name = text_field(body, "name", required=True) or ""
         now = self._clock.now()
-        environment = Environment(
+        environment = OfflineEnvironment(
             environment_id or new_id("env"), next(self._sequence), name, _config(body.get("config")), now, now
         )
         environment.description = text_field(body, "description")
@@ -65,7 +65,7 @@ class Environments:
         self._environments[environment.id] = environment
         return environment
 
-    def update(self, environment: Environment, body: Mapping[str, Any]) -> None:
+    def update(self, environment: OfflineEnvironment, body: Mapping[str, Any]) -> None:
         config = environment.config if body.get("config") is None else _config(body["config"])
         if config["type"] != environment.config["type"]:
             raise invalid("config.type cannot be changed", error_code="invalid_config_type_change")
@@ -79,21 +79,21 @@ class Environments:
         environment.config, environment.metadata = config, metadata
         environment.updated_at = self._clock.now()
 
-    def archive(self, environment: Environment) -> None:
+    def archive(self, environment: OfflineEnvironment) -> None:
         environment.archived_at = environment.archived_at or self._clock.now()
 
-    def delete(self, environment: Environment) -> None:
+    def delete(self, environment: OfflineEnvironment) -> None:
         del self._environments[environment.id]
 
-    def get(self, environment_id: str) -> Environment:
+    def get(self, environment_id: str) -> OfflineEnvironment:
         if environment_id not in self._environments:
             raise not_found(f"environment {environment_id}")
         return self._environments[environment_id]
 
-    def find(self, environment_id: str) -> Environment | None:
+    def find(self, environment_id: str) -> OfflineEnvironment | None:
         return self._environments.get(environment_id)
 
-    def all(self, *, include_archived: bool) -> list[Environment]:
+    def all(self, *, include_archived: bool) -> list[OfflineEnvironment]:
         return [e for e in self._environments.values() if include_archived or e.archived_at is None]
 
 

@@ -23,7 +23,7 @@ _TYPES = {
 }
 
 
-class ApiError(Exception):
+class ClaudeApiError(Exception):
     """A refusal with its HTTP status. `hide_request_id` reproduces answers whose `request_id` is null."""
 
     def __init__(
@@ -51,22 +51,22 @@ def envelope(
     return {"type": "error", "error": error, "request_id": request_id}
 
 
-def invalid(message: str, *, error_code: str | None = None) -> ApiError:
-    return ApiError(400, message, error_code=error_code)
+def invalid(message: str, *, error_code: str | None = None) -> ClaudeApiError:
+    return ClaudeApiError(400, message, error_code=error_code)
 
 
-def not_offline(what: str) -> ApiError:
+def not_offline(what: str) -> ClaudeApiError:
     """For what the live service can do and this one cannot: said, never faked."""
-    return ApiError(400, f"{what}: not supported offline yet", error_code="not_supported_offline")
+    return ClaudeApiError(400, f"{what}: not supported offline yet", error_code="not_supported_offline")
 
 
-def not_found(what: str) -> ApiError:
-    return ApiError(404, f"{what} was not found")
+def not_found(what: str) -> ClaudeApiError:
+    return ClaudeApiError(404, f"{what} was not found")
 
 
-def unauthenticated(message: str, *, hide_request_id: bool = False) -> ApiError:
-    return ApiError(401, message, hide_request_id=hide_request_id)
+def unauthenticated(message: str, *, hide_request_id: bool = False) -> ClaudeApiError:
+    return ClaudeApiError(401, message, hide_request_id=hide_request_id)
 
 
-def forbidden(message: str) -> ApiError:
-    return ApiError(403, message)
+def forbidden(message: str) -> ClaudeApiError:
+    return ClaudeApiError(403, message)

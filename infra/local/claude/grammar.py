@@ -34,7 +34,7 @@ HELP = __doc__.split("\n\n")[1]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScriptedCalls:
     """The calls to make, one after another, and the lines nobody understood."""
 
     calls: tuple[ToolCall, ...]
@@ -53,7 +53,7 @@ _IT = ("it", "it back", "the file", "the file back", "that file", "it again")
 _Build = Callable[[re.Match[str], str | None], ToolCall | None]
 
 
-def parse(text: str) -> Plan:
+def parse(text: str) -> ScriptedCalls:
     """What a message asks for; `calls` is empty if nothing in it was understood."""
     calls: list[ToolCall] = []
     ignored: list[str] = []
@@ -67,7 +67,7 @@ def parse(text: str) -> Plan:
             continue
         calls += steps
         last_file = next((c.input["file_path"] for c in reversed(calls) if "file_path" in c.input), last_file)
-    return Plan(tuple(calls), tuple(ignored))
+    return ScriptedCalls(tuple(calls), tuple(ignored))
 
 
 def _line(line: str, last_file: str | None) -> list[ToolCall] | None:

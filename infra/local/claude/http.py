@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.local.claude.clock import stamp
-from infra.local.claude.credentials import Access, Principal, authorize
-from infra.local.claude.errors import ApiError, envelope, invalid, not_found
+from infra.local.claude.credentials import Principal, RouteGroup, authorize
+from infra.local.claude.errors import ClaudeApiError, envelope, invalid, not_found
 from infra.local.claude.ids import new_id
 from infra.local.claude.knobs import Knobs
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import decode_cursor
 from infra.local.faults import ADMIN_PREFIX
 
@@ -104,7 +104,7 @@ def error_response(request: Request, error: Exception) -> Response:
     """The envelope for any error a route raises."""
     request_id: str | None = getattr(request.state, "request_id", None)
     match error:
-        case ApiError():
+        case ClaudeApiError():
             shown = None if error.hide_request_id else request_id
             return JSONResponse(envelope(error.status, error.message, shown, error.details), error.status)
         case HTTPException(status_code=404):
@@ -116,7 +116,7 @@ def error_response(request: Request, error: Exception) -> Response:
             return JSONResponse(envelope(500, "internal error of the offline service", request_id), 500)
 
 
-def caller(request: Request, platform: Platform, *, betas: Sequence[str] = (MANAGED_AGENTS_BETA,)) -> Principal:
+def caller(request: Request, platform: ClaudePlatform, *, betas: Sequence[str] = (MANAGED_AGENTS_BETA,)) -> Principal:
     """Who is calling; raises 401, and 404 if the route wants one of `betas` and none is there
     (docs/wire/anthropic.md#12-credentials)."""
     principal = platform.keyring.classify(request.headers)
@@ -126,8 +126,8 @@ def caller(request: Request, platform: Platform, *, betas: Sequence[str] = (MANA
     return principal
 
 
-def administer(request: Request, platform: Platform) -> None:
-    authorize(caller(request, platform), Access.ADMINISTRATION)
+def administer(request: Request, platform: ClaudePlatform) -> None:
+    authorize(caller(request, platform), RouteGroup.ADMINISTRATION)
 
 
 async def raw_body(request: Request) -> bytes:
@@ -136,7 +136,7 @@ async def raw_body(request: Request) -> bytes:
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > MAX_BODY:
-            raise ApiError(413, f"the body is larger than {MAX_BODY} bytes")
+            raise ClaudeApiError(413, f"the body is larger than {MAX_BODY} bytes")
     return bytes(raw)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from infra.local.claude.errors import invalid
-from infra.local.claude.sessions import Session
+from infra.local.claude.sessions import OfflineSession
 
 RESULT_TYPES = {"user.tool_result": "tool_use_id", "user.custom_tool_result": "custom_tool_use_id"}
 MESSAGE_TYPES = ("user.message", "user.define_outcome")
@@ -19,7 +19,7 @@ _BLOCKS = {
 }
 
 
-def checked_events(body: Mapping[str, Any], name: str, session: Session | None) -> list[dict[str, Any]]:
+def checked_events(body: Mapping[str, Any], name: str, session: OfflineSession | None) -> list[dict[str, Any]]:
     """The payloads in `body[name]`, each with the fields its event keeps; raises 400 for the first that is wrong.
 
     Without a session (creation) only the types of `initial_events` are allowed.
@@ -41,7 +41,7 @@ def checked_events(body: Mapping[str, Any], name: str, session: Session | None) 
     return checked
 
 
-def _checked(entry: Mapping[str, Any], where: str, session: Session | None) -> dict[str, Any]:
+def _checked(entry: Mapping[str, Any], where: str, session: OfflineSession | None) -> dict[str, Any]:
     match entry.get("type"):
         case "user.message" | "system.message" as kind:
             return {"type": kind, "content": _content(entry, kind, where, required=True)}
@@ -68,7 +68,7 @@ def _checked(entry: Mapping[str, Any], where: str, session: Session | None) -> d
             raise invalid(f"{where}.type: {other!r} is not an event that a client may send")
 
 
-def _confirmation(entry: Mapping[str, Any], where: str, session: Session | None) -> dict[str, Any]:
+def _confirmation(entry: Mapping[str, Any], where: str, session: OfflineSession | None) -> dict[str, Any]:
     call_id = _known_call(entry, "tool_use_id", where, session, custom=False)
     if entry.get("result") not in ("allow", "deny"):
         raise invalid(f"{where}.result: expected allow or deny")
@@ -80,7 +80,7 @@ def _confirmation(entry: Mapping[str, Any], where: str, session: Session | None)
     return event
 
 
-def _known_call(entry: Mapping[str, Any], key: str, where: str, session: Session | None, *, custom: bool) -> str:
+def _known_call(entry: Mapping[str, Any], key: str, where: str, session: OfflineSession | None, *, custom: bool) -> str:
     call_id = entry.get(key)
     calls: dict[str, bool] = {}
     if session is not None:

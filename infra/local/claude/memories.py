@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from infra.local.claude.clock import Clock, stamp, stamp_or_none
-from infra.local.claude.errors import ApiError, invalid, not_found
+from infra.local.claude.errors import ClaudeApiError, invalid, not_found
 from infra.local.claude.ids import new_id
 from infra.local.claude.records import merged_metadata, text_field
 
@@ -234,12 +234,12 @@ def _refuse_archived(store: MemoryStore) -> None:
 
 def _refuse_taken(store: MemoryStore, path: str) -> None:
     if any(memory.path == path for memory in store.memories.values()):
-        raise ApiError(409, f"there is a memory at {path}", error_code="memory_path_conflict")
+        raise ClaudeApiError(409, f"there is a memory at {path}", error_code="memory_path_conflict")
 
 
 def _require(memory: Memory, expected_sha256: str | None) -> None:
     if expected_sha256 is not None and expected_sha256 != memory.sha256:
-        raise ApiError(409, "the memory's content is another one", error_code="memory_precondition_failed")
+        raise ClaudeApiError(409, "the memory's content is another one", error_code="memory_precondition_failed")
 
 
 def _expected(precondition: object) -> str | None:
@@ -274,7 +274,7 @@ def _content(given: object) -> str:
     except UnicodeEncodeError:
         raise invalid("content: not valid UTF-8") from None
     if size > LARGEST_CONTENT:
-        raise ApiError(413, f"content: at most {LARGEST_CONTENT} bytes")
+        raise ClaudeApiError(413, f"content: at most {LARGEST_CONTENT} bytes")
     return given
 
 

@@ -21,7 +21,7 @@ class Part:
 
 
 @dataclass
-class _Reading:
+class _FormReading:
     """What the parser has called back with so far."""
 
     parts: list[Part] = field(default_factory=list)
@@ -58,7 +58,7 @@ def parse_form(content_type: str, body: bytes) -> list[Part]:
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise invalid("the body: expected multipart/form-data")
-    reading = _Reading()
+    reading = _FormReading()
 
     def name(data: bytes, start: int, end: int) -> None:
         reading.name += data[start:end]

@@ -12,25 +12,25 @@ from infra.local.claude.agents import DEFAULT_AGENT, Agent, Agents
 from infra.local.claude.brain import Brain
 from infra.local.claude.clock import Clock, SystemClock, stamp
 from infra.local.claude.credentials import Keyring, SessionsToken
-from infra.local.claude.environments import Environment, Environments
-from infra.local.claude.errors import ApiError, invalid
+from infra.local.claude.environments import Environments, OfflineEnvironment
+from infra.local.claude.errors import ClaudeApiError, invalid
 from infra.local.claude.files import Files
 from infra.local.claude.inputs import checked_events
 from infra.local.claude.knobs import Knobs
 from infra.local.claude.memories import MemoryStores
 from infra.local.claude.scripted import ScriptedBrain
-from infra.local.claude.sessions import MAX_INITIAL_EVENTS, Session, Sessions
+from infra.local.claude.sessions import MAX_INITIAL_EVENTS, OfflineSession, Sessions
 from infra.local.claude.shelf import Kept, Shelf
 from infra.local.claude.skills import Skills
 from infra.local.claude.turns import Turns
 from infra.local.claude.webhooks import WebhookSender
-from infra.local.claude.work import WorkItem, WorkQueue
+from infra.local.claude.work import OfflineWorkItem, OfflineWorkQueue
 from infra.local.faults import FaultRegistry
 
 _THREAD_EVENTS = ("session.thread_idled",)
 
 
-class Platform:
+class ClaudePlatform:
     def __init__(
         self,
         *,
@@ -48,7 +48,7 @@ class Platform:
         self.memory_stores = MemoryStores(self.clock)
         self.agents = Agents(self.clock, self.skills)
         self.sessions = Sessions(self.clock, self.agents, self.memory_stores)
-        self.queue = WorkQueue(self.clock, self.knobs)
+        self.queue = OfflineWorkQueue(self.clock, self.knobs)
         self.webhooks = WebhookSender(self.clock, self.knobs, workspace_id)
         self.files = Files(self.clock)
         self.vaults = Shelf(self.clock, "vlt", "vault")
@@ -61,7 +61,7 @@ class Platform:
 
     # Sessions
 
-    def create_session(self, body: Mapping[str, Any]) -> Session:
+    def create_session(self, body: Mapping[str, Any]) -> OfflineSession:
         if not isinstance(body.get("environment_id"), str):
             raise invalid("environment_id: required")
         initial = checked_events(body, "initial_events", None) if body.get("initial_events") else []
@@ -71,12 +71,12 @@ class Platform:
         self.turns.open(session, initial)
         return session
 
-    def update_session(self, session: Session, body: Mapping[str, Any]) -> None:
+    def update_session(self, session: OfflineSession, body: Mapping[str, Any]) -> None:
         changed = self.sessions.update(session, body)
         session.log.add("session.updated", **changed)
         self._announce("session.updated", session)
 
-    def archive_session(self, session: Session) -> None:
+    def archive_session(self, session: OfflineSession) -> None:
         """Idempotent; a running session is refused."""
         if session.archived_at is not None:
             return
@@ -85,7 +85,7 @@ class Platform:
         if not session.terminated:
             self.turns.terminate(session)
 
-    def delete_session(self, session: Session) -> None:
+    def delete_session(self, session: OfflineSession) -> None:
         """Its streams end; its item becomes a stale entry that a poll answers with 404 once."""
         _refuse_running(session, "deleted")
         self.turns.abandon(session)
@@ -100,7 +100,7 @@ class Platform:
 
     # Work
 
-    def secret_for(self, item: WorkItem) -> str | None:
+    def secret_for(self, item: OfflineWorkItem) -> str | None:
         """A fresh secret for one hand-out: URL-safe base64 of a JSON object (docs/wire/anthropic.md#31-work-item)."""
         if self.knobs.null_secret or item.kind != "session":
             return None
@@ -109,18 +109,18 @@ class Platform:
         payload = {"sessions_token": token, "ingress_token": secrets.token_urlsafe(16), "sources": []}
         return base64.urlsafe_b64encode(json.dumps(payload).encode()).decode().rstrip("=")
 
-    def queue_of(self, environment_id: str, *, cloud: int | None) -> Environment:
+    def queue_of(self, environment_id: str, *, cloud: int | None) -> OfflineEnvironment:
         """The environment, if it has a queue; `cloud` is the status that a cloud environment's queue answers."""
         environment = self.environments.get(environment_id)
         if not environment.self_hosted and cloud is not None:
-            raise ApiError(cloud, "a cloud environment has no work queue")
+            raise ClaudeApiError(cloud, "a cloud environment has no work queue")
         return environment
 
     # Ready-made things for a demo
 
     def furnish(
         self, *, environment_key: str | None, environment_id: str | None, agent_id: str | None
-    ) -> tuple[Environment, Agent]:
+    ) -> tuple[OfflineEnvironment, Agent]:
         """One self-hosted environment with a key, and one agent with the full toolset."""
         environment = self.environments.create({"name": "offline", "config": {"type": "self_hosted"}}, environment_id)
         self.keyring.add_environment_key(environment.id, environment_key)
@@ -155,17 +155,17 @@ class Platform:
             "deliveries": [delivery.as_json() for delivery in self.webhooks.deliveries],
         }
 
-    def _announce(self, kind: str, session: Session) -> None:
+    def _announce(self, kind: str, session: OfflineSession) -> None:
         thread = {"session_thread_id": session.thread_id} if kind in _THREAD_EVENTS else {}
         self.webhooks.emit(kind, session.id, **thread)
 
-    def _item_ended(self, item: WorkItem) -> None:
+    def _item_ended(self, item: OfflineWorkItem) -> None:
         self.keyring.retire_tokens(item.id, self.knobs.token_grace)
         session = self.sessions.find(item.subject_id)
         if session is not None and item.kind == "session":
             self.turns.item_ended(session, item)
 
 
-def _refuse_running(session: Session, what: str) -> None:
+def _refuse_running(session: OfflineSession, what: str) -> None:
     if session.status in ("running", "rescheduling"):
         raise invalid(f"a running session cannot be {what}: send user.interrupt and wait until it is idle")

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.claude.errors import ApiError, invalid
+from infra.local.claude.errors import ClaudeApiError, invalid
 from infra.local.claude.http import administer, flag_param, json_body
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import list_field, merged_metadata, text_field
 from infra.local.claude.routes_workspace import listing
 from infra.local.claude.shelf import Kept
@@ -22,7 +22,7 @@ from infra.local.claude.shelf import Kept
 _KEPT: Final = ("resources", "schedule", "vault_ids", "budget")
 
 
-def deployment_routes(platform: Platform) -> list[Route]:
+def deployment_routes(platform: ClaudePlatform) -> list[Route]:
     deployments, runs = platform.deployments, platform.deployment_runs
 
     def _deployment(request: Request) -> Kept:
@@ -64,7 +64,7 @@ def deployment_routes(platform: Platform) -> list[Route]:
         outcome: dict[str, Any] = {"session_id": None, "error": None}
         try:
             outcome["session_id"] = platform.create_session(body).id
-        except ApiError as error:
+        except ClaudeApiError as error:
             outcome["error"] = {"type": "unknown_error", "message": error.message}
         context = {"deployment_id": found.id, "agent": found.fields["agent"], "trigger_context": {"type": "manual"}}
         return JSONResponse(runs.add({**context, **outcome}).as_json())
@@ -91,7 +91,7 @@ def deployment_routes(platform: Platform) -> list[Route]:
     ]
 
 
-def _fields(platform: Platform, body: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(platform: ClaudePlatform, body: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
     """Omitted fields are kept. Raises 400, and 404 for an agent or environment that is not there."""
     new = not current
     fields: dict[str, Any] = {
@@ -111,7 +111,7 @@ def _fields(platform: Platform, body: Mapping[str, Any], current: Mapping[str, A
     return fields | {name: body[name] if name in body else current.get(name, empty[name]) for name in _KEPT}
 
 
-def _agent(platform: Platform, given: object) -> dict[str, Any]:
+def _agent(platform: ClaudePlatform, given: object) -> dict[str, Any]:
     reference = {"id": given} if isinstance(given, str) else given
     if not isinstance(reference, dict) or not isinstance(reference.get("id"), str):
         raise invalid("agent: expected an id or a reference")

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from infra.local.claude.attachments import access_to
-from infra.local.claude.credentials import Access, SessionsToken, authorize
+from infra.local.claude.credentials import RouteGroup, SessionsToken, authorize
 from infra.local.claude.errors import forbidden, invalid, not_found, not_offline
 from infra.local.claude.events import within
 from infra.local.claude.http import (
@@ -23,14 +23,14 @@ from infra.local.claude.http import (
     time_bounds,
 )
 from infra.local.claude.memories import MemoryStore
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import encode_cursor, page_of
 
 BETAS = (MEMORY_BETA, MANAGED_AGENTS_BETA)
 _FULL_PAGE = 20
 
 
-def memory_routes(platform: Platform) -> list[Route]:
+def memory_routes(platform: ClaudePlatform) -> list[Route]:
     stores = platform.memory_stores
 
     async def collection(request: Request) -> Response:
@@ -111,13 +111,13 @@ def memory_routes(platform: Platform) -> list[Route]:
         return JSONResponse(found.as_json(full=True))
 
     def _administer(request: Request) -> None:
-        authorize(caller(request, platform, betas=BETAS), Access.MEMORY_STORES)
+        authorize(caller(request, platform, betas=BETAS), RouteGroup.MEMORY_STORES)
 
     def _store(request: Request, *, write: bool) -> MemoryStore:
         """The store, for a caller who may do that with it."""
         store_id = request.path_params["store_id"]
         principal = caller(request, platform, betas=BETAS)
-        authorize(principal, Access.MEMORIES)
+        authorize(principal, RouteGroup.MEMORIES)
         if isinstance(principal, SessionsToken):
             session = platform.sessions.find(principal.session_id)
             access = access_to(session.resources, store_id) if session is not None else None

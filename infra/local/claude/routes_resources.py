@@ -7,14 +7,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from infra.local.claude.agents import Agent
-from infra.local.claude.environments import Environment
+from infra.local.claude.environments import OfflineEnvironment
 from infra.local.claude.events import within
 from infra.local.claude.http import administer, flag_param, json_body, limit_param, page_param, time_bounds
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import encode_cursor, page_of
 
 
-def environment_routes(platform: Platform) -> list[Route]:
+def environment_routes(platform: ClaudePlatform) -> list[Route]:
     environments = platform.environments
 
     async def collection(request: Request) -> Response:
@@ -39,7 +39,7 @@ def environment_routes(platform: Platform) -> list[Route]:
         environments.archive(environment)
         return JSONResponse(environment.as_json())
 
-    def _environment(request: Request) -> Environment:
+    def _environment(request: Request) -> OfflineEnvironment:
         administer(request, platform)
         return environments.get(request.path_params["environment_id"])
 
@@ -50,7 +50,7 @@ def environment_routes(platform: Platform) -> list[Route]:
     ]
 
 
-def agent_routes(platform: Platform) -> list[Route]:
+def agent_routes(platform: ClaudePlatform) -> list[Route]:
     agents = platform.agents
 
     async def collection(request: Request) -> Response:

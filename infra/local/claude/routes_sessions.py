@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from infra.local.claude.credentials import Access, ApiKey, EnvironmentKey, authorize
+from infra.local.claude.credentials import ApiKey, EnvironmentKey, RouteGroup, authorize
 from infra.local.claude.errors import forbidden, invalid, not_found
 from infra.local.claude.events import within
 from infra.local.claude.http import (
@@ -26,16 +26,16 @@ from infra.local.claude.http import (
 )
 from infra.local.claude.ids import canonical_session_id
 from infra.local.claude.inputs import RESULT_TYPES, checked_events
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import encode_cursor, page_of
-from infra.local.claude.sessions import Session
+from infra.local.claude.sessions import OfflineSession
 
 STATUSES = ("rescheduling", "running", "idle", "terminated")
 PREVIEWS = ("agent.message", "agent.thinking")
 MAX_EVENTS = 1000
 
 
-def session_routes(platform: Platform) -> list[Route]:
+def session_routes(platform: ClaudePlatform) -> list[Route]:
     sessions = platform.sessions
 
     async def collection(request: Request) -> Response:
@@ -49,7 +49,7 @@ def session_routes(platform: Platform) -> list[Route]:
         data = [session.as_json(platform.clock.now()) for session in page]
         return JSONResponse({"data": data, "next_page": encode_cursor(cursor), "prev_page": None})
 
-    def _filtered(request: Request) -> list[Session]:
+    def _filtered(request: Request) -> list[OfflineSession]:
         statuses = list_param(request, "statuses")
         if unknown := set(statuses) - set(STATUSES):
             raise invalid(f"statuses: unknown {', '.join(sorted(unknown))}")
@@ -69,23 +69,23 @@ def session_routes(platform: Platform) -> list[Route]:
 
     async def one(request: Request) -> Response:
         if request.method == "GET":
-            session = _session(request, Access.SESSION)
+            session = _session(request, RouteGroup.SESSION)
         elif request.method == "POST":
-            session = _session(request, Access.SESSION_CHANGE)
+            session = _session(request, RouteGroup.SESSION_CHANGE)
             platform.update_session(session, await json_body(request))
         else:
-            session = _session(request, Access.ADMINISTRATION)
+            session = _session(request, RouteGroup.ADMINISTRATION)
             platform.delete_session(session)
             return JSONResponse({"id": session.id, "type": "session_deleted"})
         return JSONResponse(session.as_json(platform.clock.now()))
 
     async def archive(request: Request) -> Response:
-        session = _session(request, Access.SESSION_CHANGE)
+        session = _session(request, RouteGroup.SESSION_CHANGE)
         platform.archive_session(session)
         return JSONResponse(session.as_json(platform.clock.now()))
 
     async def events(request: Request) -> Response:
-        session = _session(request, Access.SESSION)
+        session = _session(request, RouteGroup.SESSION)
         if request.method == "POST":
             payloads = checked_events(await json_body(request), "events", session)
             if platform.knobs.no_events_from_environment_keys and isinstance(caller(request, platform), EnvironmentKey):
@@ -105,13 +105,13 @@ def session_routes(platform: Platform) -> list[Route]:
         return JSONResponse({"data": page, "next_page": encode_cursor(cursor)})
 
     async def stream(request: Request) -> Response:
-        session = _session(request, Access.SESSION)
+        session = _session(request, RouteGroup.SESSION)
         if unknown := set(list_param(request, "event_deltas")) - set(PREVIEWS):
             raise invalid(f"event_deltas: unknown {', '.join(sorted(unknown))}")
         headers = {"cache-control": "no-cache"}
         return StreamingResponse(_frames(session), media_type="text/event-stream", headers=headers)
 
-    def _frames(session: Session) -> AsyncIterator[bytes]:
+    def _frames(session: OfflineSession) -> AsyncIterator[bytes]:
         # Listening begins here, before the answer's first byte: a client that has the headers misses nothing.
         listener = session.log.listen()
 
@@ -126,7 +126,7 @@ def session_routes(platform: Platform) -> list[Route]:
         return frames()
 
     async def threads(request: Request) -> Response:
-        session = _session(request, Access.SESSION)
+        session = _session(request, RouteGroup.SESSION)
         return JSONResponse({"data": [session.thread_as_json()], "next_page": None})
 
     async def thread(request: Request) -> Response:
@@ -144,21 +144,21 @@ def session_routes(platform: Platform) -> list[Route]:
         _thread(request)
         return await stream(request)
 
-    def _thread(request: Request) -> Session:
-        session = _session(request, Access.SESSION)
+    def _thread(request: Request) -> OfflineSession:
+        session = _session(request, RouteGroup.SESSION)
         if request.path_params["thread_id"] != session.thread_id:
             raise not_found(f"thread {request.path_params['thread_id']}")
         return session
 
     async def resources(request: Request) -> Response:
-        session = _session(request, Access.SESSION if request.method == "GET" else Access.SESSION_CHANGE)
+        session = _session(request, RouteGroup.SESSION if request.method == "GET" else RouteGroup.SESSION_CHANGE)
         if request.method == "POST":
             kind = (await json_body(request)).get("type")
             raise invalid(f"resources: {kind!r} is not supported in self-hosted environments")
         return JSONResponse({"data": session.resources, "next_page": None})
 
     async def resource(request: Request) -> Response:
-        session = _session(request, Access.SESSION if request.method == "GET" else Access.SESSION_CHANGE)
+        session = _session(request, RouteGroup.SESSION if request.method == "GET" else RouteGroup.SESSION_CHANGE)
         wanted = request.path_params["resource_id"]
         found = next((row for row in session.resources if row["memory_store_id"] == wanted), None)
         if found is None:
@@ -170,7 +170,7 @@ def session_routes(platform: Platform) -> list[Route]:
             return JSONResponse({"id": wanted, "type": "session_resource_deleted"})
         return JSONResponse(found)
 
-    def _session(request: Request, access: Access) -> Session:
+    def _session(request: Request, access: RouteGroup) -> OfflineSession:
         """The session, for a caller who may know that it exists."""
         session_id = canonical_session_id(request.path_params["session_id"])
         principal = caller(request, platform)

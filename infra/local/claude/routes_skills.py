@@ -7,22 +7,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.claude.credentials import Access, authorize
+from infra.local.claude.credentials import RouteGroup, authorize
 from infra.local.claude.errors import invalid
 from infra.local.claude.http import caller, limit_param, page_param, raw_body
 from infra.local.claude.multipart import Part, parse_form
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import encode_cursor, page_of
 from infra.local.claude.skills import Skill, Upload
 
 _LONGEST_PAGE = 1000
 
 
-def skill_routes(platform: Platform) -> list[Route]:
+def skill_routes(platform: ClaudePlatform) -> list[Route]:
     skills = platform.skills
 
     async def collection(request: Request) -> Response:
-        _authorize(request, Access.SKILLS)
+        _authorize(request, RouteGroup.SKILLS)
         if request.method == "POST":
             parts = await _form(request)
             names = [part.content.decode(errors="replace") for part in parts if part.name == "display_name"]
@@ -33,14 +33,14 @@ def skill_routes(platform: Platform) -> list[Route]:
         return JSONResponse({"data": [row.as_json() for row in page], "next_page": encode_cursor(cursor)})
 
     async def one(request: Request) -> Response:
-        skill = _skill(request, Access.SKILLS)
+        skill = _skill(request, RouteGroup.SKILLS)
         if request.method == "DELETE":
             skills.remove(skill)
             return JSONResponse({"id": skill.id, "type": "skill_deleted"})
         return JSONResponse(skill.as_json())
 
     async def versions(request: Request) -> Response:
-        skill = _skill(request, Access.SKILLS)
+        skill = _skill(request, RouteGroup.SKILLS)
         if request.method == "POST":
             return JSONResponse(skills.add_version(skill, _uploads(await _form(request))).as_json())
         limit = limit_param(request, default=20, high=_LONGEST_PAGE)
@@ -48,7 +48,7 @@ def skill_routes(platform: Platform) -> list[Route]:
         return JSONResponse({"data": [row.as_json() for row in page], "next_page": encode_cursor(cursor)})
 
     async def version(request: Request) -> Response:
-        skill = _skill(request, Access.SKILLS if request.method == "DELETE" else Access.SKILL_VERSION)
+        skill = _skill(request, RouteGroup.SKILLS if request.method == "DELETE" else RouteGroup.SKILL_VERSION)
         found = skill.version(request.path_params["version"])
         if request.method == "DELETE":
             skills.remove_version(skill, found)
@@ -56,15 +56,15 @@ def skill_routes(platform: Platform) -> list[Route]:
         return JSONResponse(found.as_json())
 
     async def content(request: Request) -> Response:
-        found = _skill(request, Access.SKILL_VERSION).version(request.path_params["version"])
+        found = _skill(request, RouteGroup.SKILL_VERSION).version(request.path_params["version"])
         disposition = {"content-disposition": f'attachment; filename="{found.name}.zip"'}
         return Response(found.archive(), media_type="application/zip", headers=disposition)
 
-    def _skill(request: Request, access: Access) -> Skill:
+    def _skill(request: Request, access: RouteGroup) -> Skill:
         _authorize(request, access)
         return skills.get(request.path_params["skill_id"])
 
-    def _authorize(request: Request, access: Access) -> None:
+    def _authorize(request: Request, access: RouteGroup) -> None:
         authorize(caller(request, platform, betas=()), access)
 
     base = "/v1/skills/{skill_id}"

@@ -9,18 +9,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.claude.credentials import Access, ApiKey, authorize
+from infra.local.claude.credentials import ApiKey, RouteGroup, authorize
 from infra.local.claude.errors import invalid
 from infra.local.claude.http import caller, int_param, json_body, limit_param, page_param
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import encode_cursor, merged_metadata
-from infra.local.claude.work import DEFAULT_RECLAIM_MS, WorkItem
+from infra.local.claude.work import DEFAULT_RECLAIM_MS, OfflineWorkItem
 
 _LOOK_AGAIN = 0.02
 """Seconds between looks of a held poll; new items wake it at once, lapses of leases and reservations do not."""
 
 
-def work_routes(platform: Platform) -> list[Route]:
+def work_routes(platform: ClaudePlatform) -> list[Route]:
     queue = platform.queue
     arrivals: set[asyncio.Event] = set()
 
@@ -34,7 +34,7 @@ def work_routes(platform: Platform) -> list[Route]:
         environment_id = request.path_params["environment_id"]
         principal = caller(request, platform)
         if not (platform.knobs.api_key_polls and isinstance(principal, ApiKey)):
-            authorize(principal, Access.CLAIM, environment_id=environment_id)
+            authorize(principal, RouteGroup.CLAIM, environment_id=environment_id)
         platform.queue_of(environment_id, cloud=400)
         block_ms = int_param(request, "block_ms", low=1, high=platform.knobs.longest_block_ms)
         reclaim = int_param(request, "reclaim_older_than_ms", low=0, high=2**40, default=DEFAULT_RECLAIM_MS)
@@ -44,7 +44,9 @@ def work_routes(platform: Platform) -> list[Route]:
             return Response(b"null", media_type="application/json")
         return JSONResponse(item.as_json(platform.secret_for(item)))
 
-    async def _held_claim(request: Request, environment_id: str, seconds: float, reclaim: int) -> WorkItem | None:
+    async def _held_claim(
+        request: Request, environment_id: str, seconds: float, reclaim: int
+    ) -> OfflineWorkItem | None:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         arrival = asyncio.Event()
@@ -65,17 +67,17 @@ def work_routes(platform: Platform) -> list[Route]:
             arrivals.discard(arrival)
 
     async def ack(request: Request) -> Response:
-        item = _item(request, Access.CLAIM)
+        item = _item(request, RouteGroup.CLAIM)
         queue.acknowledge(item)
         return JSONResponse(item.as_json())
 
     async def heartbeat(request: Request) -> Response:
-        item = _item(request, Access.HEARTBEAT)
+        item = _item(request, RouteGroup.HEARTBEAT)
         ttl = int_param(request, "desired_ttl_seconds", low=1, high=86400)
         return JSONResponse(queue.heartbeat(item, request.query_params.get("expected_last_heartbeat"), ttl))
 
     async def stop(request: Request) -> Response:
-        item = _item(request, Access.STOP)
+        item = _item(request, RouteGroup.STOP)
         body = await json_body(request)
         force = body.get("force", False)
         if not isinstance(force, bool | None):
@@ -84,7 +86,7 @@ def work_routes(platform: Platform) -> list[Route]:
         return JSONResponse(item.as_json())
 
     async def one(request: Request) -> Response:
-        item = _item(request, Access.ITEM)
+        item = _item(request, RouteGroup.ITEM)
         if request.method == "POST":
             body = await json_body(request)
             item.metadata = merged_metadata(item.metadata, body.get("metadata"))
@@ -92,7 +94,7 @@ def work_routes(platform: Platform) -> list[Route]:
 
     async def collection(request: Request) -> Response:
         environment_id = request.path_params["environment_id"]
-        authorize(caller(request, platform), Access.QUEUE, environment_id=environment_id)
+        authorize(caller(request, platform), RouteGroup.QUEUE, environment_id=environment_id)
         platform.queue_of(environment_id, cloud=404)
         limit = limit_param(request, default=20, high=100)
         page, cursor = queue.page(environment_id, limit, page_param(request))
@@ -100,11 +102,11 @@ def work_routes(platform: Platform) -> list[Route]:
 
     async def stats(request: Request) -> Response:
         environment_id = request.path_params["environment_id"]
-        authorize(caller(request, platform), Access.QUEUE, environment_id=environment_id)
+        authorize(caller(request, platform), RouteGroup.QUEUE, environment_id=environment_id)
         platform.queue_of(environment_id, cloud=None)
         return JSONResponse(queue.stats(environment_id))
 
-    def _item(request: Request, access: Access) -> WorkItem:
+    def _item(request: Request, access: RouteGroup) -> OfflineWorkItem:
         environment_id, work_id = request.path_params["environment_id"], request.path_params["work_id"]
         authorize(caller(request, platform), access, environment_id=environment_id, work_id=work_id)
         return queue.get(environment_id, work_id)

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.claude.credentials import Access, authorize
+from infra.local.claude.credentials import RouteGroup, authorize
 from infra.local.claude.errors import invalid, not_found
 from infra.local.claude.http import administer, caller, flag_param, json_body, limit_param, page_param, raw_body
 from infra.local.claude.multipart import parse_form
-from infra.local.claude.platform import Platform
+from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import encode_cursor, merged_metadata, page_of, text_field
 from infra.local.claude.shelf import Kept, Shelf
 
@@ -40,7 +40,7 @@ def listing(request: Request, rows: list[Kept], high: int = 1000) -> Response:
     return JSONResponse({"data": [row.as_json() for row in page], "next_page": encode_cursor(cursor)})
 
 
-def model_routes(platform: Platform) -> list[Route]:
+def model_routes(platform: ClaudePlatform) -> list[Route]:
     def shown(model: str) -> dict[str, Any]:
         return {"id": model, "type": "model", "display_name": model, "created_at": _BORN, "lifecycle": "active"}
 
@@ -50,13 +50,13 @@ def model_routes(platform: Platform) -> list[Route]:
         return list(dict.fromkeys([*MODELS, *named]))
 
     async def collection(request: Request) -> Response:
-        authorize(caller(request, platform, betas=()), Access.ADMINISTRATION)
+        authorize(caller(request, platform, betas=()), RouteGroup.ADMINISTRATION)
         models = known()[: limit_param(request, default=20, high=1000)]
         edges = {"first_id": models[0], "last_id": models[-1], "has_more": len(models) < len(known())}
         return JSONResponse({"data": [shown(model) for model in models], **edges})
 
     async def one(request: Request) -> Response:
-        authorize(caller(request, platform, betas=()), Access.ADMINISTRATION)
+        authorize(caller(request, platform, betas=()), RouteGroup.ADMINISTRATION)
         model = request.path_params["model_id"]
         if model not in known():
             raise not_found(f"model: {model}")
@@ -65,15 +65,15 @@ def model_routes(platform: Platform) -> list[Route]:
     return [Route("/v1/models", collection), Route("/v1/models/{model_id}", one)]
 
 
-def file_routes(platform: Platform) -> list[Route]:
+def file_routes(platform: ClaudePlatform) -> list[Route]:
     files = platform.files
 
     def _file(request: Request) -> Kept:
-        authorize(caller(request, platform, betas=()), Access.ADMINISTRATION)
+        authorize(caller(request, platform, betas=()), RouteGroup.ADMINISTRATION)
         return files.shelf.get(request.path_params["file_id"])
 
     async def collection(request: Request) -> Response:
-        authorize(caller(request, platform, betas=()), Access.ADMINISTRATION)
+        authorize(caller(request, platform, betas=()), RouteGroup.ADMINISTRATION)
         if request.method == "GET":
             return listing(request, files.shelf.all())
         parts = parse_form(request.headers.get("content-type", ""), await raw_body(request))
@@ -100,7 +100,7 @@ def file_routes(platform: Platform) -> list[Route]:
     ]
 
 
-def vault_routes(platform: Platform) -> list[Route]:
+def vault_routes(platform: ClaudePlatform) -> list[Route]:
     vaults = platform.vaults
 
     def _vault(request: Request) -> Kept:
@@ -167,11 +167,11 @@ def vault_routes(platform: Platform) -> list[Route]:
     ]
 
 
-def profile_routes(platform: Platform) -> list[Route]:
+def profile_routes(platform: ClaudePlatform) -> list[Route]:
     profiles = platform.user_profiles
 
     def _authorize(request: Request) -> None:
-        authorize(caller(request, platform, betas=()), Access.ADMINISTRATION)
+        authorize(caller(request, platform, betas=()), RouteGroup.ADMINISTRATION)
 
     async def collection(request: Request) -> Response:
         _authorize(request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.local.claude.brain import Conversation, Reply, ToolOutcome
-from infra.local.claude.grammar import HELP, Plan, parse
+from infra.local.claude.grammar import HELP, ScriptedCalls, parse
 from infra.local.claude.scripts import Script, ScriptedTurn, inline_turn, problems
 
 SIGNATURE = "(I am a scripted brain, not a model.)"
@@ -38,7 +38,7 @@ def _help(conversation: Conversation) -> str:
     return f"{SIGNATURE} I do not understand that. I understand lines like these:\n{HELP}\nThis agent's tools: {tools}."
 
 
-def _account(plan: Plan, conversation: Conversation) -> str:
+def _account(plan: ScriptedCalls, conversation: Conversation) -> str:
     """What was done and what the tools answered, quoted."""
     outcomes = [outcome for done in conversation.rounds for outcome in done.outcomes]
     lines = [_quoted(outcome) for outcome in outcomes]

@@ -16,7 +16,7 @@ from infra.local.claude.agents import Agents, normal_tools
 from infra.local.claude.attachments import attach
 from infra.local.claude.brain import Reply, Round, ToolCall, ToolOutcome
 from infra.local.claude.clock import Clock, stamp, stamp_or_none
-from infra.local.claude.environments import Environment
+from infra.local.claude.environments import OfflineEnvironment
 from infra.local.claude.errors import invalid, not_found, not_offline
 from infra.local.claude.events import Event, EventLog
 from infra.local.claude.ids import canonical_session_id, new_id
@@ -57,7 +57,7 @@ class Input:
 
 
 @dataclass
-class Session:
+class OfflineSession:
     id: str
     sequence: int
     environment_id: str
@@ -148,10 +148,10 @@ class Sessions:
         self._clock = clock
         self._agents = agents
         self._stores = stores
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, OfflineSession] = {}
         self._sequence = itertools.count(1)
 
-    def create(self, body: Mapping[str, Any], environment: Environment) -> Session:
+    def create(self, body: Mapping[str, Any], environment: OfflineEnvironment) -> OfflineSession:
         """A session at rest; its initial events are the caller's to hand in. Raises 400 and 404."""
         if environment.archived_at is not None:
             raise invalid("the environment is archived", error_code="environment_archived")
@@ -163,7 +163,7 @@ class Sessions:
                 raise not_offline(f"session {name}")
         agent = self._resolve_agent(body.get("agent"))
         now = self._clock.now()
-        session = Session(
+        session = OfflineSession(
             new_id("sesn"),
             next(self._sequence),
             environment.id,
@@ -178,7 +178,7 @@ class Sessions:
         self._sessions[session.id] = session
         return session
 
-    def update(self, session: Session, body: Mapping[str, Any]) -> dict[str, Any]:
+    def update(self, session: OfflineSession, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answers the fields that were given, for the `session.updated` event."""
         if session.terminated:
             raise invalid("a terminated session cannot be changed")
@@ -199,19 +199,19 @@ class Sessions:
         session.updated_at = self._clock.now()
         return changed
 
-    def get(self, session_id: str) -> Session:
+    def get(self, session_id: str) -> OfflineSession:
         session = self.find(session_id)
         if session is None:
             raise not_found(f"session {session_id}")
         return session
 
-    def find(self, session_id: str) -> Session | None:
+    def find(self, session_id: str) -> OfflineSession | None:
         return self._sessions.get(canonical_session_id(session_id))
 
-    def remove(self, session: Session) -> None:
+    def remove(self, session: OfflineSession) -> None:
         del self._sessions[session.id]
 
-    def all(self) -> list[Session]:
+    def all(self) -> list[OfflineSession]:
         return list(self._sessions.values())
 
     def _resolve_agent(self, given: object) -> dict[str, Any]:

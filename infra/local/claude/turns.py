@@ -24,8 +24,8 @@ from infra.local.claude.events import Event
 from infra.local.claude.ids import new_id
 from infra.local.claude.inputs import MESSAGE_TYPES, RESULT_TYPES, text_of
 from infra.local.claude.knobs import Knobs
-from infra.local.claude.sessions import Input, OpenCall, Phase, Session
-from infra.local.claude.work import State, WorkItem, WorkQueue
+from infra.local.claude.sessions import Input, OfflineSession, OpenCall, Phase
+from infra.local.claude.work import OfflineWorkItem, OfflineWorkQueue, State
 
 MAX_ROUNDS = 500
 """A brain that asks for more tool rounds in one turn is broken; the turn ends in an error."""
@@ -38,12 +38,12 @@ _NO_TOKENS = {
 }
 _log = logging.getLogger(__name__)
 
-Announce = Callable[[str, Session], None]
+Announce = Callable[[str, OfflineSession], None]
 """Emits a webhook event of that type for the session."""
 
 
 class Turns:
-    def __init__(self, clock: Clock, knobs: Knobs, queue: WorkQueue, brain: Brain, announce: Announce) -> None:
+    def __init__(self, clock: Clock, knobs: Knobs, queue: OfflineWorkQueue, brain: Brain, announce: Announce) -> None:
         self._clock = clock
         self._knobs = knobs
         self._queue = queue
@@ -52,14 +52,14 @@ class Turns:
 
     # What comes in
 
-    def open(self, session: Session, payloads: list[dict[str, Any]]) -> None:
+    def open(self, session: OfflineSession, payloads: list[dict[str, Any]]) -> None:
         """A new session: with initial events it runs at once, without it is queued all the same."""
         if payloads:
             self.accept(session, payloads)
         elif self._knobs.create_enqueues:
             self._ensure_item(session)
 
-    def accept(self, session: Session, payloads: list[dict[str, Any]]) -> list[Event]:
+    def accept(self, session: OfflineSession, payloads: list[dict[str, Any]]) -> list[Event]:
         """Take checked client events in order; answers them with their ids, as they are recorded by then."""
         if session.terminated:
             raise invalid("the session is terminated")
@@ -84,7 +84,7 @@ class Turns:
             echoes += [item.event, *item.followers] if isinstance(item, Input) else [item]
         return echoes
 
-    def item_ended(self, session: Session, item: WorkItem) -> None:
+    def item_ended(self, session: OfflineSession, item: OfflineWorkItem) -> None:
         """The session's item has stopped. Work that its worker may never have seen gets a new one.
 
         A stop that merely leaves calls unanswered queues nothing (docs/wire/anthropic.md#33-state-machine).
@@ -93,7 +93,7 @@ class Turns:
         if lost and not session.terminated:
             self._ensure_item(session)
 
-    def terminate(self, session: Session) -> None:
+    def terminate(self, session: OfflineSession) -> None:
         """The session is archived, or a failure ended it for good."""
         self._cancel(session)
         self._set_status(session, "terminated")
@@ -101,13 +101,13 @@ class Turns:
         session.log.add("session.status_terminated")
         self._announce("session.status_terminated", session)
 
-    def abandon(self, session: Session) -> None:
+    def abandon(self, session: OfflineSession) -> None:
         """The session is being deleted, or the service ends."""
         self._cancel(session)
 
     # Inputs
 
-    def _take(self, session: Session, entry: Input) -> None:
+    def _take(self, session: OfflineSession, entry: Input) -> None:
         session.inbox.append(entry)
         item = self._queue.live_item_of(session.id)
         if session.phase is Phase.AT_REST:
@@ -125,7 +125,7 @@ class Turns:
         if any(not call.custom for call in session.open_calls):
             self._ensure_item(session)
 
-    def _take_next_input(self, session: Session) -> None:
+    def _take_next_input(self, session: OfflineSession) -> None:
         entry = session.inbox.popleft()
         if entry.event["processed_at"] is None:
             entry.event = session.log.process(entry.event)
@@ -133,7 +133,7 @@ class Turns:
         session.messages.append(entry.text)
         session.rounds = []
 
-    def _apply(self, session: Session, event: Event, follower: Event | None) -> Event:
+    def _apply(self, session: OfflineSession, event: Event, follower: Event | None) -> Event:
         kind = event["type"]
         if kind == "user.interrupt":
             return self._interrupt(session, event)
@@ -151,7 +151,7 @@ class Turns:
         self._after_answer(session)
         return done
 
-    def _confirm(self, session: Session, call: OpenCall, event: Event) -> Event:
+    def _confirm(self, session: OfflineSession, call: OpenCall, event: Event) -> Event:
         done = session.log.process(event)
         if call.confirmed:
             return done
@@ -168,7 +168,7 @@ class Turns:
             self._ensure_item(session)
         return done
 
-    def _interrupt(self, session: Session, event: Event) -> Event:
+    def _interrupt(self, session: OfflineSession, event: Event) -> Event:
         """Ends the turn; open calls are answered by the server with an error."""
         thinking = session.phase is Phase.THINKING
         self._cancel(session)
@@ -188,16 +188,16 @@ class Turns:
 
     # Model requests
 
-    def _spawn(self, session: Session) -> None:
+    def _spawn(self, session: OfflineSession) -> None:
         session.phase = Phase.THINKING
         session.task = asyncio.get_running_loop().create_task(self._think(session), name=f"turn {session.id}")
 
-    def _cancel(self, session: Session) -> None:
+    def _cancel(self, session: OfflineSession) -> None:
         if session.task is not None:
             session.task.cancel()
             session.task = None
 
-    async def _think(self, session: Session) -> None:
+    async def _think(self, session: OfflineSession) -> None:
         again = True
         while again:
             start = session.log.add("span.model_request_start")
@@ -208,7 +208,7 @@ class Turns:
             await asyncio.sleep(max(reply.seconds, self._knobs.think_seconds))
             again = self._carry_out(session, reply)
 
-    async def _ask(self, session: Session) -> Reply:
+    async def _ask(self, session: OfflineSession) -> Reply:
         if len(session.rounds) >= MAX_ROUNDS:
             return Reply(failure=Failure("tool_use_limit_reached_error", f"{MAX_ROUNDS} tool rounds in one turn"))
         conversation = Conversation(
@@ -227,7 +227,7 @@ class Turns:
             _log.exception("brain.failed session=%s", session.id)
             return Reply(failure=Failure(message=f"the brain failed: {type(error).__name__}: {error}"))
 
-    def _carry_out(self, session: Session, reply: Reply) -> bool:
+    def _carry_out(self, session: OfflineSession, reply: Reply) -> bool:
         """Record one reply and what follows from it; True if another model request is due at once."""
         if reply.failure is not None:
             return self._fail(session, reply.failure)
@@ -252,7 +252,7 @@ class Turns:
         self._rest(session, {"type": "end_turn"})
         return False
 
-    def _open_call(self, session: Session, call: ToolCall) -> tuple[OpenCall, ToolOutcome] | None:
+    def _open_call(self, session: OfflineSession, call: ToolCall) -> tuple[OpenCall, ToolOutcome] | None:
         """Record the call; answers what the server itself has to say to it, if anything."""
         if call.name in custom_tools(session.agent):
             event = session.log.add("agent.custom_tool_use", name=call.name, input=call.input)
@@ -276,12 +276,12 @@ class Turns:
             return opened, ToolOutcome(call, _web_result(call))
         return None
 
-    def _resolve(self, session: Session, call: OpenCall, text: str, *, is_error: bool) -> None:
+    def _resolve(self, session: OfflineSession, call: OpenCall, text: str, *, is_error: bool) -> None:
         call.outcome = ToolOutcome(call.call, text, is_error)
         content = [{"type": "text", "text": text}]
         session.log.add("agent.tool_result", tool_use_id=call.id, is_error=is_error, content=content)
 
-    def _after_answer(self, session: Session) -> None:
+    def _after_answer(self, session: OfflineSession) -> None:
         if session.open_calls:
             # Only some are answered: the remainder is announced again (docs/wire/anthropic.md#81-a-self-hosted-turn).
             session.log.add("session.status_idle", stop_reason=self._waiting_for(session), stop_details=None)
@@ -290,16 +290,16 @@ class Turns:
         self._run(session)
         self._spawn(session)
 
-    def _close_round(self, session: Session) -> None:
+    def _close_round(self, session: OfflineSession) -> None:
         outcomes = [call.outcome for call in session.calls.values() if call.outcome is not None]
         session.rounds.append(Round(session.reply or Reply(), tuple(outcomes)))
         self._close_calls(session)
 
-    def _close_calls(self, session: Session) -> None:
+    def _close_calls(self, session: OfflineSession) -> None:
         session.closed_calls.update({call.id: call.custom for call in session.calls.values()})
         session.calls = {}
 
-    def _end_request(self, session: Session, *, is_error: bool) -> None:
+    def _end_request(self, session: OfflineSession, *, is_error: bool) -> None:
         session.log.add(
             "span.model_request_end",
             model_request_start_id=session.request_id,
@@ -308,7 +308,7 @@ class Turns:
         )
         session.request_id = None
 
-    def _fail(self, session: Session, failure: Failure) -> bool:
+    def _fail(self, session: OfflineSession, failure: Failure) -> bool:
         self._end_request(session, is_error=True)
         retry = {"type": failure.retry}
         error = {"type": failure.type, "message": failure.message, "retry_status": retry}
@@ -330,7 +330,7 @@ class Turns:
 
     # Transitions
 
-    def _run(self, session: Session) -> None:
+    def _run(self, session: OfflineSession) -> None:
         self._set_status(session, "running")
         thread = {"session_thread_id": session.thread_id, "agent_name": session.agent["name"]}
         session.log.add("session.status_running")
@@ -338,19 +338,19 @@ class Turns:
         self._ensure_item(session)
         self._announce("session.status_run_started", session)
 
-    def _park(self, session: Session) -> None:
+    def _park(self, session: OfflineSession) -> None:
         session.phase = Phase.PARKED
         self._idle(session, self._waiting_for(session))
         if any(call.confirmed and not call.custom for call in session.open_calls):
             self._ensure_item(session)
 
-    def _rest(self, session: Session, stop_reason: Mapping[str, Any]) -> None:
+    def _rest(self, session: OfflineSession, stop_reason: Mapping[str, Any]) -> None:
         self._close_calls(session)
         session.rounds = []
         session.phase = Phase.AT_REST
         self._idle(session, stop_reason)
 
-    def _idle(self, session: Session, stop_reason: Mapping[str, Any]) -> None:
+    def _idle(self, session: OfflineSession, stop_reason: Mapping[str, Any]) -> None:
         self._set_status(session, "idle")
         thread = {"session_thread_id": session.thread_id, "agent_name": session.agent["name"]}
         session.log.add("session.thread_status_idle", **thread, stop_reason=dict(stop_reason))
@@ -360,10 +360,10 @@ class Turns:
         self._announce("session.thread_idled", session)
         self._announce("session.status_idled", session)
 
-    def _waiting_for(self, session: Session) -> dict[str, Any]:
+    def _waiting_for(self, session: OfflineSession) -> dict[str, Any]:
         return {"type": "requires_action", "event_ids": [call.id for call in session.open_calls]}
 
-    def _set_status(self, session: Session, status: Any) -> None:
+    def _set_status(self, session: OfflineSession, status: Any) -> None:
         now = self._clock.now()
         if session.running_since is not None:
             session.active_seconds += (now - session.running_since).total_seconds()
@@ -371,7 +371,7 @@ class Turns:
         session.status = status
         session.updated_at = now
 
-    def _ensure_item(self, session: Session) -> None:
+    def _ensure_item(self, session: OfflineSession) -> None:
         """At most one item of a session is live."""
         if session.rounds and not self._knobs.results_enqueue:
             return

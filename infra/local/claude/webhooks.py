@@ -26,7 +26,7 @@ _LOG_LENGTH = 5000
 
 
 @dataclass
-class Endpoint:
+class WebhookEndpoint:
     """Where events go. `types` None: all of them."""
 
     id: str
@@ -72,7 +72,7 @@ class WebhookSender:
         self._clock = clock
         self._knobs = knobs
         self._chance = random.Random(0)
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, WebhookEndpoint] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._client: httpx2.AsyncClient | None = None
@@ -80,7 +80,7 @@ class WebhookSender:
         self.workspace_id = workspace_id
         self.deliveries: deque[Delivery] = deque(maxlen=_LOG_LENGTH)
 
-    def add_endpoint(self, url: str, signing_key: str, types: Iterable[str] | None = None) -> Endpoint:
+    def add_endpoint(self, url: str, signing_key: str, types: Iterable[str] | None = None) -> WebhookEndpoint:
         """Raises ValueError for a URL or key that cannot work."""
         if not url.startswith(("http://", "https://")):
             raise ValueError("url: expected http(s)://...")
@@ -89,7 +89,7 @@ class WebhookSender:
         except Exception as error:
             raise ValueError("signing_key: expected whsec_ and base64") from error
         chosen = None if types is None else frozenset(types)
-        endpoint = Endpoint(f"whep_{next(self._numbers)}", url, signing_key, chosen)
+        endpoint = WebhookEndpoint(f"whep_{next(self._numbers)}", url, signing_key, chosen)
         self._endpoints[endpoint.id] = endpoint
         return endpoint
 
@@ -104,7 +104,7 @@ class WebhookSender:
         return endpoint is not None
 
     @property
-    def endpoints(self) -> list[Endpoint]:
+    def endpoints(self) -> list[WebhookEndpoint]:
         return list(self._endpoints.values())
 
     def emit(self, kind: str, session_id: str, **more: str) -> None:
@@ -141,7 +141,7 @@ class WebhookSender:
         whole, part = divmod(self._knobs.webhook_duplicates, 1)
         return 1 + int(whole) + (self._chance.random() < part)
 
-    def _start(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
+    def _start(self, endpoint: WebhookEndpoint, body: dict[str, Any]) -> None:
         data = body["data"]
         delivery = Delivery(body["id"], data["type"], data["id"], endpoint.id, self._clock.now())
         self.deliveries.append(delivery)
@@ -150,7 +150,7 @@ class WebhookSender:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(self, endpoint: Endpoint, delivery: Delivery, raw: str) -> None:
+    async def _deliver(self, endpoint: WebhookEndpoint, delivery: Delivery, raw: str) -> None:
         if self._knobs.webhook_reorder_window:
             await asyncio.sleep(self._chance.uniform(0, self._knobs.webhook_reorder_window))
         for attempt in range(ATTEMPTS):
@@ -168,7 +168,7 @@ class WebhookSender:
         low, high = self._knobs.webhook_backoff_min, self._knobs.webhook_backoff_max
         return self._chance.uniform(low, max(low, high)) * self._knobs.webhook_backoff_scale
 
-    async def _attempt(self, endpoint: Endpoint, delivery: Delivery, raw: str) -> bool:
+    async def _attempt(self, endpoint: WebhookEndpoint, delivery: Delivery, raw: str) -> bool:
         """One POST, stamped and signed anew; True if a 2xx came back."""
         now = self._clock.now()
         record: dict[str, Any] = {"at": stamp(now)}
@@ -196,7 +196,7 @@ class WebhookSender:
         self._note_failure(endpoint, now)
         return False
 
-    def _note_failure(self, endpoint: Endpoint, now: datetime) -> None:
+    def _note_failure(self, endpoint: WebhookEndpoint, now: datetime) -> None:
         endpoint.failing_since = endpoint.failing_since or now
         limit = self._knobs.webhook_disable_after
         if limit is not None and (now - endpoint.failing_since).total_seconds() >= limit:

@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from infra.local.claude.clock import Clock, stamp, stamp_or_none
-from infra.local.claude.errors import ApiError, not_found
+from infra.local.claude.errors import ClaudeApiError, not_found
 from infra.local.claude.ids import new_id
 from infra.local.claude.knobs import Knobs
 
@@ -41,7 +41,7 @@ class State(enum.StrEnum):
 
 
 @dataclass
-class WorkItem:
+class OfflineWorkItem:
     """One item with all that happened to it (`history`: time, what; for the admin's eyes)."""
 
     id: str
@@ -86,25 +86,25 @@ class WorkItem:
         }
 
 
-class WorkQueue:
+class OfflineWorkQueue:
     """The items of all environments. `on_end(item)` is called when one has reached `stopped`."""
 
     def __init__(self, clock: Clock, knobs: Knobs) -> None:
         self._clock = clock
         self._knobs = knobs
-        self._items: dict[str, WorkItem] = {}
-        self._live: dict[str, WorkItem] = {}
-        self._of_session: dict[str, WorkItem] = {}
+        self._items: dict[str, OfflineWorkItem] = {}
+        self._live: dict[str, OfflineWorkItem] = {}
+        self._of_session: dict[str, OfflineWorkItem] = {}
         self._sequence = itertools.count(1)
         self._pollers: dict[str, dict[str, datetime]] = {}
-        self.on_end: Callable[[WorkItem], None] = lambda item: None
+        self.on_end: Callable[[OfflineWorkItem], None] = lambda item: None
         self.on_queued: Callable[[], None] = lambda: None
 
     # What fills it
 
-    def enqueue(self, environment_id: str, kind: Literal["session", "healthcheck"], subject_id: str) -> WorkItem:
+    def enqueue(self, environment_id: str, kind: Literal["session", "healthcheck"], subject_id: str) -> OfflineWorkItem:
         now = self._clock.now()
-        item = WorkItem(new_id("work"), next(self._sequence), environment_id, kind, subject_id, now, now)
+        item = OfflineWorkItem(new_id("work"), next(self._sequence), environment_id, kind, subject_id, now, now)
         self._items[item.id] = self._live[item.id] = item
         if kind == "session":
             self._of_session[subject_id] = item
@@ -112,7 +112,7 @@ class WorkQueue:
         self.on_queued()
         return item
 
-    def live_item_of(self, session_id: str) -> WorkItem | None:
+    def live_item_of(self, session_id: str) -> OfflineWorkItem | None:
         """At most one item of a session is not stopped."""
         self._sweep()
         item = self._of_session.get(session_id)
@@ -128,7 +128,7 @@ class WorkQueue:
 
     # What workers and orchestrators call
 
-    def claim(self, environment_id: str, reclaim_older_than_ms: int = DEFAULT_RECLAIM_MS) -> WorkItem | None:
+    def claim(self, environment_id: str, reclaim_older_than_ms: int = DEFAULT_RECLAIM_MS) -> OfflineWorkItem | None:
         """The oldest item that is queued and not reserved, or reserved for longer than this request allows."""
         now = self._sweep()
         window = timedelta(milliseconds=reclaim_older_than_ms)
@@ -150,19 +150,19 @@ class WorkQueue:
         if worker_id:
             self._pollers.setdefault(environment_id, {})[worker_id] = self._clock.now()
 
-    def acknowledge(self, item: WorkItem) -> None:
+    def acknowledge(self, item: OfflineWorkItem) -> None:
         """queued -> starting; anything later is left as it is, and answered alike."""
         item.acks += 1
         if item.state is not State.QUEUED:
             self._note(item, "acknowledged again")
             if self._knobs.second_ack_status == 409:
-                raise ApiError(409, "the work item is acknowledged already")
+                raise ClaudeApiError(409, "the work item is acknowledged already")
             return
         item.reserved_at = None
         item.acknowledged_at = self._clock.now()
         self._move(item, State.STARTING, "acknowledged")
 
-    def heartbeat(self, item: WorkItem, expected: str | None, desired_ttl: int | None = None) -> dict[str, Any]:
+    def heartbeat(self, item: OfflineWorkItem, expected: str | None, desired_ttl: int | None = None) -> dict[str, Any]:
         """One beat; raises 412 where `expected` is not exactly the last value (none: `NO_HEARTBEAT`).
 
         `expected` None compares nothing. An item nobody has acknowledged cannot be claimed by beating.
@@ -179,7 +179,7 @@ class WorkQueue:
         unclaimed = item.state is State.QUEUED and not self._knobs.beat_claims_unacked
         if forced or unclaimed or (expected is not None and expected != held):
             self._note(item, "beat refused", expected=expected)
-            raise ApiError(
+            raise ClaudeApiError(
                 412,
                 "the heartbeat precondition failed: the lease is not held with this value",
                 error_code="heartbeat_precondition_failed",
@@ -200,13 +200,13 @@ class WorkQueue:
         lease = {**self._lease(item), "lease_extended": True}
         return {"type": "work_heartbeat", **lease, "last_heartbeat": item.last_heartbeat}
 
-    def stop(self, item: WorkItem, *, force: bool) -> None:
+    def stop(self, item: OfflineWorkItem, *, force: bool) -> None:
         """Idempotent. Graceful: the worker learns it on its next beat. An item nobody serves stops at once."""
         self._sweep()
         if item.state is State.STOPPED:
             self._note(item, "stopped again")
             if self._knobs.second_stop_status == 409:
-                raise ApiError(409, "the work item is stopped already")
+                raise ClaudeApiError(409, "the work item is stopped already")
             return
         item.stop_requested_at = item.stop_requested_at or self._clock.now()
         # A healthcheck is answered by its ack: no worker beats for it, and nothing would end its stopping.
@@ -216,14 +216,14 @@ class WorkQueue:
         elif item.state is not State.STOPPING:
             self._move(item, State.STOPPING, "stop requested")
 
-    def get(self, environment_id: str, work_id: str) -> WorkItem:
+    def get(self, environment_id: str, work_id: str) -> OfflineWorkItem:
         self._sweep()
         item = self._items.get(work_id)
         if item is None or item.environment_id != environment_id:
             raise not_found(f"work item {work_id}")
         return item
 
-    def page(self, environment_id: str, limit: int, before: int | None) -> tuple[list[WorkItem], int | None]:
+    def page(self, environment_id: str, limit: int, before: int | None) -> tuple[list[OfflineWorkItem], int | None]:
         """Newest first, those with a sequence below `before`; and the `before` of the next page. Oldest first by a
         knob: then those above it."""
         self._sweep()
@@ -257,21 +257,21 @@ class WorkQueue:
 
     # What an operator can do to it (admin API)
 
-    def all_items(self) -> list[WorkItem]:
+    def all_items(self) -> list[OfflineWorkItem]:
         self._sweep()
         return list(self._items.values())
 
-    def find(self, work_id: str) -> WorkItem:
+    def find(self, work_id: str) -> OfflineWorkItem:
         if work_id not in self._items:
             raise not_found(f"work item {work_id}")
         return self._items[work_id]
 
-    def lapse(self, item: WorkItem) -> None:
+    def lapse(self, item: OfflineWorkItem) -> None:
         """Let the item's lease end now, whatever its time."""
         if item.state in (State.STARTING, State.ACTIVE):
             self._requeue(item, "lease lapsed on request")
 
-    def age(self, item: WorkItem, seconds: float) -> None:
+    def age(self, item: OfflineWorkItem, seconds: float) -> None:
         """Let so much time pass for this item alone: all that happened to it happened so much earlier. Leases and
         reservations that this makes too old lapse as if the time had been waited for."""
         earlier = timedelta(seconds=seconds)
@@ -297,7 +297,7 @@ class WorkQueue:
                 self._requeue(item, "lease lapsed")
         return now
 
-    def _lapses_at(self, item: WorkItem) -> datetime | None:
+    def _lapses_at(self, item: OfflineWorkItem) -> datetime | None:
         match item.state:
             case State.STARTING if item.acknowledged_at is not None and self._knobs.startup_lease is not None:
                 return item.acknowledged_at + timedelta(seconds=self._knobs.startup_lease)
@@ -310,7 +310,7 @@ class WorkQueue:
             case _:
                 return None
 
-    def _requeue(self, item: WorkItem, why: str) -> None:
+    def _requeue(self, item: OfflineWorkItem, why: str) -> None:
         item.queued_at = self._clock.now()
         item.reserved_at = None
         if not self._knobs.requeue_keeps_times:
@@ -319,23 +319,23 @@ class WorkQueue:
         self._move(item, State.QUEUED, why)
         self.on_queued()
 
-    def _end(self, item: WorkItem, why: str) -> None:
+    def _end(self, item: OfflineWorkItem, why: str) -> None:
         item.stopped_at = self._clock.now()
         item.reserved_at = None
         self._live.pop(item.id, None)
         self._move(item, State.STOPPED, why)
         self.on_end(item)
 
-    def _forget(self, item: WorkItem) -> None:
+    def _forget(self, item: OfflineWorkItem) -> None:
         self._live.pop(item.id, None)
         self._items.pop(item.id, None)
 
     # Small parts
 
-    def _live_in(self, environment_id: str) -> Iterator[WorkItem]:
+    def _live_in(self, environment_id: str) -> Iterator[OfflineWorkItem]:
         return (item for item in list(self._live.values()) if item.environment_id == environment_id)
 
-    def _lease(self, item: WorkItem) -> dict[str, Any]:
+    def _lease(self, item: OfflineWorkItem) -> dict[str, Any]:
         ttl = item.ttl if item.ttl is not None else self._knobs.reported_startup_ttl
         return {
             "state": item.state.value,
@@ -343,10 +343,10 @@ class WorkQueue:
             "ttl_seconds": int(ttl) if float(ttl).is_integer() else ttl,
         }
 
-    def _move(self, item: WorkItem, state: State, why: str) -> None:
+    def _move(self, item: OfflineWorkItem, state: State, why: str) -> None:
         item.state = state
         self._note(item, why)
 
-    def _note(self, item: WorkItem, what: str, **more: Any) -> None:
+    def _note(self, item: OfflineWorkItem, what: str, **more: Any) -> None:
         item.history.append({"at": stamp(self._clock.now()), "what": what, "state": item.state.value, **more})
         del item.history[:-_HISTORY_LIMIT]

@@ -13,8 +13,8 @@ from typing import Any
 from infra.local.process import serve
 from infra.local.tensorlake.app import Application
 from infra.local.tensorlake.isolation import IsolationError
-from infra.local.tensorlake.platform import Platform
-from infra.local.tensorlake.settings import Settings
+from infra.local.tensorlake.platform import TensorlakePlatform
+from infra.local.tensorlake.settings import TensorlakeSettings
 
 EXIT_NO_ISOLATION = 3
 
@@ -38,12 +38,14 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     given = options(argv)
-    settings = Settings.model_validate_json(given.settings)
+    settings = TensorlakeSettings.model_validate_json(given.settings)
     token = os.environ.get("OFFLINE_ADMIN_TOKEN") or secrets.token_urlsafe(24)
 
-    async def open_platform() -> Platform:
+    async def open_platform() -> TensorlakePlatform:
         try:
-            return await Platform.open(given.isolation, settings, given.api_key, given.data_dir, given.image_root)
+            return await TensorlakePlatform.open(
+                given.isolation, settings, given.api_key, given.data_dir, given.image_root
+            )
         except IsolationError as error:
             # Raised, it would come with the server's traceback, and what is wrong is the machine or a flag.
             print(error, file=sys.stderr, flush=True)

@@ -15,12 +15,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from infra.local.faults import fault_routes
-from infra.local.tensorlake.errors import ApiError, bad_request, not_found
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, not_found
 from infra.local.tensorlake.lifecycle import Lifecycle
 from infra.local.tensorlake.link import SupervisorGone
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.records import Sandbox, Status, info
-from infra.local.tensorlake.settings import Settings
+from infra.local.tensorlake.settings import TensorlakeSettings
 from infra.local.tensorlake.snapshots import Snapshots
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -28,7 +28,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 @dataclass
 class Admin:
-    platform: Platform
+    platform: TensorlakePlatform
     lifecycle: Lifecycle
     snapshots: Snapshots
     counts: Counter[str]
@@ -55,7 +55,7 @@ class Admin:
         async def guarded(request: Request) -> Response:
             given = request.headers.get("x-admin-token", "")
             if not hmac.compare_digest(given.encode(), self.token.encode()):
-                raise ApiError(403, "FORBIDDEN", "the header X-Admin-Token is missing or wrong")
+                raise TensorlakeApiError(403, "FORBIDDEN", "the header X-Admin-Token is missing or wrong")
             return await endpoint(request)
 
         return guarded
@@ -64,7 +64,7 @@ class Admin:
         if request.method == "PATCH":
             try:
                 wanted = {**self.platform.settings.model_dump(), **await request.json()}
-                self.platform.turn(Settings.model_validate(wanted))
+                self.platform.turn(TensorlakeSettings.model_validate(wanted))
             except (ValidationError, ValueError, TypeError) as error:
                 raise bad_request(str(error)) from None
         return JSONResponse(self.platform.settings.model_dump())
@@ -131,7 +131,7 @@ class Admin:
         """End and forget every sandbox and snapshot, all faults, counts and settings. Images stay."""
         self.platform.faults.clear()
         self.platform.faults.set_latency(0.0)
-        self.platform.turn(Settings())
+        self.platform.turn(TensorlakeSettings())
         everything = list(self.platform.sandboxes.values())
         alive = [sandbox for sandbox in everything if sandbox.status is not Status.TERMINATED]
         await asyncio.gather(*(self.lifecycle.terminate(sandbox, "reset") for sandbox in alive))

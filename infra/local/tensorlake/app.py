@@ -21,12 +21,12 @@ from infra.local.faults import FaultMiddleware
 from infra.local.tensorlake.admin import Admin
 from infra.local.tensorlake.call_limit import CallLimit
 from infra.local.tensorlake.data_plane import DataPlane
-from infra.local.tensorlake.errors import ApiError
+from infra.local.tensorlake.errors import TensorlakeApiError
 from infra.local.tensorlake.image_routes import ImageRoutes
 from infra.local.tensorlake.keys import key_routes
 from infra.local.tensorlake.lifecycle import Lifecycle
 from infra.local.tensorlake.lifecycle_routes import LifecycleRoutes
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.pool_routes import PoolRoutes
 from infra.local.tensorlake.pools import Pools
 from infra.local.tensorlake.ports import Ports, port_of_host
@@ -34,13 +34,13 @@ from infra.local.tensorlake.snapshots import Snapshots
 from infra.local.tensorlake.terminals import Terminals
 
 _NAMESPACE = re.compile(r"/v1/namespaces/([^/]+)(/.*)")
-OpenPlatform = Callable[[], Awaitable[Platform]]
+OpenPlatform = Callable[[], Awaitable[TensorlakePlatform]]
 
 
 class Demultiplexer:
     """The application below the faults: key check, routing, errors, and a count of requests by route."""
 
-    def __init__(self, platform: Platform, admin_token: str) -> None:
+    def __init__(self, platform: TensorlakePlatform, admin_token: str) -> None:
         snapshots = Snapshots(platform)
         self.lifecycle = Lifecycle(platform, snapshots, Pools(platform))
         self.counts: Counter[str] = Counter()
@@ -60,7 +60,7 @@ class Demultiplexer:
         request = Request(scope, receive)
         try:
             await self._dispatch(scope, request, receive, send)
-        except ApiError as error:
+        except TensorlakeApiError as error:
             await error.response()(scope, receive, send)
 
     async def _dispatch(self, scope: Scope, request: Request, receive: Receive, send: Send) -> None:
@@ -87,7 +87,7 @@ class Demultiplexer:
         kind, _, key = request.headers.get("authorization", "").partition(" ")
         expected = self._platform.api_key
         if kind.lower() != "bearer" or not key or (expected is not None and key != expected):
-            raise ApiError(401, "UNAUTHORIZED", "a valid API key is required (Authorization: Bearer ...)")
+            raise TensorlakeApiError(401, "UNAUTHORIZED", "a valid API key is required (Authorization: Bearer ...)")
 
     def count(self, scope: Scope) -> None:
         """Before any fault, so that retries of what a fault spoiled are counted too."""
@@ -120,7 +120,7 @@ class Application:
         self._admin_token = admin_token
         self._inner: Demultiplexer | None = None
         self._faulty: ASGIApp | None = None
-        self.platform: Platform | None = None
+        self.platform: TensorlakePlatform | None = None
         self._life = Starlette(lifespan=self._lifespan)
 
     @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from infra.local.tensorlake import bubblewrap, trees
 from infra.local.tensorlake.host import Host
-from infra.local.tensorlake.layers import DEFAULT_PATH, Base, Layer
+from infra.local.tensorlake.layers import DEFAULT_PATH, BaseRoot, Layer
 from infra.local.tensorlake.link import SupervisorGone, SupervisorLink
 from infra.local.tensorlake.plain import FolderMapping
 
@@ -42,7 +42,7 @@ class BoxError(Exception):
 class Box:
     level: Level
     directory: Path
-    base: Base
+    base: BaseRoot
     host: Host
     bwrap: str | None
     link: SupervisorLink
@@ -55,7 +55,7 @@ class Box:
         cls,
         level: Level,
         host: Host,
-        base: Base,
+        base: BaseRoot,
         directory: Path,
         hostname: str,
         bwrap: str | None,
@@ -76,7 +76,7 @@ class Box:
         cls,
         level: Level,
         host: Host,
-        base: Base,
+        base: BaseRoot,
         directory: Path,
         hostname: str,
         bwrap: str | None,
@@ -181,7 +181,7 @@ class Box:
         """Make one layer of a whole stack: mount options have one page, so a stack cannot grow indefinitely."""
         whole = into.directory.with_name(f"{into.directory.name}-whole")
         await asyncio.to_thread(whole.mkdir)
-        base = Base(self.base.runtime, self.base.system, stack)
+        base = BaseRoot(self.base.runtime, self.base.system, stack)
         argv = bubblewrap.flatten_command(self.bwrap or "", self.host, base, whole)
         process = await asyncio.create_subprocess_exec(
             *argv, stderr=asyncio.subprocess.PIPE, env={"PATH": DEFAULT_PATH}
@@ -226,7 +226,7 @@ def _connected(launcher: str) -> socket.socket:
     return connection
 
 
-def _lay_out(level: Level, base: Base, directory: Path) -> None:
+def _lay_out(level: Level, base: BaseRoot, directory: Path) -> None:
     directory.mkdir(parents=True)
     if level is Level.PLAIN:
         root = directory / "root"
@@ -248,7 +248,7 @@ def _lay_out(level: Level, base: Base, directory: Path) -> None:
                 trees.within(upper, path).chmod(lower.stat().st_mode & 0o7777)
 
 
-def _fill(root: Path, base: Base) -> None:
+def _fill(root: Path, base: BaseRoot) -> None:
     for layer in base.layers:
         trees.copy_into(layer.directory, root)
     for path in base.runtime.agent_paths:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.local.tensorlake import trees
 from infra.local.tensorlake.host import DAEMON, SYSTEM_DIRS, Host
-from infra.local.tensorlake.layers import AGENT_UID, Base
+from infra.local.tensorlake.layers import AGENT_UID, BaseRoot
 
 OVERLAY_VERSION = (0, 11)
 
@@ -44,7 +44,7 @@ def _version(path: str) -> tuple[int, ...] | None:
 
 
 def command(
-    bwrap: str, host: Host, base: Base, box: Path, hostname: str, *, overlay: bool, launcher: int | None
+    bwrap: str, host: Host, base: BaseRoot, box: Path, hostname: str, *, overlay: bool, launcher: int | None
 ) -> list[str]:
     """The argv that runs the supervisor in `box`, a directory with `system`, `upper` and `work`."""
     system = box / "system"
@@ -76,7 +76,7 @@ def command(
     ]
 
 
-def _agent_mount(path: str, number: int, base: Base, box: Path, *, overlay: bool) -> Sequence[str]:
+def _agent_mount(path: str, number: int, base: BaseRoot, box: Path, *, overlay: bool) -> Sequence[str]:
     upper = trees.within(box / "upper", path)
     lowers = [each for layer in base.layers if (each := trees.within(layer.directory, path)).is_dir()]
     if not overlay or not lowers:
@@ -87,7 +87,7 @@ def _agent_mount(path: str, number: int, base: Base, box: Path, *, overlay: bool
     return [*sources, "--overlay", str(upper), str(work), path]
 
 
-def flatten_command(bwrap: str, host: Host, base: Base, target: Path) -> list[str]:
+def flatten_command(bwrap: str, host: Host, base: BaseRoot, target: Path) -> list[str]:
     """The argv that copies a stack of layers, seen as one tree, into `target`."""
     mounts: list[str] = []
     for path in host.tool_binds:

@@ -10,7 +10,7 @@ from typing import Final
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 
 _MINUTE: Final = 60.0
 
@@ -18,7 +18,7 @@ _MINUTE: Final = 60.0
 class CallLimit:
     """The application behind a limit: each answer tells what is left, and a call too many is 429 with `retry-after`."""
 
-    def __init__(self, app: ASGIApp, platform: Platform) -> None:
+    def __init__(self, app: ASGIApp, platform: TensorlakePlatform) -> None:
         self._app = app
         self._platform = platform
         self._began = -_MINUTE

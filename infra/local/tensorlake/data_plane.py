@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from infra.local.tensorlake import files
 from infra.local.tensorlake.box import Box
-from infra.local.tensorlake.errors import ApiError, bad_request, not_found, not_supported
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, not_found, not_supported
 from infra.local.tensorlake.lifecycle import Lifecycle
 from infra.local.tensorlake.link import Exchange, SupervisorGone
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.processes import STREAMS, start_request
 from infra.local.tensorlake.records import DAEMON_PORT, Sandbox
 from infra.local.tensorlake.terminals import Terminals
@@ -40,7 +40,7 @@ def sandbox_key(request: Request) -> str:
 
 @dataclass
 class DataPlane:
-    platform: Platform
+    platform: TensorlakePlatform
     lifecycle: Lifecycle
     terminals: Terminals
 
@@ -285,7 +285,7 @@ def _streams(request: Request) -> dict[str, Any]:
 
 async def _capped(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The body, or a 413 as soon as it is known to be over the limit."""
-    refusal = ApiError(413, "PAYLOAD_TOO_LARGE", f"the body is larger than {limit} bytes")
+    refusal = TensorlakeApiError(413, "PAYLOAD_TOO_LARGE", f"the body is larger than {limit} bytes")
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise refusal

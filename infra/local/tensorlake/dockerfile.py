@@ -32,7 +32,7 @@ class DockerfileError(Exception):
 
 
 @dataclass(frozen=True)
-class Step:
+class BuildStep:
     line: int
     instruction: str
     text: str
@@ -51,7 +51,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImagePlan:
     """What a Dockerfile comes to."""
 
     parent: str
@@ -63,7 +63,7 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def steps(text: str) -> Iterator[Step]:
+def steps(text: str) -> Iterator[BuildStep]:
     """Instructions with their line numbers. Here-documents are skipped: only RUN could use them."""
     pending, first, until = "", 0, ""
     for number, raw in enumerate(text.splitlines(), 1):
@@ -80,7 +80,7 @@ def steps(text: str) -> Iterator[Step]:
         whole = pending + line
         pending = ""
         instruction, _, rest = whole.partition(" ")
-        step = Step(first, instruction.upper(), rest.strip())
+        step = BuildStep(first, instruction.upper(), rest.strip())
         if step.instruction == "RUN" and (document := _HEREDOC.search(rest)):
             until = document.group(1)
         yield step
@@ -89,7 +89,7 @@ def steps(text: str) -> Iterator[Step]:
 
 
 @dataclass
-class _Reading:
+class _BuildReading:
     """State while the steps are read in order."""
 
     build_args: Mapping[str, str]
@@ -123,9 +123,9 @@ class _Reading:
         return f"{normal}/" if must_be_directory and normal != "/" else normal
 
 
-def read(text: str, build_args: Mapping[str, str], inherited: Mapping[str, Runtime]) -> Plan:
+def read(text: str, build_args: Mapping[str, str], inherited: Mapping[str, Runtime]) -> ImagePlan:
     """Read a whole Dockerfile. `inherited` has the runtime of each registered image that FROM may name."""
-    state = _Reading(build_args)
+    state = _BuildReading(build_args)
     parent = ""
     for step in steps(text):
         if step.instruction == "ARG":
@@ -145,7 +145,7 @@ def read(text: str, build_args: Mapping[str, str], inherited: Mapping[str, Runti
         raise DockerfileError("no FROM")
     owned = tuple(dict.fromkeys([*state.runtime.owned, *state.owned]))
     runtime = replace(state.runtime, owned=owned)
-    return Plan(
+    return ImagePlan(
         parent,
         runtime,
         tuple(state.directories),
@@ -155,7 +155,7 @@ def read(text: str, build_args: Mapping[str, str], inherited: Mapping[str, Runti
     )
 
 
-def _apply(step: Step, state: _Reading) -> None:
+def _apply(step: BuildStep, state: _BuildReading) -> None:
     match step.instruction:
         case "ENV":
             state.runtime = replace(state.runtime, env={**state.runtime.env, **_env(step, state)})
@@ -175,7 +175,7 @@ def _apply(step: Step, state: _Reading) -> None:
             raise DockerfileError(f"line {step.line}: {other} is not supported offline")
 
 
-def _user(step: Step, state: _Reading) -> str:
+def _user(step: BuildStep, state: _BuildReading) -> str:
     name = state.words(step.text).split(":")[0]
     if name in ("0", "root"):
         return "root"
@@ -184,7 +184,7 @@ def _user(step: Step, state: _Reading) -> str:
     return name
 
 
-def _env(step: Step, state: _Reading) -> dict[str, str]:
+def _env(step: BuildStep, state: _BuildReading) -> dict[str, str]:
     first = step.text.split()[0] if step.text.split() else ""
     if "=" not in first:
         name, _, value = step.text.partition(" ")
@@ -196,7 +196,7 @@ def _env(step: Step, state: _Reading) -> dict[str, str]:
     return {name: state.words(value) for name, _, value in pairs}
 
 
-def _copy(step: Step, state: _Reading) -> Copy:
+def _copy(step: BuildStep, state: _BuildReading) -> Copy:
     text, flags = step.text, {}
     while found := _FLAG.match(text):
         flags[found.group(1)] = state.words(found.group(2))
@@ -232,7 +232,7 @@ def _unquoted(text: str) -> str:
 # --- carrying it out --------------------------------------------------------------------------------------
 
 
-def carry_out(plan: Plan, context: Path, root: Path) -> None:
+def carry_out(plan: ImagePlan, context: Path, root: Path) -> None:
     """Make every copy into `root`. Links on either side never lead out of it. Raises DockerfileError."""
     for directory in plan.directories:
         trees.within(root, trees.resolve_in(root, directory)).mkdir(parents=True, exist_ok=True)

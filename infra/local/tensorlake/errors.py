@@ -12,7 +12,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 
-class ApiError(Exception):
+class TensorlakeApiError(Exception):
     """One refusal: HTTP status, top-level code, text, and further top-level fields."""
 
     def __init__(self, status: int, code: str, text: str, **fields: Any) -> None:
@@ -28,19 +28,19 @@ class ApiError(Exception):
         return {"error": str(self), "code": self.code, **self.fields}
 
 
-def bad_request(text: str) -> ApiError:
-    return ApiError(400, "BAD_REQUEST", text)
+def bad_request(text: str) -> TensorlakeApiError:
+    return TensorlakeApiError(400, "BAD_REQUEST", text)
 
 
-def not_found(what: str) -> ApiError:
-    return ApiError(404, "NOT_FOUND", f"{what} was not found")
+def not_found(what: str) -> TensorlakeApiError:
+    return TensorlakeApiError(404, "NOT_FOUND", f"{what} was not found")
 
 
-def conflict(text: str) -> ApiError:
-    return ApiError(409, "CONFLICT", text)
+def conflict(text: str) -> TensorlakeApiError:
+    return TensorlakeApiError(409, "CONFLICT", text)
 
 
-def not_supported(what: str, advice: str = "") -> ApiError:
+def not_supported(what: str, advice: str = "") -> TensorlakeApiError:
     """What this platform cannot do, it refuses: it never pretends."""
     text = f"{what}: not supported offline"
-    return ApiError(501, "NOT_SUPPORTED_OFFLINE", f"{text}; {advice}" if advice else text)
+    return TensorlakeApiError(501, "NOT_SUPPORTED_OFFLINE", f"{text}; {advice}" if advice else text)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from infra.local.tensorlake import trees
 from infra.local.tensorlake.box import Box
-from infra.local.tensorlake.errors import ApiError, bad_request
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request
 from infra.local.tensorlake.host import DAEMON
 from infra.local.tensorlake.inside.files import write_atomically
 from infra.local.tensorlake.layers import VENV
@@ -27,7 +27,7 @@ def checked(path: str | None) -> str:
         raise bad_request("path must not contain a null character")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise ApiError(403, "PATH_TRAVERSAL", f"'{path}': '..' is not allowed")
+        raise TensorlakeApiError(403, "PATH_TRAVERSAL", f"'{path}': '..' is not allowed")
     return "/" + "/".join(parts)
 
 
@@ -41,7 +41,7 @@ def resolve(box: Box, path: str) -> str:
     try:
         return trees.resolve_in(box.root, path, lambda here: here in outside or box.base.runtime.owns(here))
     except OSError:
-        raise ApiError(404, "NOT_FOUND", f"'{path}': too many symbolic links") from None
+        raise TensorlakeApiError(404, "NOT_FOUND", f"'{path}': too many symbolic links") from None
 
 
 def _of_the_machine(box: Box) -> tuple[str, ...]:
@@ -54,12 +54,12 @@ def _from_outside(box: Box, path: str) -> Path | None:
     if not box.level.isolated or box.base.runtime.owns(path):
         return None
     if any(path == each or path.startswith(f"{each}/") for each in (*_of_the_machine(box), DAEMON)):
-        raise ApiError(403, "PERMISSION_DENIED", f"'{path}' is this machine's own and read-only offline")
+        raise TensorlakeApiError(403, "PERMISSION_DENIED", f"'{path}' is this machine's own and read-only offline")
     return trees.within(box.root, path)
 
 
 async def write(box: Box, path: str, body: AsyncIterator[bytes]) -> None:
-    """Replace or make a file with its parents. Raises ApiError; then nothing has changed."""
+    """Replace or make a file with its parents. Raises TensorlakeApiError; then nothing has changed."""
     target = resolve(box, path)
     outside = _from_outside(box, target)
     if outside is None:
@@ -71,9 +71,9 @@ async def write(box: Box, path: str, body: AsyncIterator[bytes]) -> None:
     try:
         await asyncio.to_thread(write_atomically, str(outside), iter([data]))
     except IsADirectoryError:
-        raise ApiError(400, "IS_DIRECTORY", f"'{path}' is a directory") from None
+        raise TensorlakeApiError(400, "IS_DIRECTORY", f"'{path}' is a directory") from None
     except (NotADirectoryError, FileExistsError):
-        raise ApiError(400, "NOT_A_DIRECTORY", f"'{path}': a part of the path is not a directory") from None
+        raise TensorlakeApiError(400, "NOT_A_DIRECTORY", f"'{path}': a part of the path is not a directory") from None
 
 
 async def _closed(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -92,11 +92,11 @@ async def delete(box: Box, path: str) -> None:
         await box.link.call({"op": "delete", "path": box.file_path(target)})
         return
     if outside.is_dir() and not outside.is_symlink():
-        raise ApiError(400, "IS_DIRECTORY", f"'{path}' is a directory")
+        raise TensorlakeApiError(400, "IS_DIRECTORY", f"'{path}' is a directory")
     try:
         outside.unlink()
     except (FileNotFoundError, NotADirectoryError):
-        raise ApiError(404, "NOT_FOUND", f"'{path}' does not exist") from None
+        raise TensorlakeApiError(404, "NOT_FOUND", f"'{path}' does not exist") from None
 
 
 def readable(box: Box, path: str) -> str:

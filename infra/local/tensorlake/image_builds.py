@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from infra.local.tensorlake import dockerfile, trees
 from infra.local.tensorlake.dockerfile import DockerfileError
-from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_found, not_supported
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, conflict, not_found, not_supported
 from infra.local.tensorlake.images import Image, ImageStore
 from infra.local.tensorlake.names import new_id
 
@@ -128,7 +128,7 @@ class Builds:
         if build.context is None:
             raise bad_request("the context has not been uploaded")
         if digest.removeprefix("sha256:") != build.digest:
-            raise ApiError(409, "DIGEST_MISMATCH", "the context uploaded has another digest")
+            raise TensorlakeApiError(409, "DIGEST_MISMATCH", "the context uploaded has another digest")
         build.status = BuildStatus.RUNNING
         try:
             image = await asyncio.to_thread(self._carry_out, build, build.context)

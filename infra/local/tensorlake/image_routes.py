@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.tensorlake.errors import ApiError, not_found, not_supported
+from infra.local.tensorlake.errors import TensorlakeApiError, not_found, not_supported
 from infra.local.tensorlake.image_builds import Build, BuildRequest, Builds
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.requests import parsed
 
 
@@ -29,7 +29,7 @@ class CancelRequest(BaseModel):
 
 
 class ImageRoutes:
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: TensorlakePlatform) -> None:
         self._platform = platform
         self.builds = Builds(platform.images, platform.directory / "b")
 
@@ -67,7 +67,7 @@ class ImageRoutes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
-                    raise ApiError(413, "PAYLOAD_TOO_LARGE", f"the context is larger than {limit} bytes")
+                    raise TensorlakeApiError(413, "PAYLOAD_TOO_LARGE", f"the context is larger than {limit} bytes")
                 yield chunk
 
         await self.builds.receive(request.path_params["build_id"], request.path_params["token"], body())

@@ -15,7 +15,7 @@ from typing import Any
 from infra.local.tensorlake import trees
 from infra.local.tensorlake.errors import bad_request
 from infra.local.tensorlake.host import Host
-from infra.local.tensorlake.layers import Base, LayerStore, Runtime
+from infra.local.tensorlake.layers import BaseRoot, LayerStore, Runtime
 from infra.local.tensorlake.names import new_id
 
 STOCK = ("tensorlake/ubuntu-minimal", "tensorlake/ubuntu-systemd", "tensorlake/debian-minimal")
@@ -27,7 +27,7 @@ DEFAULT_RUNTIME = Runtime()
 class Image:
     id: str
     name: str
-    base: Base
+    base: BaseRoot
     parent: str | None = None
     not_executed: tuple[str, ...] = ()
     """RUN steps: recorded, never executed here."""
@@ -103,7 +103,7 @@ class ImageStore:
                 there.parent.mkdir(parents=True, exist_ok=True)
                 ours.rename(there)
         binds = self._host.furnish(root, runtime)
-        base = self._layers.hold(Base(runtime, root, (layer,), binds))
+        base = self._layers.hold(BaseRoot(runtime, root, (layer,), binds))
         return Image(image_id, name, base, parent, not_executed, notes, dockerfile, size)
 
     def register(self, image: Image) -> Image | None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from infra.local.tensorlake import bubblewrap, trees
 from infra.local.tensorlake.box import Box, BoxError, Level
-from infra.local.tensorlake.errors import ApiError
+from infra.local.tensorlake.errors import TensorlakeApiError
 from infra.local.tensorlake.host import Host
-from infra.local.tensorlake.layers import Base, LayerStore, Runtime
+from infra.local.tensorlake.layers import BaseRoot, LayerStore, Runtime
 from infra.local.tensorlake.link import SupervisorGone
 from infra.local.tensorlake.rooted import RootedHost, RootError
 
@@ -68,7 +68,7 @@ class Isolation:
             raise IsolationError(f"no isolation level works here: {said}")
         return cls(works[0] if wanted == "auto" else Level(wanted), host, bwrap, findings)
 
-    async def start(self, base: Base, directory: Path, hostname: str, launcher: str | None) -> Box:
+    async def start(self, base: BaseRoot, directory: Path, hostname: str, launcher: str | None) -> Box:
         """Raises BoxError."""
         launcher = launcher if self.level.isolated and not isinstance(self.host, RootedHost) else None
         async with self._places:
@@ -101,7 +101,7 @@ async def _try(level: Level, host: Host, bwrap: str | None, directory: Path) -> 
     binds = host.furnish(template, runtime)
     (layer.directory / "probe").mkdir()
     (layer.directory / "probe" / "mark").write_text("below")
-    base = Base(runtime, template, (layer,), binds)
+    base = BaseRoot(runtime, template, (layer,), binds)
     try:
         box = await Box.start(level, host, base, here / "b", "probe", bwrap)
     except BoxError as error:
@@ -115,7 +115,7 @@ async def _try(level: Level, host: Host, bwrap: str | None, directory: Path) -> 
             seen = b"".join([chunk async for chunk in exchange.raw()]).decode()
         below = (layer.directory / "probe" / "mark").read_text()
         return "works" if (seen, below) == (word, "below") else "a file written inside was not read back"
-    except (ApiError, SupervisorGone, OSError, EOFError) as error:
+    except (TensorlakeApiError, SupervisorGone, OSError, EOFError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         await box.end()

@@ -65,7 +65,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseRoot:
     """`system` is a template: each sandbox gets its own (hard-linked) one. `binds` are folders of an image's own root
     that lie in it, read-only, as (here, there)."""
 
@@ -85,12 +85,12 @@ class LayerStore:
         directory.mkdir(parents=True)
         return Layer(directory)
 
-    def hold(self, base: Base) -> Base:
+    def hold(self, base: BaseRoot) -> BaseRoot:
         for layer in base.layers:
             layer.users += 1
         return base
 
-    async def release(self, base: Base) -> None:
+    async def release(self, base: BaseRoot) -> None:
         for layer in base.layers:
             layer.users -= 1
             if layer.users == 0:

@@ -15,31 +15,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 from infra.local.tensorlake.box import Box, BoxError
-from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_supported
-from infra.local.tensorlake.layers import Base
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, conflict, not_supported
+from infra.local.tensorlake.layers import BaseRoot
 from infra.local.tensorlake.link import SupervisorGone
 from infra.local.tensorlake.names import check_name, new_id
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.pools import Pool, Pools
 from infra.local.tensorlake.processes import start_request
 from infra.local.tensorlake.records import ENDED, Resources, Sandbox, Status
 from infra.local.tensorlake.requests import CreateRequest, UpdateRequest
 from infra.local.tensorlake.settings import StartFault
-from infra.local.tensorlake.snapshots import Kind, Snapshots
+from infra.local.tensorlake.snapshots import OfflineSnapshotKind, Snapshots
 
 LONGEST_WAIT_SECONDS = 30.0
 
 
 @dataclass
 class Lifecycle:
-    platform: Platform
+    platform: TensorlakePlatform
     snapshots: Snapshots
     pools: Pools
 
     # --- create ---------------------------------------------------------------------------------------
 
     def create(self, namespace: str, request: CreateRequest) -> tuple[Sandbox, StartFault | None]:
-        """Check, take the name, and begin to start it. Synchronous, hence atomic. Raises ApiError."""
+        """Check, take the name, and begin to start it. Synchronous, hence atomic. Raises TensorlakeApiError."""
         if request.file_systems:
             raise not_supported("file systems")
         if request.name is None and not request.auto_resume:
@@ -47,7 +47,7 @@ class Lifecycle:
         listed = request.network.allow_out if request.network is not None else []
         wildcard_status = self.platform.settings.wildcard_status
         if wildcard_status is not None and any(host.startswith("*.") for host in listed):
-            raise ApiError(wildcard_status, "BAD_REQUEST", "allow_out: wildcards are not supported")
+            raise TensorlakeApiError(wildcard_status, "BAD_REQUEST", "allow_out: wildcards are not supported")
         name = None if request.name is None else check_name(request.name)
         base, image, resources = self._source(request)
         sandbox_id = new_id()
@@ -86,7 +86,7 @@ class Lifecycle:
         return fault
 
     def claim(self, pool: Pool) -> Sandbox:
-        """A sandbox of the pool's settings, in a warm container if there is one. Raises ApiError for a quota."""
+        """One of the pool's settings, in a warm container if there is one. Raises TensorlakeApiError for a quota."""
         self._check_quota()
         wanted = pool.request
         sandbox = Sandbox(
@@ -110,10 +110,10 @@ class Lifecycle:
         self._begin(sandbox, pool)
         return sandbox
 
-    def copy(self, source: Sandbox, base: Base) -> Sandbox:
+    def copy(self, source: Sandbox, base: BaseRoot) -> Sandbox:
         """Begin one copy without a name. What of the source it keeps is not documented
-        (docs/wire/tensorlake.md#58-copy): here its image, resources, time-out and network policy. Raises ApiError for a
-        quota."""
+        (docs/wire/tensorlake.md#58-copy): here its image, resources, time-out and network policy. Raises
+        TensorlakeApiError for a quota."""
         self._check_quota()
         sandbox = Sandbox(
             id=new_id(),
@@ -134,12 +134,12 @@ class Lifecycle:
         self._begin(sandbox)
         return sandbox
 
-    def _source(self, request: CreateRequest) -> tuple[Base, str | None, Resources]:
+    def _source(self, request: CreateRequest) -> tuple[BaseRoot, str | None, Resources]:
         if request.snapshot_id is None:
             image = self.platform.images.for_create(request.image)
             return image.base, request.image, Resources()
         snapshot = self.snapshots.for_restore(request.snapshot_id)
-        if snapshot.kind is Kind.MEMORY and (request.image or request.resources or request.entrypoint):
+        if snapshot.kind is OfflineSnapshotKind.MEMORY and (request.image or request.resources or request.entrypoint):
             raise bad_request("image, resources and entrypoint are those of the memory snapshot")
         return snapshot.base, request.image or snapshot.image, snapshot.resources
 
@@ -150,7 +150,7 @@ class Lifecycle:
         live = sum(sandbox.live for sandbox in self.platform.sandboxes.values())
         if live >= settings.max_sandboxes:
             text = f"quota exceeded: {live} of {settings.max_sandboxes} sandboxes are in use"
-            raise ApiError(settings.over_quota_status, "QUOTA_EXCEEDED", text)
+            raise TensorlakeApiError(settings.over_quota_status, "QUOTA_EXCEEDED", text)
 
     def _take_fault(self, name: str) -> StartFault | None:
         faults = self.platform.settings.start_faults
@@ -202,7 +202,7 @@ class Lifecycle:
                 command, *args = sandbox.entrypoint
                 try:
                     await box.link.call(start_request(sandbox, {"command": command, "args": args}))
-                except (ApiError, SupervisorGone) as error:
+                except (TensorlakeApiError, SupervisorGone) as error:
                     await self._fail(sandbox, "ConfigurationError", f"entrypoint: {error}")
                     return
             sandbox.touch()
@@ -299,7 +299,7 @@ class Lifecycle:
         while sandbox.status is not Status.RUNNING:
             match sandbox.status:
                 case Status.TERMINATED | Status.FAILED:
-                    raise ApiError(404, "NOT_FOUND", f"sandbox '{sandbox.id}' is {sandbox.status}")
+                    raise TensorlakeApiError(404, "NOT_FOUND", f"sandbox '{sandbox.id}' is {sandbox.status}")
                 case Status.SUSPENDED | Status.SUSPENDING if not (
                     sandbox.auto_resume and self.platform.settings.traffic_wakes
                 ):
@@ -373,7 +373,7 @@ class Lifecycle:
     # --- update, idle ---------------------------------------------------------------------------------
 
     def update(self, sandbox: Sandbox, request: UpdateRequest) -> None:
-        """Synchronous, hence atomic. Raises ApiError before anything has changed."""
+        """Synchronous, hence atomic. Raises TensorlakeApiError before anything has changed."""
         if not sandbox.live:
             raise conflict(f"sandbox is {sandbox.status}")
         given = request.model_fields_set
@@ -387,7 +387,7 @@ class Lifecycle:
             return
         if request.name is not None and request.name != sandbox.name:
             if sandbox.pool_id is not None and (status := self.platform.settings.pool_rename_status) is not None:
-                raise ApiError(status, "NOT_ALLOWED", "sandboxes of pools keep no name")
+                raise TensorlakeApiError(status, "NOT_ALLOWED", "sandboxes of pools keep no name")
             name = check_name(request.name)
             self.platform.names.take(sandbox.namespace, name, sandbox.id)
             self.platform.names.release(sandbox.namespace, sandbox.name, sandbox.id)

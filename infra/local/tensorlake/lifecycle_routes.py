@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.tensorlake.errors import ApiError, bad_request, not_supported
-from infra.local.tensorlake.layers import Base
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, not_supported
+from infra.local.tensorlake.layers import BaseRoot
 from infra.local.tensorlake.lifecycle import Lifecycle
 from infra.local.tensorlake.names import new_id
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.records import ENDED, ROUTABLE, Sandbox, Status, created, info
 from infra.local.tensorlake.requests import (
     CreateRequest,
@@ -25,7 +25,7 @@ from infra.local.tensorlake.requests import (
     milliseconds,
     parsed,
 )
-from infra.local.tensorlake.snapshots import Snapshot, Snapshots
+from infra.local.tensorlake.snapshots import OfflineSnapshot, Snapshots
 
 PAGE = 100
 MOST_COPIES = 64
@@ -43,7 +43,7 @@ async def settled(sandbox: Sandbox, request: Request, url: str, *, ended: int = 
 
 @dataclass
 class LifecycleRoutes:
-    platform: Platform
+    platform: TensorlakePlatform
     lifecycle: Lifecycle
     snapshots: Snapshots
 
@@ -146,7 +146,7 @@ class LifecycleRoutes:
             raise bad_request(f"times must be a number between 1 and {MOST_COPIES}")
         source = self._sandbox(request)
         if (status := self.platform.settings.copy_status) is not None:
-            raise ApiError(status, "NOT_ALLOWED", "live copies are switched off")
+            raise TensorlakeApiError(status, "NOT_ALLOWED", "live copies are switched off")
         base = await self.snapshots.fork(source)
         try:
             rows = await asyncio.gather(*(self._copied(source, base) for _ in range(int(times))))
@@ -155,10 +155,10 @@ class LifecycleRoutes:
         whole = all(row["status"] == Status.RUNNING for row in rows)
         return JSONResponse({"source_sandbox_id": source.id, "sandboxes": rows}, 200 if whole else 207)
 
-    async def _copied(self, source: Sandbox, base: Base) -> dict[str, Any]:
+    async def _copied(self, source: Sandbox, base: BaseRoot) -> dict[str, Any]:
         try:
             sandbox = self.lifecycle.copy(source, base)
-        except ApiError as error:
+        except TensorlakeApiError as error:
             return {"sandbox_id": new_id(), "status": "failed", "reason": str(error)}
         await sandbox.wait_for(SETTLED, LONGEST_CREATE_SECONDS)
         return created(sandbox, self.platform.url)
@@ -184,7 +184,7 @@ def _timed_out(sandbox: Sandbox) -> Response:
     return JSONResponse({"sandbox_id": sandbox.id, "status": "timeout"}, 504)
 
 
-Row = TypeVar("Row", Sandbox, Snapshot)
+Row = TypeVar("Row", Sandbox, OfflineSnapshot)
 
 
 def _page(rows: Sequence[Row], request: Request, *, newest_first: bool = False) -> tuple[Sequence[Row], str | None]:
@@ -204,7 +204,7 @@ def _listing(key: str, rows: list[dict[str, Any]], cursor: str | None) -> Respon
     return JSONResponse({key: rows, "cursor": cursor} if cursor else {key: rows})
 
 
-def _snapshot_listing(rows: Sequence[Snapshot], request: Request, *, typed: bool) -> Response:
+def _snapshot_listing(rows: Sequence[OfflineSnapshot], request: Request, *, typed: bool) -> Response:
     page, cursor = _page(rows, request)
     listed = [each.info() for each in page]
     if not typed:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
-from infra.local.tensorlake.errors import ApiError
+from infra.local.tensorlake.errors import TensorlakeApiError
 
 Json = dict[str, Any]
 CHUNK = 256 * 1024
@@ -28,7 +28,7 @@ class Exchange:
         self._writer = writer
 
     async def frame(self) -> Json:
-        """The next frame. Raises ApiError for a refusal, EOFError at the end, SupervisorGone for a cut one."""
+        """The next frame. Raises TensorlakeApiError for a refusal, EOFError at the end, SupervisorGone if cut."""
         header = await self._reader.read(4)
         if not header:
             raise EOFError
@@ -39,7 +39,7 @@ class Exchange:
         except asyncio.IncompleteReadError:
             raise SupervisorGone from None
         if "status" in answer and "code" in answer and "error" in answer:
-            raise ApiError(answer["status"], answer["code"], answer["error"])
+            raise TensorlakeApiError(answer["status"], answer["code"], answer["error"])
         return answer
 
     async def frames(self) -> AsyncIterator[Json]:
@@ -98,7 +98,7 @@ class SupervisorLink:
         return Exchange(reader, writer)
 
     async def call(self, request: Json, body: AsyncIterable[bytes] | None = None) -> Json:
-        """One request, one answer. Raises ApiError or SupervisorGone."""
+        """One request, one answer. Raises TensorlakeApiError or SupervisorGone."""
         async with await self.open(request) as exchange:
             try:
                 if body is not None:

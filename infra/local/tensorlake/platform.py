@@ -19,17 +19,17 @@ from infra.local.tensorlake.layers import LayerStore
 from infra.local.tensorlake.names import NameIndex
 from infra.local.tensorlake.records import Sandbox
 from infra.local.tensorlake.rooted import RootError
-from infra.local.tensorlake.settings import Settings
+from infra.local.tensorlake.settings import TensorlakeSettings
 
 
 @dataclass
-class Platform:
+class TensorlakePlatform:
     directory: Path
-    lock: workspace.Lock
+    lock: workspace.DirectoryLock
     isolation: Isolation
     layers: LayerStore
     images: ImageStore
-    settings: Settings
+    settings: TensorlakeSettings
     """Set by `turn` alone."""
     api_key: str | None = None
     url: str = ""
@@ -48,11 +48,11 @@ class Platform:
     async def open(
         cls,
         wanted: str,
-        settings: Settings,
+        settings: TensorlakeSettings,
         api_key: str | None,
         data_dir: Path | None = None,
         image_root: Path | None = None,
-    ) -> Platform:
+    ) -> TensorlakePlatform:
         """Probe the isolation levels and lay out an empty platform below `data_dir` (default: a temporary one).
 
         Raises IsolationError if the wanted level does not work here.
@@ -72,7 +72,7 @@ class Platform:
             raise
         return cls(directory, lock, isolation, layers, images, settings, api_key)
 
-    def turn(self, settings: Settings) -> None:
+    def turn(self, settings: TensorlakeSettings) -> None:
         self.settings = settings
         self.turned.set()
         self.turned = asyncio.Event()

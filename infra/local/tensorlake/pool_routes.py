@@ -8,13 +8,13 @@ from starlette.routing import Route
 
 from infra.local.tensorlake.lifecycle import Lifecycle
 from infra.local.tensorlake.lifecycle_routes import settled
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.pools import Pool, PoolRequest
 from infra.local.tensorlake.requests import parsed
 
 
 class PoolRoutes:
-    def __init__(self, platform: Platform, lifecycle: Lifecycle) -> None:
+    def __init__(self, platform: TensorlakePlatform, lifecycle: Lifecycle) -> None:
         self._platform = platform
         self._lifecycle = lifecycle
         self._pools = lifecycle.pools

@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from infra.local.tensorlake.box import Box
 from infra.local.tensorlake.errors import conflict, not_found
-from infra.local.tensorlake.layers import Base
+from infra.local.tensorlake.layers import BaseRoot
 from infra.local.tensorlake.names import new_id
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.records import NetworkPolicy, Resources, Sandbox
 
 
@@ -51,7 +51,7 @@ class Pool:
     id: str
     namespace: str
     request: PoolRequest
-    base: Base
+    base: BaseRoot
     created_at: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     updated_at: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     warm: dict[str, asyncio.Task[Box]] = field(default_factory=dict)
@@ -92,7 +92,7 @@ AT_CAPACITY = "pool_at_capacity"
 
 
 class Pools:
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: TensorlakePlatform) -> None:
         self._platform = platform
         self._pools: dict[str, Pool] = {}
 
@@ -177,7 +177,7 @@ class Pools:
             self._platform.warm.add(body)
             body.add_done_callback(_seen)
 
-    async def _started(self, base: Base, directory: Path, container: str) -> Box:
+    async def _started(self, base: BaseRoot, directory: Path, container: str) -> Box:
         """It takes as long as a create, and nobody waits for it."""
         await asyncio.sleep(self._platform.settings.create_seconds)
         return await self._platform.isolation.start(base, directory, container, self._platform.settings.launcher)

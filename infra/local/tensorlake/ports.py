@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from infra.local.tensorlake.errors import ApiError, not_found
+from infra.local.tensorlake.errors import TensorlakeApiError, not_found
 from infra.local.tensorlake.lifecycle import Lifecycle
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.records import DAEMON_PORT, Sandbox
 
 _HOST = re.compile(r"(\d{1,5})-([a-z0-9-]+)")
@@ -44,7 +44,7 @@ def port_of_host(request: Request) -> tuple[str, int] | None:
 
 
 class Ports:
-    def __init__(self, platform: Platform, lifecycle: Lifecycle) -> None:
+    def __init__(self, platform: TensorlakePlatform, lifecycle: Lifecycle) -> None:
         self._platform = platform
         self._lifecycle = lifecycle
         # Connections are not kept: one of before a sleep is closed by the program as it wakes.
@@ -100,12 +100,12 @@ class Ports:
 
     def _admit(self, request: Request, sandbox: Sandbox, port: int) -> None:
         if port not in sandbox.exposed_ports:
-            raise ApiError(403, "PORT_NOT_EXPOSED", f"port {port} is not in this sandbox's exposed_ports")
+            raise TensorlakeApiError(403, "PORT_NOT_EXPOSED", f"port {port} is not in this sandbox's exposed_ports")
         if sandbox.allow_unauthenticated_access:
             return
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not key or (self._platform.api_key is not None and key != self._platform.api_key):
-            raise ApiError(401, "UNAUTHORIZED", "this port needs the API key (Authorization: Bearer ...)")
+            raise TensorlakeApiError(401, "UNAUTHORIZED", "this port needs the API key (Authorization: Bearer ...)")
 
     async def _listening(self, sandbox: Sandbox, port: int) -> None:
         """Return when the sandbox itself listens there; 502 if nobody or somebody else does."""
@@ -121,13 +121,13 @@ class Ports:
             await asyncio.sleep(0.05)
         somebody = "another program on this machine (offline sandboxes share one network)"
         text = f"port {port} is held by {somebody}" if owner == "elsewhere" else f"nothing listens on port {port}"
-        raise ApiError(502, "PORT_UNREACHABLE", text)
+        raise TensorlakeApiError(502, "PORT_UNREACHABLE", text)
 
     async def _forward(self, request: Request, port: int, path: str) -> StreamingResponse:
         limit = self._platform.settings.max_port_body_bytes
         announced = request.headers.get("content-length")
         if announced is not None and announced.isdigit() and int(announced) > limit:
-            raise ApiError(413, "PAYLOAD_TOO_LARGE", f"the body is larger than {limit} bytes")
+            raise TensorlakeApiError(413, "PAYLOAD_TOO_LARGE", f"the body is larger than {limit} bytes")
         query = request.scope["query_string"].decode("latin-1")
         headers = [(name, value) for name, value in request.headers.raw if _passes(name)]
         has_body = announced is not None or "transfer-encoding" in request.headers
@@ -140,7 +140,7 @@ class Ports:
         try:
             answer = await self._client.send(outgoing, stream=True)
         except httpx2.TransportError as error:
-            raise ApiError(502, "PORT_UNREACHABLE", f"port {port}: {type(error).__name__}") from None
+            raise TensorlakeApiError(502, "PORT_UNREACHABLE", f"port {port}: {type(error).__name__}") from None
 
         async def body() -> AsyncIterator[bytes]:
             try:
@@ -163,5 +163,5 @@ async def _capped(request: Request, limit: int) -> AsyncIterator[bytes]:
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise ApiError(413, "PAYLOAD_TOO_LARGE", f"the body is larger than {limit} bytes")
+            raise TensorlakeApiError(413, "PAYLOAD_TOO_LARGE", f"the body is larger than {limit} bytes")
         yield chunk

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from infra.local.tensorlake.errors import ApiError, bad_request
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request
 from infra.local.tensorlake.layers import AGENT_UID
 from infra.local.tensorlake.names import new_id
 from infra.local.tensorlake.records import Resources, Sandbox
@@ -76,7 +76,7 @@ def start_request(sandbox: Sandbox, body: dict[str, Any], root_status: int | Non
     runtime = box.base.runtime
     note = _user_note(asked.user, runtime.user)
     if note is not None and root_status is not None:
-        raise ApiError(root_status, "FORBIDDEN", "processes of root are not allowed")
+        raise TensorlakeApiError(root_status, "FORBIDDEN", "processes of root are not allowed")
     workdir = asked.working_dir or runtime.workdir
     if not workdir.startswith("/"):
         workdir = f"{runtime.workdir}/{workdir}"

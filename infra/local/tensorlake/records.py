@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from infra.local.tensorlake.box import Box
-from infra.local.tensorlake.layers import Base
+from infra.local.tensorlake.layers import BaseRoot
 
 DAEMON_PORT = 9501
 
@@ -61,7 +61,7 @@ class Sandbox:
     namespace: str
     sequence: int
     name: str | None
-    base: Base
+    base: BaseRoot
     image: str | None
     snapshot_id: str | None
     resources: Resources

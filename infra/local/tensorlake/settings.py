@@ -24,7 +24,7 @@ class StartFault(BaseModel):
     pending_reason: str = "no_resources_available"
 
 
-class Settings(BaseModel):
+class TensorlakeSettings(BaseModel):
     """All durations in seconds."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from infra.local.tensorlake import trees
-from infra.local.tensorlake.errors import ApiError, bad_request, conflict, not_found
-from infra.local.tensorlake.layers import Base
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, conflict, not_found
+from infra.local.tensorlake.layers import BaseRoot
 from infra.local.tensorlake.link import SupervisorGone
 from infra.local.tensorlake.names import new_id
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.records import Resources, Sandbox, Status
 
 NO_PROCESSES = "no process ran: restored as its files, with no processes"
 
 
-class Kind(enum.StrEnum):
+class OfflineSnapshotKind(enum.StrEnum):
     FILESYSTEM = "filesystem"
     MEMORY = "memory"
 
@@ -38,15 +38,15 @@ class Stage(enum.StrEnum):
 
 
 @dataclass(eq=False)
-class Snapshot:
+class OfflineSnapshot:
     id: str
     sequence: int
     namespace: str
     sandbox_id: str
     image: str | None
     resources: Resources
-    base: Base
-    kind: Kind = Kind.FILESYSTEM
+    base: BaseRoot
+    kind: OfflineSnapshotKind = OfflineSnapshotKind.FILESYSTEM
     stage: Stage = Stage.IN_PROGRESS
     error: str | None = None
     size_bytes: int = 0
@@ -63,7 +63,7 @@ class Snapshot:
         }
         if self.image is not None:
             answer["base_image"] = self.image
-        if self.kind is Kind.MEMORY:
+        if self.kind is OfflineSnapshotKind.MEMORY:
             answer["note"] = NO_PROCESSES  # beside the contract: the SDK drops it
         if self.error is not None:
             answer["error"] = self.error
@@ -73,38 +73,38 @@ class Snapshot:
 
 
 class Snapshots:
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: TensorlakePlatform) -> None:
         self._platform = platform
-        self._all: dict[str, Snapshot] = {}
+        self._all: dict[str, OfflineSnapshot] = {}
 
-    async def take(self, sandbox: Sandbox, kind: str) -> Snapshot:
+    async def take(self, sandbox: Sandbox, kind: str) -> OfflineSnapshot:
         """Begin a snapshot. Raises 409 unless the sandbox runs or sleeps, 400 for one of memory that processes use."""
-        if kind not in set(Kind):
+        if kind not in set(OfflineSnapshotKind):
             raise bad_request(f"snapshot_type: '{kind}' is neither filesystem nor memory")
-        if kind == Kind.MEMORY:
+        if kind == OfflineSnapshotKind.MEMORY:
             await refuse_processes(sandbox)
         if sandbox.status not in (Status.RUNNING, Status.SUSPENDED):
             raise conflict(f"sandbox is {sandbox.status}")
-        snapshot = self._new(sandbox, Kind(kind))
+        snapshot = self._new(sandbox, OfflineSnapshotKind(kind))
         self._all[snapshot.id] = snapshot
         before = sandbox.status
         sandbox.become(Status.SNAPSHOTTING)
         self._platform.spawn(self._take(snapshot, sandbox, before))
         return snapshot
 
-    def _new(self, sandbox: Sandbox, kind: Kind) -> Snapshot:
-        return Snapshot(
+    def _new(self, sandbox: Sandbox, kind: OfflineSnapshotKind) -> OfflineSnapshot:
+        return OfflineSnapshot(
             new_id(),
             next(self._platform.sequence),
             sandbox.namespace,
             sandbox.id,
             sandbox.image,
             sandbox.resources,
-            Base(sandbox.base.runtime, self._platform.directory / "n", ()),
+            BaseRoot(sandbox.base.runtime, self._platform.directory / "n", ()),
             kind,
         )
 
-    async def _take(self, snapshot: Snapshot, sandbox: Sandbox, before: Status) -> None:
+    async def _take(self, snapshot: OfflineSnapshot, sandbox: Sandbox, before: Status) -> None:
         settings = self._platform.settings
         async with sandbox.lock:
             try:
@@ -112,7 +112,7 @@ class Snapshots:
                     settings.snapshot_failures -= 1
                     raise trees.CopyError("snapshot fault")
                 await self._capture(snapshot, sandbox, before)
-            except (OSError, trees.CopyError, SupervisorGone, ApiError) as error:
+            except (OSError, trees.CopyError, SupervisorGone, TensorlakeApiError) as error:
                 snapshot.stage = Stage.FAILED
                 snapshot.error = str(error) or type(error).__name__
             finally:
@@ -128,7 +128,7 @@ class Snapshots:
         await asyncio.sleep(settings.snapshot_completed_seconds)
         snapshot.stage = Stage.COMPLETED
 
-    async def _capture(self, snapshot: Snapshot, sandbox: Sandbox, before: Status) -> None:
+    async def _capture(self, snapshot: OfflineSnapshot, sandbox: Sandbox, before: Status) -> None:
         if sandbox.box is None:
             raise trees.CopyError(f"sandbox is {sandbox.status}")
         layer = self._platform.layers.new()
@@ -136,10 +136,10 @@ class Snapshots:
         if before is Status.RUNNING:
             await sandbox.box.freeze()
         try:
-            if snapshot.kind is Kind.MEMORY:
+            if snapshot.kind is OfflineSnapshotKind.MEMORY:
                 await refuse_processes(sandbox)
             stack = await sandbox.box.capture(layer, system)
-        except ApiError:
+        except TensorlakeApiError:
             await asyncio.to_thread(trees.remove, layer.directory)
             raise
         finally:
@@ -148,37 +148,37 @@ class Snapshots:
         snapshot.base = self._platform.layers.hold(replace(sandbox.base, system=system, layers=stack))
         snapshot.size_bytes = await asyncio.to_thread(_size, layer.directory)
 
-    async def fork(self, sandbox: Sandbox) -> Base:
-        """What live copies of a running sandbox start from, held once. Raises ApiError."""
+    async def fork(self, sandbox: Sandbox) -> BaseRoot:
+        """What live copies of a running sandbox start from, held once. Raises TensorlakeApiError."""
         async with sandbox.lock:
             if sandbox.status is not Status.RUNNING:
                 raise conflict(f"sandbox is {sandbox.status}: only a running one can be copied")
             await refuse_processes(sandbox)
-            snapshot = self._new(sandbox, Kind.MEMORY)
+            snapshot = self._new(sandbox, OfflineSnapshotKind.MEMORY)
             try:
                 await self._capture(snapshot, sandbox, Status.RUNNING)
             except (OSError, trees.CopyError, SupervisorGone) as error:
                 raise conflict(f"the sandbox could not be copied: {error}") from None
         return snapshot.base
 
-    async def drop(self, base: Base) -> None:
+    async def drop(self, base: BaseRoot) -> None:
         """Gives up what `fork` held."""
         await asyncio.to_thread(trees.remove, base.system)
         await self._platform.layers.release(base)
 
-    def find(self, snapshot_id: str) -> Snapshot:
+    def find(self, snapshot_id: str) -> OfflineSnapshot:
         snapshot = self._all.get(snapshot_id)
         if snapshot is None:
             raise not_found(f"snapshot '{snapshot_id}'")
         return snapshot
 
-    def for_restore(self, snapshot_id: str) -> Snapshot:
+    def for_restore(self, snapshot_id: str) -> OfflineSnapshot:
         snapshot = self.find(snapshot_id)
         if snapshot.stage not in (Stage.LOCAL_READY, Stage.COMPLETED):
             raise bad_request(f"snapshot '{snapshot_id}' is {snapshot.stage}: it cannot be restored")
         return snapshot
 
-    def all(self) -> list[Snapshot]:
+    def all(self) -> list[OfflineSnapshot]:
         return list(self._all.values())
 
     async def delete(self, snapshot_id: str) -> None:
@@ -197,7 +197,7 @@ class Snapshots:
             if snapshot.base.layers and snapshot.stage is not Stage.FAILED:
                 await self._drop(snapshot)
 
-    async def _drop(self, snapshot: Snapshot) -> None:
+    async def _drop(self, snapshot: OfflineSnapshot) -> None:
         base, snapshot.base = snapshot.base, replace(snapshot.base, layers=())
         await self.drop(base)
 

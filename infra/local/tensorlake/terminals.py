@@ -22,11 +22,11 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from infra.local.tensorlake.box import Box
-from infra.local.tensorlake.errors import ApiError, bad_request, not_found
+from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, not_found
 from infra.local.tensorlake.lifecycle import Lifecycle
 from infra.local.tensorlake.link import Exchange, SupervisorGone
 from infra.local.tensorlake.names import new_id
-from infra.local.tensorlake.platform import Platform
+from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.processes import start_request
 from infra.local.tensorlake.records import Sandbox
 
@@ -59,14 +59,14 @@ class Terminal:
 
 
 class Terminals:
-    def __init__(self, platform: Platform, lifecycle: Lifecycle) -> None:
+    def __init__(self, platform: TensorlakePlatform, lifecycle: Lifecycle) -> None:
         self._platform = platform
         self._lifecycle = lifecycle
         self._all: dict[str, Terminal] = {}
 
     async def create(self, request: Request, sandbox: Sandbox, _: Box) -> Response:
         if sum(terminal.sandbox is sandbox for terminal in self._all.values()) >= MOST:
-            raise ApiError(429, "TOO_MANY_SESSIONS", f"a sandbox has at most {MOST} terminals")
+            raise TensorlakeApiError(429, "TOO_MANY_SESSIONS", f"a sandbox has at most {MOST} terminals")
         try:
             asked = PtyRequest.model_validate_json(await request.body())
         except ValidationError as error:
@@ -118,7 +118,7 @@ class Terminals:
                 finally:
                     input_.cancel()
                     await asyncio.gather(input_, return_exceptions=True)
-        except (ApiError, SupervisorGone, EOFError) as error:
+        except (TensorlakeApiError, SupervisorGone, EOFError) as error:
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await socket.close(_GONE, str(error)[:100] or "the sandbox ended")
 

@@ -13,7 +13,7 @@ PREFIX = "tl-"
 _LOCK = "lock"
 
 
-class Lock:
+class DirectoryLock:
     """Held for as long as the platform that owns the directory lives, however it ends."""
 
     def __init__(self, fd: int) -> None:
@@ -23,7 +23,7 @@ class Lock:
         os.close(self._fd)
 
 
-def make(parent: Path | None) -> tuple[Path, Lock]:
+def make(parent: Path | None) -> tuple[Path, DirectoryLock]:
     """A fresh directory below `parent` (default: the machine's temporary one). Its path is short, because the
     options of an overlay mount must fit in one page."""
     top = (parent or Path(tempfile.gettempdir())).resolve()
@@ -50,7 +50,7 @@ def _sweep(top: Path) -> None:
             lock.close()
 
 
-def _lock(path: Path, *, create: bool) -> Lock | None:
+def _lock(path: Path, *, create: bool) -> DirectoryLock | None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
     except OSError:
@@ -60,4 +60,4 @@ def _lock(path: Path, *, create: bool) -> Lock | None:
     except OSError:
         os.close(fd)
         return None
-    return Lock(fd)
+    return DirectoryLock(fd)

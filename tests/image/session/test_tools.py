@@ -9,7 +9,7 @@ import pytest
 
 from image.session.definition import Recipe, dockerfile, stage
 from image.session.tools import OwnTools, ToolsError, ToolSources, collect
-from image.session.worker.tool_manifest import Entry, Kind
+from image.session.worker.tool_manifest import ToolEntry, ToolKind
 
 HEAD = "from anthropic import beta_tool\nimport _shared\n"
 TOOL = '@beta_tool(name="{name}"{more})\ndef {function}(a: int = 1) -> str:\n    """{text}"""\n    return ""\n'
@@ -29,7 +29,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     (folder / "e.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "mcp.json").write_text('{"mcpServers": {"a": {"url": "http://example.com"}}}')
     with pytest.raises(ToolsError) as caught:
-        collect(ToolSources({Kind.PUBLIC: folder}, tmp_path / "mcp.json"))
+        collect(ToolSources({ToolKind.PUBLIC: folder}, tmp_path / "mcp.json"))
     said = str(caught.value)
     for wanted in (
         "b.py and a.py both have a tool 'twice'",
@@ -44,7 +44,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     ):
         assert wanted in said
     with pytest.raises(ToolsError, match="is no folder"):
-        collect(ToolSources({Kind.PRIVATE: tmp_path / "nowhere"}))
+        collect(ToolSources({ToolKind.PRIVATE: tmp_path / "nowhere"}))
 
 
 def test_private_files_are_closed_to_the_agents_user_and_mcp_comes_only_where_it_is_wanted(tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_private_files_are_closed_to_the_agents_user_and_mcp_comes_only_where_it
     folder.mkdir()
     (folder / "orders.py").write_text("")
     (folder / "requirements.txt").write_text("psycopg==3.2.9\n")
-    entry = Entry("orders", "Finds orders.", {"type": "object"}, Kind.PRIVATE, "orders.py")
-    sources = ToolSources({Kind.PRIVATE: folder})
+    entry = ToolEntry("orders", "Finds orders.", {"type": "object"}, ToolKind.PRIVATE, "orders.py")
+    sources = ToolSources({ToolKind.PRIVATE: folder})
     recipe = Recipe("with-tools", tools=OwnTools(sources, (entry,)))
     text = dockerfile(recipe)
     assert "useradd --system" in text and "hands-tools" in text
@@ -63,6 +63,6 @@ def test_private_files_are_closed_to_the_agents_user_and_mcp_comes_only_where_it
     (tmp_path / "context").mkdir()
     stage(recipe, tmp_path / "context")
     assert (tmp_path / "context/.session-image/tools/private/orders.py").is_file()
-    servers: dict[Kind, dict[str, Any]] = {Kind.PRIVATE: {"mcpServers": {}}}
+    servers: dict[ToolKind, dict[str, Any]] = {ToolKind.PRIVATE: {"mcpServers": {}}}
     assert "mcp.lock" in dockerfile(Recipe("with-mcp", tools=OwnTools(sources, (entry,), servers)))
     assert "hands-tools" not in dockerfile(Recipe("without"))

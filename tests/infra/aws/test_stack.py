@@ -21,7 +21,7 @@ from functions.aws_lambda import environ_of
 from functions.invocations import Invocation, NotEnqueued, enqueue
 from infra.aws import package, plan
 from infra.aws.package import Built
-from infra.aws.stack import Aws, NotDeployed
+from infra.aws.stack import Aws, NotDeployedToAws
 from infra.cli.deploy import aws as command
 from shared.errors import SettingsError
 from shared.secret import Secret
@@ -337,7 +337,9 @@ class Stub:
 
 def test_a_stack_that_aws_gave_up_is_named_with_the_reason_and_the_way_out() -> None:
     reason = "Specified ReservedConcurrentExecutions for function decreases account's concurrency"
-    with pytest.raises(NotDeployed, match=r"(?s)ROLLBACK_COMPLETE.*undeploy-aws.*TickFunction.*AWS_TICK_CONCURRENCY=0"):
+    with pytest.raises(
+        NotDeployedToAws, match=r"(?s)ROLLBACK_COMPLETE.*undeploy-aws.*TickFunction.*AWS_TICK_CONCURRENCY=0"
+    ):
         Stub("ROLLBACK_COMPLETE", reason=reason).aws().apply(plan.make(ENVIRON), "bucket", "key")
 
 
@@ -349,7 +351,7 @@ def test_a_stack_that_serves_and_whose_update_failed_is_never_to_be_removed(
     status: str, way: str, before: Sequence[str]
 ) -> None:
     """Found so, and left so by this deployment."""
-    with pytest.raises(NotDeployed) as caught:
+    with pytest.raises(NotDeployedToAws) as caught:
         Stub(*before, status).aws().apply(plan.make(ENVIRON), "bucket", "key")
     assert status in str(caught.value)
     assert f"aws cloudformation {way} --stack-name serverless-hands --region {REGION}" in str(caught.value)
@@ -364,9 +366,9 @@ def test_a_look_that_still_shows_what_was_before_a_deletion_is_not_its_end(befor
 
 
 def test_a_deletion_that_fails_or_never_begins_is_said() -> None:
-    with pytest.raises(NotDeployed, match="DELETE_FAILED"):
+    with pytest.raises(NotDeployedToAws, match="DELETE_FAILED"):
         Stub("DELETE_FAILED", "DELETE_IN_PROGRESS", "DELETE_FAILED").aws().remove("a-stack")
-    with pytest.raises(NotDeployed, match="UPDATE_COMPLETE"):
+    with pytest.raises(NotDeployedToAws, match="UPDATE_COMPLETE"):
         Stub("UPDATE_COMPLETE").aws(settle=0.0).remove("a-stack")
 
 

@@ -17,7 +17,7 @@ from infra.cli.environ import Loaded
 from infra.local.platform import Options, Platform
 from infra.sandbox import plan, server
 from infra.sandbox.account import Account
-from infra.sandbox.look import Look, look
+from infra.sandbox.look import ServerLook, look
 from infra.sandbox.plan import PROCESS, plan_from
 from tests.support.preloaded import launcher
 from tests.support.waiting import until
@@ -34,13 +34,13 @@ class SandboxStage:
     def loaded(self, **extra: str) -> Loaded:
         return Loaded({**self.platform.environ, **TIMES, **extra}, Path("offline.env"))
 
-    def up(self, **extra: str) -> Look:
+    def up(self, **extra: str) -> ServerLook:
         """`make webhook-sandbox`, then a look. A server that an earlier test left there is attached to."""
         loaded = self.loaded(**extra)
         assert webhook_sandbox.up(loaded) == 0
         return self.look(loaded)
 
-    def look(self, loaded: Loaded | None = None) -> Look:
+    def look(self, loaded: Loaded | None = None) -> ServerLook:
         loaded = loaded or self.loaded()
         seen = look(Account.from_environ(loaded.environ), plan_from(loaded.environ))
         assert seen is not None

@@ -12,7 +12,7 @@ from functions.requests import read_model
 from image.session.definition import DEFAULT_BASE
 from infra.cli.agents import DEFAULT_MODEL
 from infra.cli.settings_table import ALL
-from infra.sandbox.plan import ServerSandbox
+from infra.sandbox.plan import ServerSettings
 from shared.races.request import RaceRequest
 from shared.settings import Settings
 from tests.support.checkout import ROOT
@@ -41,7 +41,7 @@ class Recorded(dict[str, str]):
 def tables() -> list[dict[str, str]]:
     """The settings tables, those of the functions and those of commands: variable -> default, as written."""
     section = SETTINGS.split("## Several environments")[0]
-    parts = section.split(f"## {ServerSandbox.__doc__}")
+    parts = section.split(f"## {ServerSettings.__doc__}")
     assert len(parts) == 2
     return [dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", part, re.MULTILINE)) for part in parts]
 

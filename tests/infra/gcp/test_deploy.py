@@ -242,7 +242,7 @@ def test_with_references_alone_no_empty_list_of_secrets_is_passed() -> None:
 @pytest.mark.parametrize("says", ["PERMISSION_DENIED: no", "There was a problem refreshing your current auth tokens"])
 def test_a_look_that_failed_is_not_read_as_not_there(gcloud: FakeGcloud, says: str) -> None:
     gcloud.breaks("secrets describe hands-environment-key", says)
-    with pytest.raises(command.NotDeployed, match=says):
+    with pytest.raises(command.NotDeployedToGcp, match=says):
         command.deploy(ENVIRON, dry_run=False)
     assert not [call for call in gcloud.calls() if call["argv"][:2] == ["secrets", "create"]]
 
@@ -253,7 +253,7 @@ def test_an_account_that_google_does_not_know_yet_is_waited_for(gcloud: FakeGclo
     command.Gcloud(lambda _: None, slept.append).do(plan.make(ENVIRON, "1").before())
     assert slept == [5.0, 15.0]
     gcloud.breaks("secrets add-iam-policy-binding hands-environment-key", "account does not exist", times=3)
-    with pytest.raises(command.NotDeployed, match="does not exist"):
+    with pytest.raises(command.NotDeployedToGcp, match="does not exist"):
         command.Gcloud(lambda _: None, slept.append).do(plan.make(ENVIRON, "1").before())
 
 
@@ -367,7 +367,7 @@ def test_secrets_of_tools_and_outputs_are_read_by_whoever_uses_them_and_by_nobod
     bound = {
         (step.absent[3], step.absent[4].partition(":")[2].partition("@")[0])
         for step in made.before()
-        if isinstance(step, plan.Step) and step.absent[1:3] == ("secrets", "add-iam-policy-binding")
+        if isinstance(step, plan.DeployStep) and step.absent[1:3] == ("secrets", "add-iam-policy-binding")
     }
     assert {account for secret, account in bound if secret == place} == {"hands-webhook", "hands-tick"}
     assert {account for secret, account in bound if secret == "hands-outputs-signature"} == {"hands-tick"}

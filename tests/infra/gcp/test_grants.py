@@ -65,7 +65,7 @@ def test_only_who_signs_may_sign_and_only_gs_asks_for_rights_and_the_library(
     asked: dict[str, str], granted: list[str], installed: bool
 ) -> None:
     made = plan.make({**ENVIRON, **asked}, "1")
-    calls = [step.absent for step in made.before() if isinstance(step, plan.Step)]
+    calls = [step.absent for step in made.before() if isinstance(step, plan.DeployStep)]
     assert [argv[4] for argv in calls if argv[1] == "storage"] == granted
     assert not [argv for argv in calls if "iamcredentials" in str(argv) or "TokenCreator" in str(argv)]
     assert made.grants.library == installed

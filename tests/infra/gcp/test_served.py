@@ -27,7 +27,7 @@ EVENTS: Mapping[str, tuple[Mapping[str, str], bytes]] = {
 }
 
 
-def manifest(place: Place, target: str) -> tuple[plan.Plan, dict[str, str]]:
+def manifest(place: Place, target: str) -> tuple[plan.GcpPlan, dict[str, str]]:
     """The deployment of this environment, and a service's variables: the plan's and Cloud Run's own."""
     planned = plan.make(
         {

@@ -166,14 +166,14 @@ def test_names_of_failed_tests_are_bounded_and_printable() -> None:
 
 
 def test_a_suite_that_ends_badly_is_scored_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from shared.races.shell import Contents
+    from shared.races.shell import FileContents
 
     async def program(call: FakeCall) -> CommandOutput:
         return CommandOutput(1 if call.argv[0] == "pytest" else 0, "1 failed", "", timed_out=False)
 
-    async def read(self: object, sandbox_id: str, path: str, limit: int) -> Contents:
+    async def read(self: object, sandbox_id: str, path: str, limit: int) -> FileContents:
         assert path == "junit.xml"
-        return Contents(SUITE)
+        return FileContents(SUITE)
 
     monkeypatch.setattr("shared.races.shell.SandboxShell.read", read)
     host = FakeHost(program=program)

@@ -14,7 +14,7 @@ from shared.ports import CommandOutput, SandboxStatus
 from shared.races import events
 from shared.races.errors import BadRace, SourceUnknown
 from shared.races.report import RaceReport
-from shared.races.shell import Done, SetAside
+from shared.races.shell import SetAside, TookEffect
 from shared.races.workspace_promotion import PromotionRefused, WorkspacePromotion
 from shared.settings import Settings
 from tests.shared.races.helpers import ENVIRON, SETTINGS, SOURCE, asked, run
@@ -352,9 +352,9 @@ def test_a_judges_files_are_taken_out_of_what_is_promoted(promoted: list[Any], m
         done.append(f"aside {' '.join(paths)}")
         return SetAside("/tmp/aside")
 
-    async def put_back(self: object, sandbox_id: str, paths: Any, aside: SetAside) -> Done:
+    async def put_back(self: object, sandbox_id: str, paths: Any, aside: SetAside) -> TookEffect:
         done.append(f"back {' '.join(paths)} {aside.folder}")
-        return Done()
+        return TookEffect()
 
     monkeypatch.setattr("shared.races.shell.SandboxShell.set_aside", set_aside)
     monkeypatch.setattr("shared.races.shell.SandboxShell.put_back", put_back)
@@ -377,7 +377,7 @@ def test_each_event_comes_in_its_time(promoted: list[Any]) -> None:
     assert (kinds[0], kinds[-1]) == ("race", "report")
     assert [kinds.count(kind) for kind in ("race", "branch", "promotion", "report", "error")] == [1, 4, 1, 1, 0]
     assert told[-1] == events.Reported(report=report)
-    times = [event.at for event in told if not isinstance(event, events.Reported | events.Failed)]
+    times = [event.at for event in told if not isinstance(event, events.Reported | events.RaceFailed)]
     assert times == sorted(times)
     decided = {event.report.name: event.at for event in told if isinstance(event, events.BranchDecided)}
     assert decided["b0"] < decided["b1"] <= decided["b2"]

@@ -11,7 +11,7 @@ import pytest
 from shared import names
 from shared.ports import SandboxRecord
 from shared.races.cells import CellUnclear
-from shared.races.ledger import BudgetSpent, Entry, Ledger, RaceRunning
+from shared.races.ledger import BudgetSpent, Ledger, LedgerEntry, RaceRunning
 from shared.reconcile.lookups import Lookups
 from shared.reconcile.plan import due
 from shared.reconcile.world import World
@@ -42,7 +42,7 @@ class LedgerCopies:
         settings = Settings.from_environ({**ENVIRON, "RACE_AGENT_SANDBOX_SECONDS_PER_DAY": str(most)})
         self.first, self.second, self.third = (Ledger(lambda: self.host, settings, now=self.clock) for _ in range(3))
 
-    async def begin(self, ledger: Ledger, work: str = "work_1", wanted: float = 1_000.0) -> Entry:
+    async def begin(self, ledger: Ledger, work: str = "work_1", wanted: float = 1_000.0) -> LedgerEntry:
         return await ledger.begin(ENVIRONMENT, SESSION, work, wanted, 200.0)
 
 
@@ -87,7 +87,7 @@ def test_a_work_item_has_one_race_across_copies_also_when_they_begin_at_once() -
             *(copies.begin(ledger, wanted=10.0) for ledger in (copies.first, copies.second, copies.third)),
             return_exceptions=True,
         )
-        entries = [each for each in begun if isinstance(each, Entry)]
+        entries = [each for each in begun if isinstance(each, LedgerEntry)]
         assert len(entries) == 1 and sum(isinstance(each, RaceRunning) for each in begun) == 2
         await copies.begin(copies.second, "work_2", 10.0)
 

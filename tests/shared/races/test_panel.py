@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from shared.ports import CommandOutput
 from shared.races.request import RaceRequest
-from shared.races.shell import Contents, SandboxShell
+from shared.races.shell import FileContents, SandboxShell
 from tests.shared.races.helpers import SOURCE, asked, by_name, run
 from tests.support.fake_host import FakeCall, FakeHost
 
@@ -58,8 +58,8 @@ def test_a_gate_that_is_not_passed_ends_the_branch_before_the_next_judge() -> No
 def test_the_failed_tests_of_a_branch_that_a_gate_stops_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     suite = b"<testsuite><testcase name='one'/><testcase name='two'><failure/></testcase></testsuite>"
 
-    async def read(self: object, sandbox_id: str, path: str, limit: int) -> Contents:
-        return Contents(suite)
+    async def read(self: object, sandbox_id: str, path: str, limit: int) -> FileContents:
+        return FileContents(suite)
 
     monkeypatch.setattr(SandboxShell, "read", read)
     by_suite = {"type": "junit", "command": ["pytest"], "in": "branch"}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from shared.races.events import ErrorBody
-from shared.races.records import LOOK_SECONDS, OwnRecord, RaceRecords, Seen
+from shared.races.records import LOOK_SECONDS, OwnRecord, RaceRecords, SeenRecord
 from shared.tasks import drop
 from tests.shared.races.helpers import ENVIRONMENT, SETTINGS
 from tests.support.fake_host import FakeHost
@@ -37,7 +37,7 @@ class RecordCopies:
         assert isinstance(own, OwnRecord)
         return own
 
-    async def seen(self) -> Seen:
+    async def seen(self) -> SeenRecord:
         seen = await self.second.look(RACE)
         assert seen is not None
         return seen

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from image.session.programs.workspace import PARTS, operations, program
 from image.session.programs.workspace.applying import Apply
-from image.session.programs.workspace.entries import TEMPORARY, Change
+from image.session.programs.workspace.entries import TEMPORARY, TreeChange
 from image.session.programs.workspace.tree import Tree
 from image.session.programs.workspace.verdicts import Judged, judge
 from shared.ports import (
@@ -278,7 +278,7 @@ def test_what_the_worker_changes_in_between_is_left_and_told(folders: Folders) -
     for name in ("edited", "made", "fine"):
         (folders["winner"] / name).write_bytes(b"winner")
 
-    def judging(tree: Tree, changes: list[Change]) -> list[Judged]:
+    def judging(tree: Tree, changes: list[TreeChange]) -> list[Judged]:
         judged = judge(tree, changes)
         if changes[0].path == b"edited" and applying:
             (folders["source"] / "edited").write_bytes(b"worker")

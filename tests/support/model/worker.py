@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from image.session import claim as wire
 from image.session.claim import Claim, Ended, Exit, Notice, Word
-from image.session.worker.claim_registry import ClaimRegistry, Reply
+from image.session.worker.claim_registry import ClaimRegistry, ClaimReply
 from image.session.worker.lease import Lease, Verdict
 from shared.ports import ItemState, SandboxStatus
 from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, ModelSession
@@ -173,11 +173,11 @@ class _Worker:
             reply = desk.offer(self.claim) if desk is not None else None
             await self.process.sleep(0.005)
             match reply:
-                case Reply.TAKEN:
+                case ClaimReply.TAKEN:
                     await self._at("passed")
                     self._say(Word.READY, on_behalf=True)
                     raise Ended(Exit.PASSED_ON, "the lock's holder has the claim now")
-                case Reply.LEASED | Reply.OTHER if not waiting:
+                case ClaimReply.LEASED | ClaimReply.OTHER if not waiting:
                     waiting = True
                     self._say(Word.WAITING, f"the lock's holder answers: {reply}")
             remaining = deadline - loop.time()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from image.session.programs.workspace.contents import Contents
-from image.session.programs.workspace.entries import TEMPORARY, Entry, name_of, of_kind, parent_of, to_text
+from image.session.programs.workspace.entries import TEMPORARY, TreeEntry, name_of, of_kind, parent_of, to_text
 from image.session.programs.workspace.removal import remove_tree
 from image.session.programs.workspace.tree import DIRECTORY, GONE, Tree, entry_of, open_file
 from image.session.programs.workspace.verdicts import APPLY, CONFLICT, Judged
@@ -147,7 +147,7 @@ class Apply:
             else:
                 self._place_file(now, expected, name, parent)
 
-    def _place_link(self, now: Entry, expected: Entry | None, name: bytes, parent: int) -> None:
+    def _place_link(self, now: TreeEntry, expected: TreeEntry | None, name: bytes, parent: int) -> None:
         target = (now.value or "").encode("latin-1")
         if expected is None:
             os.symlink(target, name, dir_fd=parent)
@@ -157,7 +157,7 @@ class Apply:
             _still(name, parent, expected)
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
 
-    def _place_file(self, now: Entry, expected: Entry | None, name: bytes, parent: int) -> None:
+    def _place_file(self, now: TreeEntry, expected: TreeEntry | None, name: bytes, parent: int) -> None:
         with self._temporary(parent) as temporary:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             with open(os.open(temporary, flags, 0o600, dir_fd=parent), "wb") as file:
@@ -206,6 +206,6 @@ class Apply:
             done = done + b"/" + part if done else part
 
 
-def _still(name: bytes, parent: int, expected: Entry | None) -> None:
+def _still(name: bytes, parent: int, expected: TreeEntry | None) -> None:
     if entry_of(name, parent) != expected:
         raise Overtaken

@@ -19,7 +19,7 @@ class Stop(Exception):
     """The text is the reason."""
 
 
-class Entry(NamedTuple):
+class TreeEntry(NamedTuple):
     kind: str
     mode: int
     size: int
@@ -30,10 +30,10 @@ class Entry(NamedTuple):
         return self.kind != "l" and self.value is not None and self.value.startswith("?")
 
 
-class Change(NamedTuple):
+class TreeChange(NamedTuple):
     path: bytes
-    base: Entry | None
-    now: Entry | None
+    base: TreeEntry | None
+    now: TreeEntry | None
 
 
 def to_text(path: bytes) -> str:
@@ -64,5 +64,5 @@ def depth_first(path: bytes) -> list[bytes]:
     return path.split(b"/")
 
 
-def of_kind(entry: Entry | None, kind: str) -> bool:
+def of_kind(entry: TreeEntry | None, kind: str) -> bool:
     return entry is not None and entry.kind == kind

@@ -8,9 +8,9 @@ from typing import Any
 from image.session.programs.workspace.entries import (
     PERMISSIONS,
     TEMPORARY,
-    Change,
-    Entry,
     Stop,
+    TreeChange,
+    TreeEntry,
     depth_first,
     from_text,
     of_kind,
@@ -40,7 +40,7 @@ def checked_path(text: Any) -> bytes:
     return path
 
 
-def checked_entry(row: Any) -> Entry:
+def checked_entry(row: Any) -> TreeEntry:
     """Raises Nonsense."""
     if not isinstance(row, list) or len(row) != 4 or any(type(each) is not int for each in row[1:3]):
         raise Nonsense
@@ -58,14 +58,14 @@ def checked_entry(row: Any) -> Entry:
         fits = (mode, size, value) == (0, 0, None)
     if not fits:
         raise Nonsense
-    return Entry(kind, mode, size, value)
+    return TreeEntry(kind, mode, size, value)
 
 
-def checked_listing(rows: Any) -> dict[bytes, Entry]:
+def checked_listing(rows: Any) -> dict[bytes, TreeEntry]:
     """Raises Nonsense."""
     if not isinstance(rows, list):
         raise Nonsense
-    found: dict[bytes, Entry] = {}
+    found: dict[bytes, TreeEntry] = {}
     for row in rows:
         if not isinstance(row, list) or len(row) != 5:
             raise Nonsense
@@ -76,7 +76,7 @@ def checked_listing(rows: Any) -> dict[bytes, Entry]:
     return found
 
 
-def difference(base: dict[bytes, Entry], winner: dict[bytes, Entry]) -> tuple[list[Change], list[bytes]]:
+def difference(base: dict[bytes, TreeEntry], winner: dict[bytes, TreeEntry]) -> tuple[list[TreeChange], list[bytes]]:
     """The changes, parents before what lies below them, and the paths whose change is not moved, with what lies below
     them."""
     changes, skipped = [], []
@@ -92,5 +92,5 @@ def difference(base: dict[bytes, Entry], winner: dict[bytes, Entry]) -> tuple[li
             skipped.append(path)
             barrier = path + b"/"
             continue
-        changes.append(Change(path, before, now))
+        changes.append(TreeChange(path, before, now))
     return changes, skipped

@@ -20,9 +20,9 @@ from image.session.programs.workspace.applying import Apply
 from image.session.programs.workspace.contents import Contents
 from image.session.programs.workspace.entries import (
     TEMPORARY,
-    Change,
-    Entry,
     Stop,
+    TreeChange,
+    TreeEntry,
     depth_first,
     from_text,
     name_of,
@@ -39,12 +39,12 @@ LARGEST_LISTING = 64 * 1024 * 1024  # bytes, unpacked
 MOST_SKIPPED = 1_000
 
 
-def entry_from(row: Any) -> Entry | None:
-    return None if row is None else Entry(*row)
+def entry_from(row: Any) -> TreeEntry | None:
+    return None if row is None else TreeEntry(*row)
 
 
-def changes_from(rows: list[Any]) -> list[Change]:
-    changes = [Change(from_text(path), entry_from(base), entry_from(now)) for path, base, now in rows]
+def changes_from(rows: list[Any]) -> list[TreeChange]:
+    changes = [TreeChange(from_text(path), entry_from(base), entry_from(now)) for path, base, now in rows]
     return sorted(changes, key=lambda change: depth_first(change.path))
 
 

@@ -14,7 +14,15 @@ import os
 import stat
 from collections.abc import Iterator
 
-from image.session.programs.workspace.entries import PERMISSIONS, TEMPORARY, Entry, Stop, name_of, parent_of, to_text
+from image.session.programs.workspace.entries import (
+    PERMISSIONS,
+    TEMPORARY,
+    Stop,
+    TreeEntry,
+    name_of,
+    parent_of,
+    to_text,
+)
 
 MOST_DEPTH = 2_000  # folders one in the other; what their paths take grows with the square
 LONGEST_PATHS = 48 * 1024 * 1024  # bytes, of all paths together
@@ -89,7 +97,7 @@ class Tree:
         os.close(self._here)
         self._here = fd
 
-    def look(self, path: bytes) -> Entry | None:
+    def look(self, path: bytes) -> TreeEntry | None:
         """What is there, None for nothing. Raises OSError."""
         try:
             with self.directory(parent_of(path)) as parent:
@@ -103,7 +111,7 @@ class Tree:
         with self.directory(path) as fd:
             return sorted(os.fsencode(name) for name in os.listdir(fd))
 
-    def walk(self, most: int) -> Iterator[tuple[bytes, Entry]]:
+    def walk(self, most: int) -> Iterator[tuple[bytes, TreeEntry]]:
         """Every entry but our own temporary names. Raises Stop beyond `most`."""
         count = length = 0
         pending = [b""]
@@ -130,22 +138,22 @@ class Tree:
                     yield path, entry
 
 
-def entry_of(name: bytes, parent: int) -> Entry | None:
+def entry_of(name: bytes, parent: int) -> TreeEntry | None:
     """None for nothing. Raises OSError."""
     try:
         facts = os.lstat(name, dir_fd=parent)
         mode = stat.S_IMODE(facts.st_mode) & PERMISSIONS
         if stat.S_ISLNK(facts.st_mode):
-            return Entry("l", 0, 0, to_text(os.fsencode(os.readlink(name, dir_fd=parent))))
+            return TreeEntry("l", 0, 0, to_text(os.fsencode(os.readlink(name, dir_fd=parent))))
         if stat.S_ISDIR(facts.st_mode):
-            return Entry("d", mode, 0, None if _enterable(name, parent) else "?")
+            return TreeEntry("d", mode, 0, None if _enterable(name, parent) else "?")
         if not stat.S_ISREG(facts.st_mode):
-            return Entry("o", 0, 0, None)
+            return TreeEntry("o", 0, 0, None)
         try:
             size, digest = digest_of(name, parent)
         except PermissionError:
-            return Entry("f", mode, facts.st_size, f"?{facts.st_mtime_ns}")
-        return Entry("f", mode, size, digest)
+            return TreeEntry("f", mode, facts.st_size, f"?{facts.st_mtime_ns}")
+        return TreeEntry("f", mode, size, digest)
     except FileNotFoundError:
         return None
 

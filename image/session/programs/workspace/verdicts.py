@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from image.session.programs.workspace.entries import Change, Entry, of_kind, parent_of
+from image.session.programs.workspace.entries import TreeChange, TreeEntry, of_kind, parent_of
 from image.session.programs.workspace.tree import Tree
 
 SAME, APPLY, CONFLICT = "same", "apply", "conflict"
@@ -16,9 +16,9 @@ class Judged(NamedTuple):
     """A change beside the source: what was `seen` at its path; `over` says that things lie below it that no change
     names."""
 
-    change: Change
+    change: TreeChange
     word: str
-    seen: Entry | None
+    seen: TreeEntry | None
     over: bool = False
 
     @property
@@ -26,7 +26,7 @@ class Judged(NamedTuple):
         return of_kind(self.change.now, "d") and of_kind(self.seen, "d")
 
 
-def judge(tree: Tree, changes: list[Change]) -> list[Judged]:
+def judge(tree: Tree, changes: list[TreeChange]) -> list[Judged]:
     """One for each change, which come sorted by `depth_first`. Raises OSError."""
     judged: dict[bytes, Judged] = {}
     for change in changes:

@@ -11,20 +11,20 @@ import os
 import stat
 from collections.abc import Iterator
 
-from .wire import Json, Refused
+from .wire import DaemonRefusal, Json
 
 
-def file_refusal(error: OSError, path: str) -> Refused:
+def file_refusal(error: OSError, path: str) -> DaemonRefusal:
     match error.errno:
         case errno.ENOENT | errno.ELOOP:
-            return Refused(404, "NOT_FOUND", f"'{path}' does not exist")
+            return DaemonRefusal(404, "NOT_FOUND", f"'{path}' does not exist")
         case errno.ENOTDIR | errno.EEXIST:
-            return Refused(400, "NOT_A_DIRECTORY", f"'{path}': a part of the path is not a directory")
+            return DaemonRefusal(400, "NOT_A_DIRECTORY", f"'{path}': a part of the path is not a directory")
         case errno.EISDIR:
-            return Refused(400, "IS_DIRECTORY", f"'{path}' is a directory")
+            return DaemonRefusal(400, "IS_DIRECTORY", f"'{path}' is a directory")
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return Refused(403, "PERMISSION_DENIED", f"'{path}': {error.strerror}")
-    return Refused(500, "INTERNAL_ERROR", f"'{path}': {error.strerror}")
+            return DaemonRefusal(403, "PERMISSION_DENIED", f"'{path}': {error.strerror}")
+    return DaemonRefusal(500, "INTERNAL_ERROR", f"'{path}': {error.strerror}")
 
 
 def open_regular(path: str) -> tuple[int, os.stat_result]:
@@ -36,7 +36,7 @@ def open_regular(path: str) -> tuple[int, os.stat_result]:
         raise IsADirectoryError(errno.EISDIR, "is a directory")
     if not stat.S_ISREG(facts.st_mode):
         os.close(fd)
-        raise Refused(400, "NOT_A_FILE", f"'{path}' is not a regular file")
+        raise DaemonRefusal(400, "NOT_A_FILE", f"'{path}' is not a regular file")
     return fd, facts
 
 

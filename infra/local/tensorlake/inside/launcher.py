@@ -16,7 +16,7 @@ import os
 import socket
 from typing import IO
 
-from .wire import Json, Refused
+from .wire import DaemonRefusal, Json
 
 _SHAPE = ("-I", ".pyz")  # of a worker's arguments
 
@@ -50,7 +50,7 @@ class Launcher:
         )
 
     def start(self, request: Json) -> Launched:
-        """Raises Refused."""
+        """Raises DaemonRefusal."""
         started = Launched()
         asked = {
             "executable": request["command"],
@@ -85,5 +85,7 @@ class Launcher:
             except OSError:
                 started.pid = 0
         if not started.pid:
-            raise Refused(500, "SPAWN_FAILED", f"'{request['shown_command']}' could not be started by the launcher")
+            raise DaemonRefusal(
+                500, "SPAWN_FAILED", f"'{request['shown_command']}' could not be started by the launcher"
+            )
         return started

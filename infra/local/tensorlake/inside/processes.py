@@ -17,7 +17,7 @@ from typing import IO
 
 from .launcher import Launched, Launcher
 from .managed import BACKING_OFF, RUNNING, STOPPED, UNHEALTHY, Managed, probe
-from .wire import CHUNK, Json, Refused
+from .wire import CHUNK, DaemonRefusal, Json
 
 KEPT_OUTPUT_BYTES = 32 * 1024 * 1024
 """Captured output kept of each process; the oldest lines go first."""
@@ -33,7 +33,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Process:
+class StartedProcess:
     """One started program, all its restarts included, and what it has said so far. Guarded by the table's condition."""
 
     def __init__(self, handle: int, request: Json, popen: Started) -> None:
@@ -116,13 +116,13 @@ class Table:
     def __init__(self, launcher: Launcher | None = None) -> None:
         self.changed = threading.Condition()
         self._launcher = launcher
-        self._all: dict[int, Process] = {}
+        self._all: dict[int, StartedProcess] = {}
         self._handles = 0
         self._held = False
         self._freezes = 0
         self._pump = _Pump(self)
 
-    def start(self, request: Json) -> Process:
+    def start(self, request: Json) -> StartedProcess:
         name = request["managed"]["name"] if request.get("managed") else None
         with self.changed:
             self.changed.wait_for(lambda: not self._held)
@@ -131,16 +131,16 @@ class Table:
                     if process.name != name or (request.get("shares_name") and not process.over):
                         continue
                     if not process.over:
-                        raise Refused(409, "CONFLICT", f"a process named '{name}' is running (pid {process.pid})")
+                        raise DaemonRefusal(409, "CONFLICT", f"a process named '{name}' is running (pid {process.pid})")
                     del self._all[process.handle]
             popen = _spawn(request, self._launcher)
             self._handles += 1
-            process = Process(self._handles, request, popen)
+            process = StartedProcess(self._handles, request, popen)
             self._all[process.handle] = process
             self._begun(process)
         return process
 
-    def _begun(self, process: Process) -> None:
+    def _begun(self, process: StartedProcess) -> None:
         """A run has begun: read its pipes, watch over it if that was asked for."""
         for stream, pipe in (("stdout", process.popen.stdout), ("stderr", process.popen.stderr)):
             if pipe is not None:
@@ -152,7 +152,7 @@ class Table:
             threading.Thread(target=self._keep, args=(process, managed), daemon=True).start()
         self.changed.notify_all()
 
-    def _keep(self, process: Process, managed: Managed) -> None:
+    def _keep(self, process: StartedProcess, managed: Managed) -> None:
         """Restart it when that is due and check its health, until it is stopped for good. Pauses while frozen."""
         freezes = self._freezes
         while True:
@@ -189,11 +189,11 @@ class Table:
             if unbearable:
                 self.end(process)
 
-    def _restart(self, process: Process, managed: Managed) -> None:
+    def _restart(self, process: StartedProcess, managed: Managed) -> None:
         managed.restart_count += 1
         try:
             popen = _spawn(process.request, self._launcher)
-        except Refused as refusal:
+        except DaemonRefusal as refusal:
             managed.could_not_begin(str(refusal))
             self.changed.notify_all()
             return
@@ -201,18 +201,18 @@ class Table:
         process.begin(popen)
         self._begun(process)
 
-    def restart(self, process: Process) -> None:
-        """End a managed process and start it again at once, though it be stopped. Raises Refused."""
+    def restart(self, process: StartedProcess) -> None:
+        """End a managed process and start it again at once, though it be stopped. Raises DaemonRefusal."""
         managed = process.managed
         if managed is None:
-            raise Refused(400, "NOT_MANAGED", f"process {process.pid} is not managed")
+            raise DaemonRefusal(400, "NOT_MANAGED", f"process {process.pid} is not managed")
         self.stop(process, managed)
         with self.changed:
             self.changed.wait_for(lambda: not self._held)
             if managed.status == STOPPED:  # nobody else was quicker
                 self._restart(process, managed)
 
-    def stop(self, process: Process, managed: Managed) -> None:
+    def stop(self, process: StartedProcess, managed: Managed) -> None:
         """End a managed process for good."""
         with self.changed:
             managed.stopping = True
@@ -221,7 +221,7 @@ class Table:
             self.changed.notify_all()
         self.end(process)
 
-    def end(self, process: Process) -> None:
+    def end(self, process: StartedProcess) -> None:
         """SIGTERM to its group, SIGKILL after MANAGED_STOP_SECONDS."""
         pid = process.pid
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -238,15 +238,15 @@ class Table:
             self._freezes += 1
             self.changed.notify_all()
 
-    def find(self, key: str) -> Process:
+    def find(self, key: str) -> StartedProcess:
         """By pid or by name; of several with one pid (it wrapped around) the newest."""
         with self.changed:
             for process in sorted(self._all.values(), key=lambda each: -each.handle):
                 if process.name == key or str(process.pid) == key:
                     return process
-        raise Refused(404, "NOT_FOUND", f"no process '{key}'")
+        raise DaemonRefusal(404, "NOT_FOUND", f"no process '{key}'")
 
-    def all(self) -> list[Process]:
+    def all(self) -> list[StartedProcess]:
         with self.changed:
             return list(self._all.values())
 
@@ -276,10 +276,10 @@ class Table:
 def _spawn(request: Json, launcher: Launcher | None) -> Started:
     command, env, cwd = request["command"], request["env"], request["working_dir"]
     if not os.path.isdir(cwd):
-        raise Refused(400, "INVALID_REQUEST", f"working directory '{cwd}' does not exist")
+        raise DaemonRefusal(400, "INVALID_REQUEST", f"working directory '{cwd}' does not exist")
     executable = _which(command, env.get("PATH", ""), cwd)
     if executable is None:
-        raise Refused(400, "COMMAND_NOT_FOUND", f"executable '{request['shown_command']}' was not found")
+        raise DaemonRefusal(400, "COMMAND_NOT_FOUND", f"executable '{request['shown_command']}' was not found")
 
     terminal: int | None = request.get("terminal")
     if launcher is not None and terminal is None and launcher.takes(request):
@@ -305,7 +305,7 @@ def _spawn(request: Json, launcher: Launcher | None) -> Started:
         )
     except (OSError, ValueError) as error:
         shown = request["shown_command"]
-        raise Refused(400, "SPAWN_FAILED", f"'{shown}' could not be started: {error}") from None
+        raise DaemonRefusal(400, "SPAWN_FAILED", f"'{shown}' could not be started: {error}") from None
 
 
 def _take_terminal() -> None:
@@ -333,12 +333,12 @@ class _Pump:
     def __init__(self, table: Table) -> None:
         self._table = table
         self._selector = selectors.DefaultSelector()
-        self._new: list[tuple[Process, str, IO[bytes]]] = []
+        self._new: list[tuple[StartedProcess, str, IO[bytes]]] = []
         self._wake_read, self._wake_write = os.pipe()
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         threading.Thread(target=self._run, daemon=True).start()
 
-    def add(self, process: Process, stream: str, pipe: IO[bytes]) -> None:
+    def add(self, process: StartedProcess, stream: str, pipe: IO[bytes]) -> None:
         self._new.append((process, stream, pipe))
         os.write(self._wake_write, b"x")
 
@@ -353,7 +353,7 @@ class _Pump:
                 else:
                     self._read(*key.data)
 
-    def _read(self, process: Process, stream: str, pipe: IO[bytes], rest: bytearray) -> None:
+    def _read(self, process: StartedProcess, stream: str, pipe: IO[bytes], rest: bytearray) -> None:
         data = os.read(pipe.fileno(), CHUNK)
         rest += data
         with self._table.changed:

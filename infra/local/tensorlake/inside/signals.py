@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 
-from .processes import Process
+from .processes import StartedProcess
 
 
 def _proc_stat(pid: int) -> tuple[str, int, int, int] | None:
@@ -94,7 +94,7 @@ class Freezer:
         return count
 
 
-def kill_tree(process: Process) -> None:
+def kill_tree(process: StartedProcess) -> None:
     """SIGKILL to the process, its group, its session and everything that descends from it."""
     doomed = descendants(process.pid) | {process.pid}
     if os.path.isdir("/proc/self"):

@@ -22,16 +22,16 @@ from collections.abc import Iterator
 
 from .files import file_refusal, list_entries, open_regular, write_atomically
 from .launcher import Launcher
-from .processes import Process, Table
+from .processes import StartedProcess, Table
 from .signals import Freezer, end_everything, kill_tree, living, port_owner
-from .wire import CHUNK, Connection, Json, Refused
+from .wire import CHUNK, Connection, DaemonRefusal, Json
 
 DRAIN_GRACE_SECONDS = 0.2
 """How long a finished process's pipes may be held open by what it left behind before the stream ends."""
 KEEP_ALIVE_SECONDS = 1.0
 
 
-class Supervisor:
+class SandboxSupervisor:
     def __init__(self, launcher: int | None) -> None:
         self.table = Table(Launcher(launcher) if launcher is not None else None)
         self.freezer = Freezer()
@@ -43,7 +43,7 @@ class Supervisor:
         path = request.get("path", "")
         try:
             operation(connection, request)
-        except Refused as refusal:
+        except DaemonRefusal as refusal:
             connection.frame(refusal.answer)
         except (BrokenPipeError, ConnectionResetError):
             pass  # The platform's client went away; a started process goes on.
@@ -79,7 +79,7 @@ class Supervisor:
             ending = {"signal": signal.SIGKILL, "reason": "timed_out", "oom_killed": False}
         connection.frame(ending)
 
-    def _end_in_time(self, process: Process, seconds: float) -> None:
+    def _end_in_time(self, process: StartedProcess, seconds: float) -> None:
         if not self.table.wait_until(lambda: not process.running, seconds):
             process.timed_out = True
             kill_tree(process)
@@ -90,7 +90,7 @@ class Supervisor:
         self._lines(connection, process, request["streams"])
         connection.frame({"eof": True})
 
-    def _lines(self, connection: Connection, process: Process, streams: tuple[str, ...]) -> None:
+    def _lines(self, connection: Connection, process: StartedProcess, streams: tuple[str, ...]) -> None:
         """Frames for every line so far and to come, until the process has ended and its pipes are read."""
         seen = 0
         deadline: float | None = None
@@ -136,9 +136,9 @@ class Supervisor:
                 raise ProcessLookupError  # what it left in its group is not asked: it may be gone in a moment
             os.killpg(process.pid, request["signal"])
         except ProcessLookupError:
-            raise Refused(400, "PROCESS_NOT_RUNNING", f"process {process.pid} is not running") from None
+            raise DaemonRefusal(400, "PROCESS_NOT_RUNNING", f"process {process.pid} is not running") from None
         except (OSError, OverflowError) as error:
-            raise Refused(400, "INVALID_SIGNAL", f"signal {request['signal']}: {error}") from None
+            raise DaemonRefusal(400, "INVALID_SIGNAL", f"signal {request['signal']}: {error}") from None
         connection.frame({"success": True})
 
     def op_kill(self, connection: Connection, request: Json) -> None:
@@ -161,7 +161,7 @@ class Supervisor:
         process = self.table.find(request["process"])
         pipe = process.popen.stdin
         if not process.running or pipe is None or pipe.closed:
-            raise Refused(400, "STDIN_NOT_WRITABLE", f"process {process.pid} takes no input")
+            raise DaemonRefusal(400, "STDIN_NOT_WRITABLE", f"process {process.pid} takes no input")
         for chunk in connection.body():
             rest = memoryview(chunk)
             while rest:
@@ -169,13 +169,13 @@ class Supervisor:
                     rest = rest[pipe.write(rest) :]
                 except (BrokenPipeError, ValueError):
                     text = f"process {process.pid} has closed its input"
-                    raise Refused(400, "STDIN_NOT_WRITABLE", text) from None
+                    raise DaemonRefusal(400, "STDIN_NOT_WRITABLE", text) from None
         connection.frame({})
 
     def op_stdin_close(self, connection: Connection, request: Json) -> None:
         pipe = self.table.find(request["process"]).popen.stdin
         if pipe is None:
-            raise Refused(400, "STDIN_NOT_WRITABLE", f"process {request['process']} takes no input")
+            raise DaemonRefusal(400, "STDIN_NOT_WRITABLE", f"process {request['process']} takes no input")
         with contextlib.suppress(OSError):
             pipe.close()
         connection.frame({})
@@ -197,7 +197,7 @@ class Supervisor:
                 if len(data) > 1:
                     yield data[:-1]
             if held != b"\x00":
-                raise Refused(400, "INCOMPLETE_BODY", f"the upload of '{request['path']}' was cut short")
+                raise DaemonRefusal(400, "INCOMPLETE_BODY", f"the upload of '{request['path']}' was cut short")
 
         connection.frame({"written": write_atomically(request["path"], whole())})
 
@@ -252,7 +252,7 @@ def harden() -> None:
         _prctl(set_child_subreaper, 1)
 
 
-def _serve_one(supervisor: Supervisor, sock: socket.socket) -> None:
+def _serve_one(supervisor: SandboxSupervisor, sock: socket.socket) -> None:
     with sock:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
             supervisor.handle(Connection(sock))
@@ -274,7 +274,7 @@ def main(launcher: int | None = None) -> None:
     # Handlers, not SIG_IGN: an ignored signal would stay ignored in every program started here.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
-    supervisor = Supervisor(launcher)
+    supervisor = SandboxSupervisor(launcher)
     threading.Thread(target=supervisor.table.reap_for_ever, daemon=True).start()
     while True:
         _, fds, _, _ = socket.recv_fds(control, 1, 1)

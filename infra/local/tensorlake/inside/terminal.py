@@ -16,8 +16,8 @@ import struct
 import termios
 import threading
 
-from .processes import Process, Table
-from .wire import Connection, Json, Refused
+from .processes import StartedProcess, Table
+from .wire import Connection, DaemonRefusal, Json
 
 READ_BYTES = 16 * 1024
 LINGER_SECONDS = 2.0
@@ -25,11 +25,11 @@ LINGER_SECONDS = 2.0
 
 
 def attach(table: Table, connection: Connection, request: Json) -> None:
-    """Runs until the program has ended or the platform has hung up. Raises Refused."""
+    """Runs until the program has ended or the platform has hung up. Raises DaemonRefusal."""
     try:
         ours, theirs = os.openpty()
     except OSError as error:
-        raise Refused(500, "PTY_FAILED", f"no terminal could be opened: {error}") from None
+        raise DaemonRefusal(500, "PTY_FAILED", f"no terminal could be opened: {error}") from None
     try:
         _resize(ours, *request["size"])
         process = table.start({**request, "terminal": theirs})
@@ -55,7 +55,7 @@ def attach(table: Table, connection: Connection, request: Json) -> None:
     os.close(ours)
 
 
-def _pass_output(table: Table, process: Process, connection: Connection, terminal: int) -> None:
+def _pass_output(table: Table, process: StartedProcess, connection: Connection, terminal: int) -> None:
     with contextlib.suppress(OSError):  # a terminal that everybody has left says EIO
         while data := os.read(terminal, READ_BYTES):
             connection.frame({"data": base64.b64encode(data).decode()})

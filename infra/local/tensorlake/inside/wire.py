@@ -19,7 +19,7 @@ Json = dict[str, Any]
 CHUNK = 256 * 1024
 
 
-class Refused(Exception):
+class DaemonRefusal(Exception):
     """An answer that is not a success: HTTP status, code and a text for the caller."""
 
     def __init__(self, status: int, code: str, text: str) -> None:

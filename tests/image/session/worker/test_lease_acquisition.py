@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from image.session.claim import Ended, Exit
-from image.session.worker.claim_registry import ClaimRegistry, Reply
+from image.session.worker.claim_registry import ClaimRegistry, ClaimReply
 from image.session.worker.http_client import Unanswered, WorkItemClient
 from image.session.worker.lease import Lease
 from image.session.worker.lease_acquisition import LeaseKeeper, acquire_lease
@@ -63,7 +63,7 @@ def test_an_acked_item_is_leased_with_the_first_beat() -> None:
         gate = Gate(service)
         assert gate.run() == secret_for("token-of-a-test")
         assert [(beat.expected, beat.token) for beat in service.beats] == [("NO_HEARTBEAT", "token-of-a-test")]
-        assert gate.registry.offer(make_claim(service.url, Path("/w"))) is Reply.LEASED
+        assert gate.registry.offer(make_claim(service.url, Path("/w"))) is ClaimReply.LEASED
 
 
 def test_an_item_that_nobody_has_acked_is_asked_for_again_until_somebody_does() -> None:
@@ -144,7 +144,7 @@ def test_an_item_that_nobody_ever_acks_is_given_up_and_claims_are_refused_from_t
         began = time.monotonic()
         assert gate.run() is Exit.NEVER_ACKED
         assert 0.5 <= time.monotonic() - began < 20
-        assert gate.registry.offer(make_claim(service.url, Path("/w"))) is Reply.REFUSED
+        assert gate.registry.offer(make_claim(service.url, Path("/w"))) is ClaimReply.REFUSED
 
 
 @pytest.mark.parametrize(("fault", "reason"), [(BeatFault.REQUEST_LOST, "127.0.0.1"), (BeatFault.ERROR, "503")])
@@ -158,7 +158,7 @@ def test_a_service_that_never_answers_is_given_up_with_the_reason_and_without_a_
         assert gate.run() is Exit.UNREACHABLE
         assert gate.said == [gate.said[0]], "each reason is told once"
         assert reason in gate.said[0]
-        assert gate.registry.offer(make_claim(service.url, Path("/w"))) is Reply.REFUSED
+        assert gate.registry.offer(make_claim(service.url, Path("/w"))) is ClaimReply.REFUSED
 
 
 def test_ready_is_said_once_after_the_first_answered_beat() -> None:
@@ -207,7 +207,7 @@ def test_a_refused_credential_ends_it() -> None:
 def test_a_newer_secret_is_tried_before_a_refusal_is_final() -> None:
     with running(refused_tokens={"newer"}) as service:
         gate = Gate(service)
-        assert gate.registry.offer(make_claim(service.url, Path("/w"), token="newer")) is Reply.UNPROVEN
+        assert gate.registry.offer(make_claim(service.url, Path("/w"), token="newer")) is ClaimReply.UNPROVEN
         service.ack()
         assert gate.run() == secret_for("token-of-a-test")
         assert [(beat.token, beat.status) for beat in service.beats] == [("newer", 401), ("token-of-a-test", 200)]

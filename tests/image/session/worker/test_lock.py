@@ -12,7 +12,7 @@ import pytest
 
 from image.session.claim import Exit, Word
 from image.session.worker import sealing
-from image.session.worker.claim_registry import ClaimRegistry, Reply
+from image.session.worker.claim_registry import ClaimRegistry, ClaimReply
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import BeatFault, running
 
@@ -103,12 +103,12 @@ def test_a_claim_is_either_taken_and_waited_for_or_refused() -> None:
     registry = ClaimRegistry(claim, on_claim=lambda _: None, clock=lambda: now[0])
     registry.announced(10.0)
     now[0] = 9.9
-    assert registry.offer(claim) is Reply.TAKEN
+    assert registry.offer(claim) is ClaimReply.TAKEN
     now[0] = 10.1
     assert not registry.give_up()
     now[0] = 19.9
     assert registry.give_up()
-    assert registry.offer(claim) is Reply.REFUSED
+    assert registry.offer(claim) is ClaimReply.REFUSED
     assert registry.secret() == claim.secret
 
 
@@ -130,11 +130,11 @@ def test_nobody_says_ready_on_behalf_of_a_holder_that_the_service_has_not_answer
 def test_a_registry_with_a_lease_takes_no_claim() -> None:
     claim = make_claim("http://service.invalid", Path("/w"))
     registry = ClaimRegistry(claim, on_claim=lambda _: None)
-    assert registry.offer(make_claim("http://service.invalid", Path("/w"), work_id="work_other")) is Reply.OTHER
+    assert registry.offer(make_claim("http://service.invalid", Path("/w"), work_id="work_other")) is ClaimReply.OTHER
     registry.leased()
-    assert registry.offer(claim) is Reply.LEASED
+    assert registry.offer(claim) is ClaimReply.LEASED
     registry.close()
-    assert registry.offer(claim) is Reply.REFUSED
+    assert registry.offer(claim) is ClaimReply.REFUSED
 
 
 @pytest.mark.parametrize("message", [b"", b"garbage\n", b"x" * 200_000, b'{"protocol": 1}\n'])

@@ -19,7 +19,7 @@ import pytest
 from anthropic.lib.tools import ToolError
 
 from image.session.worker.mcp_config import McpConfigError, servers_in
-from image.session.worker.mcp_servers import McpServer, ServerFailed
+from image.session.worker.mcp_servers import McpServer, McpServerFailed
 from tests.support.waiting import until
 
 pytest.importorskip("mcp")
@@ -130,7 +130,7 @@ def answers(port: int) -> bool:
     ],
 )
 def test_a_server_that_cannot_be_started_says_why(given: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ServerFailed, match=reason):
+    with pytest.raises(McpServerFailed, match=reason):
         asyncio.run(server(given).tools())
 
 

@@ -17,7 +17,7 @@ from image.session.archive import build_archive
 from image.session.tools import OwnTools, ToolSources, collect, stage
 from image.session.worker.operator_tools import ToolServer, with_operator_tools
 from image.session.worker.tool_frames import pack
-from image.session.worker.tool_manifest import Kind
+from image.session.worker.tool_manifest import ToolKind
 from image.session.worker.tool_processes import NotPrivate, OperatorTools, ToolSettings
 from tests.image.session.worker.harness import make_claim
 from tests.support.waiting import until
@@ -27,7 +27,7 @@ FILES = Path(__file__).with_name("operator_files")
 
 @pytest.fixture(scope="module")
 def own() -> OwnTools:
-    return collect(ToolSources({Kind.PUBLIC: FILES}))
+    return collect(ToolSources({ToolKind.PUBLIC: FILES}))
 
 
 class ServedTools:
@@ -110,7 +110,7 @@ def test_a_worker_keeps_so_much_of_its_tools_whatever_the_other_end_sends(
 
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
-        server = ToolServer(Kind.PUBLIC, lambda: ours, again=False)
+        server = ToolServer(ToolKind.PUBLIC, lambda: ours, again=False)
         call = asyncio.create_task(server.call("add", {}))
         for _ in range(3):
             said = pack({"says": ["y\n" * 5_000] * 400, "tool": "a\nb"})

@@ -11,7 +11,7 @@ import pytest
 
 from image.session.claim import Exit, Word
 from image.session.setup import CALLER_KEYS, FileSource, SetupPolicy, Wishes
-from image.session.worker.setup_mark import DONE, PREPARED, RUNNING, Mark
+from image.session.worker.setup_mark import DONE, PREPARED, RUNNING, SetupMark
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.setup_box import SetupBox
 from tests.support.web import Web, git, make_repository, web
@@ -56,13 +56,13 @@ def push(server: Web, name: str, text: str) -> str:
 
 def test_a_session_that_asks_for_no_more_fetches_nothing(box: SetupBox, server: Web) -> None:
     assert box.run({}, policy(server), prepares=True).failure == ""
-    assert Mark.read(box.state).state == PREPARED
+    assert SetupMark.read(box.state).state == PREPARED
     asked = len(server.asked)
     assert box.run({}, policy(server)).failure == ""
     assert box.said[0] == "goes on from a prepared start" and "is at its revision already" in box.said[1]
     assert all("info/refs" in line or "git-upload-pack" in line for line in server.asked[asked:])
     assert len(server.asked) - asked <= 2, "what the branch is at now, and no more"
-    assert runs(box) == 1 and Mark.read(box.state).state == DONE
+    assert runs(box) == 1 and SetupMark.read(box.state).state == DONE
     assert box.run({}, policy(server)).failure == "" and box.said == []
 
 
@@ -90,7 +90,7 @@ def test_a_file_without_a_hash_is_asked_for_again_and_counts_only_where_it_diffe
     )
     box.run({}, moving, prepares=True)
     assert box.run({}, moving).failure == "" and runs(box) == 1
-    Mark.read(box.state)._replace(state=PREPARED).write(box.state)
+    SetupMark.read(box.state)._replace(state=PREPARED).write(box.state)
     server.files["/moving"] = b"two"
     assert box.run({}, moving).failure == "" and runs(box) == 2
     assert (box.workdir / "moving").read_bytes() == b"two"
@@ -117,7 +117,7 @@ def test_a_changed_recipe_and_an_interrupted_start_are_done_in_full(box: SetupBo
     box.run({}, policy(server), prepares=True)
     assert box.run({}, policy(server, scripts=("touch ../newer",))).failure == ""
     assert box.said[0] == "begins" and (box.workdir / "newer").exists()
-    Mark.read(box.state)._replace(state=RUNNING).write(box.state)
+    SetupMark.read(box.state)._replace(state=RUNNING).write(box.state)
     assert box.run({}, policy(server)).failure == "" and box.said[0] == "begins anew"
 
 

@@ -15,7 +15,7 @@ import pytest
 from image.session.claim import USER_VARIABLE, Exit
 from image.session.definition import Recipe, dockerfile
 from image.session.tools import ToolSources, collect, stage
-from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_USER, Kind
+from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_USER, ToolKind
 from tests.image.session.worker.harness import WorkerSandbox, make_claim
 from tests.image.session.worker.service import running
 from tests.image.session.worker.test_hand_over_spy import NOBODY, PATIENCE, readable_by_all, sandbox_of_nobody
@@ -30,7 +30,7 @@ def image_with_private_tools(box: WorkerSandbox, files: Path = FILES) -> list[st
     place = box.root.parent
     shutil.copytree(files, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
     (place / "source" / "_constants.py").write_text(f"PASSWORD = {SECRET!r}\n")
-    own = collect(ToolSources({Kind.PRIVATE: place / "source"}))
+    own = collect(ToolSources({ToolKind.PRIVATE: place / "source"}))
     stage(own, place / "tools")
     shutil.rmtree(place / "source")
     (place / "lib").mkdir()

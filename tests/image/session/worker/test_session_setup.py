@@ -16,7 +16,7 @@ import pytest
 
 from image.session.claim import Exit, Word
 from image.session.setup import CALLER_KEYS, FAILED_FILE, STAGING, SetupPolicy, Wishes
-from image.session.worker.setup_mark import GIVEN_UP, RUNNING, Mark
+from image.session.worker.setup_mark import GIVEN_UP, RUNNING, SetupMark
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running
 from tests.image.session.worker.setup_box import SetupBox
@@ -152,14 +152,14 @@ def test_the_time_limit_ends_the_script_with_what_it_started(box: SetupBox) -> N
 def test_a_failure_is_tried_again_or_told_in_a_file(box: SetupBox) -> None:
     script = "test -e " + str(box.workdir.parent / "mended")
     assert box.run({"setup.inline": script}).failure
-    assert "the last set-up failed: set-up script failed" in Mark.read(box.state).remark
+    assert "the last set-up failed: set-up script failed" in SetupMark.read(box.state).remark
     (box.workdir.parent / "mended").touch()
-    assert box.run({"setup.inline": script}).failure == "" and Mark.read(box.state).remark == ""
+    assert box.run({"setup.inline": script}).failure == "" and SetupMark.read(box.state).remark == ""
     go_on = SetupPolicy(callers=CALLER_KEYS, go_on=True)
     assert box.run({"setup.inline": "echo why; exit 3"}, go_on).failure == ""
     told = (box.workdir / FAILED_FILE).read_text()
     assert "exit status 3" in told and told.endswith("why\n")
-    assert Mark.read(box.state).state == GIVEN_UP
+    assert SetupMark.read(box.state).state == GIVEN_UP
     assert box.run({"setup.inline": "echo why; exit 3"}, go_on).failure == "" and box.said == []
 
 
@@ -193,7 +193,7 @@ def test_one_that_was_interrupted_is_done_anew_in_full(box: SetupBox, remote: tu
     finally:
         server.hold.set()
         server.hold = None
-    assert Mark.read(box.state).state == RUNNING and box.files() == {"app"}
+    assert SetupMark.read(box.state).state == RUNNING and box.files() == {"app"}
     (box.workdir / "app" / "half").write_text("what a killed script left")
     assert box.run(wanted).failure == "" and box.said[0] == "begins anew"
     assert box.files() == {"app", "big"} and not (box.workdir / "app" / "half").exists()

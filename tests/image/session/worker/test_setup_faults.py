@@ -17,7 +17,7 @@ import pytest
 from image.session.claim import Exit, Word
 from image.session.setup import STAGING, FileSource, SetupPolicy, Wishes
 from image.session.worker import setup_download
-from image.session.worker.setup_mark import DONE, FAILED, Mark
+from image.session.worker.setup_mark import DONE, FAILED, SetupMark
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import running
 from tests.image.session.worker.setup_box import SetupBox
@@ -51,7 +51,7 @@ def test_a_network_that_goes_in_a_clone_or_a_download(
     try:
         failed = box.run(wanted(remote))
         assert "git fetch failed" in failed.failure, failed.failure
-        assert box.files() == set() and Mark.read(box.state).state == FAILED
+        assert box.files() == set() and SetupMark.read(box.state).state == FAILED
         failed = box.run({"files": f"{remote.url}/data"})
         assert "/data was not reached" in failed.failure and "SANDBOX_ALLOW_OUT" in failed.failure
     finally:
@@ -109,7 +109,7 @@ def test_a_disk_that_is_really_full(small_disk: tuple[SetupBox, Callable[[str], 
     asked = {what: f"{remote.url}/large"}
     failed = box.run(asked)
     assert "No space left on device" in failed.failure, failed.failure
-    assert Mark.read(box.state).state == FAILED and box.files() == set()
+    assert SetupMark.read(box.state).state == FAILED and box.files() == set()
     sized("16m")
     assert box.run(asked).failure == "" and box.files() == {"large"}
 
@@ -121,10 +121,10 @@ def test_a_mark_that_finds_no_room_fails_the_set_up(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Mark, "write", full)
+        patch.setattr(SetupMark, "write", full)
         failed = box.run(wanted(remote))
     assert "No space left on device" in failed.failure and STAGING not in box.files()
-    assert box.run(wanted(remote)).failure == "" and Mark.read(box.state).state == DONE
+    assert box.run(wanted(remote)).failure == "" and SetupMark.read(box.state).state == DONE
     assert box.files() == {"app", "data"}, "nothing was set aside"
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
-from infra.cli.certify.check import Result
+from infra.cli.certify.check import CheckResult
 from infra.cli.certify.command import certify, chosen
 from infra.cli.certify.ground import Ground
 from infra.cli.doctor.context import DoctorContext
@@ -54,7 +54,7 @@ SANDBOX: Final[tuple[tuple[str, str, Any], ...]] = (
 )
 
 
-def certified(environ: Mapping[str, str], *only: str, quota: int = 0) -> dict[str, Result]:
+def certified(environ: Mapping[str, str], *only: str, quota: int = 0) -> dict[str, CheckResult]:
     """What these checks saw; nothing is left over."""
     context = DoctorContext(environ, Settings.from_environ(environ), offline=True)
     results, left_over = asyncio.run(certify(Ground(context, 2, quota), chosen(only, quota)))
@@ -62,6 +62,6 @@ def certified(environ: Mapping[str, str], *only: str, quota: int = 0) -> dict[st
     return {result.check.id: result for result in results}
 
 
-def not_holding(results: dict[str, Result]) -> dict[str, str]:
+def not_holding(results: dict[str, CheckResult]) -> dict[str, str]:
     """The checks that do not hold, with what they saw."""
     return {name: each.observed.seen for name, each in results.items() if each.observed.holds is not True}

@@ -14,7 +14,7 @@ import pytest
 
 from infra.cli import certified as reports
 from infra.cli.certify import command, report
-from infra.cli.certify.check import Check, Result
+from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground, lifecycle_base
 from infra.cli.certify.limit_checks import told
 from infra.cli.certify.observation import NotTried, Observed
@@ -25,7 +25,7 @@ from infra.local.certification import behaviour_in
 from infra.local.claude.knobs import Knobs
 from infra.local.platform import CLAUDE_ADMIN
 from infra.local.process import ServiceStartError
-from infra.local.tensorlake.settings import Settings as TensorlakeSettings
+from infra.local.tensorlake.settings import TensorlakeSettings
 from shared.errors import SettingsError
 from shared.settings import Settings
 from tests.infra.cli.certify.broken import QUEUE, SANDBOX, certified, not_holding
@@ -86,7 +86,7 @@ def test_a_check_that_is_cancelled_leaves_no_session(world: OfflineWorld, ground
         raise AssertionError
 
     async def cancel() -> None:
-        check = Check("test.hang", "", "", "", hang)
+        check = ServiceCheck("test.hang", "", "", "", hang)
         task = asyncio.ensure_future(command.certify(ground_of(ground_place), [check]))
         while not made:
             await asyncio.sleep(0.01)
@@ -152,7 +152,7 @@ def test_a_broken_check_and_a_late_one_are_not_known_and_tell_no_secret(ground_p
         return Observed(True, "")
 
     looks = (quotes_a_key, breaks, is_late, fails_to_clean)
-    checks = [Check(f"test.{look.__name__}", "", "", "", look, seconds=0.1) for look in looks]
+    checks = [ServiceCheck(f"test.{look.__name__}", "", "", "", look, seconds=0.1) for look in looks]
     results, left = asyncio.run(command.certify(ground_of(ground_place), checks))
     assert [result.observed.holds for result in results] == [None, None, None, True]
     assert API_KEY not in repr([result.observed for result in results])
@@ -160,8 +160,8 @@ def test_a_broken_check_and_a_late_one_are_not_known_and_tell_no_secret(ground_p
 
 
 def test_a_report_is_named_by_place_and_version_and_read_by_doctor(tmp_path: Path) -> None:
-    check = Check("queue.x", "docs/wire/anthropic.md#13-unknowns", "a | b", "all changes", look=_never)
-    differs = Result(check, Observed(False, "HTTP 409", {"claude.second_ack_status": 409}), 1.0)
+    check = ServiceCheck("queue.x", "docs/wire/anthropic.md#13-unknowns", "a | b", "all changes", look=_never)
+    differs = CheckResult(check, Observed(False, "HTTP 409", {"claude.second_ack_status": 409}), 1.0)
     at = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
 
     def written(where: str) -> Path:
@@ -181,11 +181,13 @@ def test_a_report_is_named_by_place_and_version_and_read_by_doctor(tmp_path: Pat
 
 
 def test_parts_add_up_to_one_report_and_a_check_made_again_replaces_what_it_said(tmp_path: Path) -> None:
-    known = [Check(name, "docs/wire/x.md#1", "assumed", "otherwise", _never) for name in ("a.1", "a.2", "b.1", "b.2")]
+    known = [
+        ServiceCheck(name, "docs/wire/x.md#1", "assumed", "otherwise", _never) for name in ("a.1", "a.2", "b.1", "b.2")
+    ]
 
-    def run(day: int, *seen: tuple[int, bool], checks: list[Check] = known) -> dict[str, object]:
+    def run(day: int, *seen: tuple[int, bool], checks: list[ServiceCheck] = known) -> dict[str, object]:
         results = [
-            Result(checks[number], Observed(holds, f"on day {day}", {f"claude.knob_{number}": holds}), 1.0)
+            CheckResult(checks[number], Observed(holds, f"on day {day}", {f"claude.knob_{number}": holds}), 1.0)
             for number, holds in seen
         ]
         at = datetime(2026, 11, day, tzinfo=UTC)

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from infra.cli.doctor import command, report, runner
-from infra.cli.doctor.command import Options
+from infra.cli.doctor.command import DoctorOptions
 from infra.cli.doctor.findings import Finding, Say, Severity, error, exit_code, info, ok, warning
-from infra.cli.doctor.runner import Check
+from infra.cli.doctor.runner import DoctorCheck
 from infra.local import discovery
 from tests.support.signing import KEY
 from tests.support.world import Place
@@ -27,7 +27,7 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     """Runs the command in a folder of its own, and leaves this process's environment alone."""
     monkeypatch.setattr("infra.cli.environ.apply", lambda *_: None)
 
-    def run(options: Options, **environ: str) -> tuple[int, str]:
+    def run(options: DoctorOptions, **environ: str) -> tuple[int, str]:
         code = command.run(environ, options, tmp_path)
         return code, capsys.readouterr().out
 
@@ -35,14 +35,14 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_with_nothing_configured_it_says_how_to_start(doctor: Doctor) -> None:
-    code, out = doctor(Options())
+    code, out = doctor(DoctorOptions())
     assert code == 2
     assert "HANDS100" in out and "make up" in out and ".env" in out
 
 
 def test_a_dotenv_file_that_cannot_be_read_is_a_finding(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("this is no assignment\n", encoding="utf-8")
-    code, out = doctor(Options())
+    code, out = doctor(DoctorOptions())
     assert code == 2 and "HANDS101" in out
 
 
@@ -51,7 +51,7 @@ def test_the_offline_platform_is_examined_whole_with_a_probe(doctor: Doctor, pla
     roomy |= {"DRAIN_DEADLINE_SECONDS": "110"}
     variables = {**place.environ, **roomy, "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY}
     with discovery.announced(tmp_path, variables):
-        code, out = doctor(Options(json=True))
+        code, out = doctor(DoctorOptions(json=True))
     told = json.loads(out)
     bad = [row for row in told["findings"] if row["severity"] in ("warning", "error")]
     assert bad == [] and code == 0
@@ -65,7 +65,7 @@ def test_the_offline_platform_is_examined_whole_with_a_probe(doctor: Doctor, pla
 def test_no_probe_makes_no_sandbox_and_says_what_is_not_known(doctor: Doctor, place: Place, tmp_path: Path) -> None:
     before = len(place.world.tensorlake_admin.get("state")["sandboxes"])
     with discovery.announced(tmp_path, place.environ):
-        _, out = doctor(Options(probe=False))
+        _, out = doctor(DoctorOptions(probe=False))
     assert "no probe sandbox was made" in out
     assert len(place.world.tensorlake_admin.get("state")["sandboxes"]) == before
 
@@ -78,7 +78,7 @@ def test_a_check_that_breaks_or_hangs_is_a_finding_and_what_it_found_before_is_k
     async def hangs(say: Say) -> None:
         await asyncio.Event().wait()
 
-    findings = asyncio.run(runner.run([Check("one", 60, breaks), Check("other", 0.01, hangs)], at_once=1))
+    findings = asyncio.run(runner.run([DoctorCheck("one", 60, breaks), DoctorCheck("other", 0.01, hangs)], at_once=1))
     assert [each.code for each in findings] == ["HANDS001", "HANDS001", "HANDS201"]
     assert "RuntimeError" in findings[0].seen and "secret" not in repr(findings)
     assert "0.01 s" in findings[1].seen
@@ -94,7 +94,7 @@ def test_no_more_checks_run_at_once_than_allowed() -> None:
         await asyncio.sleep(0)
         running -= 1
 
-    asyncio.run(runner.run([Check(str(number), 60, look) for number in range(9)], at_once=3))
+    asyncio.run(runner.run([DoctorCheck(str(number), 60, look) for number in range(9)], at_once=3))
     assert most == 3
 
 

@@ -18,7 +18,7 @@ import pytest
 from infra.cli.doctor import isolation, probe, runner
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Finding, Severity
-from infra.cli.doctor.runner import Check
+from infra.cli.doctor.runner import DoctorCheck
 from shared.names import RaceSandbox, parse
 from shared.ports import CommandOutput
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
@@ -119,7 +119,7 @@ def test_a_probe_that_runs_out_of_time_is_a_finding_and_ends_its_sandbox(place: 
     admin = place.world.tensorlake_admin
 
     async def look(context: DoctorContext, say: Any) -> None:
-        check = Check("the probe sandbox", 5.0, partial(_probe_of, context, environment))
+        check = DoctorCheck("the probe sandbox", 5.0, partial(_probe_of, context, environment))
         for finding in await runner.run([check]):
             say(finding)
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.cli.doctor import command
-from infra.cli.doctor.command import Options
-from infra.cli.doctor.redaction import Redactor
+from infra.cli.doctor.command import DoctorOptions
+from infra.cli.doctor.redaction import ReportRedactor
 from infra.cli.environ import Loaded
 from tests.infra.cli.doctor.bench import bad
 from tests.support.world import Place
@@ -45,7 +45,7 @@ def test_swapped_keys_are_never_shown(values: dict[str, str], tmp_path: Path, mo
     for as_json in (False, True):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            command.run({**anything, **values}, Options(json=as_json, probe=False), tmp_path)
+            command.run({**anything, **values}, DoctorOptions(json=as_json, probe=False), tmp_path)
         shown = out.getvalue() + err.getvalue()
         assert "HANDS1" in shown
         for value in values.values():
@@ -55,13 +55,15 @@ def test_swapped_keys_are_never_shown(values: dict[str, str], tmp_path: Path, mo
 
 def test_with_a_key_in_the_wrong_place_nothing_is_sent_to_anybody(place: Place) -> None:
     swapped = {**place.environ, "TENSORLAKE_API_KEY": place.environ["ANTHROPIC_ENVIRONMENT_KEY"]}
-    findings = asyncio.run(command.examine(Loaded(swapped, Path("offline.env")), Options()))
+    findings = asyncio.run(command.examine(Loaded(swapped, Path("offline.env")), DoctorOptions()))
     assert set(bad(findings)) == {"HANDS102"}
     assert {each.code[:6] for each in findings} == {"HANDS0", "HANDS1"}
 
 
 def test_a_services_own_words_are_cleaned_too() -> None:
-    redactor = Redactor.of({"TENSORLAKE_API_KEY": "plain-old-secret", "HOME": "/home/somebody"}, ["read from a file"])
+    redactor = ReportRedactor.of(
+        {"TENSORLAKE_API_KEY": "plain-old-secret", "HOME": "/home/somebody"}, ["read from a file"]
+    )
     text = redactor.clean(
         "refused: plain-old-secret, Bearer abcdef123456, whsec_aGVsbG8gd29ybGQ=, read from a file\x1b[1m"
     )

@@ -20,7 +20,7 @@ from tensorlake.sandbox import Sandbox
 from infra.cli.doctor import images, leftover_checks, schedule, services, webhook, work
 from infra.cli.doctor.context import account_of
 from infra.cli.doctor.findings import Finding, Severity
-from infra.sandbox.look import Look
+from infra.sandbox.look import ServerLook
 from shared.names import new_race_id, new_server_name, race_sandbox_name, sandbox_name
 from shared.prepared.recipe import prepared_names
 from tests.infra.cli.doctor.bench import bad, ground_of, said, seen
@@ -203,7 +203,7 @@ def test_what_nothing_cleans_up_is_named_a_renamed_prefix_and_a_snapshot_that_ma
 
 def judged(report: dict[str, Any] | None, status: str = "running") -> list[Finding]:
     findings: list[Finding] = []
-    schedule.judge(Look("hands-server-1", "id", status, "http://127.0.0.1/", 60, report=report), findings.append)
+    schedule.judge(ServerLook("hands-server-1", "id", status, "http://127.0.0.1/", 60, report=report), findings.append)
     return findings
 
 

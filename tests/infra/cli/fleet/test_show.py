@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from infra.cli.fleet.changes import MOST, Change, Changes, read
+from infra.cli.fleet.changes import MOST, Changes, FileChange, read
 from infra.cli.fleet.one import races_of
 from shared.capability import FORK
 
@@ -12,10 +12,15 @@ from shared.capability import FORK
 def test_an_answer_about_files_is_bounded_and_printable_and_nonsense_is_none() -> None:
     assert read("git\nM\ta b\nD\tgone\n?\tnew\x1b[2J\nX\todd\nno tab\n") == Changes(
         "git",
-        (Change("a b", "changed"), Change("gone", "deleted"), Change("new\\x1b[2J", "added"), Change("odd", "changed")),
+        (
+            FileChange("a b", "changed"),
+            FileChange("gone", "deleted"),
+            FileChange("new\\x1b[2J", "added"),
+            FileChange("odd", "changed"),
+        ),
         complete=True,
     )
-    assert read("times\n17.5\tx\n") == Changes("times", (Change("x", "written"),), complete=True)
+    assert read("times\n17.5\tx\n") == Changes("times", (FileChange("x", "written"),), complete=True)
     many = read("times\n" + f"1\t{'y' * 9_000}\n" * (MOST + 1))
     assert many is not None and len(many.files) == MOST and not many.complete and len(many.files[0].path) < 400
     assert read("") is read("pwned\nM\tx") is None

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from infra.cli.fleet.lists import Item, Session, read_item, read_session
-from infra.cli.fleet.survey import Row, Seen, deaths_among, in_words, open_calls, others, rows
+from infra.cli.fleet.lists import Item, SessionListing, read_item, read_session
+from infra.cli.fleet.survey import Seen, SessionRow, deaths_among, in_words, open_calls, others, rows
 from infra.cli.session.follow import Call
 from shared import names
 from shared.claims.worker_process import WORKER_NAMES
@@ -30,9 +30,9 @@ SETTINGS = Settings.from_environ(
 NAME = names.sandbox_name(SETTINGS.prefix, ENVIRONMENT, SESSION)
 
 
-def session(status: SessionStatus = SessionStatus.IDLE, **more: Any) -> Session:
+def session(status: SessionStatus = SessionStatus.IDLE, **more: Any) -> SessionListing:
     given: dict[str, Any] = {"title": "t", "created_at": NOW - 100, "updated_at": NOW - 50, "archived": False, **more}
-    return Session(SESSION, ENVIRONMENT, status, **given)
+    return SessionListing(SESSION, ENVIRONMENT, status, **given)
 
 
 def item(state: ItemState, age: float = 10.0, **times: Any) -> Item:
@@ -45,12 +45,12 @@ def box(status: SandboxStatus = SandboxStatus.RUNNING, name: str = NAME) -> Sand
 
 
 def row(
-    of: Session,
+    of: SessionListing,
     items: Sequence[Item] = (),
     boxes: Sequence[SandboxRecord] | None = (),
     calls: Mapping[str, tuple[Call, ...]] | None = None,
     complete: bool = True,
-) -> Row:
+) -> SessionRow:
     sandboxes = None if boxes is None else Listing(boxes, complete=True)
     seen = Seen(
         SETTINGS,
@@ -83,7 +83,7 @@ def call(**more: Any) -> dict[str, tuple[Call, ...]]:
         (row(session(), calls=call(custom=True)), "waits for the custom tool bash for 1 m 15 s"),
     ],
 )
-def test_a_sessions_state_is_told_in_words(found: Row, state: str) -> None:
+def test_a_sessions_state_is_told_in_words(found: SessionRow, state: str) -> None:
     assert found.state == state
 
 
@@ -103,7 +103,7 @@ def test_a_sessions_state_is_told_in_words(found: Row, state: str) -> None:
         (row(session(), calls=call(), complete=False), ""),
     ],
 )
-def test_a_problem_is_told_only_where_it_is_sure(found: Row, problem: str) -> None:
+def test_a_problem_is_told_only_where_it_is_sure(found: SessionRow, problem: str) -> None:
     assert problem in found.problem and bool(problem) == bool(found.problem)
 
 

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from infra.cli.__main__ import app
 from infra.cli.environ import Loaded
 from infra.cli.fork.client import RecordingHost
-from infra.cli.fork.command import Options, RaceConsole, cancel, run, wait
+from infra.cli.fork.command import ForkOptions, RaceConsole, cancel, run, wait
 from infra.cli.fork.request import BadInput, Flags, read_request
 from shared import names
 from shared.errors import SettingsError
@@ -57,9 +57,11 @@ def environ_of(place: Place) -> dict[str, str]:
     return {**place.environ, **PATIENT}
 
 
-def ran(environ: dict[str, str], flags: Flags, options: Options | None = None, stand: RaceConsole | None = None) -> int:
+def ran(
+    environ: dict[str, str], flags: Flags, options: ForkOptions | None = None, stand: RaceConsole | None = None
+) -> int:
     request = read_request("", flags)
-    return asyncio.run(run(Loaded(environ, None), request, options or Options(), stand))
+    return asyncio.run(run(Loaded(environ, None), request, options or ForkOptions(), stand))
 
 
 def snapshots_of(place: Place) -> list[str]:
@@ -86,7 +88,7 @@ def test_a_race_ends_with_a_table_a_page_and_0(
     page = tmp_path / "race.html"
     tries = ("good=echo 2 > score", f"hostile={HOSTILE}; echo 1 > score", "bad=echo boom >&2; exit 3")
     flags = Flags(image=IMAGE, tries=tries, score="cat score", setup="echo x > base", artifacts=("score",))
-    assert ran(environ_of(place), flags, Options(page=page)) == 0
+    assert ran(environ_of(place), flags, ForkOptions(page=page)) == 0
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert lines[0][0] == "race" and lines[0][2:] == ["3", "branches"]
@@ -102,7 +104,7 @@ def test_json_is_the_report_alone_and_shows_no_control_character(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = Flags(image=IMAGE, tries=(f"a={HOSTILE}; printf '\\177'",))
-    assert ran(environ_of(place), flags, Options(as_json=True)) == 0
+    assert ran(environ_of(place), flags, ForkOptions(as_json=True)) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
     assert report["winner"] == "a"
@@ -125,7 +127,7 @@ def test_what_may_not_be_asked_here_is_a_2(place: Place, capsys: pytest.CaptureF
     with pytest.raises(SettingsError, match="TENSORLAKE_API_KEY"):
         ran({**environ_of(place), "TENSORLAKE_API_KEY": ""}, Flags(image=IMAGE, tries=("a=true",)))
     with pytest.raises(BadInput, match="--report"):
-        ran(environ_of(place), Flags(image=IMAGE, tries=("a=true",)), Options(page=tmp_path / "no" / "such.html"))
+        ran(environ_of(place), Flags(image=IMAGE, tries=("a=true",)), ForkOptions(page=tmp_path / "no" / "such.html"))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_on_a_terminal_the_race_is_a_table_that_moves() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100, height=30, highlight=False, color_system=None)
     with offered(FakeHost(latency=0.02, program=program)) as url:
-        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, Options(url=url), RaceConsole(console)) == 0
+        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, ForkOptions(url=url), RaceConsole(console)) == 0
     shown = screen.getvalue()
     assert "last line" in shown and re.search(r"\b[ab] won", shown)  # alike: whoever was faster
     assert "\x1b[?25l" in shown and shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor comes back
@@ -277,13 +279,13 @@ def offered(host: FakeHost | None = None, *, background: bool = False) -> Iterat
 
 def test_served_functions_race_with_their_token_and_no_other_key(capsys: pytest.CaptureFixture[str]) -> None:
     with offered() as url:
-        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, Options(url=url)) == 0
+        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, ForkOptions(url=url)) == 0
         out = capsys.readouterr().out
         assert "b: running" in out and "a won" in out
         clean = {"FUNCTIONS_URL": url, "FUNCTIONS_TOKEN": "a-token-of-nobody", "HANDS_RACE_FILE": ""}
-        assert ran(clean, AT_A_SESSION, Options(url=url)) == 2
+        assert ran(clean, AT_A_SESSION, ForkOptions(url=url)) == 2
         with pytest.raises(SettingsError, match="FUNCTIONS_TOKEN"):
-            ran({}, AT_A_SESSION, Options(url=url))
+            ran({}, AT_A_SESSION, ForkOptions(url=url))
     assert TOKEN not in out + capsys.readouterr().err
 
 
@@ -291,7 +293,7 @@ def test_a_race_is_begun_there_and_waited_for_later(capsys: pytest.CaptureFixtur
     environ = {"FUNCTIONS_TOKEN": TOKEN}
     page = tmp_path / "race.html"
     with offered(background=True) as url:
-        options = Options(url=url, begin=True, key="nightly-7")
+        options = ForkOptions(url=url, begin=True, key="nightly-7")
         assert ran(environ, AT_A_SESSION, options) == 0
         out, err = capsys.readouterr()
         race_id = out.strip()
@@ -299,29 +301,29 @@ def test_a_race_is_begun_there_and_waited_for_later(capsys: pytest.CaptureFixtur
             assert f"hands fork --wait {race_id}" in err
         race_id = names.derived_race_id("env_1", "operator", "nightly-7")
         asked = read_request("", AT_A_SESSION)
-        assert asyncio.run(wait(Loaded(environ, None), race_id, asked, Options(url=url, page=page))) == 0
+        assert asyncio.run(wait(Loaded(environ, None), race_id, asked, ForkOptions(url=url, page=page))) == 0
         assert "a won" in capsys.readouterr().out and page.read_text(encoding="utf-8")
-        assert ran(environ, AT_A_SESSION, Options(url=url, key="nightly-7", as_json=True)) == 0
+        assert ran(environ, AT_A_SESSION, ForkOptions(url=url, key="nightly-7", as_json=True)) == 0
         assert json.loads(capsys.readouterr().out)["race_id"] == race_id
-        assert asyncio.run(wait(Loaded(environ, None), "0" * 12, None, Options(url=url))) == 1
+        assert asyncio.run(wait(Loaded(environ, None), "0" * 12, None, ForkOptions(url=url))) == 1
         assert "no race of this id" in capsys.readouterr().err
-        assert asyncio.run(cancel(Loaded(environ, None), race_id, Options(url=url, as_json=True))) == 0
+        assert asyncio.run(cancel(Loaded(environ, None), race_id, ForkOptions(url=url, as_json=True))) == 0
         over = capsys.readouterr()
         assert json.loads(over.out) == {"race_id": race_id, "state": "finished"} and "was over: finished" in over.err
-        assert asyncio.run(cancel(Loaded(environ, None), "0" * 12, Options(url=url))) == 1
+        assert asyncio.run(cancel(Loaded(environ, None), "0" * 12, ForkOptions(url=url))) == 1
         assert "no race of this id" in capsys.readouterr().err
     with offered() as url:
-        assert ran(environ, AT_A_SESSION, Options(url=url, begin=True)) == 2
+        assert ran(environ, AT_A_SESSION, ForkOptions(url=url, begin=True)) == 2
         assert "--async" not in capsys.readouterr().out
 
 
 def test_what_is_for_served_functions_alone_says_so() -> None:
     with pytest.raises(BadInput, match="FUNCTIONS_URL"):
-        ran({}, AT_A_SESSION, Options(begin=True))
+        ran({}, AT_A_SESSION, ForkOptions(begin=True))
     with pytest.raises(BadInput, match="FUNCTIONS_URL"):
-        asyncio.run(wait(Loaded({}, None), "0" * 12, None, Options()))
+        asyncio.run(wait(Loaded({}, None), "0" * 12, None, ForkOptions()))
     with pytest.raises(BadInput, match="FUNCTIONS_URL"):
-        asyncio.run(cancel(Loaded({}, None), "0" * 12, Options()))
+        asyncio.run(cancel(Loaded({}, None), "0" * 12, ForkOptions()))
 
 
 def test_a_race_that_was_begun_there_is_ended_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,11 +333,11 @@ def test_a_race_that_was_begun_there_is_ended_there(capsys: pytest.CaptureFixtur
 
     loaded = Loaded({"FUNCTIONS_TOKEN": TOKEN}, None)
     with offered(FakeHost(latency=0.001, program=program), background=True) as url:
-        assert ran(dict(loaded.environ), AT_A_SESSION, Options(url=url, begin=True)) == 0
+        assert ran(dict(loaded.environ), AT_A_SESSION, ForkOptions(url=url, begin=True)) == 0
         race_id = capsys.readouterr().out.strip()
-        assert asyncio.run(cancel(loaded, race_id, Options(url=url))) == 0
+        assert asyncio.run(cancel(loaded, race_id, ForkOptions(url=url))) == 0
         assert f"hands fork --wait {race_id}" in capsys.readouterr().err
-        assert asyncio.run(wait(loaded, race_id, None, Options(url=url))) == 1
+        assert asyncio.run(wait(loaded, race_id, None, ForkOptions(url=url))) == 1
         assert "Nobody won" in (out := capsys.readouterr().out) and "was cancelled" in out
 
 
@@ -345,17 +347,17 @@ def test_what_served_functions_refuse_is_said_and_has_its_exit_code(capsys: pyte
 
     environ = {"FUNCTIONS_TOKEN": TOKEN}
     with offered(FakeHost(latency=0.001, program=program)) as url:
-        options = Options(url=url)
+        options = ForkOptions(url=url)
         assert ran(environ, Flags(session="sesn_0Absent", tries=("a=true",)), options) == 1
         assert ran(environ, Flags(session=SESSION, tries=("a=true",), deadline=80_000.0), options) == 2
         assert "deadline" in capsys.readouterr().err
         assert ran(environ, Flags(image="i", tries=("a=true",), setup="make"), options) == 1
         said = capsys.readouterr().err
         assert "no rule to make target" in said and "\x1b" not in said
-        assert ran(environ, AT_A_SESSION, Options(url=f"{url}elsewhere")) == 2
+        assert ran(environ, AT_A_SESSION, ForkOptions(url=f"{url}elsewhere")) == 2
     assert ran(environ, AT_A_SESSION, options) == 2  # nobody is there any more
     assert "no fork_best_of_n answers" in capsys.readouterr().err
-    assert ran(environ, AT_A_SESSION, Options(url="no address")) == 2
+    assert ran(environ, AT_A_SESSION, ForkOptions(url="no address")) == 2
 
 
 def test_ctrl_c_hangs_up_and_the_functions_end_the_race(capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,7 +374,7 @@ def test_ctrl_c_hangs_up_and_the_functions_end_the_race(capsys: pytest.CaptureFi
 
     with offered(host) as url:
         stand = Impatient(Console(file=io.StringIO()))
-        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, Options(url=url), stand) == 130
+        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, ForkOptions(url=url), stand) == 130
         until(lambda: host.alive() == [source] and not host.snapshots, "the race went on")
     assert f"hung up: the functions cancel race {stand.display.race_id}" in capsys.readouterr().err
 
@@ -424,7 +426,7 @@ def test_a_stream_that_ends_without_a_report_is_a_1(
     answer: Answer, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with answering(answer) as url:
-        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, Options(url=url)) == 1
+        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, ForkOptions(url=url)) == 1
     assert said in capsys.readouterr().err
 
 
@@ -449,5 +451,5 @@ def test_a_runtime_that_answers_all_at_once_is_understood(capsys: pytest.Capture
         request.wfile.write(body)
 
     with answering(answer) as url:
-        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, Options(url=url)) == 1
+        assert ran({"FUNCTIONS_TOKEN": TOKEN}, AT_A_SESSION, ForkOptions(url=url)) == 1
     assert "Nobody won; 1.0 s." in capsys.readouterr().out

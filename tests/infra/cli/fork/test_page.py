@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.cli.fork.page import POLICY, STYLE, render
-from shared.races.report import Artifact, BranchReport, BranchStatus, PromotionReport, RaceReport, Span
+from shared.races.report import Artifact, BranchReport, BranchStatus, PromotionReport, RaceReport, RaceSpan
 from shared.races.request import FileJudge, RaceRequest, Source
 
 ATTACKS: Final = (
@@ -116,9 +116,9 @@ def race(text: str) -> RaceReport:
         reaped=(text,),
         leftovers=(text,),
         timeline=(
-            Span(phase="checkpoint", branch=None, start=0.0, end=1.0),
-            Span(phase="run", branch=branches[0].name, start=1.0, end=2.0),
-            Span(phase="run", branch=branches[1].name, start=1.0, end=4.0),
+            RaceSpan(phase="checkpoint", branch=None, start=0.0, end=1.0),
+            RaceSpan(phase="run", branch=branches[0].name, start=1.0, end=2.0),
+            RaceSpan(phase="run", branch=branches[1].name, start=1.0, end=4.0),
         ),
         speedup=1.5,
         seconds=4.0,

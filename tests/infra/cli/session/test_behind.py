@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from infra.cli.session.behind import Behind, Look
+from infra.cli.session.behind import Behind, WorkLook
 from shared.ports import (
     Absent,
     Doubtful,
@@ -52,11 +52,11 @@ class BehindWorld:
         return self.sandbox
 
 
-def looks(*worlds: BehindWorld) -> list[Look]:
+def looks(*worlds: BehindWorld) -> list[WorkLook]:
     """The first world is how things were; each further one is looked at in turn."""
     current = BehindWorld()
 
-    async def run() -> list[Look]:
+    async def run() -> list[WorkLook]:
         behind = Behind(SESSION, "name", cast("WorkQueue", current), cast("SandboxHost", current))
         found = []
         for number, world in enumerate(worlds):
@@ -141,10 +141,10 @@ def test_a_service_that_does_not_answer_holds_nobody_up(monkeypatch: pytest.Monk
     monkeypatch.setattr("infra.cli.session.behind._LOOK_SECONDS", 0.01)
     silent = Silent(queue(item(ItemState.QUEUED)))
 
-    async def run() -> Look:
+    async def run() -> WorkLook:
         return await Behind(SESSION, "name", cast("WorkQueue", silent), cast("SandboxHost", silent)).look()
 
-    assert asyncio.run(run()) == Look()
+    assert asyncio.run(run()) == WorkLook()
 
 
 def test_a_new_sessions_first_sandbox_is_no_news() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.cli.session.render import Look, Renderer, shorten, summarise
+from infra.cli.session.render import LineStyle, Renderer, shorten, summarise
 
 IDLE_END = {"type": "session.status_idle", "stop_reason": {"type": "end_turn"}}
 IDLE_ACTION = {"type": "session.status_idle", "stop_reason": {"type": "requires_action", "event_ids": ["sevt_1"]}}
@@ -109,7 +109,7 @@ def test_an_error_is_shown_with_its_type_message_and_retry() -> None:
         error = {"type": "model_overloaded_error", "message": "busy", "retry_status": {"type": retry}}
         lines = list(Renderer().lines({"type": "session.error", "error": error}))
         assert [line.text for line in lines] == [f"✗ session error: model_overloaded_error: busy ({words})"]
-        assert lines[0].look is Look.WRONG
+        assert lines[0].look is LineStyle.WRONG
 
 
 def test_long_results_and_inputs_are_shortened_and_say_so() -> None:

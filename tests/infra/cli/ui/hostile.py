@@ -13,14 +13,14 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from infra.cli.fleet.call_use import Calls, CallUse
-from infra.cli.fleet.survey import OtherSandbox, Row
+from infra.cli.fleet.survey import OtherSandbox, SessionRow
 from infra.cli.fleet.top import Overview, Queue
 from infra.cli.session.follow import Call
 from infra.cli.ui.drawing import drawn as drawn_page
 from infra.cli.ui.pages import Reader, graph_of, timeline_of
 from infra.cli.ui.races import Opened, Race, drawn
 from shared.ports import ItemState
-from shared.races.report import Artifact, BranchReport, PromotionReport, RaceReport, RoundReport, Span
+from shared.races.report import Artifact, BranchReport, PromotionReport, RaceReport, RaceSpan, RoundReport
 from tests.infra.cli.fleet.test_survey import NOW, SESSION, item
 from tests.support.checkout import ROOT
 
@@ -39,7 +39,7 @@ def hostile_report() -> RaceReport:
         judge_tail=HOSTILE, failing=(HOSTILE,), params={HOSTILE: HOSTILE}, scores={HOSTILE: 1.0}, diff=HOSTILE,
         artifacts=(Artifact(path=HOSTILE, size=1, truncated=HOSTILE),), parent=HOSTILE,
     )  # fmt: skip
-    span = Span(phase="run", branch=HOSTILE, start=0.0, end=1.0)
+    span = RaceSpan(phase="run", branch=HOSTILE, start=0.0, end=1.0)
     rounds = (RoundReport(number=1, branches=(HOSTILE,), top=(HOSTILE,)),)
     promotion = PromotionReport(kind="workspace", done=False, reason=HOSTILE, conflicts=(HOSTILE,))
     return RaceReport(
@@ -53,7 +53,7 @@ class Hostile(Reader):
 
     async def home(self) -> dict[str, Any]:
         texts = dict.fromkeys(("title", "environment", "state", "item", "item_state", "sandbox"), HOSTILE)
-        row = Row(SESSION, **texts, sandbox_state=HOSTILE, age=1.0, seen=2.0, problem=HOSTILE)  # type: ignore[arg-type]
+        row = SessionRow(SESSION, **texts, sandbox_state=HOSTILE, age=1.0, seen=2.0, problem=HOSTILE)  # type: ignore[arg-type]
         queue = Queue(HOSTILE, 1, 2.0, 3, 4, 5.0, 6.0)
         return {
             "rows": [row],

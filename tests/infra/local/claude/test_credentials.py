@@ -9,7 +9,7 @@ import pytest
 
 from infra.local.claude.clock import ManualClock
 from infra.local.claude.credentials import Keyring, SessionsToken
-from infra.local.claude.errors import ApiError
+from infra.local.claude.errors import ClaudeApiError
 from tests.infra.local.claude.conftest import API_KEY, BETA, ClaudeStage
 from tests.infra.local.claude.test_work_api import token_of
 
@@ -148,7 +148,7 @@ def test_a_sessions_token_can_have_a_lifetime_of_its_own() -> None:
     principal = SessionsToken("env_1", "work_1", "sesn_1")
     short, long = keyring.mint_token(principal, 10.0), keyring.mint_token(principal, None)
     clock.advance(10.0)
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(ClaudeApiError) as caught:
         keyring.classify({"authorization": f"Bearer {short}"})
     assert (caught.value.status, short in str(caught.value)) == (401, False)
     assert keyring.classify({"authorization": f"Bearer {long}"}) == principal
@@ -156,5 +156,5 @@ def test_a_sessions_token_can_have_a_lifetime_of_its_own() -> None:
     clock.advance(4.0)
     assert keyring.classify({"authorization": f"Bearer {long}"}) == principal
     clock.advance(1.0)
-    with pytest.raises(ApiError):
+    with pytest.raises(ClaudeApiError):
         keyring.classify({"authorization": f"Bearer {long}"})

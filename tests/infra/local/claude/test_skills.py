@@ -11,7 +11,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from infra.local.claude.errors import ApiError
+from infra.local.claude.errors import ClaudeApiError
 from infra.local.claude.multipart import parse_form
 from tests.infra.local.claude.conftest import ClaudeStage
 from tests.infra.local.claude.test_sdk_worker import run_worker
@@ -132,5 +132,5 @@ def test_a_form_that_is_cut_short_or_none_at_all_is_refused() -> None:
         ("application/json", b"{}"),
         ("multipart/form-data; boundary=b", whole.replace(b' name="files";', b"")),
     ):
-        with pytest.raises(ApiError):
+        with pytest.raises(ClaudeApiError):
             parse_form(content_type, body)

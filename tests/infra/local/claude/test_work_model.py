@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from infra.local.claude.clock import ManualClock
-from infra.local.claude.errors import ApiError
+from infra.local.claude.errors import ClaudeApiError
 from infra.local.claude.knobs import Knobs
-from infra.local.claude.work import State, WorkItem, WorkQueue
+from infra.local.claude.work import OfflineWorkItem, OfflineWorkQueue, State
 
 ENV = "env_1"
 TTL = 10
@@ -24,8 +24,8 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
-        self.queue = WorkQueue(self.clock, Knobs(lease_ttl=TTL))
-        self.items: list[WorkItem] = []
+        self.queue = OfflineWorkQueue(self.clock, Knobs(lease_ttl=TTL))
+        self.items: list[OfflineWorkItem] = []
         self.reserved: dict[str, datetime] = {}
         self.beats: dict[str, tuple[str, datetime]] = {}
         self.ended: list[str] = []
@@ -63,7 +63,7 @@ class QueueMachine(RuleBasedStateMachine):
         held = known[0] if known is not None and state is State.ACTIVE else "NO_HEARTBEAT"
         try:
             answer = self.queue.heartbeat(item, held if honest else "2020-01-01T00:00:00Z")
-        except ApiError as refusal:
+        except ClaudeApiError as refusal:
             assert refusal.status == 412
             assert state is State.QUEUED or (not honest and state in (State.STARTING, State.ACTIVE))
             return
@@ -115,13 +115,13 @@ class QueueMachine(RuleBasedStateMachine):
         queued = [item for item in self.items if item.state is State.QUEUED]
         assert stats["depth"] + stats["pending"] == len(queued)
 
-    def _claimable(self, item: WorkItem, reclaim: int) -> bool:
+    def _claimable(self, item: OfflineWorkItem, reclaim: int) -> bool:
         if self._state(item) is not State.QUEUED:
             return False
         since = self.reserved.get(item.id)
         return since is None or self.clock.now() - since > timedelta(milliseconds=reclaim)
 
-    def _state(self, item: WorkItem) -> State:
+    def _state(self, item: OfflineWorkItem) -> State:
         """The state as the queue sees it now, lapses taken; a lapsed lease also ends what the model knew."""
         self.queue.all_items()
         if item.state is State.QUEUED and item.id in self.beats:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from infra.local.claude.clock import ManualClock
-from infra.local.claude.errors import ApiError
+from infra.local.claude.errors import ClaudeApiError
 from infra.local.claude.knobs import Knobs
-from infra.local.claude.work import State, WorkItem, WorkQueue
+from infra.local.claude.work import OfflineWorkItem, OfflineWorkQueue, State
 
 ENV = "env_1"
 
@@ -16,25 +16,25 @@ class WorkBench:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.knobs = Knobs(lease_ttl=10)
-        self.queue = WorkQueue(self.clock, self.knobs)
+        self.queue = OfflineWorkQueue(self.clock, self.knobs)
         self.ended: list[str] = []
         self.queue.on_end = lambda item: self.ended.append(item.id)
 
-    def enqueue(self, session_id: str = "sesn_a") -> WorkItem:
+    def enqueue(self, session_id: str = "sesn_a") -> OfflineWorkItem:
         return self.queue.enqueue(ENV, "session", session_id)
 
-    def started(self) -> WorkItem:
+    def started(self) -> OfflineWorkItem:
         item = self.enqueue()
         self.queue.claim(ENV)
         self.queue.acknowledge(item)
         return item
 
-    def active(self) -> tuple[WorkItem, str]:
+    def active(self) -> tuple[OfflineWorkItem, str]:
         item = self.started()
         return item, self.queue.heartbeat(item, "NO_HEARTBEAT")["last_heartbeat"]
 
-    def refused(self, item: WorkItem, expected: str) -> dict[str, object]:
-        with pytest.raises(ApiError) as caught:
+    def refused(self, item: OfflineWorkItem, expected: str) -> dict[str, object]:
+        with pytest.raises(ClaudeApiError) as caught:
             self.queue.heartbeat(item, expected)
         assert caught.value.status == 412
         state: dict[str, object] = caught.value.details["current_state"]
@@ -165,7 +165,7 @@ def test_the_item_of_a_deleted_session_answers_one_poll_with_404_and_is_gone() -
     bench.enqueue("sesn_a")
     other = bench.enqueue("sesn_b")
     bench.queue.forsake("sesn_a")
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(ClaudeApiError) as caught:
         bench.queue.claim(ENV)
     assert caught.value.status == 404
     assert bench.queue.claim(ENV) is other

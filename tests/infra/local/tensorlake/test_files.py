@@ -8,7 +8,7 @@ import pytest
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
 from infra.local.tensorlake import files
-from infra.local.tensorlake.errors import ApiError
+from infra.local.tensorlake.errors import TensorlakeApiError
 from tests.infra.local.tensorlake.conftest import TensorlakeStage, out
 
 PATHS = ["/workspace/a/b.bin", "/opt/hands/program.py", "/d/a b&c.txt", "/tmp/x", "/etc/thing.conf"]
@@ -127,7 +127,7 @@ def test_no_link_from_inside_leads_a_write_out_of_the_sandbox(each_level: Tensor
 
 @pytest.mark.parametrize("path", ["", "x", "/a/../b", "/..", "/a\0"])
 def test_a_path_is_absolute_and_plain(path: str) -> None:
-    with pytest.raises(ApiError):
+    with pytest.raises(TensorlakeApiError):
         files.checked(path)
 
 

@@ -156,7 +156,7 @@ def test_a_repeated_build_request_starts_one_build(stage: TensorlakeStage) -> No
     assert stage.post("/images/v4/builds", {"name": "x", "kind": "import"}).status_code == 501
 
 
-def plan(text: str, **build_args: str) -> dockerfile.Plan:
+def plan(text: str, **build_args: str) -> dockerfile.ImagePlan:
     return dockerfile.read(text, build_args, {})
 
 
