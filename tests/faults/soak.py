@@ -60,6 +60,11 @@ TIMES: Final = {
     "RUNNER_MAX_IDLE_SECONDS": "1.5",
 }
 LEASE: Final = 12.0
+SLOWER_IN_WEATHER: Final = 3.0
+"""Twenty sessions at once have two processors, where each has a machine of its own in the world: with a lease of 12 s
+some twenty workers that start at the same moment all lose theirs, are started again, and never catch up."""
+PATIENCE: Final = 150.0
+"""Seconds that a user waits for one answer."""
 TICK_PAUSE: Final = 1.0
 COPIES_IN_WEATHER: Final = 7
 """Four, the one that is redeployed beside its successor, and the one that ails."""
@@ -78,6 +83,22 @@ class SoakOptions:
     seed: int = 0
     weather: bool = False
     """Worse weather (tests/faults/soak_weather.py) and bad agents (tests/faults/soak_agents.py), too."""
+
+    @property
+    def slower(self) -> float:
+        """By how much all that waits for a lost worker waits longer."""
+        return SLOWER_IN_WEATHER if self.weather else 1.0
+
+    @property
+    def lease(self) -> float:
+        """Seconds that an item's lease lasts."""
+        return LEASE * self.slower
+
+    @property
+    def times(self) -> Mapping[str, str]:
+        """The bundle's settings; what bounds a worker's idling stays."""
+        idling = {"IDLE_GRACE_SECONDS", "END_GRACE_SECONDS", "RUNNER_MAX_IDLE_SECONDS"}
+        return {name: each if name in idling else f"{self.slower * float(each):g}" for name, each in TIMES.items()}
 
 
 def rules(host: str | None) -> list[dict[str, Any]]:
@@ -176,18 +197,18 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
     report = Report(options.sessions)
     with offline_world(forked=options.forked) as world:
         knobs = {
-            "lease_ttl": LEASE,
+            "lease_ttl": options.lease,
             "webhook_duplicates": 0.5,
             "webhook_reorder_window": 2.0,
             "webhook_drop": 0.1,
             "webhook_backoff_scale": 0.05,
         }
         world.claude_admin.patch("settings", knobs)
-        place = world.place(**TIMES)
+        place = world.place(**options.times)
         with copies(place, report) as pids:
             say(f"four copies run: {', '.join(pids)}")
             began = time.monotonic()
-            scene = Scene(world, pids, random.Random(options.seed))
+            scene = Scene(world, pids, random.Random(options.seed), options.lease)
             with (
                 watching(pids, max(0.5, options.seconds / 120)) as watch,
                 soak_requests.busiest_minute(world, lambda most: setattr(report, "busiest", most)),
@@ -196,17 +217,19 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
                 bad = soak_agents.begin(place) if options.weather else {}
                 times = bad_times(scene, place, report, options.seconds)
                 with times if options.weather else contextlib.nullcontext():
-                    played = play_all(place, options.sessions, options.users, options.seconds, say)
+                    played = play_all(
+                        place, options.sessions, options.users, options.seconds, PATIENCE * options.slower, say
+                    )
             report.seconds = time.monotonic() - began
             report.peaks = watch.peaks()
             report.growths = watch.growths(warm_up=0.25 * report.seconds)
             say("the faults are over; what is unanswered is waited for")
             soak_agents.end(place, bad)
-            unanswered = settle(place, played, options.settle)
+            unanswered = settle(place, played, options.settle * options.slower)
             count_calls(place, played, report, weather=options.weather)
             look_into_sandboxes(place, played, report)
             say("the sessions are archived")
-            clean_up(place, played, report, options.settle)
+            clean_up(place, played, report, options.settle * options.slower)
         number = COPIES_IN_WEATHER if options.weather else len(pids)
         judge(report, played, unanswered, place, users=options.users, copies=number)
     return report
@@ -222,9 +245,12 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=defaults.users, help="sessions at once")
     args = parser.parse_args()
     wanted = SoakOptions(args.seconds, args.sessions, args.users, seed=args.seed, weather=args.weather)
-    report = soak(wanted, lambda line: print(line, flush=True))
-    if report.begun < report.wanted:
-        report.problems.append(f"the time was enough for {report.begun} of {report.wanted} sessions")
+    for number in (signal.SIGINT, signal.SIGTERM):  # either ends all that runs, a soak in the background, too
+        signal.signal(number, signal.default_int_handler)
+    try:
+        report = soak(wanted, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        return 130
     print(report.text())
     return 1 if report.problems else 0
 

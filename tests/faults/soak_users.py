@@ -16,10 +16,12 @@ from tests.faults.soak_report import Played
 from tests.support.world import API_KEY, Place
 
 TURNS: Final = 3
-TURN_PATIENCE: Final = 150.0
-"""Seconds that a user waits for one answer; what comes later must still come before the settling is over."""
 ASLEEP: Final = 3.0
 """Seconds after its worker has left in which a tick finds a sandbox idle and suspends it."""
+
+
+class Interrupted(Exception):
+    """The soak is ended while this user waits for an answer."""
 
 
 class User:
@@ -30,7 +32,9 @@ class User:
         url = place.world.claude.url.replace("127.0.0.1", "localhost")
         self._api = anthropic.Anthropic(api_key=API_KEY, base_url=url, max_retries=0, timeout=30.0)
 
-    def play(self) -> Played:
+    def play(self, patience: float, over: threading.Event) -> Played:
+        """patience: seconds that it waits for one answer; what comes later must still come before the settling is over.
+        Raises Interrupted where the soak is `over` before."""
         began = time.monotonic()
         mark = secrets.token_hex(4)
         session = self._api.beta.sessions.create(
@@ -43,16 +47,17 @@ class User:
             if turn > 1:
                 self._api.beta.sessions.events.send(session, events=[_message(_prompt(mark, turn))])
                 said += 1
-            end = time.monotonic() + TURN_PATIENCE
+            end = time.monotonic() + patience
             while self.answers(session) < turn and time.monotonic() < end:
-                time.sleep(0.4)
+                if over.wait(0.4):
+                    raise Interrupted
                 if (now := self.interrupts(session)) > interrupts:
                     # The repair of a stranded item ends its turn; a user asks again.
                     interrupts = now
                     self._api.beta.sessions.events.send(session, events=[_message(_prompt(mark, turn))])
                     said += 1
             if turn == TURNS - 1:
-                self._wait_for_the_worker_to_leave(session)
+                self._wait_for_the_worker_to_leave(session, over)
         return Played(session, said, interrupts, time.monotonic() - began, mark)
 
     def close(self) -> None:
@@ -78,9 +83,9 @@ class User:
     def _count(self, session: str, kind: Literal["agent.message", "user.interrupt"]) -> int:
         return len(list(self._api.beta.sessions.events.list(session, types=[kind])))
 
-    def _wait_for_the_worker_to_leave(self, session: str) -> None:
+    def _wait_for_the_worker_to_leave(self, session: str, over: threading.Event) -> None:
         end = time.monotonic() + 20
-        while time.monotonic() < end:
+        while time.monotonic() < end and not over.is_set():
             if self._place.item(session)["state"] == "stopped":
                 time.sleep(ASLEEP)  # time for a tick to suspend the sandbox
                 return
@@ -95,7 +100,9 @@ def _message(text: str) -> Any:
     return {"type": "user.message", "content": [{"type": "text", "text": text}]}
 
 
-def play_all(place: Place, sessions: int, users: int, seconds: float, say: Callable[[str], None]) -> list[Played]:
+def play_all(
+    place: Place, sessions: int, users: int, seconds: float, patience: float, say: Callable[[str], None]
+) -> list[Played]:
     """So many users at once, each with one session after the other, until count or time is reached."""
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(sessions):
@@ -114,7 +121,7 @@ def play_all(place: Place, sessions: int, users: int, seconds: float, say: Calla
                     numbers.get_nowait()
                 except queue.Empty:
                     return
-                played.append(user.play())
+                played.append(user.play(patience, over))
         finally:
             user.close()
 

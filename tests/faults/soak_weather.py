@@ -26,16 +26,16 @@ SPELL: Final = (2.0, 8.0)
 """Seconds that one kind lasts, from and to."""
 CALM: Final = (1.0, 5.0)
 """Seconds between two kinds: a user's patience is for several turns, not for one long outage."""
-_JUMP: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """pids: the copies' process ids by name. `chance` is the soak's own, seeded."""
+    """pids: the copies' process ids by name; chance: the soak's own, seeded; lease: seconds that one lasts."""
 
     world: OfflineWorld
     pids: Mapping[str, int]
     chance: random.Random
+    lease: float
 
 
 Kind = Callable[[Scene], AbstractContextManager[None]]
@@ -95,10 +95,10 @@ def buffering_proxy(scene: Scene) -> Iterator[None]:
 
 @contextlib.contextmanager
 def service_clock_jumps(scene: Scene) -> Iterator[None]:
-    """For the queue three seconds pass at once, a quarter of a lease, for every item that lives."""
+    """For the queue a quarter of a lease passes at once, for every item that lives."""
     for item in scene.world.claude_admin.get("state")["items"]:
         if item["state"] != "stopped":
-            scene.world.claude_admin.post(f"work/{item['id']}/age", {"seconds": _JUMP})
+            scene.world.claude_admin.post(f"work/{item['id']}/age", {"seconds": scene.lease / 4})
     yield
 
 

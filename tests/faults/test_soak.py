@@ -163,7 +163,7 @@ def test_the_busiest_minute_has_the_requests_of_the_block(world: OfflineWorld) -
 
 def test_each_kind_of_weather_is_over_when_its_block_is_left(world: OfflineWorld, place: Place) -> None:
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as copy:
-        scene = Scene(world, {"it": copy.pid}, random.Random(1))
+        scene = Scene(world, {"it": copy.pid}, random.Random(1), soak.LEASE)
         for kind in KINDS.values():
             with kind(scene):
                 pass
@@ -176,7 +176,7 @@ def test_each_kind_of_weather_is_over_when_its_block_is_left(world: OfflineWorld
 
 def test_a_frozen_copy_stands_still_until_it_goes_on(world: OfflineWorld) -> None:
     with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as copy:
-        with KINDS["frozen copy"](Scene(world, {"it": copy.pid}, random.Random(1))):
+        with KINDS["frozen copy"](Scene(world, {"it": copy.pid}, random.Random(1), soak.LEASE)):
             until(lambda: _state(copy.pid) == "T", "it was not stopped")
         until(lambda: _state(copy.pid) != "T", "it does not go on")
         copy.communicate()
