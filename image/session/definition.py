@@ -293,8 +293,8 @@ def register(
         )
         record: dict[str, Any] = handle.wait(timeout=timeout, follow_logs=emit is not None, emit=emit)
         if emit is not None:
-            for step in _not_executed(api_url, api_key, handle.build_id):
-                emit({"type": "build_log", "message": f"not executed offline: RUN {step}"})
+            for said in _not_executed(api_url, api_key, handle.build_id):
+                emit({"type": "build_log", "message": said})
     return record
 
 
@@ -423,8 +423,8 @@ def _worker_modules() -> str:
 
 
 def _not_executed(api_url: str | None, api_key: str, build_id: str) -> list[str]:
-    """The RUN steps that the offline platform did not carry out. It names them in a field of its own, which
-    tensorlake's client drops."""
+    """For people: the RUN steps that the offline platform did not carry out, or the root that sandboxes have in place
+    of what they would have made. It tells both in fields of its own, which tensorlake's client drops."""
     if api_url is None or not api_url.startswith("http://"):
         return []
     request = urllib.request.Request(  # noqa: S310 - http, and this machine (docs/offline.md)
@@ -437,7 +437,11 @@ def _not_executed(api_url: str | None, api_key: str, build_id: str) -> list[str]
     except (OSError, ValueError):
         return []
     steps = record.get("not_executed") if isinstance(record, dict) else None
-    return [str(step) for step in steps] if isinstance(steps, list) else []
+    if not isinstance(steps, list) or not steps:
+        return []
+    if record.get("image_root"):
+        return [f"{len(steps)} RUN steps are not executed: sandboxes have the programs of {record['image_root']}"]
+    return [f"not executed offline: RUN {step}" for step in steps]
 
 
 @contextlib.contextmanager

@@ -231,7 +231,7 @@ def start_service(
     args: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
     *,
-    timeout: float = 20.0,
+    timeout: float = 60.0,
     die_with_parent: bool = True,
 ) -> RunningService:
     """Run `python -m module --die-with-parent args...` and wait up to `timeout` seconds for its ready line.

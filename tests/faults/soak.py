@@ -181,8 +181,9 @@ def _warm(url: str) -> None:
 def bad_times(scene: Scene, place: Place, report: Report, seconds: float) -> Iterator[None]:
     """Worse weather, a fifth copy that is redeployed each minute with a new key, and a sixth that is never well."""
 
-    def told() -> None:
+    def told(key: str) -> None:
         report.weather["redeploys with a new key"] += 1
+        report.rotated.append(key)
 
     with (
         weather(scene, report.weather, report.problems),

@@ -21,6 +21,8 @@ from shared.ports import Absent, SandboxRecord
 from tests.faults.soak_report import Played, Report
 from tests.faults.soak_users import TURNS, User
 from tests.support.footprint import tree
+from tests.support.serving import TOKEN
+from tests.support.signing import KEY
 from tests.support.world import API_KEY, Place
 
 MEMORY_BOUND: Final = 16.0
@@ -94,9 +96,10 @@ def lost_calls(place: Place, session: str) -> list[str]:
 
 def look_into_sandboxes(place: Place, played: Sequence[Played], report: Report) -> None:
     """Before the sessions are archived none of their sandboxes was ended (docs/architecture.md#i5), and none has a
-    standing credential in a file or in what a process shows (docs/architecture.md#i6)."""
+    standing credential, rotated ones too, in a file or in what a process shows (docs/architecture.md#i6)."""
     known = {place.sandbox(each.session): each.session for each in played}
-    wanted = [place.environ[name].encode() for name in _SECRETS] + [API_KEY.encode()]
+    keys = [place.environ[name] for name in _SECRETS] + [API_KEY, KEY, TOKEN, *report.rotated]
+    wanted = [key.encode() for key in keys]
     for box in place.world.tensorlake_admin.get("state")["sandboxes"]:
         session = known.get(box["name"] or "")
         if session is None:

@@ -21,8 +21,9 @@ Copy = Callable[[Place], AbstractContextManager[int]]
 
 
 @contextlib.contextmanager
-def redeployed(place: Place, copy: Copy, told: Callable[[], None], problems: list[str]) -> Iterator[None]:
-    """One more copy than there are, replaced every minute until the block is left. `told` is called for each."""
+def redeployed(place: Place, copy: Copy, told: Callable[[str], None], problems: list[str]) -> Iterator[None]:
+    """One more copy than there are, replaced every minute until the block is left. `told` is called with each new
+    key."""
 
     def roll(over: threading.Event) -> None:
         admin = place.world.claude_admin
@@ -37,7 +38,7 @@ def redeployed(place: Place, copy: Copy, told: Callable[[], None], problems: lis
                 if key:
                     admin.delete("keys", {"value": key})
                 current, key = successor, made
-                told()
+                told(made)
                 over.wait(EVERY)
         except Exception as error:  # the thread's edge
             problems.append(f"a redeploy failed: {error!r}")

@@ -39,6 +39,8 @@ class Report:
     looked: int = 0
     """Files, arguments and environments in sandboxes that were searched for credentials."""
     requests: int = 0
+    rotated: list[str] = field(default_factory=list, repr=False)
+    """The environment keys that copies had beside the first one; no sandbox may have one."""
     ticks: Counter[str] = field(default_factory=Counter)
     growths: list[Growth] = field(default_factory=list)
     peaks: dict[str, tuple[float, int]] = field(default_factory=dict)

@@ -123,14 +123,16 @@ def _give_up_call(place: Place, session: str) -> None:
 
 
 def test_an_ended_sandbox_and_a_credential_in_one_are_told(place: Place) -> None:
-    key = place.environ["TENSORLAKE_API_KEY"]
-    session = place.session(f"$ printf {key[::-1]} | rev > /workspace/left")
+    key, rotated = place.environ["TENSORLAKE_API_KEY"], "sk-ant-oat01-revoked"
+    lines = (f"printf {key[::-1]} | rev > /workspace/left", f"printf {rotated[::-1]} | rev > /workspace/old")
+    session = place.session(f"$ {'; '.join(lines)}")
     heal(place, session)
     played = [Played(session, said=1, interrupts=0, seconds=1.0)]
-    report = Report(wanted=1)
+    report = Report(wanted=1, rotated=[rotated])
     soak_judge.look_into_sandboxes(place, played, report)
-    assert len(report.problems) == 1 and "/workspace/left" in report.problems[0] and report.looked > 1
-    assert key not in report.problems[0]
+    left, old = sorted(report.problems)
+    assert "/workspace/left" in left and "/workspace/old" in old and report.looked > 1
+    assert not {key, rotated} & set(left.split())
 
     (box,) = place.sandboxes()
     _terminate(place, box["id"])

@@ -82,6 +82,11 @@ class Host:
             elif here.is_dir():
                 (root / name).mkdir(exist_ok=True)
 
+    @property
+    def image_root(self) -> str | None:
+        """The folder whose programs sandboxes have; None for this machine's own."""
+        return None
+
     def path(self, runtime: Runtime) -> str:
         """PATH of an isolated sandbox: the image's, behind the environment that stands in for the one that its RUN
         steps would have made."""

@@ -44,6 +44,8 @@ class Build:
     id: str
     request: BuildRequest
     upload_token: str
+    image_root: str | None
+    """What sandboxes have in place of what RUN steps would have made, if there is one."""
     status: BuildStatus = BuildStatus.PENDING
     error: str | None = None
     image: Image | None = None
@@ -74,6 +76,7 @@ class Build:
         if self.image is not None:
             answer["result"] = self.image.record()
             answer["not_executed"] = self.image.not_executed
+            answer["image_root"] = self.image_root
         return answer
 
 
@@ -90,7 +93,7 @@ class Builds:
             raise not_supported(f"image builds of kind '{request.kind}'", "build from a Dockerfile or an Image")
         if idempotency_key is not None and (known := self._by_key.get(idempotency_key)) is not None:
             return known
-        build = Build(new_id(), request, secrets.token_urlsafe(16))
+        build = Build(new_id(), request, secrets.token_urlsafe(16), self._images.host.image_root)
         self._all[build.id] = build
         if idempotency_key is not None:
             self._by_key[idempotency_key] = build

@@ -67,7 +67,7 @@ class Image:
 class ImageStore:
     def __init__(self, directory: Path, host: Host, layers: LayerStore) -> None:
         self._directory = directory
-        self._host = host
+        self.host = host
         self._layers = layers
         self._images: dict[str, Image] = {}
         self._default = self.make("tensorlake/ubuntu-minimal", DEFAULT_RUNTIME)
@@ -86,8 +86,8 @@ class ImageStore:
         """Build an image's root (skeleton, `fill`, furniture) and split it. Blocking; does not register it."""
         image_id = new_id()
         root = self._directory / image_id
-        self._host.skeleton(root)
-        self._host.begin(root, runtime)
+        self.host.skeleton(root)
+        self.host.begin(root, runtime)
         if fill is not None:
             fill(root)
         # A single file cannot be the agent's own: only directories are mounted writable.
@@ -102,7 +102,7 @@ class ImageStore:
                 size += sum(file.lstat().st_size for file in ours.rglob("*") if file.is_file())
                 there.parent.mkdir(parents=True, exist_ok=True)
                 ours.rename(there)
-        binds = self._host.furnish(root, runtime)
+        binds = self.host.furnish(root, runtime)
         base = self._layers.hold(BaseRoot(runtime, root, (layer,), binds))
         return Image(image_id, name, base, parent, not_executed, notes, dockerfile, size)
 

@@ -80,7 +80,7 @@ class Isolation:
             "isolated": self.level.isolated,
             "summary": f"separate root, pids and ipc ({self.level})" if self.level.isolated else NOT_ISOLATED,
             "findings": self.findings,
-            "image_root": str(self.host.root) if isinstance(self.host, RootedHost) else None,
+            "image_root": self.host.image_root,
             "not_enforced": [*NOT_ENFORCED, *([] if self.level.isolated else [NOT_ISOLATED])],
         }
 

@@ -66,6 +66,10 @@ class RootedHost(Host):
             root=root,
         )
 
+    @property
+    def image_root(self) -> str | None:
+        return str(self.root)
+
     def path(self, runtime: Runtime) -> str:
         return runtime.own_path
 

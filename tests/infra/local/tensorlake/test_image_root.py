@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorlake.sandbox import Sandbox
 
-from infra.local.process import ServiceStartError, start_service
+from image.session.definition import Recipe, build
+from infra.local.process import RunningService, ServiceStartError, start_service
 from infra.local.tensorlake import inside
+from infra.local.tensorlake.isolation import Isolation, IsolationError
 from infra.local.tensorlake.rooted import RootedHost, RootError
-from tests.infra.local.tensorlake.conftest import KEY, Services, out
+from tests.infra.local.tensorlake.conftest import KEY, out
 from tests.support import small_root
 
 
@@ -31,15 +35,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sandbox(root: Path, services: Services) -> Iterator[Sandbox]:
-    finding = services("auto").ready["isolation"]["findings"]
-    if finding["overlay"] != "works":
-        pytest.skip(f"no isolated sandboxes here: {finding}")
-    with start_service("infra.local.tensorlake", ["--image-root", str(root)]) as service:
+def rooted(root: Path) -> Iterator[RunningService]:
+    try:
+        started = start_service("infra.local.tensorlake", ["--image-root", str(root)])
+    except ServiceStartError as error:
+        if "no isolation level works" not in str(error):
+            raise
+        pytest.skip(str(error))
+    with started as service:
         assert service.ready["isolation"]["image_root"] == str(root)
-        made = Sandbox.create(api_url=service.url, api_key=KEY, request_timeout=20.0, name="rooted")
-        yield made
-        made.terminate()
+        yield service
+
+
+@pytest.fixture(scope="module")
+def sandbox(rooted: RunningService) -> Iterator[Sandbox]:
+    made = Sandbox.create(api_url=rooted.url, api_key=KEY, request_timeout=60.0, name="rooted")
+    yield made
+    made.terminate()
 
 
 def test_a_sandbox_has_the_programs_of_the_root_and_none_of_the_machine(sandbox: Sandbox) -> None:
@@ -82,7 +94,13 @@ def test_a_folder_that_cannot_be_a_root_is_refused_with_the_reason(
         RootedHost.at(here, tmp_path / "data")
 
 
-def test_the_level_without_isolation_is_refused(root: Path) -> None:
-    arguments = ["--image-root", str(root), "--isolation", "plain"]
-    with pytest.raises(ServiceStartError, match="this machine's programs"):
-        start_service("infra.local.tensorlake", arguments)
+def test_the_level_without_isolation_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(IsolationError, match="this machine's programs"):
+        asyncio.run(Isolation.probe("plain", tmp_path, root))
+
+
+def test_a_build_names_the_root_in_place_of_the_steps_that_were_not_executed(rooted: RunningService) -> None:
+    events: list[dict[str, Any]] = []
+    build(Recipe("said"), api_key=KEY, api_url=rooted.url, emit=events.append)
+    (said,) = [str(event["message"]) for event in events if "not executed" in str(event.get("message"))]
+    assert said.endswith(f"sandboxes have the programs of {rooted.ready['isolation']['image_root']}")
