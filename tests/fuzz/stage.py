@@ -136,14 +136,20 @@ def recorded() -> Iterator[LogRecords]:
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         before.append((logger, logger.handlers, logger.propagate, logger.level))
-        logger.handlers, logger.propagate = [records], False
-        logger.setLevel(logging.DEBUG if name in ("functions", "shared") else logging.INFO)
+        level = logging.DEBUG if name in ("functions", "shared") else logging.INFO
+        logger.handlers, logger.propagate, logger.level = [records], False, level
+    _forget_levels()
     try:
         yield records
     finally:
         for logger, handlers, propagate, level in before:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
+            logger.handlers, logger.propagate, logger.level = handlers, propagate, level
+        _forget_levels()
+
+
+def _forget_levels() -> None:
+    """Once for all levels that were set: `setLevel` walks each logger of the process every time."""
+    logging.root.manager._clear_cache()  # type: ignore[attr-defined]
 
 
 @cache

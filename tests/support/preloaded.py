@@ -17,8 +17,10 @@ from __future__ import annotations
 import _imp
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
+import itertools
 import json
 import os
 import runpy
@@ -44,10 +46,11 @@ SDK: Final = (
 needs itself is here."""
 
 _BACKLOG: Final = 4096
+_execve: Final = os.execve
 _UNREADABLE: Final = 2  # an interpreter's status
 _NAMESPACES: Final = 0x10000000 | 0x20000 | 0x20000000 | 0x08000000 | 0x04000000
 """CLONE_NEWUSER, NEWNS, NEWPID, NEWIPC, NEWUTS (sched.h): what bubblewrap gives a sandbox of its own."""
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38  # sys/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38  # sys/prctl.h
 _CAPABILITY_VERSION: Final = 0x20080522  # linux/capability.h
 
 
@@ -121,6 +124,11 @@ def _forker() -> socket.socket:
 
 
 @functools.cache
+def _ready() -> None:
+    _forker().recv(1)
+
+
+@functools.cache
 def _place() -> str:
     directory = tempfile.mkdtemp(prefix="launcher-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -165,21 +173,22 @@ def _compile_worker() -> None:
 
 def launcher() -> str:
     """The knob `launcher` of offline sandbox services that end with this process or before
-    (infra/local/tensorlake/settings.py)."""
-    _forker()
+    (infra/local/tensorlake/settings.py). It forks from now on: who asks a sandbox for a worker waits for no import."""
+    _ready()
     return _place()
 
 
 class _Forks:
     """What the process that forks holds, and what it does for each request."""
 
-    def __init__(self, requests: socket.socket, listener: socket.socket) -> None:
+    def __init__(self, requests: socket.socket | None = None, listener: socket.socket | None = None) -> None:
+        """`requests`: for programs. `listener`: for workers of sandboxes."""
         self._requests = requests
         self._listener = listener
         self._sandboxes: set[socket.socket] = set()
         self._running: dict[int, tuple[int, socket.socket | None]] = {}
         self._selector = selectors.DefaultSelector()
-        for each in (requests, listener):
+        for each in filter(None, (requests, listener)):
             self._selector.register(each, selectors.EVENT_READ)
 
     def serve(self) -> str:
@@ -187,9 +196,9 @@ class _Forks:
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is self._requests:
-                    module = self._program()
+                    module = self._program(self._requests)
                 elif key.fileobj is self._listener:
-                    module = self._sandbox()
+                    module = self._sandbox(self._listener)
                 elif isinstance(key.fileobj, socket.socket):
                     module = self._worker(key.fileobj)
                 else:
@@ -197,8 +206,8 @@ class _Forks:
                 if module:
                     return module
 
-    def _program(self) -> str:
-        _, descriptors, _, _ = socket.recv_fds(self._requests, 1, 5)
+    def _program(self, requests: socket.socket) -> str:
+        _, descriptors, _, _ = socket.recv_fds(requests, 1, 5)
         if not descriptors:
             os._exit(0)
         pid = self._fork()
@@ -211,8 +220,8 @@ class _Forks:
         self._watch(pid, descriptors, watcher)
         return ""
 
-    def _sandbox(self) -> str:
-        connection, _ = self._listener.accept()
+    def _sandbox(self, listener: socket.socket) -> str:
+        connection, _ = listener.accept()
         self._sandboxes.add(connection)
         self._selector.register(connection, selectors.EVENT_READ)
         return ""
@@ -226,12 +235,15 @@ class _Forks:
             self._sandboxes.discard(sandbox)
             sandbox.close()
             return ""
+        *streams, there, file = descriptors
+        request = _read(file)
+        _move(request["executable"])
         pid = self._fork(sandbox)
         if not pid:
-            *streams, there, file = descriptors
             _enter(sandbox, there)
-            return _become(streams, _read(file))
-        self._watch(pid, descriptors, None)
+            _look_round()
+            return _become(streams, request)
+        self._watch(pid, descriptors[:-1], None)
         return ""
 
     def _fork(self, kept: socket.socket | None = None) -> int:
@@ -240,7 +252,7 @@ class _Forks:
         if not pid:
             self._selector.close()
             watchers = [each for _, each in self._running.values() if each is not None]
-            for each in (self._requests, self._listener, *(self._sandboxes - {kept}), *watchers):
+            for each in filter(None, (self._requests, self._listener, *(self._sandboxes - {kept}), *watchers)):
                 each.close()
             for descriptor in self._running:
                 os.close(descriptor)
@@ -268,8 +280,6 @@ class _Forks:
 def _enter(sandbox: socket.socket, there: int) -> None:
     """Goes on in a fork that is a child of the process `there`, in its namespaces, and closed to its user as a worker's
     interpreter is from its start (infra/local/tensorlake/host.py); tells the sandbox its pid there."""
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if libc.setns(there, _NAMESPACES):
@@ -319,24 +329,23 @@ def _become(streams: Sequence[int], request: Mapping[str, Any]) -> str:
     sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout = os.fdopen(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
-    if request["executable"] != sys.executable:
-        _move(request["executable"])
     return _set_out(request["command"], request["environ"])
 
 
 def _move(executable: str) -> None:
-    """Goes on as that program of the same environment, which lies elsewhere here."""
+    """This process is that program of the same environment, which lies elsewhere, and so are its forks: to tell each of
+    a thousand modules costs a fork more than all that its worker does."""
+    if executable == sys.executable:
+        return
     before, after = sys.prefix, str(Path(executable).parents[1])
 
     def moved(path: Any) -> Any:
         return after + path.removeprefix(before) if isinstance(path, str) and path.startswith(before) else path
 
     sys.executable, sys.prefix, sys.exec_prefix = executable, after, after
-    foreign = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = [moved(path) for path in sys.path[1:] if path not in foreign]
-    own = (after, sys.base_prefix)  # others are lines of .pth files, which count where they lead somewhere
-    sys.path[1:] = [path for path in paths if path.startswith(own) or Path(path).exists()]
-    sys.path_importer_cache.clear()
+    sys.path[1:] = map(moved, sys.path[1:])
+    for path in [each for each in sys.path_importer_cache if each.startswith(before)]:
+        del sys.path_importer_cache[path]
     for module in tuple(sys.modules.values()):
         spec = getattr(module, "__spec__", None)
         if spec is None or moved(spec.origin) is spec.origin:
@@ -347,6 +356,16 @@ def _move(executable: str) -> None:
             module.__path__ = spec.submodule_search_locations
         if hasattr(spec.loader, "path"):
             spec.loader.path = moved(spec.loader.path)
+
+
+def _look_round() -> None:
+    """Modules are looked for in what is there after a move. Own folders are; others are lines of .pth files, which
+    count where they lead somewhere."""
+    foreign = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    own = (sys.prefix, sys.base_prefix)
+    sys.path[1:] = [
+        each for each in sys.path[1:] if each not in foreign and (each.startswith(own) or Path(each).exists())
+    ]
 
 
 def _set_out(command: Sequence[str], environ: Mapping[str, str]) -> str:
@@ -365,16 +384,18 @@ def _set_out(command: Sequence[str], environ: Mapping[str, str]) -> str:
         print(f"{sys.executable}: can't open file {program!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
         os._exit(_UNREADABLE)
     sys.path[0] = program
-    os.execve = _execute  # type: ignore[assignment]
+    os.execve = functools.partial(_execute, len(sys.modules))  # type: ignore[assignment]
     return "__main__"
 
 
-def _execute(path: str, command: Sequence[str], environ: Mapping[str, str], execve: Any = os.execve) -> None:
-    """An archive that executes itself again goes on in this process."""
+def _execute(inherited: int, path: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    """An archive that executes itself again goes on in this process. `inherited`: how many modules were there before
+    it; whoever asks a thousand modules for their names gets a thousand pages of his own."""
     if path != sys.executable:
-        execve(path, command, environ)
-    for name in [each for each in sys.modules if each.partition(".")[0] == "image"]:
-        del sys.modules[name]
+        _execve(path, list(command), environ)
+    for name in list(itertools.islice(reversed(sys.modules), len(sys.modules) - inherited)):
+        if name.partition(".")[0] == "image":
+            del sys.modules[name]
     _run(_set_out(command[1:], environ))
 
 
@@ -395,5 +416,15 @@ if __name__ == "__main__":
         sys.modules["httpcore2"].default_ssl_context()
     gc.collect()
     gc.freeze()
-    forks = _Forks(socket.socket(fileno=os.dup(0)), socket.socket(fileno=int(sys.argv[1])))
+    requests, listener = socket.socket(fileno=os.dup(0)), socket.socket(fileno=int(sys.argv[1]))
+    if os.fork():
+        listener.close()
+        requests.send(b".")
+        forks = _Forks(requests=requests)
+    else:  # one process for sandboxes alone, since it moves into their folders
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        requests.close()
+        with Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), 0)
+        forks = _Forks(listener=listener)
     _run(forks.serve())  # what ends it ends this interpreter, in the way of interpreters

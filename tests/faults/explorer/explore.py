@@ -83,17 +83,21 @@ def explore(
 
 
 class rare_collections:
-    """Each run leaves cycles (tasks, futures), and collecting them at each step would cost a fifth of the time."""
+    """Each run leaves cycles (tasks, futures), and collecting them at each step would cost a fifth of the time. What is
+    frozen already stays so: of a process of tests that is nearly all there is (tests/conftest.py)."""
 
     def __enter__(self) -> Self:
-        gc.collect()
-        gc.freeze()
+        self._frozen_before = gc.get_freeze_count()
+        if not self._frozen_before:
+            gc.collect()
+            gc.freeze()
         gc.disable()
         return self
 
     def __exit__(self, *_: object) -> None:
         gc.enable()
-        gc.unfreeze()
+        if not self._frozen_before:
+            gc.unfreeze()
 
 
 def kind(violation: Violation) -> str:
