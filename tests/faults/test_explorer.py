@@ -175,6 +175,18 @@ FOUND = {
         point_faults=(PointFault(1, "tool", 0, "end"),),
         boot_faults=(BootFault(3, 12.0, SandboxStatus.RUNNING),),
     ),
+    "an item is acked for a worker whose lease has ended before it heard of it": RunPlan(
+        seed="clm-37494",
+        copies=2,
+        sessions=(
+            session((16.31651506142155, (1, 1)), name="sesn_AbCd1", habits=Habits(start=0.6, tool=8.0)),
+            SessionPlan("sesn_Zz", ((18.510603236005213, (1,)),), 0.2, Habits(start=0.6, tool=8.0)),
+            SessionPlan("sesn_aBcD1", ((18.678444817608604, (1,)),), 3.0, Habits(start=0.2, tool=0.1)),
+        ),
+        manner=replace(Manner(), worker_on_board=False),
+        line_faults=(LineFault("w0", "beat", 1, Meets.SLOW_ANSWER),),
+        timed_faults=(TimedFault(21.392552016118984, 0, "expire"),),
+    ),
     "an ack whose answer was lost is sent again after a lease that ended before its time": RunPlan(
         seed="1-1352",
         copies=3,

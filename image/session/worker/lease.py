@@ -6,6 +6,10 @@ next time and is told 412 by its own success. The rule here: after a beat whose 
 `active` with a `last_heartbeat` shows our own beat, for the lock keeps every other worker out of this sandbox and the
 sandbox is the session's only one; that value is taken over, once. Without such a beat a 412 means what it says.
 
+A lease may also end unseen: its answer waited in a socket while the sandbox slept, and the item was offered again. An
+item that is then `starting` without a heartbeat was acked for the worker in this sandbox that was seen to wait for it,
+which by the same lock is this one: it takes the lease anew, or nobody would.
+
 One object sees every beat of an item, from the first one before the lease to the SDK's last. It is not thread-safe:
 beats are sent one after another.
 """
@@ -25,6 +29,7 @@ _ASSUMED_TTL: Final = 90.0  # seconds, until the service has named one
 class Verdict(enum.Enum):
     HELD = enum.auto()  # the lease is ours, extended just now
     OURS = enum.auto()  # an earlier beat of ours had succeeded: beat again, with the value it left
+    ACKED_ANEW = enum.auto()  # the lease had ended unseen and nobody has one: beat again, as for the first time
     NOT_ACKED = enum.auto()  # nobody has acked the item yet
     STOPPED = enum.auto()  # the item is being stopped, or is: no lease
     LOST = enum.auto()  # somebody else's
@@ -99,7 +104,10 @@ class Lease:
         # A beat that was lost on its way may yet arrive, after the ack: it stays unknown.
         self._unknown = self._unknown_before
         if self._granted:
-            return Verdict.LOST
+            if state != "starting" or value or self.value == NO_HEARTBEAT:
+                return Verdict.LOST
+            self.value = NO_HEARTBEAT
+            return Verdict.ACKED_ANEW
         # A beat that was found to be ours may have lapsed before it was used: the item is to be had anew.
         self.value = NO_HEARTBEAT
         return Verdict.NOT_ACKED

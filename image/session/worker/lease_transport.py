@@ -2,9 +2,9 @@
 
 The SDK begins with NO_HEARTBEAT although the worker has a lease already, sends an outdated value after a lost answer,
 and retries by itself below its own book-keeping. So every heartbeat of our item gets the value that the lease
-object holds, and a 412 that shows a beat of our own is answered by beating once more. The SDK's last stop goes out only
-after one more heartbeat: a sandbox may have slept since the one before, and the item may be somebody else's by now. All
-else passes untouched.
+object holds, and a 412 that shows a beat of our own, or an item that was acked for us anew, is answered by beating once
+more. The SDK's last stop goes out only after one more heartbeat: a sandbox may have slept since the one before, and the
+item may be somebody else's by now. All else passes untouched.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
 
     async def _heartbeat(self, request: httpx2.Request) -> httpx2.Response:
         response, verdict = await self._settled(request)
+        if verdict is Verdict.ACKED_ANEW:
+            log.warning("lease.taken_anew")
+            response, verdict = await self._beat(request)
         if verdict is Verdict.DOUBTFUL and response.status_code == 200:
             # The SDK takes a 200 that it cannot read for a bug of its own and gives the item up; this it retries.
             raise httpx2.RemoteProtocolError("the heartbeat's answer is unreadable", request=request)
@@ -100,7 +103,7 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         headers = [(name, value) for name, value in stop.headers.multi_items() if name.lower() not in own]
         beat = httpx2.Request("POST", stop.url.copy_with(raw_path=path), headers=headers, extensions=stop.extensions)
         response, verdict = await self._settled(beat)
-        if verdict in (Verdict.LOST, Verdict.NOT_ACKED):
+        if verdict in (Verdict.LOST, Verdict.NOT_ACKED, Verdict.ACKED_ANEW):
             log.warning("lease.lost_before_the_stop")
             self.verdict = Verdict.LOST
             return httpx2.Response(409, headers={"x-should-retry": "false"}, json={}, request=stop)

@@ -240,6 +240,10 @@ class _Worker:
         verdict = await self._beat()
         return await self._beat() if verdict is Verdict.OURS else verdict
 
+    async def _beat_to_keep(self) -> Verdict:
+        verdict = await self._settled()
+        return await self._beat() if verdict is Verdict.ACKED_ANEW else verdict
+
     async def _beat(self) -> Verdict:
         expected, process = self.lease.sending(), self.process
         try:
@@ -292,7 +296,7 @@ class _Worker:
         await self._at("stopping")
         for attempt in range(3):
             verdict = await self._settled()
-            if verdict in (Verdict.LOST, Verdict.NOT_ACKED):
+            if verdict in (Verdict.LOST, Verdict.NOT_ACKED, Verdict.ACKED_ANEW):
                 return Ended(Exit.LEASE_LOST, "the item was not ours any more at its end")
             if verdict is not Verdict.DOUBTFUL:
                 try:
@@ -333,7 +337,7 @@ class _Worker:
         while self.over is None:
             verdict = Verdict.DOUBTFUL
             for _ in range(3):
-                verdict = await self._settled()
+                verdict = await self._beat_to_keep()
                 if verdict is not Verdict.DOUBTFUL:
                     break
                 await self.process.sleep(_AGAIN)

@@ -38,6 +38,16 @@ def test_a_lease_that_was_granted_and_is_on_the_queue_again_is_lost() -> None:
     assert beat(lease, 412, mismatch("queued")) is Verdict.LOST
 
 
+def test_an_item_that_was_acked_anew_after_a_lease_that_ended_unseen_is_taken_anew_once() -> None:
+    lease = Lease()
+    assert beat(lease, 200, held("t1")) is Verdict.HELD
+    assert beat(lease, 412, mismatch("starting")) is Verdict.ACKED_ANEW
+    assert lease.sending() == NO_HEARTBEAT
+    assert lease.judge(200, held("t2")) is Verdict.HELD
+    assert beat(lease, 412, mismatch("starting")) is Verdict.ACKED_ANEW
+    assert beat(lease, 412, mismatch("starting")) is Verdict.LOST
+
+
 def test_an_active_item_without_a_doubtful_beat_of_ours_is_somebody_elses() -> None:
     assert beat(Lease(), 412, mismatch("active", "t1")) is Verdict.LOST
 

@@ -14,7 +14,7 @@ from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
 from anthropic.lib._scoped_client import _copy_client_with_bearer_auth
 
 from image.session.worker import lease_transport as transport_module
-from image.session.worker.lease import Lease, Verdict
+from image.session.worker.lease import NO_HEARTBEAT, Lease, Verdict
 from image.session.worker.lease_transport import STREAM_SILENCE, LeaseTransport
 
 BEAT = "http://service.invalid/v1/environments/env_1/work/work_1/heartbeat"
@@ -115,6 +115,24 @@ def test_a_412_without_doubt_is_passed_through_as_it_came() -> None:
         return under
 
     assert asyncio.run(run()).verdict is Verdict.LOST
+
+
+def test_an_item_that_was_acked_for_this_worker_anew_is_taken_anew_before_the_sdk_hears_of_it() -> None:
+    expected: list[str] = []
+    answers = [_offered("starting"), _beat("t2")]
+
+    async def handler(request: httpx2.Request) -> httpx2.Response:
+        expected.append(request.url.params["expected_last_heartbeat"])
+        return answers.pop(0)
+
+    async def run() -> LeaseTransport:
+        under = transport(handler, held())
+        async with httpx2.AsyncClient(transport=under) as client:
+            assert (await client.post(BEAT)).status_code == 200
+        return under
+
+    assert asyncio.run(run()).verdict is Verdict.HELD
+    assert expected == ["t0+1", NO_HEARTBEAT]
 
 
 def test_sub_clients_of_the_sdk_keep_the_transport_and_their_retries_pass_it() -> None:
@@ -223,10 +241,11 @@ def test_what_the_sdks_return_does_not_tell_is_noted() -> None:
         (lambda: [_ended("stopping")], 200, True, None),
         (lambda: [httpx2.Response(404, json={})], 200, True, None),
         (lambda: [_lost("somebody else's")], 409, False, Verdict.LOST),
-        (lambda: [_queued()], 409, False, Verdict.LOST),
+        (lambda: [_offered("queued")], 409, False, Verdict.LOST),
+        (lambda: [_offered("starting")], 409, False, Verdict.LOST),
         (lambda: [httpx2.Response(503, json={})], 503, False, None),
     ],
-    ids=["held", "asked to stop", "unknown item", "another worker's", "offered again", "no answer"],
+    ids=["held", "asked to stop", "unknown item", "another worker's", "offered again", "acked anew", "no answer"],
 )
 def test_i1_an_item_is_stopped_at_the_end_only_where_it_is_still_ours(
     beats: Callable[[], list[httpx2.Response]], told: int, stopped: bool, verdict: Verdict | None
@@ -260,8 +279,9 @@ def _ended(state: str) -> httpx2.Response:
     return httpx2.Response(200, json={**beat, "last_heartbeat": "t2", "ttl_seconds": 300})
 
 
-def _queued() -> httpx2.Response:
-    details = {"error_code": "heartbeat_precondition_failed", "current_state": {"state": "queued"}}
+def _offered(state: str) -> httpx2.Response:
+    current = {"state": state, "last_heartbeat": None, "lease_extended": False, "ttl_seconds": 120}
+    details = {"error_code": "heartbeat_precondition_failed", "current_state": current}
     return httpx2.Response(412, json={"type": "error", "error": {"type": "invalid_request_error", "details": details}})
 
 
