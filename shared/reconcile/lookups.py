@@ -71,13 +71,13 @@ def questions(world: World, settings: Settings, place: float) -> Questions:
         session_id = world.session_of(sandbox)
         if session_id is None or world.items is None:
             continue
-        if left_on_the_queue(world, settings, sandbox.name):
-            waiting.append(session_id)
-        elif world.live_item(sandbox.name) is None and sandbox.status is SandboxStatus.RUNNING:
-            if quiet(world, settings, sandbox):
+        if world.live_item(sandbox.name) is None:
+            if sandbox.status is SandboxStatus.SUSPENDED:
+                asleep.append(session_id)
+            elif sandbox.status is SandboxStatus.RUNNING and quiet(world, settings, sandbox):
                 awake.append(session_id)
-        elif world.live_item(sandbox.name) is None and sandbox.status is SandboxStatus.SUSPENDED:
-            asleep.append(session_id)
+        elif left_on_the_queue(world, settings, sandbox.name):
+            waiting.append(session_id)
         elif settings.reconcile.waiting_sleep and _waits_long(world, settings, sandbox):
             patient.append(session_id)
     urgent = [*_in_turn(awake, world.now), *_in_turn(list(_left_lately(world)), world.now)]

@@ -214,6 +214,12 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
     broken = {sandbox.name for sandbox in world.sandboxes if sandbox.status in BROKEN}
     for sandbox in world.sandboxes:
         match sandbox.kind:
+            case names.SessionSandbox():  # nearly all are
+                if sandbox.status in BROKEN:
+                    yield EndFailed(sandbox, f"it is {sandbox.status.value}")
+                else:
+                    yield from _perhaps_at_work(world, sandbox)
+                    yield from _of_session(world, lookups, settings, sandbox)
             case names.RaceSandbox(dead_man=dead_man) | names.KeptSnapshotSandbox(dead_man=dead_man):
                 if dead_man < world.now.timestamp():
                     yield EndRace(sandbox, "its race is long over")
@@ -238,12 +244,6 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
                     pass  # gets its name back once the broken one, made meanwhile, has gone
                 elif world.now.timestamp() - marked_at >= settings.reconcile.end_grace:
                     yield EndMarked(sandbox, "marked on an earlier tick", proper)
-            case names.SessionSandbox():
-                if sandbox.status in BROKEN:
-                    yield EndFailed(sandbox, f"it is {sandbox.status.value}")
-                else:
-                    yield from _perhaps_at_work(world, sandbox)
-                    yield from _of_session(world, lookups, settings, sandbox)
             case names.PreparedSandbox():
                 continue  # reconcile/prepared.py, which wants to know its snapshots
             case names.KeptSandbox() | names.ServerSandbox() | names.ForeignName():
@@ -291,9 +291,9 @@ def _perhaps_at_work(world: World, sandbox: OurSandbox) -> Iterator[Repair]:
 def _of_session(world: World, lookups: Lookups, settings: Settings, sandbox: OurSandbox) -> Iterator[Repair]:
     session_id = world.session_of(sandbox)
     session = lookups.sessions.get(session_id) if session_id is not None else None
-    live = world.live_item(sandbox.name)
     if session_id is None or session is None or world.items is None:
         return
+    live = world.live_item(sandbox.name)
     match session:
         case Absent() if live is None or left_on_the_queue(world, settings, sandbox.name):
             yield Mark(sandbox, "its session is deleted", session_id)

@@ -145,10 +145,11 @@ class World:
 
     def session_of(self, sandbox: OurSandbox) -> str | None:
         """The session of a sandbox by its name, or by an item where the name holds only a hash."""
-        if not isinstance(sandbox.kind, names.SessionSandbox):
+        kind = sandbox.kind
+        if not isinstance(kind, names.SessionSandbox):
             return None
-        if sandbox.session_id is not None:
-            return sandbox.session_id
+        if kind.session_id is not None:
+            return kind.session_id
         item = self.items.latest.get(sandbox.name) if self.items is not None else None
         return item.session_id if item is not None else None
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shared.ports import ItemState
+from shared.ports import ItemState, ListedItem
 from tests.support.model.lines import RefusedError
 from tests.support.model.truth import Truth
 
@@ -40,6 +40,7 @@ class ModelItem:
     kind: str
     session_id: str
     created_at: float
+    number: int = 0  # in the order of creation
     state: ItemState = ItemState.QUEUED
     reserved_at: float | None = None
     acked_at: float | None = None
@@ -52,6 +53,7 @@ class ModelItem:
     holder: str | None = None  # the process whose beat was last accepted
     expired: bool = False  # its lease has ended before its time, and nobody has claimed it since
     excuse: str = ""  # why nobody serves it and its calls must be answered without a worker
+    row: tuple[tuple[object, ...], ListedItem] | None = None  # of the list, and what it was made of
 
     @property
     def live(self) -> bool:
@@ -119,6 +121,7 @@ class ModelClaude:
         self.lease = lease
         self.items: dict[str, ModelItem] = {}
         self._live: dict[str, ModelItem] = {}
+        self._queued: dict[int, ModelItem] = {}
         self.sessions: dict[str, ModelSession] = {}
         self.granted: set[str] = set()
         self.broken_off: list[BrokenOff] = []
@@ -277,13 +280,12 @@ class ModelClaude:
         """The oldest claimable item, by the polling request's window. Raises StaleError."""
         self._sweep()
         now = self._loop.time()
-        for item in list(self._live.values()):
-            if item.state is not ItemState.QUEUED:
-                continue
+        for number in sorted(self._queued):
+            item = self._queued[number]
             if item.reserved_at is not None and now - item.reserved_at <= reclaim:
                 continue
             if item.stale:
-                del self._live[item.session_id]
+                del self._live[item.session_id], self._queued[number]
                 del self.items[item.id]
                 raise StaleError
             item.reserved_at = now
@@ -298,28 +300,28 @@ class ModelClaude:
         self._sweep()
         latest = self._loop.time() - reclaim
         return [
-            item
-            for item in self._live.values()
-            if item.state is ItemState.QUEUED and not item.stale
-            if item.reserved_at is None or item.reserved_at < latest
+            item for item in self.waiting() if not item.stale if item.reserved_at is None or item.reserved_at < latest
         ]
 
     def place(self, session_id: str) -> ModelItem:
-        """An item of a session that had work before the run began."""
-        return self._enqueue("session", session_id)
+        """An item of a session that is at work since before the run began. Its lease is its holder's business."""
+        item = self._enqueue("session", session_id)
+        del self._queued[item.number]
+        item.state, item.acked_at, item.beat = ItemState.ACTIVE, item.created_at, "placed"
+        return item
 
     def live_of(self, session_id: str) -> ModelItem | None:
         """As `live_item`, of one session alone."""
         return self._live.get(session_id)
 
     def waiting(self) -> Iterator[ModelItem]:
-        return (item for item in self._live.values() if item.state is ItemState.QUEUED)
+        return (self._queued[number] for number in sorted(self._queued))
 
     def ack(self, work_id: str) -> None:
         """Raises KeyError for an item that is no more."""
         self._sweep()
         item = self.items[work_id]
-        if item.state is ItemState.QUEUED:
+        if self._queued.pop(item.number, None) is not None:
             item.state = ItemState.STARTING
             item.acked_at = self._loop.time()
             item.reserved_at = None
@@ -339,6 +341,7 @@ class ModelClaude:
         if item.stop_asked_at is not None:
             item.excuse = "somebody asked it to stop"
         self._live.pop(item.session_id, None)
+        self._queued.pop(item.number, None)
         self._stopped[item.session_id] = item
         self._note(item, f"stopped by {by}")
         session = self.sessions.get(item.session_id)
@@ -405,8 +408,9 @@ class ModelClaude:
             self._enqueue("session", session.id)
 
     def _enqueue(self, kind: str, session_id: str) -> ModelItem:
-        item = ModelItem(f"work{next(self._work)}", kind, session_id, self._loop.time())
-        self.items[item.id] = self._live[session_id] = item
+        number = next(self._work)
+        item = ModelItem(f"work{number}", kind, session_id, self._loop.time(), number)
+        self.items[item.id] = self._live[session_id] = self._queued[number] = item
         self._note(item, "enqueued")
         return item
 
@@ -424,7 +428,7 @@ class ModelClaude:
                     self._next_lapse = min(self._next_lapse, lapse)
 
     def _requeue(self, item: ModelItem) -> None:
-        item.state = ItemState.QUEUED
+        item.state, self._queued[item.number] = ItemState.QUEUED, item
         item.reserved_at = item.acked_at = item.beat_at = item.beat = item.holder = None
         self._note(item, "lease lapsed")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -55,8 +57,11 @@ def moment(seconds: float) -> datetime:
     return EPOCH + timedelta(seconds=seconds)
 
 
+_moment: Final = functools.lru_cache(maxsize=1 << 16)(moment)
+
+
 def _maybe(seconds: float | None) -> datetime | None:
-    return None if seconds is None else moment(seconds)
+    return None if seconds is None else _moment(seconds)
 
 
 async def _outcome(line: ModelLine, method: str, effect: Callable[[], Any], about: str, seconds: float) -> Any:
@@ -106,12 +111,13 @@ class ModelQueue:
 
     async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem] | Refused | Doubtful:
         def effect() -> Listing[ListedItem]:
-            rows = [_listed(item) for item in self._claude.listed()]
             most = pages * 100
             if back_to is not None:
-                newer = sum(row.created_at >= back_to for row in rows)
+                oldest = (back_to - EPOCH).total_seconds()
+                newer = sum(item.created_at >= oldest for item in itertools.islice(self._claude.listed(), most))
                 most = min(most, (newer // 100 + 1) * 100)
-            return Listing(rows[:most], complete=len(rows) <= most)
+            rows = [_listed(item) for item in itertools.islice(self._claude.listed(), most)]
+            return Listing(rows, complete=len(self._claude.items) <= most)
 
         outcome: Listing[ListedItem] | Refused | Doubtful = await self._call("list_items", effect)
         return outcome
@@ -169,17 +175,15 @@ def _absent_if_missing(effect: Callable[[], None]) -> Callable[[], Absent | None
 
 
 def _listed(item: ModelItem) -> ListedItem:
-    return ListedItem(
-        item.id,
-        item.kind,
-        item.session_id,
-        item.state,
-        moment(item.created_at),
-        _maybe(item.acked_at),
-        _maybe(item.beat_at),
-        _maybe(item.stopped_at),
-        _maybe(item.stop_asked_at),
-    )
+    """Most items are listed again as they were."""
+    made_of = (item.state, item.acked_at, item.beat_at, item.stopped_at, item.stop_asked_at)
+    if item.row is None or item.row[0] != made_of:
+        state, *times = made_of
+        row = ListedItem(
+            item.id, item.kind, item.session_id, state, _moment(item.created_at), *(_maybe(time) for time in times)
+        )
+        item.row = made_of, row
+    return item.row[1]
 
 
 class ModelHost:
@@ -450,15 +454,16 @@ class ModelHost:
             return Absent()
 
     def _record(self, box: ModelBox) -> SandboxRecord:
-        return SandboxRecord(
-            box.id,
-            box.name or None,
-            self._sandboxes.shown(box),
-            moment(box.created_at),
-            box.spec.egress,
-            box.spec.timeout_seconds,
-            box.pool_id,
-        )
+        """Most sandboxes are listed again as they were."""
+        made_of = (box.name, self._sandboxes.shown(box))
+        if box.row is None or box.row[0] != made_of:
+            name, status = made_of
+            created, spec = moment(box.created_at), box.spec
+            record = SandboxRecord(
+                box.id, name or None, status, created, spec.egress, spec.timeout_seconds, box.pool_id
+            )
+            box.row = made_of, record
+        return box.row[1]
 
     async def _call(self, method: str, effect: Callable[[], Any], about: str = "", seconds: float | None = None) -> Any:
         return await _outcome(self._line, method, effect, about, CALL_SECONDS if seconds is None else seconds + 5.0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from image.session import claim as wire
-from shared.ports import PoolRecord, ProcessSpec, SandboxSpec, SandboxStatus
+from shared.ports import PoolRecord, ProcessSpec, SandboxRecord, SandboxSpec, SandboxStatus
 from tests.support.model.lines import RefusedError, forever
 from tests.support.model.truth import Truth
 
@@ -80,6 +80,7 @@ class ModelBox:
     route: int = 0  # where it is reached; another one each time that it comes to run
     stuck: bool = False  # refuses to be resumed, for good
     pool_id: str | None = None
+    row: tuple[tuple[str, SandboxStatus], SandboxRecord] | None = None  # of the list, and what it was made of
 
     @property
     def exists(self) -> bool:
