@@ -57,6 +57,7 @@ _LONGEST_TEXT: Final = 200
 _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
 _STARTS: Final = 4
+_DEATHS_READ: Final = 4  # times as many workers as may die are asked what the ones before them died of
 _FRESH: Final = 3.0  # seconds; no worker is started on a look at the name that is older (docs/architecture.md#i2)
 
 
@@ -84,7 +85,7 @@ class NotReady:
 
 @dataclass(frozen=True, slots=True)
 class Hopeless:
-    """None of the item's workers lives, and too many have died. Each death in words."""
+    """None of the item's workers lives, and too many have died without a call in hand. Each death in words."""
 
     deaths: tuple[str, ...]
 
@@ -123,7 +124,8 @@ async def hand_over(
 
     An earlier worker of the item that lives and is ready is as good as a new one, also when the new one's time is up:
     on a slow machine each attempt would otherwise start another and watch that alone. Without `look_first` none can be
-    there. deaths: with so many dead workers of this item, and none alive, no further one is started. now: Unix time, by
+    there. deaths: with so many workers of this item that died without a call in hand, and none alive, no further one is
+    started. now: Unix time, by
     default this machine's.
     """
     now = time.time() if now is None else now
@@ -211,10 +213,33 @@ async def _look(
     for ready in given_up:
         if ready is not None:
             return ready
-    dead = [describe(process) for process in own if not process.running and died(process)]
-    if deaths is not None and len(dead) >= deaths and not living:
-        return Hopeless(tuple(dead))
-    return None
+    if deaths is None or living:
+        return None
+    dead = await _deaths(host, sandbox_id, own, claim, deaths)
+    return Hopeless(dead) if len(dead) >= deaths else None
+
+
+async def _deaths(
+    host: SandboxHost, sandbox_id: str, own: Sequence[ProcessState], claim: wire.Claim, enough: int
+) -> tuple[str, ...]:
+    """How workers of an item died that had no call in hand; none where that cannot be known now. A worker says with its
+    `ready` that the one before it died in a call, which has a bound of its own (image/session/worker/call_notes.py); of
+    the latest one that had the lease nobody has said it yet."""
+    own = sorted(own, key=lambda process: process.name)[-_DEATHS_READ * enough :]
+    dead = [describe(process) for process in own if died(process)]
+    if len(dead) < enough:
+        return ()
+    outputs = await asyncio.gather(*(host.process_output(sandbox_id, process.name) for process in own))
+    if any(isinstance(lines, Doubtful) for lines in outputs):
+        return ()
+    said = [_notices(lines, claim.nonce) for lines in outputs]
+    in_calls = sum(any(_tells_of_a_call(notice) for notice in notices) for notices in said)
+    untold = died(own[-1]) and any(notice.word is wire.Word.LEASED for notice in said[-1])
+    return tuple(dead[in_calls + untold :])
+
+
+def _tells_of_a_call(notice: wire.Notice) -> bool:
+    return notice.word is wire.Word.READY and not notice.on_behalf and notice.detail.startswith(wire.LAST_DEATH)
 
 
 def _waits_for_an_ack(lines: Sequence[str] | Absent | Doubtful, item: WorkItem, claim: wire.Claim) -> Ready | None:

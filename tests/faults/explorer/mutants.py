@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -449,6 +449,49 @@ async def _listed_as_whole(self: ModelQueue, pages: int, back_to: datetime | Non
     return Listing(outcome.rows, complete=True) if isinstance(outcome, Listing) else outcome
 
 
+def _deaths_in_calls(seed: str) -> RunPlan:
+    """Each of four calls kills two workers, whose lease ends soon after."""
+    chance = random.Random(seed)
+    return RunPlan(
+        seed=seed,
+        copies=1,
+        sessions=(SessionPlan("sesn_Kills", ((1.0, (1, 1, 1, 1)),), 0.2, Habits(start=0.2, load=0.2)),),
+        wakes=tuple(Wake(10.0 * number + 2.0 + chance.random(), 0) for number in range(11)),
+        point_faults=tuple(PointFault(0, "tool", number, "kill") for number in range(8)),
+        timed_faults=tuple(TimedFault(10.0 * number, 0, "expire") for number in range(1, 11)),
+    )
+
+
+def _leases_end(seed: str) -> RunPlan:
+    """One worker after the other loses its lease, and ends in order."""
+    chance = random.Random(seed)
+    return RunPlan(
+        seed=seed,
+        copies=1,
+        sessions=(SessionPlan("sesn_Loses", ((1.0, (1,) * 40),), 3.0, Habits(start=0.2, load=0.2, tool=0.1)),),
+        wakes=tuple(Wake(17.0 * number + 16.0 + chance.random(), 0) for number in range(6)),
+        timed_faults=tuple(TimedFault(17.0 * number, 0, "expire") for number in range(1, 7)),
+    )
+
+
+def _broken(seed: str) -> RunPlan:
+    return RunPlan(
+        seed=seed, copies=1, sessions=(SessionPlan("sesn_Broken", ((1.0, (1,)),), 0.2, Habits(broken=True)),)
+    )
+
+
+async def _gives_up_quietly(self: Dispatcher, item: WorkItem, deaths: Sequence[str]) -> _End:
+    return replace(await _give_up(self, item, deaths), alarm=False)
+
+
+async def _interrupts(self: RepairExecutor, session_id: str, calls: OpenCalls) -> Outcome:
+    await self.queue.interrupt(session_id)
+    return Done()
+
+
+_give_up = Dispatcher._give_up
+
+
 async def _never_given_up(*_: object) -> None:
     pass
 
@@ -578,6 +621,15 @@ MUTANTS: Final = (
         (handover, "_give_up", _never_given_up),
         plans=_stands_still,
     ),
+    _mutant(
+        "deaths in calls count against the item",
+        "I1",
+        (handover, "_tells_of_a_call", lambda notice: False),
+        plans=_deaths_in_calls,
+    ),
+    _mutant("every end of a worker is a death", "I1", (handover, "died", lambda process: True), plans=_leases_end),
+    _mutant("an item is given up quietly", "I1", (Dispatcher, "_give_up", _gives_up_quietly), plans=_broken),
+    _mutant("an agent is not told", "I1", (RepairExecutor, "_give_up", _interrupts), plans=_broken),
     _mutant("a stuck sandbox is waited for", "I1", (Binding, "_set_aside", _never_set_aside), plans=_stuck),
     _mutant(
         "half a list is taken for a whole one",

@@ -27,10 +27,10 @@ from shared.environment_settings import Environment
 from shared.ports import ItemState, PoolRecord, SandboxSpec, SandboxStatus
 from shared.reconcile.lookups import IDLE_TICK_CALLS
 from shared.reconcile.reconciler import Reconciler
-from shared.reports import ItemReport, ReconcileReport
+from shared.reports import ItemEnd, ItemReport, ReconcileReport
 from shared.settings import Settings
 from tests.faults.explorer.plan import CHAOS, RunPlan, What
-from tests.faults.explorer.watch import Polling, RunWatch, WatchedHost, WatchedQueue
+from tests.faults.explorer.watch import GIVEN_UP, Polling, RunWatch, WatchedHost, WatchedQueue
 from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, ModelSession
 from tests.support.model.lines import Meets, ModelLine, forever
 from tests.support.model.loop import VirtualLoop
@@ -252,6 +252,8 @@ class _ExploredCopy:
         world.judge("I1", not item.reason.startswith("bug"), f"an item meets a bug: {item.reason}")
         late = item.seconds > world.settings.times.reclaim + 0.1
         world.judge("I7", not late, f"an item is served for longer than its claim is good for: {item.seconds:.1f} s")
+        loud = item.end is not ItemEnd.POISONED or item.alarm
+        world.judge("I1", loud, f"an item is given up without an alarm: {item.work_id}")
         world.note(self.line.caller, f"{item.work_id} ends {item.end}: {item.reason}")
 
     async def idles(self) -> None:
@@ -558,6 +560,8 @@ class _World:
             self.judge(
                 "I1", not needless, f"a turn is broken off that had a worker: {broken.session.id}, {broken.turn}"
             )
+            silent = broken.excuse == GIVEN_UP and not broken.told and broken.session.id not in self.watch.unheard
+            self.judge("I1", not silent, f"an agent is not told that its work was given up: {broken.session.id}")
         for session in self.claude.sessions.values():
             if not session.over:
                 self.judge("I1", session.done == session.said, f"a message has no answer: {session.id}")

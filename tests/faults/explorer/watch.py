@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from image.session.claim import Exit
 from shared import names
 from shared.adapters.call_budget import Holds
 from shared.claims.claimer import ROUND_SECONDS
@@ -16,6 +17,7 @@ from shared.ports import (
     Absent,
     AckOutcome,
     Doubtful,
+    OpenCalls,
     PollOutcome,
     ProcessSpec,
     Refused,
@@ -33,6 +35,8 @@ from tests.support.model.truth import Truth
 WIND_DOWN: Final = 240.0  # seconds that a worker has for its last tool
 REFUSALS: Final = 4  # of a resume, until it is taken for the service's last word
 _QUICK: Final = 0.25  # seconds; a poll that meets nothing takes at most 0.11
+DEATHS: Final = (None, Exit.FAILED, Exit.BAD_CLAIM, Exit.HUNG)  # how workers end that nobody asked to; None: killed
+GIVEN_UP: Final = "it was given up"
 LOOK: Final = 5.0  # seconds: no look that a suspension or an end rests on is older (docs/architecture.md#i5)
 
 
@@ -46,6 +50,7 @@ class RunWatch:
     truth: Truth
     sessions: dict[str, str]  # by the proper name of their sandbox
     marked: dict[str, float] = field(default_factory=dict)  # by sandbox: when its first mark was decided
+    unheard: set[str] = field(default_factory=set)  # sessions of which the service has refused error results
     refusals: Counter[str] = field(default_factory=Counter)  # by sandbox: resumes that a copy was told no for
 
     def now(self) -> float:
@@ -150,16 +155,7 @@ class RunWatch:
         if item is None or item.kind != "session" or item.stopped_at is not None:
             return
         if dispatcher:
-            times = self.settings.times
-            work = WorkItem(item.id, "", item.kind, item.session_id, moment(item.created_at), None)
-            failed = sum(
-                1
-                for box in self.sandboxes.boxes.values()
-                for process in box.processes.values()
-                if process.spec.name.startswith(attempt_prefix(work)) and not process.running
-            )
-            self.judge("I1", failed >= times.poison_attempts, f"an item is given up too soon: {work_id}")
-            item.excuse = "it was given up"
+            self._gives_up(item)
             return
         working = [process.serial for process in self.working(item.session_id)]
         self.judge("I5", not working, f"an item is released that has a worker: {work_id}, {working}")
@@ -171,6 +167,22 @@ class RunWatch:
         self.judge("I5", not young, f"an item is released that is not stranded: {work_id}, {item.state}")
         beaten = item.beat_at is not None and item.beat_at < self.now() - LOOK
         self.judge("I5", not beaten, f"an item is released that has a lease: {work_id}")
+
+    def _gives_up(self, item: ModelItem) -> None:
+        """Right only where enough of its workers died in one sandbox, of nothing that has a bound of its own and by
+        nobody's order, and none lives."""
+        work = WorkItem(item.id, "", item.kind, item.session_id, moment(item.created_at), None)
+        most, living = 0, False
+        for box in self.sandboxes.boxes.values():
+            own = [each for each in box.processes.values() if each.spec.name.startswith(attempt_prefix(work))]
+            living = living or (box.exists and any(process.running for process in own))
+            counted = [each for each in own if not each.running and each.exit_code in DEATHS and not each.told_of]
+            if counted and counted[-1] is own[-1] and counted[-1].in_hand is not None:
+                counted.pop()  # nobody knows yet what it died of
+            most = max(most, len(counted))
+        enough = most >= self.settings.times.poison_attempts and not living
+        self.judge("I1", enough, f"an item is given up too soon: {item.id}, {most} deaths, alive: {living}")
+        item.excuse = GIVEN_UP
 
     def starts(self, box: ModelBox) -> None:
         session_id, gone = self.session_of(box)
@@ -262,6 +274,12 @@ class WatchedQueue(ModelQueue):
             polling.held_until = self._watch.now() + outcome.seconds - 0.1
         elif not isinstance(outcome, Doubtful | Refused):
             polling.holds.answered(self._environment_id)
+        return outcome
+
+    async def give_up_calls(self, session_id: str, calls: OpenCalls) -> AckOutcome:
+        outcome = await super().give_up_calls(session_id, calls)
+        if isinstance(outcome, Refused):
+            self._watch.unheard.add(session_id)
         return outcome
 
     async def force_stop(self, work_id: str) -> AckOutcome:

@@ -179,6 +179,40 @@ def test_workers_that_die_unordered_make_an_item_hopeless_after_so_many(exit_cod
     assert isinstance(handed_over(Remembering(dead[:2]), seconds=0.3), NotReady)
 
 
+class Quoted(Remembering):
+    """Each process has said something of its own."""
+
+    def __init__(self, *workers: tuple[int | None, Sequence[str]]) -> None:
+        known = [earlier(running=False, exit_code=end, number=number) for number, (end, _) in enumerate(workers)]
+        super().__init__(known)
+        self.outputs = {process.name: lines for process, (_, lines) in zip(known, workers, strict=True)}
+
+    async def process_output(
+        self, sandbox_id: str, name: str, limit: int = LARGEST_OUTPUT, both: bool = False
+    ) -> list[str]:
+        return list(self.outputs.get(name, ()))
+
+
+FIRST = [said(wire.Word.READY), said(wire.Word.LEASED)]
+AFTER_A_CALL = [said(wire.Word.READY, detail=f"{wire.LAST_DEATH}call_1 (killed, time 1)"), said(wire.Word.LEASED)]
+
+
+def test_deaths_in_calls_make_no_item_hopeless_since_each_call_has_a_bound_of_its_own() -> None:
+    in_calls = Quoted((None, FIRST), *[(None, AFTER_A_CALL)] * 5)
+    assert isinstance(handed_over(in_calls, seconds=0.3), NotReady)
+    assert len(in_calls.started) == 1
+
+
+def test_deaths_without_a_call_in_hand_count_beside_those_in_calls() -> None:
+    outcome = handed_over(Quoted((None, FIRST), (None, AFTER_A_CALL), (1, []), (1, [])))
+    assert isinstance(outcome, Hopeless) and outcome.deaths == ("killed by a signal", "failed", "failed")
+
+
+def test_the_latest_worker_with_a_lease_may_have_died_in_a_call_of_which_the_next_one_tells() -> None:
+    assert isinstance(handed_over(Quoted(*[(None, FIRST)] * 3), seconds=0.3), NotReady)
+    assert isinstance(handed_over(Quoted(*[(None, FIRST)] * 4)), Hopeless)
+
+
 def test_ends_that_were_ordered_and_waits_for_a_lock_are_no_deaths() -> None:
     ends = [wire.Exit.STOPPED, wire.Exit.LIFETIME, wire.Exit.LOCKED_OUT, wire.Exit.LEASE_LOST, wire.Exit.NEVER_ACKED]
     ended = [earlier(running=False, exit_code=end, number=number) for number, end in enumerate(ends)]

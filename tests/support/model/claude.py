@@ -105,11 +105,12 @@ class ModelSession:
 @dataclass(frozen=True, slots=True)
 class BrokenOff:
     """A turn of which a call was answered for want of a worker, or that was interrupted. `excuse`: why nobody served
-    the item that was stopped last; empty where somebody could have."""
+    the item that was stopped last; empty where somebody could have. `told`: the agent got an error for a call."""
 
     session: ModelSession
     turn: int
     excuse: str
+    told: bool
 
 
 class ModelClaude:
@@ -218,7 +219,8 @@ class ModelClaude:
 
     def _break_off(self, session: ModelSession) -> None:
         item = self._stopped.get(session.id)
-        self.broken_off.append(BrokenOff(session, session.done, item.excuse if item is not None else ""))
+        excuse = item.excuse if item is not None else ""
+        self.broken_off.append(BrokenOff(session, session.done, excuse, told=session.given_up))
 
     def _next_turn(self, session: ModelSession) -> None:
         session.given_up = False

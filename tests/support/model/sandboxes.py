@@ -43,6 +43,8 @@ class ModelProcess:
     may_be_given_up: bool = False  # it hears that signal, and has not said that it is ready
     given_up: bool = False
     stands_still: bool = False
+    in_hand: str | None = None  # the call that it runs, or died in
+    told_of: bool = False  # the next worker has said that this one died in a call
 
     def says(self, line: str) -> None:
         self.lines.append(line)
@@ -74,6 +76,8 @@ class ModelBox:
     files: dict[str, bytes] = field(default_factory=dict)
     session: str | None = None  # written down by the first worker
     lock: ModelProcess | None = None
+    at_work: ModelProcess | None = None  # as the notes on its disk tell: it runs a call, or died in one
+    deaths: dict[str, int] = field(default_factory=dict)  # of workers, by call
     desk: Any = None  # the lock holder's
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     settled: list[asyncio.Future[None]] = field(default_factory=list)

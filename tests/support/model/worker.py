@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from image.session import claim as wire
 from image.session.claim import Claim, Ended, Exit, Notice, Word
+from image.session.worker.call_notes import MOST_DEATHS
 from image.session.worker.claim_registry import ClaimRegistry, ClaimReply
 from image.session.worker.lease import Lease, Verdict
 from shared.ports import ItemState, SandboxStatus
@@ -130,7 +131,7 @@ class _Worker:
             if self.process.given_up:
                 raise Ended(Exit.GIVEN_UP, "before it was ready")
             self.process.may_be_given_up = False
-            self._say(Word.READY)
+            self._say(Word.READY, self._last_death())
             self.desk.announced(self.claim.gate)
             await self._at("ready")
             if self.around.rules.gate:
@@ -145,6 +146,16 @@ class _Worker:
             word, self.claim.work_id, wire.PROTOCOL_VERSION, digest, _SDK, 1, detail, on_behalf, self.claim.nonce
         )
         self.process.says(notice.to_json())
+
+    def _last_death(self) -> str:
+        """As CallNotes has it."""
+        box = self.process.box
+        dead, box.at_work = box.at_work, None
+        if dead is None or dead.in_hand is None:
+            return ""
+        box.deaths[dead.in_hand] = box.deaths.get(dead.in_hand, 0) + 1
+        dead.told_of = True
+        return f"{wire.LAST_DEATH}{dead.in_hand}"
 
     async def _at(self, point: str) -> None:
         happens = self.around.at(point, self.process, self.claim.session_id)
@@ -377,17 +388,13 @@ class _Worker:
                 await self.process.awake()
 
     async def _run_tool(self, session: ModelSession, call: str, habits: Habits) -> None:
-        around = self.around
+        around, box = self.around, self.process.box
         self._leased_before("tool run")
-        earlier = around.tool_runs.setdefault(call, [])
-        unfinished = [other.serial for other in earlier if other.running or other.exit_code is not None]
-        around.truth.check(
-            "I3", not unfinished, f"a tool ran twice, nobody having died: {call}, {unfinished}", around.loop.time()
-        )
-        earlier.append(self.process)
-        await self._at("tool")
-        await self.process.sleep(habits.tool * (0.5 + self.chance.random()))
-        await self._at("tool done")
+        if box.deaths.get(call, 0) < MOST_DEATHS:
+            self.process.in_hand, box.at_work = call, self.process
+            await self._really_run_tool(call, habits)
+            self.process.in_hand = box.at_work = None
+            await self._at("tool done")
         began = around.loop.time()
         while around.loop.time() - began < _SEND_WINDOW:
             try:
@@ -398,6 +405,17 @@ class _Worker:
             except RefusedError:
                 break
         await self._at("posted")
+
+    async def _really_run_tool(self, call: str, habits: Habits) -> None:
+        around = self.around
+        earlier = around.tool_runs.setdefault(call, [])
+        unfinished = [other.serial for other in earlier if other.running or other.exit_code is not None]
+        around.truth.check(
+            "I3", not unfinished, f"a tool ran twice, nobody having died: {call}, {unfinished}", around.loop.time()
+        )
+        earlier.append(self.process)
+        await self._at("tool")
+        await self.process.sleep(habits.tool * (0.5 + self.chance.random()))
 
     def _leased_before(self, what: str) -> None:
         around, serial = self.around, self.process.serial
