@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 TELEMETRY: Final = "otel"
 """The extra of pyproject.toml with OpenTelemetry's SDK and exporters."""
+S3: Final = "aws"
+"""The one with what OUTPUTS_TO=s3:// needs."""
+CLOUD_STORAGE: Final = "gcp"
+"""The one with what gs:// needs."""
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -27,11 +31,11 @@ class _Pinned:
     via: frozenset[str]
 
 
-def requirements(*packages: str, root: Path = CHECKOUT) -> str:
-    """The run-time lock, and these packages of the users' lock with all that they need. Raises KeyError."""
+def requirements(*packages: str, extras: Collection[str] = (), root: Path = CHECKOUT) -> str:
+    """The run-time lock, and from the users' lock packages and extras with all that these need. Raises KeyError."""
     runtime = _read(root / "requirements" / "runtime.lock")
     users = _read(root / "requirements" / "user.lock")
-    wanted = set(packages)
+    wanted = {*packages, *(package for extra in extras for package in of_extra(extra, root))}
     while True:
         more = {name for name, pinned in users.items() if pinned.via & wanted} - wanted
         if not more:

@@ -38,7 +38,7 @@ def folder_name(digest: str) -> str:
 
 def lock() -> bytes:
     """What the image installs: the run-time lock and OpenTelemetry, which the server's variables switch on."""
-    return locks.requirements(*locks.of_extra(locks.TELEMETRY)).encode()
+    return locks.requirements(extras=[locks.TELEMETRY]).encode()
 
 
 def lock_digest() -> str:

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -61,13 +61,11 @@ def own_files() -> dict[str, bytes]:
     return {name: content for name, content in source_files().items() if name not in _NOT_ON_LAMBDA}
 
 
-def install(target: Path, python: str, architecture: Architecture, *, telemetry: bool = False) -> None:
-    """The locked run-time dependencies as wheels for Lambda, whatever this machine is; with `telemetry` those of the
-    extra, too. Raises NotBuilt."""
-    lock = CHECKOUT / "requirements" / "runtime.lock"
-    if telemetry:
-        lock = target.with_name("requirements.txt")
-        lock.write_text(locks.requirements(*locks.of_extra(locks.TELEMETRY)), encoding="utf-8")
+def install(target: Path, python: str, architecture: Architecture, *, extras: Collection[str] = ()) -> None:
+    """The locked dependencies of the run time and of these extras as wheels for Lambda, whatever this machine is.
+    Raises NotBuilt."""
+    lock = target.with_name("requirements.txt")
+    lock.write_text(locks.requirements(extras=extras), encoding="utf-8")
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"),
         *("--require-hashes", "--requirement", str(lock), "--target", str(target)),
@@ -114,10 +112,10 @@ def write_zip(path: Path, files: Mapping[str, bytes], byte_code: bool) -> Built:
     return Built(path, hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size, unpacked, byte_code)
 
 
-def build(folder: Path, python: str, architecture: Architecture, *, telemetry: bool) -> Built:
+def build(folder: Path, python: str, architecture: Architecture, *, extras: Collection[str]) -> Built:
     """The whole zip, in this folder. Takes about a minute. Raises NotBuilt."""
     target = folder / "dependencies"
-    install(target, python, architecture, telemetry=telemetry)
+    install(target, python, architecture, extras=extras)
     files = {**installed_files(target), **own_files()}
     byte_code = python == own_python()
     return write_zip(folder / "bundle.zip", with_byte_code(files) if byte_code else files, byte_code)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from image import locks
 from infra import operator_code, telemetry
 from infra.aws.grants import grants
 from infra.aws.package import RUNTIMES, Architecture, own_python
@@ -64,8 +65,8 @@ _DRAWN: Final = "x" * 48  # as long as the token that the stack draws
 
 @dataclass(frozen=True, slots=True)
 class AwsPlan:
-    """`parameters` are the template's, without the code's; `secrets` the values to store, by variable; `telemetry`:
-    the functions need OpenTelemetry's SDK."""
+    """`parameters` are the template's, without the code's; `secrets` the values to store, by variable; `extras`: of
+    pyproject.toml, what the functions need beside the run-time lock."""
 
     region: str
     stack: str
@@ -74,7 +75,7 @@ class AwsPlan:
     architecture: Architecture
     parameters: Mapping[str, str]
     secrets: Mapping[str, str] = field(repr=False)
-    telemetry: bool = False
+    extras: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """For people. No value of a secret is in it."""
@@ -86,7 +87,7 @@ class AwsPlan:
             f"bucket        {self.bucket or 'serverless-hands-<account>-' + self.region} (made if it is not there)",
             f"code          Python {self.python} on {self.architecture}, "
             + ("with byte code" if self.python == own_python() else f"no byte code: needs Python {self.python} here")
-            + (", with OpenTelemetry" if self.telemetry else ""),
+            + "".join(f", with the extra {extra}" for extra in self.extras),
             *(f"parameter     {name}={value}" for name, value in sorted(self.parameters.items())),
             f"secrets       stored in Secrets Manager: {stored}",
             f"              already there: {', '.join(referred) or 'none'}",
@@ -133,10 +134,13 @@ def make(environ: Mapping[str, str]) -> AwsPlan:
     for variable, name in _OPTIONS.items():
         if value := environ.get(variable, "").strip():
             parameters[name] = value
+    extras = [locks.TELEMETRY] if telemetry.exports(environ) else []
+    if "OutputsObjects" in parameters:
+        extras.append(locks.S3)
     python, architecture = _runtime(environ)
     parameters |= {"Runtime": f"python{python}", "Architecture": architecture}
     bucket = AwsDeployment.AWS_BUCKET.text(environ) or None
-    return AwsPlan(region, stack, bucket, python, architecture, parameters, secrets, telemetry.exports(environ))
+    return AwsPlan(region, stack, bucket, python, architecture, parameters, secrets, tuple(extras))
 
 
 _OPTIONS: Final = {

@@ -34,7 +34,7 @@ class Grants:
 
     @property
     def library(self) -> bool:
-        """Whether google-cloud-storage is needed."""
+        """Whether Cloud Storage's libraries are needed."""
         return bool(self.reads or self.outputs)
 
 

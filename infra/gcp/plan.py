@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from image import locks
 from infra import operator_code, telemetry
 from infra.gcp.grants import BucketGrant, Grants, grants
 from shared import otel
@@ -113,8 +114,8 @@ class GcpPlan:
     referred: Mapping[str, str]
     tool_secrets: tuple[str, ...] = ()
     """Those that TOOL_SECRETS names; whoever hands items over reads them."""
-    telemetry: bool = False
-    """The functions need OpenTelemetry's SDK."""
+    extras: tuple[str, ...] = ()
+    """Of pyproject.toml: what the functions need beside the run-time lock."""
     grants: Grants = field(default_factory=Grants)
     races_at_once: int = Races.RACES_AT_ONCE.default
 
@@ -342,13 +343,19 @@ def make(environ: Mapping[str, str], number: str = "") -> GcpPlan:
                 secrets={each: f"{_secret(name, each)}:latest" for each in sorted(needs & stored.keys())},
             )
         )
+    granted = grants(settings)
     return GcpPlan(
         *(project, number, region, name, python, schedule, tuple(services), stored, referred),
         tool_secrets=_tool_secrets(environ),
-        telemetry=telemetry.exports(environ),
-        grants=grants(settings),
+        extras=_extras(environ, granted),
+        grants=granted,
         races_at_once=settings.races.at_once,
     )
+
+
+def _extras(environ: Mapping[str, str], granted: Grants) -> tuple[str, ...]:
+    wanted = {locks.TELEMETRY: telemetry.exports(environ), locks.CLOUD_STORAGE: granted.library}
+    return tuple(extra for extra, asked in wanted.items() if asked)
 
 
 _OWN_CHOICE: Final = ("AUTH", "ENQUEUE_TO", "DRAIN_MODE", "RACES_HANDED_TO")

@@ -6,6 +6,7 @@ functions-framework is no run-time dependency elsewhere, so its part of the lock
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +14,6 @@ from image import locks
 from image.server.code import source_files
 
 FRAMEWORK: Final = "functions-framework"
-_STORAGE: Final = "gcp"
-"""The extra of pyproject.toml with what gs:// needs."""
 _NOT_NEEDED: Final = frozenset({"functions/asgi.py", "functions/aws_lambda.py", "functions/lambda_http.py"})
 _MAIN: Final = '''"""The buildpack and functions-framework look for the targets here."""
 
@@ -24,11 +23,11 @@ __all__ = ["bundle", "fork_best_of_n", "on_run_started", "poll_tick"]
 '''
 
 
-def stage(folder: Path, *, telemetry: bool = False, storage: bool = False) -> Path:
+def stage(folder: Path, *, extras: Collection[str] = ()) -> Path:
     """Fills an empty folder with everything that is uploaded, and returns it."""
     files = {name: content for name, content in source_files().items() if name not in _NOT_NEEDED}
     files["main.py"] = _MAIN.encode()
-    files["requirements.txt"] = requirements(telemetry=telemetry, storage=storage).encode()
+    files["requirements.txt"] = requirements(extras=extras).encode()
     for name, content in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +35,6 @@ def stage(folder: Path, *, telemetry: bool = False, storage: bool = False) -> Pa
     return folder
 
 
-def requirements(*, telemetry: bool = False, storage: bool = False) -> str:
-    """The run-time lock, the framework, and the extras of OpenTelemetry and of Cloud Storage where they are asked for:
-    names, versions, hashes."""
-    extras = [name for name, wanted in ((locks.TELEMETRY, telemetry), (_STORAGE, storage)) if wanted]
-    return locks.requirements(FRAMEWORK, *(package for name in extras for package in locks.of_extra(name)))
+def requirements(*, extras: Collection[str] = ()) -> str:
+    """The run-time lock, the framework, and these extras: names, versions, hashes."""
+    return locks.requirements(FRAMEWORK, extras=extras)

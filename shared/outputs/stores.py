@@ -1,4 +1,4 @@
-"""Where outputs go: a folder, S3, Google Cloud Storage, or an https address that takes PUT.
+"""Where outputs go: a folder, S3 and Google Cloud Storage through fsspec, or an https address that takes PUT.
 
 A write is atomic: whoever reads finds the whole object or the one before it. The libraries are imported by the first
 call, and never by a function that has no outputs to collect.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
-import re
 import secrets
 import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -20,6 +22,8 @@ from shared.errors import HandsError
 from shared.secret import Secret
 
 _LARGEST_MANIFEST: Final = 64 * 1024 * 1024
+_PART: Final = 8 * 1024 * 1024
+"""Bytes of a file that are in memory at once, or twice as many."""
 _SECONDS: Final = 60.0  # of silence
 
 
@@ -44,9 +48,9 @@ def open_store(target: str, signature: Secret | None = None) -> Store:
         case "file":
             return FolderStore(Path(unquote(parts.path)))
         case "s3":
-            return S3Store(parts.netloc, parts.path.strip("/"))
+            return BucketStore("S3", _s3, posixpath.join(parts.netloc, parts.path.strip("/")))
         case "gs":
-            return GcsStore(parts.netloc, parts.path.strip("/"))
+            return BucketStore("Cloud Storage", _cloud_storage, posixpath.join(parts.netloc, parts.path.strip("/")))
         case _:
             return HttpStore(target, signature)
 
@@ -57,132 +61,130 @@ class FolderStore:
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self._folder / name).read_bytes()
+            return bytes(_local().cat_file(str(self._folder / name)))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StoreFailed(f"{name}: {error.strerror}") from None
 
     def write(self, name: str, file: Path) -> None:
-        place = self._folder / name
+        """By a draft beside its place: fsspec's own copy is not atomic, and its own draft may be on another disk."""
+        disk, place = _local(), self._folder / name
         draft = place.with_name(f".{secrets.token_hex(8)}.part")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as made, file.open("rb") as source:
+            disk.makedirs(str(place.parent), exist_ok=True)
+            with disk.open(str(draft), "wb") as made, file.open("rb") as source:
                 shutil.copyfileobj(source, made, 1 << 20)
                 made.flush()
                 os.fsync(made.fileno())
-            draft.replace(place)
+            disk.mv(str(draft), str(place))
         except OSError as error:
             with contextlib.suppress(OSError):
-                draft.unlink()
+                disk.rm_file(str(draft))
             raise StoreFailed(f"{name}: {error.strerror}") from None
 
 
-class S3Store:
-    """With the credentials that boto3 finds by itself."""
+class BucketStore:
+    """A prefix of a bucket. `opened` makes the filesystem and names its errors; it may raise StoreFailed."""
 
-    def __init__(self, bucket: str, prefix: str) -> None:
-        self._bucket, self._prefix = bucket, prefix
-        self._made: Any = None
-
-    def read(self, name: str) -> bytes | None:
-        client = self._client()  # first: it says what is missing
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            answer = client.get_object(Bucket=self._bucket, Key=self._key(name))
-            return bytes(answer["Body"].read(_LARGEST_MANIFEST))
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
-                return None
-            raise _s3_failed(error) from None
-        except BotoCoreError as error:
-            raise StoreFailed(type(error).__name__) from None
-
-    def write(self, name: str, file: Path) -> None:
-        client = self._client()
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            client.upload_file(str(file), self._bucket, self._key(name))
-        except ClientError as error:
-            raise _s3_failed(error) from None
-        except (BotoCoreError, Boto3Error) as error:
-            code = re.search(r"\((\w+)\)", str(error))  # an upload's error holds the service's as text
-            raise StoreFailed(f"S3 answered {code[1]}" if code else type(error).__name__) from None
-
-    def _key(self, name: str) -> str:
-        return posixpath.join(self._prefix, name)
-
-    def _client(self) -> Any:
-        if self._made is None:
-            try:
-                import boto3
-                from botocore.config import Config
-            except ImportError:
-                raise StoreFailed("OUTPUTS_TO=s3:// needs boto3: pip install 'serverless-hands[aws]'") from None
-            config = Config(connect_timeout=10, read_timeout=_SECONDS, retries={"max_attempts": 3, "mode": "standard"})
-            self._made = boto3.client("s3", config=config)
-        return self._made
-
-
-def _s3_failed(error: Any) -> StoreFailed:
-    told = error.response.get("Error", {})
-    return StoreFailed(f"S3 answered {str(told.get('Code'))[:60]}")
-
-
-class GcsStore:
-    """With the application default credentials."""
-
-    def __init__(self, bucket: str, prefix: str) -> None:
-        self._bucket, self._prefix = bucket, prefix
-        self._made: Any = None
+    def __init__(self, service: str, opened: Callable[[], _Bucket], root: str) -> None:
+        self._service, self._opened, self._root = service, opened, root
+        self._made: _Bucket | None = None
+        self._lock = threading.Lock()
 
     def read(self, name: str) -> bytes | None:
-        blob = self._blob(name)  # first: it says what is missing
-        from google.api_core.exceptions import NotFound
-
+        bucket = self._bucket()
         try:
-            return bytes(blob.download_as_bytes(timeout=_SECONDS))
-        except NotFound:
-            return None
-        except _gcs_errors() as error:
-            raise _gcs_failed(error) from None
+            return bytes(bucket.files.cat_file(self._path(name), start=0, end=_LARGEST_MANIFEST))
+        except bucket.errors as error:
+            match _code(error):
+                case "NoSuchKey" | "404" | "FileNotFoundError":
+                    return None
+                case "InvalidRange" | "416":  # it is empty
+                    return b""
+            raise self._failed(error) from None
 
     def write(self, name: str, file: Path) -> None:
-        blob = self._blob(name)
+        bucket = self._bucket()
         try:
-            blob.upload_from_filename(str(file), timeout=_SECONDS)
-        except _gcs_errors() as error:
-            raise _gcs_failed(error) from None
+            bucket.files.put_file(str(file), self._path(name), chunksize=_PART)
+        except bucket.errors as error:
+            raise self._failed(error) from None
 
-    def _blob(self, name: str) -> Any:
-        if self._made is None:
-            try:
-                from google.cloud import storage
-            except ImportError:
-                raise StoreFailed(
-                    "OUTPUTS_TO=gs:// needs google-cloud-storage: pip install 'serverless-hands[gcp]'"
-                ) from None
-            try:
-                self._made = storage.Client().bucket(self._bucket)
-            except _gcs_errors() as error:
-                raise _gcs_failed(error) from None
-        return self._made.blob(posixpath.join(self._prefix, name))
+    def _path(self, name: str) -> str:
+        """A name in which s3fs sees a version (and cuts it off) is changed by one character."""
+        return posixpath.join(self._root, name.replace("?versionId=", "%3FversionId="))
 
+    def _bucket(self) -> _Bucket:
+        with self._lock:
+            if self._made is None:
+                self._made = self._opened()
+            return self._made
 
-def _gcs_errors() -> tuple[type[Exception], ...]:
-    """The service's, its credentials', and OSError: the network's (requests) and what a missing project raises."""
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-
-    return GoogleAPIError, GoogleAuthError, OSError
+    def _failed(self, error: Exception) -> StoreFailed:
+        return StoreFailed(f"{self._service}: {_code(error)[:60]}")
 
 
-def _gcs_failed(error: Exception) -> StoreFailed:
-    return StoreFailed(f"Cloud Storage: {type(error).__name__}")
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """files: fsspec's filesystem. errors: what its calls raise."""
+
+    files: Any
+    errors: tuple[type[Exception], ...]
+
+
+def _local() -> Any:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return LocalFileSystem()
+
+
+def _s3() -> _Bucket:
+    """With the credentials that botocore finds by itself."""
+    try:
+        from aiohttp import ClientError as HttpClientError
+        from botocore.exceptions import BotoCoreError, ClientError
+        from s3fs import S3FileSystem
+    except ImportError:
+        raise StoreFailed("OUTPUTS_TO=s3:// needs s3fs: pip install 'serverless-hands[aws]'") from None
+    config = {"connect_timeout": 10, "read_timeout": _SECONDS, "retries": {"max_attempts": 3, "mode": "standard"}}
+    files = S3FileSystem(config_kwargs=config, max_concurrency=2, use_listings_cache=False, skip_instance_cache=True)
+    return _Bucket(files, (OSError, BotoCoreError, ClientError, HttpClientError))
+
+
+def _cloud_storage() -> _Bucket:
+    """With the application default credentials; without any where there is an emulator. The plain class: gcsfs's other
+    one asks a second service, by gRPC, what kind of bucket it is."""
+    try:
+        from aiohttp import ClientError
+        from gcsfs.core import GCSFileSystem
+        from gcsfs.retry import ChecksumError, HttpError, NonRetryableError
+        from google.auth.exceptions import GoogleAuthError
+    except ImportError:
+        raise StoreFailed("OUTPUTS_TO=gs:// needs gcsfs: pip install 'serverless-hands[gcp]'") from None
+    errors = (OSError, ClientError, HttpError, ChecksumError, NonRetryableError, GoogleAuthError)
+    token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else "google_default"
+    try:
+        files = GCSFileSystem(
+            token=token,
+            access="read_write",
+            consistency="md5",
+            requests_timeout=_SECONDS,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+    except errors as error:
+        raise StoreFailed(f"Cloud Storage: {_code(error)}") from None
+    return _Bucket(files, errors)
+
+
+def _code(error: Exception) -> str:
+    """What the service called it, else its type: the texts of services may quote what was sent to them."""
+    answer = getattr(error.__cause__ or error, "response", None)
+    if isinstance(answer, dict):
+        return str(answer.get("Error", {}).get("Code"))
+    status = getattr(error, "code", None)  # gcsfs's
+    return str(status) if status else type(error).__name__
 
 
 class HttpStore:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("anthropic", "tensorlake", "grpc", "boto3", "botocore")
+HEAVY = ("anthropic", "tensorlake", "grpc", "boto3", "botocore", "fsspec", "aiohttp")
 
 
 def modules_after(statement: str) -> set[str]:

@@ -10,60 +10,46 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from gcp_storage_emulator.server import create_server
 
 from shared.outputs.stores import StoreFailed, open_store
 from tests.shared.claims.test_setup_access import SessionQueue, access, session
 from tests.support.http_stub import StubHandler, stub_server
 
-pytest.importorskip("google.cloud.storage", reason="the extra gcp is not installed")
-
-
-class _Buckets(StubHandler):
-    """As much of Cloud Storage's JSON API as a store asks; there is one bucket, `results`."""
-
-    objects: dict[str, bytes]
-
-    def do_GET(self) -> None:
-        found = re.fullmatch(r"/download/storage/v1/b/results/o/([^/]+)", urlsplit(self.path).path)
-        name = unquote(found[1]) if found else ""
-        if name in self.objects:
-            self.answer(200, self.objects[name], {"content-type": "application/octet-stream"})
-        else:
-            self.answer(404, b'{"error": {"code": 404, "message": "there is none"}}')
-
-    def do_POST(self) -> None:
-        body, boundary = self.body(), re.search(r'boundary="?([^";]+)', self.headers["content-type"])
-        if boundary is None or urlsplit(self.path).path != "/upload/storage/v1/b/results/o":
-            self.answer(404, b'{"error": {"code": 404, "message": "no such bucket"}}')
-            return
-        _, facts, content, _ = body.split(f"--{boundary[1]}".encode())
-        name = json.loads(facts.split(b"\r\n\r\n", 1)[1])["name"]
-        self.objects[name] = content.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
-        self.answer(200, json.dumps({"name": name, "bucket": "results"}).encode())
+storage = pytest.importorskip("google.cloud.storage", reason="the extra gcp is not installed")
 
 
 @pytest.fixture
-def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
-    kept: dict[str, bytes] = {}
-    with stub_server(type("Handler", (_Buckets,), {"objects": kept})) as url:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project-of-nobody")
-        yield kept
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cloud Storage as somebody else wrote it, with one bucket, `results`."""
+    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="results")
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_address[1]}")
+    yield
+    server.stop()
 
 
-def test_a_bucket_takes_and_gives_objects_and_says_what_is_wrong(objects: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("emulator")
+def test_a_bucket_takes_and_gives_objects_and_says_what_is_wrong(tmp_path: Path) -> None:
+    large = bytes(range(256)) * 4096 * 18  # 18 MiB: three parts
     (tmp_path / "file").write_text("content")
+    (tmp_path / "large").write_bytes(large)
+    (tmp_path / "empty").touch()
     store = open_store("gs://results/team/a")
     assert store.read("x/manifest.json") is None
-    store.write("x/files/ü b.csv", tmp_path / "file")
-    assert store.read("x/files/ü b.csv") == b"content" and objects == {"team/a/x/files/ü b.csv": b"content"}
-    with pytest.raises(StoreFailed, match="Cloud Storage: NotFound"):
+    for name, file in (("r.csv", "file"), ("r.csv", "large"), ("ü b#1", "file"), ("none", "empty")):
+        store.write(f"x/files/{name}", tmp_path / file)
+    assert store.read("x/files/r.csv") == large and store.read("x/files/none") == b""
+    client: Any = storage.Client(project="project-of-nobody")
+    kept = {blob.name: blob.size for blob in client.list_blobs("results")}
+    assert kept == {"team/a/x/files/r.csv": len(large), "team/a/x/files/none": 0, "team/a/x/files/ü b#1": 7}
+    with pytest.raises(StoreFailed, match="Cloud Storage: FileNotFoundError"):
         open_store("gs://none").write("x", tmp_path / "file")
 
 

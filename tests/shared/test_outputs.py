@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, cast
 
 import boto3
 import pytest
-from moto import mock_aws
+from moto.server import ThreadedMotoServer
 
 from shared.errors import SettingsError
 from shared.output_settings import OutputSettings
@@ -113,28 +114,56 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "of-nobody")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    with mock_aws():
+    server = cast(Any, ThreadedMotoServer)("127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
         boto3.client("s3").create_bucket(Bucket="results")
         yield "results"
+    finally:
+        server.stop()
 
 
-def test_s3_takes_and_gives_objects_and_says_what_is_wrong(bucket: str, tmp_path: Path) -> None:
+def test_s3_takes_and_gives_objects_and_says_what_is_wrong(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = bytes(range(256)) * 4096 * 18  # 18 MiB: three parts
     (tmp_path / "file").write_text("content")
+    (tmp_path / "large").write_bytes(large)
+    (tmp_path / "empty").touch()
     store = open_store(f"s3://{bucket}/team/a")
     assert store.read("x/manifest.json") is None
-    store.write("x/files/r.csv", tmp_path / "file")
-    assert store.read("x/files/r.csv") == b"content"
-    (only,) = boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
-    assert only["Key"] == "team/a/x/files/r.csv"
-    with pytest.raises(StoreFailed, match="NoSuchBucket"):
+    for name, file in (("r.csv", "file"), ("r.csv", "large"), ("ü b?versionId=1", "file"), ("none", "empty")):
+        store.write(f"x/files/{name}", tmp_path / file)
+    assert store.read("x/files/r.csv") == large and store.read("x/files/none") == b""
+    kept = {row["Key"]: row["Size"] for row in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]}
+    name = "team/a/x/files/ü b%3FversionId=1"  # s3fs would cut it off at the question mark
+    assert kept == {"team/a/x/files/r.csv": len(large), "team/a/x/files/none": 0, name: 7}
+    with pytest.raises(StoreFailed, match="S3: NoSuchBucket"):
         open_store("s3://none").write("x", tmp_path / "file")
+    with pytest.raises(StoreFailed, match="S3: NoSuchBucket"):
+        open_store("s3://none").read("x")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StoreFailed, match="S3: NoCredentialsError"):
+        open_store(f"s3://{bucket}").read("x")
+
+
+def test_s3_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_MAX_ATTEMPTS", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with pytest.raises(StoreFailed, match="S3: EndpointConnectionError"):
+        open_store("s3://results").read("x")
 
 
 @pytest.mark.parametrize(
     ("target", "modules", "package"),
     [
-        ("s3://bucket", ("boto3", "botocore.exceptions"), r"serverless-hands\[aws\]"),
-        ("gs://bucket", ("google.cloud", "google.api_core"), r"serverless-hands\[gcp\]"),
+        ("s3://bucket", ("s3fs",), r"serverless-hands\[aws\]"),
+        ("gs://bucket", ("gcsfs", "gcsfs.core"), r"serverless-hands\[gcp\]"),
     ],
 )
 def test_a_store_whose_library_is_missing_names_it(

@@ -56,7 +56,7 @@ def test_what_the_settings_name_is_granted_to_the_tick_and_nothing_else() -> Non
     assert (reads["Action"], reads["Resource"]) == ("s3:GetObject", ["arn:aws:s3:::inputs/data/*"])
     writes, lists = mine["outputs"][1]
     assert writes["Resource"] == "arn:aws:s3:::results/agents/*"
-    assert set(writes["Action"]) == {"s3:GetObject", "s3:PutObject"}
+    assert set(writes["Action"]) == {"s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"}
     assert lists["Resource"] == "arn:aws:s3:::results"
     assert lists["Condition"] == {"StringLike": {"s3:prefix": "agents/*"}}
     settings = Settings.from_environ(environ_of(variables("poll-tick")))

@@ -108,7 +108,7 @@ def test_the_wheels_are_for_lambdas_machine_and_python_whatever_this_one_is(
         assert "--require-hashes" in seen[-1]
 
 
-def test_with_telemetry_the_extras_packages_are_installed_beside_the_others(
+def test_packages_of_an_extra_that_is_asked_for_are_installed_beside_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -118,10 +118,10 @@ def test_with_telemetry_the_extras_packages_are_installed_beside_the_others(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr("infra.aws.package.subprocess.run", run)
-    for telemetry in (False, True):
-        package.install(tmp_path / "dependencies", "3.13", "x86_64", telemetry=telemetry)
+    for extras in ((), ("otel", "aws")):
+        package.install(tmp_path / "dependencies", "3.13", "x86_64", extras=extras)
     without, with_it = seen
-    for name in locks.of_extra("otel"):
+    for name in (*locks.of_extra("otel"), "s3fs", "aiobotocore", "botocore", "boto3"):
         assert f"{name}==" not in without and f"{name}==" in with_it
     assert "anthropic==" in without and "anthropic==" in with_it
 

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +71,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def _small_build(folder: Path, python: str, architecture: package.Architecture, *, telemetry: bool) -> Built:
+def _small_build(folder: Path, python: str, architecture: package.Architecture, *, extras: Collection[str]) -> Built:
     return package.write_zip(folder / "bundle.zip", {"functions/aws_lambda.py": b"# code\n"}, byte_code=False)
 
 
@@ -200,11 +200,11 @@ def test_every_function_gets_the_telemetry_variables_and_its_headers_are_a_secre
 ) -> None:
     headers = "authorization=Bearer not-a-real-collector-token"
     plain = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example", "OTEL_SERVICE_NAME": "mine"}
-    built: list[bool] = []
+    built: list[tuple[str, ...]] = []
 
-    def build(folder: Path, python: str, architecture: package.Architecture, *, telemetry: bool) -> Built:
-        built.append(telemetry)
-        return _small_build(folder, python, architecture, telemetry=telemetry)
+    def build(folder: Path, python: str, architecture: package.Architecture, *, extras: Collection[str]) -> Built:
+        built.append(tuple(extras))
+        return _small_build(folder, python, architecture, extras=extras)
 
     monkeypatch.setattr(package, "build", build)
     assert deploy(**plain, OTEL_EXPORTER_OTLP_HEADERS=headers, OTEL_SOME_PASSWORD="not-a-real-password") == 0
@@ -221,7 +221,7 @@ def test_every_function_gets_the_telemetry_variables_and_its_headers_are_a_secre
     assert "not-a-real" not in json.dumps([stack["Parameters"], outputs()]) + capsys.readouterr().out
     assert deploy(OTEL_SERVICE_NAME="mine") == 0  # nothing is exported by that alone, and the secret goes
     assert "OTEL_EXPORTER_OTLP_HEADERS" not in variables("poll-tick")
-    assert built == [True, False]
+    assert built == [("otel",), ()]
 
 
 @pytest.mark.parametrize(

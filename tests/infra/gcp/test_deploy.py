@@ -323,8 +323,8 @@ def test_every_service_gets_the_telemetry_variables_its_headers_from_a_secret_an
 
 
 def test_opentelemetry_is_installed_only_where_something_is_exported() -> None:
-    assert plan.make({**ENVIRON, "OTEL_METRICS_EXPORTER": "prometheus"}).telemetry
-    assert not plan.make({**ENVIRON, "OTEL_SERVICE_NAME": "mine"}).telemetry
+    assert plan.make({**ENVIRON, "OTEL_METRICS_EXPORTER": "prometheus"}).extras == ("otel",)
+    assert plan.make({**ENVIRON, "OTEL_SERVICE_NAME": "mine"}).extras == ()
 
 
 def test_scripts_of_files_go_along_as_texts(tmp_path: Path) -> None:
@@ -340,11 +340,10 @@ def test_scripts_of_files_go_along_as_texts(tmp_path: Path) -> None:
         assert "file:" not in plan.environ_file(service)
 
 
-@pytest.mark.parametrize(("extra", "asked"), [("otel", {"telemetry": True}), ("gcp", {"storage": True})])
-def test_an_extra_comes_with_all_that_it_needs_and_only_where_it_is_asked_for(
-    extra: str, asked: dict[str, bool]
-) -> None:
-    with_it = {line.partition("==")[0] for line in source.requirements(**asked).splitlines() if line[:1] != " "}
+@pytest.mark.parametrize("extra", ["otel", "gcp", "aws"])
+def test_an_extra_comes_with_all_that_it_needs_and_only_where_it_is_asked_for(extra: str) -> None:
+    text = source.requirements(extras=[extra])
+    with_it = {line.partition("==")[0] for line in text.splitlines() if line[:1] != " "}
     needed, open_ = set[str](), set(locks.of_extra(extra))
     while open_:
         name = open_.pop()

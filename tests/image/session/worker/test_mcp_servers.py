@@ -67,9 +67,7 @@ def test_a_server_on_standard_streams_is_started_again_when_it_has_ended() -> No
 
 @pytest.mark.parametrize(("kind", "path"), [("http", "mcp"), ("sse", "sse")])
 def test_a_server_over_http_is_reached_again_when_it_is_back(kind: str, path: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
 
     async def scenario() -> None:
         url = f"http://127.0.0.1:{port}/{path}"
@@ -86,11 +84,13 @@ def test_a_server_over_http_is_reached_again_when_it_is_back(kind: str, path: st
     asyncio.run(scenario())
 
 
-def test_a_server_that_somebody_else_wrote_is_used_as_it_is() -> None:
+@pytest.mark.parametrize("way", ["stdio", "http"])
+def test_a_server_that_somebody_else_wrote_is_used_as_it_is(way: str) -> None:
     pytest.importorskip("mcp_server_time")
+    program = [sys.executable, "-I", "-m", "mcp_server_time"]
 
-    async def scenario() -> str:
-        connection = server({"command": sys.executable, "args": ["-I", "-m", "mcp_server_time"]})
+    async def scenario(definition: dict[str, Any]) -> str:
+        connection = server(definition)
         assert {tool.name for tool in await connection.tools()} == {"get_current_time", "convert_time"}
         asked = {"source_timezone": "Asia/Tokyo", "time": "09:30", "target_timezone": "Asia/Kolkata"}
         (block,) = await connection.call("convert_time", asked)
@@ -99,12 +99,30 @@ def test_a_server_that_somebody_else_wrote_is_used_as_it_is() -> None:
         await connection.close()
         return str(block["text"])
 
-    assert json.loads(asyncio.run(scenario()))["time_difference"] == "-3.5h"
+    with contextlib.ExitStack() as stack:
+        definition: dict[str, Any] = {"command": program[0], "args": program[1:]}
+        if way == "http":
+            pytest.importorskip("mcp_streamablehttp_proxy")
+            port = free_port()
+            proxy = [str(Path(sys.executable).with_name("mcp-streamablehttp-proxy")), "--port", str(port), *program]
+            stack.enter_context(running(proxy, port))
+            definition = {"type": "http", "url": f"http://127.0.0.1:{port}/mcp"}
+        assert json.loads(asyncio.run(scenario(definition)))["time_difference"] == "-3.5h"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def served(port: int, kind: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    return running([sys.executable, "-I", SERVER, str(port), kind], port)
 
 
 @contextlib.contextmanager
-def served(port: int, kind: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-I", SERVER, str(port), kind], stderr=subprocess.DEVNULL)
+def running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: answers(port), "the server does not come up")
         yield process
