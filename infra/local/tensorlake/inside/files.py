@@ -9,9 +9,14 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 
-from .wire import DaemonRefusal, Json
+from .wire import DaemonRefusal
+
+TYPE_CHECKING = False  # see wire.py
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .wire import Json
 
 
 def file_refusal(error: OSError, path: str) -> DaemonRefusal:

@@ -14,9 +14,14 @@ import contextlib
 import json
 import os
 import socket
-from typing import IO
 
-from .wire import DaemonRefusal, Json
+from .wire import DaemonRefusal
+
+TYPE_CHECKING = False  # see wire.py
+if TYPE_CHECKING:
+    from typing import IO
+
+    from .wire import Json
 
 _SHAPE = ("-I", ".pyz")  # of a worker's arguments
 

@@ -8,10 +8,11 @@ outlived the longest pause; `max_restarts` counts all of them.
 
 from __future__ import annotations
 
-import socket
 import time
 
-from .wire import Json
+TYPE_CHECKING = False  # see wire.py
+if TYPE_CHECKING:
+    from .wire import Json
 
 RUNNING, BACKING_OFF, STOPPED = "running", "backing_off", "stopped"
 DISABLED, STARTING, HEALTHY, UNHEALTHY = "disabled", "starting", "healthy", "unhealthy"
@@ -106,6 +107,8 @@ class Managed:
 
 def probe(check: Json) -> str | None:
     """One health check on this sandbox's loopback; None, or what was wrong. HTTP 200 to 399 is healthy."""
+    import socket  # see wire.py
+
     seconds = check["timeout_ms"] / 1000
     end = time.monotonic() + seconds
     try:

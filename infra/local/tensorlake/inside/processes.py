@@ -9,24 +9,28 @@ import contextlib
 import os
 import selectors
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable
-from typing import IO
 
-from .launcher import Launched, Launcher
 from .managed import BACKING_OFF, RUNNING, STOPPED, UNHEALTHY, Managed, probe
-from .wire import CHUNK, DaemonRefusal, Json
+from .wire import CHUNK, DaemonRefusal
+
+TYPE_CHECKING = False  # see wire.py
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from typing import IO
+
+    from .launcher import Launched, Launcher
+    from .wire import Json
+
+    Started = subprocess.Popen[bytes] | Launched
 
 KEPT_OUTPUT_BYTES = 32 * 1024 * 1024
 """Captured output kept of each process; the oldest lines go first."""
 LONGEST_LINE = 1024 * 1024
 MANAGED_STOP_SECONDS = 10.0
 """From SIGTERM to SIGKILL."""
-
-
-Started = subprocess.Popen[bytes] | Launched
 
 
 def now_ms() -> int:
@@ -284,6 +288,8 @@ def _spawn(request: Json, launcher: Launcher | None) -> Started:
     terminal: int | None = request.get("terminal")
     if launcher is not None and terminal is None and launcher.takes(request):
         return launcher.start(request)
+
+    import subprocess  # not where a launcher starts whatever is started
 
     def mode(stream: str) -> int:
         if terminal is not None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 
-from .processes import StartedProcess
+TYPE_CHECKING = False  # see wire.py
+if TYPE_CHECKING:
+    from .processes import StartedProcess
 
 
 def _proc_stat(pid: int) -> tuple[str, int, int, int] | None:
@@ -29,6 +30,8 @@ def _parents() -> dict[int, int]:
     if os.path.isdir("/proc/self"):
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
         return {pid: facts[1] for pid in pids if (facts := _proc_stat(pid)) is not None}
+    import subprocess  # not on Linux
+
     listing = subprocess.run(["/bin/ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False)
     pairs = (line.split() for line in listing.stdout.splitlines())
     return {int(pair[0]): int(pair[1]) for pair in pairs if len(pair) == 2}

@@ -10,21 +10,26 @@ How it is talked to: wire.py.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 from .files import file_refusal, list_entries, open_regular, write_atomically
-from .launcher import Launcher
 from .processes import StartedProcess, Table
 from .signals import Freezer, end_everything, kill_tree, living, port_owner
-from .wire import CHUNK, Connection, DaemonRefusal, Json
+from .wire import CHUNK, Connection, DaemonRefusal, received
+
+TYPE_CHECKING = False  # see wire.py
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .launcher import Launcher
+    from .wire import Json
 
 DRAIN_GRACE_SECONDS = 0.2
 """How long a finished process's pipes may be held open by what it left behind before the stream ends."""
@@ -33,7 +38,7 @@ KEEP_ALIVE_SECONDS = 1.0
 
 class SandboxSupervisor:
     def __init__(self, launcher: int | None) -> None:
-        self.table = Table(Launcher(launcher) if launcher is not None else None)
+        self.table = Table(_launcher(launcher) if launcher is not None else None)
         self.freezer = Freezer()
         self.started = time.monotonic()
 
@@ -238,6 +243,12 @@ class SandboxSupervisor:
         os._exit(0)
 
 
+def _launcher(descriptor: int) -> Launcher:
+    from .launcher import Launcher
+
+    return Launcher(descriptor)
+
+
 def _prctl(option: int, value: int) -> None:
     import ctypes
 
@@ -252,14 +263,14 @@ def harden() -> None:
         _prctl(set_child_subreaper, 1)
 
 
-def _serve_one(supervisor: SandboxSupervisor, sock: socket.socket) -> None:
-    with sock:
+def _serve_one(supervisor: SandboxSupervisor, descriptor: int) -> None:
+    with contextlib.closing(Connection(descriptor)) as connection:
         with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            supervisor.handle(Connection(sock))
+            supervisor.handle(connection)
         # A socket closed with bytes unread takes the answer with it, so the rest of a refused body is read.
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
-            while sock.recv(CHUNK):
+            connection.sock.shutdown(_socket.SHUT_WR)
+            while connection.sock.recv(CHUNK):
                 pass
 
 
@@ -267,7 +278,7 @@ def main(launcher: int | None = None) -> None:
     harden()
     os.umask(0o022)
     # Descriptor 0 must not be inherited by what is started here.
-    control = socket.socket(fileno=os.dup(0))
+    control = _socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1):
         os.dup2(nothing, fd)
@@ -277,10 +288,9 @@ def main(launcher: int | None = None) -> None:
     supervisor = SandboxSupervisor(launcher)
     threading.Thread(target=supervisor.table.reap_for_ever, daemon=True).start()
     while True:
-        _, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not fds:
+        descriptor = received(control)
+        if descriptor is None:
             supervisor.table.hold(True)
             end_everything()
             os._exit(0)
-        sock = socket.socket(fileno=fds[0])
-        threading.Thread(target=_serve_one, args=(supervisor, sock), daemon=True).start()
+        threading.Thread(target=_serve_one, args=(supervisor, descriptor), daemon=True).start()

@@ -16,8 +16,12 @@ import struct
 import termios
 import threading
 
-from .processes import StartedProcess, Table
-from .wire import Connection, DaemonRefusal, Json
+from .wire import DaemonRefusal
+
+TYPE_CHECKING = False  # see wire.py
+if TYPE_CHECKING:
+    from .processes import StartedProcess, Table
+    from .wire import Connection, Json
 
 READ_BYTES = 16 * 1024
 LINGER_SECONDS = 2.0

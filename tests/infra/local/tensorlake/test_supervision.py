@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorlake.sandbox import ProcessInfo, Sandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
+from infra.local.tensorlake.host import Host
 from tests.infra.local.tensorlake.conftest import TensorlakeStage
 from tests.support.waiting import until
 
@@ -210,3 +213,11 @@ def test_what_supervision_cannot_mean_is_a_400(stage: TensorlakeStage, wrong: di
     answer = stage.inside(sandbox, "POST", "/api/v1/processes", json={"command": "true", **wrong})
     assert answer.status_code == 400
     assert list(sandbox.list_processes()) == []
+
+
+def test_a_sandboxs_start_waits_for_no_import_that_its_supervisor_can_do_without(tmp_path: Path) -> None:
+    program = Host.probe(tmp_path).supervise(str(tmp_path / "program"))
+    told = program[-1].replace("main(None)", "print(*sys.modules)")
+    done = subprocess.run([*program[:-1], told], capture_output=True, text=True, check=True)
+    assert "inside.supervisor" in done.stdout.split()
+    assert not {"socket", "typing", "subprocess", "pathlib"} & set(done.stdout.split())
