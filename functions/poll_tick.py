@@ -14,7 +14,6 @@ from starlette.responses import Response
 from functions.cloud_run_iam import require_operator
 from functions.requests import HttpError, not_configured, require_method
 from functions.state import deadline_of, state_of
-from functions.tick_remarks import log_remarks
 from shared.errors import SecretUnavailable, SettingsError
 
 
@@ -31,7 +30,8 @@ async def poll_tick(request: Request) -> Response:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
         return not_configured(error)
-    from shared.reports import to_json  # not needed to refuse a caller
+    from functions.tick_remarks import log_remarks  # not needed to refuse a caller
+    from shared.reports import to_json
 
     report = await state.service.tick(deadline_of(request))
     log_remarks(report)

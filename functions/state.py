@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
-from functions.race_admission import OPERATOR, CallRates, RunningRaces
 from functions.requests import BodiesInFlight
-from functions.signatures import SeenWebhooks, StaleWebhooks
 from shared.deadline import Deadline
 from shared.secret import SHORTEST_SECRET
 from shared.service import Service
@@ -24,7 +22,9 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:
     from functions.cloud_run_iam import IngressProbe
+    from functions.race_admission import CallRates, RunningRaces
     from functions.recorded_races import RecordedRaces
+    from functions.signatures import SeenWebhooks, StaleWebhooks
     from shared.capability import Capability
     from shared.races.ledger import Ledger
 
@@ -46,14 +46,38 @@ class FunctionsState:
             log.warning("functions_token.weak wanted=%d characters or more, at random", SHORTEST_SECRET)
         mode = service.settings.drain_mode
         self.background = background if mode == "auto" else mode == "background"
-        self.races = RunningRaces(service.settings.races.at_once)
-        self.rates = CallRates()
         self.bodies = BodiesInFlight()
-        self.seen_webhooks = SeenWebhooks()
-        self.stale_webhooks = StaleWebhooks()
+
+    # What not every function needs is imported by the one that does: a cold start waits for the imports.
+
+    @cached_property
+    def races(self) -> RunningRaces:
+        from functions.race_admission import RunningRaces
+
+        return RunningRaces(self.settings.races.at_once)
+
+    @cached_property
+    def rates(self) -> CallRates:
+        from functions.race_admission import CallRates
+
+        return CallRates()
+
+    @cached_property
+    def seen_webhooks(self) -> SeenWebhooks:
+        from functions.signatures import SeenWebhooks
+
+        return SeenWebhooks()
+
+    @cached_property
+    def stale_webhooks(self) -> StaleWebhooks:
+        from functions.signatures import StaleWebhooks
+
+        return StaleWebhooks()
 
     def count_call(self, caller: Capability | None) -> None:
         """Raises HttpError 429 for a caller who calls too often: an agent by its work item, the operator as one."""
+        from functions.race_admission import OPERATOR
+
         races = self.settings.races
         if caller is None:
             self.rates.count(OPERATOR, races.calls_per_minute)

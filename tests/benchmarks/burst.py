@@ -43,7 +43,8 @@ class Burst:
 def run() -> BenchmarkResult:
     with stage() as world:
         served, other = production_place(world), production_place(world)
-        with serving(served, UVICORN) as server:
+        pids: list[int] = []
+        with serving(served, UVICORN, pids=pids) as server:
             wait_ready(server)
             with webhooks_to(served, server):
                 session_way(served)
@@ -51,7 +52,7 @@ def run() -> BenchmarkResult:
             bursts, controls = [], []
             for _ in range(ROUNDS):
                 with webhooks_to(served, server):
-                    bursts.append(_burst(served))
+                    bursts.append(_burst(served, pids[0]))
                 delays(world, on=False)
                 controls.append(boots(other, SESSIONS, LIMIT))
                 delays(world, on=True)
@@ -60,10 +61,10 @@ def run() -> BenchmarkResult:
     return _result(singles, bursts, controls, cpu)
 
 
-def _burst(place: Place) -> Burst:
+def _burst(place: Place, server: int) -> Burst:
     admin = place.world.claude_admin
     admin.delete("requests")
-    with usage(place.world) as used:
+    with usage(place.world, server) as used:
         names = set(sessions(place, SESSIONS))
         time.sleep(2.0)
         items = [item for item in admin.get("state")["items"] if item["data"]["id"] in names]

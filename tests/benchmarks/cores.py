@@ -42,12 +42,12 @@ class _CountedProcess:
 
 
 @contextlib.contextmanager
-def usage(world: OfflineWorld) -> Iterator[CoreUsage]:
-    """Filled when the block ends."""
+def usage(world: OfflineWorld, server: int) -> Iterator[CoreUsage]:
+    """Filled when the block ends. `server`: the process id of the bundle's."""
     found = CoreUsage()
-    before, parts_before = _ticks(), _parts(world)
+    before, parts_before = _ticks(), _parts(world, server)
     yield found
-    after, parts_after = _ticks(), _parts(world)
+    after, parts_after = _ticks(), _parts(world, server)
     if before is None or after is None or after[1] == before[1]:
         return
     used = after[0] - before[0]
@@ -56,7 +56,7 @@ def usage(world: OfflineWorld) -> Iterator[CoreUsage]:
     found.busy = used / (after[1] - before[1])
 
 
-def _parts(world: OfflineWorld) -> Mapping[str, float]:
+def _parts(world: OfflineWorld, server: int) -> Mapping[str, float]:
     parts = dict.fromkeys(PARTS[:-1], 0.0)
     processes = _processes()
     services = (world.claude.pid, world.tensorlake.pid)
@@ -66,7 +66,7 @@ def _parts(world: OfflineWorld) -> Mapping[str, float]:
             parts[SERVICES] += process.seconds
         elif world.tensorlake.pid in family:
             parts[WORKERS if ".pyz" in process.command else SANDBOXES] += process.seconds
-        elif os.getpid() in family[1:] and "functions.asgi" in process.command:
+        elif server in family:
             parts[SERVER] += process.seconds
         elif pid == os.getpid():
             parts[BENCHMARK] += process.seconds

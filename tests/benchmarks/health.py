@@ -30,12 +30,13 @@ AIM: Final = 0.05
 def run() -> BenchmarkResult:
     with stage() as world:
         place = production_place(world)
-        with serving(place, UVICORN) as server:
+        pids: list[int] = []
+        with serving(place, UVICORN, pids=pids) as server:
             wait_ready(server)
             _drive(LoadPlan(server, webhooks=50.0, probes=PROBES, seconds=1.0))
             quiet = _drive(LoadPlan(server, webhooks=0.0, probes=PROBES, seconds=QUIET_SECONDS))
             world.claude_admin.delete("requests")
-            with usage(world) as used:
+            with usage(world, pids[0]) as used:
                 storm = _drive(LoadPlan(server, webhooks=WEBHOOKS, probes=PROBES, seconds=STORM_SECONDS))
             polls = sum(world.claude_admin.get("requests")["counts"].values())
         delays(world, on=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from shared import secret as secrets
 from shared.adapters.anthropic_queue import AnthropicQueue
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.errors import SecretUnavailable
-from shared.ports import Refused
+from shared.ports import ProcessSpec, Refused
 from shared.secret import CACHE_SECONDS, RETRY_SECONDS, Secret
 from tests.support.http_stub import StubHandler, stub_server
 
@@ -211,6 +212,41 @@ def test_a_call_that_meets_a_rotated_key_is_made_again_with_the_new_one(rotated:
             await host.aclose()
 
     asyncio.run(scenario())
+
+
+def test_a_sandbox_that_refuses_a_rotated_key_is_called_again_with_the_new_one(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("first")
+    good, shown = ["first"], []
+
+    class Handler(StubHandler):
+        def reply(self) -> None:
+            self.body()
+            shown.append(f"{self.command} {self.headers.get('authorization')}")
+            if self.headers.get("authorization") != f"Bearer {good[0]}":
+                self.answer(401)
+            elif self.path.endswith("/sandboxes/box"):
+                row = {"id": "box", "namespace": "default", "status": "running", "created_at": 1_760_000_000_000}
+                sizes = {"cpus": 1.0, "memory_mb": 1024, "disk_mb": 1024}
+                self.answer(200, json.dumps({**row, "resources": sizes, "sandbox_url": url}).encode())
+            else:
+                self.answer(200, b"{}")
+
+        do_GET = do_POST = reply
+
+    async def scenario() -> None:
+        host = TensorlakeSandboxes(api_url=url, api_key=Secret("KEY", f"file:{key}"), bind_seconds=20.0)
+        try:
+            assert await host.touch("box") is None
+            good[0] = "second"
+            key.write_text("second")
+            assert await host.start("box", ProcessSpec("one", "true", ())) is None
+            assert [each.split()[-1] for each in shown if each.startswith("POST")] == ["first", "second"]
+        finally:
+            await host.aclose()
+
+    with stub_server(Handler) as url:
+        asyncio.run(scenario())
 
 
 def test_on_the_loop_no_secret_is_read_in_the_way_that_blocks() -> None:

@@ -36,8 +36,13 @@ def test_the_start_tells_which_hosts_were_added_to_the_list_of_hosts(caplog: pyt
     with caplog.at_level(logging.INFO, logger="shared.service"):
         for hosts in ("", "*", "pypi.org,api.anthropic.com", "pypi.org"):
             Service(Settings.from_environ(ENVIRON | {"SANDBOX_ALLOW_OUT": hosts}))
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "egress.extended environment=env_1 setting=SANDBOX_ALLOW_OUT hosts=api.anthropic.com"
+        token = "a-long-token-of-nobody-in-particular"
+        forks = {"AGENT_FORK": "true", "FUNCTIONS_TOKEN": token, "FUNCTIONS_PUBLIC_URL": "https://f.example"}
+        Service(Settings.from_environ(ENVIRON | forks | {"SANDBOX_ALLOW_OUT": "pypi.org"}))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"egress.extended environment=env_1 setting=SANDBOX_ALLOW_OUT hosts={hosts}"
+        for hosts in ("api.anthropic.com", "api.anthropic.com,f.example")
+    ]
 
 
 def test_a_race_is_over_before_the_deadline_of_its_caller_and_the_next_one_has_its_own() -> None:
