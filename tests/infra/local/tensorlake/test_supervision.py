@@ -58,6 +58,7 @@ def health(sandbox: Sandbox, name: str = "web") -> str:
 def test_a_failure_is_restarted_under_the_same_name_and_another_pid(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     first = sandbox.start_process("sh", ["-c", "echo up; sleep 60"], name="web", restart=ON_FAILURE).value
+    until(lambda: sandbox.get_stdout("web").value.lines == ["up"])
     sandbox.send_signal("web", 9)
     until(lambda: managed(sandbox).restart_count == 1 and status(sandbox) == "running")
     again = sandbox.get_process("web").value
