@@ -140,6 +140,7 @@ async def take_up(race: HandedRace, state: FunctionsState, deadline: Deadline | 
     environment = state.settings.environments.get(race.environment_id)
     if environment is None:
         raise BadInvocation("environment_id: this environment is not served here")
+    await state.service.ask_the_time()
     taken = await state.recorded.records(environment).take(race.race_id, race.by)
     if taken is None:
         log.warning("race.not_taken_up race=%s: it is over, or another invocation runs it", race.race_id)

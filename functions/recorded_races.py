@@ -32,6 +32,7 @@ from shared.environment_settings import Environment
 from shared.races import events
 from shared.races.cells import CellGone, CellUnclear
 from shared.races.events import ErrorBody, OnEvent
+from shared.races.left_over import end_left_over
 from shared.races.limits import environment_for
 from shared.races.records import OwnRecord, RaceRecords, SeenRecord
 from shared.races.report import RaceReport
@@ -134,8 +135,8 @@ class RecordedRaces:
         return _told(await self.status_of(environment, seen))
 
     async def cancel(self, race_id: str, caller: Capability | None) -> Response:
-        """What a DELETE is answered: 202 for a race that ends now, 200 for one that is over. Raises HttpError 404 for
-        what this caller may not know of, and 503."""
+        """What a DELETE is answered: 202 for a race that ends now, 200 for one that is over or lost, and what that has
+        left is ended. Raises HttpError 404 for what this caller may not know of, and 503."""
         if (known := self._known_here(race_id, caller)) is not None:
             if known.state == "running":
                 self._running[race_id].record.cancelled.set()
@@ -143,6 +144,9 @@ class RecordedRaces:
         environment, seen = await self._found(race_id, caller)
         try:
             seen = await self.records(environment).cancel(seen)
+            if seen.state(self.now()) == "lost":
+                left = await end_left_over(self._service.host, self._service.settings.prefix, environment, race_id)
+                log.info("race.left_over_ended race=%s sandboxes=%d", race_id, left)
         except CellGone:
             raise _not_found() from None
         except CellUnclear as error:
@@ -198,6 +202,7 @@ class RecordedRaces:
         if (ended := self._remembered(race_id)) is not None:
             _same(digest, ended.digest)
             return RaceStatus.model_validate_json(ended.status)
+        await self._service.ask_the_time()
         try:
             claimed = await self.records(environment).claim(race_id, owner, digest)
         except CellUnclear as error:
@@ -217,6 +222,10 @@ class RecordedRaces:
             await drop(running.task)
             raise
 
+    def now(self) -> float:
+        """The service's time of day, in seconds since 1970."""
+        return self._service.now()
+
     @property
     def limits(self) -> RaceLimits:
         return self._service.settings.races
@@ -235,6 +244,7 @@ class RecordedRaces:
 
     async def look(self, environment: Environment, race_id: str) -> SeenRecord | None:
         """Raises HttpError 503."""
+        await self._service.ask_the_time()
         try:
             return await self.records(environment).look(race_id)
         except CellUnclear as error:
@@ -304,7 +314,7 @@ class RecordedRaces:
             log.error("race.end_not_kept race=%s reason=%s", record.head.race_id, unclear)
 
     def records(self, environment: Environment) -> RaceRecords:
-        return RaceRecords(self._service.host, self._service.settings, environment)
+        return RaceRecords(self._service.host, self._service.settings, environment, now=self._service.now)
 
     def _remembered(self, race_id: str) -> _Ended | None:
         ended = self._ended.get(race_id)
@@ -400,7 +410,7 @@ class Asked:
                 seen = await self._waited_for(stands, self.deadline)
                 if seen is None:
                     continue  # it was refused before it began
-                if seen.state(time.time()) == "running":
+                if seen.state(self.races.now()) == "running":
                     text = "the race of this key still runs: ask again"
                     raise HttpError(503, "race_running", text, headers={"retry-after": str(ASK_AGAIN_SECONDS)})
                 stands = await self.races.status_of(self.environment, seen)
@@ -412,7 +422,7 @@ class Asked:
         """The record of a race that another process runs, once it is over or time is up; None where it is gone."""
         looks = 0
         now: SeenRecord | None = seen
-        while now is not None and now.state(time.time()) == "running" and (until is None or not until.passed):
+        while now is not None and now.state(self.races.now()) == "running" and (until is None or not until.passed):
             looks += 1
             await asyncio.sleep(pause_before(looks, _FIRST_LOOK, _LONGEST_PAUSE))
             now = await self.races.look(self.environment, self.race_id)
@@ -423,7 +433,7 @@ class Asked:
         stands = await (self._start(_nobody) if hand_over is None else hand_over(self))
         if isinstance(stands, SeenRecord):
             seen = await self._waited_for(stands, Deadline.after(self.wishes.wait))
-            if seen is None or seen.state(time.time()) == "running":
+            if seen is None or seen.state(self.races.now()) == "running":
                 return None
             stands = await self.races.status_of(self.environment, seen)
         if isinstance(stands, RaceStatus):

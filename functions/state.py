@@ -100,7 +100,7 @@ class FunctionsState:
         """Of agents' races. Needs pydantic."""
         from shared.races.ledger import Ledger
 
-        return Ledger(lambda: self.service.host, self.settings)
+        return Ledger(lambda: self.service.host, self.settings, now=self.service.now)
 
     async def stop_races(self) -> None:
         """Ends the races that run behind their answers."""

@@ -332,6 +332,8 @@ class Service:
         if deadline is not None:
             longest = min(settings.races.deadline, deadline.left() * FOR_RACES)
             settings = settings._replace(races=settings.races._replace(deadline=longest))
+        if not request.dry_run:
+            await self.ask_the_time()
         began, outcome = time.monotonic(), "error"
         with tracing.span("race") as span:
             try:
@@ -342,6 +344,7 @@ class Service:
                     environment=environment_for(request, settings),
                     on_event=on_event,
                     timeouts=timeouts,
+                    now=self.now,
                     in_background=self.in_background,
                     race_id=race_id,
                     cancelled=cancelled,
@@ -361,6 +364,14 @@ class Service:
             if freezes:
                 await asyncio.wait({keeping}, timeout=_KEPT_BEFORE_A_FREEZE)
         return report
+
+    async def ask_the_time(self) -> None:
+        """So that `now` is the Claude API's time of day, where it can be had."""
+        await self._now.ask(self.settings.anthropic_url)
+
+    def now(self) -> float:
+        """In seconds since 1970: what a race's dead-man times and records are written by, and judged by elsewhere."""
+        return self._now.seconds()
 
     def in_background(self, work: Coroutine[None, None, _R]) -> asyncio.Task[_R]:
         """A task that this service sees to the end."""

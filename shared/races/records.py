@@ -246,12 +246,12 @@ class RaceRecords:
         return seen
 
     async def cancel(self, seen: SeenRecord) -> SeenRecord:
-        """Has it written that this race is to end, where it still runs: the copy that runs it looks every LOOK_SECONDS.
-        The record as it stands then. Raises CellGone and CellUnclear."""
+        """Has it written that this race is to end, where no end of it is known: the copy that runs it looks every
+        LOOK_SECONDS. The record as it stands then. Raises CellGone and CellUnclear."""
         for _ in range(_ATTEMPTS):
             stands = await seen.cell.read()
             seen = self._seen(seen.cell, stands)
-            if seen.state(self._now()) != "running" or seen.head.cancel_asked:
+            if seen.head.state != "running" or seen.head.cancel_asked:
                 return seen
             text = seen.head.model_copy(update={"cancel_asked": True}).model_dump_json()
             if (now := await seen.cell.write(stands.number + 1, text)).text == text:

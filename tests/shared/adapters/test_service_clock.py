@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from shared.adapters.service_clock import FRESH, ServiceClock
+from shared import names
+from shared.adapters.service_clock import FRESH, LONGEST, ServiceClock
 from shared.ports import Listing
+from shared.races.race_names import DEAD_MAN_SECONDS
+from shared.races.request import RaceRequest
 from shared.service import Service
+from tests.support.http_stub import StubHandler, stub_server
 from tests.support.waiting import until
-from tests.support.world import Place
+from tests.support.world import IMAGE, Place
 
 WRONG = datetime(2031, 1, 1, tzinfo=UTC)
 NOON = datetime(2026, 11, 28, 12, 0, 0, tzinfo=UTC)
@@ -32,6 +37,55 @@ def test_the_time_is_counted_on_from_an_answers_date_and_the_machines_after_two_
     assert now() == NOON + seconds(FRESH - 1)
     passed[0] += 1
     assert now() == WRONG
+
+
+def test_where_this_machine_has_not_slept_the_time_is_counted_on_for_an_hour() -> None:
+    passed = [0.0]
+    slept = [0.0]
+    now = ServiceClock(lambda: passed[0], lambda: WRONG + seconds(passed[0] + slept[0]))
+    now.told(SAID)
+    passed[0] += LONGEST - 1
+    assert now() == NOON + seconds(LONGEST - 1)
+    slept[0] += 600
+    assert now() == WRONG + seconds(LONGEST - 1 + 600), "a clock that stood still for ten minutes tells nothing"
+
+
+def test_a_date_is_asked_for_once_a_minute_at_most_and_never_with_a_credential() -> None:
+    heard: list[dict[str, str]] = []
+    passed = [0.0]
+
+    class Silent(StubHandler):
+        def do_HEAD(self) -> None:
+            heard.append(dict(self.headers.items()))
+            self.send_response_only(404)  # a refusal without a date
+            self.end_headers()
+
+    now = ServiceClock(lambda: passed[0], lambda: WRONG)
+    with stub_server(Silent) as url:
+        for after in (0.0, 59.0, 1.0):
+            passed[0] += after
+            asyncio.run(now.ask(url))
+    assert len(heard) == 2 and now() == WRONG
+    assert not {"authorization", "x-api-key"} & {name.lower() for headers in heard for name in headers}
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0])
+def test_a_race_of_a_copy_whose_clock_is_wrong_says_the_services_time_in_its_names(place: Place, off: float) -> None:
+    async def raced() -> None:
+        service = Service(place.settings, now=ServiceClock(machine=lambda: datetime.now(UTC) + seconds(off)))
+        try:
+            await service.race(RaceRequest.model_validate({"source": {"image": IMAGE}, "n": 1, "script": "true"}))
+        finally:
+            await service.aclose()
+
+    asyncio.run(raced())
+    everything = place.world.tensorlake_admin.get("state")["sandboxes"]
+    kinds = [names.parse(place.settings.prefix, box["name"] or "") for box in everything]
+    tag = names.environment_tag(place.environment_id)
+    (dead_man,) = {
+        kind.dead_man for kind in kinds if isinstance(kind, names.RaceSandbox) and kind.environment_tag == tag
+    }
+    assert abs(dead_man - time.time() - DEAD_MAN_SECONDS) < 120
 
 
 def test_an_answer_that_came_late_does_not_turn_the_time_back_for_longer_than_a_minute() -> None:
