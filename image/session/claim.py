@@ -28,6 +28,9 @@ DEFAULT_WORKDIR: Final = "/workspace"
 GIVE_UP_SIGNAL: Final = 23
 """SIGURG on Linux, whose number it is wherever the dispatcher runs: end, unless you have started. Who has never heard
 of it ignores it, the tools in the worker's process group included (docs/claim-protocol.md#a-worker-that-is-overdue)."""
+STOP_SIGNAL: Final = 28
+"""SIGWINCH on Linux: the operator has stopped the work, so end now, and the command that runs as well. Who has never
+heard of it ignores it, and learns of the stop with its next heartbeat."""
 START_GRACE: Final = 30.0  # seconds for a start's steps that wait for nobody, on the busiest machine
 LAST_DEATH: Final = "the last worker died in call "  # how a remark with `ready` begins that tells of it
 LAST_SETUP: Final = "the last set-up failed: "  # how one begins that tells of that

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import httpx2
 
 from image.session.worker.backoff import pauses
+from image.session.worker.interrupts import watched
 from image.session.worker.lease import Lease, Verdict
 
 LOOK_UP_PATIENCE: Final = 30.0  # seconds; less than any lease
@@ -48,13 +49,18 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         work_id: str,
         session_id: str,
         on_session: Callable[[bytes], None],
+        on_stopped: Callable[[], None],
+        on_interrupt: Callable[[], None],
     ) -> None:
-        """`on_session` gets the body of each session look-up before the SDK does."""
+        """`on_session` gets the body of each session look-up before the SDK does. `on_stopped` is called when a
+        heartbeat says that the item is being stopped, `on_interrupt` for each interrupt of the session's turn."""
         self._inner = inner
         self._lease = lease
         self._item = f"/v1/environments/{quote(environment_id, safe='')}/work/{quote(work_id, safe='')}"
         self._session = f"/v1/sessions/{quote(session_id, safe='')}"
         self._on_session = on_session
+        self._on_stopped = on_stopped
+        self._on_interrupt = on_interrupt
         self.verdict: Verdict | None = None
         self.rejected: int | None = None
         self.refused: int | None = None
@@ -73,6 +79,10 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
                 return await self._look_up(request)
             case "GET" if path.endswith(f"{self._session}/events/stream"):
                 request.extensions = _with_patience(request, STREAM_SILENCE)
+                return watched(await self._passed(request, path), self._on_interrupt)
+        return await self._passed(request, path)
+
+    async def _passed(self, request: httpx2.Request, path: str) -> httpx2.Response:
         response = await self._inner.handle_async_request(request)
         if f"{self._session}/events" in path:
             self.refused = response.status_code if response.status_code in (401, 403) else None
@@ -90,6 +100,8 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
             # The SDK takes a 200 that it cannot read for a bug of its own and gives the item up; this it retries.
             raise httpx2.RemoteProtocolError("the heartbeat's answer is unreadable", request=request)
         self.verdict = verdict
+        if verdict is Verdict.STOPPED and self._lease.state in ("stopping", "stopped"):
+            self._on_stopped()
         final = verdict is Verdict.DOUBTFUL and 400 <= response.status_code < 500
         self.rejected = response.status_code if final and response.status_code not in _TRANSIENT else None
         return response

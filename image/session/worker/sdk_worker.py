@@ -35,6 +35,8 @@ from image.session.worker.tool_processes import OperatorTools, ToolSettings
 _TIMEOUT: Final = httpx2.Timeout(30.0, connect=5.0)
 _RETRIES: Final = 2
 _LOOK: Final = 1.0  # seconds between two looks at the lease while a call waits for the set-up
+_STOPPED: Final = "the command was ended: the session's work was stopped"
+_INTERRUPTED: Final = "the command was ended: its turn was interrupted"
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,8 @@ async def _serve(
         work_id=claim.work_id,
         session_id=claim.session_id,
         on_session=on_session,
+        on_stopped=lambda: Shell.break_off(_STOPPED),
+        on_interrupt=lambda: Shell.break_off(_INTERRUPTED),
     )
     client = AsyncAnthropic(
         auth_token=token_of(secret),
@@ -117,6 +121,7 @@ async def _serve(
             scope.cancel()
 
         stop.on_request(lambda: loop.call_soon_threadsafe(wind_down))
+        stop.on_order(lambda: loop.call_soon_threadsafe(Shell.break_off, _STOPPED))
         try:
             await worker.handle_item(
                 work_id=claim.work_id,

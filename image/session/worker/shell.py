@@ -1,4 +1,4 @@
-"""The agent's shell: the SDK's own persistent bash, mended in three places.
+"""The agent's shell: the SDK's own persistent bash, mended in four places.
 
 - A command that bash cannot parse ends the SDK's shell, and one that is not complete (an open quote, a missing `fi`, a
   trailing backslash) swallows the mark that the SDK waits for until its time-out of 120 s. Here another bash reads the
@@ -6,6 +6,8 @@
 - What the agent starts in the background writes into the shell's output. In the SDK that is a pipe which breaks with
   the worker and which nobody empties between two calls, so a server dies or stops at its first lines of log. Here
   the worker empties it all the time, and a small process of its own empties it once the worker is gone.
+- The SDK breaks off no call that runs, and has no way to. Here a command ends when its turn is interrupted or its work
+  is stopped; what the agent left running in the background does not.
 - When memory runs out the kernel is to end what the agent runs, and not the worker (docs/image.md#what-lives-on).
 """
 
@@ -25,10 +27,13 @@ import anyio
 import anyio.abc
 from anthropic.lib.tools.agent_toolset import BASH_DEFAULT_TIMEOUT, BASH_OUTPUT_LIMIT, BashResult, BashSession
 
+from image.session.worker.command_end import interrupt, kill_in_front
+
 _KEPT: Final = 2 * BASH_OUTPUT_LIMIT  # bytes; the SDK shows the last BASH_OUTPUT_LIMIT and says that it cut
 _KEPT_BETWEEN_CALLS: Final = 8192  # bytes of what background programs said, shown with the next command's output
 _READ: Final = 65_536
 _PARSE_SECONDS: Final = 10.0
+_UNTIL_FORCE: Final = 3.0  # seconds that a command has to end by itself when it is broken off
 _LONGEST_PROBLEM: Final = 4000  # characters
 _OOM_SCORE: Final = b"700"  # of 1000; the worker has what the sandbox gave it, usually 0
 
@@ -43,6 +48,21 @@ class Shell(BashSession):
     _output: _Output
     variables: ClassVar[Mapping[str, str]] = {}
     """What the session's set-up adds to the environment of each shell."""
+    _at_work: ClassVar[set[Shell]] = set()
+    _broken_off = ""
+
+    @classmethod
+    def break_off(cls, why: str) -> None:
+        """Ends each command that runs, and its shell with it; its result says `why`. In the event loop's thread."""
+        for shell in list(cls._at_work):
+            if not shell._broken_off:
+                shell._broken_off = why
+                interrupt(shell._proc.pid)
+                asyncio.get_running_loop().call_later(_UNTIL_FORCE, shell._end_by_force)
+
+    def _end_by_force(self) -> None:
+        if self in self._at_work and not self.closed:
+            kill_in_front(self._proc.pid)
 
     @classmethod
     async def start(cls, workdir: str | os.PathLike[str], *, env: Mapping[str, str] | None = None) -> Shell:
@@ -68,6 +88,18 @@ class Shell(BashSession):
         return shell
 
     async def exec(self, cmd: str, timeout: float = BASH_DEFAULT_TIMEOUT) -> BashResult:
+        self._broken_off = ""
+        self._at_work.add(self)
+        try:
+            result = await self._exec(cmd, timeout)
+        finally:
+            self._at_work.discard(self)
+        if not self._broken_off:
+            return result
+        said, code = result
+        return BashResult(f"{said}\n[{self._broken_off}]".lstrip("\n"), code or -1)
+
+    async def _exec(self, cmd: str, timeout: float) -> BashResult:
         problem = await _syntax_problem(cmd)
         if problem is not None:
             return BashResult(problem, 2)

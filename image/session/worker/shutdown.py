@@ -1,6 +1,7 @@
 """Requests to stop: a signal, or the end of the worker's lifetime. The first one decides the exit status.
 
-One signal asks to give up, which a worker does that has not started and no other: both are decided under one mutex
+One signal says that the work was stopped, so that no command is waited for. Another asks to give up, which a worker
+does that has not started and no other: both are decided under one mutex
 (docs/claim-protocol.md#a-worker-that-is-overdue).
 """
 
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from image.session.claim import GIVE_UP_SIGNAL, Ended, Exit
+from image.session.claim import GIVE_UP_SIGNAL, STOP_SIGNAL, Ended, Exit
 
 # Seconds from a request to stop until the process is gone, whatever it is doing. A tool in flight is never
 # interrupted and may take 150 s, and its result must still be posted (docs/wire/anthropic.md#t15).
@@ -34,6 +35,7 @@ class Shutdown:
         self._wake = threading.Event()
         self._reason: tuple[Exit, str] | None = None
         self._callback: Callable[[], object] | None = None
+        self._on_order: Callable[[], object] | None = None
         self._start: threading.Timer | None = None
         self._given_up = False
         self._started = False
@@ -50,6 +52,7 @@ class Shutdown:
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda _number, _frame: None)
+        signal.signal(STOP_SIGNAL, lambda _number, _frame: None)
         signal.signal(GIVE_UP_SIGNAL, self._note_given_up)
         threading.Thread(target=self._hear, args=(read_end,), name="signals", daemon=True).start()
         self._after(lifetime, lambda: self.request(Exit.LIFETIME, f"lifetime of {lifetime:g} s is over"))
@@ -86,6 +89,10 @@ class Shutdown:
         if late:
             callback()
 
+    def on_order(self, callback: Callable[[], object]) -> None:
+        """Called from another thread, each time that somebody says that the work was stopped."""
+        self._on_order = callback
+
     def check(self) -> None:
         """Raises Ended where somebody has asked to stop."""
         if self._reason is not None:
@@ -107,6 +114,10 @@ class Shutdown:
             for number in os.read(read_end, 64):
                 if number in _SIGNALS:
                     self.request(Exit.STOPPED, signal.Signals(number).name)
+                elif number == STOP_SIGNAL:
+                    self.request(Exit.STOPPED, "its work was stopped")
+                    if self._on_order is not None:
+                        self._on_order()
                 elif number == GIVE_UP_SIGNAL:
                     self._give_up()
 

@@ -141,7 +141,10 @@ def shell(session: SessionArgument) -> None:
 
 @command(app, "stop", SEEING, "stop sesn_01H2...", "stop sesn_01H2... --yes")
 def stop(session: SessionArgument, yes: Yes = False) -> None:
-    """Stop the session's work: the worker winds down, a running command is ended, its result may be lost."""
+    """Stop the session's work: the worker winds down, a running command is ended, its result may be lost.
+
+    What the agent has left running in the background goes on.
+    """
     from infra.cli.fleet import actions
 
     with edge():
@@ -150,9 +153,9 @@ def stop(session: SessionArgument, yes: Yes = False) -> None:
 
 @command(app, "interrupt", SEEING, "interrupt sesn_01H2...")
 def interrupt(session: SessionArgument) -> None:
-    """End the session's turn. It keeps its sandbox and waits for a message.
+    """End the session's turn, and a command that runs. It keeps its sandbox and waits for a message.
 
-    A command that runs goes on to its end, for 150 seconds at most, and its log stands still meanwhile.
+    What the agent has left running in the background goes on. A tool of your own goes on for TOOL_SECONDS at most.
     """
     from infra.cli.fleet import actions
 

@@ -8,11 +8,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from image.session.claim import STOP_SIGNAL
 from infra.cli.environ import Loaded
-from infra.cli.fleet.target import NotCarriedOut, Target, done, target
+from infra.cli.fleet.target import AWAKE, NotCarriedOut, Target, done, target
 from infra.cli.session.follow import FeedBroken, FeedRefused
 from shared import names
-from shared.ports import ItemState, SandboxRecord, SandboxStatus, SessionStatus
+from shared.claims.worker_process import WORKER_NAMES
+from shared.ports import Absent, Doubtful, ItemState, SandboxRecord, SandboxStatus, SessionStatus
 
 _WAIT_SECONDS: Final = 90.0
 _FIRST_PAUSE: Final = 0.2
@@ -60,6 +62,7 @@ async def stop(aim: Target, confirm: Confirm) -> str | None:
     if not confirm(f"This stops {item.id}: a command that runs is ended, and its result may be lost."):
         return None
     await aim.queue.stop(aim.session.environment_id, item.id)
+    await _tell_worker(aim)
 
     async def stopped() -> bool:
         return all(each.state is ItemState.STOPPED for each in await aim.items() if each.id == item.id)
@@ -78,10 +81,21 @@ async def interrupt(aim: Target, confirm: Confirm) -> str | None:
         return (await aim.people.session(aim.session.id)).status is not SessionStatus.RUNNING and not await _waits(aim)
 
     await _until(at_rest, "the turn has not ended yet; a tool that runs may take its time")
-    return (
-        f"Interrupted. {aim.session.id} keeps its sandbox and waits for a message.\n"
-        "A command that still runs there goes on to its end, for 150 seconds at most; a message is served after it."
-    )
+    return f"Interrupted. {aim.session.id} keeps its sandbox and waits for a message; a command that ran was ended."
+
+
+async def _tell_worker(aim: Target) -> None:
+    """It hears of its stop with the next heartbeat, half a minute later at most; this is sooner. Where it cannot be
+    told it is left at that."""
+    try:
+        box = await aim.sandbox()
+    except NotCarriedOut:
+        return
+    found = await aim.host.process_names(box.id) if box is not None and box.status in AWAKE else Absent()
+    if box is None or isinstance(found, Absent | Doubtful):
+        return
+    workers = [each.name for each in found if each.running and each.name.startswith(WORKER_NAMES)]
+    await asyncio.gather(*(aim.host.signal(box.id, name, STOP_SIGNAL) for name in workers))
 
 
 async def archive(aim: Target, confirm: Confirm) -> str | None:

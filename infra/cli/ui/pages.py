@@ -106,7 +106,7 @@ def timeline_of(
 
 
 class Reader:
-    """Reads both services for the pages. Raises SettingsError, FeedRefused, FeedBroken, NotDone."""
+    """Reads both services for the pages. Raises SettingsError, FeedRefused, FeedBroken, NotCarriedOut."""
 
     def __init__(self, loaded: Loaded, calls_of: CallsOf | None = None) -> None:
         self._loaded = loaded

@@ -36,6 +36,8 @@ def transport(handler: Handler, lease: Lease, sessions: list[bytes] | None = Non
         work_id="work_1",
         session_id="sesn_1",
         on_session=(sessions if sessions is not None else []).append,
+        on_stopped=lambda: None,
+        on_interrupt=lambda: None,
     )
 
 

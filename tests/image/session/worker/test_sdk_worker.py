@@ -8,8 +8,10 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from image.session.archive import build_archive, digest
-from image.session.claim import Exit, Word
+from image.session.claim import STOP_SIGNAL, Exit, Word
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import BeatFault, running
 from tests.support.waiting import until
@@ -176,6 +178,48 @@ def test_sigterm_lets_the_tool_in_flight_finish_and_post(tmp_path: Path) -> None
         assert worker.exit() is Exit.STOPPED, worker.report()
         assert [result["content"][0]["text"] for result in service.results] == ["finished"]
         assert "SIGTERM" in worker.ending()
+
+
+IN_FRONT = "(sleep 600 & echo $! >behind; touch begun; sleep 600; touch went-on); touch went-on"
+
+
+@pytest.mark.parametrize("how", ["its next heartbeat says so", "a signal says so at once"])
+def test_a_command_of_stopped_work_is_ended_and_its_call_answered_and_what_runs_behind_it_lives(
+    how: str, tmp_path: Path
+) -> None:
+    ttl = 2 if "heartbeat" in how else 300
+    with running(tool_calls=[("bash", {"command": IN_FRONT})], ttl=ttl) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        _wait_for_file(box.workdir / "begun")
+        with service.lock:
+            service.state = "stopping"
+        if ttl > 2:
+            worker.process.send_signal(STOP_SIGNAL)
+        assert worker.exit() is Exit.STOPPED, worker.report()
+        assert "its work was stopped" in worker.ending() or "the item was stopped" in worker.ending()
+        (result,) = service.results
+        assert result["is_error"] and "the session's work was stopped" in result["content"][0]["text"]
+        assert service.stops() == 1 and not (box.workdir / "went-on").exists()
+        os.kill(int((box.workdir / "behind").read_text()), signal.SIGKILL)  # raises where it is gone
+
+
+@pytest.mark.parametrize("command", [IN_FRONT, "touch begun; trap true INT; while sleep 0.1; do :; done"])
+def test_a_command_of_an_interrupted_turn_is_ended_by_force_if_need_be_and_the_worker_serves_on(
+    command: str, tmp_path: Path
+) -> None:
+    with running(tool_calls=[("bash", {"command": command}), READ]) as service, sandbox(tmp_path) as box:
+        service.ack()
+        (box.workdir / "hello.txt").write_text("served on")
+        worker = box.start(make_claim(service.url, box.workdir))
+        _wait_for_file(box.workdir / "begun")
+        with service.lock:
+            service.events.append({"type": "user.interrupt", "id": "sevt_stop", "session_thread_id": "another"})
+            service.events.append({"type": "user.interrupt", "id": "sevt_stop2"})
+        assert worker.exit() is Exit.SERVED, worker.report()
+        said = [result["content"][0]["text"] for result in service.results]
+        assert "its turn was interrupted" in said[0] and "served on" in said[1]
+        assert not (box.workdir / "went-on").exists()
 
 
 def test_a_worker_does_not_outlive_its_lifetime(tmp_path: Path) -> None:
