@@ -28,6 +28,7 @@ BENCHMARKS: Final[Mapping[str, str]] = {
     "calls": "API calls of a session, alone and among a thousand sandboxes",
     "health": "/healthz while 500 webhooks a second arrive",
     "cold_start": "first byte of each function in a fresh interpreter",
+    "memory": "the most memory of each function in its runtime's entry, floods and 64 branches included",
     "overview": "ps, top and cost with a thousand sessions at 50 ms a round trip",
     "steering": "each command on one session among a thousand sandboxes at 50 ms a round trip",
     "fork": "eight children of a 100 MB workspace, beside one copy",

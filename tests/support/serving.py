@@ -53,9 +53,7 @@ def serving(
     `exactly`: its variables, and nothing else but PATH; `{port}` in one becomes the port. Its process id is put into
     `pids`.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     environ = {
         "PATH": os.environ["PATH"],
@@ -95,6 +93,13 @@ def serving(
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 raise AssertionError("the server did not end on SIGTERM") from None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:

@@ -83,6 +83,10 @@ class LambdaRuntime:
         self._server.server_close()
         self._held.close()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def output(self) -> str:
         """What the function has written so far."""
         self._output.seek(0)
