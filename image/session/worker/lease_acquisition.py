@@ -22,9 +22,10 @@ from image.session.worker.http_client import Unanswered, WorkItemClient
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.shutdown import Shutdown
 
-# Seconds between heartbeats before the lease. An ack follows `ready` within two round trips, and the beat after the
-# first pause finds it; every further one is a call that the organisation pays for, so they thin out quickly.
-_FIRST_PAUSE: Final = 0.1
+# Seconds between heartbeats before the lease. An ack follows `ready` within two round trips. The beat after the first
+# pause is on its way for half of one itself, so it finds the ack; every further one is a call that the organisation
+# pays for, so they thin out quickly.
+_FIRST_PAUSE: Final = 0.07
 _LONGEST_PAUSE: Final = 5.0
 _GROWTH: Final = 3.0
 _UNREACHED_PAUSE: Final = 1.0  # at most, while the service has answered nothing yet: a dispatcher waits
