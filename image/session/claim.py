@@ -36,6 +36,7 @@ LAST_DEATH: Final = "the last worker died in call "  # how a remark with `ready`
 LAST_SETUP: Final = "the last set-up failed: "  # how one begins that tells of that
 LONGEST_DETAIL: Final = 500  # characters of a notice's detail
 _LONGEST_FIELD: Final = 128
+_LATEST: Final = 1e11  # Unix seconds
 
 
 def worker_path(digest: str) -> str:
@@ -184,6 +185,7 @@ class Notice(NamedTuple):
     detail: str = ""
     on_behalf: bool = False  # said by a process that passed its claim on to the holder of the lock
     nonce: str = ""  # the claim's, which only its own worker knows
+    at: float = 0.0  # Unix seconds by the sandbox's clock; 0 where the worker does not tell
 
     def to_json(self) -> str:
         return json.dumps({"hands": PROTOCOL_VERSION, **self._asdict()}, separators=(",", ":"))
@@ -205,9 +207,15 @@ class Notice(NamedTuple):
                 detail=str(raw.get("detail", ""))[:LONGEST_DETAIL],
                 on_behalf=bool(raw.get("on_behalf", False)),
                 nonce=str(raw.get("nonce", "")),
+                at=_moment(raw.get("at")),
             )
         except (ValueError, TypeError, KeyError):
             return None
+
+
+def _moment(value: Any) -> float:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LATEST
+    return float(value) if known else 0.0
 
 
 class Ended(Exception):

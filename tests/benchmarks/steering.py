@@ -167,7 +167,6 @@ def _measure(bench: _Bench) -> None:
 
 
 def _at_rest(bench: _Bench, session: str) -> None:
-    bench.run("show", "show", session)
     bench.run("logs", "logs", session)
     bench.run("run", "run", session, "--", "true")
     bench.run("ls", "ls", f"{session}:")

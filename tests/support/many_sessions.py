@@ -111,7 +111,8 @@ class CrowdedService:
     def _item(self, number: int) -> dict[str, Any]:
         state = "active" if number < BUSY else "stopped"
         session = {"type": "session", "id": f"sesn_{number:024d}"}
-        return {"id": f"work_{number}", "state": state, "data": session, "created_at": BEGAN.isoformat()}
+        created = BEGAN - timedelta(minutes=number)
+        return {"id": f"work_{number}", "state": state, "data": session, "created_at": created.isoformat()}
 
 
 @contextlib.contextmanager

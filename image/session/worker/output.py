@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Collection
 from typing import Final, TextIO
 
@@ -73,6 +74,7 @@ class NoticeWriter:
             detail=detail[:LONGEST_DETAIL],
             on_behalf=on_behalf,
             nonce=self._nonce,
+            at=round(time.time(), 3),
         )
         # One write a line, so that lines of two threads never mix.
         try:

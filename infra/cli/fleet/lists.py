@@ -92,9 +92,14 @@ class Lists:
         more = {"include_archived": "true"} if archived else {}
         return await self._pages("/v1/sessions", {"limit": str(PAGE), **more}, pages, read_session)
 
-    async def items(self, environment_id: str, pages: int) -> Listing[Item]:
-        path = f"/v1/environments/{environment_id}/work"
-        return await self._pages(path, {"limit": str(PAGE)}, pages, read_item)
+    async def items(self, environment_id: str, pages: int, back_to: float | None = None) -> Listing[Item]:
+        """`back_to`: Unix seconds; those before are not wanted, where the list turns out to have the newest first."""
+
+        def enough(rows: Sequence[Item]) -> bool:
+            times = [row.created_at for row in rows]
+            return back_to is not None and times[-1:] < [back_to] and times == sorted(times, reverse=True)
+
+        return await self.rows(environment_id, pages, read_item, enough)
 
     async def rows(
         self,

@@ -69,7 +69,7 @@ async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
         aim.items(), aim.sandbox(), aim.people.last_events(aim.session.id, _EVENTS)
     )
     workspace = loaded.environ.get("ANTHROPIC_WORKSPACE_ID", "").strip()
-    (processes, notices), changed = await asyncio.gather(_workers(aim, box), changes(aim, box))
+    (processes, first, notices), changed = await asyncio.gather(_workers(aim, box), changes(aim, box))
     return {
         "session": asdict(aim.session),
         "console": _CONSOLE_PAGE.format(workspace, aim.session.id) if workspace else None,
@@ -104,6 +104,7 @@ async def facts_of(aim: Target, loaded: Loaded) -> dict[str, Any]:
         ],
         "deaths": deaths_among(processes),
         "worker_says": _said(notices),
+        "setup": _setup_steps([*first, *notices]),
         "files": asdict(changed) if changed is not None else None,
         "races": races_of(events),
     }
@@ -130,10 +131,19 @@ def _first_line(result: Mapping[str, Any]) -> str:
     return printable(text.strip().partition("\n")[0], _LONGEST_DETAIL) if isinstance(text, str) else ""
 
 
-async def _workers(aim: Target, box: SandboxRecord | None) -> tuple[Sequence[ProcessState], Sequence[Notice]]:
-    """And what the newest one has said."""
+async def _workers(
+    aim: Target, box: SandboxRecord | None
+) -> tuple[Sequence[ProcessState], Sequence[Notice], Sequence[Notice]]:
+    """And what the first one, which makes the set-up, and the newest one have said; nothing of a first that is both."""
     processes = await _processes(aim, box)
-    return processes, await _notices(aim, box, processes)
+    if box is None or not processes:
+        return processes, (), ()
+    newest = max(processes, key=lambda each: (each.running, started(each.name)))
+    first = min(processes, key=lambda each: started(each.name))
+    told = await asyncio.gather(
+        *(_notices(aim, box, each) for each in {first.name: first, newest.name: newest}.values())
+    )
+    return processes, told[0] if len(told) > 1 else (), told[-1]
 
 
 async def _processes(aim: Target, box: SandboxRecord | None) -> Sequence[ProcessState]:
@@ -146,15 +156,18 @@ async def _processes(aim: Target, box: SandboxRecord | None) -> Sequence[Process
     return [each for each in found if each.name.startswith(WORKER_NAMES)]
 
 
-async def _notices(aim: Target, box: SandboxRecord | None, processes: Sequence[ProcessState]) -> Sequence[Notice]:
-    """What the newest worker has said, as far as its sandbox tells: the agent could have said it as well."""
-    if box is None or not processes:
-        return ()
-    newest = max(processes, key=lambda each: (each.running, started(each.name)))
-    lines = await aim.host.process_output(box.id, newest.name)
+async def _notices(aim: Target, box: SandboxRecord, worker: ProcessState) -> Sequence[Notice]:
+    """What it has said, as far as its sandbox tells: the agent could have said it as well."""
+    lines = await aim.host.process_output(box.id, worker.name)
     if isinstance(lines, Absent | Doubtful):
         return ()
     return [notice for line in lines if (notice := Notice.from_line(line)) is not None]
+
+
+def _setup_steps(notices: Sequence[Notice]) -> list[dict[str, Any]]:
+    """`at` in Unix seconds, None where the worker did not tell."""
+    steps = [notice for notice in notices if notice.word is Word.SETUP]
+    return [{"at": step.at or None, "text": printable(step.detail, _LONGEST_DETAIL)} for step in steps]
 
 
 def _said(notices: Sequence[Notice]) -> dict[str, Any] | None:

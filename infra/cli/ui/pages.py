@@ -13,14 +13,14 @@ from infra.cli.fleet import alarms, one, survey, top
 from infra.cli.fleet.call_use import CallsOf, of_the_functions_at
 from infra.cli.fleet.lists import Item, lists
 from infra.cli.fleet.pace import pause_after
-from infra.cli.fleet.survey import SessionRow
+from infra.cli.fleet.survey import SessionRow, in_words
 from infra.cli.fleet.target import target
 from infra.cli.session.follow import unix_time
 from infra.cli.session.render import Renderer
 from infra.cli.ui import races
 from infra.cli.ui.answers import Shared, SharedEach
 from infra.cli.ui.races import Opened
-from shared.ports import ItemState
+from shared.ports import ItemState, SandboxStatus
 
 _HOURS: Final = 6
 _BINS: Final = 36
@@ -76,9 +76,12 @@ class Moment:
 
 
 def timeline_of(
-    events: Sequence[Mapping[str, Any]], items: Sequence[Mapping[str, Any]], workers: Sequence[Mapping[str, Any]] = ()
+    events: Sequence[Mapping[str, Any]],
+    items: Sequence[Mapping[str, Any]],
+    workers: Sequence[Mapping[str, Any]] = (),
+    setup: Sequence[Mapping[str, Any]] = (),
 ) -> list[Moment]:
-    """The session's turns and calls, and the lives of its work items and workers, oldest first."""
+    """The session's turns and calls, its set-up, and the lives of its work items and workers, oldest first."""
     found: list[Moment] = []
     renderer, last = Renderer(), 0.0
     for event in events:
@@ -102,7 +105,28 @@ def timeline_of(
             became = "it runs" if worker["running"] else "it died" if worker["died"] else "it has ended"
             look = "wrong" if worker["died"] else "work"
             found.append(Moment(at, f"worker {worker['name']} was started: {became}", look))
+    now = time.time()
+    found += [Moment(step["at"], f"set-up: {step['text']}", "work") for step in setup if 0 < (step["at"] or 0) <= now]
     return sorted(found, key=lambda moment: moment.at)
+
+
+def sleeps_of(items: Sequence[Mapping[str, Any]], sandbox: Mapping[str, Any], now: float) -> list[Moment]:
+    """When the sandbox fell asleep, at the latest: no service tells, but a sandbox that nobody is in sleeps once it has
+    been idle for its time-out (docs/wire/tensorlake.md#5-lifecycle-endpoints)."""
+    born, idle = sandbox["created_at"], sandbox["timeout_seconds"]
+    if born is None or not idle:
+        return []
+    ends = [item["stopped_at"] for item in items if item["stopped_at"] is not None and item["stopped_at"] > born]
+    begins = sorted(item["created_at"] for item in items)
+    found = []
+    for end in ends:
+        asleep, later = end + idle, next((at for at in begins if at > end), None)
+        if later is not None and asleep < later:
+            until = f"until {in_words(later - asleep)} later, when work came; unless somebody was in it"
+            found.append(Moment(asleep, f"the sandbox was asleep, {until}", "work"))
+        elif later is None and sandbox["state"] == SandboxStatus.SUSPENDED.value:
+            found.append(Moment(min(asleep, now), "the sandbox sleeps, at the latest from here on", "work"))
+    return found
 
 
 class Reader:
@@ -145,7 +169,10 @@ class Reader:
             facts = await one.facts_of(aim, self._loaded)
             async with lists(aim.settings.anthropic_url, key) as people:
                 events = await people.last_events(aim.session.id, _EVENTS)
-        return {"facts": facts, "moments": timeline_of(events, facts["items"], facts["workers"]), "now": time.time()}
+        now = time.time()
+        moments = timeline_of(events, facts["items"], facts["workers"], facts["setup"])
+        moments = sorted([*moments, *sleeps_of(facts["items"], facts["sandbox"], now)], key=lambda moment: moment.at)
+        return {"facts": facts, "moments": moments, "now": now}
 
     async def _look(self) -> tuple[survey.Seen, top.Overview]:
         seen = await survey.look(self._loaded, time.time())

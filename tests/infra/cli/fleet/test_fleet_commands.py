@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def test_a_session_at_rest_is_seen_shown_and_entered(served: CommandLine) -> Non
     assert facts["sandbox"]["state"] == "running" and facts["items"][0]["state"] == "stopped"
     assert [each["exit_code"] for each in facts["workers"]] == [0] and facts["deaths"] == 0
     assert facts["worker_says"]["sdk"] and facts["worker_says"]["state"] == "ended"
+    steps = facts["setup"]
+    assert steps[0]["text"] == "begins" and steps[-1]["text"].startswith("done in")
+    assert facts["session"]["created_at"] < steps[0]["at"] <= steps[-1]["at"] < time.time()
     assert facts["files"]["source"] == "times" and {"path": "kept.txt", "how": "written"} in facts["files"]["files"]
     served.run("run", session, "--", "sh", "-c", _COMMITTED)
     facts = json.loads(served.run("show", session, "--json").stdout)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from infra.cli.environ import Loaded
 from infra.cli.fleet.changes import MOST, Changes, FileChange, read
 from infra.cli.fleet.one import races_of
+from infra.cli.fleet.target import target
 from shared.capability import FORK
+from tests.support.many_sessions import ENVIRONMENT, many_sessions, variables
+
+
+def test_a_young_sessions_items_are_found_without_all_that_is_older_than_it() -> None:
+    async def pages(number: int) -> int:
+        service.calls.clear()
+        async with target(Loaded(variables(service), None), f"sesn_{number:024d}") as aim:
+            assert [item.id for item in await aim.items()] == [f"work_{number}"]
+        return service.calls[f"/v1/environments/{ENVIRONMENT}/work"]
+
+    with many_sessions() as service:
+        assert [asyncio.run(pages(number)) for number in (0, 250, 999)] == [1, 3, 10]
 
 
 def test_an_answer_about_files_is_bounded_and_printable_and_nonsense_is_none() -> None:

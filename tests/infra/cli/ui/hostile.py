@@ -106,7 +106,8 @@ class Hostile(Reader):
             "worker_says": {**dict.fromkeys(("state", "sdk", "setup"), HOSTILE), "leased": False},
             "workers": [{"name": f"{HOSTILE}-{int(NOW):x}-1", "running": False, "exit_code": 1, "died": True}],
         }
-        return {"facts": facts, "moments": timeline_of(events, items, facts["workers"]), "now": time.time()}
+        moments = timeline_of(events, items, facts["workers"], [{"at": NOW, "text": HOSTILE}])
+        return {"facts": facts, "moments": moments, "now": time.time()}
 
     async def _alarms(self) -> list[str]:
         return [f"ALARM   {HOSTILE}"]

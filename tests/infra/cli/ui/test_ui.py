@@ -16,7 +16,7 @@ from infra.cli.environ import Loaded
 from infra.cli.fleet.survey import MOST_CALLS
 from infra.cli.fork.page import POLICY
 from infra.cli.ui import app as ui
-from infra.cli.ui.pages import Reader, graph_of, timeline_of
+from infra.cli.ui.pages import Reader, graph_of, sleeps_of, timeline_of
 from shared.ports import ItemState
 from tests.infra.cli.fleet.test_survey import NOW, SESSION, item
 from tests.infra.cli.fork.test_page import ATTRIBUTES, TAGS, ParsedReport
@@ -198,6 +198,27 @@ def test_the_graph_and_the_timeline_are_of_what_the_services_tell() -> None:
     moments = timeline_of([{**use, "processed_at": "1970-01-01T00:00:06Z"}], [work], workers)
     assert [each.text.split()[-1] for each in moments] == ["queued", "ls", "acked", "died", "runs"]
     assert moments[3].look == "wrong"
+    steps: list[dict[str, Any]] = [
+        {"at": 6.5, "text": "begins"},
+        {"at": None, "text": "of an older worker"},
+        {"at": 2.0**70, "text": "x"},
+    ]
+    told = [each.text for each in timeline_of([{**use, "processed_at": "1970-01-01T00:00:06Z"}], [work], (), steps)]
+    assert told[2] == "set-up: begins" and len(told) == 4
+
+
+def test_a_sandbox_slept_from_its_time_out_after_a_work_item_until_the_next_one() -> None:
+    box = {"created_at": 10.0, "timeout_seconds": 300, "state": "suspended"}
+    lives = [(5.0, 9.0), (20.0, 100.0), (150.0, 200.0), (4_100.0, 5_000.0)]
+    items: list[dict[str, Any]] = [{"created_at": came, "stopped_at": ended} for came, ended in lives]
+    told = sleeps_of(items, box, 9_000.0)
+    assert [each.at for each in told] == [500.0, 5_300.0]
+    assert "until 1 h later" in told[0].text and "sleeps" in told[1].text
+    assert [each.at for each in sleeps_of(items, box, 5_100.0)] == [500.0, 5_100.0]  # put to sleep by somebody
+    assert [each.at for each in sleeps_of(items, {**box, "state": "running"}, 9_000.0)] == [500.0]
+    at_work = [*items, {"created_at": 8_000.0, "stopped_at": None}]
+    assert "when work came" in sleeps_of(at_work, box, 9_000.0)[-1].text
+    assert not sleeps_of(items, {"created_at": None, "timeout_seconds": None, "state": None}, 9_000.0)
 
 
 def test_the_command_prints_an_address_that_shows_a_thousand_sessions_until_ctrl_c() -> None:
