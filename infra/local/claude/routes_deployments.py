@@ -60,7 +60,9 @@ def deployment_routes(platform: ClaudePlatform) -> list[Route]:
         found = _deployment(request)
         if found.archived_at is not None or found.fields["status"] == "paused":
             raise invalid("the deployment is archived or paused")
-        body = {name: found.fields[name] for name in ("agent", "environment_id", "initial_events", "resources")}
+        body = {
+            name: found.fields[name] for name in ("agent", "environment_id", "initial_events", "resources", "vault_ids")
+        }
         outcome: dict[str, Any] = {"session_id": None, "error": None}
         try:
             outcome["session_id"] = platform.create_session(body).id

@@ -199,10 +199,13 @@ _NEW_PROFILE: Final[Mapping[str, Any]] = {
     "access_type": "application",
     "enforcement_actions": [],
     "enforcement_status": "unrestricted",
-    "external_user_details": {},
+    "external_user_details": dict.fromkeys(
+        ("account_status", "country", "email_hash", "entity_type", "name_hash", "onboarded_at", "reference_id")
+    ),
     "metadata": {},
     "name": None,
     "programs": {},
+    "trust_grants": {},
 }
 
 

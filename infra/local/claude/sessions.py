@@ -22,6 +22,7 @@ from infra.local.claude.events import Event, EventLog
 from infra.local.claude.ids import canonical_session_id, new_id
 from infra.local.claude.memories import MemoryStores
 from infra.local.claude.records import merged_metadata, text_field
+from infra.local.claude.shelf import Shelf
 
 Status = Literal["idle", "running", "rescheduling", "terminated"]
 MAX_INITIAL_EVENTS = 50
@@ -68,6 +69,8 @@ class OfflineSession:
     title: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     resources: list[dict[str, Any]] = field(default_factory=list)
+    vault_ids: list[str] = field(default_factory=list)
+    """Shown and not used: no tool of an MCP server is called here."""
     archived_at: datetime | None = None
     status: Status = "idle"
     thread_id: str = field(default_factory=lambda: new_id("sthr"))
@@ -111,7 +114,7 @@ class OfflineSession:
             "metadata": dict(self.metadata),
             "agent": self.agent,
             "resources": list(self.resources),
-            "vault_ids": [],
+            "vault_ids": list(self.vault_ids),
             "budget": None,
             "deployment_id": None,
             "outcome_evaluations": [],
@@ -144,10 +147,11 @@ class OfflineSession:
 
 
 class Sessions:
-    def __init__(self, clock: Clock, agents: Agents, stores: MemoryStores) -> None:
+    def __init__(self, clock: Clock, agents: Agents, stores: MemoryStores, vaults: Shelf) -> None:
         self._clock = clock
         self._agents = agents
         self._stores = stores
+        self._vaults = vaults
         self._sessions: dict[str, OfflineSession] = {}
         self._sequence = itertools.count(1)
 
@@ -158,9 +162,8 @@ class Sessions:
         if not environment.self_hosted:
             raise not_offline("sessions in a cloud environment")
         resources = attach(body, self._stores)
-        for name in ("budget", "vault_ids"):
-            if body.get(name):
-                raise not_offline(f"session {name}")
+        if body.get("budget"):
+            raise not_offline("session budget")
         agent = self._resolve_agent(body.get("agent"))
         now = self._clock.now()
         session = OfflineSession(
@@ -174,9 +177,19 @@ class Sessions:
             title=text_field(body, "title"),
             metadata=merged_metadata({}, body.get("metadata")),
             resources=resources,
+            vault_ids=self._known_vaults(body.get("vault_ids") or []),
         )
         self._sessions[session.id] = session
         return session
+
+    def _known_vaults(self, given: object) -> list[str]:
+        """Raises 400 and 404."""
+        if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+            raise invalid("vault_ids: expected a list of ids")
+        for vault_id in given:
+            if self._vaults.get(vault_id).archived_at is not None:
+                raise invalid(f"vault_ids: {vault_id} is archived")
+        return given
 
     def update(self, session: OfflineSession, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answers the fields that were given, for the `session.updated` event."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import anthropic
@@ -52,6 +53,10 @@ def test_a_vault_keeps_credentials_and_shows_no_secret(stage: ClaudeStage) -> No
     assert vaults.credentials.archive(made.id, vault_id=vault.id).archived_at is not None
     assert vaults.credentials.delete(other.id, vault_id=vault.id).id == other.id
     assert vaults.update(vault.id, display_name="Others").display_name == "Others"
+    create = partial(stage.api.beta.sessions.create, agent=stage.agent_id, environment_id=stage.environment_id)
+    assert create(vault_ids=[vault.id]).vault_ids == [vault.id]
+    with pytest.raises(anthropic.NotFoundError):
+        create(vault_ids=["vlt_none"])
     assert vaults.archive(vault.id).archived_at is not None
     assert vaults.delete(vault.id).type == "vault_deleted"
     with pytest.raises(anthropic.NotFoundError):
@@ -64,6 +69,10 @@ def _headers(stage: ClaudeStage) -> dict[str, str]:
 
 def test_a_user_profile_is_made_changed_and_deleted(stage: ClaudeStage) -> None:
     profiles = stage.api.user_profiles
+    strict = anthropic.Anthropic(
+        base_url=stage.api.base_url, api_key=stage.api.api_key, _strict_response_validation=True
+    )
+    assert strict.beta.user_profiles.create(name="Bob").trust_grants == {}
     made = profiles.create(name="Ada", external_user_details={"country": "GB"})
     assert (made.enforcement_status, made.external_user_details.country) == ("unrestricted", "GB")
     assert profiles.update(made.id, metadata={"k": "v"}).metadata == {"k": "v"}

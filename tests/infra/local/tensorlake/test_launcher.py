@@ -28,6 +28,12 @@ import anyio.streams.file as late  # of a package that was imported elsewhere, p
 status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
 environ = dict(os.environ)
 child = subprocess.run([sys.executable, "-I", "-c", "import anthropic; print(anthropic.__file__)"], capture_output=True)
+def links():
+    for number in sorted(os.listdir("/proc/self/fd"), key=int):
+        try:
+            yield os.readlink("/proc/self/fd/" + number)
+        except OSError:  # the one that the folder was read with
+            pass
 print(json.dumps({
     "argv": sys.argv,
     "program": [sys.executable, sys.prefix, sys.exec_prefix],
@@ -43,7 +49,8 @@ print(json.dumps({
     "host": os.uname().nodename,
     "umask": os.umask(0),
     "dumpable": ctypes.CDLL(None).prctl(3, 0, 0, 0, 0),
-    "descriptors": sorted(os.listdir("/proc/self/fd"), key=int)[:3] + [len(os.listdir("/proc/self/fd"))],
+    # But for the archive, which an interpreter keeps open as often as its importers read it.
+    "descriptors": [link.partition(":")[0] for link in links() if link != sys.argv[0]],
     "streams": [stat.S_IFMT(os.fstat(number).st_mode) for number in range(3)],
     "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
     # Not SIGHUP, the lowest bit: whoever starts the tests under nohup has it ignored.
