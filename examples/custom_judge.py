@@ -1,6 +1,6 @@
 """A judge of your own: the branch whose program is shortest wins, if its tests pass.
 
-    PYTHONPATH=examples RACE_JUDGES=shortest=custom_judge:shortest .venv/bin/hands serve
+    OPERATOR_CODE=examples/custom_judge.py RACE_JUDGES=shortest=custom_judge:shortest .venv/bin/hands serve
 
 A request then says `"judge": {"type": "plugin", "name": "shortest", "options": {"file": "answer.py"}}` and
 `"higher_is_better": false`. What a judge may do: shared/races/plugins.py

@@ -2,7 +2,7 @@
 for reading alone (docs/setup.md#private-repositories).
 
     pip install 'pyjwt[crypto]'
-    PYTHONPATH=examples SETUP_CREDENTIALS=github_app:credential SANDBOX_ALLOW_OUT=github.com \
+    OPERATOR_CODE=examples/github_app.py SETUP_CREDENTIALS=github_app:credential SANDBOX_ALLOW_OUT=github.com \
         GITHUB_APP_ID=123456 GITHUB_APP_KEY_FILE=/run/secrets/app.pem .venv/bin/hands serve
 """
 

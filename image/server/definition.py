@@ -6,9 +6,8 @@ there by whoever starts the server (infra/sandbox), so an image is built anew on
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,11 +40,6 @@ def lock() -> bytes:
     return locks.requirements(extras=[locks.TELEMETRY]).encode()
 
 
-def lock_digest() -> str:
-    """SHA-256 (hex) of `lock`."""
-    return hashlib.sha256(lock()).hexdigest()
-
-
 def dockerfile(recipe: Recipe, digest: str) -> str:
     folder = f"{BAKED}/{folder_name(digest)}"
     return f"""FROM {pinned(recipe.base_image)}
@@ -63,14 +57,15 @@ USER {SERVER_USER}
 """
 
 
-def stage(recipe: Recipe, directory: Path) -> Path:
-    """Fills an empty directory with everything the image is built from; returns its Dockerfile."""
-    files = source_files()
+def stage(recipe: Recipe, directory: Path, more: Mapping[str, bytes] | None = None, requirements: bytes = b"") -> Path:
+    """Fills an empty directory with everything the image is built from; returns its Dockerfile. `more`: files beside
+    ours; `requirements`: another lock than ours alone."""
+    files = {**(more or {}), **source_files()}
     for name, content in files.items():
         target = directory / "bundle" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    (directory / "runtime.lock").write_bytes(lock())
+    (directory / "runtime.lock").write_bytes(requirements or lock())
     path = directory / "Dockerfile"
     path.write_text(dockerfile(recipe, code_digest(files)), encoding="utf-8")
     return path
@@ -81,11 +76,13 @@ def build(
     *,
     api_key: str,
     api_url: str | None = None,
+    more: Mapping[str, bytes] | None = None,
+    requirements: bytes = b"",
     timeout: float = 1800.0,
     emit: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Builds and registers the image; returns its record. `timeout` in seconds. Raises tensorlake's
     `ImageBuildError`s."""
     with tempfile.TemporaryDirectory(prefix="server-image-") as directory:
-        path = stage(recipe, Path(directory))
+        path = stage(recipe, Path(directory), more, requirements)
         return register(path, recipe.name, api_key=api_key, api_url=api_url, timeout=timeout, emit=emit)

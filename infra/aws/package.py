@@ -23,6 +23,8 @@ from typing import Final, Literal
 
 from image import locks
 from image.server.code import source_files
+from infra import operator_code
+from infra.operator_code import CarriedCode
 from shared.errors import HandsError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -61,11 +63,13 @@ def own_files() -> dict[str, bytes]:
     return {name: content for name, content in source_files().items() if name not in _NOT_ON_LAMBDA}
 
 
-def install(target: Path, python: str, architecture: Architecture, *, extras: Collection[str] = ()) -> None:
+def install(
+    target: Path, python: str, architecture: Architecture, *, extras: Collection[str] = (), more: str = ""
+) -> None:
     """The locked dependencies of the run time and of these extras as wheels for Lambda, whatever this machine is.
-    Raises NotBuilt."""
+    `more`: requirements of the operator's own code. Raises NotBuilt, SettingsError."""
     lock = target.with_name("requirements.txt")
-    lock.write_text(locks.requirements(extras=extras), encoding="utf-8")
+    lock.write_text(operator_code.joined(locks.requirements(extras=extras), more), encoding="utf-8")
     command = [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"),
         *("--require-hashes", "--requirement", str(lock), "--target", str(target)),
@@ -112,11 +116,11 @@ def write_zip(path: Path, files: Mapping[str, bytes], byte_code: bool) -> Built:
     return Built(path, hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size, unpacked, byte_code)
 
 
-def build(folder: Path, python: str, architecture: Architecture, *, extras: Collection[str]) -> Built:
-    """The whole zip, in this folder. Takes about a minute. Raises NotBuilt."""
+def build(folder: Path, python: str, architecture: Architecture, *, extras: Collection[str], own: CarriedCode) -> Built:
+    """The whole zip, in this folder. Takes about a minute. Raises NotBuilt, SettingsError."""
     target = folder / "dependencies"
-    install(target, python, architecture, extras=extras)
-    files = {**installed_files(target), **own_files()}
+    install(target, python, architecture, extras=extras, more=own.requirements)
+    files = {**installed_files(target), **own.files, **own_files()}
     byte_code = python == own_python()
     return write_zip(folder / "bundle.zip", with_byte_code(files) if byte_code else files, byte_code)
 

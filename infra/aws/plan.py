@@ -66,7 +66,7 @@ _DRAWN: Final = "x" * 48  # as long as the token that the stack draws
 @dataclass(frozen=True, slots=True)
 class AwsPlan:
     """`parameters` are the template's, without the code's; `secrets` the values to store, by variable; `extras`: of
-    pyproject.toml, what the functions need beside the run-time lock."""
+    pyproject.toml, what the functions need beside the run-time lock; `own`: the operator's code."""
 
     region: str
     stack: str
@@ -76,6 +76,7 @@ class AwsPlan:
     parameters: Mapping[str, str]
     secrets: Mapping[str, str] = field(repr=False)
     extras: tuple[str, ...] = ()
+    own: operator_code.CarriedCode = field(default_factory=operator_code.CarriedCode)
 
     def lines(self) -> list[str]:
         """For people. No value of a secret is in it."""
@@ -111,7 +112,7 @@ def make(environ: Mapping[str, str]) -> AwsPlan:
         raise SettingsError("ENVIRONMENTS_FILE: deploy one stack for each environment instead (AWS_STACK names them)")
     environ = {**environ, **inlined(environ)}
     settings = Settings.from_environ(_as_there(environ))  # what is wrong is said here, not by a function in the cloud
-    operator_code.refuse(settings, "Lambda")
+    own = operator_code.carried(environ, settings, "Lambda")
     more = _passed_on(environ) | telemetry.variables(environ)
     region, stack = where(environ)
     parameters = {"EnvironmentId": environ["ANTHROPIC_ENVIRONMENT_ID"].strip()}
@@ -140,7 +141,7 @@ def make(environ: Mapping[str, str]) -> AwsPlan:
     python, architecture = _runtime(environ)
     parameters |= {"Runtime": f"python{python}", "Architecture": architecture}
     bucket = AwsDeployment.AWS_BUCKET.text(environ) or None
-    return AwsPlan(region, stack, bucket, python, architecture, parameters, secrets, tuple(extras))
+    return AwsPlan(region, stack, bucket, python, architecture, parameters, secrets, tuple(extras), own)
 
 
 _OPTIONS: Final = {

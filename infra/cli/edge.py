@@ -38,6 +38,10 @@ def load(*, served_elsewhere: bool = False) -> Loaded:
             raise
         loaded = environ.elsewhere(os.environ)
     environ.apply(loaded, os.environ)
+    if "OPERATOR_CODE" in os.environ:
+        from infra import operator_code
+
+        operator_code.on_the_path(os.environ, sys.path)
     return loaded
 
 

@@ -8,6 +8,7 @@ from image.session.definition import DEFAULT_BASE, DEFAULT_GIT_EMAIL, DEFAULT_GI
 from infra.aws import plan as aws
 from infra.cli.agents import DEFAULT_MODEL
 from infra.gcp import plan as gcp
+from infra.operator_code import OperatorCode
 from infra.sandbox.plan import ServerSettings
 from shared.setting_kinds import Address, Choice, Flag, Key, KeyKind, Setting, Text, Texts
 from shared.settings_table import SECTIONS, settings_of
@@ -59,5 +60,5 @@ class Images:
     SANDBOX_MCP = Text("", "A JSON file with `mcpServers`, whose tools are served beside them.")
 
 
-ALL_SECTIONS: Final = (*SECTIONS, ServerSettings, Commands, Images, aws.AwsDeployment, gcp.GcpDeployment)
+ALL_SECTIONS: Final = (*SECTIONS, ServerSettings, Commands, Images, aws.AwsDeployment, gcp.GcpDeployment, OperatorCode)
 ALL: Final[tuple[Setting[Any], ...]] = settings_of(*ALL_SECTIONS)

@@ -59,7 +59,8 @@ def build(loaded: Loaded) -> int:
     from image.server.definition import build as build_image
     from image.server.definition import server_recipe
     from image.session.definition import DEFAULT_BASE, BadRecipe
-    from infra.sandbox.plan import IMAGE
+    from infra import operator_code
+    from infra.sandbox.plan import IMAGE, server_lock
 
     key = loaded.need("TENSORLAKE_API_KEY", "create one in the Tensorlake console")
     account = Account.from_environ(loaded.environ)
@@ -70,7 +71,8 @@ def build(loaded: Loaded) -> int:
     try:
         recipe = server_recipe(**_given(name=loaded.environ.get(IMAGE, "").strip()), base_image=base)
         _say(f"Building {recipe.name!r} on {loaded.where}; minutes the first time on the real service ...")
-        build_image(recipe, api_key=key, api_url=account.api_url)
+        own = operator_code.read(loaded.environ)
+        build_image(recipe, api_key=key, api_url=account.api_url, more=own.files, requirements=server_lock(own))
     except BadRecipe as error:
         raise SettingsError(f"{error} ({IMAGE}, SANDBOX_IMAGE_BASE)") from None
     except SandboxImageError as error:

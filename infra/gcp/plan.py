@@ -116,6 +116,7 @@ class GcpPlan:
     """Those that TOOL_SECRETS names; whoever hands items over reads them."""
     extras: tuple[str, ...] = ()
     """Of pyproject.toml: what the functions need beside the run-time lock."""
+    own: operator_code.CarriedCode = field(default_factory=operator_code.CarriedCode)
     grants: Grants = field(default_factory=Grants)
     races_at_once: int = Races.RACES_AT_ONCE.default
 
@@ -301,7 +302,7 @@ def make(environ: Mapping[str, str], number: str = "") -> GcpPlan:
     environ = {**environ, **inlined(environ)}
     plain = {name: value for name, value in environ.items() if name not in _OWN_CHOICE}
     settings = Settings.from_environ(plain)  # whatever is wrong is said here, not by a function in the cloud
-    operator_code.refuse(settings, "Cloud Run")
+    code = operator_code.carried(environ, settings, "Cloud Run")
     project = _checked(environ, GcpDeployment.GCP_PROJECT, r"[a-z][a-z0-9-]{4,28}[a-z0-9]", "a project's id")
     region = _checked(environ, GcpDeployment.GCP_REGION, r"[a-z]+-[a-z]+\d+", "a region, such as europe-west1")
     name = _checked(environ, GcpDeployment.GCP_NAME, r"[a-z]([a-z0-9-]{0,16}[a-z0-9])?", "at most 18 of a-z, 0-9 and -")
@@ -348,6 +349,7 @@ def make(environ: Mapping[str, str], number: str = "") -> GcpPlan:
         *(project, number, region, name, python, schedule, tuple(services), stored, referred),
         tool_secrets=_tool_secrets(environ),
         extras=_extras(environ, granted),
+        own=code,
         grants=granted,
         races_at_once=settings.races.at_once,
     )

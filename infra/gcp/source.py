@@ -12,6 +12,7 @@ from typing import Final
 
 from image import locks
 from image.server.code import source_files
+from infra.operator_code import CarriedCode, joined
 
 FRAMEWORK: Final = "functions-framework"
 _NOT_NEEDED: Final = frozenset({"functions/asgi.py", "functions/aws_lambda.py", "functions/lambda_http.py"})
@@ -23,12 +24,13 @@ __all__ = ["bundle", "fork_best_of_n", "on_run_started", "poll_tick"]
 '''
 
 
-def stage(folder: Path, *, extras: Collection[str] = ()) -> Path:
-    """Fills an empty folder with everything that is uploaded, and returns it."""
+def stage(folder: Path, *, extras: Collection[str] = (), own: CarriedCode | None = None) -> Path:
+    """Fills an empty folder with everything that is uploaded, and returns it. Raises SettingsError."""
+    own = own or CarriedCode()
     files = {name: content for name, content in source_files().items() if name not in _NOT_NEEDED}
     files["main.py"] = _MAIN.encode()
-    files["requirements.txt"] = requirements(extras=extras).encode()
-    for name, content in files.items():
+    files["requirements.txt"] = joined(requirements(extras=extras), own.requirements).encode()
+    for name, content in (*own.files.items(), *files.items()):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

@@ -15,8 +15,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from image.server.code import code_digest, source_files
-from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name
-from infra import telemetry
+from image.server.definition import BROUGHT, DEFAULT_NAME, folder_name, lock
+from infra import operator_code, telemetry
 from infra.sandbox.told import check, told
 from shared.errors import SettingsError
 from shared.setting_kinds import LOOPBACK, Text, Texts, Whole
@@ -58,6 +58,7 @@ class ServerPlan:
     variables: Mapping[str, str] = field(repr=False)
     environments_file: str
     files: Mapping[str, bytes] = field(repr=False)
+    lock: bytes = field(repr=False)
     code: str
 
     @property
@@ -99,7 +100,8 @@ def plan_from(environ: Mapping[str, str]) -> ServerPlan:
     check(settings)
     variables, environments_file = told(settings, environ)
     offline = urlsplit(settings.tensorlake_url).hostname in LOOPBACK
-    files = source_files()
+    own = operator_code.carried(environ, settings, "a sandbox")
+    files = {**own.files, **source_files()}
     port = ServerSettings.WEBHOOK_SANDBOX_PORT
     return ServerPlan(
         settings=settings,
@@ -113,8 +115,14 @@ def plan_from(environ: Mapping[str, str]) -> ServerPlan:
         variables=variables,
         environments_file=environments_file,
         files=files,
+        lock=server_lock(own),
         code=code_digest(files),
     )
+
+
+def server_lock(own: operator_code.CarriedCode) -> bytes:
+    """What the server's image installs. Raises SettingsError."""
+    return operator_code.joined(lock().decode(), own.requirements).encode()
 
 
 def _hosts(settings: Settings, more: tuple[str, ...]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from functions.server import UVICORN_OPTIONS
 from image.server.code import packed
-from image.server.definition import BAKED, BROUGHT, LOCK_COPY, PYTHON, lock_digest
+from image.server.definition import BAKED, BROUGHT, LOCK_COPY, PYTHON
 from infra.sandbox.account import Account
 from infra.sandbox.plan import PROCESS, ServerPlan
 from shared.errors import HandsError
@@ -164,7 +164,7 @@ def _drift(handle: Sandbox, info: SandboxInfo, port: int, plan: ServerPlan) -> l
         found.append(f"it sleeps after {info.timeout_secs} s, not {plan.timeout_seconds}: {advice}")
     if info.image not in (None, plan.image):
         found.append(f"it was made from the image {info.image}, not {plan.image}: {advice}")
-    if _lock_there(handle) != lock_digest():
+    if _lock_there(handle) != hashlib.sha256(plan.lock).hexdigest():
         found.append(f"its dependencies are of other locks (requirements/): make build-webhook, {advice}")
     return found
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from functions.server.scheduler import EVERY_SECONDS
-from infra import operator_code, telemetry
+from infra import telemetry
 from shared import environments_file
 from shared.errors import SettingsError
 from shared.secret import Secret
@@ -25,7 +25,6 @@ _ALSO: Final = ("NO_PROXY", "no_proxy")
 
 def check(settings: Settings) -> None:
     """Raises SettingsError for what such a server can never do."""
-    operator_code.refuse(settings, "a sandbox")
     if settings.drain_mode == "enqueue":
         raise SettingsError("DRAIN_MODE=enqueue is for functions: a server in a sandbox drains by itself")
     if any(each.setup_stores for each in settings.environments.values()):

@@ -49,7 +49,9 @@ def deploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
     bucket = aws.bucket(planned.bucket)
     with tempfile.TemporaryDirectory() as folder:
         print("building the zip ...", flush=True)
-        built = package.build(Path(folder), planned.python, planned.architecture, extras=planned.extras)
+        built = package.build(
+            Path(folder), planned.python, planned.architecture, extras=planned.extras, own=planned.own
+        )
         code_key = aws.upload(bucket, built)
     print(f"code {built.sha256[:12]}: {built.size // 2**20} MiB, {built.unpacked // 2**20} MiB unpacked")
     if not aws.apply(planned, bucket, code_key):

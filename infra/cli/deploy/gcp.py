@@ -100,7 +100,7 @@ def deploy(variables: Mapping[str, str], *, dry_run: bool) -> int:
     with tempfile.TemporaryDirectory() as folder:
         staged, environs = Path(folder, "source"), Path(folder, "environ")
         environs.mkdir()
-        source.stage(staged, extras=planned.extras)
+        source.stage(staged, extras=planned.extras, own=planned.own)
         for service in planned.services:
             (environs / f"{service.name}.json").write_text(plan.environ_file(service), encoding="utf-8")
         gcloud.do(planned.deploys(str(staged), str(environs)))

@@ -87,6 +87,7 @@ def test_the_signature_of_outputs_is_stored_and_read_by_the_tick_alone() -> None
         ({"SETUP_SCRIPT": "x" * 4000}, "the settings take 4[0-9]{3} bytes, and Lambda leaves 3500"),
         ({"OUTPUTS_TO": "file:///outputs"}, "OUTPUTS_TO: a Lambda function cannot write to file:"),
         ({"SETUP_CREDENTIALS": "forge:credential"}, "SETUP_CREDENTIALS: your function is not among what is deployed"),
+        ({"RACE_JUDGES": "a=forge:judge"}, "RACE_JUDGES: your function is not among what is deployed"),
         ({"SETUP_STORES": "gs://inputs/data/"}, "SETUP_STORES: a Lambda function has no credentials for gs://"),
         ({"OUTPUTS_TO": "https://h/x", "OUTPUTS_SIGNATURE": "file:/sig"}, "OUTPUTS_SIGNATURE: a Lambda function"),
     ],

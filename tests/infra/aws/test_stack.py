@@ -23,6 +23,7 @@ from infra.aws import package, plan
 from infra.aws.package import Built
 from infra.aws.stack import Aws, NotDeployedToAws
 from infra.cli.deploy import aws as command
+from infra.operator_code import CarriedCode
 from shared.errors import SettingsError
 from shared.secret import Secret
 from shared.settings import Settings
@@ -71,7 +72,9 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def _small_build(folder: Path, python: str, architecture: package.Architecture, *, extras: Collection[str]) -> Built:
+def _small_build(
+    folder: Path, python: str, architecture: package.Architecture, *, extras: Collection[str], own: CarriedCode
+) -> Built:
     return package.write_zip(folder / "bundle.zip", {"functions/aws_lambda.py": b"# code\n"}, byte_code=False)
 
 
@@ -202,9 +205,11 @@ def test_every_function_gets_the_telemetry_variables_and_its_headers_are_a_secre
     plain = {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example", "OTEL_SERVICE_NAME": "mine"}
     built: list[tuple[str, ...]] = []
 
-    def build(folder: Path, python: str, architecture: package.Architecture, *, extras: Collection[str]) -> Built:
+    def build(
+        folder: Path, python: str, architecture: package.Architecture, *, extras: Collection[str], own: CarriedCode
+    ) -> Built:
         built.append(tuple(extras))
-        return _small_build(folder, python, architecture, extras=extras)
+        return _small_build(folder, python, architecture, extras=extras, own=own)
 
     monkeypatch.setattr(package, "build", build)
     assert deploy(**plain, OTEL_EXPORTER_OTLP_HEADERS=headers, OTEL_SOME_PASSWORD="not-a-real-password") == 0

@@ -79,6 +79,7 @@ def test_only_who_signs_may_sign_and_only_gs_asks_for_rights_and_the_library(
         ({"OUTPUTS_TO": "s3://results"}, "OUTPUTS_TO: a Cloud Run service cannot write to s3:"),
         ({"OUTPUTS_TO": 'gs://results/a"b'}, "OUTPUTS_TO: rights for it can be given only where"),
         ({"SETUP_CREDENTIALS": "forge:credential"}, "SETUP_CREDENTIALS: your function is not among what is deployed"),
+        ({"RACE_JUDGES": "a=forge:judge"}, "RACE_JUDGES: your function is not among what is deployed"),
         ({"SETUP_STORES": "s3://inputs/data/"}, "SETUP_STORES: a Cloud Run service has no credentials for s3://"),
     ],
 )

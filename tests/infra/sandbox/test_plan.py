@@ -180,6 +180,7 @@ def test_every_setting_key_port_and_file_has_its_own_process_name(monkeypatch: p
         ({"OUTPUTS_TO": "file:///results"}, "OUTPUTS_TO: a server in a sandbox cannot write to file:"),
         ({"SETUP_STORES": "s3://inputs/"}, "SETUP_STORES: a server in a sandbox has no credentials"),
         ({"SETUP_CREDENTIALS": "forge:credential"}, "SETUP_CREDENTIALS: your function is not among what is deployed"),
+        ({"RACE_JUDGES": "a=forge:judge"}, "RACE_JUDGES: your function is not among what is deployed"),
         ({"TENSORLAKE_API_KEY": ""}, "TENSORLAKE_API_KEY"),
     ],
 )
