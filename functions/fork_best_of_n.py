@@ -78,7 +78,8 @@ async def fork_best_of_n(request: Request) -> Response:
         race_admission.log_asked(race, caller)
         run = partial(run_asked, race, state, caller, deadline)
         if _has_wishes(request) and not race.dry_run:
-            from functions.recorded_races import Asked, digest_of, wishes_of
+            from functions.race_wishes import digest_of, wishes_of
+            from functions.recorded_races import Asked
 
             wishes = wishes_of(request)
             if wishes.key is not None or wishes.respond_async:

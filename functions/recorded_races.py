@@ -8,7 +8,6 @@ the runtime freezes after an answer the race ends with its call, as any other do
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import OrderedDict
@@ -17,11 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.race_requests import errors_as_answers, say_events
+from functions.race_wishes import HeaderWishes
 from functions.requests import HttpError
 from functions.streaming import LineStream, unless_hung_up
 from shared import names
@@ -46,8 +45,6 @@ from shared.tasks import drop, shielded
 log = logging.getLogger(__name__)
 
 ASK_AGAIN_SECONDS: Final = 2
-LONGEST_KEY: Final = 255
-LONGEST_WAIT: Final = 25.0  # seconds: below what a gateway gives (29)
 MOST_REMEMBERED: Final = 16 * 1024 * 1024  # bytes of ended races' states, in this process
 _FIRST_LOOK, _LONGEST_PAUSE = 0.5, 3.0  # seconds between looks at a race that another copy runs
 _NOT_HERE: Final = (
@@ -61,15 +58,6 @@ _STOPPED: Final = ErrorBody(
 _FAULT: Final = ErrorBody(type="internal", message="a fault of this function")
 RunRace = Callable[[str, OnEvent, asyncio.Event], Coroutine[Any, Any, RaceReport]]
 """Runs the race under this id, until the event asks for its end. Raises HttpError."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderWishes:
-    """What a call's headers ask for. `wait`: so many seconds before the answer is that the race still runs."""
-
-    key: str | None = None
-    respond_async: bool = False
-    wait: float = 0.0
 
 
 @dataclass(slots=True)
@@ -88,33 +76,6 @@ class _Ended:
     digest: str
     status: bytes
     until: float
-
-
-def wishes_of(request: Request) -> HeaderWishes:
-    """Raises HttpError 400 for a key that is none."""
-    respond_async, wait = False, 0.0
-    for value in request.headers.getlist("prefer"):
-        for preference in value.split(","):
-            name, _, argument = (part.strip() for part in preference.partition(";")[0].partition("="))
-            if name.lower() == "respond-async":
-                respond_async = True
-            elif name.lower() == "wait" and argument.isascii() and argument.isdigit():
-                wait = min(float(argument[:6]), LONGEST_WAIT)
-    keys = request.headers.getlist("idempotency-key")
-    if not keys:
-        return HeaderWishes(None, respond_async, wait)
-    key = keys[0].strip()
-    if len(key) > 1 and key[0] == key[-1] == '"':
-        key = key[1:-1]
-    if len(keys) > 1 or not 1 <= len(key) <= LONGEST_KEY or not (key.isascii() and key.isprintable()):
-        text = f"Idempotency-Key: one of 1 to {LONGEST_KEY} printable ASCII characters"
-        raise HttpError(400, "invalid_request", text)
-    return HeaderWishes(key, respond_async, wait)
-
-
-def digest_of(body: bytes) -> str:
-    """The same for two bodies that say the same, in whatever order and spacing."""
-    return hashlib.sha256(orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class RecordedRaces:

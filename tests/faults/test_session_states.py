@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
@@ -16,86 +15,29 @@ import anthropic
 import httpx2
 import pytest
 
-from shared.claims.dispatcher import Dispatcher, utc_now
-from shared.ports import Absent, PollOutcome, WorkItem
+from shared.claims.dispatcher import utc_now
+from shared.ports import PollOutcome, WorkItem
 from shared.reports import Act, DrainReport, ItemEnd
+from tests.faults.session_steps import (
+    agent,
+    box,
+    box_do,
+    changed_drain,
+    events,
+    read,
+    session_with,
+    status,
+    wait_for_item,
+    what_happened,
+    write,
+)
 from tests.faults.test_claims_under_faults import ACK, BEAT, CREATE, PROMPT, assert_served_once, drain, heal, runs
 from tests.faults.test_reconciler import acts, reconcile
 from tests.support.admin import fault
 from tests.support.serving import UVICORN, serving
 from tests.support.signing import delivery, signed
 from tests.support.waiting import until
-from tests.support.world import LEASE, Place, running
-
-
-def session_with(place: Place, prompt: str | None, **fields: Any) -> str:
-    """A session of this place; without a prompt it is queued and idle."""
-    events: list[Any] = []
-    if prompt is not None:
-        events = [{"type": "user.message", "content": [{"type": "text", "text": prompt}]}]
-    arguments = {"agent": place.world.agent_id, "environment_id": place.environment_id, **fields}
-    return place.world.api.beta.sessions.create(**arguments, initial_events=events).id
-
-
-def agent(place: Place, policy: str = "always_allow", **fields: Any) -> str:
-    tools: Any = [{"type": "agent_toolset_20260401", "default_config": {"permission_policy": {"type": policy}}}]
-    return place.world.api.beta.agents.create(name="tester", model="claude-opus-5", tools=tools, **fields).id
-
-
-def events(place: Place, session: str, *types: str) -> list[Any]:
-    wanted: Any = list(types)
-    return list(place.world.api.beta.sessions.events.list(session, types=wanted, limit=1000))
-
-
-def status(place: Place, session: str) -> str:
-    return place.world.api.beta.sessions.retrieve(session).status
-
-
-def box(place: Place, session: str) -> Mapping[str, Any]:
-    """The session's one sandbox, as the platform's own records have it: looking does not wake it."""
-    (found,) = [row for row in place.sandboxes() if row["name"] == place.sandbox(session)]
-    return found
-
-
-def box_do(place: Place, session: str, action: str) -> None:
-    place.world.tensorlake_admin.post(f"sandboxes/{place.sandbox(session)}/{action}")
-
-
-def wait_for_item(place: Place, session: str, state: str) -> None:
-    until(lambda: place.item(session)["state"] == state, f"the item did not get {state}")
-
-
-def read(place: Place, session: str, path: str) -> str | None:
-    async def play() -> str | None:
-        async with place.dispatcher() as dispatcher:
-            sandbox = running(await dispatcher.host.find(place.sandbox(session)))
-            data = await dispatcher.host.read_file(sandbox.id, path, 100_000)
-            return None if isinstance(data, Absent) or not isinstance(data, bytes) else data.decode()
-
-    return asyncio.run(play())
-
-
-def write(place: Place, session: str, path: str) -> None:
-    async def play() -> None:
-        async with place.dispatcher() as dispatcher:
-            sandbox = running(await dispatcher.host.find(place.sandbox(session)))
-            assert await dispatcher.host.write_file(sandbox.id, path, b"") is None
-
-    asyncio.run(play())
-
-
-def changed_drain(place: Place, change: Callable[[Dispatcher], Dispatcher]) -> DrainReport:
-    """One drain by a dispatcher with something changed."""
-
-    async def play() -> DrainReport:
-        async with place.dispatcher() as dispatcher:
-            return await change(dispatcher).drain()
-
-    return asyncio.run(play())
-
-
-def what_happened(item: Mapping[str, Any]) -> list[str]:
-    return [entry["what"] for entry in item["history"]]
+from tests.support.world import LEASE, Place
 
 
 class TestFollowUps:
@@ -255,94 +197,6 @@ class TestArchiveAndDelete:
         assert [item.session_id for item in report.items] == [other]
         heal(place, other)
         assert_served_once(place, other)
-
-
-class TestMemory:
-    def store(self, place: Place, **contents: str) -> str:
-        stores = place.world.api.beta.memory_stores
-        store_id = stores.create(name="Team Notes").id
-        for name, content in contents.items():
-            stores.memories.create(store_id, path=f"/{name}.md", content=content)
-        return store_id
-
-    def contents(self, place: Place, store_id: str) -> dict[str, str | None]:
-        listed = place.world.api.beta.memory_stores.memories.list(store_id, view="full")
-        return {row.path: row.content for row in listed if row.type == "memory"}
-
-    def attached(self, store_id: str, access: str = "read_write") -> list[dict[str, str]]:
-        return [{"type": "memory_store", "memory_store_id": store_id, "access": access}]
-
-    def test_the_agent_reads_and_writes_an_attached_store(self, place: Place) -> None:
-        store = self.store(place, known="the answer is 42")
-        prompt = "$ cat /mnt/memory/team-notes/known.md\nwrite /mnt/memory/team-notes/learnt.md: a new thing"
-        session = session_with(place, prompt, resources=self.attached(store))
-        heal(place, session)
-        assert "the answer is 42" in place.answers(session)[-1]
-        wait_for_item(place, session, "stopped")
-        assert self.contents(place, store) == {"/known.md": "the answer is 42", "/learnt.md": "a new thing"}
-
-    def test_what_one_turn_wrote_is_there_in_the_next_with_another_worker(self, place: Place) -> None:
-        store = self.store(place)
-        session = session_with(place, "$ echo noted > /mnt/memory/team-notes/a.md", resources=self.attached(store))
-        heal(place, session)
-        wait_for_item(place, session, "stopped")
-        place.say(session, "$ cat /mnt/memory/team-notes/a.md; ls /mnt/memory")
-        heal(place, session, turns=2)
-        answer = place.answers(session)[-1]
-        assert "noted" in answer
-        assert ".left-" not in answer
-
-    def test_a_read_only_store_takes_no_writes(self, place: Place) -> None:
-        store = self.store(place, known="fixed")
-        prompt = "write /mnt/memory/team-notes/a.md: x\n$ echo y > /mnt/memory/team-notes/b.md"
-        session = session_with(place, prompt, resources=self.attached(store, "read_only"))
-        heal(place, session)
-        assert "write /mnt/memory/team-notes/a.md failed" in place.answers(session)[-1]
-        wait_for_item(place, session, "stopped")
-        assert self.contents(place, store) == {"/known.md": "fixed"}
-
-    def test_without_a_secret_the_item_is_reported_and_no_other_key_is_given(self, place: Place) -> None:
-        store = self.store(place, known="the answer is 42")
-        session = session_with(place, "$ cat /mnt/memory/team-notes/known.md", resources=self.attached(store))
-        place.world.claude_admin.patch("settings", {"null_secret": True})
-        try:
-            (item,) = drain(place).items
-        finally:
-            place.world.claude_admin.patch("settings", {"null_secret": False})
-        assert item.end is ItemEnd.FAILED
-        assert "no work secret" in item.reason
-        assert place.sandboxes() == []
-        assert place.item(session)["state"] == "queued"
-        heal(place, session)  # the next hand-out has a secret again
-        assert "the answer is 42" in place.answers(session)[-1]
-
-    def test_the_memory_that_a_killed_worker_left_does_not_stop_the_next_one(self, place: Place) -> None:
-        store = self.store(place, known="the answer is 42")
-        once = (
-            "test -e /workspace/killed || { touch /workspace/killed; echo unsaved > new.md; kill -9 $PPID; sleep 1; }"
-        )
-        prompt = f"$ cd /mnt/memory/team-notes; {once}; cat known.md; ls /mnt/memory /mnt/memory/*"
-        session = session_with(place, prompt, resources=self.attached(store))
-        heal(place, session)
-        answer = place.answers(session)[-1]
-        assert "the answer is 42" in answer
-        assert "team-notes.left-" in answer, "what was not uploaded is kept"
-        assert answer.partition(" returned:")[2].count("new.md") == 1, "and only there"
-        assert "lease lapsed" in what_happened(place.item(session))
-        assert len(place.items(session)) == 1
-
-
-class TestSkills:
-    def test_the_agents_skills_are_unpacked_for_the_worker(self, place: Place) -> None:
-        text = b"---\nname: report\ndescription: Writes reports\n---\nSay hello.\n"
-        files = [("report/SKILL.md", text), ("report/scripts/run.sh", b"echo ran the script\n")]
-        skill = place.world.api.skills.create(files=files)
-        skilled = agent(place, skills=[{"type": "custom", "skill_id": skill.id}])
-        prompt = "read skills/report/SKILL.md\n$ bash /workspace/skills/report/scripts/run.sh"
-        session = session_with(place, prompt, agent=skilled)
-        heal(place, session)
-        assert "Say hello." in place.answers(session)[-1]
-        assert "returned: ran the script" in place.answers(session)[-1]
 
 
 class TestConfirmations:

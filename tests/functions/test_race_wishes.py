@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from functions.aws_lambda import LambdaProcess
 from functions.fork_best_of_n import fork_best_of_n
-from functions.recorded_races import LONGEST_WAIT, HeaderWishes, digest_of, wishes_of
+from functions.race_wishes import LONGEST_WAIT, HeaderWishes, digest_of, wishes_of
 from functions.state import STATE, FunctionsState
 from shared import names
 from shared.capability import issue, signing_key

@@ -35,7 +35,6 @@ from shared.ports import (
     OpenCalls,
     Refused,
     SandboxRecord,
-    SandboxStatus,
     StaleEntry,
     WorkItem,
 )
@@ -45,21 +44,38 @@ from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.repairs import Done, EndMarked, Mark, Outcome, Release, Suspend
 from shared.reports import DrainEnd, ItemEnd
 from tests.faults.explorer.explore import rare_collections
+from tests.faults.explorer.mutant_plans import (
+    acked_late,
+    asleep_and_spoken_to,
+    full,
+    killed_in_a_tool,
+    many_sleepers,
+    often_throttled,
+    one_hangs,
+    outdated_looks,
+    partial_lists,
+    pooled,
+    resume_refused_once,
+    served_marked_and_spoken_to,
+    spoken_to_while_looked_at,
+    spoken_to_while_marked,
+    stands_still,
+    stopped_and_killed,
+    storm,
+    stuck,
+    unheard_while_looks_fail,
+    where_looks_fail,
+)
 from tests.faults.explorer.plan import (
-    BootFault,
-    FullQuota,
-    HookFault,
-    LineFault,
     PointFault,
     RunPlan,
     SessionPlan,
     TimedFault,
     Wake,
     plan_of,
-    slow_looks,
 )
-from tests.faults.explorer.run import LEASE, prepared, run
-from tests.support.model.lines import Meets
+from tests.faults.explorer.run import prepared, run
+from tests.faults.explorer.scaled_settings import LEASE
 from tests.support.model.ports import ModelHost, ModelQueue
 from tests.support.model.truth import Violation
 from tests.support.model.worker import Habits, Rules
@@ -223,210 +239,6 @@ def _beginning_with(seed: str) -> Callable[[str], RunPlan]:
     return lambda each: plan_of(seed if each.endswith("-0") else each)
 
 
-def _where_looks_fail(method: str) -> Callable[[str], RunPlan]:
-    """Every plan, with this look-up failing half of the time."""
-
-    def plans(seed: str) -> RunPlan:
-        plan, chance = plan_of(seed), random.Random(seed)
-        failing = [
-            LineFault(f"c{copy}", method, number, Meets.ERROR)
-            for copy in range(plan.copies)
-            for number in range(20)
-            if chance.random() < 0.5
-        ]
-        return replace(plan, line_faults=(*plan.line_faults, *failing))
-
-    return plans
-
-
-def _outdated_looks(seed: str) -> RunPlan:
-    """Sandboxes that come and go within seconds, looked at slowly."""
-    plan, chance = plan_of(seed), random.Random(seed)
-    return replace(
-        plan, eager=True, slow=6.0, line_faults=(*plan.line_faults, *slow_looks(chance, plan.copies)), timed_faults=()
-    )
-
-
-def _unheard_while_looks_fail(seed: str) -> RunPlan:
-    """A worker whose beats are lost for longer than T, and ticks that often cannot list its processes."""
-    plan, chance = _where_looks_fail("process_names")(seed), random.Random(seed)
-    return replace(
-        plan, point_faults=(PointFault(0, chance.choice(("started", "ready")), 0, "outage"),), timed_faults=()
-    )
-
-
-def _spoken_to_while_marked(seed: str) -> RunPlan:
-    """A session that gets a message when its sandbox is marked, which the next poll loses, and a tick that looks at
-    the queue before the message and ends sandboxes long after it, while another tick takes the mark back."""
-    chance = random.Random(seed)
-    looks = 72.0 + 3 * chance.random()
-    says = looks + 0.6 + chance.random()
-    wakes = (Wake(60.0, 1), Wake(looks, 0), Wake(says + 1.0 + chance.random(), 1))
-    slow_list = LineFault("c0", "list_sandboxes", 1, Meets.SLOW_ANSWER)
-    return _spoken_to(seed, says, wakes, slow_list, LineFault("c1", "poll", 2, Meets.LOST_ANSWER))
-
-
-def _spoken_to_while_looked_at(seed: str) -> RunPlan:
-    """A session that gets a message when its sandbox has slept for long, just after a tick has looked at it that is
-    slow to act upon it."""
-    chance = random.Random(seed)
-    looks = 60.0 + 3 * chance.random()
-    says = looks + 0.6 + chance.random()
-    slow_session = [LineFault("c0", "session", number, Meets.SLOW_ANSWER) for number in range(4)]
-    return _spoken_to(seed, says, (Wake(looks, 0), Wake(says + 0.5 + chance.random(), 1)), *slow_session)
-
-
-def _spoken_to(seed: str, says: float, wakes: tuple[Wake, ...], *faults: LineFault) -> RunPlan:
-    """The session is served at once and its sandbox asleep by second 40. The faults make the first copy's second pass
-    take long between a look and its repairs. No webhook arrives."""
-    return RunPlan(
-        seed=seed,
-        copies=2,
-        sessions=(SessionPlan("sesn_Marked", ((5.0, (1,)), (says, (1,))), 0.2, Habits()),),
-        slow=5.4 + random.Random(seed).random(),
-        eager=True,
-        wakes=(Wake(6.0, 0), Wake(40.0, 1), *wakes),
-        line_faults=faults,
-        hook_faults=tuple(HookFault(number, ()) for number in range(4)),
-    )
-
-
-def _stopped_and_killed(seed: str) -> RunPlan:
-    """Somebody asks a session's item to stop while its worker is at work, and sometimes the worker dies of something
-    else before it can."""
-    chance = random.Random(seed)
-    faults = [PointFault(0, "serving", 0, "stop"), PointFault(0, chance.choice(("tool", "stopping")), 0, "kill")]
-    return replace(
-        _spoken_to(seed, 300.0, ()),
-        sessions=(SessionPlan("sesn_Stopped", ((5.0, (1,)),), 0.2, Habits(tool=chance.choice((1.0, 45.0)))),),
-        slow=1.0,
-        eager=False,
-        point_faults=tuple(faults[: chance.choice((1, 2, 2))]),
-        hook_faults=(),
-    )
-
-
-def _killed_in_a_tool(seed: str) -> RunPlan:
-    return replace(
-        _spoken_to(seed, 300.0, (Wake(60.0, 1),)),
-        slow=1.0,
-        eager=False,
-        point_faults=(PointFault(0, "tool", 0, "kill"),),
-    )
-
-
-def _acked_late(seed: str) -> RunPlan:
-    """The copy dies right after it has started the worker; the next one finds it when it has waited for long, and the
-    service answers no ack."""
-    lost = [LineFault("c0", "ack", number, Meets.LOST_REQUEST) for number in range(3)]
-    return RunPlan(
-        seed=seed,
-        copies=1,
-        sessions=(SessionPlan("sesn_Late", ((1.0, (1,)),), 0.2, Habits(start=0.2)),),
-        wakes=(Wake(77.0 + 3.0 * random.Random(seed).random(), 0),),
-        line_faults=(LineFault("c0", "start", 0, Meets.CRASH_AFTER), *lost),
-    )
-
-
-def _stands_still(seed: str) -> RunPlan:
-    """A worker that has the lock stands still before it is ready."""
-    chance = random.Random(seed)
-    return RunPlan(
-        seed=seed,
-        copies=chance.choice((1, 2)),
-        sessions=(SessionPlan("sesn_Still", ((1.0, (1,)),), 0.2, Habits(start=0.2 + chance.random())),),
-        point_faults=(PointFault(0, "locked", 0, "freeze"),),
-    )
-
-
-def _many_sleepers(seed: str) -> RunPlan:
-    return RunPlan(
-        seed=seed,
-        copies=2,
-        sessions=tuple(SessionPlan(f"sesn_Many{n}", ((5.0 + n, (1,)),), 0.2, Habits()) for n in range(20)),
-        wakes=(Wake(40.0, 0), Wake(60.0, 1), Wake(80.0, 0)),
-    )
-
-
-def _often_throttled(seed: str) -> RunPlan:
-    plan = plan_of(seed)
-    held = [LineFault(f"c{copy}", "poll", number, Meets.THROTTLED) for copy in range(plan.copies) for number in (0, 2)]
-    return replace(plan, line_faults=(*plan.line_faults, *held))
-
-
-def _one_hangs(seed: str) -> RunPlan:
-    """A session whose sandbox does not come up, and another one that comes a little later."""
-    chance = random.Random(seed)
-    later = 3.0 + chance.random()
-    return RunPlan(
-        seed=seed,
-        copies=1,
-        sessions=tuple(
-            SessionPlan(f"sesn_Hangs{at:.0f}", ((at, (1,)),), 0.2, Habits()) for at in (1.0, later, later + 2.0)
-        ),
-        boot_faults=(BootFault(1, 30.0, SandboxStatus.TERMINATED),),
-    )
-
-
-def _storm(seed: str) -> RunPlan:
-    """Many webhooks for each turn."""
-    return replace(
-        _one_hangs(seed), hook_faults=tuple(HookFault(n, tuple(0.15 * k for k in range(20))) for n in range(6))
-    )
-
-
-def _full(seed: str) -> RunPlan:
-    return replace(_one_hangs(seed), boot_faults=(), quotas=(FullQuota(0.5, 60.0),))
-
-
-def _asleep_and_spoken_to(seed: str, *faults: LineFault) -> RunPlan:
-    return replace(
-        _spoken_to(seed, 60.0, (), *faults), hook_faults=tuple(HookFault(number, (0.1,)) for number in range(4))
-    )
-
-
-def _resume_refused_once(seed: str) -> RunPlan:
-    return _asleep_and_spoken_to(seed, *(LineFault(f"c{copy}", "resume", 0, Meets.REFUSAL) for copy in range(2)))
-
-
-def _stuck(seed: str) -> RunPlan:
-    return replace(_asleep_and_spoken_to(seed), timed_faults=(TimedFault(50.0, 0, "stuck"),))
-
-
-def _partial_lists(seed: str) -> RunPlan:
-    """Several sessions at work for long, of which every list shows half."""
-    partial = [
-        LineFault(f"c{copy}", "list_items", number, Meets.PARTIAL) for copy in range(2) for number in range(1, 20)
-    ]
-    return RunPlan(
-        seed=seed,
-        copies=2,
-        sessions=tuple(
-            SessionPlan(f"sesn_Part{n}", ((2.0 + n, (1, 1)),), 3.0, Habits(tool=45.0, load=4.0)) for n in range(4)
-        ),
-        eager=True,
-        slow=1.0,
-        wakes=tuple(Wake(10.0 * n, n % 2) for n in range(1, 10)),
-        point_faults=tuple(PointFault(n, "serving", 0, "suspend") for n in range(4)),
-        line_faults=tuple(partial),
-    )
-
-
-def _served_marked_and_spoken_to(seed: str) -> RunPlan:
-    """The copy that served the session does nothing until a webhook wakes it; the other one has marked its sandbox."""
-    plan = _spoken_to(seed, 66.0 + random.Random(seed).random(), (Wake(60.0, 1),))
-    return replace(plan, hook_faults=plan.hook_faults[:2])
-
-
-def _pooled(seed: str) -> RunPlan:
-    """Every plan with a pool: renames are in doubt and copies die between a claim and a rename."""
-    chance = random.Random(seed)
-    meets = (Meets.CRASH_BEFORE, Meets.CRASH_SENT, Meets.LOST_ANSWER, Meets.LOST_ANSWER, Meets.LOST_REQUEST)
-    plan = replace(plan_of(seed), pooled=True)
-    faults = [LineFault(f"c{copy}", "rename", 0, chance.choice(meets)) for copy in range(plan.copies)]
-    return replace(plan, line_faults=(*plan.line_faults, *faults))
-
-
 async def _ends_what_it_may_have_named(self: Binding, pool: WarmPool) -> Bound | NameTaken | None:
     """The copy that does not know whether its rename arrived ends its sandbox and makes another."""
     claimed = await pool.claim(self._host, self._spec)
@@ -515,31 +327,31 @@ MUTANTS: Final = (
         "a failed session look-up read as deleted",
         "I4 I5",
         (ModelQueue, "session", _failed_session_is_absent),
-        plans=_where_looks_fail("session"),
+        plans=where_looks_fail("session"),
     ),
     _mutant(
         "a failed list of items read as empty",
         "I5 I1",
         (ModelQueue, "list_items", _failed_listing_is_empty),
-        plans=_where_looks_fail("list_items"),
+        plans=where_looks_fail("list_items"),
     ),
     _mutant(
         "a failed list of processes read as empty",
         "I5 I1",
         (ModelHost, "process_names", _failed_process_list_is_empty),
-        plans=_unheard_while_looks_fail,
+        plans=unheard_while_looks_fail,
     ),
     _mutant(
         "a sandbox of the pool that got no name is nobody's business",
         "I4",
         (plan_module, "_nameless", lambda *_: iter(())),
-        plans=_pooled,
+        plans=pooled,
     ),
     _mutant(
         "a sandbox whose rename is in doubt is ended",
         "I5 I1",
         (Binding, "_claim", _ends_what_it_may_have_named),
-        plans=_pooled,
+        plans=pooled,
     ),
     _mutant("name lower-cased", "I2", (names, "sandbox_name", _lower_cased)),
     _mutant("release without a last look", "I5 I1", (RepairExecutor, "_release", _release_blindly)),
@@ -547,15 +359,15 @@ MUTANTS: Final = (
         "end of a marked sandbox without a last look",
         "I5",
         (RepairExecutor, "_end_marked", _end_blindly),
-        plans=_spoken_to_while_marked,
+        plans=spoken_to_while_marked,
     ),
     _mutant(
         "mark without a last look",
         "I5 I1 I4",
         (RepairExecutor, "_mark", _mark_blindly),
-        plans=_spoken_to_while_looked_at,
+        plans=spoken_to_while_looked_at,
     ),
-    _mutant("suspend without a last look", "I5", (RepairExecutor, "_suspend", _suspend_blindly), plans=_outdated_looks),
+    _mutant("suspend without a last look", "I5", (RepairExecutor, "_suspend", _suspend_blindly), plans=outdated_looks),
     _mutant(
         "a suspend that ignores queued and starting",
         "I5",
@@ -565,61 +377,61 @@ MUTANTS: Final = (
         "an item that is stopping is nobody's business",
         "I1",
         (plan_module, "_stopping", lambda *_: iter(())),
-        plans=_stopped_and_killed,
+        plans=stopped_and_killed,
     ),
     _mutant(
         "a lost worker's calls are given up though another could run them",
         "I1",
         (Dispatcher, "_bring", _gives_up_what_is_offered_again),
-        plans=_killed_in_a_tool,
+        plans=killed_in_a_tool,
     ),
     _mutant(
         "an ack is asked for again without a look at the worker",
         "I1",
         (dispatcher, "worker_lives", _sees_it_alive),
-        plans=_acked_late,
+        plans=acked_late,
     ),
     _mutant(
         "a worker gets no time to wind down",
         "I5",
         (plan_module, "_WIND_DOWN", 0.0),
-        plans=_stopped_and_killed,
+        plans=stopped_and_killed,
     ),
     _mutant(
         "an idle tick that asks about every sleeper",
         "I9",
         (lookups, "ring_share", lambda _: 10_000),
         (reconciler, "ring_share", lambda _: 10_000),
-        plans=_many_sleepers,
+        plans=many_sleepers,
     ),
     _mutant(
         "retry-after is not honoured",
         "I9",
         (Holds, "left", lambda self, credential: 0.0),
-        plans=_often_throttled,
+        plans=often_throttled,
     ),
     _mutant(
         "an answer that was under way lifts what retry-after said",
         "I9",
         (Holds, "answered", _lifted_by_any_answer),
-        plans=_often_throttled,
+        plans=often_throttled,
     ),
-    _mutant("polls wait for what is served", "I9", (_Round, "run", _waits_for_what_it_serves), plans=_one_hangs),
-    _mutant("each webhook polls", "I9", (claimer, "ROUND_SECONDS", 0.0), plans=_storm),
-    _mutant("an empty queue is polled on", "I9", (claimer, "Empty", StaleEntry), plans=_one_hangs),
-    _mutant("each item tries a full quota", "I9", (Capacity, "lacks", lambda self, reason: None), plans=_full),
-    _mutant("the first refusal sets a sandbox aside", "I5", (binding, "_RESUMES", 1), plans=_resume_refused_once),
+    _mutant("polls wait for what is served", "I9", (_Round, "run", _waits_for_what_it_serves), plans=one_hangs),
+    _mutant("each webhook polls", "I9", (claimer, "ROUND_SECONDS", 0.0), plans=storm),
+    _mutant("an empty queue is polled on", "I9", (claimer, "Empty", StaleEntry), plans=one_hangs),
+    _mutant("each item tries a full quota", "I9", (Capacity, "lacks", lambda self, reason: None), plans=full),
+    _mutant("the first refusal sets a sandbox aside", "I5", (binding, "_RESUMES", 1), plans=resume_refused_once),
     _mutant(
         "a sandbox is remembered indefinitely",
         "I2",
         (KnownSandboxes, "get", lambda self, name: self._known.get(name, (0.0, None))[1]),
-        plans=_served_marked_and_spoken_to,
+        plans=served_marked_and_spoken_to,
     ),
     _mutant(
         "a worker that stands still is waited for",
         "I1",
         (handover, "_give_up", _never_given_up),
-        plans=_stands_still,
+        plans=stands_still,
     ),
     _mutant(
         "deaths in calls count against the item",
@@ -630,18 +442,18 @@ MUTANTS: Final = (
     _mutant("every end of a worker is a death", "I1", (handover, "died", lambda process: True), plans=_leases_end),
     _mutant("an item is given up quietly", "I1", (Dispatcher, "_give_up", _gives_up_quietly), plans=_broken),
     _mutant("an agent is not told", "I1", (RepairExecutor, "_give_up", _interrupts), plans=_broken),
-    _mutant("a stuck sandbox is waited for", "I1", (Binding, "_set_aside", _never_set_aside), plans=_stuck),
+    _mutant("a stuck sandbox is waited for", "I1", (Binding, "_set_aside", _never_set_aside), plans=stuck),
     _mutant(
         "half a list is taken for a whole one",
         "I5 I1 I4",
         (ModelQueue, "list_items", _listed_as_whole),
-        plans=_partial_lists,
+        plans=partial_lists,
     ),
     _mutant(
         "an old address is kept",
         "I1 I4 I5",
         (ModelHost, "route_known_after", staticmethod(lambda known, box: known)),
-        plans=_asleep_and_spoken_to,
+        plans=asleep_and_spoken_to,
     ),
     _mutant(
         "a drain that claims past its deadline",

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from shared.races.report import BranchReport
-from tests.shared.races.test_race_offline import RaceStage, by_name, on_a_session
+from tests.shared.races.race_stage import RaceStage, by_name, on_a_session
 from tests.support.world import Place
 
 SAY: Final = (

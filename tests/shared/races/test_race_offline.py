@@ -3,93 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from image.session.claim import STATE_DIRECTORY
 from shared import names
-from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
-from shared.egress import EgressPolicy
-from shared.ports import CommandOutput, Created, SandboxHost, SandboxRecord, SandboxSpec
+from shared.ports import SandboxRecord
 from shared.races.errors import SourceNotReady, SourceUnknown
-from shared.races.events import BranchDecided, Event, OnEvent, PhaseBegan
-from shared.races.race import run_race
-from shared.races.report import BranchReport, RaceReport
-from shared.races.request import RaceRequest
+from shared.races.events import BranchDecided, Event, PhaseBegan
+from tests.shared.races.race_stage import SESSION, RaceStage, by_name, on_a_session
 from tests.support.admin import fault
 from tests.support.world import IMAGE, Place
-
-SESSION: Final = "sesn_0123456789AbCdEf"
-BIND_SECONDS: Final = 20.0
-WORKSPACE: Final = "/workspace"
-
-
-class RaceStage:
-    """A session's sandbox, and races on it."""
-
-    def __init__(self, place: Place, host: SandboxHost, source: str) -> None:
-        self.place, self.host, self.source = place, host, source
-
-    async def race(self, on_event: OnEvent | None = None, **fields: Any) -> RaceReport:
-        asked = RaceRequest.model_validate_json(json.dumps({"source": {"session_id": SESSION}, **fields}))
-        return await run_race(
-            asked,
-            host=self.host,
-            settings=self.place.settings,
-            environment=self.place.environment,
-            on_event=on_event,
-        )
-
-    async def sh(self, script: str) -> str:
-        """What a script prints in the session's own sandbox."""
-        settings = self.place.settings
-        output = await self.host.run(
-            self.source, "sh", ["-c", script], env={}, user=settings.sandbox_user, working_dir=WORKSPACE, timeout=10
-        )
-        assert isinstance(output, CommandOutput), output
-        assert output.exit_code == 0, output
-        return output.stdout
-
-    def check_nothing_is_left(self) -> None:
-        """Of this environment only the session's sandbox, and no snapshot of it or of a race's sandbox."""
-        assert [box["id"] for box in self.place.sandboxes()] == [self.source]
-        state = self.place.world.tensorlake_admin.get("state")
-        prefix = f"{self.place.settings.prefix}-{names.environment_tag(self.place.environment_id)}-"
-        ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix)}
-        assert not [row for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
-
-
-@asynccontextmanager
-async def staged(place: Place, egress: EgressPolicy | None = None) -> AsyncIterator[RaceStage]:
-    settings = place.settings
-    host = TensorlakeSandboxes(
-        api_url=settings.tensorlake_url, api_key=settings.tensorlake_key, bind_seconds=BIND_SECONDS
-    )
-    try:
-        name = names.sandbox_name(settings.prefix, place.environment_id, SESSION)
-        made = await host.create(SandboxSpec(name=name, image=IMAGE, egress=egress or place.environment.egress))
-        assert isinstance(made, Created), made
-        yield RaceStage(place, host, made.sandbox.id)
-    finally:
-        await host.aclose()
-
-
-def on_a_session(place: Place, test: Callable[[RaceStage], Awaitable[None]]) -> None:
-    async def main() -> None:
-        async with staged(place) as stage:
-            await test(stage)
-            stage.check_nothing_is_left()
-
-    asyncio.run(main())
-
-
-def by_name(report: RaceReport) -> dict[str, BranchReport]:
-    return {branch.name: branch for branch in report.branches}
 
 
 def test_four_branches_start_from_the_sessions_files_and_leave_them_as_they_were(place: Place) -> None:
@@ -201,87 +127,6 @@ def test_files_and_input_reach_the_branch_as_the_agents_own(place: Place) -> Non
         assert got["a"].stdout_tail.split("\n") == ["from stdin", "grüße", " 00 01 ff", "ran in /workspace", "mine"]
         # A link in the place of a file is replaced and not followed.
         assert got["b"].stdout_tail.split("\n") == ["new", "old"]
-
-    on_a_session(place, test)
-
-
-def test_a_candidate_cannot_replace_its_judge(place: Place) -> None:
-    async def test(stage: RaceStage) -> None:
-        cheat = (
-            "echo 'echo 1000' > score.sh; chmod 444 score.sh; "
-            "(while true; do echo 'echo 1000' > score.sh; done) >/dev/null 2>&1 & "
-            "setsid sh -c \"while true; do echo 'echo 1000' > score.sh; done\" >/dev/null 2>&1 & true"
-        )
-        report = await stage.race(
-            branches=[{"name": "cheat", "script": cheat}, {"name": "linked", "script": "ln -s /dev/null score.sh"}],
-            judge={"type": "command", "command": ["sh", "score.sh"], "files": {"score.sh": "sleep 0.3; echo 1\n"}},
-        )
-        assert [branch.score for branch in report.branches] == [1.0, 1.0]
-
-    on_a_session(place, test)
-
-
-@pytest.mark.parametrize("detached", [True, False], ids=["detached", "forking"])
-def test_a_candidate_that_runs_on_cannot_write_its_own_score(place: Place, detached: bool) -> None:
-    """Neither one that leaves its session and its environment behind, nor one that is never long in one process."""
-    if place.world.tensorlake_admin.get("isolation")["level"] == "plain":
-        pytest.skip("a plain sandbox shares its user with the whole machine: there only marked processes are ended")
-    program = (
-        "import glob, os, sys, time\n"
-        "end = time.time() + 20\n"
-        "while time.time() < end:\n"
-        "    if sys.argv[1] == 'fork' and os.fork():\n"
-        "        os._exit(0)\n"
-        "    for out in glob.glob('/tmp/race-*/out'):\n"
-        "        with open(out, 'a') as file:\n"
-        "            file.write('\\n999\\n')\n"
-        "    time.sleep(0.002)\n"
-    )
-    way = "stay" if detached else "fork"
-    start = f"setsid env -i PATH=$PATH python3 /tmp/cheat.py {way} >/dev/null 2>&1 </dev/null &"
-
-    async def test(stage: RaceStage) -> None:
-        report = await stage.race(
-            branches=[
-                {"name": "cheat", "script": f"cat > /tmp/cheat.py; {start} sleep 0.5", "stdin": program},
-                {"name": "honest", "script": "true"},
-            ],
-            judge={"type": "command", "script": "sleep 0.3; echo 1", "files": {"s.py": "x"}},
-        )
-        assert [(branch.status, branch.score) for branch in report.branches] == [("ok", 1.0)] * 2, report
-        assert "999" not in by_name(report)["cheat"].judge_tail
-
-    on_a_session(place, test)
-
-
-def test_what_a_branch_leaves_running_does_not_hold_it_up(place: Place) -> None:
-    async def test(stage: RaceStage) -> None:
-        began = time.monotonic()
-        report = await stage.race(n=1, script="sleep 60 & echo done")
-        assert report.branches[0].stdout_tail == "done"
-        assert time.monotonic() - began < 50
-
-    on_a_session(place, test)
-
-
-def test_a_flood_of_output_comes_back_as_its_tail(place: Place) -> None:
-    async def test(stage: RaceStage) -> None:
-        report = await stage.race(n=1, script="seq 1 2000000; echo the end")
-        assert report.branches[0].status == "ok"
-        assert report.branches[0].stdout_tail.endswith("\n2000000\nthe end")
-        assert len(report.branches[0].stdout_tail) == 4_000
-
-    on_a_session(place, test)
-
-
-def test_a_program_that_does_not_exist_and_one_that_kills_itself_have_failed(place: Place) -> None:
-    async def test(stage: RaceStage) -> None:
-        report = await stage.race(
-            branches=[{"name": "none", "command": ["no-such-program"]}, {"name": "dead", "script": "kill -SEGV $$"}]
-        )
-        got = by_name(report)
-        assert (got["none"].status, got["none"].exit_code) == ("failed", 127)
-        assert (got["dead"].status, got["dead"].exit_code) == ("failed", 139)
 
     on_a_session(place, test)
 

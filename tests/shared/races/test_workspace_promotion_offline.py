@@ -14,7 +14,7 @@ from shared.races.race import run_race
 from shared.races.report import PromotionReport, RaceReport
 from shared.races.request import RaceRequest
 from shared.races.workspace_promotion import PART_BYTES, WorkspacePromotion, promote_workspace
-from tests.shared.races.test_race_offline import RaceStage, on_a_session
+from tests.shared.races.race_stage import RaceStage, on_a_session
 from tests.support.world import Place
 
 CHANGES: Final = r"""
