@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from image import locks
@@ -40,6 +41,9 @@ class AwsDeployment:
     AWS_TICK_CONCURRENCY = Text("5", "Reserved for poll_tick; 0 reserves nothing.")
     AWS_FORK_CONCURRENCY = Text("3", "Reserved for fork_best_of_n; 0 reserves nothing.")
 
+
+TEMPLATE: Final = Path(__file__).with_name("template.yaml")
+_AROUND: Final = 15.0  # seconds of an invocation that are before a claim, and for its answer
 
 # Variable -> the template's resource, output and (with "Secret" behind it) parameter.
 SECRETS: Final[Mapping[str, str]] = {
@@ -113,6 +117,7 @@ def make(environ: Mapping[str, str]) -> AwsPlan:
     environ = {**environ, **inlined(environ)}
     settings = Settings.from_environ(_as_there(environ))  # what is wrong is said here, not by a function in the cloud
     own = operator_code.carried(environ, settings, "Lambda")
+    _check_time(settings)
     more = _passed_on(environ) | telemetry.variables(environ)
     region, stack = where(environ)
     parameters = {"EnvironmentId": environ["ANTHROPIC_ENVIRONMENT_ID"].strip()}
@@ -142,6 +147,21 @@ def make(environ: Mapping[str, str]) -> AwsPlan:
     parameters |= {"Runtime": f"python{python}", "Architecture": architecture}
     bucket = AwsDeployment.AWS_BUCKET.text(environ) or None
     return AwsPlan(region, stack, bucket, python, architecture, parameters, secrets, tuple(extras), own)
+
+
+def _check_time(settings: Settings) -> None:
+    """Raises SettingsError where the template gives poll_tick less time than a sandbox and its worker may take: each
+    item that takes as long would be claimed again and again, and never served."""
+    tick = TEMPLATE.read_text().partition("\n  TickFunction:\n")[2]
+    timeout = re.match(r"(?:    .*\n)*?      Timeout: (\d+)", tick)
+    if timeout is None:
+        raise SettingsError(f"{TEMPLATE}: TickFunction has no Timeout")
+    needed = settings.times.bind + settings.times.handover + _AROUND
+    if needed > int(timeout[1]):
+        raise SettingsError(
+            f"BIND_SECONDS and HANDOVER_SECONDS: poll_tick needs {needed:g} s for an item with these settings, and has "
+            f"{timeout[1]} s: lower them, or raise TickFunction's Timeout in {TEMPLATE.name} (900 s at most)"
+        )
 
 
 _OPTIONS: Final = {

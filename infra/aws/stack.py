@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from infra.aws.package import Built
-from infra.aws.plan import SECRETS, AwsPlan
+from infra.aws.plan import SECRETS, TEMPLATE, AwsPlan
 from shared.errors import HandsError
 
-TEMPLATE: Final = Path(__file__).with_name("template.yaml")
 _BODY_LIMIT: Final = 51_200  # bytes; a larger template must come from a bucket
 _LONGEST: Final = 1800.0
 _TAGS: Final = [{"Key": "project", "Value": "serverless-hands"}]

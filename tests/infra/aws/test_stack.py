@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 import boto3
 import botocore.client
@@ -440,6 +440,12 @@ def test_a_dry_run_calls_nothing_and_shows_no_secret(
     assert "not-a-real" not in said
 
 
+SLOW: Final = {
+    **{"BIND_SECONDS": "90", "HANDOVER_SECONDS": "91", "RECLAIM_SECONDS": "200", "STRANDED_SECONDS": "300"},
+    "DRAIN_DEADLINE_SECONDS": "200",
+}
+
+
 @pytest.mark.parametrize(
     "extra, named",
     [
@@ -450,6 +456,7 @@ def test_a_dry_run_calls_nothing_and_shows_no_secret(
         ({"TENSORLAKE_API_KEY": "file:/run/key"}, "TENSORLAKE_API_KEY"),
         ({"ENVIRONMENTS_FILE": "environments.toml"}, "ENVIRONMENTS_FILE"),
         ({"RECLAIM_SECONDS": "1"}, "RECLAIM_SECONDS"),
+        (SLOW, "BIND_SECONDS.*needs 196 s.*has 180 s"),
     ],
 )
 def test_what_cannot_be_deployed_is_said_before_anything_is_called(

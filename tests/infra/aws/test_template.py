@@ -12,7 +12,7 @@ import pytest
 from functions import aws_lambda
 from functions.invocations import Invocation
 from functions.tick_remarks import remarks
-from infra.aws.stack import TEMPLATE
+from infra.aws.plan import TEMPLATE
 from shared.races.records import DEAD_MAN_SECONDS
 from shared.settings import Settings
 
