@@ -54,6 +54,7 @@ _EARLY: Final = frozenset(
     {Act.RESUME, Act.TOUCH, Act.RELEASE, Act.STOP_ITEM, Act.STOP_WORKER, Act.END_RACE, Act.END_NAMELESS}
 )
 _Row = TypeVar("_Row")
+_PLACES: Final = {act: place for place, act in enumerate(Act)}  # in a report
 _ALL_GONE: Final = 3  # so many sandboxes whose sessions are all unknown are taken for a wrong key or environment
 _SHALLOW: Final = timedelta(hours=6)  # what is older is read only where it decides something
 _LONGEST_REPAIR: Final = 10.0  # seconds
@@ -132,7 +133,7 @@ class _Pass:
             sandboxes=len(world.sandboxes) if world.listed else None,
             items=None if world.items is None else world.items.count,
             lookups=self._lookups,
-            actions=tuple(sorted(self._actions, key=lambda action: list(Act).index(action.act))),
+            actions=tuple(sorted(self._actions, key=lambda action: _PLACES[action.act])),
             needs_interrupt=tuple(self._needs_interrupt),
             alarms=tuple(self._alarms),
             undone=self._undone,
@@ -451,6 +452,8 @@ class _Pass:
 
 def measure(world: World, environment_id: str) -> None:
     """The gauges of what a look has seen; what was not seen keeps its last value."""
+    if not metrics.is_on():
+        return
     of = {metrics.ENVIRONMENT: environment_id}
     if world.listed:
         counts = Counter(sandbox.status for sandbox in world.sandboxes)

@@ -72,7 +72,7 @@ def explore(
             found.checks += result.checks
             found.virtual_seconds += result.seconds
             found.longest_settling = max(found.longest_settling, result.ticks)
-            if number % 100 == 99:
+            if number % 20 == 19:
                 gc.collect()
             if result.violations:
                 found.failures.append(_shrunk(plan, result, loop, rules, 400 if shrinking else 0))

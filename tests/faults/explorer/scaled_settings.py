@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Final
+from dataclasses import fields
+from typing import Any, Final
 
+from image.session.setup import SetupPolicy
 from shared.environment_settings import Environment
 from shared.ports import PoolRecord
 from shared.settings import Settings
@@ -36,7 +38,7 @@ _EAGER: Final = {"IDLE_GRACE_SECONDS": "2", "END_GRACE_SECONDS": "6", "RETENTION
 
 @functools.cache
 def settings_of(*, eager: bool, resume_suspended: bool, pooled: bool) -> Settings:
-    return Settings.from_environ(
+    settings = Settings.from_environ(
         {
             **_SCALED,
             **(_EAGER if eager else {}),
@@ -44,6 +46,23 @@ def settings_of(*, eager: bool, resume_suspended: bool, pooled: bool) -> Setting
             "SANDBOX_POOL": POOL if pooled else "",
         }
     )
+    environment = settings.environments[ENVIRONMENT]
+    return settings._replace(environments={ENVIRONMENT: environment._replace(setup_given=_written(environment.setup))})
+
+
+def _written(setup: SetupPolicy | None) -> SetupPolicy | None:
+    """The same in each of thousands of claims, and made ready for them once."""
+    if setup is None:
+        return None
+    wire = setup.to_wire()
+
+    class Written(SetupPolicy):
+        __slots__ = ()
+
+        def to_wire(self) -> dict[str, Any]:
+            return wire
+
+    return Written(**{each.name: getattr(setup, each.name) for each in fields(setup)})
 
 
 def pool_of(environment: Environment) -> PoolRecord:

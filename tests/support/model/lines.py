@@ -77,14 +77,6 @@ class ModelLine:
     calls: int = 0
     _counts: dict[str, int] = field(default_factory=dict)
 
-    def _meets(self, method: str) -> Meets | None:
-        count = self._counts.get(method, 0)
-        self._counts[method] = count + 1
-        number, self.calls = self.calls, self.calls + 1
-        if not self.faults:
-            return None
-        return self.faults.pop((self.caller, method, count), None) or self.faults.pop((self.caller, "*", number), None)
-
     async def call(self, method: str, effect: Callable[[], Any], *, within: float, about: str = "") -> Any:
         """The answer of `effect`, or what it raises. `effect` may answer a future, which is then waited for.
 
@@ -92,14 +84,19 @@ class ModelLine:
         """
         if self.dead:
             raise asyncio.CancelledError
-        meets = self._meets(method)
+        faults, caller, counts, number = self.faults, self.caller, self._counts, self.calls
+        count = counts.get(method, 0)
+        counts[method], self.calls = count + 1, number + 1
+        meets: Meets | None = None
+        if faults:
+            meets = faults.pop((caller, method, count), None) or faults.pop((caller, "*", number), None)
         if meets is not None:
-            self.trace(self.caller, f"{method} {about} meets: {meets}")
+            self.trace(caller, f"{method} {about} meets: {meets}")
         if meets is Meets.CRASH_BEFORE:
             self.on_crash()
             await forever()
-        loop, chance = self.loop, self.chance
-        there, back = 0.002 + 0.05 * chance.random(), 0.002 + 0.05 * chance.random()
+        loop, chance = self.loop, self.chance.random
+        there, back = 0.002 + 0.05 * chance(), 0.002 + 0.05 * chance()
         match meets:
             case None:
                 pass

@@ -8,11 +8,12 @@ handles are its own: those of asyncio spend a third of a run on what nothing her
 from __future__ import annotations
 
 import asyncio
-import heapq
+import functools
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any, TypeVar, TypeVarTuple
+from heapq import heappop, heappush
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from tests.support.virtual_time import NothingLeftToDoError
 
@@ -20,66 +21,76 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
-class _Step:
-    """What asyncio asks of a handle."""
+_MANY: Final = 10_000  # tasks; then those that are done are forgotten
 
-    __slots__ = ("_at", "_cancelled", "args", "callback", "context")
 
-    def __init__(self, callback: Any, args: Any, context: Context | None, at: float) -> None:
-        self.callback = callback
-        self.args = args
-        self.context = context
-        self._at = at
-        self._cancelled = False
+class _Step(list[Any]):
+    """What asyncio asks of a handle: when, a serial number, the callback (None: cancelled), its arguments and context.
+    A list is made, and compared, without a line of Python."""
+
+    __slots__ = ()
 
     def cancel(self) -> None:
-        self._cancelled = True
-        self.callback = self.args = None
+        self[2] = self[3] = None
 
     def cancelled(self) -> bool:
-        return self._cancelled
+        return self[2] is None
 
     def when(self) -> float:
-        return self._at
+        at: float = self[0]
+        return at
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
     """One at a time in a thread. `steps` counts the callbacks of the current run."""
 
+    _stopping: bool  # BaseEventLoop's own
+
     def __init__(self) -> None:
         super().__init__()
         self._ready: deque[_Step] = deque()
-        self._timers: list[tuple[float, int, _Step]] = []
+        self._timers: list[_Step] = []
+        self._made: list[asyncio.Task[Any]] = []  # asyncio's own set of all tasks is slow to read
         self._serial = 0
         self._now = 0.0
         self.steps = 0
         self.most_steps = 0
+        self.create_future = functools.partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
 
     def time(self) -> float:
         return self._now
 
+    def create_task(  # type: ignore[override]  # no factory, no names
+        self, coro: Coroutine[Any, Any, _T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[_T]:
+        task = asyncio.Task(coro, loop=self, name=name or "", context=context)
+        made = self._made
+        if len(made) == _MANY:
+            made[:] = [each for each in made if not each.done()]
+        made.append(task)
+        return task
+
     def call_soon(  # type: ignore[override]  # see _Step
         self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> _Step:
-        step = _Step(callback, args, context, self._now)
+        step = _Step((self._now, 0, callback, args, context))
         self._ready.append(step)
         return step
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> _Step:
-        step = _Step(callback, args, context, when)
         self._serial += 1
-        heapq.heappush(self._timers, (when, self._serial, step))
+        step = _Step((when, self._serial, callback, args, context))
+        heappush(self._timers, step)
         return step
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> _Step:
-        when = self._now + delay
-        step = _Step(callback, args, context, when)
         self._serial += 1
-        heapq.heappush(self._timers, (when, self._serial, step))
+        step = _Step((self._now + delay, self._serial, callback, args, context))
+        heappush(self._timers, step)
         return step
 
     def run(self, main: Coroutine[Any, Any, _T], *, most_steps: int) -> _T:
@@ -90,43 +101,49 @@ class VirtualLoop(asyncio.BaseEventLoop):
             return self.run_until_complete(main)
         finally:
             self.most_steps = self.steps + most_steps
-            left = asyncio.all_tasks(self)
+            left = [task for task in self._made if not task.done()]
             for task in left:
                 task.cancel()
             if left:
                 self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._ready.clear()
             self._timers.clear()
+            self._made.clear()
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._timers
-        if not ready:
-            while timers and timers[0][2]._cancelled:
-                heapq.heappop(timers)
-            if not timers:
-                raise NothingLeftToDoError
-            self._now = max(self._now, timers[0][0])
-        now = self._now
-        while timers and timers[0][0] <= now:
-            step = heapq.heappop(timers)[2]
-            if not step._cancelled:
-                ready.append(step)
-        self.steps += len(ready)
-        if self.steps > self.most_steps:
-            raise RuntimeError(f"more than {self.most_steps} steps in one run")
-        for _ in range(len(ready)):
-            step = ready.popleft()
-            if step._cancelled:
-                continue
-            try:
-                if step.context is None:
-                    step.callback(*step.args)
-                else:
-                    step.context.run(step.callback, *step.args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self.call_exception_handler({"message": f"{step.callback} failed", "exception": error})
+        """All rounds until the loop is stopped: what is ready, then the clock jumps to the next timers."""
+        ready, timers, next_ready = self._ready, self._timers, self._ready.popleft
+        while not self._stopping:
+            if not ready:
+                while timers and timers[0][2] is None:
+                    heappop(timers)
+                if not timers:
+                    raise NothingLeftToDoError
+                if timers[0][0] > self._now:
+                    self._now = timers[0][0]
+            now = self._now
+            while timers and timers[0][0] <= now:
+                step = heappop(timers)
+                if step[2] is not None:
+                    ready.append(step)
+            count = len(ready)
+            self.steps += count
+            if self.steps > self.most_steps:
+                raise RuntimeError(f"more than {self.most_steps} steps in one run")
+            while count:
+                count -= 1
+                _, _, callback, args, context = next_ready()
+                if callback is None:
+                    continue
+                try:
+                    if context is None:
+                        callback(*args)
+                    else:
+                        context.run(callback, *args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"{callback} failed", "exception": error})
 
     def _write_to_self(self) -> None:
         """Nothing sleeps in a system call, so nobody need be woken."""
