@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from image.session.programs.workspace.entries import TreeChange
 from shared.ports import SandboxRecord, SandboxSpec
 from shared.races.errors import RaceError
 from shared.races.fork_point import RaceContext, stamp
@@ -86,9 +87,13 @@ class JudgeChild:
                 raise
 
 
-def is_run_by_git(path: bytes) -> bool:
-    """Whether git runs what stands in this file of the working directory, or what it names."""
-    parts = path.split(b"/")
+_READ_BY_GIT: Final = (b"config", b"config.worktree", b"attributes", b"commondir", b"gitdir")
+
+
+def is_run_by_git(change: TreeChange) -> bool:
+    """Whether git runs what this change of the working directory has, or what it names. A `.git` that is no directory,
+    a link below one and `commondir` say that the configuration is somewhere else."""
+    parts = change.path.split(b"/")
     if b".git" not in parts[:-1]:
-        return False
-    return parts[-1] in (b"config", b"config.worktree", b"attributes") or b"hooks" in parts
+        return parts[-1] == b".git" and change.now is not None and change.now.kind != "d"
+    return parts[-1] in _READ_BY_GIT or b"hooks" in parts or (change.now is not None and change.now.kind == "l")

@@ -104,7 +104,7 @@ async def _in_sandbox(
             return await _by_program(by, judge_input, sandbox_id)
         case FileJudge():
             text = await _file(judge_input.shell, sandbox_id, by.path)
-            return Score(_read(text.decode(errors="replace"), by.json_path))
+            return Score(await _read(text.decode(errors="replace"), by.json_path))
         case PluginJudge():
             return await _by_plugin(by, ran, judge_input, sandbox_id)
 
@@ -171,8 +171,8 @@ async def _by_program(by: CommandJudge | JunitJudge, judge_input: JudgeInput, sa
                 reason += " (the working directory is on no path of modules: see env and PYTHONPATH)"
             return Unjudged(reason, tail=tail)
         if isinstance(by, CommandJudge) and found:
-            return Score(_read(found, by.json_path), tail)
-        return Score(_read(scored.stdout, by.json_path if isinstance(by, CommandJudge) else None), tail)
+            return Score(await _read(found, by.json_path), tail)
+        return Score(await _read(scored.stdout, by.json_path if isinstance(by, CommandJudge) else None), tail)
     except NoScore as error:
         return Unjudged(f"judge: {error}", tail=tail)
 
@@ -222,5 +222,8 @@ async def _by_plugin(by: PluginJudge, ran: Ran, judge_input: JudgeInput, sandbox
         return Unjudged(f"judge: the plug-in failed ({type(error).__name__})")
 
 
-def _read(text: str, json_path: str | None) -> float:
-    return scores.stated(text) if json_path is None else scores.from_json(text, json_path)
+async def _read(text: str, json_path: str | None) -> float:
+    """A mebibyte takes tens of milliseconds, which nobody else waits for."""
+    if json_path is None:
+        return await asyncio.to_thread(scores.stated, text)
+    return await asyncio.to_thread(scores.from_json, text, json_path)

@@ -104,6 +104,10 @@ class JudgeFolders:
             "XDG_CACHE_HOME": f"{home}/.cache",
             "XDG_DATA_HOME": f"{home}/.local/share",
             "GIT_CONFIG_GLOBAL": "/dev/null",
+            # Else a working directory that looks like a bare repository is one, with its configuration.
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.bareRepository",
+            "GIT_CONFIG_VALUE_0": "explicit",
             "PYTHONPATH": self.files,
             "PYTHONNOUSERSITE": "1",
             "PYTHONSAFEPATH": "1",

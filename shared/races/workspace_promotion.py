@@ -111,12 +111,12 @@ async def promote_workspace(
     on_conflict: OnConflict,
     limits: PromotionLimits,
     throwaway: bool = False,
-    leave_out: Callable[[bytes], bool] = lambda path: False,
+    leave_out: Callable[[TreeChange], bool] = lambda change: False,
 ) -> WorkspacePromotion:
     """Raises PromotionRefused, and then nothing was changed in the source.
 
     `throwaway`: the source, and with it everything that was written there, is ended afterwards, so nothing is cleaned
-    up, and a cancellation ends it at once. Changes at paths that `leave_out` names do not travel.
+    up, and a cancellation ends it at once. Changes that `leave_out` is true of do not travel.
 
     It may be done again, whatever became of it. It takes a few steps of `limits.seconds` at most, and as long as the
     contents travel; cancelled while changes are being made, it ends when they are made.
@@ -141,7 +141,7 @@ class _Promotion:
         on_conflict: OnConflict,
         limits: PromotionLimits,
         throwaway: bool,
-        leave_out: Callable[[bytes], bool],
+        leave_out: Callable[[TreeChange], bool],
     ) -> None:
         self._leave_out = leave_out
         self._throwaway = throwaway
@@ -210,7 +210,7 @@ class _Promotion:
             found = difference(said, self._limits.changes)
         except Nonsense:
             raise self._base.nonsense() from None
-        return replace(found, changes=[change for change in found.changes if not self._leave_out(change.path)])
+        return replace(found, changes=[change for change in found.changes if not self._leave_out(change)])
 
     async def _check(self, changes: Mapping[bytes, TreeChange]) -> Mapping[bytes, tuple[str, TreeEntry | None]]:
         asked = await self._source.put(_packed({"changes": to_wire(list(changes.values()))}))

@@ -11,6 +11,7 @@ command -v git >/dev/null || exit 3
 most=20
 break='
 '
+tab=$(printf '\t')
 # $1 is the number of the repository; its folder is the current one.
 ours() {
     of=$1
@@ -24,7 +25,15 @@ ours() {
 look() { ours "$1" add -A --ignore-errors . >/dev/null 2>&1 || [ "$?" -eq 1 ] || exit 4; }
 # Goes there if it is still a folder of the working directory, and no link to another.
 enter() { cd "$here/$1" 2>/dev/null && [ "$(pwd -P)" = "$here${1:+/$1}" ]; }
-keep() { (enter "$1" && ours "$2" init -q && look "$2" && ours "$2" write-tree >"$folder/$2.tree") || exit 4; }
+# A repository in a folder is an entry of the index that git looks into by itself, with the configuration and filters of
+# whoever made it: so it is in the tree and not in the index.
+forget() {
+    ours "$1" ls-files -s | sed -n "s/^160000 [0-9a-f]* 0$tab/0 0000000000000000000000000000000000000000$tab/p" |
+        ours "$1" update-index --index-info
+}
+keep() {
+    (enter "$1" && ours "$2" init -q && look "$2" && ours "$2" write-tree >"$folder/$2.tree" && forget "$2") || exit 4
+}
 # $1 is the folder, $2 its number, then what is somebody else's to compare.
 compare() (
     at=$1 number=$2

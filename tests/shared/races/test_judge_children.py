@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import os
+import subprocess
 import time
+import tracemalloc
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from image.session import programs
+from image.session.programs.workspace.entries import TreeChange, TreeEntry
 from shared.ports import CommandOutput
 from shared.races import junit
 from shared.races.errors import BadRace
 from shared.races.judge_child import is_run_by_git
 from shared.races.scores import NoScore
+from shared.races.shell import JudgeFolders
 from tests.shared.races.helpers import SOURCE, asked, by_name, race, run
 from tests.support.fake_host import FakeCall, FakeHost
 
@@ -111,22 +120,57 @@ def test_a_pattern_that_is_none_is_refused_before_anything_is_made(judge: dict[s
     assert host.specs == [] and host.snapshots == {}
 
 
+FILE: Final = TreeEntry("f", 0o644, 1, "digest")
+FOLDER: Final = TreeEntry("d", 0o755, 0, None)
+LINKED: Final = TreeEntry("l", 0o777, 4, "evil")
+
+
 @pytest.mark.parametrize(
-    ("path", "stays_out"),
+    ("path", "now", "stays_out"),
     [
-        (b".git/config", True),
-        (b"repo/.git/config", True),
-        (b".git/hooks/post-checkout", True),
-        (b".git/info/attributes", True),
-        (b".git/modules/a/config", True),
-        (b".git/HEAD", False),
-        (b"config", False),
-        (b"src/hooks/config.py", False),
-        (b".gitconfig", False),
+        (b".git/config", FILE, True),
+        (b".git/config", None, True),
+        (b"repo/.git/config", FILE, True),
+        (b".git/hooks/post-checkout", FILE, True),
+        (b".git/info/attributes", FILE, True),
+        (b".git/modules/a/config", FILE, True),
+        (b".git/commondir", FILE, True),
+        (b".git/worktrees/a/gitdir", FILE, True),
+        (b".git/info", LINKED, True),
+        (b".git", FILE, True),
+        (b".git", LINKED, True),
+        (b"repo/.git", FILE, True),
+        (b".git", FOLDER, False),
+        (b".git", None, False),
+        (b".git/HEAD", FILE, False),
+        (b"config", FILE, False),
+        (b"link", LINKED, False),
+        (b"src/hooks/config.py", FILE, False),
+        (b".gitconfig", FILE, False),
     ],
 )
-def test_what_git_would_run_does_not_reach_the_judge(path: bytes, stays_out: bool) -> None:
-    assert is_run_by_git(path) == stays_out
+def test_what_git_would_run_does_not_reach_the_judge(path: bytes, now: TreeEntry | None, stays_out: bool) -> None:
+    assert is_run_by_git(TreeChange(path, None, now)) == stays_out
+
+
+def test_a_judge_takes_no_working_directory_for_a_bare_repository(tmp_path: Path) -> None:
+    evil = tmp_path / "evil.sh"
+    evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n", encoding="utf-8")
+    evil.chmod(0o755)
+    work = tmp_path / "work"
+    subprocess.run(["git", "init", "-q", work], check=True)
+    (work / "file").write_text("one", encoding="utf-8")
+    subprocess.run(["git", "add", "file"], cwd=work, check=True)
+    for each in (work / ".git").iterdir():
+        each.rename(work / each.name)
+    (work / ".git").rmdir()
+    core = f"[core]\nrepositoryformatversion = 0\nbare = false\nworktree = {work}\nfsmonitor = {evil}\n"
+    (work / "config").write_text(core, encoding="utf-8")
+    clean = {"PATH": os.environ["PATH"], **JudgeFolders(str(tmp_path), str(tmp_path)).environ()}
+    told = subprocess.run(["git", "status"], cwd=work, env=clean, capture_output=True, check=False)
+    assert told.returncode and not (tmp_path / "ran").exists()
+    subprocess.run(["git", "status"], cwd=work, env={"PATH": os.environ["PATH"]}, capture_output=True, check=False)
+    assert (tmp_path / "ran").exists(), "without that it is run"
 
 
 SUITE: Final = b"""<testsuites><testsuite name="s">
@@ -151,11 +195,58 @@ def test_the_share_of_passed_tests_and_the_names_of_the_others() -> None:
         b"<!DOCTYPE x [<!ENTITY a 'aaaa'>]><testsuite><testcase name='&a;'/></testsuite>",
         b"<?xml version='1.0' encoding='no-such'?><testsuite/>",
         b"<a>" * 500,
+        "<?xml version='1.0'?><!DOCTYPE x [<!ENTITY a 'aaaa'>]><s><testcase name='&a;'/></s>".encode("utf-16"),
+        b"<testcase/><testcase/>",
     ],
 )
 def test_what_is_no_junit_xml_gives_no_score(data: bytes) -> None:
     with pytest.raises(NoScore):
         junit.read(data)
+
+
+@pytest.mark.parametrize("element", [b"<a/>", b"<testcase b=''/>", b"<testcase>"])
+def test_a_large_report_takes_little_memory_and_time(element: bytes) -> None:
+    count = 1_048_000 // len(element)
+    data = b"<s>" + element * count + (b"</s>" if element.endswith(b"/>") else b"")
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(NoScore):
+            assert junit.read(data).passed == count
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16_000_000
+
+
+def test_what_a_repository_in_a_folder_says_is_to_be_run_is_not_run_for_the_patch(tmp_path: Path) -> None:
+    """The patch is taken as root: git would look into that folder with its own configuration."""
+    filtered = tmp_path / "filter.sh"
+    filtered.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexec cat\n", encoding="utf-8")
+    filtered.chmod(0o755)
+    work, nested = tmp_path / "work", tmp_path / "work" / "nested"
+    nested.mkdir(parents=True)
+
+    def git(*argv: str) -> None:
+        subprocess.run(["git", *argv], cwd=nested, check=True, capture_output=True)
+
+    def patch(*argv: str) -> bytes:
+        script = ["sh", "-c", programs.text("workspace_patch.sh"), "sh", argv[0], str(tmp_path / "base"), *argv[1:]]
+        said = subprocess.run(script, cwd=work, check=True, capture_output=True).stdout
+        return base64.b64decode(said)
+
+    (nested / "file").write_text("one\n", encoding="utf-8")
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.email=nobody@example.com", "-c", "user.name=nobody", "commit", "-qm", "one")
+    patch("base")
+    git("config", "filter.x.clean", str(filtered))
+    (nested / ".gitattributes").write_text("* filter=x\n", encoding="utf-8")
+    (nested / "file").write_text("two\n", encoding="utf-8")
+    os.utime(nested / "file", (1_000_000_000, 1_000_000_000))
+    assert b"+two" in patch("patch", "10000")
+    assert not (tmp_path / "ran").exists()
+    git("status")
+    assert (tmp_path / "ran").exists(), "git by itself runs it"
 
 
 def test_names_of_failed_tests_are_bounded_and_printable() -> None:
