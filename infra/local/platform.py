@@ -14,7 +14,7 @@ import contextlib
 import importlib
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,10 +93,15 @@ class Platform:
     claude, tensorlake: clients of the two admin APIs.
     isolation: what sandboxes get and what is not enforced, as the service reports it.
     functions_url: where `serve_functions` serves; empty before.
+
+    `start_service` starts each service (process.py).
     """
 
-    def __init__(self, options: Options | None = None) -> None:
+    def __init__(
+        self, options: Options | None = None, start_service: Callable[..., RunningService] = start_service
+    ) -> None:
         self.options = options or Options()
+        self._start_service = start_service
         if self.options.certification is not None:
             claude, tensorlake = behaviour_in(self.options.certification)
             self.options = replace(
@@ -150,7 +155,7 @@ class Platform:
         `environ` adds to the variables. Raises ServiceStartError.
         """
         variables = {**dict.fromkeys(REDIRECTING, ""), **self.environ, **(environ or {})}
-        service = start_service("infra.local.functions_server", ["--port", str(port)], variables)
+        service = self._start_service("infra.local.functions_server", ["--port", str(port)], variables)
         self._services.insert(0, service)
         self.functions_url = service.url
         self.add_webhook(f"{service.url}/")
@@ -191,7 +196,7 @@ class Platform:
         }
         args = [part for name, value in given.items() if value is not None for part in (name, str(value))]
         keys = {"LOCAL_CLAUDE_API_KEY": self.keys.api, "LOCAL_CLAUDE_ENVIRONMENT_KEY": self.keys.environment}
-        return start_service("infra.local.claude", ["--port", str(options.claude_port), *args], keys)
+        return self._start_service("infra.local.claude", ["--port", str(options.claude_port), *args], keys)
 
     def _start_tensorlake(self) -> RunningService:
         options = self.options
@@ -202,7 +207,7 @@ class Platform:
             args += ["--image-root", str(options.image_root.absolute())]
         if options.tensorlake:
             args += ["--settings", json.dumps(dict(options.tensorlake))]
-        return start_service("infra.local.tensorlake", args, {"OFFLINE_TENSORLAKE_API_KEY": self.keys.sandboxes})
+        return self._start_service("infra.local.tensorlake", args, {"OFFLINE_TENSORLAKE_API_KEY": self.keys.sandboxes})
 
     def _build_image(self) -> None:
         from tensorlake.image.sandbox_builder import SandboxImageError

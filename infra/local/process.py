@@ -226,6 +226,10 @@ class RunningService:
         return self.stop()
 
 
+def _interpreter(arguments: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, *arguments], **options)
+
+
 def start_service(
     module: str,
     args: Sequence[str] = (),
@@ -233,16 +237,17 @@ def start_service(
     *,
     timeout: float = 60.0,
     die_with_parent: bool = True,
+    start: Callable[..., subprocess.Popen[bytes]] = _interpreter,
 ) -> RunningService:
     """Run `python -m module --die-with-parent args...` and wait up to `timeout` seconds for its ready line.
 
     `env` is added to this process's environment. The child is in a session of its own, so that ctrl-C reaches
-    only the parent, which then ends its services in order. Raises ServiceStartError.
+    only the parent, which then ends its services in order. `start` makes the process from an interpreter's arguments
+    and Popen's options. Raises ServiceStartError.
     """
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", module, *(["--die-with-parent"] if die_with_parent else []), *args]
-    process = subprocess.Popen(
-        command,
+    process = start(
+        ["-m", module, *(["--die-with-parent"] if die_with_parent else []), *args],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from infra.local.admin_client import AdminClient
-from infra.local.process import RunningService, start_service
+from infra.local.process import RunningService
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.egress import EgressPolicy
 from shared.ports import (
@@ -44,12 +44,13 @@ from tests.conformance.benches import (
     program,
 )
 from tests.support.admin import fault
+from tests.support.preloaded import forked_service
 from tests.support.waiting import until_async
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with start_service("infra.local.tensorlake", ["--port", "0"]) as running:
+    with forked_service("infra.local.tensorlake", ["--port", "0"]) as running:
         yield running
 
 

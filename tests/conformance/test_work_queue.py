@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from infra.local.process import RunningService, start_service
+from infra.local.process import RunningService
 from shared.ports import (
     Absent,
     Empty,
@@ -22,6 +22,7 @@ from shared.ports import (
     WorkQueue,
 )
 from tests.conformance.benches import ModelQueues, OfflineQueues, QueueBench, QueueStage
+from tests.support.preloaded import forked_service
 from tests.support.waiting import until_async
 
 R = 60.0
@@ -30,7 +31,7 @@ NO_HEARTBEAT = "NO_HEARTBEAT"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with start_service("infra.local.claude", ["--port", "0"]) as running:
+    with forked_service("infra.local.claude", ["--port", "0"]) as running:
         yield running
 
 

@@ -387,9 +387,7 @@ def test_a_process_that_is_no_worker_of_ours_does_not_keep_a_sandbox_awake(world
 
 def everything(place: Place) -> list[dict[str, str]]:
     """All sandboxes of this environment, marked ones included."""
-    tag = names.environment_tag(place.environment_id)
-    boxes = place.world.tensorlake_admin.get("state")["sandboxes"]
-    return [box for box in boxes if f"-{tag}-" in (box["name"] or "") and box["status"] != "terminated"]
+    return [box for box in place.sandbox_state()["sandboxes"] if box["status"] != "terminated"]
 
 
 def test_a_session_whose_calls_this_key_may_not_answer_is_named_until_repair_does_it_with_the_api_key(

@@ -23,7 +23,6 @@ import pytest
 
 from image.session.claim import STATE_DIRECTORY, WORKER_PYTHON
 from image.session.worker.lock import LOCK_NAME
-from shared import names
 from shared.claims.dispatcher import utc_now
 from shared.claims.worker_process import WORKER_NAMES
 from shared.ports import (
@@ -385,9 +384,8 @@ def nothing_is_left(place: Place, sessions: Collection[str]) -> None:
         lambda: everything(place) == [] and all(item_over(place, session) for session in sessions),
         "a sandbox or an item is left",
     )
-    state = place.world.tensorlake_admin.get("state")
-    tag = f"-{names.environment_tag(place.environment_id)}-"
-    mine = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}
+    state = place.sandbox_state()
+    mine = {box["id"] for box in state["sandboxes"]}
     assert len(mine) >= len(sessions)
     assert [snapshot for snapshot in state["snapshots"] if snapshot["sandbox_id"] in mine] == []
 

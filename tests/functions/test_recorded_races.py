@@ -51,9 +51,9 @@ class RacingCopies:
 
     def branches_of(self, race_id: str) -> list[Mapping[str, Any]]:
         """The sandboxes that were ever made for the race's first branch."""
-        everything = self.place.world.tensorlake_admin.get("state")["sandboxes"]
+        everything = self.place.sandbox_state()["sandboxes"]
         prefix = f"{self.place.settings.prefix}-{names.environment_tag(self.place.environment_id)}-r{race_id}-0-"
-        return [box for box in everything if (box["name"] or "").startswith(prefix)]
+        return [box for box in everything if box["name"].startswith(prefix)]
 
     def open_gate(self, race_id: str) -> None:
         """The race's branch goes on; waits until there is one."""

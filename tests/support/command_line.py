@@ -20,7 +20,7 @@ import anthropic
 from infra.local import discovery
 from infra.local.platform import Options, Platform
 from tests.support.checkout import copy_checkout
-from tests.support.preloaded import Preloaded, launcher
+from tests.support.preloaded import Preloaded, forked_service, launcher
 from tests.support.waiting import PATIENCE
 
 
@@ -92,7 +92,7 @@ def command_line(
     copy_checkout(checkout)
     options = options or Options()
     options = replace(options, tensorlake={"launcher": launcher(), **options.tensorlake})
-    with Platform(options) as platform, discovery.announced(checkout, platform.environ):
+    with Platform(options, forked_service) as platform, discovery.announced(checkout, platform.environ):
         if served:
             platform.serve_functions(environ=environ or {})
         yield CommandLine(checkout, platform)

@@ -24,7 +24,7 @@ from shared.environment_settings import Environment
 from shared.ports import SandboxRecord
 from shared.service import Service
 from shared.settings import Settings
-from tests.support.preloaded import launcher
+from tests.support.preloaded import forked_service, launcher
 from tests.support.waiting import PATIENCE, until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -152,8 +152,8 @@ class Place:
 
     def items(self, session_id: str) -> list[Mapping[str, Any]]:
         """Oldest first."""
-        everything = self.world.claude_admin.get("state")["items"]
-        return [item for item in everything if item["data"]["id"] == session_id]
+        items: list[Mapping[str, Any]] = self.world.claude_admin.get(f"state?session={session_id}")["items"]
+        return items
 
     def age(self, session_id: str) -> None:
         """R, T and the lease pass for the session's newest item: what waits for one of them goes on now. Only for an
@@ -164,10 +164,16 @@ class Place:
     def sandboxes(self) -> list[Mapping[str, Any]]:
         """The sandboxes of this environment that were not ended."""
         prefix = f"{self.settings.prefix}-{names.environment_tag(self.environment_id)}-"
-        everything = self.world.tensorlake_admin.get("state")["sandboxes"]
-        return [
-            box for box in everything if (box.get("name") or "").startswith(prefix) and box["status"] != "terminated"
-        ]
+        boxes = self.sandbox_state()["sandboxes"]
+        return [box for box in boxes if box["name"].startswith(prefix) and box["status"] != "terminated"]
+
+    def sandbox_state(self) -> Mapping[str, Any]:
+        """What the sandbox service says of itself, but of sandboxes only this environment's: ended and marked ones
+        too."""
+        state: Mapping[str, Any] = self.world.tensorlake_admin.get(
+            f"state?named=-{names.environment_tag(self.environment_id)}-"
+        )
+        return state
 
 
 def running(record: object) -> SandboxRecord:
@@ -177,13 +183,14 @@ def running(record: object) -> SandboxRecord:
 
 @contextlib.contextmanager
 def offline_world(*, forked: bool = False) -> Iterator[OfflineWorld]:
-    """Start both services and register the session image as `make build` does. `forked`: workers are forked
-    (preloaded.py), which costs a fraction and measures nothing."""
+    """Start both services and register the session image as `make build` does. `forked`: they and the workers are
+    forked (preloaded.py), which costs a fraction and measures nothing."""
+    start = forked_service if forked else start_service
     secrets = {"LOCAL_CLAUDE_API_KEY": API_KEY}
     knobs = json.dumps({"launcher": launcher() if forked else None})
     with (
-        start_service("infra.local.tensorlake", ["--port", "0", "--settings", knobs]) as tensorlake,
-        start_service("infra.local.claude", ["--port", "0", "--lease-ttl", f"{LEASE:g}"], secrets) as claude,
+        start("infra.local.tensorlake", ["--port", "0", "--settings", knobs]) as tensorlake,
+        start("infra.local.claude", ["--port", "0", "--lease-ttl", f"{LEASE:g}"], secrets) as claude,
         anthropic.Anthropic(api_key=API_KEY, base_url=claude.url) as api,
     ):
         build(Recipe(IMAGE), api_key="tl-key-of-no-real-account", api_url=tensorlake.url)

@@ -5,6 +5,7 @@ All routes are under `/_admin/` and want the header `X-Admin-Token` with the tok
 | route | what it does |
 |---|---|
 | GET `state` | sessions, items with their history, webhook endpoints and deliveries; no credential |
+| GET `state?session=ID` | the same, with the sessions and items of this one alone |
 | GET, PATCH `settings` | the knobs of `knobs.py` |
 | POST `keys/api`, `keys/environment` | mint a key: `{"value"?: "...", "environment_id": "..."}` |
 | DELETE `keys` | revoke: `{"value": "..."}` |
@@ -63,7 +64,7 @@ class AdminGate:
 
 def admin_routes(platform: ClaudePlatform, log: RequestLog) -> list[Route]:
     async def state(request: Request) -> Response:
-        return JSONResponse(platform.dump())
+        return JSONResponse(platform.dump(request.query_params.get("session")))
 
     async def settings(request: Request) -> Response:
         if request.method == "PATCH":

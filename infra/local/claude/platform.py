@@ -134,8 +134,8 @@ class ClaudePlatform:
             self.turns.abandon(session)
         await self.webhooks.close()
 
-    def dump(self) -> dict[str, Any]:
-        """Everything, for the admin's eyes; no credential is in it."""
+    def dump(self, session_id: str | None = None) -> dict[str, Any]:
+        """Everything, for the admin's eyes, or what is about one session; no credential is in it."""
         return {
             "now": stamp(self.clock.now()),
             "environments": [e.as_json() for e in self.environments.all(include_archived=True)],
@@ -145,11 +145,13 @@ class ClaudePlatform:
                 | {"open_calls": [call.id for call in session.open_calls]}
                 | {"listeners": session.log.listeners, "events": len(session.log)}
                 for session in self.sessions.all()
+                if session_id in (None, session.id)
             ],
             "items": [
                 {**item.as_json(), "stale": item.stale, "handouts": item.handouts, "acks": item.acks}
                 | {"heartbeats": item.heartbeats, "history": item.history}
                 for item in self.queue.all_items()
+                if session_id in (None, item.subject_id)
             ],
             "webhooks": [endpoint.as_json() for endpoint in self.webhooks.endpoints],
             "deliveries": [delivery.as_json() for delivery in self.webhooks.deliveries],

@@ -78,11 +78,15 @@ class Admin:
             self.counts.clear()
         return JSONResponse({"total": sum(counts.values()), "routes": counts})
 
-    async def state(self, _: Request) -> Response:
+    async def state(self, request: Request) -> Response:
+        """`?named=TEXT`: of the sandboxes those alone whose names contain it. Each that runs is asked for its
+        processes."""
+        text = request.query_params.get("named", "")
+        asked = [each for each in self.platform.sandboxes.values() if text in (each.name or "")]
         return JSONResponse(
             {
                 "isolation": self.platform.isolation.report(),
-                "sandboxes": [await self._sandbox(each) for each in list(self.platform.sandboxes.values())],
+                "sandboxes": [await self._sandbox(each) for each in asked],
                 "snapshots": [each.info() for each in self.snapshots.all()],
                 "images": [each.report() for each in self.platform.images.all()],
             }

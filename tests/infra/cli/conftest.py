@@ -19,7 +19,7 @@ from infra.sandbox import plan, server
 from infra.sandbox.account import Account
 from infra.sandbox.look import ServerLook, look
 from infra.sandbox.plan import PROCESS, plan_from
-from tests.support.preloaded import launcher
+from tests.support.preloaded import forked_service, launcher
 from tests.support.waiting import until
 
 LOOKS = {"initial_delay_ms": 100, "interval_ms": 200, "timeout_ms": 2_000, "failure_threshold": 300}
@@ -91,7 +91,7 @@ class SandboxStage:
 def platform() -> Iterator[Platform]:
     files = source_files()  # once: all of it is one checkout, whatever is edited meanwhile
     options = Options(claude={"webhook_backoff_scale": 0.02}, tensorlake={"launcher": launcher()})
-    with pytest.MonkeyPatch.context() as patch, Platform(options) as platform:
+    with pytest.MonkeyPatch.context() as patch, Platform(options, forked_service) as platform:
         patch.setattr(plan, "source_files", lambda: files)
         patch.setattr(definition, "source_files", lambda: files)
         patch.setattr(server, "_CHECK", LOOKS)

@@ -52,9 +52,8 @@ class RaceStage:
     def check_nothing_is_left(self) -> None:
         """Of this environment only the session's sandbox, and no snapshot of it or of a race's sandbox."""
         assert [box["id"] for box in self.place.sandboxes()] == [self.source]
-        state = self.place.world.tensorlake_admin.get("state")
-        prefix = f"{self.place.settings.prefix}-{names.environment_tag(self.place.environment_id)}-"
-        ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix)}
+        state = self.place.sandbox_state()
+        ours = {box["id"] for box in state["sandboxes"]}
         assert not [row for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
 
 

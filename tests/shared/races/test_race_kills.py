@@ -43,16 +43,15 @@ POINTS: Final[tuple[tuple[str, str, int, dict[str, Any]], ...]] = (
 
 def of_this_place(place: Place) -> tuple[list[str], list[str]]:
     """Names of the sandboxes and ids of the snapshots that were not ended."""
-    state = place.world.tensorlake_admin.get("state")
-    tag = f"-{environment_tag(place.environment_id)}-"  # in the name of one that is marked, too
-    ours = {box["id"] for box in state["sandboxes"] if tag in (box["name"] or "")}
+    state = place.sandbox_state()
+    ours = {box["id"] for box in state["sandboxes"]}
     left = [row["id"] for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
     return [box["name"] for box in everything(place)], left
 
 
 def sources_of(place: Place, snapshots: list[str]) -> set[str]:
     """Names of the sandboxes that these snapshots were taken of."""
-    state = place.world.tensorlake_admin.get("state")
+    state = place.sandbox_state()
     named = {box["id"]: box["name"] for box in state["sandboxes"]}
     return {named[row["sandbox_id"]] for row in state["snapshots"] if row["id"] in snapshots}
 

@@ -11,7 +11,8 @@ import httpx2
 import pytest
 
 from infra.local.claude.knobs import Knobs
-from infra.local.process import RunningService, start_service
+from infra.local.process import RunningService
+from tests.support.preloaded import forked_service
 from tests.support.waiting import until
 
 API_KEY = "sk-ant-api03-fake-for-tests"
@@ -111,7 +112,7 @@ def message(text: str) -> Any:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with start_service("infra.local.claude", [], {"LOCAL_CLAUDE_API_KEY": API_KEY}) as running:
+    with forked_service("infra.local.claude", [], {"LOCAL_CLAUDE_API_KEY": API_KEY}) as running:
         yield running
         assert "Traceback" not in running.stderr_tail()
 

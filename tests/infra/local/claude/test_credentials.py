@@ -142,6 +142,13 @@ def test_the_admin_api_wants_its_token(stage: ClaudeStage) -> None:
         assert secret not in state.text
 
 
+def test_the_admins_state_may_be_that_of_one_session(stage: ClaudeStage) -> None:
+    one, _ = stage.session("hello"), stage.session("hello")
+    state = stage.admin.get(f"/_admin/state?session={one}").json()
+    assert [session["id"] for session in state["sessions"]] == [one]
+    assert [item["data"]["id"] for item in state["items"]] == [one]
+
+
 def test_a_sessions_token_can_have_a_lifetime_of_its_own() -> None:
     clock = ManualClock()
     keyring = Keyring(clock)

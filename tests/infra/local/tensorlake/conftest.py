@@ -13,7 +13,8 @@ import pytest
 from tensorlake.sandbox import Sandbox
 
 from infra.local.admin_client import AdminClient
-from infra.local.process import RunningService, start_service
+from infra.local.process import RunningService
+from tests.support.preloaded import forked_service
 
 KEY = "tl-key-of-no-real-account"
 _names = itertools.count(1)
@@ -81,7 +82,7 @@ def services() -> Iterator[Services]:
 
         def service(level: str) -> RunningService:
             if level not in running:
-                started = start_service("infra.local.tensorlake", ["--isolation", level])
+                started = forked_service("infra.local.tensorlake", ["--isolation", level])
                 running[level] = stack.enter_context(started)
             return running[level]
 

@@ -98,6 +98,9 @@ def test_the_state_shows_isolation_and_sandboxes(stage: TensorlakeStage) -> None
     state = stage.admin.get("state")
     assert state["isolation"]["level"] == stage.level and state["isolation"]["not_enforced"]
     assert [row["id"] for row in state["sandboxes"]] == [sandbox.sandbox_id]
+    (named,) = stage.admin.get(f"state?named={sandbox.name[1:]}")["sandboxes"]
+    assert named["id"] == sandbox.sandbox_id
+    assert stage.admin.get("state?named=another")["sandboxes"] == []
 
 
 def test_a_reset_forgets_everything(stage: TensorlakeStage) -> None:
