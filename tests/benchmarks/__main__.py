@@ -24,6 +24,7 @@ from tests.benchmarks.report import Aim, BenchmarkResult, aims_table
 BENCHMARKS: Final[Mapping[str, str]] = {
     "one_session": "webhook to first heartbeat, beside the sum of its calls",
     "burst": "fifty sessions at once, beside one and the workers' boots",
+    "hanging": "a session claimed while another one's sandbox hangs, beside undisturbed",
     "boot": "CPU of a worker from its start to its lease, and of the interpreter in it",
     "calls": "API calls of a session, alone and among a thousand sandboxes",
     "health": "/healthz while 500 webhooks a second arrive",
