@@ -264,6 +264,7 @@ class Lifecycle:
                 await self._fail(sandbox, "ContainerTerminated", "the sandbox's supervisor ended")
                 return
             sandbox.hide_url = not self.platform.settings.sleepers_have_url
+            sandbox.asleep_since = time.monotonic()
             sandbox.become(Status.SUSPENDED)
 
     async def _resume(self, sandbox: Sandbox) -> None:
@@ -410,7 +411,7 @@ class Lifecycle:
             await self._suspend(sandbox)
 
     async def keep_time(self, interval: float = 0.2) -> None:
-        """The idle timer: looks at every running sandbox, indefinitely."""
+        """The idle timer and the retention of sleepers: looks at every sandbox, indefinitely."""
         while True:
             await asyncio.sleep(interval)
             counts = self.platform.settings.open_requests_are_activity
@@ -419,6 +420,10 @@ class Lifecycle:
                 if sandbox.status is Status.RUNNING and idle >= sandbox.timeout_secs:
                     sandbox.last_activity = time.monotonic()
                     self.platform.spawn(self.expire(sandbox))
+                kept = self.platform.settings.retention_seconds
+                slept = time.monotonic() - sandbox.asleep_since
+                if sandbox.status is Status.SUSPENDED and kept is not None and slept >= kept:
+                    self.platform.spawn(self.terminate(sandbox, "retention"))
 
 
 async def _undo(start: asyncio.Future[Box]) -> None:

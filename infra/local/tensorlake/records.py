@@ -89,6 +89,8 @@ class Sandbox:
     box: Box | None = None
     open_requests: int = 0
     last_activity: float = field(default_factory=time.monotonic)
+    asleep_since: float = 0.0
+    """By the same clock; holds while it is suspended."""
     notes: list[str] = field(default_factory=list)
     boot: asyncio.Task[None] | None = field(default=None, repr=False)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)

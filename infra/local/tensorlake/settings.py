@@ -61,6 +61,8 @@ class TensorlakeSettings(BaseModel):
     """Whether ended sandboxes are listed."""
     sleepers_have_url: bool = True
     """Whether a suspended sandbox's record says where it is reached."""
+    retention_seconds: float | None = Field(default=None, gt=0)
+    """How long a suspended sandbox is kept, before it is ended; None: for good. The live service's is not known."""
     traffic_wakes: bool = True
     """Whether a data-plane request wakes a suspended sandbox that may resume by itself."""
     looks_wake: bool = False

@@ -148,3 +148,15 @@ def test_an_operator_can_let_the_time_pass(stage: TensorlakeStage) -> None:
     sandbox = stage.named(timeout_secs=3600)
     stage.admin.post(f"sandboxes/{sandbox.sandbox_id}/expire")
     assert sandbox.status is SandboxStatus.SUSPENDED
+
+
+def test_a_sleeper_is_kept_for_good_or_for_as_long_as_was_set(stage: TensorlakeStage) -> None:
+    kept, other = stage.named(), stage.named()
+    kept.suspend()
+    assert kept.status is SandboxStatus.SUSPENDED
+    stage.settings(retention_seconds=0.05)
+    until(lambda: kept.status is SandboxStatus.TERMINATED, "it is kept for longer")
+    assert other.status is SandboxStatus.RUNNING
+    stage.settings(retention_seconds=None)
+    other.suspend()
+    assert other.status is SandboxStatus.SUSPENDED
