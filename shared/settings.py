@@ -54,7 +54,7 @@ class ClaimTimes(NamedTuple):
     handover: the longest from starting the worker to its `ready`.
     stranded: T, the age from which an acked item without a heartbeat counts as stranded.
     poison_age: an item that was acked so long ago and never beaten is released whatever its sandbox says.
-    poison_attempts: an item whose workers have died so often in its sandbox is given up.
+    poison_attempts: an item whose workers have died so often in its sandbox without a call in hand is given up.
     """
 
     reclaim: float = Claims.RECLAIM_SECONDS.default
