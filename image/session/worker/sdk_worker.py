@@ -97,7 +97,7 @@ async def _serve(
         work_id=claim.work_id,
         session_id=claim.session_id,
         on_session=on_session,
-        on_stopped=lambda: Shell.break_off(_STOPPED),
+        on_stopped=lambda: Shell.end(_STOPPED),
         on_interrupt=lambda: Shell.break_off(_INTERRUPTED),
     )
     client = AsyncAnthropic(
@@ -121,7 +121,7 @@ async def _serve(
             scope.cancel()
 
         stop.on_request(lambda: loop.call_soon_threadsafe(wind_down))
-        stop.on_order(lambda: loop.call_soon_threadsafe(Shell.break_off, _STOPPED))
+        stop.on_order(lambda: loop.call_soon_threadsafe(Shell.end, _STOPPED))
         try:
             await worker.handle_item(
                 work_id=claim.work_id,

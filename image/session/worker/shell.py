@@ -50,6 +50,13 @@ class Shell(BashSession):
     """What the session's set-up adds to the environment of each shell."""
     _at_work: ClassVar[set[Shell]] = set()
     _broken_off = ""
+    _over: ClassVar[str] = ""
+
+    @classmethod
+    def end(cls, why: str) -> None:
+        """As `break_off`, and no command is begun any more: a call may just be on its way to its shell."""
+        cls._over = cls._over or why
+        cls.break_off(why)
 
     @classmethod
     def break_off(cls, why: str) -> None:
@@ -88,6 +95,8 @@ class Shell(BashSession):
         return shell
 
     async def exec(self, cmd: str, timeout: float = BASH_DEFAULT_TIMEOUT) -> BashResult:
+        if self._over:
+            return BashResult(f"[{self._over}]", -1)
         self._broken_off = ""
         self._at_work.add(self)
         try:

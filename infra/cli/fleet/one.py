@@ -31,6 +31,7 @@ _EVENTS: Final = 100
 _KILLED: Final = 128
 _LONGEST_DETAIL: Final = 500
 _FILES_SHOWN: Final = 20
+_MOST_OUTPUT: Final = 16_000_000  # bytes of a command
 
 
 async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
@@ -295,6 +296,7 @@ async def run(loaded: Loaded, session_id: str, command: Sequence[str], *, timeou
                 user=aim.settings.sandbox_user or None,
                 working_dir=aim.settings.workdir or None,
                 timeout=timeout,
+                limit=_MOST_OUTPUT,
             )
     except NotCarriedOut as error:
         print(error, file=sys.stderr)
@@ -311,7 +313,11 @@ async def run(loaded: Loaded, session_id: str, command: Sequence[str], *, timeou
         case Refused(status, reason):
             print(f"the sandbox refused the command ({status}: {printable(reason, 300)})", file=sys.stderr)
         case Doubtful(reason):
-            print(f"it may have run or not ({printable(reason, 300)}): look before you repeat it", file=sys.stderr)
+            print(
+                f"it may have run or not ({printable(reason, 300)}): look before you repeat it. What writes more than "
+                f"{_MOST_OUTPUT // 1_000_000} MB: let it write to a file there, and fetch that: hands cp",
+                file=sys.stderr,
+            )
     return 1
 
 

@@ -21,7 +21,9 @@ from infra.cli.session.follow import FeedBroken
 _HIDDEN = ("archived", "terminated")
 _COLUMNS = ("session", "title", "environment", "state", "item", "sandbox", "age", "seen", "deaths", "tokens", "problem")
 _NARROW = ("session", "state", "age", "problem")
+_NARROWEST = ("session", "state")
 _WIDE = 120
+_SMALL = 60
 
 
 async def run(loaded: Loaded, *, everything: bool, as_json: bool, watch: bool) -> int:
@@ -74,11 +76,14 @@ def drawn(seen: Seen, width: int, *, everything: bool) -> RenderableType:
     parts: list[RenderableType] = []
     if found:
         hidden = {"environment"} if len(seen.settings.environments) < 2 else set()
-        columns = [name for name in _COLUMNS if (width >= _WIDE or name in _NARROW) and name not in hidden]
+        fitting = _COLUMNS if width >= _WIDE else _NARROW if width >= _SMALL else _NARROWEST
+        columns = [name for name in _COLUMNS if name in fitting and name not in hidden]
         styles = ["red" if row.problem else "dim" if row.state in ("asleep", "idle") else "" for row in found]
         parts.append(table(columns, [[_cells(row)[name] for name in columns] for row in found], styles))
     else:
         parts.append(Text("No sessions. Start one: make session"))
+    if width < _SMALL:
+        parts += [Text(f"{row.session}: {row.problem}", style="red") for row in found if row.problem]
     boxes = others(seen)
     if boxes:
         cells = [(box.name, box.kind, box.state, in_words(box.age) if box.age is not None else "") for box in boxes]

@@ -17,6 +17,7 @@ _WIDE = 200
 _LONGEST_CELL = 300
 _GAP = "  "
 _HEADER = "bold"
+_LEAST = 6  # letters that a column has at least, where others are not wrapped
 _NEVER_WRAPPED = ("session", "age", "seen", "item", "kind")
 
 
@@ -46,7 +47,7 @@ class _Lines:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         widths = [max(map(cell_len, each)) for each in zip(self._columns, *self._lines, strict=True)]
         if sum(widths) + len(_GAP) * (len(widths) - 1) > options.max_width:
-            yield self._wrapped()
+            yield self._wrapped(widths, options.max_width)
             return
         for style, line in ((_HEADER, self._columns), *zip(self._line_styles(), self._lines, strict=True)):
             padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
@@ -56,10 +57,14 @@ class _Lines:
     def _line_styles(self) -> Sequence[str]:
         return [*self._styles, *[""] * (len(self._lines) - len(self._styles))]
 
-    def _wrapped(self) -> Table:
+    def _wrapped(self, widths: Sequence[int], room: int) -> Table:
+        whole = [name in _NEVER_WRAPPED for name in self._columns]
+        least = sum(width if fixed else min(width, _LEAST) for width, fixed in zip(widths, whole, strict=True))
+        if least + len(_GAP) * (len(widths) - 1) > room:
+            whole = [False] * len(widths)
         made = Table(box=None, pad_edge=False, header_style=_HEADER, show_edge=False)
-        for column in self._columns:
-            made.add_column(column, overflow="ellipsis", no_wrap=column in _NEVER_WRAPPED)
+        for column, fixed in zip(self._columns, whole, strict=True):
+            made.add_column(column, overflow="fold", no_wrap=fixed)
         for style, line in zip(self._line_styles(), self._lines, strict=True):
             made.add_row(*(Text(cell, style=style) for cell in line))
         return made

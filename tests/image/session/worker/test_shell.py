@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from image.session.claim import Exit, Word
+from image.session.worker.shell import Shell
 from tests.image.session.worker.harness import WorkerSandbox, make_claim, sandbox
 from tests.image.session.worker.service import WorkService, running
 from tests.support.waiting import until
@@ -212,3 +214,21 @@ def test_a_worker_says_ready_with_a_shell_that_has_no_way_to_its_notices(tmp_pat
         worker = box.start(make_claim(service.url, box.workdir))
         assert worker.exit() is Exit.SERVED, worker.report()
         assert worker.words() == [Word.READY, Word.LEASED, Word.ENDED]
+
+
+def test_no_command_begins_after_the_work_was_stopped_though_its_call_was_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shell, "_over", "")
+
+    async def go() -> tuple[str, int]:
+        shell = await Shell.start(tmp_path)
+        Shell.end("it was stopped")
+        try:
+            said, code = await shell.exec("touch begun; sleep 600")
+        finally:
+            await shell.close()
+        return said, code
+
+    assert asyncio.run(go()) == ("[it was stopped]", -1)
+    assert not (tmp_path / "begun").exists()

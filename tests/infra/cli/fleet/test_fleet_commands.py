@@ -106,6 +106,8 @@ def test_a_command_runs_as_the_agent_and_its_exit_code_and_outputs_come_back(ser
     session = new_session(served)
     done = served.run("run", session, "--", "sh", "-c", "cat kept.txt; echo wrong >&2; exit 7")
     assert (done.stdout, done.stderr, done.returncode) == ("it was kept\n", "wrong\n", 7)
+    long = served.run("run", session, "--", "seq", "30000")
+    assert long.stdout.splitlines() == [str(number) for number in range(1, 30_001)]
     killed = served.run("run", session, "--", "sh", "-c", "kill -9 $$")
     assert killed.returncode == 137
     slow = served.run("run", session, "--timeout", "1", "--", "sleep", "60")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from infra.cli.environ import Loaded
-from infra.cli.fleet.ps import as_line
+from infra.cli.fleet.ps import as_line, drawn
 from infra.cli.fleet.survey import MOST_CALLS, look
 from infra.cli.session.follow import FeedRefused
 from tests.support.certificates import untrusted_service
@@ -40,6 +42,15 @@ def test_a_thousand_sessions_cost_at_most_thirty_calls_and_the_working_ones_come
     assert {row["item_state"] for row in whole["sessions"][:BUSY]} == {"active"}
     assert {row["sandbox_state"] for row in whole["sessions"][:BUSY]} == {"running"}
     assert states.count("asleep") == SESSIONS - BUSY and whole["sandboxes"] == []
+
+
+def test_on_a_very_narrow_terminal_a_session_has_its_state_and_below_it_what_is_wrong(service: CrowdedService) -> None:
+    found = asyncio.run(look(Loaded(variables(service), None), time.time()))
+    out = io.StringIO()
+    Console(file=out, width=40).print(drawn(found, 40, everything=False))
+    lines = out.getvalue().splitlines()
+    assert lines[0].split() == ["session", "state"] and all(len(line) <= 40 for line in lines)
+    assert any("asleep" in line for line in lines)
 
 
 def test_a_part_that_cannot_be_read_is_said_and_the_rest_is_shown(service: CrowdedService) -> None:

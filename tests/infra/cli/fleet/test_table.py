@@ -26,6 +26,11 @@ def test_what_does_not_fit_is_wrapped_and_nothing_is_lost() -> None:
     assert shown.split() == ["session", "title", "sesn_1", "a", "title", "that", "is", "far", "too", "long"]
 
 
+def test_an_id_that_does_not_fit_is_folded_and_not_cut() -> None:
+    shown = drawn(20, ("sesn_1", "sesn_0123456789abcdefghij"))
+    assert "".join(line[8:] for line in shown.splitlines()[1:]).replace(" ", "") == "sesn_0123456789abcdefghij"
+
+
 def test_a_line_has_its_style_and_nothing_of_the_service_is_a_terminal_sequence() -> None:
     shown = drawn(80, ("\x1b[31mred[/]", "two\nlines"), ("plain", ""), styles=("dim",), colours=True)
     header, first, second = shown.splitlines()
