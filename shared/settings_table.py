@@ -185,7 +185,9 @@ class Claims:
     POISON_AGE_SECONDS = Seconds(
         21_600.0, "An item that was acked so long ago and never beaten is released whatever its sandbox says."
     )
-    POISON_ATTEMPTS = Whole(5, "An item whose workers have died this often without a call in hand is given up.", unit="deaths")
+    POISON_ATTEMPTS = Whole(
+        5, "An item whose workers have died this often without a call in hand is given up.", unit="deaths"
+    )
 
 
 class Drains:
