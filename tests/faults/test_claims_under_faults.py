@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +21,10 @@ import pytest
 from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
 from infra.local.admin_client import AdminClient
+from shared.claims.dispatcher import utc_now
 from shared.ports import Absent, Created, SandboxSpec
 from shared.reports import DrainReport, ItemEnd
+from tests.faults.session_steps import changed_drain
 from tests.support.admin import fault
 from tests.support.preloaded import Preloaded
 from tests.support.waiting import PATIENCE, until
@@ -308,8 +312,8 @@ def test_i7_a_drain_stops_claiming_in_time_to_finish_what_it_claimed(place: Plac
 def test_i1_age_alone_gives_no_item_up_and_its_report_says_what_the_service_said(place: Place) -> None:
     session = place.session(PROMPT)
     with fault(place.world.tensorlake_admin, CREATE | {"action": "status", "status": 400}):
-        asyncio.run(asyncio.sleep(1.2))
-        (item,) = drain(place).items
+        age = timedelta(seconds=place.settings.times.poison_age + 60)
+        (item,) = changed_drain(place, lambda whole: replace(whole, now=lambda: utc_now() + age)).items
     assert item.end is ItemEnd.FAILED
     assert "HTTP 400" in item.reason
     assert place.item(session)["state"] == "queued"

@@ -96,8 +96,14 @@ def test_a_deadline_reports_what_finished(place: Place) -> None:
 
 def test_a_cancelled_race_leaves_nothing(place: Place) -> None:
     async def test(stage: RaceStage) -> None:
-        task = asyncio.create_task(stage.race(n=3, command=["sleep", "60"]))
-        await asyncio.sleep(1.0)
+        runs = asyncio.Event()
+
+        def tell(event: Event) -> None:
+            if isinstance(event, PhaseBegan) and event.phase == "run":
+                runs.set()
+
+        task = asyncio.create_task(stage.race(tell, n=3, command=["sleep", "600"]))
+        await asyncio.wait({task, asyncio.ensure_future(runs.wait())}, return_when=asyncio.FIRST_COMPLETED)
         task.cancel()
         await asyncio.wait({task})
         assert task.cancelled()
