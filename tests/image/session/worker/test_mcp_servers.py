@@ -76,6 +76,7 @@ def test_a_server_over_http_is_reached_again_when_it_is_back(kind: str, path: st
             assert (await text(connection, "pid")).split()[0] == str(process.pid)
             assert await text(connection, "key") == "of-nobody"
             assert "no such page" in await refused(connection, "refuse")
+            assert "ended during this call" in await refused(connection, "die")
         assert "cannot be used" in await refused(connection, "pid")
         with served(port, kind) as process:
             assert (await text(connection, "pid")).split()[0] == str(process.pid)
