@@ -30,11 +30,11 @@ class OperatorCode:
     )
 
 
-_OURS: Final = frozenset({"functions", "shared", "image", "infra", "main.py", "function_app.py", "requirements.txt"})
+_OURS: Final = frozenset({"functions", "shared", "image", "infra", "main.py", "function_app.py"})
 _LARGEST: Final = 20 * 1024 * 1024  # bytes
 _LONGEST: Final = 1024 * 1024  # bytes, of the requirements
 _PINNED: Final = re.compile(
-    r"(?P<name>[A-Za-z0-9][\w.-]*)(\[[\w.,-]+\])?==(?P<version>[^\s;]+)\s.*--hash=sha256:", re.ASCII
+    r"(?P<name>[A-Za-z0-9][\w.-]*)(\[[\w.,-]+\])?==(?P<version>[^\s;]+)[\s;].*--hash=sha256:", re.ASCII
 )
 _ENTRY_POINTS: Final = ".dist-info/entry_points.txt"
 

@@ -34,6 +34,7 @@ def environ(tmp_path: Path) -> Mapping[str, str]:
     (code / "custom_judge.py").write_bytes((ROOT / "examples" / "custom_judge.py").read_bytes())
     (code / "forge" / "app.py").write_text("def credential(repository): return None\n")
     (code / "forge" / "host.txt").write_text("forge.example")
+    (code / "requirements.txt").write_text("not what is installed")
     (code / ".env").write_text("KEY=not-a-real-key")
     (code / "__pycache__" / "old.pyc").touch()
     (tmp_path / "own.txt").write_text(
@@ -56,13 +57,14 @@ def test_functions_of_the_operator_are_found_where_they_are_deployed(
     where: str, environ: Mapping[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = carried(environ, Settings.from_environ(environ), where)
-    assert own.files.keys() == {"custom_judge.py", "forge/app.py", "forge/host.txt"}
+    assert own.files.keys() == {"custom_judge.py", "forge/app.py", "forge/host.txt", "requirements.txt"}
     folder = tmp_path / "there"
     folder.mkdir()
     if where == "lambda":
         folder = bundled(own, folder, monkeypatch)
     elif where == "cloud_run":
         source.stage(folder, own=CarriedCode(own.files))
+        assert "anthropic==" in (folder / "requirements.txt").read_text(encoding="utf-8")
     else:
         definition.stage(definition.server_recipe(), folder, own.files)
         folder /= "bundle"
@@ -77,10 +79,10 @@ def test_functions_of_the_operator_are_found_where_they_are_deployed(
 
 
 def test_what_it_needs_is_installed_with_what_we_need(environ: Mapping[str, str], tmp_path: Path) -> None:
-    text = f"attrs==1 {HASH}\nboto3==3 \\\n    {HASH}\n"
+    text = f"attrs==1;python_version > '2' {HASH}\nboto3==3 \\\n    {HASH}\n"
     own = CarriedCode({}, f"{text}anthropic=={_version('anthropic')} {HASH}\n")
     added = joined(source.requirements(), own.requirements).removeprefix(source.requirements())
-    assert added == f"attrs==1 {HASH}\nboto3==3 {HASH}\n"
+    assert added == f"attrs==1;python_version > '2' {HASH}\nboto3==3 {HASH}\n"
     source.stage(tmp_path, own=own)
     assert (tmp_path / "requirements.txt").read_text(encoding="utf-8").endswith(added)
     assert server_lock(own).decode().endswith(added) and server_lock(own) != server_lock(CarriedCode())
