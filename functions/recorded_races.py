@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +87,7 @@ class RecordedRaces:
         self._running: dict[str, Running] = {}
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._ended_bytes = 0
+        self._tidied: deque[str] = deque(maxlen=1_000)  # lost races: a look at all sandboxes is not for each repeat
 
     async def status(self, race_id: str, caller: Capability | None) -> Response:
         """What a GET is answered. Raises HttpError 404 for what this caller may not know of, and 503."""
@@ -105,9 +106,10 @@ class RecordedRaces:
         environment, seen = await self._found(race_id, caller)
         try:
             seen = await self.records(environment).cancel(seen)
-            if seen.state(self.now()) == "lost":
+            if seen.state(self.now()) == "lost" and race_id not in self._tidied:
                 left = await end_left_over(self._service.host, self._service.settings.prefix, environment, race_id)
                 log.info("race.left_over_ended race=%s sandboxes=%d", race_id, left)
+                self._tidied.append(race_id)
         except CellGone:
             raise _not_found() from None
         except CellUnclear as error:

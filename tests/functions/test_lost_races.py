@@ -41,9 +41,11 @@ class LostRace:
 
     def __init__(self) -> None:
         self.broken = ""
+        self.listed = 0
         self.host = FakeHost(
             latency=0.0, meet=lambda method, what: FakeFault.LOST_BEFORE if method == self.broken else None
         )
+        self.host.list_sandboxes = self._list  # type: ignore[method-assign]
         self.clock = Later()
         self.service = Service(Settings.from_environ(ENVIRON), now=self.clock)
         self.service.host = self.host
@@ -69,6 +71,10 @@ class LostRace:
         answer = await self.races.cancel(RACE_ID, caller)
         return answer.status_code, json.loads(bytes(answer.body))["state"]
 
+    async def _list(self) -> Any:
+        self.listed += 1
+        return await FakeHost.list_sandboxes(self.host)
+
     def left(self) -> list[str]:
         return sorted(self.host.alive())
 
@@ -82,13 +88,15 @@ async def lost() -> LostRace:
 def test_deleting_a_lost_race_ends_what_it_has_left_and_nothing_else() -> None:
     async def main() -> None:
         race = await lost()
-        assert await race.deleted(CAPABILITY) == (200, "lost")
+        assert await race.deleted(CAPABILITY) == (200, "lost") and race.listed == 1
         kinds = [names.parse("hands", name) for name in race.left()]
         races = [kind.race_id for kind in kinds if isinstance(kind, names.RaceSandbox)]
         assert races == [OTHERS], "another race's"
         assert {type(kind) for kind in kinds} == {names.RaceSandbox, names.RaceRecordSandbox, names.SessionSandbox}
         assert list(race.host.snapshots) == [race.by_hand], "a person's snapshot of the same sandbox stays"
+        race.listed = 0
         assert await race.deleted(CAPABILITY) == (200, "lost"), "however often it is asked"
+        assert race.listed == 0, "a list of all sandboxes is not for each repeat"
 
     asyncio.run(main())
 
