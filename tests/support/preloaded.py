@@ -215,7 +215,9 @@ class _Forks:
                     return module
 
     def _program(self, requests: socket.socket) -> str:
-        _, descriptors, _, _ = socket.recv_fds(requests, 1, 5)
+        descriptors: list[int] = []
+        with contextlib.suppress(ConnectionError):  # who asked has ended, and perhaps with words of ours unread
+            _, descriptors, _, _ = socket.recv_fds(requests, 1, 5)
         if not descriptors:
             os._exit(0)
         pid = self._fork()
