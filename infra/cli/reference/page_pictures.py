@@ -1,6 +1,6 @@
-"""docs/ui-phone.png and docs/ui-desktop.png: what `make ui` shows, at both widths: `make docs-picture`.
+"""docs/ui-*.png: what `make ui` shows, its races, too, at both widths: `make docs-picture`.
 
-A platform of its own, three sessions of the scripted brain, and a real Chromium.
+A platform of its own, three sessions of the scripted brain, two races, and a real Chromium.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from infra.local.platform import Options, Platform
 PICTURES: Final = {
     CHECKOUT / "docs" / "ui-phone.png": (390, 844),
     CHECKOUT / "docs" / "ui-desktop.png": (1280, 640),
+    CHECKOUT / "docs" / "ui-races-phone.png": (390, 844),
+    CHECKOUT / "docs" / "ui-races-desktop.png": (1280, 640),
 }
+_RACES: Final = "ui-races-"
+_RACE: Final[Mapping[str, Any]] = {"n": 3, "script": "echo {i} > score.txt"}
+_JUDGE: Final = {"type": "command", "script": "cat score.txt"}
 _PROMPTS: Final = (
     ("nightly build", "$ sleep 600"),
     ("release notes", "create notes.txt with 'ready' then read it back"),
@@ -60,11 +65,24 @@ def _all_there(client: httpx2.Client, sessions: list[str]) -> bool:
     return rest and "agent.tool_use" in kinds[0]
 
 
+def start_races(platform: Platform) -> None:
+    """One that is over, with its report, and one that runs. Raises PictureFailed."""
+    headers = {"authorization": f"Bearer {platform.environ['FUNCTIONS_TOKEN']}"}
+    image = {"source": {"image": platform.environ["SANDBOX_IMAGE_NAME"]}}
+    runs = {**_RACE, "script": "sleep 600", "deadline": 300}
+    with httpx2.Client(base_url=platform.functions_url, headers=headers, timeout=_SECONDS) as client:
+        for race, how in ((_RACE, {"idempotency-key": "nightly-7"}), (runs, {"prefer": "respond-async"})):
+            answer = client.post("/fork_best_of_n", json={**image, **race, "judge": _JUDGE}, headers=how)
+            if answer.status_code not in (200, 202):
+                raise PictureFailed(f"the race was answered {answer.status_code}")
+
+
 def take(folder: Mapping[Path, tuple[int, int]] = PICTURES) -> None:
     """Raises PictureFailed and BrowserFailed."""
     with Platform(Options()) as platform:
         platform.serve_functions()
         start_sessions(platform.environ)
+        start_races(platform)
         command = [sys.executable, "-m", "infra.cli", "ui", "--ui-port", "0"]
         environ = {**platform.environ, "PATH": "/usr/bin:/bin", "FUNCTIONS_URL": platform.functions_url}
         with subprocess.Popen(command, cwd=CHECKOUT, env=environ, stdout=subprocess.PIPE, text=True) as page:
@@ -74,6 +92,8 @@ def take(folder: Mapping[Path, tuple[int, int]] = PICTURES) -> None:
                     for path, (width, height) in folder.items():
                         tab.resize(width, height)
                         tab.go(address)
+                        if path.name.startswith(_RACES):
+                            tab.go(f"{address.partition('?')[0]}races")
                         path.write_bytes(tab.picture())
             finally:
                 page.terminate()
