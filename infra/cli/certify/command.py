@@ -32,7 +32,7 @@ from shared.settings import Settings
 CHECKS: Final[tuple[ServiceCheck, ...]] = (*queue_checks.CHECKS, *sandbox_checks.CHECKS, *limit_checks.CHECKS)
 COST: Final = """\
 With your keys this makes about ten sandboxes (one processor each, two at once at most) and about twenty sessions,
-most of them without a message, and ends them all. It costs a few cents of sandbox time and two short turns of the
+most of them without a message, and ends them all. It costs a few cents of sandbox time and four short turns of the
 agent's model, and takes about ten minutes. Nobody else may work on the environment meanwhile: a check that finds
 somebody says so."""
 

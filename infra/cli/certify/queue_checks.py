@@ -14,6 +14,8 @@ _LAPSE: Final = 150.0
 """Seconds after an ack by which a start-up lease of about 120 s would have lapsed."""
 _TTL: Final = 15
 _LEEWAY: Final = 5.0
+_TURN_ENDS: Final = 10.0
+"""Seconds after an interrupt."""
 
 
 async def create_enqueues(ground: Ground) -> Observed:
@@ -116,6 +118,34 @@ async def results_by_environment_key(ground: Ground) -> Observed:
     return Observed(taken, f"HTTP {status}", {"claude.no_events_from_environment_keys": not taken})
 
 
+async def second_result(ground: Ground) -> Observed:
+    session_id, call_id = await _unserved_call(ground)
+    first = (await _give_up(ground, session_id, call_id, "api")).status_code
+    if first >= 300:
+        raise NotTried(f"the first result was refused: HTTP {first}")
+    again = (await _give_up(ground, session_id, call_id, "api")).status_code
+    behaviour = {"claude.second_result_status": again} if again in (200, 400, 409) else {}
+    return Observed(again < 300, f"HTTP {first}, then HTTP {again}", behaviour)
+
+
+async def interrupt_ends_calls(ground: Ground) -> Observed:
+    """A session waits for a result and has no item: `repair` ends such a turn so."""
+    session_id, _ = await _unserved_call(ground)
+    interrupt = {"events": [{"type": "user.interrupt"}]}
+    status = (await ground.claude("POST", f"/v1/sessions/{session_id}/events", interrupt, key="api")).status_code
+    if status >= 300:
+        raise NotTried(f"the interrupt was refused: HTTP {status}")
+    end = time.monotonic() + _TURN_ENDS
+    ended = False
+    while not ended and time.monotonic() < end:
+        answer = await ground.claude("GET", f"/v1/sessions/{session_id}/events", limit=1000)
+        idle = [event for event in answer.json().get("data", []) if event["type"] == "session.status_idle"]
+        ended = any((event.get("stop_reason") or {}).get("type") == "end_turn" for event in idle)
+        await asyncio.sleep(0.2)
+    seen = f"the turn is {'over' if ended else f'not over within {_TURN_ENDS:.0f} s'}"
+    return Observed(ended, seen, {"claude.interrupt_ends_calls": ended})
+
+
 async def block_limit(ground: Ground) -> Observed:
     await ground.session()  # raises where others are at work
     item = await ground.work("GET", "/poll", block_ms=1500)
@@ -187,6 +217,22 @@ CHECKS: Final = (
         "an environment key may post tool results",
         "a tick cannot release stranded items by itself: `make repair` does it, with the API key",
         results_by_environment_key,
+        180.0,
+    ),
+    ServiceCheck(
+        "queue.second-result",
+        "docs/wire/anthropic.md#5-session-tool-runner",
+        "a second result of one call is taken, and ignored",
+        "a worker whose result was taken in a lost answer sees a refusal when it sends it again",
+        second_result,
+        180.0,
+    ),
+    ServiceCheck(
+        "queue.interrupt-ends-calls",
+        _STATES,
+        "`user.interrupt` ends a turn that waits for a result and has no item",
+        "`make repair` cannot give such a turn up: the session must be archived",
+        interrupt_ends_calls,
         180.0,
     ),
     ServiceCheck(

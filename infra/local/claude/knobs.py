@@ -33,6 +33,8 @@ class Knobs(BaseModel):
     results_enqueue: bool = Field(
         default=True, description="answers to tool calls queue their session again where no item lives"
     )
+    second_result_status: Literal[200, 400, 409] = Field(default=200, description="of a result to an answered call")
+    interrupt_ends_calls: bool = Field(default=True, description="an interrupt ends a turn that waits for results")
     list_order: Literal["newest_first", "oldest_first"] = Field(default="newest_first", description="of work items")
     list_has_stopped: bool = Field(default=True, description="work list has items that are stopped")
     longest_block_ms: int = Field(default=999, ge=1, le=60_000, description="a longer `block_ms` is refused")

@@ -19,7 +19,7 @@ from typing import Any
 from infra.local.claude.agents import SERVER_TOOLS, custom_tools, enabled_tools, evaluate
 from infra.local.claude.brain import Brain, Conversation, Failure, Reply, Round, ToolCall, ToolOutcome
 from infra.local.claude.clock import Clock, stamp
-from infra.local.claude.errors import invalid
+from infra.local.claude.errors import ClaudeApiError, invalid
 from infra.local.claude.events import Event
 from infra.local.claude.ids import new_id
 from infra.local.claude.inputs import MESSAGE_TYPES, RESULT_TYPES, text_of
@@ -140,6 +140,8 @@ class Turns:
         call = session.calls.get(event[RESULT_TYPES.get(kind, "tool_use_id")])
         if call is None or call.outcome is not None:
             # Answered before, or closed by an interrupt: accepted and without effect.
+            if kind in RESULT_TYPES and self._knobs.second_result_status != 200:
+                raise ClaudeApiError(self._knobs.second_result_status, "the call has a result")
             return {**event, "processed_at": stamp(self._clock.now())}
         if kind == "user.tool_confirmation":
             return self._confirm(session, call, event)
@@ -170,6 +172,8 @@ class Turns:
 
     def _interrupt(self, session: OfflineSession, event: Event) -> Event:
         """Ends the turn; open calls are answered by the server with an error."""
+        if session.open_calls and not self._knobs.interrupt_ends_calls:
+            return session.log.process(event)
         thinking = session.phase is Phase.THINKING
         self._cancel(session)
         if thinking and session.request_id is not None:

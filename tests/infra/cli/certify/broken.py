@@ -16,6 +16,8 @@ QUEUE: Final[tuple[tuple[str, str, Any], ...]] = (
     ("queue.counted-calls", "counted_calls", ["GET /work/poll", "POST /ack"]),
     ("queue.results-enqueue", "results_enqueue", False),
     ("queue.results-by-environment-key", "no_events_from_environment_keys", True),
+    ("queue.second-result", "second_result_status", 409),
+    ("queue.interrupt-ends-calls", "interrupt_ends_calls", False),
     ("queue.startup-lease", "startup_lease", 120.0),
     ("queue.requeue-fields", "requeue_keeps_times", True),
     ("queue.beat-before-ack", "beat_claims_unacked", True),

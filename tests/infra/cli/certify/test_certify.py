@@ -31,7 +31,14 @@ from shared.settings import Settings
 from tests.infra.cli.certify.broken import QUEUE, SANDBOX, certified, not_holding
 from tests.support.world import API_KEY, OfflineWorld, Place
 
-QUICK = ("queue.second", "queue.list", "queue.secret", "queue.startup-lease", "queue.requeue-fields")
+QUICK = (
+    "queue.second-ack",
+    "queue.second-stop",
+    "queue.list",
+    "queue.secret",
+    "queue.startup-lease",
+    "queue.requeue-fields",
+)
 
 
 @pytest.fixture
