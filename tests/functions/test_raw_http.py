@@ -284,8 +284,9 @@ def test_a_body_that_never_comes_is_given_up_with_a_408(server: RawServer) -> No
     assert time.monotonic() - began < 10.0
 
 
-def test_a_body_that_drips_is_given_up_as_well(server: RawServer) -> None:
-    head = post(b"/poll_tick", BEARER.strip(), b"Content-Length: 100", length=False)
+@pytest.mark.parametrize("path", [b"/poll_tick", b"/fork_best_of_n"])
+def test_a_body_that_drips_is_given_up_as_well(server: RawServer, path: bytes) -> None:
+    head = post(path, BEARER.strip(), b"Content-Length: 100", length=False)
     assert status(talk(server.port, head, *[b"x"] * 9, pause=0.1)) == 408
 
 
