@@ -212,8 +212,9 @@ def check_repository(url: str) -> str:
 
 
 def folder_of(url: str) -> str:
-    """Raises BadSetup."""
-    name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2].removesuffix(".git"))
+    """The name that git gives it, too. Raises BadSetup."""
+    path = urlsplit(url).path.rstrip("/").removesuffix("/.git").rstrip("/")
+    name = unquote(path.rpartition("/")[2].removesuffix(".git"))
     if not re.fullmatch(r"\w[\w.+-]{0,100}", name, re.ASCII) or name in _TAKEN:
         raise BadSetup(f"repo: {_shown(name)} cannot be the name of a folder in the workspace")
     return name

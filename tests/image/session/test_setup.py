@@ -24,7 +24,7 @@ def test_a_session_says_what_it_is_about() -> None:
     }
     wishes = OPEN.wishes(metadata)
     assert (wishes.repo, wishes.ref, wishes.subdir) == (metadata["repo"], "feature/x", "services/api")
-    assert wishes.folder == "app"
+    assert wishes.folder == "app" == OPEN.wishes({"repo": "https://git.example/team/app/.git/"}).folder
     assert wishes.files == (
         FileSource("https://h.example/in.csv", "data/in.csv", HEX),
         FileSource("s3://bucket/model.bin", "model.bin"),
