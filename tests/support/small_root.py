@@ -14,7 +14,7 @@ _PROGRAMS: Final = ("sh", "cat", "id", "ls", "mkdir", "cp")
 _MODULES: Final = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import ctypes, inside.supervisor, inside.terminal
+import ctypes, socket, subprocess, inside.supervisor, inside.terminal
 print(*{module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)}, sep="\\n")
 """
 
