@@ -72,7 +72,7 @@ def _isolation_line(isolation: Mapping[str, Any]) -> str:
         root = isolation["image_root"]
         return f"{isolation['summary']}{f'; their root is {root}' if root else ''}"
     why = "; ".join(f"{level}: {finding}" for level, finding in dict(isolation["findings"]).items() if level != "plain")
-    return f"*** NOT ISOLATED *** they are plain processes of yours in a folder ({why})"
+    return f"*** NOT ISOLATED *** they are plain processes of yours in a folder ({why or 'as asked for'})"
 
 
 def _shown(name: str, value: str) -> str:

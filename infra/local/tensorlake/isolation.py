@@ -41,7 +41,7 @@ class Isolation:
     host: Host
     bwrap: str | None
     findings: dict[Level, str]
-    """Of each level: "works", or why it does not."""
+    """Of each level that was tried: "works", or why it does not."""
     _places: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(STARTS_PER_CORE * (os.cpu_count() or 1))
     )
@@ -50,23 +50,22 @@ class Isolation:
 
     @classmethod
     async def probe(cls, wanted: str, directory: Path, image_root: Path | None = None) -> Isolation:
-        """`wanted` is a level or `auto` (the best that works). Raises IsolationError."""
+        """`wanted` is a level or `auto` (the best that works: what is below it is not tried). Raises IsolationError."""
         try:
             host = await asyncio.to_thread(_host, directory, image_root)
         except RootError as error:
             raise IsolationError(str(error)) from None
         tool = await asyncio.to_thread(bubblewrap.find)
         bwrap = tool[0] if tool else None
-        levels = list(Level)
-        answers = await asyncio.gather(*(_try(level, host, bwrap, directory) for level in levels))
-        findings = dict(zip(levels, answers, strict=True))
-        works = [level for level in levels if findings[level] == "works"]
-        if wanted != "auto" and Level(wanted) not in works:
+        findings: dict[Level, str] = {}
+        for level in Level if wanted == "auto" else [Level(wanted)]:
+            findings[level] = await _try(level, host, bwrap, directory)
+            if findings[level] == "works":
+                return cls(level, host, bwrap, findings)
+        if wanted != "auto":
             raise IsolationError(f"isolation level '{wanted}' does not work here: {findings[Level(wanted)]}")
-        if not works:
-            said = "; ".join(f"{level}: {finding}" for level, finding in findings.items())
-            raise IsolationError(f"no isolation level works here: {said}")
-        return cls(works[0] if wanted == "auto" else Level(wanted), host, bwrap, findings)
+        said = "; ".join(f"{level}: {finding}" for level, finding in findings.items())
+        raise IsolationError(f"no isolation level works here: {said}")
 
     async def start(self, base: BaseRoot, directory: Path, hostname: str, launcher: str | None) -> Box:
         """Raises BoxError."""

@@ -15,7 +15,7 @@ import pytest
 from tensorlake.sandbox import Sandbox
 
 from infra.local.process import RunningService, ServiceStartError, start_service
-from tests.infra.local.tensorlake.conftest import KEY, Services
+from tests.infra.local.tensorlake.conftest import KEY, Services, service_of
 from tests.support.checkout import ROOT
 from tests.support.waiting import until
 
@@ -51,8 +51,7 @@ def busy(service: RunningService, marker: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_nothing_outlives_the_platform(services: Services, level: str, how: str, tmp_path: Path) -> None:
-    if services("auto").ready["isolation"]["findings"][level] != "works":
-        pytest.skip(f"{level} does not work here")
+    service_of(services, level)
     marker = str(9_000_000 + os.getpid() * 10 + LEVELS.index(level))
     service = start_service("infra.local.tensorlake", ["--isolation", level, "--data-dir", str(tmp_path)])
     try:
@@ -116,8 +115,7 @@ print(list(Path(sys.argv[2]).iterdir()))
 @pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs root to become somebody else")
 @pytest.mark.parametrize("level", ["overlay", "copy"])
 def test_an_ordinary_user_can_run_it(services: Services, level: str) -> None:
-    if services("auto").ready["isolation"]["findings"][level] != "works":
-        pytest.skip(f"{level} does not work here")
+    service_of(services, level)
     root = str(ROOT)
     become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     python = reachable_python(become)
