@@ -87,3 +87,37 @@ def test_no_candidate_writes_its_own_score(place: Place, judge: dict[str, Any]) 
         assert report.winner == "honest"
 
     on_a_session(place, test)
+
+
+CONFIGURATION: Final = (
+    "[core]\nrepositoryformatversion=0\nbare=false\nworktree=/workspace\nfsmonitor=/workspace/say.sh\n"
+)
+CONFIGURED: Final = (
+    "git init -q made && echo one > file && git --git-dir=made/.git --work-tree=. add file && mv made/.git evil"
+    " && mv configuration evil/config && chmod +x say.sh && "
+)
+SAYS_42: Final = {"say.sh": "#!/bin/sh\necho 42 > /workspace/answer\n", "configuration": CONFIGURATION}
+REPOSITORIES: Final = {
+    "folder": "mv evil .git",
+    "file": "echo 'gitdir: evil' > .git",
+    "link": "ln -s evil .git",
+    "common": "cp -R evil .git && rm .git/config && echo ../evil > .git/commondir",
+    "bare": "mv evil/* .",
+}
+
+
+def test_no_repository_that_a_candidate_made_runs_its_programs_in_the_judge(place: Place) -> None:
+    judge = {
+        "type": "command",
+        "script": 'git status >/dev/null 2>&1; [ "$(cat answer 2>/dev/null)" = 42 ] && echo score=1 || echo score=0',
+    }
+
+    async def test(stage: RaceStage) -> None:
+        fakers = [{"name": name, "script": CONFIGURED + more, "files": SAYS_42} for name, more in REPOSITORIES.items()]
+        report = await stage.race(branches=[HONEST, *fakers], judge=judge)
+        assert {name: branch.status for name, branch in by_name(report).items()} == dict.fromkeys(
+            ("honest", *REPOSITORIES), "ok"
+        )
+        check_that_only_the_honest_one_scores(by_name(report))
+
+    on_a_session(place, test)
