@@ -121,7 +121,14 @@ async def _serve(
             scope.cancel()
 
         stop.on_request(lambda: loop.call_soon_threadsafe(wind_down))
-        stop.on_order(lambda: loop.call_soon_threadsafe(Shell.end, _STOPPED))
+
+        def ordered() -> None:
+            Shell.end(_STOPPED)
+            # An SDK that is ended before its first heartbeat leaves the item to lapse; that heartbeat tells it as well.
+            if transport.verdict is not None:
+                stop.request(Exit.STOPPED, _STOPPED)
+
+        stop.on_order(lambda: loop.call_soon_threadsafe(ordered))
         try:
             await worker.handle_item(
                 work_id=claim.work_id,

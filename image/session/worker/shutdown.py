@@ -115,8 +115,7 @@ class Shutdown:
                 if number in _SIGNALS:
                     self.request(Exit.STOPPED, signal.Signals(number).name)
                 elif number == STOP_SIGNAL:
-                    self.request(Exit.STOPPED, "its work was stopped")
-                    if self._on_order is not None:
+                    if self._on_order is not None:  # else the first heartbeat of the SDK will tell
                         self._on_order()
                 elif number == GIVE_UP_SIGNAL:
                     self._give_up()

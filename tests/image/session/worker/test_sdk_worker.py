@@ -197,11 +197,23 @@ def test_a_command_of_stopped_work_is_ended_and_its_call_answered_and_what_runs_
         if ttl > 2:
             worker.process.send_signal(STOP_SIGNAL)
         assert worker.exit() is Exit.STOPPED, worker.report()
-        assert "its work was stopped" in worker.ending() or "the item was stopped" in worker.ending()
+        assert "work was stopped" in worker.ending() or "the item was stopped" in worker.ending()
         (result,) = service.results
         assert result["is_error"] and "the session's work was stopped" in result["content"][0]["text"]
         assert service.stops() == 1 and not (box.workdir / "went-on").exists()
         os.kill(int((box.workdir / "behind").read_text()), signal.SIGKILL)  # raises where it is gone
+
+
+def test_work_that_is_stopped_before_the_sdk_serves_it_is_stopped_by_its_worker_all_the_same(tmp_path: Path) -> None:
+    with running(tool_calls=[("bash", {"command": "sleep 600"})], ttl=300) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        worker.wait_for(Word.LEASED)
+        with service.lock:
+            service.state = "stopping"
+        worker.process.send_signal(STOP_SIGNAL)
+        assert worker.exit() is Exit.STOPPED, worker.report()
+        assert (service.state, service.stops()) == ("stopped", 1)
 
 
 @pytest.mark.parametrize("command", [IN_FRONT, "touch begun; trap true INT; while sleep 0.1; do :; done"])
