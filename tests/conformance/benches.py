@@ -9,18 +9,23 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from unittest import mock
 
 import anthropic
 import httpx2
 
 from infra.cli.fleet.lists import lists
 from infra.cli.fleet.queue_looks import QueueLooks
+from infra.cli.fork.client import RecordingHost
 from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService
+from shared import metrics
 from shared.adapters.anthropic_queue import AnthropicQueue
+from shared.adapters.observed import observed
 from shared.adapters.tensorlake_sandboxes import TensorlakeSandboxes
 from shared.ports import ProcessSpec, SandboxHost, WorkLooks, WorkQueue
 from shared.secret import Secret
+from shared.settings import Settings
 from tests.support.fake_host import FakeHost
 from tests.support.model.claude import ModelClaude
 from tests.support.model.lines import ModelLine
@@ -66,6 +71,42 @@ class ModelHosts:
 
     def _host(self, loop: VirtualLoop, truth: Truth) -> SandboxHost:
         return ModelHost(ModelSandboxes(loop, truth, Manner(), _script), _line(loop), bind=10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingHosts:
+    """The command line's own: the adapter, with a list of what it has made."""
+
+    service: RunningService
+
+    def play(self, scenario: Callable[[SandboxHost], Awaitable[None]]) -> None:
+        environ = {
+            "ANTHROPIC_ENVIRONMENT_ID": "env_1",
+            "ANTHROPIC_ENVIRONMENT_KEY": "no-key",
+            "TENSORLAKE_API_KEY": "no-key",
+            "TENSORLAKE_API_URL": self.service.url,
+            "BIND_SECONDS": "10",
+        }
+
+        async def run() -> None:
+            host = RecordingHost(Settings.from_environ(environ))
+            try:
+                await scenario(host)
+            finally:
+                await host.aclose()
+
+        asyncio.run(run())
+
+
+class ObservedHosts:
+    """The fake, with its calls measured."""
+
+    def play(self, scenario: Callable[[SandboxHost], Awaitable[None]]) -> None:
+        async def run() -> None:
+            with mock.patch.object(metrics, "is_on", lambda: True):
+                await scenario(observed(FakeHost(latency=0.0), "tensorlake"))
+
+        asyncio.run(run())
 
 
 class FakeHosts:

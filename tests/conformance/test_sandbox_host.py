@@ -39,7 +39,9 @@ from tests.conformance.benches import (
     FakeHosts,
     HostBench,
     ModelHosts,
+    ObservedHosts,
     OfflineHosts,
+    RecordingHosts,
     connected,
     program,
 )
@@ -54,15 +56,28 @@ def service() -> Iterator[RunningService]:
         yield running
 
 
-@pytest.fixture(params=["model", "offline", "fake"])
-def every(request: pytest.FixtureRequest) -> HostBench:
+@pytest.fixture(params=["model", "offline", "recording", "fake", "observed"])
+def every(request: pytest.FixtureRequest) -> Iterator[HostBench]:
     """Every implementation of the port, where no process has to live on."""
     match request.param:
         case "model":
-            return ModelHosts()
+            yield ModelHosts()
         case "fake":
-            return FakeHosts()
-    return OfflineHosts(request.getfixturevalue("service"))
+            yield FakeHosts()
+        case "observed":
+            yield ObservedHosts()
+        case over_sockets:
+            service: RunningService = request.getfixturevalue("service")
+            yield RecordingHosts(service) if over_sockets == "recording" else OfflineHosts(service)
+            scenario(service, all_ended)
+
+
+async def all_ended(host: SandboxHost) -> None:
+    """The next test may want the same names."""
+    listed = await host.list_sandboxes()
+    assert isinstance(listed, Listing), listed
+    for sandbox in listed.rows:
+        assert await host.terminate(sandbox.id) in (None, Absent())
 
 
 @pytest.fixture(params=["model", "offline"])
