@@ -39,8 +39,8 @@ class Target:
 
     async def items(self) -> Sequence[Item]:
         """The session's work items that the queue still lists, newest first."""
-        # No item is older than its session; a minute is for what the service's clocks may differ by.
-        since = self.session.created_at - 60.0
+        # No item is older than its session; the seconds are for what the service's clocks may differ by.
+        since = self.session.created_at - 10.0
         listing = await self.queue.items(self.session.environment_id, _PAGES, since)
         own = names.canonical_session_id(self.session.id)
         found = [
