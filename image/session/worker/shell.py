@@ -7,7 +7,8 @@
   the worker and which nobody empties between two calls, so a server dies or stops at its first lines of log. Here
   the worker empties it all the time, and a small process of its own empties it once the worker is gone.
 - The SDK breaks off no call that runs, and has no way to. Here a command ends when its turn is interrupted or its work
-  is stopped; what the agent left running in the background does not.
+  is stopped; what the agent left running in the background does not. The next command has a new shell, in the same
+  folder.
 - When memory runs out the kernel is to end what the agent runs, and not the worker (docs/image.md#what-lives-on).
 """
 
@@ -34,6 +35,7 @@ _KEPT_BETWEEN_CALLS: Final = 8192  # bytes of what background programs said, sho
 _READ: Final = 65_536
 _PARSE_SECONDS: Final = 10.0
 _UNTIL_FORCE: Final = 3.0  # seconds that a command has to end by itself when it is broken off
+_UNTIL_GONE: Final = 1.0  # seconds that a shell whose command was broken off has to end, too
 _LONGEST_PROBLEM: Final = 4000  # characters
 _OOM_SCORE: Final = b"700"  # of 1000; the worker has what the sandbox gave it, usually 0
 
@@ -46,6 +48,8 @@ class Shell(BashSession):
     """Takes the place of the SDK's `BashSession`; same use, same errors."""
 
     _output: _Output
+    _env: Mapping[str, str] | None = None
+    _folder: Path
     variables: ClassVar[Mapping[str, str]] = {}
     """What the session's set-up adds to the environment of each shell."""
     _at_work: ClassVar[set[Shell]] = set()
@@ -64,6 +68,8 @@ class Shell(BashSession):
         for shell in list(cls._at_work):
             if not shell._broken_off:
                 shell._broken_off = why
+                with contextlib.suppress(OSError):  # not on Linux: where it was begun
+                    shell._folder = Path(f"/proc/{shell._proc.pid}/cwd").readlink()
                 interrupt(shell._proc.pid)
                 asyncio.get_running_loop().call_later(_UNTIL_FORCE, shell._end_by_force)
 
@@ -91,22 +97,36 @@ class Shell(BashSession):
         output.begin()
         _prefer_in_oom_kill(process.pid)
         shell = cls(cast("anyio.abc.Process", _Process(process, output)))
-        shell._output = output
+        shell._output, shell._env, shell._folder = output, env, Path(workdir)
         return shell
 
     async def exec(self, cmd: str, timeout: float = BASH_DEFAULT_TIMEOUT) -> BashResult:
         if self._over:
             return BashResult(f"[{self._over}]", -1)
+        told = await self._begun_anew() if self._broken_off else ""
         self._broken_off = ""
         self._at_work.add(self)
         try:
             result = await self._exec(cmd, timeout)
         finally:
             self._at_work.discard(self)
+        said, code = f"{told}{result[0]}", result[1]
         if not self._broken_off:
-            return result
-        said, code = result
+            return BashResult(said, code)
         return BashResult(f"{said}\n[{self._broken_off}]".lstrip("\n"), code or -1)
+
+    async def _begun_anew(self) -> str:
+        """A new process for a shell that ended with its command; what the agent is told of it. One that has a way of
+        its own with interrupts lives on."""
+        with anyio.move_on_after(_UNTIL_GONE):
+            await self._proc.wait()
+        if not self.closed:
+            return ""
+        folder = self._folder if self._folder.is_dir() else Path.cwd()
+        fresh = await self.start(folder, env=self._env)
+        ended, self._proc, self._output = self._proc, fresh._proc, fresh._output
+        await ended.aclose()
+        return f"[a new shell in {folder}: the one before ended with its command]\n"
 
     async def _exec(self, cmd: str, timeout: float) -> BashResult:
         problem = await _syntax_problem(cmd)

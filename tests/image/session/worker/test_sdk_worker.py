@@ -216,22 +216,33 @@ def test_work_that_is_stopped_before_the_sdk_serves_it_is_stopped_by_its_worker_
         assert (service.state, service.stops()) == ("stopped", 1)
 
 
-@pytest.mark.parametrize("command", [IN_FRONT, "touch begun; trap true INT; while sleep 0.1; do :; done"])
+@pytest.mark.parametrize("command", [IN_FRONT, "touch begun; trap true INT; while :; do sleep 0.1; done"])
 def test_a_command_of_an_interrupted_turn_is_ended_by_force_if_need_be_and_the_worker_serves_on(
     command: str, tmp_path: Path
 ) -> None:
-    with running(tool_calls=[("bash", {"command": command}), READ]) as service, sandbox(tmp_path) as box:
+    calls = [
+        ("bash", {"command": f"cd sub; {command}"}),
+        READ,
+        ("bash", {"command": "pwd"}),
+        ("bash", {"command": "pwd"}),
+    ]
+    with running(tool_calls=calls) as service, sandbox(tmp_path) as box:
         service.ack()
         (box.workdir / "hello.txt").write_text("served on")
+        (box.workdir / "sub").mkdir()
         worker = box.start(make_claim(service.url, box.workdir))
-        _wait_for_file(box.workdir / "begun")
+        _wait_for_file(box.workdir / "sub" / "begun")
         with service.lock:
             service.events.append({"type": "user.interrupt", "id": "sevt_stop", "session_thread_id": "another"})
             service.events.append({"type": "user.interrupt", "id": "sevt_stop2"})
         assert worker.exit() is Exit.SERVED, worker.report()
         said = [result["content"][0]["text"] for result in service.results]
         assert "its turn was interrupted" in said[0] and "served on" in said[1]
-        assert not (box.workdir / "went-on").exists()
+        assert said[2:] == [
+            f"[a new shell in {box.workdir}/sub: the one before ended with its command]\n{box.workdir}/sub",
+            f"{box.workdir}/sub",
+        ]
+        assert not (box.workdir / "sub" / "went-on").exists()
 
 
 def test_a_worker_does_not_outlive_its_lifetime(tmp_path: Path) -> None:
