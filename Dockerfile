@@ -27,7 +27,7 @@ CMD ["/bin/sh", "-c", "exec /opt/hands/venv/bin/python -m uvicorn functions.asgi
 
 # It wants ANTHROPIC_API_KEY, which the functions never read: whoever gives it to a container has chosen so.
 FROM functions AS page
-USER root
+USER 0
 COPY requirements/user.lock /tmp/user.lock
 RUN /opt/hands/venv/bin/python -m pip install --no-cache-dir --compile --only-binary :all: --require-hashes \
       --requirement /tmp/user.lock

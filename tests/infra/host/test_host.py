@@ -45,7 +45,11 @@ def test_hadolint_accepts_the_dockerfile() -> None:
 def test_the_image_is_pinned_byte_compiled_and_not_roots() -> None:
     runs = " ".join(instructions("RUN"))
     assert "--require-hashes" in runs and "--compile" in runs and "compileall" in runs
-    assert instructions("USER") == ["10001"]
+    assert instructions("USER") == [
+        "10001",
+        "0",
+        "10001",
+    ]  # the stage with the page installs as 0, and runs as the other
     copied = {part for line in instructions("COPY") for part in line.split()[:-1] if not part.startswith("--from")}
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in ignored
