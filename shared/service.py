@@ -17,13 +17,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from shared import metrics, tracing
-from shared.adapters.service_clock import ServiceClock
 from shared.deadline import Deadline
 from shared.environment_settings import Environment
 from shared.settings import Settings
 
 if TYPE_CHECKING:
     from shared.adapters.call_budget import CallBudget
+    from shared.adapters.service_clock import ServiceClock
     from shared.claims.capacity import Capacity
     from shared.claims.claimer import Claimer, Drain
     from shared.claims.dispatcher import Dispatcher
@@ -64,7 +64,7 @@ class Service:
         now: ServiceClock | None = None,
     ) -> None:
         self.settings = settings
-        self._now = now or ServiceClock()
+        self._given_clock = now
         self._on_item = on_item
         self._queues: dict[str, WorkQueue] = {}
         self._claimers: dict[str, Claimer] = {}
@@ -83,6 +83,12 @@ class Service:
                     environment.id,
                     ",".join(environment.hosts_added),
                 )
+
+    @cached_property
+    def _now(self) -> ServiceClock:
+        from shared.adapters.service_clock import ServiceClock  # not needed to refuse a caller
+
+        return self._given_clock or ServiceClock()
 
     @cached_property
     def host(self) -> SandboxHost:
