@@ -36,8 +36,11 @@ class CoreUsage:
 
 @dataclass(frozen=True, slots=True)
 class _CountedProcess:
+    """reaped: seconds of its children that have ended."""
+
     parent: int
     seconds: float
+    reaped: float
     command: str
 
 
@@ -66,6 +69,7 @@ def _parts(world: OfflineWorld, server: int) -> Mapping[str, float]:
             parts[SERVICES] += process.seconds
         elif world.tensorlake.pid in family:
             parts[WORKERS if ".pyz" in process.command else SANDBOXES] += process.seconds
+            parts[WORKERS] += process.reaped  # a supervisor's: workers that had nothing more to do
         elif server in family:
             parts[SERVER] += process.seconds
         elif pid == os.getpid():
@@ -83,9 +87,8 @@ def _processes() -> Mapping[int, _CountedProcess]:
         with contextlib.suppress(OSError, ValueError):
             fields = (directory / "stat").read_text().rpartition(")")[2].split()
             command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            found[int(directory.name)] = _CountedProcess(
-                int(fields[1]), (int(fields[11]) + int(fields[12])) / tick, command
-            )
+            own, reaped = ((int(fields[at]) + int(fields[at + 1])) / tick for at in (11, 13))
+            found[int(directory.name)] = _CountedProcess(int(fields[1]), own, reaped, command)
     return found
 
 
