@@ -262,7 +262,7 @@ def cost(
     by: Annotated[By, typer.Option(help="what is summed up")] = By.SESSION,
     as_json: AsJson = False,
 ) -> None:
-    """Tokens, running time and list price, as the sessions tell them."""
+    """Tokens, running time and list price of sessions, and what their sandboxes used and cost where it may be read."""
     from infra.cli.fleet.cost import run
 
     with edge():

@@ -53,6 +53,8 @@ class Usage:
 
 async def read(settings: Settings, organization: str) -> Usage | str:
     """A text says why it could not be read."""
+    import tensorlake.usage  # noqa: F401 - not in the thread: one that imports the package meanwhile sees half of it
+
     try:
         async with asyncio.timeout(_SECONDS):
             return await asyncio.to_thread(_read, settings, organization)
