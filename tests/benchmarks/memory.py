@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,10 +25,9 @@ from tests.benchmarks.stage import PROMPT, delays, production_place, stage
 from tests.infra.aws.lambda_runtime import LambdaRuntime
 from tests.support.footprint import tree
 from tests.support.lambda_events import http
-from tests.support.serving import TOKEN, UVICORN, free_port
+from tests.support.serving import TOKEN, UVICORN, serving
 from tests.support.signing import KEY, delivery, signed
-from tests.support.waiting import until
-from tests.support.world import IMAGE, ROOT, Place
+from tests.support.world import IMAGE, Place
 
 OPERATOR: Final = {"authorization": f"Bearer {TOKEN}"}
 FLOOD: Final[Mapping[str, Any]] = {"source": {"image": IMAGE}, "n": 4, "script": "head -c 300M /dev/zero | tr '\\0' x"}
@@ -90,43 +85,15 @@ _WORK: Final[Mapping[str, Callable[[Place, Call], None]]] = {
 
 
 def _served(place: Place, command: Sequence[str], what: str) -> float:
-    with _process(place, command) as (url, pid):
+    begun: list[int] = []
+    with serving(place, command, pids=begun, fresh=True, DRAIN_MODE="inline", INLINE_SECONDS="60") as url:
 
         def call(function: str, body: bytes, headers: Mapping[str, str]) -> None:
             answer = httpx2.post(f"{url}/{function}", content=body, headers=dict(headers), timeout=300, trust_env=False)
             answer.raise_for_status()
 
         _WORK[what](place, call)
-        return _peak(pid)
-
-
-@contextlib.contextmanager
-def _process(place: Place, command: Sequence[str]) -> Iterator[tuple[str, int]]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    environ = {
-        "PATH": os.environ["PATH"],
-        "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
-        "FUNCTIONS_TOKEN": TOKEN,
-        **place.environ,
-    }
-    environ |= {"DRAIN_MODE": "inline", "INLINE_SECONDS": "60"}
-    started = [sys.executable, *(part.format(port=port) for part in command)]
-    process = subprocess.Popen(
-        started, cwd=ROOT, env=environ, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        until(lambda: _answers(url))
-        yield url, process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    with contextlib.suppress(httpx2.TransportError):
-        return httpx2.get(f"{url}/healthz", timeout=5, trust_env=False).status_code == 200
-    return False
+        return _peak(begun[0])
 
 
 def _on_lambda(place: Place, code: Path, what: str) -> float:

@@ -46,12 +46,13 @@ def serving(
     *,
     exactly: Mapping[str, str] | None = None,
     pids: list[int] | None = None,
+    fresh: bool = False,
     **extra: str,
 ) -> Iterator[str]:
     """The address of a server that answers. Its output goes to a file, and is shown if it does not come up.
 
     `exactly`: its variables, and nothing else but PATH; `{port}` in one becomes the port. Its process id is put into
-    `pids`.
+    `pids`. `fresh`: in an interpreter that has imported nothing.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -71,7 +72,7 @@ def serving(
         options: dict[str, Any] = {"cwd": inside, "env": environ, "stdout": output, "stderr": output}
         process: subprocess.Popen[bytes] = (
             subprocess.Popen([sys.executable, *started], start_new_session=True, **options)
-            if "--debug" in started  # it starts an interpreter anyway
+            if fresh or "--debug" in started  # the latter starts an interpreter anyway
             else Preloaded(started, start_new_session=True, **options)
         )
         if pids is not None:
