@@ -7,7 +7,7 @@ from typing import Final
 
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds, percentile
 from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage, wait_ready
-from tests.benchmarks.timeline import Way, wait_quiet, way
+from tests.benchmarks.timeline import Way, served_way
 from tests.support.serving import UVICORN, serving, webhooks_to
 from tests.support.waiting import until
 from tests.support.world import OfflineWorld, Place
@@ -26,22 +26,15 @@ def run() -> BenchmarkResult:
         place = production_place(world, **_LONG)
         with serving(place, UVICORN) as server, webhooks_to(place, server):
             wait_ready(server)
-            _served(place)
-            undisturbed = [_served(place) for _ in range(RUNS)]
+            served_way(place)
+            undisturbed = [served_way(place) for _ in range(RUNS)]
             stuck = _stuck(world, place)
-            beside = [_served(place) for _ in range(RUNS)]
+            beside = [served_way(place) for _ in range(RUNS)]
             begun = sum(note["what"] == "handed out" for note in place.item(stuck)["history"])
             assert begun == 1 and place.item(stuck)["state"] == "queued", "the sandbox did not hang for long enough"
             end_sandboxes(place)
         delays(world, on=False)
     return _result(undisturbed, beside)
-
-
-def _served(place: Place) -> Way:
-    wait_quiet(place)
-    session = place.session(PROMPT)
-    place.wait_done(session)
-    return way(place, session)
 
 
 def _stuck(world: OfflineWorld, place: Place) -> str:

@@ -11,8 +11,8 @@ from typing import Final
 
 from tests.benchmarks import alone
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable, median, milliseconds, percentile
-from tests.benchmarks.stage import PROMPT, SETTING, delays, end_sandboxes, production_place, stage, wait_ready
-from tests.benchmarks.timeline import Way, wait_quiet, way
+from tests.benchmarks.stage import SETTING, delays, end_sandboxes, production_place, stage, wait_ready
+from tests.benchmarks.timeline import Way, served_way
 from tests.support.serving import UVICORN, serving, webhooks_to
 from tests.support.world import Place
 
@@ -46,11 +46,8 @@ def run() -> BenchmarkResult:
 
 
 def session_way(place: Place) -> Way:
-    """One session, served to its end, and its way. Its sandbox is ended."""
-    wait_quiet(place)
-    session = place.session(PROMPT)
-    place.wait_done(session)
-    found = way(place, session)
+    """As `served_way`; its sandbox is ended."""
+    found = served_way(place)
     end_sandboxes(place)
     return found
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import httpx2
 
+from tests.benchmarks.stage import PROMPT
 from tests.support.waiting import until
 from tests.support.world import Place
 
@@ -52,8 +53,15 @@ class Way:
         return self.beat.end - self.webhook.start
 
 
-def way(place: Place, session_id: str) -> Way:
-    """Call it once the session has been served and its sandbox still runs."""
+def served_way(place: Place) -> Way:
+    """One session, served to its end, and its way. Its sandbox still runs."""
+    wait_quiet(place)
+    session = place.session(PROMPT)
+    place.wait_done(session)
+    return _way(place, session)
+
+
+def _way(place: Place, session_id: str) -> Way:
     state = place.world.claude_admin.get("state")
     calls = requests(place)
     item = place.item(session_id)

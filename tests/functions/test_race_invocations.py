@@ -4,8 +4,6 @@ one server, run by another, in the entry of each target."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import time
 from typing import Any, Final
@@ -24,7 +22,7 @@ from tests.functions.test_race_wishes import OPERATOR, agent, post, served
 from tests.functions.test_recorded_races import GATED, RacingCopies
 from tests.support.checkout import ROOT
 from tests.support.http_stub import StubHandler, stub_server
-from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving
+from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, kill_server, serving
 from tests.support.waiting import until
 from tests.support.world import OfflineWorld
 
@@ -59,8 +57,7 @@ def test_a_race_that_was_answered_goes_on_in_another_process_when_the_first_one_
             url = f"{first}/fork_best_of_n"
             answer = httpx2.post(url, json=GATED, headers=ASYNC, timeout=90, trust_env=False)
             assert answer.status_code == 202, answer.text
-            os.killpg(pids[0], signal.SIGKILL)
-            until(lambda: _is_gone(pids[0]))
+            kill_server(pids[0])
         race_id = answer.json()["race_id"]
         where = f"/fork_best_of_n/{race_id}"
         assert http.get(where, headers=OPERATOR).json()["state"] == "running"
@@ -70,14 +67,6 @@ def test_a_race_that_was_answered_goes_on_in_another_process_when_the_first_one_
         assert len(copies.branches_of(race_id)) == 1
         late = HandedRaceToken(place.environment_id, race_id, "of an earlier record")
         assert http.post("/fork_best_of_n", headers=late.headers()).json() == {"race": "not taken up"}
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 class HandedRaceToken:

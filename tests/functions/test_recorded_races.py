@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +22,7 @@ from shared.races.records import BEAT_SECONDS, RaceRecords, SeenRecord
 from shared.reconcile.reconciler import Reconciler
 from shared.reports import Act
 from shared.service import Service
-from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, serving
+from tests.support.serving import FRAMEWORK, TOKEN, UVICORN, kill_server, serving
 from tests.support.waiting import until
 from tests.support.world import IMAGE, OfflineWorld, Place
 
@@ -235,8 +233,7 @@ def test_a_race_whose_copy_was_killed_is_lost_and_its_record_goes_in_time(world:
     with pytest.raises(ProcessLookupError), serving(place, UVICORN, pids=pids) as url:
         accepted = httpx2.post(f"{url}/fork_best_of_n", json=GATED, headers=headers, timeout=60, trust_env=False)
         until(lambda: len(place.sandboxes()) == 2, "its record and its branch are not there")
-        os.killpg(pids[0], signal.SIGKILL)
-        until(lambda: _is_gone(pids[0]))
+        kill_server(pids[0])
     race_id = accepted.json()["race_id"]
 
     async def seen(ahead: float) -> SeenRecord | None:
@@ -290,14 +287,6 @@ def test_a_function_of_its_own_answers_at_a_races_location(copies: RacingCopies)
         assert http.get(f"/{race_id}").status_code == 401
         told = http.get(f"/{race_id}", headers={"authorization": f"Bearer {TOKEN}"}).json()
     assert told["report"]["winner"] == "b0"
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def test_a_record_reaches_nothing_and_falls_asleep_soon_after_its_race(copies: RacingCopies) -> None:

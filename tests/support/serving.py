@@ -19,7 +19,7 @@ import httpx2
 from functions.server import UVICORN_OPTIONS
 from tests.support.preloaded import Preloaded
 from tests.support.signing import KEY
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 from tests.support.world import ROOT, Place
 
 TOKEN: Final = "an-operators-token-of-nobody-at-all"
@@ -94,6 +94,20 @@ def serving(
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 raise AssertionError("the server did not end on SIGTERM") from None
+
+
+def kill_server(pid: int) -> None:
+    """As its platform would; returns when nobody of its group is left."""
+    os.killpg(pid, signal.SIGKILL)
+
+    def gone() -> bool:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    until(gone)
 
 
 def free_port() -> int:
