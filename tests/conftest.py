@@ -6,10 +6,17 @@ import gc
 import logging
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.preloaded import share_authorities
 from tests.support.world import OfflineWorld, Place, offline_world
+
+# An example takes as long as the machine lets it.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.hookimpl(tryfirst=True)

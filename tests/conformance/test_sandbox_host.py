@@ -406,7 +406,7 @@ def test_i7_a_call_to_a_service_that_does_not_answer_ends(service: RunningServic
                 began = time.monotonic()
                 outcome = await host.create(SandboxSpec(name="never-answered"))
                 assert isinstance(outcome, Doubtful)
-                assert time.monotonic() - began < 10
+                assert time.monotonic() - began < 30
 
     asyncio.run(play())
 

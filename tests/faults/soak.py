@@ -83,6 +83,8 @@ class SoakOptions:
     seed: int = 0
     weather: bool = False
     """Worse weather (tests/faults/soak_weather.py) and bad agents (tests/faults/soak_agents.py), too."""
+    think: float = 0.0
+    """Seconds that a user thinks before a further turn, on average; then its sandbox sleeps."""
 
     @property
     def slower(self) -> float:
@@ -219,7 +221,14 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
                 times = bad_times(scene, place, report, options.seconds)
                 with times if options.weather else contextlib.nullcontext():
                     played = play_all(
-                        place, options.sessions, options.users, options.seconds, PATIENCE * options.slower, say
+                        place,
+                        options.sessions,
+                        options.users,
+                        options.seconds,
+                        PATIENCE * options.slower,
+                        say,
+                        think=options.think,
+                        seed=options.seed,
                     )
             report.seconds = time.monotonic() - began
             report.peaks = watch.peaks()
@@ -244,8 +253,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the weather's order")
     parser.add_argument("--weather", action="store_true", help="copies and services that stand still, bad agents, ...")
     parser.add_argument("--users", type=int, default=defaults.users, help="sessions at once")
+    parser.add_argument("--think", type=float, default=defaults.think, help="seconds before a further turn, on average")
     args = parser.parse_args()
-    wanted = SoakOptions(args.seconds, args.sessions, args.users, seed=args.seed, weather=args.weather)
+    wanted = SoakOptions(
+        args.seconds, args.sessions, args.users, seed=args.seed, weather=args.weather, think=args.think
+    )
     for number in (signal.SIGINT, signal.SIGTERM):  # either ends all that runs, a soak in the background, too
         signal.signal(number, signal.default_int_handler)
     try:

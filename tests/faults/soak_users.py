@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import secrets
 import threading
 import time
@@ -32,10 +33,10 @@ class User:
         url = place.world.claude.url.replace("127.0.0.1", "localhost")
         self._api = anthropic.Anthropic(api_key=API_KEY, base_url=url, max_retries=0, timeout=30.0)
 
-    def play(self, patience: float, over: threading.Event) -> Played:
+    def play(self, patience: float, think: Callable[[], float], over: threading.Event) -> Played:
         """patience: seconds that it waits for one answer; what comes later must still come before the settling is over.
-        Raises Interrupted where the soak is `over` before."""
-        began = time.monotonic()
+        think: seconds before it says more. Raises Interrupted where the soak is `over` before."""
+        began, thought = time.monotonic(), 0.0
         mark = secrets.token_hex(4)
         session = self._api.beta.sessions.create(
             agent=self._place.world.agent_id,
@@ -45,6 +46,9 @@ class User:
         said, interrupts = 1, 0
         for turn in range(1, TURNS + 1):
             if turn > 1:
+                thought += (pause := think())
+                if over.wait(pause):
+                    raise Interrupted
                 self._api.beta.sessions.events.send(session, events=[_message(_prompt(mark, turn))])
                 said += 1
             end = time.monotonic() + patience
@@ -58,7 +62,7 @@ class User:
                     said += 1
             if turn == TURNS - 1:
                 self._wait_for_the_worker_to_leave(session, over)
-        return Played(session, said, interrupts, time.monotonic() - began, mark)
+        return Played(session, said, interrupts, time.monotonic() - began - thought, mark)
 
     def close(self) -> None:
         self._api.close()
@@ -101,9 +105,18 @@ def _message(text: str) -> Any:
 
 
 def play_all(
-    place: Place, sessions: int, users: int, seconds: float, patience: float, say: Callable[[str], None]
+    place: Place,
+    sessions: int,
+    users: int,
+    seconds: float,
+    patience: float,
+    say: Callable[[str], None],
+    *,
+    think: float = 0.0,
+    seed: int = 0,
 ) -> list[Played]:
-    """So many users at once, each with one session after the other, until count or time is reached."""
+    """So many users at once, each with one session after the other, until count or time is reached. A user thinks for
+    up to twice `think` seconds before each further turn."""
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(sessions):
         numbers.put(number)
@@ -111,17 +124,17 @@ def play_all(
     played: list[Played] = []
     over = threading.Event()
 
-    def play(delay: float) -> None:
-        user = User(place)
+    def play(number: int) -> None:
+        user, chance = User(place), random.Random(f"{seed} user {number}")
         try:
-            if over.wait(delay):
+            if over.wait(0.3 * number):
                 return
             while time.monotonic() - began < seconds and not over.is_set():
                 try:
                     numbers.get_nowait()
                 except queue.Empty:
                     return
-                played.append(user.play(patience, over))
+                played.append(user.play(patience, lambda: chance.uniform(0.0, 2.0 * think), over))
         finally:
             user.close()
 
@@ -131,7 +144,7 @@ def play_all(
 
     with ThreadPoolExecutor(users + 1) as pool:
         pool.submit(progress)
-        playing = [pool.submit(play, 0.3 * number) for number in range(users)]
+        playing = [pool.submit(play, number) for number in range(users)]
         try:
             for each in playing:
                 each.result()

@@ -83,6 +83,15 @@ def drain(place: Place) -> DrainReport:
     return asyncio.run(play())
 
 
+def drain_without_secrets(place: Place) -> DrainReport:
+    """Items are handed out without a work secret meanwhile."""
+    place.world.claude_admin.patch("settings", {"null_secret": True})
+    try:
+        return drain(place)
+    finally:
+        place.world.claude_admin.patch("settings", {"null_secret": False})
+
+
 def heal(place: Place, *sessions: str, turns: int = 1) -> None:
     """Ticks without faults, until every session has finished. Between two of them R passes for what was claimed and
     is not acked."""
@@ -321,11 +330,7 @@ def test_i1_age_alone_gives_no_item_up_and_its_report_says_what_the_service_said
 
 def test_i6_an_item_without_a_work_secret_is_reported_and_no_other_key_is_used(place: Place) -> None:
     place.session(PROMPT)
-    place.world.claude_admin.patch("settings", {"null_secret": True})
-    try:
-        (item,) = drain(place).items
-    finally:
-        place.world.claude_admin.patch("settings", {"null_secret": False})
+    (item,) = drain_without_secrets(place).items
     assert item.end is ItemEnd.FAILED
     assert place.sandboxes() == []
 

@@ -9,7 +9,7 @@ from tests.faults.session_steps import (
     wait_for_item,
     what_happened,
 )
-from tests.faults.test_claims_under_faults import drain, heal
+from tests.faults.test_claims_under_faults import drain_without_secrets, heal
 from tests.support.world import Place
 
 
@@ -60,11 +60,7 @@ class TestMemory:
     def test_without_a_secret_the_item_is_reported_and_no_other_key_is_given(self, place: Place) -> None:
         store = self.store(place, known="the answer is 42")
         session = session_with(place, "$ cat /mnt/memory/team-notes/known.md", resources=self.attached(store))
-        place.world.claude_admin.patch("settings", {"null_secret": True})
-        try:
-            (item,) = drain(place).items
-        finally:
-            place.world.claude_admin.patch("settings", {"null_secret": False})
+        (item,) = drain_without_secrets(place).items
         assert item.end is ItemEnd.FAILED
         assert "no work secret" in item.reason
         assert place.sandboxes() == []

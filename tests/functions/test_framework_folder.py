@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import httpx2
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.waiting import until
 from tests.support.world import ROOT
 
 
 @pytest.mark.parametrize("target", ["on_run_started", "poll_tick", "fork_best_of_n", "bundle"])
 def test_the_framework_serves_from_inside_the_functions_folder(target: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["-m", "functions_framework", "--target", target, "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
         [sys.executable, *command],

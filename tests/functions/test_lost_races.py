@@ -42,9 +42,7 @@ class LostRace:
     def __init__(self) -> None:
         self.broken = ""
         self.listed = 0
-        self.host = FakeHost(
-            latency=0.0, meet=lambda method, what: FakeFault.LOST_BEFORE if method == self.broken else None
-        )
+        self.host = FakeHost(latency=0.0, meet=self._meet)
         self.host.list_sandboxes = self._list  # type: ignore[method-assign]
         self.clock = Later()
         self.service = Service(Settings.from_environ(ENVIRON), now=self.clock)

@@ -39,7 +39,8 @@ def of_the_manifest() -> dict[str, str]:
     return {each["name"]: each["value"] for each in env if "value" in each and each["name"].isupper()}
 
 
-KNATIVE: Final[dict[str, Any]] = {name: of_the_manifest()[name] for name in ("DRAIN_MODE", "RACE_DEADLINE_SECONDS")}
+_SET: Final = of_the_manifest()
+KNATIVE: Final[dict[str, Any]] = {name: _SET[name] for name in ("DRAIN_MODE", "RACE_DEADLINE_SECONDS")}
 
 
 @pytest.mark.parametrize(

@@ -278,10 +278,10 @@ def test_chunks_are_a_body_like_any_other(server: RawServer) -> None:
 
 def test_a_body_that_never_comes_is_given_up_with_a_408(server: RawServer) -> None:
     began = time.monotonic()
-    answer = talk(server.port, post(b"/on_run_started", stamped(), b"Content-Length: 10", length=False), until=10.0)
+    answer = talk(server.port, post(b"/on_run_started", stamped(), b"Content-Length: 10", length=False), until=60.0)
     assert status(answer) == 408
     assert json.loads(parsed(answer).body)["error"]["type"] == "timeout"
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 60.0
 
 
 @pytest.mark.parametrize("path", [b"/poll_tick", b"/fork_best_of_n"])

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from tests.image_check.on_the_platform import on_the_platform
 from tests.image_check.root import CannotCheck, bootstrap, require
 from tests.image_check.served import RootHost
 from tests.image_check.steps import BuiltRoot, StepFailed, build, to_stderr
+from tests.support.ports import free_port
 from tests.support.waiting import until
 from tests.support.world import ROOT, OfflineWorld, offline_world
 
@@ -118,9 +118,7 @@ def _results(world: OfflineWorld, session: str) -> str:
 
 def functions_image(built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
     """Its own CMD, as its own user, answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = {"ANTHROPIC_ENVIRONMENT_ID": "env_1", "ANTHROPIC_ENVIRONMENT_KEY": "k", "TENSORLAKE_API_KEY": "k"}
     settings |= {"ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "FUNCTIONS_TOKEN": "t" * 40}
     user = f"{built.user}:{built.user}" if built.user.isdigit() else built.user

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any, Final
 import httpx2
 
 from functions.server import UVICORN_OPTIONS
+from tests.support.ports import free_port
 from tests.support.preloaded import Preloaded
 from tests.support.signing import KEY
 from tests.support.waiting import PATIENCE, until
@@ -108,13 +108,6 @@ def kill_server(pid: int) -> None:
         return False
 
     until(gone)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:

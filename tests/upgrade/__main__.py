@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import io
 import os
-import socket
 import subprocess
 import sys
 import tarfile
@@ -30,6 +29,7 @@ import anthropic
 import httpx2
 
 from infra.local import Options, Platform
+from tests.support.ports import free_port
 from tests.support.signing import KEY
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ def copy_of(
     version: ReleaseTree, way: str, platform: Platform, environ: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`poll` or `serve` of that version, ended with SIGTERM. A server gets webhooks, and a tick every few seconds."""
-    port = _free_port()
+    port = free_port()
     command = ["poll"] if way == "poll" else ["serve", "--host", "127.0.0.1", "--port", str(port)]
     own = {"FUNCTIONS_TOKEN": _TOKEN, "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY}
     with log.open("ab") as out:
@@ -111,12 +111,6 @@ def _sent(method: str, url: str) -> bool:
     except httpx2.TransportError:
         return False
     return answer.status_code < 500
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def unpack(folder: Path) -> None:

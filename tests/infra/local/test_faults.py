@@ -123,9 +123,12 @@ def test_delays_add_up_with_the_latency_knob_and_leave_other_routes_alone(client
     assert client.post("/effect").status_code == 200
     spent = time.monotonic() - start
     assert spent > 0.29
-    start = time.monotonic()
-    client.get("/_admin/count")
-    assert time.monotonic() - start < spent
+    others = []
+    for _ in range(5):
+        start = time.monotonic()
+        client.get("/_admin/count")
+        others.append(time.monotonic() - start)
+    assert min(others) < spent
 
 
 def test_a_rule_is_listed_with_what_it_hit_and_can_be_removed(client: httpx2.Client) -> None:

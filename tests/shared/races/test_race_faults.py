@@ -145,7 +145,7 @@ def test_a_failing_call_costs_no_more_than_the_promotion(
         check_only_what_was_promoted_is_kept(host, report)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32),
     probability=st.sampled_from([0.05, 0.3]),
@@ -367,7 +367,7 @@ def test_an_agents_race_is_over_before_its_tool_call_is(
     assert set(host.alive()) - {SOURCE} <= set(report.leftovers)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     probability=st.sampled_from([0.02, 0.1, 0.3, 0.6]),
@@ -410,7 +410,7 @@ def test_whatever_fails_nothing_is_lost(
         assert host.snapshots == {}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     at=st.floats(0, 12),
     latency=st.sampled_from([0.05, 0.5, 3.0]),

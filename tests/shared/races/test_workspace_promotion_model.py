@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.races.workspace_promotion import (
@@ -109,7 +109,7 @@ class Expected:
 
 
 @given(base=EDITS, winner=EDITS, source=EDITS, on_conflict=st.sampled_from(POLICIES))
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250)
 def test_a_promotion_does_what_the_model_says(
     base: list[tuple[bytes, Any]],
     winner: list[tuple[bytes, Any]],

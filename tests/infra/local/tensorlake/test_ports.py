@@ -9,6 +9,7 @@ import pytest
 from tensorlake.sandbox import Sandbox, SandboxStatus
 
 from tests.infra.local.tensorlake.conftest import TensorlakeStage
+from tests.support.ports import free_port
 
 SERVER = """
 import http.server, sys
@@ -32,10 +33,7 @@ PYTHON = "/opt/hands/venv/bin/python"
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+    return free_port()
 
 
 @pytest.fixture

