@@ -174,7 +174,7 @@ class LambdaProcess:
 
     async def _take_up(self, event: Mapping[str, Any], until: Deadline) -> Any:
         from functions import handed_races
-        from functions.fork_best_of_n import run_asked
+        from functions.race_runs import run_asked
 
         race = handed_races.HandedRace.read(event)
         with tracing.span("invocation race", kind="server"):

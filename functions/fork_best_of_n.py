@@ -1,37 +1,29 @@
 """Best of N: run N candidates from one known-good state, each in a sandbox of its own, and say which is best.
 
-JSON in, one report out; the models are in shared/races/request.py. A race with an `Idempotency-Key` or `Prefer:
-respond-async` is kept on the service (functions/recorded_races.py), and GET at its location says how it fares. With
-`Accept: application/x-ndjson` the answer is a line for each thing that happens (shared/races/events.py), the report
-last. What an agent may ask is in shared/races/agent_policy.py, what a body may hold and how errors are answered in
-functions/race_requests.py. Models and core are imported on the first call: pydantic would cost every cold start of the
-other functions a tenth of a second.
+JSON in, one report out; the models are in shared/races/request.py. With `Accept: application/x-ndjson` the answer is a
+line for each thing that happens (shared/races/events.py), the report last. Here is who may call what. What a body may
+hold and how errors are answered is in functions/race_requests.py, how a race runs in functions/race_runs.py, what an
+agent may ask in shared/races/agent_policy.py. Models and core are imported on the first call: pydantic would cost every
+cold start of the other functions a tenth of a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from functions import agent_auth, race_admission
+from functions import agent_auth
 from functions.auth import caller_of
 from functions.cloud_run_iam import is_vouched_for
 from functions.requests import HttpError, json_response, not_configured, require_method, require_object
 from functions.state import FunctionsState, deadline_of, state_of
-from functions.streaming import LineStream, unless_hung_up, wants_stream
+from functions.streaming import wants_stream
 from shared.capability import FORK, RUN_RACE, Capability
 from shared.deadline import Deadline
 from shared.errors import SecretUnavailable, SettingsError
-
-if TYPE_CHECKING:
-    from shared.races.events import OnEvent
-    from shared.races.report import RaceReport
-    from shared.races.request import RaceRequest
 
 
 async def fork_best_of_n(request: Request) -> Response:
@@ -68,32 +60,12 @@ async def fork_best_of_n(request: Request) -> Response:
         if caller is not None:
             await agent_auth.require_admitted(caller, state)
         require_object(body)
-        from functions.race_requests import read_race, say_events
+        from functions.race_requests import read_race
 
         race = await asyncio.to_thread(read_race, body, caller, time.monotonic() - began, deadline)
-        if race.on_finish is not None:
-            from functions.race_webhook import require_allowed
+        from functions.race_runs import answered
 
-            await require_allowed(race, state.settings.races)
-        race_admission.log_asked(race, caller)
-        run = partial(run_asked, race, state, caller, deadline)
-        if _has_wishes(request) and not race.dry_run:
-            from functions.race_wishes import digest_of, wishes_of
-            from functions.recorded_races import Asked
-
-            wishes = wishes_of(request)
-            if wishes.key is not None or wishes.respond_async:
-                digest = await asyncio.to_thread(digest_of, body)
-                asked = Asked.of(state.recorded, state.settings, wishes, race, caller, digest, run, deadline)
-                if state.recorded.lives_on:
-                    return await asked.answer(request, streams=streams)
-                from functions.handed_races import handed
-
-                return await asked.answer(request, streams=streams, hand_over=handed)
-        if streams:
-            return LineStream(partial(say_events, run))
-        report = await unless_hung_up(request, run())
-        return Response(report.model_dump_json(), media_type="application/json")
+        return await answered(request, body, race, state, caller, deadline, streams=streams)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
@@ -103,6 +75,7 @@ async def fork_best_of_n(request: Request) -> Response:
 async def _run_handed(caller: Capability, state: FunctionsState, deadline: Deadline | None) -> Response:
     """A race that another invocation has answered for. That one may have hung up by now: it changes nothing."""
     from functions.handed_races import HandedRace, take_up_here
+    from functions.race_runs import run_asked
 
     return json_response({"race": await take_up_here(HandedRace.of(caller), state, deadline, run_asked)})
 
@@ -113,58 +86,3 @@ def _race_id(request: Request) -> str:
         return ""
     last: str = request.scope["path"].rstrip("/").rpartition("/")[2]
     return "" if last in ("", FORK) else last
-
-
-def _has_wishes(request: Request) -> bool:
-    return "idempotency-key" in request.headers or "prefer" in request.headers
-
-
-async def run_asked(
-    race: RaceRequest,
-    state: FunctionsState,
-    caller: Capability | None,
-    deadline: Deadline | None,
-    race_id: str | None = None,
-    on_event: OnEvent | None = None,
-    cancelled: asyncio.Event | None = None,
-) -> RaceReport:
-    """The race of somebody who was let in, told to `on_finish` where it has one. Raises HttpError."""
-    if race.on_finish is None or race.dry_run:
-        return await _raced(race, state, caller, deadline, race_id, cancelled, on_event)
-    from functions.race_webhook import announced
-
-    run = partial(_raced, race, state, caller, deadline, race_id, cancelled)
-
-    async def kept() -> None:
-        if race_id is not None:
-            await state.recorded.kept(race_id)
-
-    return await announced(run, race.on_finish, state.service, on_event, lives_on=state.background, kept=kept)
-
-
-async def _raced(
-    race: RaceRequest,
-    state: FunctionsState,
-    caller: Capability | None,
-    deadline: Deadline | None,
-    race_id: str | None,
-    cancelled: asyncio.Event | None,
-    on_event: OnEvent | None,
-) -> RaceReport:
-    from functions.race_requests import errors_as_answers
-    from shared.races import agent_policy
-
-    with errors_as_answers(), state.races.admitted(race, caller):
-        race_with = partial(
-            state.service.race, deadline=deadline, on_event=on_event, race_id=race_id, cancelled=cancelled
-        )
-        if caller is None:
-            report = await race_with(race)
-        else:
-            from functions.agent_races import booked
-
-            async with booked(race, caller, state.ledger, state.service) as one:
-                timeouts = agent_policy.timeouts(state.settings.times.bind)
-                report = one.report = await race_with(one.race, timeouts=timeouts, owner=caller.session_id)
-    race_admission.log_ended(report)
-    return report

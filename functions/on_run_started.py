@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Sequence
-from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,9 +22,6 @@ from shared.deadline import Deadline
 from shared.errors import SecretUnavailable, SettingsError
 
 log = logging.getLogger(__name__)
-
-WAKES: Final = "session.status_run_started"
-OVER: Final = frozenset({"session.status_terminated", "session.archived", "session.deleted"})
 
 
 async def on_run_started(request: Request) -> Response:
@@ -40,7 +36,9 @@ async def on_run_started(request: Request) -> Response:
         body = await state.bodies.read(request, proven=False)
         if not await is_signed(body, request.headers, state.settings.signing_keys):
             raise wrong_signature()
-        kind, session_id = _event(body)
+        from functions.webhook_events import RunStarted, SessionOver, read_event  # not needed to refuse a caller
+
+        event = read_event(body)
     except HttpError as error:
         return error.response()
     except (SettingsError, SecretUnavailable) as error:
@@ -49,15 +47,17 @@ async def on_run_started(request: Request) -> Response:
     if not state.seen_webhooks.is_new(webhook_id):
         return json_response({"ignored": "repeated"})
     enqueues = state.settings.drain_mode == "enqueue"
-    if kind == WAKES:
-        if enqueues:
+    match event:
+        case RunStarted() if enqueues:
             return await _enqueued(state, webhook_id, "drains")
-        return await _drained(state, deadline_of(request))
-    if kind in OVER and _is_session_id(session_id):
-        if enqueues:
+        case RunStarted():
+            return await _drained(state, deadline_of(request))
+        case SessionOver(session_id) if enqueues:
             return await _enqueued(state, webhook_id, "reconciled", session_id)
-        return await _cleaned_up(state, session_id, deadline_of(request))
-    return json_response({"ignored": kind})
+        case SessionOver(session_id):
+            return await _cleaned_up(state, session_id, deadline_of(request))
+        case other:
+            return json_response({"ignored": other.kind})
 
 
 async def _drained(state: FunctionsState, deadline: Deadline | None) -> Response:
@@ -105,26 +105,3 @@ async def _enqueued(state: FunctionsState, webhook_id: str, name: str, over: str
         state.seen_webhooks.forget(webhook_id)
         return json_response({name: [], "error": "NotEnqueued"})
     return json_response({name: "enqueued"})
-
-
-def _event(body: bytes) -> tuple[str, str]:
-    """`data.type`, at most 100 characters, and `data.id`, "" where there is none
-    (docs/wire/anthropic.md#91-delivery)."""
-    import orjson  # not needed to refuse a wrong signature
-
-    try:
-        event = orjson.loads(body)
-    except ValueError:
-        raise HttpError(400, "invalid_request", "the body is not JSON") from None
-    data = event.get("data") if isinstance(event, dict) else None
-    kind = data.get("type") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(kind, str):
-        raise HttpError(400, "invalid_request", "data.type: a text is needed", field="data.type")
-    session_id = data.get("id")
-    return kind[:100], session_id if isinstance(session_id, str) else ""
-
-
-def _is_session_id(text: str) -> bool:
-    from shared import names  # not needed to refuse a wrong signature
-
-    return names.is_session_id(text)

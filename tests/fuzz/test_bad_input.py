@@ -187,7 +187,7 @@ def test_a_fault_behind_the_door_is_found_shrunk_and_told_with_its_request(monke
     def broken(body: bytes) -> bool:
         raise LookupError("planted")
 
-    monkeypatch.setattr("functions.on_run_started._event", broken)
+    monkeypatch.setattr("functions.webhook_events.read_event", broken)
     campaign = run(200, known=OPEN)
     kinds = [kind for kind in campaign.found if "LookupError" in kind]
     assert kinds
