@@ -2,7 +2,7 @@
 
 `Settings.from_environ` parses by it, `make doctor` checks by it, deployments hand over what it lists, and
 docs/reference/settings.md is generated from it. To add a setting, add one line to a section below and read it in
-settings.py (CONTRIBUTING.md, "A setting"). A cold start imports this module: plain classes, no pydantic.
+settings.py (CONTRIBUTING.md#how-to-add-a-setting). A cold start imports this module: plain classes, no pydantic.
 
 A setting that only commands read is declared beside them, with the same kinds (setting_kinds.py): in
 infra/cli/settings_table.py and the deployments' plans.

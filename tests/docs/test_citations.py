@@ -16,7 +16,8 @@ import pytest
 from tests.support.checkout import ROOT
 
 _FOLDERS = "docs|examples|functions|image|infra|requirements|shared|tests"
-_PATH = re.compile(rf"(?<![\w/.~-])((?:{_FOLDERS})/[\w./-]*[\w/])(?:#([\w-]+))?")
+_PAPERS = "CHANGELOG|CONTRIBUTING|README|SECURITY"
+_PATH = re.compile(rf"(?<![\w/.~-])((?:{_FOLDERS})/[\w./-]*[\w/]|(?:{_PAPERS})\.md)(?:#([\w-]+))?")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _TEST = re.compile(r"(?<![\w/.])(test_[a-z0-9_]{12,})(?!\w|\.py|/)")
 
