@@ -12,12 +12,10 @@ directory and a place for memory stores, both the agent's. docs/image.md says wh
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -292,9 +290,6 @@ def register(
             str(dockerfile), registered_name=name, cpus=cpus, memory_mb=memory_mb, disk_mb=disk_mb, emit=emit
         )
         record: dict[str, Any] = handle.wait(timeout=timeout, follow_logs=emit is not None, emit=emit)
-        if emit is not None:
-            for said in _not_executed(api_url, api_key, handle.build_id):
-                emit({"type": "build_log", "message": said})
     return record
 
 
@@ -420,28 +415,6 @@ def _worker_file() -> str:
 
 def _worker_modules() -> str:
     return modules_path(digest(build_archive()))
-
-
-def _not_executed(api_url: str | None, api_key: str, build_id: str) -> list[str]:
-    """For people: the RUN steps that the offline platform did not carry out, or the root that sandboxes have in place
-    of what they would have made. It tells both in fields of its own, which tensorlake's client drops."""
-    if api_url is None or not api_url.startswith("http://"):
-        return []
-    request = urllib.request.Request(  # noqa: S310 - http, and this machine (docs/offline.md)
-        f"{api_url.rstrip('/')}/images/v4/builds/{build_id}", headers={"authorization": f"Bearer {api_key}"}
-    )
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=10) as answer:
-            record = json.load(answer)
-    except (OSError, ValueError):
-        return []
-    steps = record.get("not_executed") if isinstance(record, dict) else None
-    if not isinstance(steps, list) or not steps:
-        return []
-    if record.get("image_root"):
-        return [f"{len(steps)} RUN steps are not executed: sandboxes have the programs of {record['image_root']}"]
-    return [f"not executed offline: RUN {step}" for step in steps]
 
 
 @contextlib.contextmanager

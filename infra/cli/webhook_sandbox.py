@@ -8,9 +8,9 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 from infra.cli.environ import Loaded
 from infra.local.admin_client import AdminClient, AdminError
@@ -72,7 +72,14 @@ def build(loaded: Loaded) -> int:
         recipe = server_recipe(**_given(name=loaded.environ.get(IMAGE, "").strip()), base_image=base)
         _say(f"Building {recipe.name!r} on {loaded.where}; minutes the first time on the real service ...")
         own = operator_code.read(loaded.environ)
-        build_image(recipe, api_key=key, api_url=account.api_url, more=own.files, requirements=server_lock(own))
+        build_image(
+            recipe,
+            api_key=key,
+            api_url=account.api_url,
+            more=own.files,
+            requirements=server_lock(own),
+            emit=_say_log,
+        )
     except BadRecipe as error:
         raise SettingsError(f"{error} ({IMAGE}, SANDBOX_IMAGE_BASE)") from None
     except SandboxImageError as error:
@@ -213,3 +220,8 @@ def _free_port() -> int:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _say_log(event: Mapping[str, Any]) -> None:
+    if event.get("type") == "build_log":
+        _say(f"  {printable(str(event.get('message')), LONGEST_MESSAGE)}")

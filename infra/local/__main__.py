@@ -20,6 +20,7 @@ from infra.local.process import EXIT_PORT_IN_USE, ServiceStartError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _LOOK_SECONDS: Final = 0.5
+_BUILD_LOG_SECONDS: Final = 1.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     try:
         with Platform(options) as platform, discovery.announced(CHECKOUT, platform.environ) as file:
+            platform.tensorlake.patch("settings", {"build_log_seconds": _BUILD_LOG_SECONDS})  # the own image is built
             print(_banner(platform, file, time.monotonic() - began), flush=True)
             while not ending.wait(_LOOK_SECONDS):
                 if not platform.alive():

@@ -53,7 +53,8 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", default=SUITES)
     given = parser.parse_args()
     try:
-        trials = plan(given.python or here(PYTHONS), given.releases)
+        versions = given.python or here(PYTHONS)
+        trials = plan(versions, given.releases)
         locked = installed(Path(sys.executable))
         found = []
         for trial in trials:
@@ -63,7 +64,7 @@ def main() -> int:
     except EnvironmentNotMade as error:
         print(error, file=sys.stderr)
         return 2
-    print(page(found))
+    print(page(found, absent=[each for each in PYTHONS if not given.python and each not in versions]))
     return 0 if all(each.failed == () and each.passed for each in found) else 1
 
 

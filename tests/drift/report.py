@@ -68,7 +68,8 @@ def _same(node: str, failed: str) -> bool:
     return failed.startswith(f"{path.removesuffix('.py').replace('/', '.')}::{name}: ")
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
+def page(outcomes: Sequence[Outcome], absent: Sequence[str] = ()) -> str:
+    """`absent`: the Pythons that were looked for and are not here."""
     lines = [
         "| releases | Python | packages unlike the locks | passed | skipped | failed |",
         "|---|---|---|---|---|---|",
@@ -77,6 +78,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         trial = each.trial
         cells = (trial.releases, trial.python, len(each.changed), each.passed, each.skipped, len(each.failed))
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [f"| - | {version} | not here: not tried | - | - | - |" for version in absent]
     for each in outcomes:
         lines += ["", f"## {str(each.trial).capitalize()}", ""]
         lines += [f"- FAILED {name}" for name in each.failed]

@@ -32,7 +32,8 @@ def test_an_outcome_has_what_differs_from_the_locks_and_what_failed() -> None:
         again=("tests/a.py::test_good",),
     )
     assert outcome.summary() == "1 passed, 1 skipped, 2 failed; tests.a::test_bad: no; tests.b::test_broken: no"
-    said = page([outcome, Outcome(Trial("newest", "3.13"), {}, 4, 0, ())])
+    said = page([outcome, Outcome(Trial("newest", "3.13"), {}, 4, 0, ())], absent=["3.14"])
+    assert "| - | 3.14 | not here: not tried |" in said
     assert "| oldest | 3.11 | 1 | 1 | 1 | 2 |" in said and "| newest | 3.13 | 0 | 4 | 0 | 0 |" in said
     assert "- a 2 -> 1" in said and "- FAILED tests.b::test_broken: no" in said
     assert "- passed at its second try: tests/a.py::test_good" in said

@@ -230,7 +230,8 @@ def main() -> int:
         try:
             unpack(old.folder)
         except (OSError, subprocess.CalledProcessError):
-            print(f"No history is at hand: {RELEASE}, the release, is not in this clone.", file=sys.stderr)
+            told = f"No history is at hand: {RELEASE}, the release, is not in this clone. Try git fetch --unshallow."
+            print(told, file=sys.stderr)
             return 2
         worst = 0
         for first, second in ((old, new), (new, old)):

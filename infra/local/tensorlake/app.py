@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.local.faults import FaultMiddleware
 from infra.local.tensorlake.admin import Admin
+from infra.local.tensorlake.builders import Builders
 from infra.local.tensorlake.call_limit import CallLimit
 from infra.local.tensorlake.data_plane import DataPlane
 from infra.local.tensorlake.errors import TensorlakeApiError
@@ -49,6 +50,7 @@ class Demultiplexer:
         self._data = Router(DataPlane(platform, self.lifecycle, self.terminals).routes())
         self._ports = Ports(platform, self.lifecycle)
         images = ImageRoutes(platform)
+        self._builders = Builders(platform, images.builds)
         pools = PoolRoutes(platform, self.lifecycle)
         lifecycle = LifecycleRoutes(platform, self.lifecycle, snapshots)
         self._api = Router([*lifecycle.routes(), *pools.routes(), *images.routes(), *key_routes()])
@@ -81,6 +83,9 @@ class Demultiplexer:
             return
         if not path.startswith("/_upload/"):
             self._check_key(request)
+        if self._builders.serves(path, request):
+            await self._builders(scope, receive, send)
+            return
         await (self._limited_api if router is self._api else router)(scope, receive, send)
 
     def _check_key(self, request: Request) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import secrets
 import tarfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,12 @@ class Build:
     id: str
     request: BuildRequest
     upload_token: str
-    image_root: str | None
-    """What sandboxes have in place of what RUN steps would have made, if there is one."""
+    sandbox_id: str = field(default_factory=new_id)
+    """Of the sandbox that the log is read in (builders.py)."""
+    followed: bool = False
+    """Whether somebody has read the log there."""
+    first_look: float | None = None
+    """When somebody first asked for the record of the finished build, on the monotonic clock."""
     status: BuildStatus = BuildStatus.PENDING
     error: str | None = None
     image: Image | None = None
@@ -58,25 +62,35 @@ class Build:
     def over(self) -> bool:
         return self.status in (BuildStatus.SUCCEEDED, BuildStatus.FAILED, BuildStatus.CANCELLED)
 
-    def record(self) -> dict[str, Any]:
+    def log_is_due(self, seconds: float) -> bool:
+        """Whether it is still to read as running: a client looks for the log of a running build alone. From the first
+        look on for so long, or until somebody has read the log."""
+        if not seconds or self.followed or self.status is not BuildStatus.SUCCEEDED:
+            return False
+        now = time.monotonic()
+        self.first_look = self.first_look or now
+        return now < self.first_look + seconds
+
+    def record(self, log_seconds: float = 0.0) -> dict[str, Any]:
+        """`log_seconds`: as `log_is_due` takes them."""
+        due = self.log_is_due(log_seconds)
         phase = "awaiting_context" if self.status is BuildStatus.PENDING else "executing"
         answer: dict[str, Any] = {
             "build_id": self.id,
             "kind": self.request.kind,
             "name": self.request.name,
-            "status": self.status,
-            "phase": "finished" if self.over else phase,
+            "status": BuildStatus.RUNNING if due else self.status,
+            "phase": "finished" if self.over and not due else phase,
             "attempt_no": 1,
             "created_at_ms": self.created_at_ms,
             "updated_at_ms": time.time_ns() // 1_000_000,
-            "log": self.log,
         }
+        if self.status is not BuildStatus.PENDING:
+            answer["builder_sandbox_id"] = self.sandbox_id
         if self.error is not None:
             answer["error"] = self.error
-        if self.image is not None:
+        if self.image is not None and not due:
             answer["result"] = self.image.record()
-            answer["not_executed"] = self.image.not_executed
-            answer["image_root"] = self.image_root
         return answer
 
 
@@ -86,6 +100,7 @@ class Builds:
         self._directory = directory
         self._all: dict[str, Build] = {}
         self._by_key: dict[str, Build] = {}
+        self._by_sandbox: dict[str, Build] = {}
 
     def admit(self, request: BuildRequest, idempotency_key: str | None) -> Build:
         """The same key gives the same build, so that a repeated request starts nothing twice."""
@@ -93,8 +108,8 @@ class Builds:
             raise not_supported(f"image builds of kind '{request.kind}'", "build from a Dockerfile or an Image")
         if idempotency_key is not None and (known := self._by_key.get(idempotency_key)) is not None:
             return known
-        build = Build(new_id(), request, secrets.token_urlsafe(16), self._images.host.image_root)
-        self._all[build.id] = build
+        build = Build(new_id(), request, secrets.token_urlsafe(16))
+        self._all[build.id] = self._by_sandbox[build.sandbox_id] = build
         if idempotency_key is not None:
             self._by_key[idempotency_key] = build
         return build
@@ -105,8 +120,9 @@ class Builds:
             raise not_found(f"build '{build_id}'")
         return build
 
-    def all(self) -> list[Build]:
-        return list(self._all.values())
+    def in_sandbox(self, sandbox_id: str) -> Build | None:
+        """The build whose log is read in that sandbox."""
+        return self._by_sandbox.get(sandbox_id)
 
     async def receive(self, build_id: str, token: str, body: AsyncIterator[bytes]) -> None:
         """Keep the context tar. Its URL is the credential, as with a signed upload URL."""
@@ -163,7 +179,7 @@ class Builds:
         start = "the built-in default (the registry's image is not fetched)"
         build.log.append(f"FROM {plan.parent}: starts from {'that image' if parent else start}")
         build.log += [f"COPY {' '.join(copy.sources)} {copy.target}: applied" for copy in plan.copies]
-        build.log += [f"RUN {command}: not executed offline" for command in plan.not_executed]
+        build.log += self._not_executed(plan.not_executed)
         build.log += plan.notes
 
         def fill(root: Path) -> None:
@@ -183,6 +199,13 @@ class Builds:
             notes=plan.notes,
             dockerfile=text,
         )
+
+    def _not_executed(self, steps: Sequence[str]) -> list[str]:
+        """What the log says of RUN steps: each, or the root that sandboxes have in place of what they would make."""
+        root = self._images.host.image_root
+        if root and steps:
+            return [f"{len(steps)} RUN steps are not executed: sandboxes have the programs of {root}"]
+        return [f"not executed offline: RUN {step}" for step in steps]
 
     def cancel(self, build_id: str) -> str:
         """The outcome, in the service's words."""

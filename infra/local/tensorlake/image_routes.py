@@ -79,7 +79,8 @@ class ImageRoutes:
         return JSONResponse(build.record())
 
     async def get_build(self, request: Request) -> Response:
-        return JSONResponse(self.builds.find(request.path_params["build_id"]).record())
+        build = self.builds.find(request.path_params["build_id"])
+        return JSONResponse(build.record(self._platform.settings.build_log_seconds))
 
     async def cancel(self, request: Request) -> Response:
         build_id = (await parsed(CancelRequest, request)).build_id

@@ -56,6 +56,9 @@ class TensorlakeSettings(BaseModel):
     max_stdin_bytes: int = Field(default=64 * MIB, ge=1)
     max_port_body_bytes: int = Field(default=64 * MIB, ge=1)
     max_context_bytes: int = Field(default=512 * MIB, ge=1)
+    build_log_seconds: float = Field(default=0.0, ge=0)
+    """How long a finished build reads as running to who asks, so that its log is followed. The SDK then asks again
+    after 3 s."""
     list_order: Literal["oldest_first", "newest_first"] = "oldest_first"
     list_has_ended: bool = True
     """Whether ended sandboxes are listed."""

@@ -16,6 +16,7 @@ import pytest
 from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
 from image.session.definition import BadRecipe, Recipe, Variant, build, dockerfile, recipe_from, stage
+from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService, start_service
 
 
@@ -196,11 +197,13 @@ def test_the_image_builds_on_the_offline_platform_and_a_sandbox_of_it_has_the_se
 
 
 def test_the_build_says_which_steps_were_not_executed(service: RunningService) -> None:
+    AdminClient(service.url, service.admin_token).patch("settings", {"build_log_seconds": 60.0})
     events: list[dict[str, Any]] = []
     build(Recipe("said", packages=("golang-go",)), api_key="a-key", api_url=service.url, emit=events.append)
     said = [str(event.get("message")) for event in events]
     (apt,) = [line for line in said if "golang-go" in line]
     assert apt.startswith("not executed offline: RUN apt-get update")
+    AdminClient(service.url, service.admin_token).patch("settings", {"build_log_seconds": 0.0})
 
 
 def test_a_seed_is_in_the_sandbox_as_it_is_in_git(tmp_path: Path, service: RunningService) -> None:

@@ -17,7 +17,8 @@ import httpx2
 import pytest
 
 from infra.local import discovery
-from infra.local.platform import Options, Platform
+from infra.local.admin_client import AdminClient
+from infra.local.platform import TENSORLAKE_ADMIN, Options, Platform
 from infra.local.process import ServiceStartError
 from shared.settings import Settings
 from tests.support.checkout import copy_checkout
@@ -201,6 +202,8 @@ def test_up_says_where_it_is_and_ctrl_c_ends_everything_with_a_calm_line(checkou
         assert (variables["ANTHROPIC_BASE_URL"], variables["TENSORLAKE_API_URL"]) == (claude, tensorlake)
         assert not [key for name, key in variables.items() if name.endswith("_KEY") and key in command.text]
         assert "separate root" in command.text or "NOT ISOLATED" in command.text
+        knobs = AdminClient(tensorlake, variables[TENSORLAKE_ADMIN]).get("settings")
+        assert knobs["build_log_seconds"] > 0  # whoever builds an image is told what is not executed
         code, errors = command.end()
     assert (code, errors) == (0, "")
     assert command.said[-1].startswith("Stopping the offline platform")

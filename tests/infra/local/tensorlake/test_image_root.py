@@ -37,7 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rooted(root: Path) -> Iterator[RunningService]:
     try:
-        started = start_service("infra.local.tensorlake", ["--image-root", str(root)])
+        given = ["--image-root", str(root), "--settings", '{"build_log_seconds": 60}']
+        started = start_service("infra.local.tensorlake", given)
     except ServiceStartError as error:
         if "no isolation level works" not in str(error):
             raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorlake.sandbox import Sandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
 from infra.local.tensorlake import dockerfile
@@ -97,8 +98,21 @@ def test_root_is_run_as_the_images_user_and_marked(stage: TensorlakeStage, conte
     assert row["notes"] == [started["note"]]
 
 
-def test_what_was_not_executed_is_told(stage: TensorlakeStage, context: Path) -> None:
-    build(stage, context, "told")
+def test_a_builder_prints_each_step_that_was_not_executed(stage: TensorlakeStage, context: Path) -> None:
+    stage.settings(build_log_seconds=60.0)  # until the log has been read
+    code = """
+from tensorlake.image.sandbox_builder import build_sandbox_image
+events = []
+build_sandbox_image(file, registered_name="told", emit=events.append)
+answer = [event["message"] for event in events if event["type"] == "build_log"]
+"""
+    said = sdk(stage, code, file=str(context / "Dockerfile"))
+    assert [line for line in said if "not executed" in line] == [
+        "not executed offline: RUN useradd agent &&  touch /never",
+        "not executed offline: RUN <<EOF",
+    ]
+    assert said[0].startswith("FROM python:3.14-trixie: starts from the built-in default")
+    assert [each.name for each in Sandbox.list(**stage.sdk)] == []
     report = next(row for row in stage.admin.get("state")["images"] if row["name"] == "told")
     assert report["from"] == "python:3.14-trixie"
     assert any("useradd agent" in command for command in report["not_executed"])

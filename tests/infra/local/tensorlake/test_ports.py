@@ -10,6 +10,7 @@ from tensorlake.sandbox import Sandbox, SandboxStatus
 
 from tests.infra.local.tensorlake.conftest import TensorlakeStage
 from tests.support.ports import free_port
+from tests.support.waiting import until
 
 SERVER = """
 import http.server, sys
@@ -41,6 +42,8 @@ def served(stage: TensorlakeStage, port: int) -> Iterator[Sandbox]:
     sandbox = stage.named(exposed_ports=[port])
     sandbox.write_file("/workspace/server.py", SERVER.encode())
     sandbox.start_process(PYTHON, ["/workspace/server.py", str(port)])
+    path = f"/_ports/{sandbox.sandbox_id}/{port}/"
+    until(lambda: stage.raw.get(path).status_code == 200, "the server in the sandbox does not listen")
     yield sandbox
 
 
