@@ -26,7 +26,7 @@ from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared import capability, metrics, names, tracing
 from shared.backoff import pauses
-from shared.claims import handover, worker_keys
+from shared.claims import earlier_workers, handover, worker_keys
 from shared.claims.binding import Binding, Bound, PreparedSource, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import Claimer
@@ -34,6 +34,7 @@ from shared.claims.known_sandboxes import KnownSandboxes
 from shared.claims.presence import worker_lives
 from shared.claims.setup_access import setup_access
 from shared.claims.warm_pool import WarmPool
+from shared.claims.worker_notices import NotReady, Ready
 from shared.claims.worker_process import attempt_prefix
 from shared.deadline import Clock, Deadline
 from shared.environment_settings import Environment
@@ -183,7 +184,7 @@ class Dispatcher:
                 )
                 self._note_deaths(span, outcome)
             match outcome:
-                case handover.Ready(sdk=sdk, remark=remark):
+                case Ready(sdk=sdk, remark=remark):
                     if remark:
                         log.warning("worker.remark work=%s session=%s said=%s", item.id, item.session_id, remark)
                     if self.known is not None and by_name:
@@ -193,11 +194,11 @@ class Dispatcher:
                         span.set({tracing.OUTCOME: end.end.value})
                     self._note_served(item, end)
                     return end if end.end is not ItemEnd.HANDED_OVER else self._handed_over(bound, sdk, remark)
-                case handover.Hopeless(deaths=deaths):
+                case earlier_workers.Hopeless(deaths=deaths):
                     return await self._give_up(item, deaths)
                 case handover.LookedTooLong():
                     looked_at, reason = bound.sandbox.id, "looks at its sandbox take too long"
-                case handover.NotReady(sandbox_gone=gone):
+                case NotReady(sandbox_gone=gone):
                     reason = outcome.reason
                     if self.known is not None:
                         self.known.forget(name)
@@ -223,11 +224,11 @@ class Dispatcher:
         """A worker that died while somebody listened, and one that the next worker tells of."""
         died = False
         match outcome:
-            case handover.Ready(died=died):
+            case Ready(died=died):
                 span.set({tracing.OUTCOME: "ready"})
-            case handover.NotReady(died=died):
+            case NotReady(died=died):
                 span.fail("not_ready")
-            case handover.Hopeless():
+            case earlier_workers.Hopeless():
                 span.fail("hopeless")
             case handover.LookedTooLong():
                 span.fail("looked_too_long")

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hmac
 import importlib.metadata
 import itertools
 import logging
-import signal
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
@@ -23,17 +21,9 @@ from typing import Final
 from image.session import claim as wire
 from image.session.archive import build_archive
 from shared.backoff import pauses
-from shared.claims.worker_process import (
-    NOT_THE_ITEMS_FAULT,
-    attempt_name,
-    attempt_prefix,
-    describe,
-    died,
-    not_as_root,
-    secrets_of,
-    started_ago,
-    worker_process,
-)
+from shared.claims import earlier_workers
+from shared.claims.worker_notices import NotReady, Ready, proven_notice, shown
+from shared.claims.worker_process import NOT_THE_ITEMS_FAULT, attempt_name, describe, not_as_root, worker_process
 from shared.deadline import Deadline
 from shared.ports import (
     Absent,
@@ -45,49 +35,14 @@ from shared.ports import (
     SandboxHost,
     WorkItem,
 )
-from shared.texts import printable
 
 log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 0.01  # seconds
-_LOOKED_AT: Final = 3  # living workers of one item whose output is read
-_INTERPRETER: Final = 15.0  # seconds that a worker may take until its own limit on a start counts
-_ANSWERS: Final = (0.1, 0.2, 0.4, 0.6, 0.7)  # pauses before the looks at a worker that was asked to give up
-_LONGEST_TEXT: Final = 200
 _FIRST_LOOK: Final = 0.15
 _LONGEST_PAUSE: Final = 1.0
 _STARTS: Final = 4
-_DEATHS_READ: Final = 4  # times as many workers as may die are asked what the ones before them died of
 _FRESH: Final = 3.0  # seconds; no worker is started on a look at the name that is older (docs/architecture.md#i2)
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A worker holds the sandbox's lock for this item, or passed the claim to the one that does."""
-
-    sdk: str
-    remark: str = ""  # what the worker has to say about its session all the same
-
-    @property
-    def died(self) -> bool:
-        """Whether the worker before this one died in a call."""
-        return self.remark.startswith(wire.LAST_DEATH)
-
-
-@dataclass(frozen=True, slots=True)
-class NotReady:
-    """`sandbox_gone`: the service no longer knows the sandbox, so another may be bound."""
-
-    reason: str
-    sandbox_gone: bool = False
-    died: bool = False  # the worker, and nobody had asked it to end
-
-
-@dataclass(frozen=True, slots=True)
-class Hopeless:
-    """None of the item's workers lives, and too many have died without a call in hand. Each death in words."""
-
-    deaths: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +51,7 @@ class LookedTooLong:
     for its end. It is to be bound anew, and needs no second look."""
 
 
-Outcome = Ready | NotReady | Hopeless | LookedTooLong
+Outcome = Ready | NotReady | earlier_workers.Hopeless | LookedTooLong
 
 
 @functools.cache
@@ -125,21 +80,20 @@ async def hand_over(
     An earlier worker of the item that lives and is ready is as good as a new one, also when the new one's time is up:
     on a slow machine each attempt would otherwise start another and watch that alone. Without `look_first` none can be
     there. deaths: with so many workers of this item that died without a call in hand, and none alive, no further one is
-    started. now: Unix time, by
-    default this machine's.
+    started. now: Unix time, by default this machine's.
     """
     now = time.time() if now is None else now
     outcome: Outcome | None = None
     if look_first:
         asked = deadline.left()
-        outcome = await _look(host, sandbox_id, item, claim, deaths, now)
+        outcome = await earlier_workers.look(host, sandbox_id, item, claim, deaths, now)
         if outcome is None and asked - deadline.left() > _FRESH:
             outcome = LookedTooLong()
     if outcome is None:
         outcome = await _start_and_watch(host, sandbox_id, item, claim, user, deadline, now)
         if isinstance(outcome, NotReady) and not outcome.sandbox_gone:
-            looked = await _look(host, sandbox_id, item, claim, deaths)
-            if isinstance(looked, Ready | Hopeless):
+            looked = await earlier_workers.look(host, sandbox_id, item, claim, deaths)
+            if isinstance(looked, Ready | earlier_workers.Hopeless):
                 outcome = looked
     return outcome
 
@@ -180,111 +134,6 @@ async def _start_and_watch(
         if deadline.passed:
             break
     return outcome
-
-
-async def _look(
-    host: SandboxHost,
-    sandbox_id: str,
-    item: WorkItem,
-    claim: wire.Claim,
-    deaths: int | None,
-    now: float | None = None,
-) -> Ready | NotReady | Hopeless | None:
-    """What this item's earlier workers say. None where they settle nothing. now: with it, those that are overdue are
-    given up."""
-    listed = await host.process_names(sandbox_id)
-    if isinstance(listed, Absent):
-        return NotReady("the sandbox is gone", sandbox_gone=True)
-    if isinstance(listed, Doubtful):
-        return None
-    prefix = attempt_prefix(item)
-    own = [process for process in listed if process.name.startswith(prefix)]
-    living = [process for process in own if process.running]
-    overdue: list[str] = []
-    for process in living[:_LOOKED_AT]:
-        lines = await host.process_output(sandbox_id, process.name)
-        ready = _waits_for_an_ack(lines, item, claim)
-        if ready is not None:
-            return ready
-        age = None if now is None else started_ago(item, process.name, now)
-        if age is not None and age > claim.start_limit + _INTERPRETER and _never_ready(lines, claim):
-            overdue.append(process.name)
-    given_up = await asyncio.gather(*(_give_up(host, sandbox_id, name, item, claim) for name in overdue))
-    for ready in given_up:
-        if ready is not None:
-            return ready
-    if deaths is None or living:
-        return None
-    dead = await _deaths(host, sandbox_id, own, claim, deaths)
-    return Hopeless(dead) if len(dead) >= deaths else None
-
-
-async def _deaths(
-    host: SandboxHost, sandbox_id: str, own: Sequence[ProcessState], claim: wire.Claim, enough: int
-) -> tuple[str, ...]:
-    """How workers of an item died that had no call in hand; none where that cannot be known now. A worker says with its
-    `ready` that the one before it died in a call, which has a bound of its own (image/session/worker/call_notes.py); of
-    the latest one that had the lease nobody has said it yet."""
-    own = sorted(own, key=lambda process: process.name)[-_DEATHS_READ * enough :]
-    dead = [describe(process) for process in own if died(process)]
-    if len(dead) < enough:
-        return ()
-    outputs = await asyncio.gather(*(host.process_output(sandbox_id, process.name) for process in own))
-    if any(isinstance(lines, Doubtful) for lines in outputs):
-        return ()
-    said = [_notices(lines, claim.nonce) for lines in outputs]
-    in_calls = sum(any(_tells_of_a_call(notice) for notice in notices) for notices in said)
-    untold = died(own[-1]) and any(notice.word is wire.Word.LEASED for notice in said[-1])
-    return tuple(dead[in_calls + untold :])
-
-
-def _tells_of_a_call(notice: wire.Notice) -> bool:
-    return notice.word is wire.Word.READY and not notice.on_behalf and notice.detail.startswith(wire.LAST_DEATH)
-
-
-def _waits_for_an_ack(lines: Sequence[str] | Absent | Doubtful, item: WorkItem, claim: wire.Claim) -> Ready | None:
-    notices = _notices(lines, claim.nonce)
-    # After `ready` it may have said that it has the lease: then nobody waits for this claim's ack.
-    if notices and _is_ready(notices[-1], item.id, claim.worker_digest):
-        return Ready(notices[-1].sdk, shown(notices[-1].detail, claim))
-    return None
-
-
-def _never_ready(lines: Sequence[str] | Absent | Doubtful, claim: wire.Claim) -> bool:
-    """False where the output could not be read."""
-    if isinstance(lines, Absent | Doubtful):
-        return False
-    return all(notice.word is not wire.Word.READY for notice in _notices(lines, claim.nonce))
-
-
-async def _give_up(host: SandboxHost, sandbox_id: str, name: str, item: WorkItem, claim: wire.Claim) -> Ready | None:
-    """A worker that should have started or ended long ago, and keeps others from the lock: it ends, unless it has
-    started meanwhile, which it decides. One that does neither within two seconds stands still and is killed
-    (docs/claim-protocol.md#a-worker-that-is-overdue)."""
-    log.warning("worker.overdue work=%s session=%s process=%s", item.id, item.session_id, name)
-    await host.signal(sandbox_id, name, wire.GIVE_UP_SIGNAL)
-    stands_still = False
-    for pause in _ANSWERS:
-        await asyncio.sleep(pause)
-        state = await host.process_state(sandbox_id, name)
-        if isinstance(state, Absent) or (isinstance(state, ProcessState) and not state.running):
-            return None
-        lines = await host.process_output(sandbox_id, name)
-        ready = _waits_for_an_ack(lines, item, claim)
-        if ready is not None:
-            return ready
-        stands_still = isinstance(state, ProcessState) and _never_ready(lines, claim)
-    if stands_still:  # at the last look, which was answered
-        log.warning("worker.killed work=%s session=%s process=%s", item.id, item.session_id, name)
-        # The service's own kill is a SIGTERM first, which such a process does not hear.
-        await host.signal(sandbox_id, name, signal.SIGKILL)
-    return None
-
-
-def _is_ready(notice: wire.Notice, work_id: str, digest: str) -> bool:
-    return (
-        notice.word is wire.Word.READY and notice.work_id == work_id and (notice.on_behalf or notice.worker == digest)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,31 +305,3 @@ class _Heard:
     def _last_words(self) -> str:
         """The last line that is no notice, for whoever has to find out what is wrong with the image."""
         return f"; its last line: {shown(self._last_line, self._claim)}" if self._last_line else ""
-
-
-def shown(text: str, claim: wire.Claim, longest: int = _LONGEST_TEXT) -> str:
-    """A text of a sandbox that is fit for a report: short, printable, without the claim's secrets."""
-    for secret in secrets_of(claim):
-        text = text.replace(secret, "[secret]")
-    return "".join(letter if letter.isprintable() else " " for letter in text[:longest])
-
-
-def _notices(lines: Sequence[str] | Absent | Doubtful, nonce: str) -> list[wire.Notice]:
-    if isinstance(lines, Absent | Doubtful):
-        return []
-    return [notice for line in lines if (notice := proven_notice(line, nonce)) is not None]
-
-
-def setup_failure(lines: Sequence[str], nonce: str) -> str:
-    """What the worker said last of its session's set-up, where that failed; empty where it is not the worker's word."""
-    said = [notice.detail for line in lines if (notice := proven_notice(line, nonce)) is not None]
-    told = [detail.partition(": ")[2] for detail in said if detail.startswith(f"{wire.Exit.SETUP_FAILED.name}: ")]
-    return printable(told[-1], wire.LONGEST_DETAIL) if told else ""
-
-
-def proven_notice(line: str, nonce: str) -> wire.Notice | None:
-    """One with the item's nonce: nobody but its workers knows it, whoever else may write into their output."""
-    notice = wire.Notice.from_line(line)
-    if notice is None or not hmac.compare_digest(notice.nonce.encode(errors="replace"), nonce.encode()):
-        return None
-    return notice

@@ -20,7 +20,7 @@ from typing import Final
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
 from shared.backoff import pauses
-from shared.claims import handover, worker_process
+from shared.claims import handover, worker_notices, worker_process
 from shared.claims.dispatcher import spec_of
 from shared.claims.setup_access import access_for
 from shared.deadline import Deadline
@@ -259,7 +259,7 @@ class Preparation:
                         if isinstance(line, OutputEnded | Doubtful):
                             break
                         number += 1
-                        if number > said and (notice := handover.proven_notice(line, claim.nonce)) is not None:
+                        if number > said and (notice := worker_notices.proven_notice(line, claim.nonce)) is not None:
                             said = number
                             self._take(notice, claim)
                             if notice.word is wire.Word.SETUP and not waits:
@@ -275,7 +275,7 @@ class Preparation:
         raise PreparationFailed("the set-up came to no end in time")
 
     def _take(self, notice: wire.Notice, claim: wire.Claim) -> None:
-        text = handover.shown(notice.detail, claim, wire.LONGEST_DETAIL)
+        text = worker_notices.shown(notice.detail, claim, wire.LONGEST_DETAIL)
         if notice.word is wire.Word.SETUP:
             self.say(text)
         elif notice.word is wire.Word.ENDED and notice.detail.startswith(_TELLS):

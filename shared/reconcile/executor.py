@@ -15,7 +15,7 @@ from typing import Final, assert_never
 from image.session.claim import Exit
 from shared import names
 from shared.claims import worker_keys
-from shared.claims.handover import setup_failure
+from shared.claims.worker_notices import setup_failure
 from shared.claims.worker_process import attempt_prefix
 from shared.deadline import Clock
 from shared.errors import SecretUnavailable

@@ -17,13 +17,14 @@ from unittest.mock import patch
 
 from shared import names
 from shared.adapters.call_budget import Holds
-from shared.claims import binding, claimer, dispatcher, handover
+from shared.claims import binding, claimer, dispatcher, earlier_workers, handover
 from shared.claims.binding import Binding, Bound, Unbound
 from shared.claims.capacity import Capacity
 from shared.claims.claimer import _Round
 from shared.claims.dispatcher import Dispatcher, _End, spec_of
 from shared.claims.known_sandboxes import KnownSandboxes
 from shared.claims.warm_pool import WarmPool
+from shared.claims.worker_notices import Ready
 from shared.deadline import Deadline
 from shared.ports import (
     Absent,
@@ -129,7 +130,7 @@ async def _ack_first(
     outcome = await handover.hand_over(
         self.host, bound.sandbox.id, item, await self._claim(item, item.secret or ""), user=None, deadline=deadline
     )
-    return _End(ItemEnd.HANDED_OVER if isinstance(outcome, handover.Ready) else ItemEnd.FAILED)
+    return _End(ItemEnd.HANDED_OVER if isinstance(outcome, Ready) else ItemEnd.FAILED)
 
 
 async def _gives_up_what_is_offered_again(
@@ -430,16 +431,18 @@ MUTANTS: Final = (
     _mutant(
         "a worker that stands still is waited for",
         "I1",
-        (handover, "_give_up", _never_given_up),
+        (earlier_workers, "_give_up", _never_given_up),
         plans=stands_still,
     ),
     _mutant(
         "deaths in calls count against the item",
         "I1",
-        (handover, "_tells_of_a_call", lambda notice: False),
+        (earlier_workers, "_tells_of_a_call", lambda notice: False),
         plans=_deaths_in_calls,
     ),
-    _mutant("every end of a worker is a death", "I1", (handover, "died", lambda process: True), plans=_leases_end),
+    _mutant(
+        "every end of a worker is a death", "I1", (earlier_workers, "died", lambda process: True), plans=_leases_end
+    ),
     _mutant("an item is given up quietly", "I1", (Dispatcher, "_give_up", _gives_up_quietly), plans=_broken),
     _mutant("an agent is not told", "I1", (RepairExecutor, "_give_up", _interrupts), plans=_broken),
     _mutant("a stuck sandbox is waited for", "I1", (Binding, "_set_aside", _never_set_aside), plans=stuck),

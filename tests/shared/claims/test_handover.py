@@ -13,7 +13,9 @@ import pytest
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from shared.claims.handover import Hopeless, LookedTooLong, NotReady, Outcome, Ready, hand_over
+from shared.claims.earlier_workers import Hopeless
+from shared.claims.handover import LookedTooLong, Outcome, hand_over
+from shared.claims.worker_notices import NotReady, Ready
 from shared.claims.worker_process import attempt_name, attempt_prefix
 from shared.deadline import Deadline
 from shared.ports import (
