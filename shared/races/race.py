@@ -22,34 +22,25 @@ from shared.deadline import Clock, Deadline
 from shared.environment_settings import Environment
 from shared.names import PRISTINE, new_race_id
 from shared.ports import Absent, Doubtful, SandboxHost, SandboxRecord
-from shared.races import copies, events, judges, panel, plugins, rounds, scores
+from shared.races import events, plugins, rounds, scores
 from shared.races.branch import BranchRunner, OutputBudget
 from shared.races.branch_outputs import BranchOutputs
 from shared.races.ends import InBackground, RaceTimeouts
 from shared.races.errors import BadRace, RaceError, SourceAbsent, SourceUnknown
-from shared.races.fork_point import ForkPoint, RaceContext, look, prepare, stamp
-from shared.races.judge_child import JudgeChild
+from shared.races.fork_point import ForkPoint, RaceContext, look, prepare
 from shared.races.leader import Leader
 from shared.races.limits import check_limits, check_pattern
 from shared.races.progress import RaceProgress, Timeline
 from shared.races.race_names import RENEW_SECONDS, RaceNames
 from shared.races.report import BranchReport, PromotionReport, RaceReport
-from shared.races.request import (
-    MOST_BRANCHES,
-    Branch,
-    CommandJudge,
-    JunitJudge,
-    PluginJudge,
-    RaceRequest,
-    RegexJudge,
-)
+from shared.races.request import PluginJudge, RaceRequest, RegexJudge
 from shared.races.resources import NotMade, RaceResources
-from shared.races.shell import NotDone, NotRun, Ran, SandboxShell, as_base64, new_mark
+from shared.races.shell import SandboxShell, as_base64
+from shared.races.trial import BranchTrial
 from shared.settings import Settings
 from shared.tasks import drop, shielded
 
 IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
-JUDGES: Final = 500  # from here on: a judge's position times MOST_BRANCHES, and the branch's index
 # What a race, and each of its branches, may hold of sandboxes' answers at once, its artifacts apart. A promotion
 # carries four parts of a megabyte at once, a judge reads a file of one (shared/byte_budget.py).
 _RACE_BYTES: Final = 16 * 1024 * 1024
@@ -119,7 +110,6 @@ class _Race:
         self._request = request
         self._settings = settings
         self._environment = environment
-        self._loaded = loaded
         self._clock = clock
         self._host = host
         self._timeouts = timeouts
@@ -150,14 +140,16 @@ class _Race:
         candidates = request.candidates()
         self._budget = OutputBudget(settings.races.output_bytes // request.most_branches)
         self._artifact_bytes = settings.races.artifact_bytes // request.most_branches
-        self._outputs = BranchOutputs(self._shell, self._timeline, request.artifacts, self._artifact_bytes)
+        outputs = BranchOutputs(self._shell, self._timeline, request.artifacts, self._artifact_bytes)
+        self._trial = BranchTrial(
+            self._id, request, self._context, self._names, self._progress, outputs, loaded, self._deadline
+        )
         self._runners = [BranchRunner(index, branch, self._budget) for index, branch in enumerate(candidates)]
         self._root: ForkPoint | None = None
         self._finalists: rounds.Finalists | None = None
         self._slots = asyncio.Semaphore(request.max_parallel or settings.races.max_parallel)
         self._tasks: list[asyncio.Task[None]] = []
         self._copies: list[str] = []
-        self._last_resort = asyncio.Lock()
         self._leader: Leader | None = None
         self._accepted: str | None = None
         self._cancel = cancelled
@@ -324,7 +316,9 @@ class _Race:
                     runner.boot_seconds = round(self._clock() - began, 3)
                     try:
                         with within(Share(_BRANCH_BYTES + as_base64(self._artifact_bytes))):
-                            await self._try(runner, fork_point, child)
+                            accepted = await self._trial.run(runner, fork_point, self._root or fork_point, child)
+                        if accepted:
+                            self._accept(runner)
                         self._progress.decided(runner)
                         if runner.status == "ok":
                             await self._keep_finalist(runner, child, race)
@@ -344,102 +338,7 @@ class _Race:
         if fork_point.kind == "live":
             return self._resources.copied(self._copies[runner.index])
         name = self._names.sandbox(runner.index)
-        return self._resources.sandbox(fork_point.spec(name, self._environment, self._longest(runner.branch)))
-
-    async def _try(self, runner: BranchRunner, fork_point: ForkPoint, child: SandboxRecord) -> None:
-        """The branch in its own sandbox, up to its verdict."""
-        branch = runner.branch
-        env = {f"PARAM_{name}": copies.as_text(value) for name, value in (branch.params or {}).items()}
-        env |= {"BRANCH_INDEX": str(runner.index), "BRANCH_NAME": branch.name, "RACE_ID": self._id}
-        if self._request.rounds > 1:
-            env |= {"BRANCH_ROUND": str(runner.round), "BRANCH_PARENT": runner.parent or ""}
-        if self._request.diff:
-            with self._timeline.span("diff", branch.name):
-                await self._outputs.keep_base(runner, child)
-        with self._timeline.span("files", branch.name):
-            if fork_point.holds_identity:
-                try:
-                    await stamp(child.id, self._context)
-                except SourceUnknown as error:
-                    return runner.fail(str(error))
-            written = await self._shell.install(child.id, branch.files)
-        if isinstance(written, NotDone):
-            return runner.fail(written.reason)
-        mark = new_mark()
-        with self._timeline.span("run", branch.name):
-            async with self._progress.watching(branch.name, child.id, mark):
-                ran = await self._shell.run(
-                    child.id,
-                    branch.argv,
-                    env={**branch.env, **env},
-                    timeout=self._timeout(branch),
-                    stdin=branch.stdin,
-                    mark=mark,
-                )
-        if isinstance(ran, NotRun):
-            return runner.fail(ran.reason)
-        runner.ran(ran)
-        if runner.base is not None:
-            with self._timeline.span("diff", branch.name):
-                await self._outputs.take_diff(runner, runner.base, child)
-        if ran.timed_out:
-            await self._outputs.collect_artifacts(runner, child)
-            runner.status, runner.reason = "timed_out", f"did not end within {self._timeout(branch):g} s"
-            return None
-        runner.exit_code = ran.exit_code
-        verdict = await self._judge(runner, ran, fork_point, child, env)
-        await self._outputs.collect_artifacts(runner, child)
-        return self._decide(runner, verdict)
-
-    async def _judge(
-        self, runner: BranchRunner, ran: Ran, fork_point: ForkPoint, child: SandboxRecord, env: dict[str, str]
-    ) -> judges.Score | judges.Unjudged:
-        steps = self._request.panel
-
-        def input_of(position: int) -> judges.JudgeInput:
-            by = steps[position].judge
-            return judges.JudgeInput(
-                shell=self._shell,
-                sandbox_id=child.id,
-                branch=runner.branch.name,
-                env=env,
-                restores=self._leader is not None or position < len(steps) - 1,
-                plugin=self._loaded[by.name] if isinstance(by, PluginJudge) else None,
-                child=self._judge_child(runner, self._root or fork_point, child, position),
-            )
-
-        began = self._clock()
-        with self._timeline.span("judge", runner.branch.name):
-            judged = await panel.judge(steps, ran, input_of, higher_is_better=self._request.higher_is_better)
-        verdict = judged.verdict
-        runner.scores = judged.parts if self._request.judges is not None else {}
-        runner.judge_seconds = round(self._clock() - began, 3)
-        runner.judged = runner.budget.of_judge(verdict.tail)
-        runner.failing = judged.failing
-        return verdict
-
-    def _judge_child(
-        self, runner: BranchRunner, fork_point: ForkPoint, candidate: SandboxRecord, position: int
-    ) -> JudgeChild | None:
-        if fork_point.kind == "live":
-            return None
-        name = self._names.sandbox(JUDGES + position * MOST_BRANCHES + runner.index)
-        spec = fork_point.spec(name, self._environment, self._longest(runner.branch))
-        return JudgeChild(self._context, spec, fork_point.holds_identity, candidate, self._last_resort)
-
-    def _decide(self, runner: BranchRunner, verdict: judges.Score | judges.Unjudged) -> None:
-        higher = self._request.higher_is_better
-        least, enough = self._request.min_score, self._request.accept
-        if isinstance(verdict, judges.Unjudged):
-            runner.score = verdict.score
-            return runner.fail(verdict.reason)
-        runner.score = verdict.value
-        if least is not None and not scores.reaches(verdict.value, least, higher_is_better=higher):
-            return runner.fail(f"score {verdict.value:g} does not reach min_score {least:g}")
-        runner.status = "ok"
-        if enough is not None and scores.reaches(verdict.value, enough, higher_is_better=higher):
-            self._accept(runner)
-        return None
+        return self._resources.sandbox(fork_point.spec(name, self._environment, self._trial.longest(runner.branch)))
 
     def _accept(self, runner: BranchRunner) -> None:
         """Cancels every other branch. Their sandboxes end behind the race."""
@@ -483,14 +382,3 @@ class _Race:
         boots = [span.start for span in self._timeline.spans() if span.phase == "boot"]
         took = self._timeline.now() - min(boots, default=math.inf)
         return round(worked / took, 2) if worked > 0 and took > 0 else None
-
-    def _timeout(self, branch: Branch) -> float:
-        return branch.timeout or self._request.branch_timeout
-
-    def _longest(self, branch: Branch) -> float:
-        """For how long a child may go without traffic: one that is to be promoted waits for the race's end."""
-        if self._request.promote != "none":
-            return self._deadline + self._timeouts.promote
-        programs = (CommandJudge, JunitJudge, PluginJudge)
-        judging = sum(step.judge.timeout for step in self._request.panel if isinstance(step.judge, programs))
-        return max(self._timeout(branch), judging)
