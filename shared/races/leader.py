@@ -224,14 +224,14 @@ class Leader:
         """The source's sandbox, running: it may have fallen asleep during the race. Raises RaceError."""
         if self._fork_point.sandbox is None:
             raise TypeError("promote workspace has a sandbox for its source (request.py)")
-        for _ in range(self._context.timeouts.attempts):
+        for attempt in range(1, self._context.timeouts.attempts + 1):
             match await self._context.host.find(self._fork_point.sandbox.id):
                 case SandboxRecord() as record:
                     return await awake(record, self._context)
                 case Absent():
                     raise SourceAbsent("the source's sandbox is not there any more")
                 case Doubtful():
-                    await asyncio.sleep(self._context.timeouts.pause)
+                    await asyncio.sleep(pause_before(attempt, self._context.timeouts.pause))
         raise SourceUnknown("the source's sandbox could not be looked up")
 
     async def _base(self) -> SandboxRecord:

@@ -3,6 +3,7 @@ that fork."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,17 @@ def test_no_thread_is_started_by_importing_main() -> None:
 def test_the_worker_is_importable_without_anything_of_ours_but_its_own_package() -> None:
     loaded = modules_after("import image.session.claim")
     assert not loaded & {"functions", "shared", "infra", *HEAVY}
+
+
+def test_the_standard_librarys_json_is_imported_where_the_page_says_why() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    excused = set(
+        re.findall(r"`((?:functions|shared)/[\w/]+\.py)`", page.split("standard library's `json`")[1].split("\n## ")[0])
+    )
+    importing = {
+        str(path.relative_to(ROOT))
+        for folder in ("functions", "shared")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"^\s*(?:import json|from json import)\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert importing == excused

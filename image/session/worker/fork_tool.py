@@ -8,6 +8,7 @@ other side, so what is not answered in time leaves no sandbox behind.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import time
@@ -18,6 +19,7 @@ import httpx2
 from anthropic.lib.tools import BetaAsyncBuiltinFunctionTool, ToolError
 
 from image.session.worker import fork_tool_schema
+from image.session.worker.backoff import pauses
 from image.session.worker.http_client import proxy_for
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 TOOL_SECONDS: Final = 145.0  # of the runner's 150: the answer must be posted as ours
 _CONNECT_SECONDS: Final = 10.0
-_PAUSES: Final = (1.0, 2.0, 4.0)  # seconds before each further attempt, where no race can have begun
+_REPEATS: Final = 3  # where no race can have begun
+_FIRST_PAUSE: Final = 1.0  # seconds
 _LONGEST_ANSWER: Final = 8 << 20  # bytes
 
 log = logging.getLogger(__name__)
@@ -106,7 +109,7 @@ async def _post(url: str, token: str, body: bytes, seconds: float) -> tuple[int,
     transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(url))
     timeout = httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
     async with httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False) as client:
-        for pause in (*_PAUSES, None):
+        for pause in (*itertools.islice(pauses(_FIRST_PAUSE), _REPEATS), None):
             try:
                 status, answer = await _exchange(client, url, body, headers)
                 if status != 503 or pause is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 from image.session.setup import LOOPBACK, FileSource, SetupPolicy, bare
+from image.session.worker.backoff import pauses
 from image.session.worker.setup_commands import SourceFailed, printable
 
 if TYPE_CHECKING:
@@ -39,20 +40,22 @@ async def download(source: FileSource, url: str, policy: SetupPolicy, target: Pa
 
     target.parent.mkdir(parents=True, exist_ok=True)
     got = _Download(source, target)
-    attempt = 0
+    attempt, waits = 0, pauses(_PAUSE)
     while True:
         before = got.size
         try:
             return await got.run(url, policy)
         except (httpx2.TransportError, ssl.SSLError) as error:
-            attempt = 1 if got.size - before >= _WORTH_ANOTHER else attempt + 1
+            attempt += 1
+            if got.size - before >= _WORTH_ANOTHER:
+                attempt, waits = 1, pauses(_PAUSE)
             if attempt >= _TRIES:
                 raise SourceFailed(
                     f"{got.shown} was not reached ({type(error).__name__}: {printable(str(error))}); if the sandbox "
                     "may not reach its host, SANDBOX_ALLOW_OUT lacks it"
                 ) from None
             log.info("setup.download_again url=%s bytes=%d error=%s", got.shown, got.size, type(error).__name__)
-            await asyncio.sleep(attempt * _PAUSE)
+            await asyncio.sleep(next(waits))
 
 
 class _Download:

@@ -159,7 +159,8 @@ def test_a_refusal_tells_its_reason() -> None:
 
 
 def test_try_again_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork_tool, "_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(fork_tool, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(fork_tool, "_REPEATS", 2)
     with functions((503, b"{}"), (200, json.dumps(report()).encode())) as served:
         assert call(served.url).startswith("Winner: b")
     with functions((503, b"{}")) as served:
@@ -168,7 +169,8 @@ def test_try_again_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_nobody_listens_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork_tool, "_PAUSES", (0.01,))
+    monkeypatch.setattr(fork_tool, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(fork_tool, "_REPEATS", 1)
     with functions((200, b"")) as served:
         url = served.url
     assert "cannot be reached" in refused(url)
