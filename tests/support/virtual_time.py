@@ -7,11 +7,14 @@ import asyncio
 import selectors
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
+
+_THREADS: Final = ThreadPoolExecutor(32, "virtual time")
+"""Of all loops: to start one for each of thousands of short loops is half of their work."""
 
 
 class NothingLeftToDoError(AssertionError):
@@ -40,6 +43,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 class _JumpingLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
+        self._calls: set[Future[Any]] = set()
         super().__init__(self._jumping)
 
     def time(self) -> float:
@@ -48,17 +52,20 @@ class _JumpingLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[Unpack[_Ts]], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
-        self._jumping.threads += 1
-        future = super().run_in_executor(executor, func, *args)
-        future.add_done_callback(lambda _: self._returned())
-        return future
+        call = (executor or _THREADS).submit(func, *args)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return self._waited_for(call)
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        self._jumping.threads += 1  # a thread waits for the others
-        try:
-            await super().shutdown_default_executor()
-        finally:
-            self._returned()
+        """The threads stay; whatever this loop has asked of them is waited for, though nobody may want it any more."""
+        await asyncio.gather(*(self._waited_for(call) for call in set(self._calls)), return_exceptions=True)
+
+    def _waited_for(self, call: Future[_T]) -> asyncio.Future[_T]:
+        self._jumping.threads += 1
+        future = asyncio.wrap_future(call, loop=self)
+        future.add_done_callback(lambda _: self._returned())
+        return future
 
     def _returned(self) -> None:
         self._jumping.threads -= 1
