@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from functions.server import UVICORN_OPTIONS
 from image.server.code import packed
 from image.server.definition import BAKED, BROUGHT, LOCK_COPY, PYTHON
+from image.session import programs
 from infra.sandbox.account import Account
 from infra.sandbox.plan import PROCESS, ServerPlan
 from shared.errors import HandsError
@@ -32,19 +33,6 @@ OTHERS_SECONDS: Final = 300.0
 _LAST_WORDS: Final = 15
 _RESTART: Final = {"policy": "always", "initial_backoff_ms": 500, "max_backoff_ms": 30_000}
 _CHECK: Final = {"initial_delay_ms": 1_000, "interval_ms": 5_000, "timeout_ms": 2_000, "failure_threshold": 3}
-# Which of some addresses (JSON in the first argument) do not take a connection.
-_REACH: Final = """
-import json, socket, sys, threading
-out = []
-def look(host, port):
-    try:
-        socket.create_connection((host, port), 5).close()
-    except OSError as error:
-        out.append([host, type(error).__name__])
-threads = [threading.Thread(target=look, args=each) for each in json.loads(sys.argv[1])]
-[each.start() for each in threads]; [each.join() for each in threads]
-print(json.dumps(sorted(out)))
-"""
 
 
 class ServerFailed(HandsError):
@@ -196,14 +184,9 @@ def _bring_code(handle: Sandbox, plan: ServerPlan, say: Callable[[str], None]) -
         if handle.run("test", ["-f", f"{folder}/functions/asgi.py"]).exit_code == 0:
             return folder
     say("Bringing the code ...")
-    archive, partial, folder = (f"{BROUGHT}/{plan.folder}{end}" for end in (".tar.gz", ".partial", ""))
-    handle.write_file(archive, packed(plan.files))
-    script = (
-        f"rm -rf {partial} && mkdir {partial} && tar -xzf {archive} -C {partial} && rm -f {archive}"
-        f" && {PYTHON} -m compileall -q {partial}/functions {partial}/shared {partial}/image"
-        f" && cd {partial} && {PYTHON} -c 'import functions.asgi' && cd .. && mv {partial} {folder}"
-    )
-    done = handle.run("sh", ["-c", script], timeout=120.0)
+    folder = f"{BROUGHT}/{plan.folder}"
+    handle.write_file(f"{folder}.tar.gz", packed(plan.files))
+    done = handle.run("sh", ["-c", programs.text("bring_code.sh"), "sh", folder, PYTHON], timeout=120.0)
     if done.exit_code != 0:
         raise ServerFailed(f"the new code does not start; the old one goes on.\n{done.stderr[-2000:]}")
     return folder
@@ -274,7 +257,7 @@ def _out_of_reach(handle: Sandbox, info: SandboxInfo, plan: ServerPlan) -> list[
         parts = urlsplit(url)
         if parts.hostname:
             targets.add((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)))
-    done = handle.run(PYTHON, ["-I", "-c", _REACH, json.dumps(sorted(targets))], timeout=30.0)
+    done = handle.run(PYTHON, ["-I", "-c", programs.text("out_of_reach.py"), json.dumps(sorted(targets))], timeout=30.0)
     try:
         missed = json.loads(done.stdout)
     except ValueError:

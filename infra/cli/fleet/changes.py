@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from image.session import programs
 from infra.cli.fleet.target import AWAKE, Target
 from shared.ports import CommandOutput, SandboxRecord
 from shared.texts import printable
@@ -22,23 +23,6 @@ _HOW: Final = {
     "T": "changed",
     "?": "added",
 }
-
-# In a repository: against the last commit from before the session, with what no commit has. Elsewhere: by the times of
-# files, the newest first. git asks no program that the repository names; a name with a control character is quoted.
-_SCRIPT: Final = r"""
-export GIT_CEILING_DIRECTORIES="${PWD%/*}"
-g() { git -c core.fsmonitor=false -c core.quotePath=false --no-optional-locks "$@" 2>/dev/null; }
-if g rev-parse --is-inside-work-tree >/dev/null && base=$(g rev-list -1 --before="@$1" HEAD) && [ -n "$base" ]; then
-  echo git
-  { g diff --no-ext-diff --no-textconv --no-renames --name-status --relative "$base" -- .
-    g ls-files --others --exclude-standard | sed 's/^/?\t/'
-  } | head -n "$2"
-else
-  echo times
-  find . -xdev \( -name .git -o -name node_modules -o -name __pycache__ -o -name .venv \) -prune -o \
-    -type f -newermt "@$1" -printf '%T@\t%P\n' 2>/dev/null | head -n 5000 | sort -rn | head -n "$2"
-fi
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +51,7 @@ async def changes(aim: Target, box: SandboxRecord | None) -> Changes | None:
     found = await aim.host.run(
         box.id,
         "/bin/sh",
-        ["-c", _SCRIPT, "sh", began, str(MOST + 1)],
+        ["-c", programs.text("changed_files.sh"), "sh", began, str(MOST + 1)],
         env={},
         user=aim.settings.sandbox_user or None,
         working_dir=aim.settings.workdir or None,

@@ -17,6 +17,7 @@ import tty
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Final
 
+from image.session import programs
 from infra.cli.environ import Loaded
 from infra.cli.fleet.target import AWAKE, NotCarriedOut, Target, done, target
 from shared.errors import SettingsError
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 4096
 _KILLED: Final = 128
 _CONNECT_SECONDS: Final = 20.0
-# The service starts a terminal's program as the image's user, which may be root; the agent's is the one to be.
-_LOGIN: Final = """
-cd "$2" 2>/dev/null
-shell=$(command -v bash || command -v sh)
-if [ "$(id -u)" = 0 ] && [ -n "$1" ] && id "$1" >/dev/null 2>&1; then exec su -s "$shell" "$1"; fi
-exec "$shell" -i
-"""
 
 
 async def run(loaded: Loaded, session_id: str) -> int:
@@ -83,7 +77,7 @@ async def _talk(aim: Target, sandbox: AsyncSandbox) -> int:
     try:
         pty = await sandbox.create_pty(
             "/bin/sh",
-            ["-c", _LOGIN, "sh", aim.settings.sandbox_user, aim.settings.workdir],
+            ["-c", programs.text("login_shell.sh"), "sh", aim.settings.sandbox_user, aim.settings.workdir],
             env=environ,
             rows=size.lines,
             cols=size.columns,

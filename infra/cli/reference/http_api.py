@@ -125,7 +125,7 @@ ENDPOINTS: Final = (
         "post",
         "One race",
         "With `Accept: application/x-ndjson` each line is an event, the last one `report` or `error`. A caller that"
-        " hangs up ends the race, unless it has an `Idempotency-Key`.",
+        " hangs up ends the race, unless the call has an `Idempotency-Key` or `Prefer: respond-async`.",
         ("operator", "capability"),
         (400, 401, 403, 404, 405, 406, 408, 409, 413, 422, 429, 501, 502, 503),
         _ref("RaceRequest"),
