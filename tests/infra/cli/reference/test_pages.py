@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 from infra.cli.reference import settings
 from infra.cli.reference.__main__ import PAGES, main, outdated, write
-from infra.cli.settings_table import ALL
+from infra.cli.settings_table import ALL, ALL_SECTIONS
+from shared.setting_kinds import Setting
+from tests.support.checkout import ROOT
 
 
 def test_the_pages_in_the_repository_are_up_to_date() -> None:
     assert outdated() == [], "run make docs-reference"
+
+
+def test_what_a_deployments_plan_declares_is_on_the_page() -> None:
+    plans = sorted((ROOT / "infra").glob("*/plan.py"))
+    assert len(plans) >= 3
+    for plan in plans:
+        module = importlib.import_module(f"infra.{plan.parent.name}.plan")
+        sections = [each for each in vars(module).values() if isinstance(each, type) and _declares(each)]
+        assert sections and set(sections) <= set(ALL_SECTIONS), module.__name__
+
+
+def _declares(section: type) -> bool:
+    return any(isinstance(each, Setting) for each in vars(section).values())
 
 
 def test_a_page_that_is_missing_or_differs_is_named_and_written_anew(tmp_path: Path) -> None:
