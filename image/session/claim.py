@@ -25,6 +25,8 @@ STATE_DIRECTORY: Final = "/var/lib/hands"
 SESSION_FILE: Final = "session"  # in the state directory: the id of the session that this sandbox belongs to
 AGENT_USER: Final = "agent"  # the worker and the agent's tools run as this user of the image
 DEFAULT_WORKDIR: Final = "/workspace"
+NEW_WORKSPACE_FILE: Final = "THIS-WORKSPACE-IS-NEW.txt"  # in the workdir, for the agent
+NEW_WORKSPACE_TEXT: Final = "This workspace is new. What this session had made before is not here:"
 GIVE_UP_SIGNAL: Final = 23
 """SIGURG on Linux, whose number it is wherever the dispatcher runs: end, unless you have started. Who has never heard
 of it ignores it, the tools in the worker's process group included (docs/claim-protocol.md#a-worker-that-is-overdue)."""

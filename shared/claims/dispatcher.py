@@ -54,9 +54,6 @@ from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
-NEW_WORKSPACE_FILE: Final = "THIS-WORKSPACE-IS-NEW.txt"
-NEW_WORKSPACE_TEXT: Final = "This workspace is new. What this session had made before is not here:"
-
 SECRETLESS: Final = (
     "the service issued no work secret with the item, and no other credential may enter a sandbox: the session is not "
     "served (docs/claim-protocol.md#poison)"
@@ -248,8 +245,8 @@ class Dispatcher:
 
     async def _say_it_is_new(self, bound: Bound) -> None:
         """The agent finds it with its first look around; that it cannot be told now does not hold up its turn."""
-        text = f"{NEW_WORKSPACE_TEXT}\n{bound.replaces}.\n"
-        path = f"{self.settings.workdir}/{NEW_WORKSPACE_FILE}"
+        text = f"{wire.NEW_WORKSPACE_TEXT}\n{bound.replaces}.\n"
+        path = f"{self.settings.workdir}/{wire.NEW_WORKSPACE_FILE}"
         written = await self.host.write_file(bound.sandbox.id, path, text.encode())
         if written is not None:
             log.warning("workspace.not_told sandbox=%s outcome=%s", bound.sandbox.id, written)

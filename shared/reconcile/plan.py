@@ -216,7 +216,7 @@ def _of_sandboxes(world: World, lookups: Lookups, settings: Settings) -> Iterato
         match sandbox.kind:
             case names.SessionSandbox():  # nearly all are
                 if sandbox.status in BROKEN:
-                    yield EndFailed(sandbox, f"it is {sandbox.status.value}")
+                    yield EndFailed(sandbox, f"it is {sandbox.status.value}: its session's next workspace is new")
                 else:
                     yield from _perhaps_at_work(world, sandbox)
                     yield from _of_session(world, lookups, settings, sandbox)

@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from image.session.claim import SESSION_FILE, Ended, Exit
+from image.session.worker.new_workspace import FIRST_USE
 from image.session.worker.state_directory import StateDirectory
 
 _PREFIX = re.compile(r"\A(sesn|session)_")
@@ -20,9 +21,12 @@ _LONGEST_ID: Final = 1024  # bytes
 
 
 def settle(state: StateDirectory, session_id: str) -> None:
-    """Records the session at first use; raises Ended(BAD_CLAIM) where another one is recorded."""
+    """Records the session at first use, and that it is the first; raises Ended(BAD_CLAIM) where another one is
+    recorded."""
     recorded = _read(state)
     if not _ID.fullmatch(recorded):
+        if not _is_there(state):
+            state.write_once(FIRST_USE, b"no call has run\n")
         state.set_aside(SESSION_FILE)
         state.write_once(SESSION_FILE, f"{session_id}\n".encode())
         recorded = _read(state)
@@ -34,6 +38,15 @@ def _significant(session_id: str) -> str:
     """The two prefixes mean the same; what follows is significant, its case too
     (docs/wire/anthropic.md#2-environments)."""
     return _PREFIX.sub("", session_id)
+
+
+def _is_there(state: StateDirectory) -> bool:
+    """What an agent has broken is no first use."""
+    try:
+        state.stat(SESSION_FILE)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _read(state: StateDirectory) -> str:

@@ -51,9 +51,11 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         on_session: Callable[[bytes], None],
         on_stopped: Callable[[], None],
         on_interrupt: Callable[[], None],
+        on_history: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`on_session` gets the body of each session look-up before the SDK does. `on_stopped` is called when a
-        heartbeat says that the item is being stopped, `on_interrupt` for each interrupt of the session's turn."""
+        """`on_session` gets the body of each session look-up before the SDK does, `on_history` of each page of the
+        session's events. `on_stopped` is called when a heartbeat says that the item is being stopped, `on_interrupt`
+        for each interrupt of the session's turn."""
         self._inner = inner
         self._lease = lease
         self._item = f"/v1/environments/{quote(environment_id, safe='')}/work/{quote(work_id, safe='')}"
@@ -61,6 +63,7 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
         self._on_session = on_session
         self._on_stopped = on_stopped
         self._on_interrupt = on_interrupt
+        self._on_history = on_history
         self.verdict: Verdict | None = None
         self.rejected: int | None = None
         self.refused: int | None = None
@@ -77,13 +80,20 @@ class LeaseTransport(httpx2.AsyncBaseTransport):
                 self.stop_sent = True
             case "GET" if path.endswith(self._session):
                 return await self._look_up(request)
+            case "GET" if self._on_history is not None and path.endswith(f"{self._session}/events"):
+                response = self._noted(await self._complete(request), path)
+                if response.status_code == 200:
+                    self._on_history(response.content)
+                return response
             case "GET" if path.endswith(f"{self._session}/events/stream"):
                 request.extensions = _with_patience(request, STREAM_SILENCE)
                 return watched(await self._passed(request, path), self._on_interrupt)
         return await self._passed(request, path)
 
     async def _passed(self, request: httpx2.Request, path: str) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
+        return self._noted(await self._inner.handle_async_request(request), path)
+
+    def _noted(self, response: httpx2.Response, path: str) -> httpx2.Response:
         if f"{self._session}/events" in path:
             self.refused = response.status_code if response.status_code in (401, 403) else None
         return response

@@ -133,6 +133,7 @@ def _hold(
     notices.say(Word.LEASED)
     lease_keeper = LeaseKeeper(lease, calls, secret)
     gc.disable()  # what the SDK is made of stays: to collect among it is a sixth of its import
+    from image.session.worker.new_workspace import NewWorkspace
     from image.session.worker.sdk_worker import serve
     from image.session.worker.session_setup import setup_of
     from image.session.worker.tool_processes import OperatorTools
@@ -143,7 +144,8 @@ def _hold(
     lease_keeper.hand_over()
     calls.close()
     stop.check()
-    return serve(claim, secret, lease, notes, stop, setup, OperatorTools(archive, private))
+    workspace = NewWorkspace(state, claim.workdir)
+    return serve(claim, secret, lease, notes, workspace, stop, setup, OperatorTools(archive, private))
 
 
 class _Announcer:

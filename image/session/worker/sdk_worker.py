@@ -22,6 +22,7 @@ from image.session.worker.http_client import proxy_for
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.lease_transport import LeaseTransport
 from image.session.worker.memory_stores import set_aside
+from image.session.worker.new_workspace import NewWorkspace
 from image.session.worker.operator_tools import with_operator_tools
 from image.session.worker.session_setup import SessionSetup
 from image.session.worker.shell import Shell
@@ -46,6 +47,7 @@ def serve(
     secret: str,
     lease: Lease,
     notes: CallNotes,
+    workspace: NewWorkspace,
     stop: Shutdown,
     setup: SessionSetup | None = None,
     own: OperatorTools | None = None,
@@ -56,7 +58,8 @@ def serve(
     setup: what is done beside the SDK's own preparations, and waited for by the first call."""
     agent_toolset.BashSession = Shell  # type: ignore[misc] # the SDK's tool looks its shell up there
     spans = Spans(claim)
-    ended = asyncio.new_event_loop().run_until_complete(_serve(claim, secret, lease, notes, stop, setup, own, spans))
+    serving = _serve(claim, secret, lease, notes, workspace, stop, setup, own, spans)
+    ended = asyncio.new_event_loop().run_until_complete(serving)
     spans.close(ended.exit_status.name.lower())
     return ended
 
@@ -66,6 +69,7 @@ async def _serve(
     secret: str,
     lease: Lease,
     notes: CallNotes,
+    workspace: NewWorkspace,
     stop: Shutdown,
     setup: SessionSetup | None,
     own: OperatorTools | None,
@@ -83,11 +87,13 @@ async def _serve(
     async def not_ready() -> str:
         """Waits for the set-up; why it leaves no tool to run."""
         if setup is None:
+            workspace.settle()
             return ""
         while not await setup.over(_LOOK):
             if transport.verdict in (Verdict.LOST, Verdict.STOPPED, Verdict.REFUSED):
                 setup.abort("the session's work was stopped or given to another worker")
         Shell.variables = setup.variables
+        workspace.settle()
         return setup.failure
 
     transport = LeaseTransport(
@@ -99,6 +105,7 @@ async def _serve(
         on_session=on_session,
         on_stopped=lambda: Shell.end(_STOPPED),
         on_interrupt=lambda: Shell.break_off(_INTERRUPTED),
+        on_history=workspace.look if workspace.in_question else None,
     )
     client = AsyncAnthropic(
         auth_token=token_of(secret),
