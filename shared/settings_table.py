@@ -218,7 +218,7 @@ class Reconcile:
         0.0, "A session that has waited for a person for so long lets its sandbox sleep; the answer wakes it. 0: never."
     )
     RECONCILE_PAGES = Whole(20, "Pages of the list of work items that one pass reads at least.", unit="pages")
-    RECONCILE_LOOKUPS = Whole(100, "Sessions that one pass looks up.", unit="sessions")
+    RECONCILE_LOOKUPS = Whole(100, "Sessions that one pass looks up at least.", unit="sessions")
     RECONCILE_TOUCHES = Whole(
         100, "Sandboxes that one pass keeps awake at least (docs/reconciler.md#limits).", unit="sandboxes"
     )

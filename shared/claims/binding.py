@@ -298,7 +298,12 @@ class Binding:
             case None:
                 return True
             case Absent():
+                # What has just ended reads as asleep for some seconds. What does so after these has lost its snapshot.
                 self.lost(sandbox.id, deadline.clock)
+                self._reason = reason = "resume refused: HTTP 404"
+                self._refusals += _RESUMES // 2
+                if self._refusals >= _RESUMES and not old:
+                    await self._set_aside(sandbox, reason)
             case NoCapacity(reason=reason):
                 self._capacity.lacks(reason)
                 self._free_slot()

@@ -2,8 +2,9 @@
 
 One endpoint gets the events of every environment of a workspace, so most of these sessions are somebody else's, and
 anybody in the workspace can cause as many as he likes. So the question that rules a session out comes first: is there a
-sandbox of its name? A few sessions are asked for by name, many are found in one list. Only for those that have one does
-a pass of the reconciler follow. What is lost here costs nothing: each tick finds sessions that are over, too.
+sandbox of its name? Sessions are asked for by name, or found in the list of all sandboxes where that has fewer pages.
+After each batch comes a pause that grows with what it has cost. Only for those that have a sandbox does a pass of the
+reconciler follow. What is lost here costs nothing: each tick finds sessions that are over, too.
 """
 
 from __future__ import annotations
@@ -22,9 +23,14 @@ from shared.settings import Settings
 log = logging.getLogger(__name__)
 
 BATCH_SECONDS: Final = 5.0
-"""From the start of one batch to the next."""
+"""From the start of one batch to the next, where somebody waits already."""
+
+_SECONDS_A_CALL: Final = 0.5
+"""So long after each call of a batch, so that strangers cause no more than two calls a second."""
 
 _ASKED_BY_NAME: Final = 5
+_AT_ONCE: Final = 8
+_PAGE: Final = 100  # rows
 _MOST_WAITING: Final = 10_000
 
 Pass = Callable[[str, str, Deadline], Awaitable[ReconcileReport]]
@@ -40,6 +46,9 @@ class EndedSessions:
         self._pass = one_pass
         self._waiting: dict[str, asyncio.Future[Sequence[ReconcileReport]]] = {}
         self._batches: asyncio.Task[None] | None = None
+        self._pages = 1  # of the list of sandboxes, when it was last read
+        self._next_at = 0.0  # when the next batch may begin, by the loop's clock
+        self._cost = 0  # calls by which the sessions of a batch were looked for
 
     def add(self, session_id: str) -> asyncio.Future[Sequence[ReconcileReport]]:
         """Resolves to the reports of the passes that were made: none where no environment has a sandbox of it. Await it
@@ -58,9 +67,11 @@ class EndedSessions:
         return future
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
+            await asyncio.sleep(self._next_at - loop.time())
             batch, self._waiting = self._waiting, {}
-            began = asyncio.get_running_loop().time()
+            began, self._cost = loop.time(), 0
             try:
                 await self._look_after(batch)
             except Exception:  # the edge: a bug in one batch must not stop the next
@@ -69,8 +80,8 @@ class EndedSessions:
                 for future in batch.values():
                     if not future.done():
                         future.set_result(())
-            if self._waiting:
-                await asyncio.sleep(began + BATCH_SECONDS - asyncio.get_running_loop().time())
+            least = BATCH_SECONDS if self._waiting else 0.0
+            self._next_at = began + max(least, self._cost * _SECONDS_A_CALL)
 
     async def _look_after(self, batch: dict[str, asyncio.Future[Sequence[ReconcileReport]]]) -> None:
         deadline = Deadline.after(self._settings.reconcile.deadline)
@@ -96,13 +107,22 @@ class EndedSessions:
 
     async def _existing(self, wanted: Sequence[str]) -> Sequence[str]:
         host = self._host()
-        if len(wanted) <= _ASKED_BY_NAME:
-            records = await asyncio.gather(*map(host.find, wanted))
-            return [name for name, record in zip(wanted, records, strict=True) if _lives(record)]
+        if len(wanted) <= max(_ASKED_BY_NAME, self._pages):
+            self._cost = len(wanted)
+            places = asyncio.Semaphore(_AT_ONCE)
+
+            async def asked(name: str) -> bool:
+                async with places:
+                    return _lives(await host.find(name))
+
+            lives = await asyncio.gather(*map(asked, wanted))
+            return [name for name, there in zip(wanted, lives, strict=True) if there]
+        self._cost = self._pages
         listing = await host.list_sandboxes()
         if not isinstance(listing, Listing):
             log.warning("ended_sessions.put_off count=%d reason=%s", len(wanted), listing.reason)
             return []
+        self._cost = self._pages = max(1, -(-len(listing.rows) // _PAGE))
         listed = {record.name for record in listing.rows if _lives(record)}
         return [name for name in wanted if name in listed]
 

@@ -1,8 +1,9 @@
 """Which sessions a tick asks about, and in which order: cost follows what changes, not what exists.
 
 Awake sandboxes cost money and stuck sessions keep somebody waiting, so both are asked about first, within
-RECONCILE_LOOKUPS. Sleepers come last, a few each tick, on a ring that all copies walk from places of their own: what
-`ring_share` leaves of a tick's calls is spent on them.
+RECONCILE_LOOKUPS. Where the list of items is longer than a pass reads, an awake sandbox may have an item that was not
+seen: those are asked about a part a tick, on a ring. Sleepers come last, a few each tick, on another one: what
+`ring_share` leaves of a tick's calls is spent on them. All copies walk the rings from places of their own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _GOLDEN: Final = 0.6180339887498949  # strides by it visit a ring evenly, whatev
 _LATELY: Final = timedelta(hours=1)
 _EACH_TICK: Final = timedelta(minutes=10)
 _TICK_GAP: Final = 330.0  # seconds: ticks come every five minutes at least
+_AT_WORK: Final = (SessionStatus.RUNNING, SessionStatus.RESCHEDULING)
+_KEPT: Final = 4  # one look-up of so many is kept for doubtful sessions
+_MOST_TICKS: Final = 60  # of one round of the ring of doubtful sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,13 @@ class Lookups:
         session = self.sessions.get(session_id)
         return isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived
 
+    def rests(self, session_id: str) -> bool:
+        """Whether it was looked up and is not at work."""
+        session = self.sessions.get(session_id)
+        return session is not None and not (
+            isinstance(session, SessionRecord) and session.status in _AT_WORK and not session.archived
+        )
+
     def waits(self, session_id: str) -> bool:
         """Also where its calls could not be looked at: nothing is known then."""
         calls = self.calls.get(session_id)
@@ -55,16 +66,28 @@ class Lookups:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Session ids, most urgent first. `sleepers` is this tick's part of the ring, in the ring's order."""
+    """Session ids. `urgent`: most urgent first. `doubtful`: whose sandbox is awake and whose item may be one that was
+    not read, in this tick's order of their ring. `sleepers`: this tick's part of theirs."""
 
     urgent: Sequence[str]
+    doubtful: Sequence[str]
     sleepers: Sequence[str]
+
+    def within(self, most: int) -> tuple[Sequence[str], Sequence[str]]:
+        """The urgent and the doubtful ones that are asked about when `most` may be."""
+        urgent = self.urgent[: most - min(len(self.doubtful), max(1, most // _KEPT))]
+        return urgent, self.doubtful[: most - len(urgent)]
+
+    def too_many_doubts(self, asked: Sequence[str]) -> bool:
+        """Whether a ring of which so many are asked about in a tick takes longer than an hour of ticks a minute."""
+        return len(self.doubtful) > _MOST_TICKS * len(asked)
 
 
 def questions(world: World, settings: Settings, place: float) -> Questions:
     """What decides something and is not known. `place` (0 to 1) is where this copy's ring begins."""
     asleep: list[str] = []
     awake: list[str] = []
+    doubtful: list[str] = []
     waiting: list[str] = []
     patient: list[str] = []
     for sandbox in world.sandboxes:
@@ -75,14 +98,16 @@ def questions(world: World, settings: Settings, place: float) -> Questions:
             if sandbox.status is SandboxStatus.SUSPENDED:
                 asleep.append(session_id)
             elif sandbox.status is SandboxStatus.RUNNING and quiet(world, settings, sandbox):
-                awake.append(session_id)
+                (doubtful if world.perhaps_at_work(sandbox) else awake).append(session_id)
         elif left_on_the_queue(world, settings, sandbox.name):
             waiting.append(session_id)
         elif settings.reconcile.waiting_sleep and _waits_long(world, settings, sandbox):
             patient.append(session_id)
     urgent = [*_in_turn(awake, world.now), *_in_turn(list(_left_lately(world)), world.now)]
     return Questions(
-        [*urgent, *_in_turn(waiting, world.now), *_in_turn(patient, world.now)], _ring(asleep, world, place)
+        [*urgent, *_in_turn(waiting, world.now), *_in_turn(patient, world.now)],
+        _ring(doubtful, world, place),
+        _ring(asleep, world, place)[: ring_share(world)],
     )
 
 
@@ -144,12 +169,10 @@ def _waits_long(world: World, settings: Settings, sandbox: OurSandbox) -> bool:
     return old and touch_due(world.now, sandbox)
 
 
-def _ring(asleep: list[str], world: World, place: float) -> list[str]:
-    if not asleep:
-        return []
-    asleep.sort(key=lambda session: zlib.crc32(session.encode()))
-    begin = int(len(asleep) * ((place + _GOLDEN * (world.now.timestamp() // 60)) % 1.0))
-    return (asleep[begin:] + asleep[:begin])[: ring_share(world)]
+def _ring(sessions: list[str], world: World, place: float) -> list[str]:
+    sessions.sort(key=lambda session: zlib.crc32(session.encode()))
+    begin = int(len(sessions) * ((place + _GOLDEN * (world.now.timestamp() // 60)) % 1.0))
+    return sessions[begin:] + sessions[:begin]
 
 
 def _left_lately(world: World) -> Iterator[str]:

@@ -282,9 +282,7 @@ def _nameless(world: World, settings: Settings) -> Iterator[Repair]:
 def _perhaps_at_work(world: World, sandbox: OurSandbox) -> Iterator[Repair]:
     """Among more items than a pass reads its own may be one that was not seen: unknown, never gone. Its session, which
     is looked up in its turn, decides whether it sleeps."""
-    if world.items is None or sandbox.status is not SandboxStatus.RUNNING or world.live_item(sandbox.name) is not None:
-        return
-    if not world.surely_without_item(sandbox.name) and touch_due(world.now, sandbox):
+    if world.perhaps_at_work(sandbox) and touch_due(world.now, sandbox):
         yield Touch(sandbox, "its item may be among those that were not read")
 
 

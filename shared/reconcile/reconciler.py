@@ -60,6 +60,7 @@ _SHALLOW: Final = timedelta(hours=6)  # what is older is read only where it deci
 _LONGEST_REPAIR: Final = 10.0  # seconds
 _LIVE_A_TOUCH: Final = 20  # each is touched twice in an idle time-out of half an hour or more, by a tick a minute
 _AWAKE_A_PAGE: Final = 50  # half a page: the items of turns that have ended meanwhile stand between those that live
+_AWAKE_A_LOOKUP: Final = 40  # so that all that are awake are looked up within an hour of ticks a minute
 _NAMED: Final = 5  # in an alarm
 _RING: Final = secrets.randbelow(1 << 20) / (1 << 20)  # each process walks the ring of sleepers from a place of its own
 
@@ -151,10 +152,9 @@ class _Pass:
         )
         rows = listed.rows if listed is not None else await self._holders(items)
         world = self._world(rows, items, listed=listed is not None)
-        if self._doubts(world):
+        if any(map(world.perhaps_at_work, world.sandboxes)):
             # By pages enough for as many live items as sandboxes are awake: a default is right for a few hundred.
             world = replace(world, items=await self._items(None, world.awake // _AWAKE_A_PAGE))
-            self._tell_short_list(world)
         await self._tell_unknown(world)
         return world
 
@@ -189,23 +189,18 @@ class _Pass:
         listing = await self._listed(self._of.reads.list_items(pages, back_to), "work items")
         return None if listing is None else Items.of(listing, self._settings.prefix, self._of.environment.id)
 
-    def _doubts(self, world: World) -> Sequence[str]:
-        """Awake sandboxes of which the newest items do not tell whether their session has one."""
-        if world.items is None:
-            return ()
-        return [
+    def _tell_short_list(self, world: World, lookups: Lookups) -> None:
+        """Of a session that is at work nobody says that it has no item; its sandbox is kept awake."""
+        unproven = [
             sandbox.name
-            for sandbox in world.sandboxes
-            if sandbox.status is SandboxStatus.RUNNING and isinstance(sandbox.kind, names.SessionSandbox)
-            if world.live_item(sandbox.name) is None and not world.surely_without_item(sandbox.name)
+            for sandbox in filter(world.perhaps_at_work, world.sandboxes)
+            if (session_id := world.session_of(sandbox)) is None or lookups.rests(session_id)
         ]
-
-    def _tell_short_list(self, world: World) -> None:
-        if (doubts := self._doubts(world)) and world.items is not None:
+        if unproven and world.items is not None:
             reaches = "" if world.items.reaches is None else f" back to {world.items.reaches:%Y-%m-%d %H:%M} UTC"
             self._alarms.append(
                 f"the work items were read{reaches} only (RECONCILE_PAGES): it is not proven that these have none, "
-                f"and only their sessions decide: {_some(doubts)}"
+                f"and only their sessions decide: {_some(unproven)}"
             )
 
     async def _tell_unknown(self, world: World) -> None:
@@ -347,13 +342,18 @@ class _Pass:
     async def _ask(self, world: World) -> tuple[Lookups, bool]:
         """What look-ups say, and whether they can be trusted."""
         asked = questions(world, self._settings, self._of.place)
-        most = self._settings.reconcile.lookups
-        if len(asked.urgent) > most:
+        urgent, doubtful = asked.within(max(self._settings.reconcile.lookups, world.awake // _AWAKE_A_LOOKUP))
+        if late := asked.urgent[len(urgent) :]:
             self._alarms.append(
-                f"{len(asked.urgent) - most} session(s) wait for later ticks to be looked up (RECONCILE_LOOKUPS): "
-                f"{_some(asked.urgent[most:])}"
+                f"{len(late)} session(s) wait for later ticks to be looked up (RECONCILE_LOOKUPS): {_some(late)}"
             )
-        lookups = await self._told(asked.urgent[:most])
+        if asked.too_many_doubts(doubtful):
+            self._alarms.append(
+                f"{len(asked.doubtful)} session(s), of which work items may be among those that were not read "
+                f"(RECONCILE_PAGES), wait for more than an hour to be looked up (RECONCILE_LOOKUPS)"
+            )
+        lookups = await self._told([*urgent, *doubtful])
+        self._tell_short_list(world, lookups)
         share = ring_share(world)
         for session_id in asked.sleepers:
             if share < 2:

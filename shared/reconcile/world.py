@@ -143,6 +143,14 @@ class World:
     def surely_without_item(self, name: str) -> bool:
         return self.items is not None and self.items.prove_absence(name, self.now)
 
+    def perhaps_at_work(self, sandbox: OurSandbox) -> bool:
+        """A session's sandbox that is awake, of which the items that were read do not tell whether it has one."""
+        if self.items is None or sandbox.status is not SandboxStatus.RUNNING:
+            return False
+        if not isinstance(sandbox.kind, names.SessionSandbox) or self.live_item(sandbox.name) is not None:
+            return False
+        return not self.surely_without_item(sandbox.name)
+
     def session_of(self, sandbox: OurSandbox) -> str | None:
         """The session of a sandbox by its name, or by an item where the name holds only a hash."""
         kind = sandbox.kind

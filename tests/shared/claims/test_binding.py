@@ -45,8 +45,7 @@ class NamedSandboxes(FakeHost):
         self._ghosts: dict[str, tuple[SandboxRecord, float]] = {}
         self.asked: list[str] = []
         self.no_room_until = 0.0
-        self.resumes: Refused | Doubtful | None = None
-
+        self.resumes: Absent | Refused | Doubtful | None = None
         self.create_takes = 0.0
 
     def _ghost(self, name: str) -> SandboxRecord | None:
@@ -102,6 +101,22 @@ def test_a_sandbox_that_refuses_each_resume_is_kept_under_another_name_and_repla
         assert (kept.name or "") in bound.replaces
         assert names.parse("hands", kept.name) == names.KeptSandbox()
         assert 3 <= host.asked.count("resume") <= 6
+
+    run_virtual(play)
+
+
+@pytest.mark.parametrize("bind", [8.0, BIND])
+def test_a_sleeper_that_no_resume_finds_is_kept_under_another_name_and_replaced(bind: float) -> None:
+    """Its snapshot is gone, and the service's list says yet that it sleeps."""
+
+    async def play(clock: Callable[[], float]) -> None:
+        host = NamedSandboxes(clock)
+        lost = host.add(NAME, SandboxStatus.SUSPENDED).record
+        host.resumes = Absent()
+        bound = await binding(host, clock).bind(Deadline.after(bind, clock))
+        assert isinstance(bound, Bound) and bound.made and lost.id in bound.replaces
+        assert (host.boxes[lost.id].record.name or "").startswith(names.KEEP)
+        assert host.asked.count("resume") == 2 and clock() > 3.0, "not while it may just have ended"
 
     run_virtual(play)
 

@@ -73,6 +73,30 @@ def test_hundreds_of_foreign_deletions_cost_a_handful_of_calls_and_the_own_one_i
     run_virtual(play)
 
 
+def test_a_storm_of_foreign_deletions_costs_two_calls_a_second_however_many_sandboxes_there_are() -> None:
+    """A list of ten thousand sandboxes has a hundred pages: fewer sessions than that are asked for by name."""
+
+    async def play(clock: Callable[[], float]) -> None:
+        bench = EndedBench()
+        for number in range(3_000):
+            bench.own(f"sesn_01Own{number}")
+        await asyncio.gather(*map(asyncio.shield, map(bench.ended.add, foreign(40))))
+        assert bench.calls == {"list": 1}, "their number is not known yet"
+        began = clock()
+        for number in range(1_000):
+            bench.ended.add(f"sesn_01Stranger{number:06d}")
+            await asyncio.sleep(0.2)
+        calls = bench.calls["find"] + 30 * bench.calls["list"]
+        assert calls < 2.2 * (clock() - began) + 30
+        await asyncio.sleep(60.0)
+        bench.calls.clear()
+        await asyncio.gather(*map(asyncio.shield, map(bench.ended.add, foreign(20))))
+        assert bench.calls == {"find": 20}
+        await bench.ended.aclose(1.0)
+
+    run_virtual(play)
+
+
 def test_a_session_without_a_sandbox_costs_one_look_by_name_and_no_list() -> None:
     async def play(clock: Callable[[], float]) -> None:
         bench = EndedBench()

@@ -27,6 +27,7 @@ from tests.shared.reconcile.services import (
 )
 
 LONG = {"RECONCILE_SECONDS": "40"}
+SHORT = {"RECONCILE_PAGES": "1", "RECONCILE_LOOKUPS": "10"}
 DAY = 86_400.0
 
 
@@ -177,6 +178,53 @@ def test_i5_a_sandbox_whose_item_was_perhaps_not_read_is_kept_awake() -> None:
     running = {f"sesn_{number}": SessionRecord(f"sesn_{number}", SessionStatus.RUNNING, False) for number in range(60)}
     report = reconciled(FakeServices(boxes, history, sessions=running), LONG | {"RECONCILE_PAGES": "1"})
     assert acts(report) and {act for act, _ in acts(report)} == {Act.TOUCH}
-    assert any("RECONCILE_PAGES" in alarm for alarm in report.alarms)
     known = reconciled(FakeServices(boxes, [], sessions=running), LONG)
     assert not acts(known), "where every item was read none of them has work"
+
+
+def test_sessions_at_work_are_no_alarm_although_not_every_item_is_read_and_each_is_asked_about_in_turn() -> None:
+    """As in an environment with thousands of live items: what is well does not ring, and what is not is named."""
+    history = [item(1000 + number, ItemState.STOPPED, created=60.0 + 10 * number) for number in range(900)]
+    numbers = range(200)
+    sessions = {f"sesn_{n}": SessionRecord(f"sesn_{n}", SessionStatus.RUNNING, False) for n in numbers}
+    asked: list[str] = []
+    for minute in range(60):
+        services = FakeServices([box(n) for n in numbers], history, sessions=sessions, meanwhile=asked.append)
+        report = reconciled(services, LONG | SHORT, after=60.0 * minute)
+        assert report.alarms == () and services.calls["session"] <= 10
+    assert {f"session sesn_{n}" for n in numbers} <= set(asked), "within three rounds of the ring"
+
+    resting = sessions | {f"sesn_{n}": idle(f"sesn_{n}", timedelta(hours=5)) for n in numbers}
+    (alarm,) = reconciled(FakeServices([box(n) for n in numbers], history, sessions=resting), LONG | SHORT).alarms
+    assert "RECONCILE_PAGES" in alarm and "and 5 more" in alarm, "of those that were asked about in this tick"
+
+
+def test_a_ring_of_doubts_that_takes_more_than_an_hour_is_an_alarm() -> None:
+    """Where so many sessions are more urgent that hardly a look-up is left for them."""
+    history = [item(1000 + number, ItemState.STOPPED, created=1060.0 + 10 * number) for number in range(900)]
+    urgent = [item(number, ItemState.STOPPED, created=600.0 + number, stopped=500.0) for number in range(30)]
+    at_work = {f"sesn_{n}": SessionRecord(f"sesn_{n}", SessionStatus.RUNNING, False) for n in range(30, 160)}
+    services = FakeServices([box(n) for n in range(160)], [*urgent, *history], sessions=at_work)
+    late, slow = reconciled(services, LONG | {"RECONCILE_PAGES": "1", "RECONCILE_LOOKUPS": "6"}).alarms
+    assert "25 session(s) wait for later ticks" in late
+    assert "130 session(s)" in slow and "more than an hour" in slow and "RECONCILE_LOOKUPS" in slow
+
+
+def test_look_ups_grow_with_the_sandboxes_that_are_awake() -> None:
+    services = FakeServices([box(number) for number in range(480)])
+    report = reconciled(services, LONG | {"RECONCILE_LOOKUPS": "2"})
+    assert any("468 session(s) wait for later ticks" in alarm for alarm in report.alarms)
+
+
+def test_doubts_keep_a_quarter_of_the_look_ups_however_many_sessions_are_urgent() -> None:
+    """Sandboxes that are awake for nothing come first, and those that may be at work are not starved by them."""
+    history = [item(1000 + number, ItemState.STOPPED, created=60.0 + 10 * number) for number in range(400)]
+    urgent = [item(number, ItemState.STOPPED, created=600.0 + number, stopped=500.0) for number in range(30)]
+    doubtful = {f"sesn_{n}": SessionRecord(f"sesn_{n}", SessionStatus.RUNNING, False) for n in range(30, 60)}
+    asked: list[str] = []
+    services = FakeServices(
+        [box(number) for number in range(60)], [*history, *urgent], sessions=doubtful, meanwhile=asked.append
+    )
+    report = reconciled(services, LONG | {"RECONCILE_PAGES": "2", "RECONCILE_LOOKUPS": "20"})
+    assert len(doubtful.keys() & {call.removeprefix("session ") for call in asked}) == 5
+    assert any("15 session(s) wait for later ticks" in alarm for alarm in report.alarms)
