@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from infra.cli import environ as operator_environ
 from infra.cli.certified import FOLDER, OFFLINE, own_version
-from infra.cli.certify import limit_checks, queue_checks, report, sandbox_checks
+from infra.cli.certify import limit_checks, pool_checks, queue_checks, report, sandbox_checks
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import CheckVerdict, NotTried, Observed
@@ -29,7 +29,12 @@ from infra.cli.environ import CHECKOUT
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
 
-CHECKS: Final[tuple[ServiceCheck, ...]] = (*queue_checks.CHECKS, *sandbox_checks.CHECKS, *limit_checks.CHECKS)
+CHECKS: Final[tuple[ServiceCheck, ...]] = (
+    *queue_checks.CHECKS,
+    *sandbox_checks.CHECKS,
+    *pool_checks.CHECKS,
+    *limit_checks.CHECKS,
+)
 COST: Final = """\
 With your keys this makes about ten sandboxes (one processor each, two at once at most) and about twenty sessions,
 most of them without a message, and ends them all. It costs a few cents of sandbox time and four short turns of the

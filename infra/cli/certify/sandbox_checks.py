@@ -10,6 +10,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from image.session import claim as wire
+from image.session.worker import secret_hiding
 from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed
@@ -32,6 +33,12 @@ _SLOW: Final = 10.0
 """Seconds: what takes longer is felt by whoever waits for a session."""
 _RELEASE: Final = 5.0
 _LONGEST_RELEASE: Final = 60.0
+_BECOME: Final = """
+began = os.getuid()
+if began == 0:
+    become(sys.argv[1])
+print(f"began as user {began}" + (f", is {os.getuid()} for good" if began == 0 else ""))
+"""
 _HELD: Final = 8.0
 """Seconds after which a program ends that waits to be let go."""
 
@@ -145,12 +152,27 @@ async def quiet_command(ground: Ground) -> Observed:
 
 
 async def root_start(ground: Ground) -> Observed:
+    """And what begins as root becomes the agent's user for good, by the worker's own code."""
     sandbox = await ground.shared()
-    ran = await _run(ground, sandbox, "id -u", user="root")
-    if isinstance(ran, CommandOutput):
-        return Observed(True, f"taken; `id -u` says {ran.stdout.strip()[:8]}", {"tensorlake.root_status": None})
-    behaviour = {"tensorlake.root_status": ran.status} if isinstance(ran, Refused) else {}
-    return Observed(False, _reason(ran), behaviour)
+    script = f"{inspect.getsource(secret_hiding)}\n{_BECOME}"
+    ran = await ground.host.run(
+        sandbox.id,
+        wire.WORKER_PYTHON,
+        ["-I", "-c", script, ground.context.settings.sandbox_user],
+        env={},
+        user="root",
+        working_dir="/",
+        timeout=60.0,
+    )
+    match ran:
+        case CommandOutput(exit_code=0):
+            return Observed(True, f"taken; {ran.stdout.strip()[:80]}", {"tensorlake.root_status": None})
+        case CommandOutput():
+            return Observed(False, f"taken, and it could not become the agent's user ({_reason(ran)})")
+        case Refused(status=status):
+            return Observed(False, _reason(ran), {"tensorlake.root_status": status})
+        case _:
+            return Observed(False, _reason(ran))
 
 
 async def follow(ground: Ground) -> Observed:
@@ -196,41 +218,6 @@ async def name_of_a_process(ground: Ground) -> Observed:
     said = "taken" if again is None else _reason(again)
     behaviour = {"tensorlake.process_names_unique": running == 1} if running else {}
     return Observed(running == 1, f"the second start: {said}; {running} run", behaviour)
-
-
-async def pool_rename(ground: Ground) -> Observed:
-    wanted = {
-        "image": ground.environment.image,
-        "resources": {"cpus": 1.0, "memory_mb": 1024, "disk_mb": ground.environment.disk_mb or 10_240},
-        "timeout_secs": 600,
-        "max_containers": 1,
-    }
-    made = await ground.lifecycle("POST", "/sandbox-pools", wanted)
-    if made.status_code >= 300:
-        return Observed(False, f"a pool is refused: HTTP {made.status_code}")
-    pool = f"/sandbox-pools/{made.json()['pool_id']}"
-
-    async def end_pool() -> None:
-        for _ in range(5):
-            if (await ground.lifecycle("DELETE", pool)).status_code != 409:
-                return
-            await asyncio.sleep(1.0)
-        raise NotTried(pool)
-
-    ground.owe(pool, end_pool)
-    claimed = await ground.lifecycle("POST", f"{pool}/sandboxes", {})
-    if claimed.status_code >= 300:
-        return Observed(False, f"a claim is refused: HTTP {claimed.status_code}")
-    one = f"/sandboxes/{claimed.json()['sandbox_id']}"
-
-    async def end_claimed() -> None:
-        await ground.lifecycle("DELETE", one)
-
-    ground.owe(one, end_claimed)
-    named = await ground.lifecycle("PATCH", one, {"name": ground.new_name()})
-    status = named.status_code
-    behaviour = {"tensorlake.pool_rename_status": status if 400 <= status < 500 else None}
-    return Observed(status < 300, f"claimed, then named: HTTP {status}", behaviour)
 
 
 async def snapshot_listing(ground: Ground) -> Observed:
@@ -367,7 +354,7 @@ CHECKS: Final = (
     ServiceCheck(
         "sandbox.root-start",
         "docs/wire/tensorlake.md#16-unknowns",
-        "a process may start as root where the image's user is another",
+        "a process may start as root where the image's user is another, and become that one for good",
         "workers start as the agent's user, and the interpreter's mode alone hides their claim (HANDS705)",
         root_start,
     ),
@@ -434,13 +421,6 @@ CHECKS: Final = (
         "ended sandboxes are listed",
         "pages are shorter; nothing depends on the ended ones",
         list_ended,
-    ),
-    ServiceCheck(
-        "sandbox.pool-rename",
-        "docs/wire/tensorlake.md#512-pools",
-        "a sandbox that is claimed from a pool can be named afterwards",
-        "pools cannot be used for sessions, whose sandboxes are found by name",
-        pool_rename,
     ),
     ServiceCheck(
         "sandbox.snapshot-listing",

@@ -15,12 +15,14 @@ TENSORLAKE: Final = "docs/wire/tensorlake.md#16-unknowns"
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Either `checks`, their ids, or `why`: the reason why it is not tried."""
+    """Either `checks`, their ids, or `why`: the reason why it is not tried. `choices`: how what the page marks as the
+    offline platform's own answer to it begins."""
 
     matter: str
     anchor: str
     checks: tuple[str, ...] = ()
     why: str = ""
+    choices: tuple[str, ...] = ()
 
 
 _HOURS: Final = "it takes hours"
@@ -33,31 +35,46 @@ _LARGE: Final = "large transfers are slow and cost money"
 _UNUSED: Final = "nothing here depends on it"
 
 
-def _claude(matter: str, *checks: str, why: str = "") -> Unknown:
-    return Unknown(matter, ANTHROPIC, checks, why)
+def _claude(matter: str, *checks: str, why: str = "", emu: tuple[str, ...] = ()) -> Unknown:
+    return Unknown(matter, ANTHROPIC, checks, why, emu)
 
 
-def _tensorlake(matter: str, *checks: str, why: str = "") -> Unknown:
-    return Unknown(matter, TENSORLAKE, checks, why)
+def _tensorlake(matter: str, *checks: str, why: str = "", emu: tuple[str, ...] = ()) -> Unknown:
+    return Unknown(matter, TENSORLAKE, checks, why, emu)
 
 
 UNKNOWNS: Final = (
     _claude("the start-up lease", "queue.startup-lease"),
     _claude("whether `desired_ttl_seconds` sets a lease's length", "queue.desired-ttl"),
     _claude("bounds of `desired_ttl_seconds`", why=_UNUSED),
-    _claude("whether a re-queued item keeps its id, `acknowledged_at` and `started_at`", "queue.requeue-fields"),
-    _claude("a second ack", "queue.second-ack"),
+    _claude(
+        "whether a re-queued item keeps its id, `acknowledged_at` and `started_at`",
+        "queue.requeue-fields",
+        emu=("EMU: same id",),
+    ),
+    _claude("a second ack", "queue.second-ack", emu=("EMU idempotent 200",)),
     _claude("an ack by who did not claim, or after a reclaim", why="it is a race; a second ack shows the same route"),
-    _claude("a second stop", "queue.second-stop"),
-    _claude("poll order", why="an environment has one order only while nobody else makes sessions in it"),
-    _claude("list order of work", "queue.list-order"),
+    _claude("a second stop", "queue.second-stop", emu=("EMU: return 200",)),
+    _claude(
+        "poll order",
+        why="an environment has one order only while nobody else makes sessions in it",
+        emu=("EMU oldest first",),
+    ),
+    _claude("list order of work", "queue.list-order", emu=("EMU newest first",)),
     _claude("whether stopped items stay in the list of work", "queue.list-stopped"),
     _claude("limits of list pages", why=_UNUSED),
-    _claude("a poll with `block_ms` over 999", "queue.block-limit"),
+    _claude("a poll with `block_ms` over 999", "queue.block-limit", emu=("EMU 400",)),
     _claude("a poll with an API key", "queue.api-key-polls"),
-    _claude("ack, heartbeat and list with an API key", why="only a poll hands work out"),
+    _claude("ack, heartbeat and list with an API key", why="only a poll hands work out", emu=("EMU: allow both",)),
+    _claude(
+        "the status for a key that a route does not take", "queue.api-key-polls", emu=("EMU rule for a credential",)
+    ),
+    _claude("ack, stats and skills with a sessions token", why="a worker beats, stops and reads its session with it"),
     _claude("a healthcheck item's payload and cadence", why="the service sends them when it likes"),
-    _claude("whether a creation without messages queues the session", "queue.create-enqueues"),
+    _claude(
+        "whether a creation without messages queues the session",
+        "queue.create-enqueues",
+    ),
     _claude("when a session counts as long dormant", why=_HOURS),
     _claude("items of archived and deleted sessions", why="the race with the end cannot be brought about from outside"),
     _claude("the length of a sessions token's life", why=_HOURS),
@@ -65,15 +82,40 @@ UNKNOWNS: Final = (
     _claude("whether a poll's secret is there", "queue.secret"),
     _claude("the keys inside `secret` beside the token", why="a secret is never looked into but for its token"),
     _claude("whether results queue a session again that has no item", "queue.results-enqueue"),
-    _claude("a second result of one call", "queue.second-result"),
-    _claude("what an interrupt does to a turn whose item was stopped", "queue.interrupt-ends-calls"),
-    _claude("a message between a worker's last look and its stop", why="it is a race"),
+    _claude(
+        "whether a session has two items at once",
+        why="public reports tell of one",
+        emu=("EMU rule: at most one live",),
+    ),
+    _claude(
+        "whether a lapsed reservation counts as pending",
+        why="the count is shown and decides nothing",
+        emu=("EMU counts it",),
+    ),
+    _claude("a second result of one call", "queue.second-result", emu=("EMU 200 and ignored",)),
+    _claude(
+        "what an interrupt does to a turn whose item was stopped",
+        "queue.interrupt-ends-calls",
+        emu=("EMU ends the turn",),
+    ),
+    _claude(
+        "a message between a worker's last look and its stop", why="it is a race", emu=("EMU enqueues a new item",)
+    ),
     _claude("whether an environment key may send results", "queue.results-by-environment-key"),
     _claude("which other events an environment key may send", why="it would be done to a session that somebody uses"),
-    _claude("the status for another environment's key", why=_TWO_ENVIRONMENTS),
-    _claude("whether `user.tool_result` is mirrored as `agent.tool_result`", why=_MODEL),
+    _claude("the status for another environment's key", why=_TWO_ENVIRONMENTS, emu=("EMU 403 on work",)),
+    _claude(
+        "whether `user.tool_result` is mirrored as `agent.tool_result`", why=_MODEL, emu=("EMU: user.tool_result only",)
+    ),
+    _claude(
+        "whether a round of a server-side tool has a running pair of its own", why=_MODEL, emu=("EMU: it emits none",)
+    ),
     _claude("position of custom tool uses relative to spans", why=_MODEL),
-    _claude("names of server-sent events, and the ping cadence", why="readers take every name and silence of minutes"),
+    _claude(
+        "names of server-sent events, and the ping cadence",
+        why="readers take every name and silence of minutes",
+        emu=("EMU: name = event type",),
+    ),
     _claude("the longest age of an event stream", why=_HOURS),
     _claude("webhook time-outs, and when an endpoint is disabled", why=_CONSOLE),
     _claude("whether `session.created`, `running` and `requires_action` are emitted", why=_CONSOLE),
@@ -82,7 +124,11 @@ UNKNOWNS: Final = (
     _claude("work routes without the beta header", "queue.beta-header"),
     _claude("the oldest `anthropic-version` that is taken", why="the SDK names its own"),
     _tensorlake("the name's exact rule", why="our names are lower-case letters, digits and hyphens, and short"),
-    _tensorlake("the body of a 409 for a name", why="statuses decide, never bodies"),
+    _tensorlake(
+        "the bodies of errors, a 409 for a name among them",
+        why="statuses decide, never bodies",
+        emu=('EMU:\n  `{"error": "..."', 'EMU:\n  `{"error":"sandbox name'),
+    ),
     _tensorlake("whether a name is held while its old sandbox ends, and for how long", "sandbox.name-release"),
     _tensorlake("whether a suspended sandbox has `sandbox_url`", "sandbox.sleeper-url"),
     _tensorlake("whether a running sandbox can be copied, and the copy be named", "sandbox.copy"),
@@ -97,20 +143,35 @@ UNKNOWNS: Final = (
     _tensorlake("whether traffic wakes a sleeper", "sandbox.traffic-wakes"),
     _tensorlake("whether a look at its record wakes a sleeper", "sandbox.look-leaves-asleep"),
     _tensorlake("how long a request to a sleeper may wait", "sandbox.resume-time"),
+    _tensorlake(
+        "the status of a request to a sleeper that may not wake by itself",
+        why="every sandbox here may",
+        emu=("EMU: 409, since",),
+    ),
     _tensorlake("whether a resume gives another address", "sandbox.resume-moves"),
     _tensorlake("retention of suspended sandboxes and of their snapshots", why="it takes days"),
     _tensorlake("the quota of snapshots", why=_MANY),
     _tensorlake("order of the list of sandboxes", "sandbox.list-order"),
     _tensorlake("whether ended sandboxes are listed", "sandbox.list-ended"),
-    _tensorlake("page size, and `cursor` versus `next_cursor`", why=_MANY),
+    _tensorlake("page size, and `cursor` versus `next_cursor`", why=_MANY, emu=("EMU: 100 rows",)),
     _tensorlake("memory snapshots on another host: compatibility, clock, network", why=_HOST),
     _tensorlake("whether a `local_ready` snapshot can be restored at once anywhere", why=_HOST),
     _tensorlake("a start under the name of a running process", "sandbox.process-name"),
-    _tensorlake("a start as root where the image's user is another", "sandbox.root-start"),
+    _tensorlake(
+        "the answer to a start of a program that is not there",
+        why="a refused start and a program that ends at once are one failure here",
+        emu=("EMU: 400 with the name",),
+    ),
+    _tensorlake(
+        "a start as root where the image's user is another, and whether it can drop to the agent's",
+        "sandbox.root-start",
+        emu=("EMU: a start as `root`",),
+    ),
     _tensorlake("whether a sandbox of a pool can be named", "sandbox.pool-rename"),
     _tensorlake("what a snapshot's row has", "sandbox.snapshot-listing"),
     _tensorlake("whether an egress list takes wildcards", "sandbox.wildcards"),
     _tensorlake("whether the daemon's port is open inside", "sandbox.daemon-inside"),
     _tensorlake("whether a followed output comes as it is written", "sandbox.follow"),
     _tensorlake("how long a sandbox of the session image takes to run", "sandbox.boot-time"),
+    _tensorlake("which keys may read the usage", why="`hands cost` says what was refused"),
 )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
 from infra.cli import certified as reports
-from infra.cli.certify import command, report
+from infra.cli.certify import command, pool_checks, report, sandbox_checks
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground, lifecycle_base
 from infra.cli.certify.limit_checks import told
@@ -23,14 +28,17 @@ from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Finding
 from infra.local.certification import behaviour_in
 from infra.local.claude.knobs import Knobs
-from infra.local.platform import CLAUDE_ADMIN
+from infra.local.platform import CLAUDE_ADMIN, Options, Platform
 from infra.local.process import ServiceStartError
 from infra.local.tensorlake.settings import TensorlakeSettings
 from shared.errors import SettingsError
+from shared.ports import CommandOutput
 from shared.settings import Settings
 from tests.infra.cli.certify.broken import QUEUE, SANDBOX, certified, not_holding
+from tests.support.preloaded import forked_service
 from tests.support.world import API_KEY, OfflineWorld, Place
 
+EVERYBODYS = "/usr/bin/python3"
 QUICK = (
     "queue.second-ack",
     "queue.second-stop",
@@ -71,6 +79,9 @@ def test_certify_names_the_one_assumption_that_is_broken(world: OfflineWorld, gr
 def test_every_check_has_a_knob_that_breaks_it_and_every_behaviour_is_one() -> None:
     broken = [row[0] for row in (*QUEUE, *SANDBOX)]
     assert sorted(broken) == sorted(check.id for check in command.CHECKS)
+    told = reports.last_certification()
+    assert told is not None and told["not_made"] == []
+    assert {row["id"]: row["assumed"] for row in told["checks"]} == {each.id: each.assumed for each in command.CHECKS}
     for file in reports.FOLDER.glob("*.json"):
         claude, tensorlake = behaviour_in(file)
         Knobs.model_validate(claude)
@@ -82,6 +93,20 @@ def test_what_is_no_certification_is_refused_by_name(tmp_path: Path) -> None:
     file.write_text("{}")
     with pytest.raises(ServiceStartError, match=r"report\.json is no certification"):
         behaviour_in(file)
+
+
+def test_the_offline_platform_behaves_as_a_certification_says(tmp_path: Path) -> None:
+    behaviour = {
+        "claude": {"list_order": "oldest_first", "second_ack_status": 409},
+        "tensorlake": {"resume_moves": True},
+    }
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({"behaviour": behaviour}))
+    options = Options(certification=file, claude={"second_ack_status": 200}, build_image=False)
+    with Platform(options, forked_service) as platform:
+        results = certified(platform.environ, "queue.list-order", "queue.second-ack")
+        assert platform.tensorlake.get("settings")["resume_moves"] is True
+    assert not_holding(results) == {"queue.list-order": "oldest first"}
 
 
 def test_a_check_that_is_cancelled_leaves_no_session(world: OfflineWorld, ground_place: dict[str, str]) -> None:
@@ -129,6 +154,54 @@ def test_a_session_that_a_killed_certify_left_is_ended_by_the_next_one(
     asyncio.run(play())
     there = {session["id"] for session in world.claude_admin.get("state")["sessions"]}
     assert over not in there and others <= there
+
+
+def test_a_pool_that_a_killed_certify_left_is_ended_by_the_next_one_and_no_other(ground_place: dict[str, str]) -> None:
+    async def play() -> None:
+        async with ground_of(ground_place) as ground:
+
+            async def made(seconds: int) -> str:
+                wanted = {"image": ground.environment.image, "timeout_secs": seconds, "max_containers": 1}
+                size = {"cpus": 1.0, "memory_mb": 1024, "disk_mb": 10_240}
+                answer = await ground.lifecycle("POST", "/sandbox-pools", {**wanted, "resources": size})
+                return f"/sandbox-pools/{answer.json()['pool_id']}"
+
+            async def status(path: str) -> int:
+                return (await ground.lifecycle("GET", path)).status_code
+
+            other, left = await made(600), await made(617)
+            claim = (await ground.lifecycle("POST", f"{left}/sandboxes", {})).json()["sandbox_id"]
+            observed = await pool_checks.pool_rename(ground)
+            assert observed.holds and (await status(left), await status(other)) == (404, 200)
+            assert (await ground.lifecycle("GET", f"/sandboxes/{claim}")).json()["status"] == "terminated"
+            await ground.lifecycle("DELETE", other)
+
+    asyncio.run(play())
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not Path(EVERYBODYS).exists(), reason="only root starts as root, with what others may read"
+)
+def test_what_starts_as_root_becomes_the_agents_user_for_good_or_the_check_says_so(
+    ground_place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Host:
+        """Runs on this machine, as root, what a sandbox would run."""
+
+        async def run(self, sandbox: str, command: str, args: list[str], **_: object) -> CommandOutput:
+            done = subprocess.run([EVERYBODYS, *args], capture_output=True, text=True, check=False)
+            return CommandOutput(done.returncode, done.stdout, done.stderr, timed_out=False)
+
+    async def seen(user: str) -> Observed:
+        async with ground_of({**ground_place, "SANDBOX_USER": user}) as ground:
+            monkeypatch.setattr(Ground, "host", Host())
+            monkeypatch.setattr(Ground, "shared", AsyncMock(return_value=SimpleNamespace(id="any")))
+            return await sandbox_checks.root_start(ground)
+
+    good = asyncio.run(seen("nobody"))
+    assert (good.holds, good.seen) == (True, f"taken; began as user 0, is {pwd.getpwnam('nobody').pw_uid} for good")
+    bad = asyncio.run(seen("nobody-of-that-name"))
+    assert (bad.holds, bad.seen) == (False, "taken, and it could not become the agent's user (exit status 1)")
 
 
 def test_who_works_on_the_environment_already_is_left_alone(world: OfflineWorld, ground_place: dict[str, str]) -> None:

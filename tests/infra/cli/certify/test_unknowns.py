@@ -31,6 +31,16 @@ def test_the_pages_say_of_each_unknown_what_looks_at_it(anchor: str) -> None:
     assert on_the_page(anchor) == rows
 
 
+@pytest.mark.parametrize("anchor", [ANTHROPIC, TENSORLAKE])
+def test_each_choice_of_the_emulator_belongs_to_an_unknown(anchor: str) -> None:
+    text = (ROOT / anchor.partition("#")[0]).read_text(encoding="utf-8").replace('"EMU" marks a choice', "")
+    choices = [choice for each in UNKNOWNS if each.anchor == anchor for choice in each.choices]
+    for choice in choices:
+        assert text.count(choice) == 1, choice
+    for mark in re.finditer(r"\bEMU\b|\bemulator:\s", text):
+        assert text.startswith(tuple(choices), mark.start()), text[mark.start() :][:60]
+
+
 def test_each_unknown_has_a_check_that_exists_or_a_reason() -> None:
     ids = {check.id for check in CHECKS}
     for each in UNKNOWNS:
