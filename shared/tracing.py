@@ -8,7 +8,7 @@ it on). Attributes are ids, names of states and numbers. No secret, no prompt an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, Literal, Protocol
 
 Value = str | bool | int | float
@@ -55,29 +55,30 @@ class _RealSpan:
         self._span.set_status(StatusCode.ERROR)
 
 
-_NOTHING: Final = _NoSpan()
+_OFF: Final = nullcontext[Span](_NoSpan())
 
 
 def is_on() -> bool:
     return _tracer is not None
 
 
-@contextmanager
 def span(
     name: str,
     attributes: Mapping[str, Value] | None = None,
     *,
     kind: Kind = "internal",
     causes: Sequence[Any] = (),
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """What runs within is its child. An exception that leaves it is its failure, by its class alone.
 
     causes: what `here` told where it was asked for; then this is a child of the first of them, linked to the others,
         and not of the span around it: a task that serves many callers runs in the context of whoever was first.
     """
-    if _tracer is None:
-        yield _NOTHING
-        return
+    return _OFF if _tracer is None else _recorded(name, attributes or {}, kind, causes)
+
+
+@contextmanager
+def _recorded(name: str, attributes: Mapping[str, Value], kind: Kind, causes: Sequence[Any]) -> Iterator[Span]:
     from opentelemetry import trace
 
     parent = trace.set_span_in_context(trace.NonRecordingSpan(causes[0])) if causes else None
@@ -85,7 +86,7 @@ def span(
         name,
         parent,
         kind=trace.SpanKind[kind.upper()],
-        attributes=dict(attributes or {}),
+        attributes=dict(attributes),
         links=[trace.Link(each) for each in causes[1:]],
         record_exception=False,  # its text may quote anybody
         set_status_on_exception=False,

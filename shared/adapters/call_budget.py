@@ -84,7 +84,8 @@ class Holds:
 
     def left(self, credential: str) -> float:
         """Seconds; 0 where it may be used."""
-        return max(0.0, self._until.get(credential, 0.0) - self._clock())
+        until = self._until.get(credential)
+        return 0.0 if until is None else max(0.0, until - self._clock())
 
     def hold(self, credential: str, seconds: float | None) -> float:
         """The service said to wait for so long; None where it did not say for how long. Returns the seconds."""
@@ -96,10 +97,9 @@ class Holds:
 
     def answered(self, credential: str) -> None:
         """A call had an answer. One that was sent before the service said to wait takes nothing of that back."""
-        if self.left(credential):
-            return
-        self._until.pop(credential, None)
-        self._waits.pop(credential, None)
+        if not self.left(credential):
+            self._until.pop(credential, None)
+            self._waits.pop(credential, None)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

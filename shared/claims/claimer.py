@@ -242,7 +242,7 @@ class _Round:
         whole = self._deadline.left()
         self._short = whole < SHORTEST_DRAIN and whole < times.bind + times.handover
         self._cut_off = self._deadline.at - min(times.bind + times.handover, whole * _KEPT_BACK)
-        self._pollers = 0
+        self._pollers = 1
         self._claimed = 0
         self._stale = 0
 
@@ -257,17 +257,13 @@ class _Round:
             self._drain.stop(DrainEnd.DEADLINE, text)
             return
         async with asyncio.TaskGroup() as group:
-            self._start(group)
+            await self._poll(group)
         stays = self._drain.until is None
         if stays and self._drain.end in (DrainEnd.DEADLINE, DrainEnd.LIMIT):
             self._claimer.put_off(0.0)
 
-    def _start(self, group: asyncio.TaskGroup) -> None:
-        """One poller. It adds others as it finds that there is more than one item to claim."""
-        self._pollers += 1
-        group.create_task(self._poll(group))
-
     async def _poll(self, group: asyncio.TaskGroup) -> None:
+        """One poller. It adds others as it finds that there is more than one item to claim."""
         found = doubtful = 0
         try:
             while await self._may_claim():
@@ -278,7 +274,8 @@ class _Round:
                     found += 1
                     doubtful = 0
                     if found > 1 and self._pollers < self._limits.polls_in_flight:
-                        self._start(group)
+                        self._pollers += 1
+                        group.create_task(self._poll(group))
                 if isinstance(outcome, WorkItem):
                     self._serve(outcome, claimed_at)
                     continue

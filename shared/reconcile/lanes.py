@@ -7,6 +7,7 @@ place of its own kind for that long. The cap on ends counts what was ended, not 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
@@ -23,6 +24,7 @@ _LANES: Final = (
     frozenset({Act.PREPARE}),
     frozenset({Act.END_NAMELESS, Act.END_RACE, Act.DELETE_SNAPSHOT, Act.END_PREPARED}),
 )
+_LANE_OF: Final = {act: number for number, lane in enumerate(_LANES) for act in lane}
 
 
 class Lanes:
@@ -42,21 +44,22 @@ class Lanes:
         self._report = report
         self._seconds = seconds
         self._longer = longer or {}
-        self._places = {lane: asyncio.Semaphore(AT_ONCE) for lane in _LANES}
+        self._places: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))  # by lane
         self._allowance = _Allowance(ends)
         self.waiting: list[Repair] = []  # neither done nor tried
         self.capped: list[Repair] = []
 
     async def run(self, repairs: Sequence[Repair]) -> None:
         """All of them, each lane in the given order. What is cut off stays in `waiting`."""
+        if not repairs:
+            return
         self.waiting += repairs
         async with asyncio.TaskGroup() as group:
             for repair in repairs:
                 group.create_task(self._one(repair))
 
     async def _one(self, repair: Repair) -> None:
-        lane = next(lane for lane in _LANES if repair.act in lane)
-        async with self._places[lane]:
+        async with self._places[_LANE_OF[repair.act]]:
             if repair.act not in CAPPED:
                 self._settle(repair, await self._bounded(repair))
             elif await self._allowance.take():

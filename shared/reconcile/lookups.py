@@ -47,10 +47,6 @@ class Lookups:
     sessions: Mapping[str, SessionRecord | Absent] = field(default_factory=dict)
     calls: Mapping[str, OpenCalls] = field(default_factory=dict)
 
-    def idle(self, session_id: str) -> bool:
-        session = self.sessions.get(session_id)
-        return isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived
-
     def rests(self, session_id: str) -> bool:
         """Whether it was looked up and is not at work."""
         session = self.sessions.get(session_id)
@@ -62,6 +58,10 @@ class Lookups:
         """Also where its calls could not be looked at: nothing is known then."""
         calls = self.calls.get(session_id)
         return calls is None or bool(calls.ids)
+
+
+def idle(session: SessionRecord | Absent) -> bool:
+    return isinstance(session, SessionRecord) and session.status is SessionStatus.IDLE and not session.archived
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from shared.ports import (
     SnapshotRecord,
 )
 from shared.races.cells import is_of_before
-from shared.reconcile.lookups import Lookups, in_turn, left_on_the_queue, quiet, touch_due
+from shared.reconcile.lookups import Lookups, idle, in_turn, left_on_the_queue, quiet, touch_due
 from shared.reconcile.repairs import (
     AnswerCalls,
     DeleteSnapshot,
@@ -343,7 +343,7 @@ def _waiting_for_a_person(world: World, lookups: Lookups, settings: Settings) ->
         if item is None or session_id is None or item.state is not ItemState.ACTIVE:
             continue
         session = lookups.sessions.get(session_id)
-        if not isinstance(session, SessionRecord) or not lookups.idle(session_id) or lookups.waits(session_id):
+        if not isinstance(session, SessionRecord) or not idle(session) or lookups.waits(session_id):
             continue
         if session.updated_at is not None and world.now - session.updated_at > patience:
             yield LetSleep(sandbox, "its session waits for a person", session_id)

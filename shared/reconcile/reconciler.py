@@ -40,7 +40,7 @@ from shared.ports import (
 )
 from shared.reconcile.executor import RepairExecutor
 from shared.reconcile.lanes import AT_ONCE, Lanes
-from shared.reconcile.lookups import Lookups, questions, ring_share, touch_left
+from shared.reconcile.lookups import Lookups, idle, questions, ring_share, touch_left
 from shared.reconcile.plan import due, snapshots_due
 from shared.reconcile.prepared import prepared_due, preparing_due
 from shared.reconcile.repairs import Done, Failed, Mark, Outcome, Repair, Resume, Skipped, Touch
@@ -120,7 +120,7 @@ class _Pass:
         return report
 
     async def _reported_pass(self, only: str | None) -> ReconcileReport:
-        world = World(self._of.now())
+        world: World | None = None
         try:
             async with asyncio.timeout(self._deadline.left()):
                 world = await (self._look() if only is None else self._look_at(only))
@@ -131,8 +131,8 @@ class _Pass:
             self._alarms.append("time ran out")
         report = ReconcileReport(
             environment_id=self._of.environment.id,
-            sandboxes=len(world.sandboxes) if world.listed else None,
-            items=None if world.items is None else world.items.count,
+            sandboxes=None if world is None or not world.listed else len(world.sandboxes),
+            items=None if world is None or world.items is None else world.items.count,
             lookups=self._lookups,
             actions=tuple(sorted(self._actions, key=lambda action: _PLACES[action.act])),
             needs_interrupt=tuple(self._needs_interrupt),
@@ -148,7 +148,7 @@ class _Pass:
     async def _look(self) -> World:
         shallow = self._of.now() - _SHALLOW
         listed, items = await asyncio.gather(
-            self._listed(self._of.host.list_sandboxes(), "sandboxes"), self._items(shallow)
+            self._listed(self._of.host.list_sandboxes, "sandboxes"), self._items(shallow)
         )
         rows = listed.rows if listed is not None else await self._holders(items)
         world = self._world(rows, items, listed=listed is not None)
@@ -170,11 +170,13 @@ class _Pass:
             return World(self._of.now(), listed=True)
         return self._world([found], await self._items(self._of.now() - _SHALLOW), listed=True)
 
-    async def _listed(self, asking: Awaitable[Listing[_Row] | Refused | Doubtful], what: str) -> Listing[_Row] | None:
+    async def _listed(
+        self, ask: Callable[[], Awaitable[Listing[_Row] | Refused | Doubtful]], what: str
+    ) -> Listing[_Row] | None:
         """None, and an alarm, where the list cannot be had within a third of the time that is left."""
         try:
             async with asyncio.timeout(self._deadline.left() / 3):
-                listing = await asking
+                listing = await ask()
         except TimeoutError:
             listing = Doubtful("no answer in time")
         if isinstance(listing, Refused | Doubtful):
@@ -186,7 +188,7 @@ class _Pass:
 
     async def _items(self, back_to: datetime | None, pages: int = 0) -> Items | None:
         pages = max(pages, self._settings.reconcile.pages)
-        listing = await self._listed(self._of.reads.list_items(pages, back_to), "work items")
+        listing = await self._listed(lambda: self._of.reads.list_items(pages, back_to), "work items")
         return None if listing is None else Items.of(listing, self._settings.prefix, self._of.environment.id)
 
     def _tell_short_list(self, world: World, lookups: Lookups) -> None:
@@ -235,7 +237,8 @@ class _Pass:
             async with asyncio.TaskGroup() as group:
                 live = max(world.awake, len(world.items.live) if world.items is not None else 0)
                 early = [each for each in due(world, Lookups(), self._settings) if each.act in _EARLY]
-                group.create_task(self._work_off(lanes, self._touchable(early, live)))
+                if early:
+                    group.create_task(self._work_off(lanes, self._touchable(early, live)))
                 lookups, trusted = await self._ask(world)
                 if trusted:
                     begun = {(each.act, each.target) for each in early}
@@ -352,15 +355,18 @@ class _Pass:
                 f"{len(asked.doubtful)} session(s), of which work items may be among those that were not read "
                 f"(RECONCILE_PAGES), wait for more than an hour to be looked up (RECONCILE_LOOKUPS)"
             )
-        lookups = await self._told([*urgent, *doubtful])
-        self._tell_short_list(world, lookups)
+        first = await self._told([*urgent, *doubtful])
+        self._tell_short_list(world, first)
+        sessions, calls = dict(first.sessions), dict(first.calls)
         share = ring_share(world)
         for session_id in asked.sleepers:
             if share < 2:
                 break
             further = await self._told([session_id])
             share -= 1 + len(further.calls)
-            lookups = Lookups({**lookups.sessions, **further.sessions}, {**lookups.calls, **further.calls})
+            sessions |= further.sessions
+            calls |= further.calls
+        lookups = Lookups(sessions, calls)
         return lookups, await self._trusted(world, lookups)
 
     async def _told(self, session_ids: Sequence[str]) -> Lookups:
@@ -372,10 +378,10 @@ class _Pass:
             if twice:
                 self._alarms.append(f"look-ups of sessions failed twice: {_some(twice)}")
             answers |= again
-        lookups = Lookups({key: said for key, said in answers.items() if isinstance(said, SessionRecord | Absent)})
-        calls = await self._asked(self._of.reads.open_calls, [key for key in lookups.sessions if lookups.idle(key)])
+        sessions = {key: said for key, said in answers.items() if isinstance(said, SessionRecord | Absent)}
+        calls = await self._asked(self._of.reads.open_calls, [key for key, said in sessions.items() if idle(said)])
         self._lookups += len(answers) + len(calls)
-        return replace(lookups, calls={key: said for key, said in calls.items() if isinstance(said, OpenCalls)})
+        return Lookups(sessions, {key: said for key, said in calls.items() if isinstance(said, OpenCalls)})
 
     async def _trusted(self, world: World, lookups: Lookups) -> bool:
         said = lookups.sessions.values()
@@ -410,16 +416,20 @@ class _Pass:
                 answers[question] = await ask(question)
 
         try:
-            async with asyncio.timeout(self._deadline.left() / 2), asyncio.TaskGroup() as group:
-                for question in asked:
-                    group.create_task(one(question))
+            async with asyncio.timeout(self._deadline.left() / 2):
+                if len(asked) == 1:  # most often
+                    await one(asked[0])
+                else:
+                    async with asyncio.TaskGroup() as group:
+                        for question in asked:
+                            group.create_task(one(question))
         except TimeoutError:
             missing = [question for question in asked if question not in answers]
             self._alarms.append(f"{len(missing)} look-up(s) had no answer in time: {_some(missing)}")
         return answers
 
     async def _snapshots(self, world: World) -> Sequence[Repair]:
-        listing = await self._listed(self._of.host.list_snapshots(), "snapshots")
+        listing = await self._listed(self._of.host.list_snapshots, "snapshots")
         if listing is None:
             return []
         of = self._of

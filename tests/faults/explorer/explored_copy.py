@@ -118,7 +118,7 @@ class ExploredCopy:
         loop, polling = self.world.loop, self.polling
         waiting = [(item, item.handed_out) for item in self.world.claude.claimable(self.world.settings.times.reclaim)]
         if waiting and not polling.holds.left(ENVIRONMENT):
-            loop.call_later(SOON, self._judge_claims, self.born, polling.trouble, waiting)
+            loop.after(SOON, self._judge_claims, self.born, polling.trouble, waiting)
 
     def _judge_claims(self, born: int, trouble: int, waiting: list[tuple[ModelItem, int]]) -> None:
         if self.line.dead or (born, trouble) != (self.born, self.polling.trouble) or self.polling.hangs():

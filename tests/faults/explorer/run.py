@@ -26,7 +26,7 @@ from tests.faults.explorer.scaled_settings import ENVIRONMENT, LEASE, pool_of, s
 from tests.faults.explorer.watch import GIVEN_UP, RunWatch
 from tests.support.model.claude import ModelClaude, ModelPhase, ModelSession
 from tests.support.model.lines import Meets, ModelLine, forever
-from tests.support.model.loop import VirtualLoop
+from tests.support.model.loop import VirtualLoop, unlisted
 from tests.support.model.ports import moment
 from tests.support.model.sandboxes import ModelBox, ModelProcess, ModelSandboxes
 from tests.support.model.truth import Truth, Violation
@@ -69,7 +69,7 @@ def prepared() -> Iterator[VirtualLoop]:
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     try:
-        with patch.object(dispatcher_module, "digest", functools.cache(digest)):
+        with unlisted(), patch.object(dispatcher_module, "digest", functools.cache(digest)):
             yield loop
     finally:
         asyncio.set_event_loop(None)
@@ -82,7 +82,7 @@ class ExploredWorld:
 
     def __init__(self, plan: RunPlan, loop: VirtualLoop, rules: Rules, tracing: bool) -> None:
         self.plan = plan
-        self.loop: asyncio.AbstractEventLoop = loop
+        self.loop: VirtualLoop = loop
         self.rules = rules
         self.truth = Truth(tracing=tracing)
         self.settings = settings_of(eager=plan.eager, resume_suspended=plan.resume_suspended, pooled=plan.pooled)
@@ -193,7 +193,7 @@ class ExploredWorld:
         delays = self._hooks.pop(self._hook, (0.1,))
         self._hook += 1
         for delay in delays:
-            self.loop.call_later(delay, lambda: what(self._chance.choice(self.copies)))
+            self.loop.after(delay, lambda: what(self._chance.choice(self.copies)))
 
     # What goes wrong
 
@@ -232,7 +232,7 @@ class ExploredWorld:
             case "outage":
                 for number in range(40):
                     self._faults.setdefault((f"w{self._index[session_id]}", "beat", number), Meets.LOST_REQUEST)
-                self.loop.call_later(60.0, self._outage_ends, self._index[session_id])
+                self.loop.after(60.0, self._outage_ends, self._index[session_id])
 
     def _outage_ends(self, index: int) -> None:
         for number in range(40):
@@ -291,13 +291,13 @@ class ExploredWorld:
         session = self.claude.sessions[session_id]
         ended = self.claude.archive(session) if how == "archived" else self.claude.delete(session)
         if not ended and not session.over:
-            self.loop.call_later(3.0, self._end, session_id, how)
+            self.loop.after(3.0, self._end, session_id, how)
 
     def _fill(self, seconds: float) -> None:
         self.note("fate", f"no room for another sandbox for {seconds:.0f} s")
         self.sandboxes.full_until = self.loop.time() + seconds
         before = self.sandboxes.turned_away
-        self.loop.call_later(seconds, self._judge_full, before, seconds)
+        self.loop.after(seconds, self._judge_full, before, seconds)
 
     def _judge_full(self, before: int, seconds: float) -> None:
         """Each process asks again with growing pauses for all of its items; what was under way comes on top."""

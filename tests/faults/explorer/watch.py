@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -221,15 +220,14 @@ class Polling:
         """A poll is under way for longer than a healthy one takes."""
         return any(self._time() - sent > _QUICK for sent in self._flying.values())
 
-    @contextmanager
-    def flight(self) -> Iterator[None]:
-        me, sent = object(), self._time()
-        self._flying[me] = sent
-        try:
-            yield
-        finally:
-            del self._flying[me]
-            self.trouble += self._time() - sent > _QUICK
+    def sent(self) -> object:
+        """A poll is under way now, until `over`."""
+        me = object()
+        self._flying[me] = self._time()
+        return me
+
+    def over(self, poll: object) -> None:
+        self.trouble += self._time() - self._flying.pop(poll) > _QUICK
 
 
 class WatchedQueue(ModelQueue):
@@ -254,8 +252,11 @@ class WatchedQueue(ModelQueue):
     async def poll(self) -> PollOutcome:
         if not self._line.dead:
             self._watch.claims(self._began)
-        with self._polling.flight():
+        sent = self._polling.sent()
+        try:
             outcome = await super().poll()
+        finally:
+            self._polling.over(sent)
         self._polling.trouble += isinstance(outcome, Refused | Doubtful | Throttled)
         return outcome
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import warnings
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from shared.ports import Doubtful, SandboxRecord, SandboxStatus
+from shared.reconcile.reconciler import Reconciler
 from shared.reports import Act
-from tests.shared.reconcile.services import NOW, FakeServices, active, acts, asleep, box, marked, proper, reconciled
+from tests.shared.reconcile.services import (
+    NOW,
+    FakeServices,
+    active,
+    acts,
+    asleep,
+    box,
+    marked,
+    proper,
+    reconciled,
+    settings,
+)
 
 
 @pytest.mark.parametrize("hangs", ["list_snapshots", "list_sandboxes", "session sesn_2"])
@@ -26,6 +42,24 @@ def test_i1_a_sleeper_with_work_is_resumed_whatever_other_call_never_answers(han
 def test_a_snapshot_list_that_fails_is_told() -> None:
     report = reconciled(FakeServices([box(1)], answers={"list_snapshots": Doubtful("HTTP 500")}))
     assert any("snapshots could not be listed: HTTP 500" in alarm for alarm in report.alarms)
+
+
+def test_a_pass_that_is_cancelled_before_its_look_begins_leaves_no_call_behind() -> None:
+    used, services = settings({}), FakeServices([box(1)])
+    both: Any = services
+
+    async def cut_off() -> None:
+        work = asyncio.create_task(Reconciler(used, used.environments["env_1"], both, both).reconcile())
+        await asyncio.sleep(0)  # it has come to its look, and the calls of that have not begun
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        assert work.cancelled() and not services.calls
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        asyncio.run(cut_off())
+        gc.collect()
+    assert not [str(warning.message) for warning in told if issubclass(warning.category, RuntimeWarning)]
 
 
 def test_a_repair_that_hangs_is_named_and_keeps_no_other_one_waiting() -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from shared.ports import ItemState, ListedItem
 from tests.support.model.lines import RefusedError
+from tests.support.model.loop import VirtualLoop
 from tests.support.model.truth import Truth
 
 NO_HEARTBEAT = "NO_HEARTBEAT"
@@ -116,7 +117,7 @@ class BrokenOff:
 class ModelClaude:
     """The service. `lease` is the time to live of an active item; `on_run` is the webhook's sender."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, truth: Truth, *, lease: float) -> None:
+    def __init__(self, loop: VirtualLoop, truth: Truth, *, lease: float) -> None:
         self._loop = loop
         self._truth = truth
         self.lease = lease
@@ -233,7 +234,7 @@ class ModelClaude:
         self._ensure_item(session)
         self._touch(session)
         self.on_run(session)
-        self._loop.call_later(session.think, self._reply, session, session._epoch)
+        self._loop.after(session.think, self._reply, session, session._epoch)
 
     def _reply(self, session: ModelSession, epoch: int) -> None:
         if epoch != session._epoch:
@@ -356,7 +357,7 @@ class ModelClaude:
         item = self.items.get(work_id)
         if item is None:
             return 404, {}
-        lease = {"state": item.state.value, "lease_extended": False, "ttl_seconds": self.lease}
+        lease = {"state": item.state, "lease_extended": False, "ttl_seconds": self.lease}
         if item.state is ItemState.STOPPED:
             return 200, {**lease, "last_heartbeat": item.beat or ""}
         if item.state is ItemState.STOPPING:

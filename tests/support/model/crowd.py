@@ -28,6 +28,7 @@ from shared.reconcile.reconciler import Reconciler
 from shared.settings import Settings
 from tests.support.model.claude import ModelClaude, ModelPhase, ModelSession
 from tests.support.model.lines import ModelLine
+from tests.support.model.loop import VirtualLoop
 from tests.support.model.ports import ModelHost, ModelQueue, moment
 from tests.support.model.sandboxes import Manner, ModelBox, ModelProcess, ModelSandboxes
 from tests.support.model.truth import Truth
@@ -80,7 +81,7 @@ def settings() -> Settings:
 class Crowd:
     """Plays `size` on a VirtualLoop. It is what a worker needs around it, too."""
 
-    def __init__(self, size: Size, loop: asyncio.AbstractEventLoop, seed: str = "1") -> None:
+    def __init__(self, size: Size, loop: VirtualLoop, seed: str = "1") -> None:
         self.size = size
         self.loop = loop
         self.truth = Truth()
@@ -122,7 +123,7 @@ class Crowd:
         for minute in range(minutes):
             self._beat()
             for _ in range(self._due(self.size.turns)):
-                self.loop.call_later(_MINUTE * self._chance.random(), self._speak)
+                self.loop.after(_MINUTE * self._chance.random(), self._speak)
             self._copies[minute % len(self._copies)].tick()
             await asyncio.sleep(_MINUTE)
             self._count()
@@ -176,7 +177,7 @@ class Crowd:
         self.claude.say(session, (1,))
 
     def _runs(self, session: ModelSession) -> None:
-        self.loop.call_later(0.1, self.copy().wake)
+        self.loop.after(0.1, self.copy().wake)
 
     def _count(self) -> None:
         self.figures.put_to_sleep += sum(box.status is not SandboxStatus.RUNNING for box in self._at_work)

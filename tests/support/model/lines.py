@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from shared.ports import Listing
+from tests.support.model.loop import VirtualLoop
 
 
 class Meets(StrEnum):
@@ -67,7 +68,7 @@ class ModelLine:
     """One caller's connection to both services. A caller that is dead makes no call any more."""
 
     caller: str
-    loop: asyncio.AbstractEventLoop
+    loop: VirtualLoop
     faults: Faults
     chance: random.Random
     slow: float  # seconds that a slow call takes
@@ -120,8 +121,8 @@ class ModelLine:
                 self.on_crash()
         answer: asyncio.Future[Any] = loop.create_future()
         if there + back > within:
-            loop.call_later(within, _settle, answer, None, LostError("timed out"))
-        loop.call_later(there, self._arrive, effect, answer, back, within - there)
+            loop.after(within, _settle, answer, None, LostError("timed out"))
+        loop.after(there, self._arrive, effect, answer, back, within - there)
         result = await answer
         if meets is Meets.CRASH_AFTER:
             self.on_crash()
@@ -136,17 +137,17 @@ class ModelLine:
         try:
             result = effect()
         except RefusedError as error:
-            self.loop.call_later(back, _settle, answer, None, error)
+            self.loop.after(back, _settle, answer, None, error)
             return
         if isinstance(result, asyncio.Future):
             result.add_done_callback(
                 lambda done: (
-                    self.loop.call_later(back, _settle, answer, done.result(), None) if not done.cancelled() else None
+                    self.loop.after(back, _settle, answer, done.result(), None) if not done.cancelled() else None
                 )
             )
-            self.loop.call_later(max(0.0, left), _settle, answer, None, LostError("timed out"))
+            self.loop.after(max(0.0, left), _settle, answer, None, LostError("timed out"))
             return
-        self.loop.call_later(back, _settle, answer, result, None)
+        self.loop.after(back, _settle, answer, result, None)
 
 
 async def forever() -> None:

@@ -52,16 +52,14 @@ CALL_SECONDS: Final = 15.0
 _T = TypeVar("_T")
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def moment(seconds: float) -> datetime:
-    """A moment of the run as the services' clocks tell it."""
+    """A moment of the run as the services' clocks tell it. Most are asked for again."""
     return EPOCH + timedelta(seconds=seconds)
 
 
-_moment: Final = functools.lru_cache(maxsize=1 << 16)(moment)
-
-
 def _maybe(seconds: float | None) -> datetime | None:
-    return None if seconds is None else _moment(seconds)
+    return None if seconds is None else moment(seconds)
 
 
 async def _outcome(line: ModelLine, method: str, effect: Callable[[], Any], about: str, seconds: float) -> Any:
@@ -180,7 +178,7 @@ def _listed(item: ModelItem) -> ListedItem:
     if item.row is None or item.row[0] != made_of:
         state, *times = made_of
         row = ListedItem(
-            item.id, item.kind, item.session_id, state, _moment(item.created_at), *(_maybe(time) for time in times)
+            item.id, item.kind, item.session_id, state, moment(item.created_at), *(_maybe(time) for time in times)
         )
         item.row = made_of, row
     return item.row[1]

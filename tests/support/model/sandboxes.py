@@ -18,6 +18,7 @@ from typing import Any
 from image.session import claim as wire
 from shared.ports import PoolRecord, ProcessSpec, SandboxRecord, SandboxSpec, SandboxStatus
 from tests.support.model.lines import RefusedError, forever
+from tests.support.model.loop import VirtualLoop
 from tests.support.model.truth import Truth
 
 NO_ROOM = 429  # the status of a create for which there is none
@@ -113,7 +114,7 @@ class ModelSandboxes:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: VirtualLoop,
         truth: Truth,
         manner: Manner,
         program: Callable[[ModelProcess], Coroutine[Any, Any, int]],
@@ -147,7 +148,7 @@ class ModelSandboxes:
         self._note(box, f"made as {spec.name}")
         answer: asyncio.Future[ModelBox | None] = self._loop.create_future()
         seconds, status = self._boot(spec, number)
-        self._loop.call_later(seconds, self._booted, box, status, answer)
+        self._loop.after(seconds, self._booted, box, status, answer)
         return answer
 
     def claim(self) -> ModelBox:
@@ -199,7 +200,7 @@ class ModelSandboxes:
         if box.status is SandboxStatus.RUNNING:
             box.woken.clear()
             self._become(box, SandboxStatus.SUSPENDING)
-            self._loop.call_later(self._manner.suspend, self._asleep, box)
+            self._loop.after(self._manner.suspend, self._asleep, box)
         return self._settled(box, SandboxStatus.SUSPENDED)
 
     def resume(self, box: ModelBox) -> asyncio.Future[None]:
@@ -208,7 +209,7 @@ class ModelSandboxes:
         if box.stuck:
             raise RefusedError(400)
         if box.status in (SandboxStatus.SUSPENDED, SandboxStatus.SUSPENDING):
-            self._loop.call_later(self._manner.resume, self._awake, box)
+            self._loop.after(self._manner.resume, self._awake, box)
         return self._settled(box, SandboxStatus.RUNNING)
 
     def rename(self, box: ModelBox, name: str) -> None:
@@ -228,7 +229,7 @@ class ModelSandboxes:
         box.lock = box.desk = None
         if status is SandboxStatus.TERMINATED or not self._manner.failed_keeps_name:
             if self._manner.name_release and self._names.get(box.name) is box:
-                self._loop.call_later(self._manner.name_release, self._free, box)
+                self._loop.after(self._manner.name_release, self._free, box)
             else:
                 self._free(box)
 
@@ -299,7 +300,7 @@ class ModelSandboxes:
 
     def _become(self, box: ModelBox, status: SandboxStatus) -> None:
         box.status, box.since = status, self._loop.time()
-        self._note(box, status.value)
+        self._note(box, status)
         waiting, box.settled = box.settled, []
         for future in waiting:
             if not future.done():
@@ -311,14 +312,14 @@ class ModelSandboxes:
         self._become(box, SandboxStatus.RUNNING)
         box.woken.set()
         if self._manner.idle_timer and box.spec.timeout_seconds:
-            self._loop.call_later(box.spec.timeout_seconds, self._idle, box, box.since)
+            self._loop.after(box.spec.timeout_seconds, self._idle, box, box.since)
 
     def _idle(self, box: ModelBox, since: float) -> None:
         if box.status is not SandboxStatus.RUNNING or box.since != since:
             return
         left = box.active_at + (box.spec.timeout_seconds or 0) - self._loop.time()
         if left > 0:
-            self._loop.call_later(left, self._idle, box, since)
+            self._loop.after(left, self._idle, box, since)
         else:
             self.suspend(box)
 
@@ -330,7 +331,7 @@ class ModelSandboxes:
         if box.status is SandboxStatus.SUSPENDED:
             self._runs(box)
         elif box.status is SandboxStatus.SUSPENDING:
-            self._loop.call_later(self._manner.suspend, self._awake, box)
+            self._loop.after(self._manner.suspend, self._awake, box)
 
     def _settled(self, box: ModelBox, status: SandboxStatus) -> asyncio.Future[None]:
         """Done at the wanted status, or when that cannot come any more."""

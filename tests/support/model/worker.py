@@ -24,6 +24,7 @@ from image.session.worker.lease import Lease, Verdict
 from shared.ports import ItemState, SandboxStatus
 from tests.support.model.claude import ModelClaude, ModelItem, ModelPhase, ModelSession
 from tests.support.model.lines import LostError, ModelLine, RefusedError
+from tests.support.model.loop import VirtualLoop
 from tests.support.model.sandboxes import ModelProcess
 from tests.support.model.truth import Truth
 
@@ -58,7 +59,7 @@ class Surroundings(Protocol):
     claude: ModelClaude
     truth: Truth
     rules: Rules
-    loop: asyncio.AbstractEventLoop
+    loop: VirtualLoop
     serving: dict[str, list[ModelProcess]]
     tool_runs: dict[str, list[ModelProcess]]
 
@@ -229,7 +230,7 @@ class _Worker:
                     if self.desk.give_up():
                         item = self.around.claude.items.get(self.claim.work_id)
                         if item is not None:
-                            self.around.loop.call_later(_ON_ITS_WAY, self._left, item)
+                            self.around.loop.after(_ON_ITS_WAY, self._left, item)
                         raise Ended(Exit.NEVER_ACKED, "asked in vain")
             try:
                 async with asyncio.timeout(self.chance.uniform(0.75 * pause, pause)):
