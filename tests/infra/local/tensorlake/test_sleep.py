@@ -132,16 +132,21 @@ def test_the_idle_timer_suspends_the_named_and_ends_the_ephemeral(stage: Tensorl
 
 
 def test_traffic_holds_the_idle_timer_back_and_a_look_does_not(stage: TensorlakeStage) -> None:
-    busy, watched, running = (stage.named(timeout_secs=1) for _ in range(3))
+    busy, running = (stage.named(timeout_secs=1) for _ in range(2))
     with ThreadPoolExecutor(1) as pool:
-        quiet = pool.submit(running.run, "sleep", ["1.8"])
-        for _ in range(8):
-            time.sleep(0.2)
+        quiet = pool.submit(running.run, "sh", ["-c", "until [ -e over ]; do sleep 0.1; done"])
+        until(running.list_processes, "the quiet command does not run")
+        watched = stage.named(timeout_secs=1)  # the last one: when its time is over, so is that of the others
+
+        def asleep() -> bool:
             busy.run("true")
-            watched.info()
-        statuses = [each.status for each in (busy, watched, running)]
+            return watched.status is SandboxStatus.SUSPENDED
+
+        until(asleep, "a look holds the timer back")
+        statuses = [busy.status, running.status]
+        running.write_file("/workspace/over", b"")
         quiet.result()
-    assert statuses == [SandboxStatus.RUNNING, SandboxStatus.SUSPENDED, SandboxStatus.RUNNING]
+    assert statuses == [SandboxStatus.RUNNING, SandboxStatus.RUNNING]
 
 
 def test_an_operator_can_let_the_time_pass(stage: TensorlakeStage) -> None:
