@@ -210,8 +210,11 @@ class Service:
         from shared.reconcile.ended_sessions import EndedSessions
 
         async def one_pass(environment_id: str, session_id: str, deadline: Deadline) -> ReconcileReport:
+            from shared.adapters.call_budget import Priority, behind
+
             environment = self.settings.environments[environment_id]
-            return await self.reconciler(environment).session_over(session_id, deadline)
+            with behind(Priority.REPAIR):
+                return await self.reconciler(environment).session_over(session_id, deadline)
 
         return EndedSessions(self.settings, lambda: self.host, one_pass)
 
@@ -269,7 +272,7 @@ class Service:
             await self.preload()
             async with asyncio.TaskGroup() as group:
                 passes = [
-                    group.create_task(self.reconciler(environment).reconcile(until))
+                    group.create_task(self._repaired(environment, until))
                     for environment in self.settings.environments.values()
                 ]
             await self._settled(drains, bound)
@@ -281,6 +284,12 @@ class Service:
         metrics.record(metrics.TICKS, report.seconds, {})
         log.info("tick.done report=%s", to_json(report).decode())
         return report
+
+    async def _repaired(self, environment: Environment, until: Deadline) -> ReconcileReport:
+        from shared.adapters.call_budget import Priority, behind
+
+        with behind(Priority.REPAIR):
+            return await self.reconciler(environment).reconcile(until)
 
     def _bound(self, deadline: Deadline | None, patience: float | None) -> Deadline:
         own = Deadline.after(self.settings.drain.deadline if patience is None else patience)
@@ -296,14 +305,20 @@ class Service:
 
     def end_session_later(self, session_id: str) -> None:
         """As `end_session`, behind the caller's back."""
-        self._ended_sessions.add(session_id)
+        self._ended(session_id)
+
+    def _ended(self, session_id: str) -> asyncio.Future[Sequence[ReconcileReport]]:
+        from shared.adapters.call_budget import Priority, behind
+
+        with behind(Priority.LOOKUP):
+            return self._ended_sessions.add(session_id)
 
     async def end_session(
         self, session_id: str, deadline: Deadline | None = None, *, patience: float | None = None
     ) -> Sequence[ReconcileReport]:
         """Clean up after a session that a webhook says is over, in whichever environments it has a sandbox. Such calls
         are looked at together; what goes on after `patience` seconds or the deadline is not reported."""
-        ending = self._ended_sessions.add(session_id)
+        ending = self._ended(session_id)
         bound = self.settings.reconcile.deadline if patience is None else patience
         try:
             async with asyncio.timeout(_sooner(Deadline.after(bound), deadline).left()):
@@ -325,6 +340,7 @@ class Service:
         """One best-of-N race, over and cleaned up by `deadline` where there is one. Raises RaceError, SettingsError and
         SecretUnavailable. `race_id`: of its record; without one its report is kept where RACE_REPORTS says so, for
         `owner`, the session whose agent asked. Once `cancelled` is set it ends without a winner."""
+        from shared.adapters.call_budget import Priority, behind
         from shared.races.ends import RaceTimeouts
         from shared.races.limits import environment_for
         from shared.races.race import run_race
@@ -341,7 +357,7 @@ class Service:
         if not request.dry_run:
             await self.ask_the_time()
         began, outcome = time.monotonic(), "error"
-        with tracing.span("race") as span:
+        with tracing.span("race") as span, behind(Priority.REPAIR):
             try:
                 report = await run_race(
                     request,

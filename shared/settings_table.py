@@ -97,7 +97,11 @@ class Sandboxes:
         "Hosts that it may reach beside those of ANTHROPIC_BASE_URL and FUNCTIONS_PUBLIC_URL; * opens it to all.",
         file_key="allow_out",
     )
-    SANDBOX_PREFIX = Text("hands", "Names of our sandboxes begin so. Nothing without it is ever touched.")
+    SANDBOX_PREFIX = Text(
+        "hands",
+        "Names of our sandboxes begin so. Nothing without it is ever touched: after a change their sessions get new "
+        "ones, and nothing ends the old ones (`HANDS608`).",
+    )
     SANDBOX_USER = Text("agent", "The user that tools run as.")
     SANDBOX_WORKDIR = Text("/workspace", "Their working folder, and what a race compares.")
     RESUME_SUSPENDED_SESSIONS = Flag(True, "false: a session whose sandbox is suspended gets a fresh one.")

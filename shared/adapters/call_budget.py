@@ -1,7 +1,8 @@
 """What one process asks of one service: bounded a minute, by priority, and not at all while the service says to wait.
 
 The limits are an organisation's, so whatever one caller wastes is taken from everybody's sessions. A bucket of tokens
-keeps each minute below the limit. The last tokens are for claims, the ones before for repairs: look-ups wait first.
+keeps each minute below the limit. The last tokens are for claims, the ones before for repairs and races: look-ups wait
+first. One call (a look at a sandbox, say) serves claims as well as repairs, so whoever is no claim says so (`behind`).
 
 A `retry-after` is believed by every call with the same credential: until then nothing is sent, and the answer is
 `Throttled` at once.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -36,6 +39,19 @@ class Priority(Enum):
     CLAIM = 0.0
     REPAIR = 0.1
     LOOKUP = 0.3
+
+
+_behind: ContextVar[Priority] = ContextVar("_behind", default=Priority.CLAIM)
+
+
+@contextmanager
+def behind(priority: Priority) -> Iterator[None]:
+    """Calls made within, and by the tasks that are begun within, have no higher priority than this."""
+    token = _behind.set(priority)
+    try:
+        yield
+    finally:
+        _behind.reset(token)
 
 
 class CallBudget:
@@ -64,9 +80,10 @@ class CallBudget:
 
     async def admit(self, priority: Priority) -> None:
         """Returns when the call may be sent."""
+        left_to_others = max(priority.value, _behind.get().value) * self._size
         while self._limited:
             self._fill()
-            lacking = 1.0 + min(priority.value * self._size, self._size - 1.0) - self._tokens
+            lacking = 1.0 + min(left_to_others, self._size - 1.0) - self._tokens
             if lacking <= 0:
                 self._tokens -= 1.0
                 break

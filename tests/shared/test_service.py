@@ -11,8 +11,20 @@ from typing import Final
 
 import pytest
 
+from shared.adapters.call_budget import CallBudget, Priority
 from shared.deadline import Deadline
-from shared.ports import CommandOutput, CreateOutcome, Empty, PollOutcome, SandboxSpec, WorkItem, WorkQueue
+from shared.ports import (
+    CommandOutput,
+    CreateOutcome,
+    Doubtful,
+    Empty,
+    Listing,
+    PollOutcome,
+    SandboxRecord,
+    SandboxSpec,
+    WorkItem,
+    WorkQueue,
+)
 from shared.races.request import RaceRequest
 from shared.reports import DrainEnd, ItemEnd
 from shared.service import Service
@@ -111,6 +123,46 @@ def test_a_ticks_repairs_wait_for_no_item() -> None:
         await service.preload()
         report = await asyncio.wait_for(service.tick(patience=0.0), 20.0)
         assert len(report.reconciled) == 1 and len(report.drains) == 1
+        await service.aclose(grace=0.0)
+
+    asyncio.run(play())
+
+
+class Counted(FakeHost):
+    """Each call is one that claims make as well: it takes its place in a budget that has two calls left."""
+
+    def __init__(self) -> None:
+        super().__init__(latency=0.0)
+        self.budget = CallBudget(80, lambda: 0.0)  # no time passes: no call comes in addition
+        self.created = asyncio.Event()
+        self.listed = False
+
+    async def create(self, spec: SandboxSpec) -> CreateOutcome:
+        await self.budget.admit(Priority.CLAIM)
+        self.created.set()
+        return await super().create(spec)
+
+    async def list_sandboxes(self) -> Listing[SandboxRecord] | Doubtful:
+        await self.budget.admit(Priority.CLAIM)
+        self.listed = True
+        return await super().list_sandboxes()
+
+
+def test_of_the_last_calls_that_a_minute_has_none_is_a_ticks_or_a_strangers() -> None:
+    async def play() -> None:
+        service = Service(Settings.from_environ(ENVIRON))
+        service.host = host = Counted()
+        service._queues = {"env_1": OneItem()}
+        await service.preload()
+        for number in range(6):
+            service.end_session_later(f"sesn_0123456789Foreign{number}")
+        for _ in range(18):
+            await host.budget.admit(Priority.CLAIM)
+        tick = asyncio.create_task(service.tick(patience=0.0))
+        await asyncio.wait_for(host.created.wait(), 60.0)
+        assert not host.listed
+        tick.cancel()
+        await asyncio.gather(tick, return_exceptions=True)
         await service.aclose(grace=0.0)
 
     asyncio.run(play())

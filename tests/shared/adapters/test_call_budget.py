@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from shared.adapters.call_budget import CallBudget, Holds, Priority, retry_after
+from shared.adapters.call_budget import CallBudget, Holds, Priority, behind, retry_after
 from shared.adapters.call_counts import HOURS, PARTS
 from tests.support.virtual_time import run_virtual
 
@@ -51,7 +51,9 @@ def test_calls_are_counted_for_the_last_minute_and_the_busiest_one_of_each_part_
 def test_what_look_ups_leave_is_there_for_repairs_and_claims_at_once() -> None:
     async def play(clock: Callable[[], float]) -> None:
         budget = CallBudget(400, clock)
-        looking = [asyncio.create_task(budget.admit(Priority.LOOKUP)) for _ in range(500)]
+        looking = [asyncio.create_task(budget.admit(Priority.LOOKUP)) for _ in range(250)]
+        with behind(Priority.LOOKUP):
+            looking += [asyncio.create_task(budget.admit(Priority.CLAIM)) for _ in range(250)]
         await asyncio.sleep(0)
         began = clock()
         for priority, calls in ((Priority.REPAIR, 15), (Priority.CLAIM, 9)):
