@@ -48,6 +48,7 @@ class EndedSessions:
         self._batches: asyncio.Task[None] | None = None
         self._pages = 1  # of the list of sandboxes, when it was last read
         self._next_at = 0.0  # when the next batch may begin, by the loop's clock
+        self._rests = False
         self._cost = 0  # calls by which the sessions of a batch were looked for
 
     def add(self, session_id: str) -> asyncio.Future[Sequence[ReconcileReport]]:
@@ -69,7 +70,9 @@ class EndedSessions:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
+            self._rests = True
             await asyncio.sleep(self._next_at - loop.time())
+            self._rests = False
             batch, self._waiting = self._waiting, {}
             began, self._cost = loop.time(), 0
             try:
@@ -133,7 +136,7 @@ class EndedSessions:
                 future.set_result(())
         self._waiting = {}
         if self._batches is not None and not self._batches.done():
-            await asyncio.wait([self._batches], timeout=grace)
+            await asyncio.wait([self._batches], timeout=0.0 if self._rests else grace)
             self._batches.cancel()
             await asyncio.gather(self._batches, return_exceptions=True)
 

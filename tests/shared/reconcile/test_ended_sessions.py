@@ -147,3 +147,16 @@ def test_closing_answers_whoever_waits() -> None:
         assert len(running.result()) == 1 and waiting.result() == ()
 
     run_virtual(play)
+
+
+def test_closing_does_not_wait_for_a_pause_between_two_batches() -> None:
+    async def play(clock: Callable[[], float]) -> None:
+        bench = EndedBench()
+        await asyncio.gather(*map(asyncio.shield, map(bench.ended.add, foreign(5))))
+        waiting = bench.ended.add("sesn_01Later")
+        await asyncio.sleep(0.1)
+        began = clock()
+        await bench.ended.aclose(10.0)
+        assert waiting.result() == () and clock() - began < 1.0
+
+    run_virtual(play)
