@@ -2,7 +2,7 @@
 # Needs Python 3.11 or newer and make; no root, no Docker, no key.
 
 .DEFAULT_GOAL := help
-.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race demo-two test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof drift upgrade-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check pin-images setup setup-dev
+.PHONY: help tools tool-test setup-mcp demo demo-sandbox demo-race demo-two test test-busy lint up build prepare agent session serve webhook build-webhook webhook-sandbox webhook-sandbox-status webhook-sandbox-logs webhook-sandbox-rm poll tick fork repair ps show logs shell run cp ls cat stop interrupt archive rm keep suspend resume confirm alarms top cost ui doctor certify certify-proof drift upgrade-check image-check deploy-aws undeploy-aws deploy-gcp undeploy-gcp faults fuzz soak bench docs docs-reference docs-picture lock lock-check pin-images setup setup-dev
 
 NAME ?= Managed Agent
 PORT ?= 5051
