@@ -83,6 +83,7 @@ def _result(size: Size, figures: CrowdFigures, idle: Sequence[int], seconds: flo
             Aim(f"calls of an idle tick with {SLEEPERS.sandboxes} sleepers, most", max(idle), MOST_CALLS, "calls"),
             Aim("starved items", figures.late, 0, "items"),
             Aim("minutes that a live session's sandbox slept", figures.put_to_sleep, 0, "minutes"),
+            Aim("ticks' alarms, since all is well", sum(figures.alarms.values()), 0, "alarms"),
         ),
     )
 
