@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import importlib.util
 import itertools
 import json
 import os
@@ -32,6 +33,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +41,8 @@ from typing import Any, Final
 SDK: Final = (
     *("anthropic", "anthropic.resources.beta", "anthropic.lib.environments", "anthropic.lib.tools.agent_toolset"),
     *("anyio._backends._asyncio", "httpx", "httpcore2", "websockets.asyncio.client"),
-    *("jinja2", "multiprocessing", "orjson", "python_multipart", "rich.console", "typer", "typer.rich_utils", "yaml"),
+    *("dotenv", "jinja2", "multiprocessing", "orjson", "python_multipart", "rich.console", "typer", "typer.rich_utils"),
+    *("websocket", "yaml"),
     *("starlette.applications", "uvicorn", "uvicorn.lifespan.on", "uvicorn.protocols.http.httptools_impl"),
 )
 """What is imported before the fork: none of ours, and nothing that starts a thread, as `tensorlake` does; what that one
@@ -158,6 +161,19 @@ def share_authorities() -> None:
         return made(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"), _trust_env)
 
     httpcore2.default_ssl_context = shared
+
+
+def _import_sandbox_models() -> None:
+    """Most of what the import of `tensorlake` takes, and none of its threads: this module without its packages. A fork
+    that imports those finds it there."""
+    (folder,) = map(Path, importlib.util.find_spec("tensorlake").submodule_search_locations)  # type: ignore[union-attr, arg-type]
+    packages = {"tensorlake": folder, "tensorlake.sandbox": folder / "sandbox"}
+    for name, path in packages.items():
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(path)]
+    importlib.import_module("tensorlake.sandbox.models")
+    for name in packages:
+        del sys.modules[name]
 
 
 def _compile_worker() -> None:
@@ -417,6 +433,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in SDK:
         __import__(name)
+    _import_sandbox_models()
     kept = runpy.run_path(str(Path(__file__).with_name("sdk_schemas.py")))
     _compile_worker()
     share_authorities()

@@ -7,12 +7,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.faults.test_claims_under_faults import PROMPT, runs
 from tests.support.checkout import copy_checkout
+from tests.support.preloaded import Preloaded
 from tests.support.serving import webhooks_to
 from tests.support.signing import KEY
 from tests.support.world import Place
@@ -25,9 +25,8 @@ def operator(checkout: Path, place: Place, *args: str, until: str) -> Iterator[s
     At the end it gets SIGTERM and must end with 0.
     """
     environ = {"PATH": os.environ["PATH"], "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY, **place.environ}
-    with subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", *args], cwd=checkout, env=environ, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = ["-m", "infra.cli", *args]
+    with Preloaded(command, cwd=checkout, env=environ, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             line = next((line for line in process.stderr if until in line), None)

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,10 @@ from infra.local.admin_client import AdminClient
 from infra.local.platform import TENSORLAKE_ADMIN, Options, Platform
 from infra.local.process import ServiceStartError
 from shared.settings import Settings
-from tests.support.checkout import copy_checkout
-from tests.support.waiting import until
+from tests.support.checkout import ROOT, copy_checkout
+from tests.support.demos import play_demo
+from tests.support.preloaded import Preloaded, forked_service
+from tests.support.waiting import PATIENCE, until
 
 
 def answers(url: str) -> bool:
@@ -41,7 +42,7 @@ def taken_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
-    with Platform() as running:
+    with Platform(start_service=forked_service) as running:
         yield running
 
 
@@ -54,7 +55,7 @@ def test_its_variables_are_complete_settings_and_point_at_this_machine(platform:
 
 
 def test_every_start_has_keys_of_its_own(platform: Platform) -> None:
-    with Platform(Options(build_image=False)) as other:
+    with Platform(Options(build_image=False), forked_service) as other:
         secret = {name for name in other.environ if name.endswith(("_KEY", "_TOKEN"))}
         assert len(secret) == 7
         assert [name for name in secret if other.environ[name] == platform.environ[name]] == []
@@ -106,7 +107,7 @@ def test_options_reach_the_services() -> None:
         stranded=9.0,
         isolation="plain",
     )
-    with Platform(options) as running:
+    with Platform(options, forked_service) as running:
         claude = running.claude.get("settings")
         assert (claude["lease_ttl"], claude["startup_lease"], claude["think_seconds"]) == (7.0, 3.0, 0.25)
         assert running.tensorlake.get("settings")["create_seconds"] == 0.5
@@ -130,8 +131,8 @@ class Up:
     """`python -m infra.local` in a checkout."""
 
     def __init__(self, checkout: Path, *args: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "infra.local", *args],
+        self.process = Preloaded(
+            ["-m", "infra.local", *args],
             cwd=checkout,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -161,7 +162,7 @@ class Up:
     def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(20)
+        code = self.process.wait(PATIENCE)
         self._reader.join(5)
         if self._errors is None:
             assert self.process.stderr is not None
@@ -242,7 +243,7 @@ def test_two_copies_run_side_by_side_each_with_its_file(checkout: Path) -> None:
 @pytest.mark.parametrize("side", ["--claude-port", "--tensorlake-port"])
 def test_up_with_a_taken_port_says_so_and_exits_with_2(checkout: Path, side: str) -> None:
     with taken_port() as port, up(checkout, side, str(port)) as command:
-        command.process.wait(20)
+        command.process.wait(PATIENCE)
         code, errors = command.end()
     assert code == 2
     assert f"port {port} is in use" in errors and "Traceback" not in errors
@@ -259,18 +260,16 @@ def test_a_service_that_dies_ends_up_with_an_error(checkout: Path) -> None:
     assert "ended by itself" in errors
 
 
-def test_the_demo_shows_a_session_from_start_to_end_and_leaves_nothing(checkout: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "infra.cli", "demo", "session"],
-        cwd=checkout,
-        env={**os.environ, "ANTHROPIC_API_KEY": "sk-ant-not-used", "ENVIRONMENTS_FILE": "/nowhere", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_demo_shows_a_session_from_start_to_end_and_leaves_nothing() -> None:
+    def left() -> set[Path]:
+        return {*discovery.default_file(ROOT).parent.glob("*")}
+
+    before = left()
+    other = {"ANTHROPIC_API_KEY": "sk-ant-not-used", "ENVIRONMENTS_FILE": "/nowhere", "NO_COLOR": "1"}
+    done = play_demo("session", environ={**os.environ, **other})
+    assert done.exit_code == 0, done.stderr
     lines = iter(done.stdout.splitlines())
     for wanted in ("· running", "· thinking", "→ write  hello.txt", "→ read  hello.txt", "← hi", "· done", "Shown: "):
         assert any(line.startswith(wanted) for line in lines), f"{wanted!r} is missing or out of order"
     assert "\x1b" not in done.stdout
-    assert not (checkout / ".hands").exists()
+    assert left() == before

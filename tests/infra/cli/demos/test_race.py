@@ -12,22 +12,16 @@ import pytest
 
 from infra.cli.demos.race import WINNER, race_on
 from infra.cli.fork.request import Flags, read_request
-from tests.support.checkout import ROOT
+from tests.support.demos import play_demo
 
 SESSION = "sesn_0a1B2c3D"
 
 
 def test_the_session_goes_on_with_the_fix_that_won(tmp_path: Path) -> None:
     page = tmp_path / "race.html"
-    done = subprocess.run(
-        [sys.executable, "-m", "infra.cli", "demo", "race", "--report", str(page)],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = play_demo("race", "--report", str(page), environ=environ)
+    assert done.exit_code == 0, done.stdout + done.stderr
     before, _, rest = done.stdout.partition("> make fork: ")
     race, _, after = rest.partition("\n> ")
     assert "AssertionError" in before and "← the test passes" not in before

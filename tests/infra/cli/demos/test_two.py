@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-from tests.support.checkout import ROOT
+from tests.support.demos import play_demo
 
 _DONE = re.compile(r"^  (web|docs) +(sesn_\w+)  done in [\d.]+ s   (web|docs): set up for (web|docs)$", re.MULTILINE)
 
 
 def test_i9_one_environments_trouble_stays_its_own(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "infra.cli", "demo", "two"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "COLUMNS": "200"}
+    done = play_demo("two", environ=environ)
+    assert done.exit_code == 0, done.stdout + done.stderr
     opening, both, revoked, renewed, hanging, well, ps = re.split(
         r"^(?:A session in each|The key of docs|docs gets|Each call|The queue of docs|> make ps).*$",
         done.stdout,

@@ -54,8 +54,33 @@ def row(shell: CommandLine, session: str, *args: str) -> dict[str, Any]:
     return dict(found)
 
 
+def item_state(shell: CommandLine, session: str) -> str | None:
+    """Of its newest item, asked of the platform: a command takes a hundred times as much of a core."""
+    items = shell.platform.claude.get(f"state?session={session}")["items"]
+    return str(items[-1]["state"]) if items else None
+
+
+def called(shell: CommandLine, session: str) -> None:
+    """Waits until a tool's result is waited for."""
+
+    def open_calls() -> object:
+        (found,) = [each for each in shell.sessions() if each["id"] == session]
+        return found["open_calls"]
+
+    until(open_calls, "it calls no tool")
+
+
 def at_rest(shell: CommandLine, session: str) -> None:
-    until(lambda: row(shell, session)["item_state"] == "stopped", "its worker did not leave")
+    until(lambda: item_state(shell, session) == "stopped", "its worker did not leave")
+    assert row(shell, session)["item_state"] == "stopped"
+
+
+@pytest.fixture(scope="module")
+def session(served: CommandLine) -> str:
+    """One at rest, whose sandbox tests leave as awake as they find it."""
+    made = new_session(served)
+    at_rest(served, made)
+    return made
 
 
 def test_a_session_at_rest_is_seen_shown_and_entered(served: CommandLine) -> None:
@@ -102,8 +127,7 @@ def test_a_followed_log_shows_what_is_written_later_and_later_workers_until_ctrl
     assert "Traceback" not in terminal.seen and terminal.seen.count("── hands-") == 2
 
 
-def test_a_command_runs_as_the_agent_and_its_exit_code_and_outputs_come_back(served: CommandLine) -> None:
-    session = new_session(served)
+def test_a_command_runs_as_the_agent_and_its_exit_code_and_outputs_come_back(served: CommandLine, session: str) -> None:
     done = served.run("run", session, "--", "sh", "-c", "cat kept.txt; echo wrong >&2; exit 7")
     assert (done.stdout, done.stderr, done.returncode) == ("it was kept\n", "wrong\n", 7)
     long = served.run("run", session, "--", "seq", "30000")
@@ -143,8 +167,10 @@ def test_a_running_session_is_seen_at_work_and_not_taken_away_and_interrupted(se
     with served.start("session", "$ sleep 600") as watching:
         assert watching.stdout is not None
         session = watching.stdout.readline().split()[1]
+        called(served, session)
         until(lambda: "bash sleep 600 for" in row(served, session)["state"], "it is not seen at work")
-        until(lambda: row(served, session)["item_state"] == "active", "its item is not active")
+        until(lambda: item_state(served, session) == "active", "its item is not active")
+        assert row(served, session)["item_state"] == "active"
         facts = json.loads(served.run("show", session, "--json").stdout)
         assert (facts["calls"][0]["input"], facts["calls"][0]["waits_for"]) == ("sleep 600", "a worker")
         assert facts["worker_says"]["leased"] and row(served, session)["deaths"] == 0
@@ -166,7 +192,7 @@ def test_stopping_asks_first_and_is_done_when_it_says_so(served: CommandLine) ->
     with served.start("session", LAST_WORDS) as watching:
         assert watching.stdout is not None
         session = watching.stdout.readline().split()[1]
-        until(lambda: row(served, session)["item_state"] == "active", "it was not served")
+        until(lambda: item_state(served, session) == "active", "it was not served")
         unasked = served.run("stop", session)
         assert unasked.returncode == 1 and "--yes" in unasked.stderr
         with served.terminal("stop", session) as terminal:
@@ -232,6 +258,7 @@ def test_a_call_that_waits_for_a_person_is_answered_by_a_flag_or_at_the_terminal
     with served.start("session", "$ echo one-$((40+2))", **offline) as watching:
         assert watching.stdout is not None
         session = watching.stdout.readline().split()[1]
+        called(served, session)
         until(lambda: row(served, session)["state"].startswith("waits for a person: bash"), "it does not wait")
         unasked = served.run("confirm", session)
         assert unasked.returncode == 1 and "--allow" in unasked.stderr
@@ -244,6 +271,7 @@ def test_a_call_that_waits_for_a_person_is_answered_by_a_flag_or_at_the_terminal
     assert watching.returncode == 0 and "← one-42" in out
     assert served.run("confirm", session, "--allow").returncode == 0
     with served.start("session", "$ echo two", "--session", session, **offline) as watching:
+        called(served, session)
         until(lambda: row(served, session)["state"].startswith("waits for a person: bash"), "it does not wait")
         denied = served.run("confirm", session, "--deny", "not on prod")
         assert denied.returncode == 0 and "Denied: bash" in denied.stdout
@@ -253,8 +281,8 @@ def test_a_call_that_waits_for_a_person_is_answered_by_a_flag_or_at_the_terminal
     assert both.returncode == 2
 
 
+@pytest.mark.usefixtures("session")
 def test_the_overviews_answer_for_people_and_for_programs(served: CommandLine) -> None:
-    new_session(served)
     top = json.loads(served.run("top", "--json").stdout)
     (queue,) = top["queues"]
     assert queue["depth"] == 0 and queue["served_p50"] is not None and queue["served_p50"] <= queue["served_p99"]
@@ -267,8 +295,7 @@ def test_the_overviews_answer_for_people_and_for_programs(served: CommandLine) -
     assert served.run("alarms").stdout
 
 
-def test_a_live_table_is_drawn_on_a_terminal_until_ctrl_c(served: CommandLine) -> None:
-    session = new_session(served)
+def test_a_live_table_is_drawn_on_a_terminal_until_ctrl_c(served: CommandLine, session: str) -> None:
     with served.terminal("ps", "-w", columns=80) as terminal:
         terminal.expect("problem")
         terminal.expect(session)
@@ -285,9 +312,9 @@ def test_a_session_that_is_none_is_refused_in_one_line(served: CommandLine, comm
     assert absent.returncode == 1 and len(absent.stderr.splitlines()) == 1 and "404" in absent.stderr
 
 
-def test_a_shell_is_a_terminal_in_the_sandbox_with_sizes_signals_and_exit_code(served: CommandLine) -> None:
-    session = new_session(served)
-    at_rest(served, session)
+def test_a_shell_is_a_terminal_in_the_sandbox_with_sizes_signals_and_exit_code(
+    served: CommandLine, session: str
+) -> None:
     served.run("suspend", session)
     with served.terminal("shell", session, columns=90, rows=25) as terminal:
         terminal.expect("Waking")
@@ -317,9 +344,9 @@ def test_a_shell_without_a_terminal_names_the_command_for_scripts(served: Comman
     assert done.returncode == 2 and f"hands run {NOBODY}" in done.stderr
 
 
-def test_a_copy_shows_a_bar_at_a_terminal_and_goes_on_where_ctrl_c_cut_it(served: CommandLine, tmp_path: Path) -> None:
-    session = new_session(served)
-    at_rest(served, session)
+def test_a_copy_shows_a_bar_at_a_terminal_and_goes_on_where_ctrl_c_cut_it(
+    served: CommandLine, session: str, tmp_path: Path
+) -> None:
     words = "".join(f"line {number:>10}\n" for number in range(5 * 2**16))  # 5 parts of 1 MiB
     (tmp_path / "words").write_text(words)
     bring = ("cp", str(tmp_path / "words"), f"{session}:words")

@@ -139,7 +139,7 @@ def serve(sandbox: Sandbox, *more: str, restart: dict[str, Any] = ON_FAILURE, **
 
 def test_an_unhealthy_server_is_restarted_though_it_ends_well_when_asked(stage: TensorlakeStage) -> None:
     sandbox = stage.named()
-    serve(sandbox, "exit 0 on SIGTERM", timeout_ms=5000, failure_threshold=1, initial_delay_ms=2000)
+    serve(sandbox, "exit 0 on SIGTERM", timeout_ms=5000, failure_threshold=1, initial_delay_ms=2000, interval_ms=200)
     assert health(sandbox) == "starting"
     until(lambda: health(sandbox) == "healthy")
     sandbox.write_file("/workspace/sick", b"")
