@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from tensorlake.sandbox import Sandbox
 
-from infra.local.process import RunningService, ServiceStartError, start_service
+from infra.local.process import RunningService, ServiceStartError
 from tests.infra.local.tensorlake.conftest import KEY, Services, service_of
 from tests.support.checkout import ROOT
+from tests.support.preloaded import forked_service
 from tests.support.waiting import until
 
 LEVELS = ["overlay", "copy", "plain"]
@@ -53,7 +54,7 @@ def busy(service: RunningService, marker: str) -> None:
 def test_nothing_outlives_the_platform(services: Services, level: str, how: str, tmp_path: Path) -> None:
     service_of(services, level)
     marker = str(9_000_000 + os.getpid() * 10 + LEVELS.index(level))
-    service = start_service("infra.local.tensorlake", ["--isolation", level, "--data-dir", str(tmp_path)])
+    service = forked_service("infra.local.tensorlake", ["--isolation", level, "--data-dir", str(tmp_path)])
     try:
         busy(service, marker)
     finally:
@@ -64,22 +65,22 @@ def test_nothing_outlives_the_platform(services: Services, level: str, how: str,
         return
     # A kill leaves the directory, and the next start on it sweeps it up.
     assert len(list(tmp_path.iterdir())) == 1
-    with start_service("infra.local.tensorlake", ["--isolation", level, "--data-dir", str(tmp_path)]):
+    with forked_service("infra.local.tensorlake", ["--isolation", level, "--data-dir", str(tmp_path)]):
         assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_platforms_share_a_data_directory_in_peace(tmp_path: Path) -> None:
     arguments = ["--data-dir", str(tmp_path)]
-    with start_service("infra.local.tensorlake", arguments) as one:
-        with start_service("infra.local.tensorlake", arguments):
+    with forked_service("infra.local.tensorlake", arguments) as one:
+        with forked_service("infra.local.tensorlake", arguments):
             assert len(list(tmp_path.iterdir())) == 2
         sandbox = Sandbox.create(api_url=one.url, api_key=KEY)
         assert sandbox.run("echo", ["still here"]).stdout == "still here"
 
 
 def test_a_restricted_platform_takes_only_its_key() -> None:
-    with start_service("infra.local.tensorlake", env={"OFFLINE_TENSORLAKE_API_KEY": KEY}) as service:
+    with forked_service("infra.local.tensorlake", env={"OFFLINE_TENSORLAKE_API_KEY": KEY}) as service:
         assert list(Sandbox.list(api_url=service.url, api_key=KEY)) == []
         with pytest.raises(Exception, match="401"):
             Sandbox.list(api_url=service.url, api_key="another")
@@ -88,7 +89,7 @@ def test_a_restricted_platform_takes_only_its_key() -> None:
 def test_a_taken_port_is_a_clear_error(services: Services) -> None:
     port = services("auto").url.rpartition(":")[2]
     with pytest.raises(ServiceStartError, match=f"port {port} is in use"):
-        start_service("infra.local.tensorlake", ["--port", port])
+        forked_service("infra.local.tensorlake", ["--port", port])
 
 
 def test_the_plain_level_says_that_it_is_not_isolated(services: Services) -> None:
