@@ -355,11 +355,15 @@ class ExploredWorld:
         """Sleeping sandboxes are ended once they are past their retention, in two steps."""
         await asyncio.sleep(self.settings.reconcile.retention + 10.0)
         for number in range(6 + len(self.sessions) // 2):  # a few are looked up and a few may end in one tick
+            if not self._left():
+                break
             self._tick_of(number)
             await asyncio.sleep(TICK)
-        boxes = [box for box in self.sandboxes.boxes.values() if not self.watch.is_kept(box)]
-        left = [box.id for box in boxes if box.exists and not self.alarmed]
-        self.judge("I4", not left, f"a sandbox outlives its retention: {left}")
+        left = self._left()
+        self.judge("I4", self.alarmed or not left, f"a sandbox outlives its retention: {left}")
+
+    def _left(self) -> list[str]:
+        return [box.id for box in self.sandboxes.boxes.values() if box.exists and not self.watch.is_kept(box)]
 
 
 @functools.cache

@@ -35,6 +35,8 @@ WIND_DOWN: Final = 240.0  # seconds that a worker has for its last tool
 REFUSALS: Final = 4  # of a resume, until it is taken for the service's last word
 _QUICK: Final = 0.25  # seconds; a poll that meets nothing takes at most 0.11
 DEATHS: Final = (None, Exit.FAILED, Exit.BAD_CLAIM, Exit.HUNG)  # how workers end that nobody asked to; None: killed
+_NO_ANSWER: Final = (Doubtful, Refused)  # as tuples: a union would be made anew at each call
+_NO_POLL: Final = (Doubtful, Refused, Throttled)
 GIVEN_UP: Final = "it was given up"
 LOOK: Final = 5.0  # seconds: no look that a suspension or an end rests on is older (docs/architecture.md#i5)
 
@@ -257,7 +259,7 @@ class WatchedQueue(ModelQueue):
             outcome = await super().poll()
         finally:
             self._polling.over(sent)
-        self._polling.trouble += isinstance(outcome, Refused | Doubtful | Throttled)
+        self._polling.trouble += isinstance(outcome, _NO_POLL)
         return outcome
 
     async def _call(self, method: str, effect: Callable[[], Any], about: str = "") -> Any:
@@ -273,7 +275,7 @@ class WatchedQueue(ModelQueue):
         if isinstance(outcome, Throttled):
             polling.holds.hold(self._environment_id, outcome.seconds)
             polling.held_until = self._watch.now() + outcome.seconds - 0.1
-        elif not isinstance(outcome, Doubtful | Refused):
+        elif not isinstance(outcome, _NO_ANSWER):
             polling.holds.answered(self._environment_id)
         return outcome
 

@@ -93,9 +93,9 @@ class ModelLine:
             meets = faults.pop((caller, method, count), None) or faults.pop((caller, "*", number), None)
         if meets is not None:
             self.trace(caller, f"{method} {about} meets: {meets}")
-        if meets is Meets.CRASH_BEFORE:
-            self.on_crash()
-            await forever()
+            if meets is Meets.CRASH_BEFORE:
+                self.on_crash()
+                await forever()
         loop, chance = self.loop, self.chance.random
         there, back = 0.002 + 0.05 * chance(), 0.002 + 0.05 * chance()
         match meets:
@@ -124,6 +124,8 @@ class ModelLine:
             loop.after(within, _settle, answer, None, LostError("timed out"))
         loop.after(there, self._arrive, effect, answer, back, within - there)
         result = await answer
+        if meets is None:
+            return result
         if meets is Meets.CRASH_AFTER:
             self.on_crash()
             await forever()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
@@ -157,8 +157,8 @@ class ModelQueue:
     async def aclose(self) -> None:
         return None
 
-    async def _call(self, method: str, effect: Callable[[], Any], about: str = "") -> Any:
-        return await _outcome(self._line, method, effect, about, CALL_SECONDS)
+    def _call(self, method: str, effect: Callable[[], Any], about: str = "") -> Coroutine[Any, Any, Any]:
+        return _outcome(self._line, method, effect, about, CALL_SECONDS)
 
 
 def _absent_if_missing(effect: Callable[[], None]) -> Callable[[], Absent | None]:
@@ -417,7 +417,7 @@ class ModelHost:
         )
         return outcome
 
-    async def _inside(self, method: str, sandbox_id: str, act: Callable[[ModelBox], _T]) -> Any:
+    def _inside(self, method: str, sandbox_id: str, act: Callable[[ModelBox], _T]) -> Coroutine[Any, Any, Any]:
         loop = self._line.loop
 
         def reach() -> Any:
@@ -433,7 +433,7 @@ class ModelHost:
             self._routes.pop(box.id, None)
             return answer
 
-        return await self._call(method, reach, sandbox_id)
+        return self._call(method, reach, sandbox_id)
 
     def _by_route(self, box: ModelBox, act: Callable[[ModelBox], _T]) -> _T | Doubtful:
         """What is known of a sandbox that has moved leads nowhere, once."""
@@ -463,8 +463,10 @@ class ModelHost:
             box.row = made_of, record
         return box.row[1]
 
-    async def _call(self, method: str, effect: Callable[[], Any], about: str = "", seconds: float | None = None) -> Any:
-        return await _outcome(self._line, method, effect, about, CALL_SECONDS if seconds is None else seconds + 5.0)
+    def _call(
+        self, method: str, effect: Callable[[], Any], about: str = "", seconds: float | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        return _outcome(self._line, method, effect, about, CALL_SECONDS if seconds is None else seconds + 5.0)
 
 
 def _state(process: ModelProcess) -> ProcessState:
