@@ -51,9 +51,11 @@ class Lanes:
 
     async def run(self, repairs: Sequence[Repair]) -> None:
         """All of them, each lane in the given order. What is cut off stays in `waiting`."""
-        if not repairs:
-            return
         self.waiting += repairs
+        if len(repairs) < 2:  # most often
+            for repair in repairs:
+                await self._one(repair)
+            return
         async with asyncio.TaskGroup() as group:
             for repair in repairs:
                 group.create_task(self._one(repair))

@@ -245,7 +245,8 @@ class _Pass:
                     later = [
                         each for each in due(world, lookups, self._settings) if (each.act, each.target) not in begun
                     ]
-                    group.create_task(self._work_off(lanes, later))
+                    if later:
+                        group.create_task(self._work_off(lanes, later))
                     await self._work_off(lanes, await self._snapshots(world))
         finally:
             self._tell_work(executor, lanes)
