@@ -145,7 +145,7 @@ class World:
 
     def perhaps_at_work(self, sandbox: OurSandbox) -> bool:
         """A session's sandbox that is awake, of which the items that were read do not tell whether it has one."""
-        if self.items is None or sandbox.status is not SandboxStatus.RUNNING:
+        if self.items is None or self.items.complete or sandbox.status is not SandboxStatus.RUNNING:
             return False
         if not isinstance(sandbox.kind, names.SessionSandbox) or self.live_item(sandbox.name) is not None:
             return False

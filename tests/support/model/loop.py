@@ -134,7 +134,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._made.clear()
 
     def _run_once(self) -> None:
-        """All rounds until the loop is stopped: what is ready, then the clock jumps to the next timers."""
+        """All rounds until the loop is stopped: what is ready; when nothing is, the clock jumps to the next timers."""
         ready, timers, next_ready = self._ready, self._timers, self._ready.popleft
         while not self._stopping:
             if not ready:
@@ -144,11 +144,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     raise NothingLeftToDoError
                 if timers[0][0] > self._now:
                     self._now = timers[0][0]
-            now = self._now
-            while timers and timers[0][0] <= now:
-                step = heappop(timers)
-                if step[2] is not None:
-                    ready.append(step)
+                now = self._now
+                while timers and timers[0][0] <= now:
+                    step = heappop(timers)
+                    if step[2] is not None:
+                        ready.append(step)
             count = len(ready)
             self.steps += count
             if self.steps > self.most_steps:

@@ -110,7 +110,7 @@ class ModelQueue:
     async def list_items(self, pages: int, back_to: datetime | None = None) -> Listing[ListedItem] | Refused | Doubtful:
         def effect() -> Listing[ListedItem]:
             most = pages * 100
-            if back_to is not None:
+            if back_to is not None and len(self._claude.items) > 100:  # else it is one page
                 oldest = (back_to - EPOCH).total_seconds()
                 newer = sum(item.created_at >= oldest for item in itertools.islice(self._claude.listed(), most))
                 most = min(most, (newer // 100 + 1) * 100)
