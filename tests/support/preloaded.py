@@ -33,10 +33,11 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 SDK: Final = (
     *("anthropic", "anthropic.resources.beta", "anthropic.lib.environments", "anthropic.lib.tools.agent_toolset"),
@@ -426,7 +427,27 @@ def _execute(inherited: int, path: str, command: Sequence[str], environ: Mapping
 
 
 def _run(module: str) -> None:
-    runpy._run_module_as_main(module, alter_argv=module != "__main__")  # type: ignore[attr-defined]
+    try:
+        runpy._run_module_as_main(module, alter_argv=module != "__main__")  # type: ignore[attr-defined]
+    except SystemExit as end:
+        _leave(end.code)
+    _leave(None)
+
+
+def _leave(code: object) -> NoReturn:
+    """As an interpreter ends, but for the taking down of what was imported before the fork: three quarters of what a
+    short program costs."""
+    if not (code is None or isinstance(code, int)):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads any more
+        code = 120
+    os._exit((code or 0) & 0xFF)
 
 
 if __name__ == "__main__":
@@ -454,4 +475,4 @@ if __name__ == "__main__":
         with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), 0)
         forks = _Forks(listener=listener)
-    _run(forks.serve())  # what ends it ends this interpreter, in the way of interpreters
+    _run(forks.serve())

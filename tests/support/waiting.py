@@ -14,10 +14,10 @@ _T = TypeVar("_T")
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds between two looks, which cost time of a core: a fifth of the time waited, within bounds."""
+    """Seconds between two looks, which cost time of a core: a quarter of the time waited, within bounds."""
     waited = 0.0
     while True:
-        pause = min(max(0.02, waited / 5), 0.2)
+        pause = min(max(0.05, waited / 4), 0.4)
         waited += pause
         yield pause
 
