@@ -71,14 +71,12 @@ def due(world: World, lookups: Lookups, settings: Settings) -> list[Repair]:
     return sorted(repairs, key=lambda repair: (_URGENCY[repair.act], in_turn(repair.target, world.now), repair.target))
 
 
-def snapshots_due(
-    snapshots: Iterable[SnapshotRecord], world: World, settings: Settings, environment_id: str
-) -> Iterator[DeleteSnapshot]:
+def snapshots_due(snapshots: Iterable[SnapshotRecord], world: World, settings: Settings) -> Iterator[DeleteSnapshot]:
     """Snapshots that no race can still be using. A race's are known for certain by the race's name of the sandbox that
     they were taken of, or of one that was made of them; any other one of a session's own sandbox may be a person's and
     is left alone (`unclaimed`)."""
     longest = timedelta(seconds=2 * (settings.races.deadline + settings.times.bind) + _AFTER_A_RACE)
-    made_of = _made_of(world, settings, environment_id)
+    made_of = _made_of(world)
     for snapshot in snapshots:
         children = made_of.get(names.snapshot_tag(snapshot.id))
         if children is not None and not snapshot.id.startswith(_ASLEEP):
@@ -87,7 +85,7 @@ def snapshots_due(
             if children.dead_man <= world.now.timestamp() and (children.one_lives or old):
                 yield DeleteSnapshot(snapshot, "left by a race that was killed")
             continue
-        kind = _source(snapshot, world, settings, environment_id)
+        kind = _source(snapshot, world)
         if not isinstance(kind, names.RaceSandbox) or kind.dead_man > world.now.timestamp():
             continue
         if snapshot.filesystem is not None and snapshot.created_at is not None:
@@ -104,38 +102,29 @@ class _Children:
     one_lives: bool = False
 
 
-def _made_of(world: World, settings: Settings, environment_id: str) -> dict[str, _Children]:
+def _made_of(world: World) -> dict[str, _Children]:
     """By the tag of the snapshot. Sandboxes that have ended count as well, as long as the service lists them."""
     found: dict[str, _Children] = {}
-    for record in world.project.values():
-        kind = names.parse(settings.prefix, record.name)
-        if isinstance(kind, names.RaceSandbox) and kind.snapshot_tag and names.belongs_to(kind, environment_id):
+    for sandbox_id, kind in world.kinds.items():
+        if isinstance(kind, names.RaceSandbox) and kind.snapshot_tag:
             children = found.setdefault(kind.snapshot_tag, _Children())
             children.dead_man = max(children.dead_man, kind.dead_man)
-            children.one_lives |= record.status is not SandboxStatus.TERMINATED
+            children.one_lives |= world.project[sandbox_id].status is not SandboxStatus.TERMINATED
     return found
 
 
-def unclaimed(
-    snapshots: Iterable[SnapshotRecord], world: World, settings: Settings, environment_id: str
-) -> Iterator[SnapshotRecord]:
+def unclaimed(snapshots: Iterable[SnapshotRecord], world: World) -> Iterator[SnapshotRecord]:
     """Snapshots of session sandboxes: taken by a person, or by a race that was killed. Nothing tells which, so nothing
     deletes them; the doctor names them."""
     for snapshot in snapshots:
-        if isinstance(_source(snapshot, world, settings, environment_id), names.SessionSandbox | names.GoneSandbox):
+        if isinstance(_source(snapshot, world), names.SessionSandbox | names.GoneSandbox):
             yield snapshot
 
 
-def _source(
-    snapshot: SnapshotRecord, world: World, settings: Settings, environment_id: str
-) -> names.SandboxName | None:
+def _source(snapshot: SnapshotRecord, world: World) -> names.SandboxName | None:
     """What the snapshot was taken of. What the service keeps of a sleeping sandbox is a snapshot too, known by its id,
     and not ours to touch (docs/wire/tensorlake.md#6-snapshots)."""
-    record = world.project.get(snapshot.sandbox_id)
-    if record is None or snapshot.id.startswith(_ASLEEP):
-        return None
-    kind = names.parse(settings.prefix, record.name)
-    return kind if names.belongs_to(kind, environment_id) else None
+    return None if snapshot.id.startswith(_ASLEEP) else world.kinds.get(snapshot.sandbox_id)
 
 
 def _of_items(world: World, settings: Settings) -> Iterator[Repair]:

@@ -45,8 +45,7 @@ def prepared_due(
         record = world.project.get(snapshot.sandbox_id)
         if record is None or record.status is not SandboxStatus.TERMINATED:
             continue
-        kind = names.parse(settings.prefix, record.name)
-        ours = isinstance(kind, names.PreparedSandbox) and names.belongs_to(kind, environment.id)
+        ours = isinstance(world.kinds.get(record.id), names.PreparedSandbox)
         if ours and not snapshot.id.startswith(ASLEEP):
             yield DeleteSnapshot(snapshot, "of a prepared sandbox that has ended")
 

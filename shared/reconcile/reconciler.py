@@ -435,7 +435,7 @@ class _Pass:
             return []
         of = self._of
         return [
-            *snapshots_due(listing.rows, world, self._settings, of.environment.id),
+            *snapshots_due(listing.rows, world, self._settings),
             *prepared_due(listing.rows, world, self._settings, of.environment),
             *preparing_due(listing.rows, world, self._settings, of.environment),
         ]

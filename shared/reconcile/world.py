@@ -104,12 +104,14 @@ class OurSandbox:
 @dataclass(frozen=True, slots=True)
 class World:
     """One environment's part of both services. `items` is None where the listing failed; `listed` is false where that
-    of the sandboxes did, and then only those are here that were looked up one by one. `project`: all rows by id."""
+    of the sandboxes did, and then only those are here that were looked up one by one. `project`: all rows by id;
+    `kinds`: what the names of this environment's say, those that have ended included."""
 
     now: datetime
     sandboxes: Sequence[OurSandbox] = ()
     items: Items | None = None
     project: Mapping[str, SandboxRecord] = field(default_factory=dict)
+    kinds: Mapping[str, names.SandboxName] = field(default_factory=dict)
     listed: bool = False
 
     @classmethod
@@ -124,13 +126,17 @@ class World:
         listed: bool = True,
     ) -> World:
         project = {record.id: record for record in rows}
-        ours = [
-            OurSandbox(record, record.name or "", kind)
+        kinds = {
+            record.id: kind
             for record in project.values()
-            if record.status not in OVER
             if names.belongs_to(kind := names.parse(prefix, record.name), environment_id)
+        }
+        ours = [
+            OurSandbox(project[sandbox_id], project[sandbox_id].name or "", kind)
+            for sandbox_id, kind in kinds.items()
+            if project[sandbox_id].status not in OVER
         ]
-        return cls(now, ours, items, project, listed)
+        return cls(now, ours, items, project, kinds, listed)
 
     @property
     def awake(self) -> int:

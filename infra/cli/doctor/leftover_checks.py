@@ -50,11 +50,11 @@ async def check_remains(context: DoctorContext, say: Say) -> None:
             left += [
                 f"{'snapshot ' if isinstance(repair, DeleteSnapshot) else ''}{repair.target} ({repair.why})"
                 for repair in (
-                    *snapshots_due(snapshots.rows, view, context.settings, environment.id),
+                    *snapshots_due(snapshots.rows, view, context.settings),
                     *prepared_due(snapshots.rows, view, context.settings, environment),
                 )
             ]
-            unsure += [each.id for each in unclaimed(snapshots.rows, view, context.settings, environment.id)]
+            unsure += [each.id for each in unclaimed(snapshots.rows, view)]
     for environment in context.settings.environments.values():
         _say_prepared(environment, rows, context, say)
     if unsure:
