@@ -26,8 +26,14 @@ from tests.shared.races.helpers import ENVIRONMENT, SESSION, SETTINGS
 from tests.support.fake_host import FakeHost
 
 RACE: Final = "0123456789ab"
-BORN: Final = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0)
+BORN: Final = datetime(2026, 3, 4, 1, tzinfo=UTC)
 LASTS: Final = timedelta(seconds=SETTINGS.races.record_seconds)
+
+
+def host_at_that_time() -> FakeHost:
+    host = FakeHost(latency=0.001)
+    host.now = lambda: BORN
+    return host
 
 
 def records(host: FakeHost, now: datetime = BORN) -> RaceRecords:
@@ -65,7 +71,7 @@ async def reconciled(host: FakeHost, seen: SandboxRecord, now: datetime) -> Sequ
 @pytest.mark.parametrize(("what", "lasts"), [("record", LASTS), ("ledger", timedelta(days=1))])
 def test_what_has_no_date_goes_when_what_stands_in_it_is_past_its_time(what: str, lasts: timedelta) -> None:
     async def main() -> None:
-        host = FakeHost(latency=0.001)
+        host = host_at_that_time()
         seen = await kept(host, what)
         young = its_turn(str(seen.name), BORN)
         if young < BORN + lasts:
@@ -80,7 +86,7 @@ def test_what_has_no_date_goes_when_what_stands_in_it_is_past_its_time(what: str
 
 def test_one_that_nobody_has_written_goes_once_it_sleeps() -> None:
     async def main() -> None:
-        host = FakeHost(latency=0.001)
+        host = host_at_that_time()
         seen = await kept(host, "record")
         host.boxes[seen.id].files.clear()
         turn = its_turn(str(seen.name), BORN)
@@ -93,9 +99,11 @@ def test_one_that_nobody_has_written_goes_once_it_sleeps() -> None:
 
 def test_a_record_without_a_date_is_told_and_holds_its_key_no_longer_than_another_one() -> None:
     async def main() -> None:
-        host = FakeHost(latency=0.001)
+        host = host_at_that_time()
         await kept(host, "record")
-        later = records(host, BORN + LASTS + timedelta(seconds=1))
+        past = BORN + LASTS + timedelta(seconds=1)
+        host.now = lambda: past
+        later = records(host, past)
         assert await records(host).look(RACE) is not None
         assert await later.look(RACE) is None
         assert isinstance(await later.claim(RACE, "", "another"), OwnRecord)
