@@ -112,14 +112,18 @@ def sandbox_of(place: Place, session: str) -> SandboxRecord | None:
 
 def workers(place: Place, session: str) -> list[str]:
     """The names of the session's workers that run now."""
-    sandbox = sandbox_of(place, session)
-    if sandbox is None:
-        return []
-    listed = ask(place, lambda host: host.process_names(sandbox.id))
-    if isinstance(listed, Absent):  # the sandbox has failed
-        return []
-    assert isinstance(listed, Sequence), listed
-    return [process.name for process in listed if process.running and process.name.startswith(WORKER_NAMES)]
+
+    async def look(host: SandboxHost) -> Sequence[ProcessState]:
+        sandbox = await host.find(place.sandbox(session))
+        if isinstance(sandbox, Absent):
+            return []
+        listed = await host.process_names(running(sandbox).id)
+        if isinstance(listed, Absent):  # the sandbox has failed
+            return []
+        assert isinstance(listed, Sequence), listed
+        return listed
+
+    return [process.name for process in ask(place, look) if process.running and process.name.startswith(WORKER_NAMES)]
 
 
 def kill_the_worker(place: Place, session: str) -> bool:
