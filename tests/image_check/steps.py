@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,10 @@ class BuiltRoot:
     folder: str = "/"
     command: list[str] = field(default_factory=list)
 
+    def begun_anew(self, folder: Path) -> BuiltRoot:
+        """What a stage is that begins with this one."""
+        return replace(self, root=Root.copied(self.root.directory, folder), env=dict(self.env))
+
     @property
     def environ(self) -> dict[str, str]:
         name = self.user.split(":")[0]
@@ -47,17 +51,19 @@ class BuiltRoot:
 
 
 def build(text: str, context: Path, base: Path, place: Path, say: Callable[[str], None]) -> BuiltRoot:
-    """Each stage becomes a folder in `place`, made from `base` whatever its FROM names. Raises StepFailed."""
+    """Each stage becomes a folder in `place`, made from the earlier stage that its FROM names, or else from `base`,
+    whatever that is. The last one. Raises StepFailed."""
     stages: dict[str, BuiltRoot] = {}
     args: dict[str, str] = {}
     built: BuiltRoot | None = None
     for step in steps(text):
         where = f"line {step.line}: {step.instruction}"
         if step.instruction == "FROM":
-            _, _, name = step.text.partition(" AS ")
-            built = BuiltRoot(Root.copied(base, place / f"stage{len(stages)}"))
+            source, _, name = _filled(step.text, args).partition(" AS ")
+            earlier, folder = stages.get(source.strip()), place / f"stage{len(stages)}"
+            built = BuiltRoot(Root.copied(base, folder)) if earlier is None else earlier.begun_anew(folder)
             stages[name.strip() or str(len(stages))] = built
-            say(f"{where} {_filled(step.text, args)}: the base is {base}")
+            say(f"{where} {source} {name}: the base is {earlier.root.directory if earlier else base}")
         elif step.instruction == "ARG":
             name, _, value = step.text.partition("=")
             args[name] = value

@@ -53,7 +53,9 @@ class Usage:
 
 async def read(settings: Settings, organization: str) -> Usage | str:
     """A text says why it could not be read."""
-    import tensorlake.usage  # noqa: F401 - not in the thread: one that imports the package meanwhile sees half of it
+    # Not in the thread, where its errors import the rest: one that imports the package meanwhile sees half of it.
+    import tensorlake.applications
+    import tensorlake.usage  # noqa: F401
 
     try:
         async with asyncio.timeout(_SECONDS):
