@@ -53,9 +53,7 @@ class Usage:
 
 async def read(settings: Settings, organization: str) -> Usage | str:
     """A text says why it could not be read."""
-    # Not in the thread, where its errors import the rest: one that imports the package meanwhile sees half of it.
-    import tensorlake.applications
-    import tensorlake.usage  # noqa: F401
+    import tensorlake.usage  # noqa: F401 - not in the thread: one that imports the package meanwhile sees half of it
 
     try:
         async with asyncio.timeout(_SECONDS):
@@ -63,7 +61,17 @@ async def read(settings: Settings, organization: str) -> Usage | str:
     except TimeoutError:
         return f"no answer in {_SECONDS:g} s"
     except Exception as error:  # the edge: the SDK's errors have no common class of their own
-        return certificate_advice(error) or printable(f"{type(error).__name__}: {error}", 300)
+        return certificate_advice(error) or printable(_said(error), 300)
+
+
+def _said(error: Exception) -> str:
+    """The SDK imports the whole of itself to put an error into words of its own, which fails in a process with Google's
+    libraries (both bring `google.rpc.Status`). Then what the error was about is told."""
+    about = error.__context__ if isinstance(error, TypeError | ImportError) else None
+    if about is None or len(about.args) != 3:
+        return f"{type(error).__name__}: {error}"
+    _, status, message = about.args
+    return "the key is not authorized for it (HTTP 403)" if status == 403 else f"HTTP {status}: {message}"
 
 
 def _read(settings: Settings, organization: str) -> Usage:
