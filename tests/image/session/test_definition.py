@@ -9,7 +9,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -258,6 +258,9 @@ def test_git_works_at_once_with_an_identity_that_a_repository_overrides(service:
         assert "code=128" in refused
 
 
+FOUND: Final = 'import importlib.util as i, sys; print(sys.prefix); print(i.find_spec("anthropic").origin)'
+
+
 def test_the_shell_has_what_the_base_image_sets(tmp_path: Path, service: RunningService) -> None:
     (tmp_path / "Dockerfile").write_text(
         'FROM debian\nENV JAVA_HOME=/opt/java GREETING="hello there" PATH=/opt/java/bin:$PATH\n'
@@ -266,11 +269,12 @@ def test_the_shell_has_what_the_base_image_sets(tmp_path: Path, service: Running
     with sandbox(service, "based") as shell:
         for flags in ((), ("-l",)):
             said = shell(
-                "echo $JAVA_HOME; echo $GREETING; echo $PATH; python3 -c 'import anthropic, sys; print(sys.prefix)'",
+                f"echo $JAVA_HOME; echo $GREETING; echo $PATH; python3 -c '{FOUND}'",
                 *flags,
             )
-            java, greeting, path, prefix = said.splitlines()
+            java, greeting, path, prefix, package = said.splitlines()
             assert (java, greeting, prefix) == ("/opt/java", "hello there", "/opt/hands/venv")
+            assert package.startswith("/opt/hands/venv/") and package.endswith("/anthropic/__init__.py")
             assert "/opt/java/bin" in path.split(":")
 
 

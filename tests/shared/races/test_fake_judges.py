@@ -13,10 +13,14 @@ from tests.support.world import Place
 SAY: Final = (
     "import atexit, os\nos.write(1, b'score=1000000\\n')\natexit.register(lambda: os.write(1, b'score=1000000\\n'))\n"
 )
-INTO_SCORE: Final = (
-    "(while sleep 0.01; do for f in /tmp/race-*/score /tmp/race-*/*/score; do echo 1000000 > $f; done; done)"
-    " >/dev/null 2>&1 &"
-)
+INTO_SCORE: Final = """python3 -S -c '
+import contextlib, glob, time
+while True:
+    for name in glob.glob("/tmp/race-*/score") + glob.glob("/tmp/race-*/*/score"):
+        with contextlib.suppress(OSError), open(name, "w") as file:
+            file.write("1000000")
+    time.sleep(0.01)
+' >/dev/null 2>&1 &"""
 FORGED: Final = '<testsuite tests="2"><testcase name="a"/><testcase name="b"/></testsuite>'
 SHELL: Final = "#!/bin/sh\necho score=1000000\n"
 # What a branch runs, and the files it brings.

@@ -24,8 +24,9 @@ from image.session.claim import (
     worker_path,
 )
 from image.session.definition import Recipe, build
-from infra.local.process import RunningService, start_service
+from infra.local.process import RunningService
 from tests.image.session.worker.harness import sandbox
+from tests.support.preloaded import forked_service
 
 API_KEY = "sk-ant-api03-fake-for-tests"
 ENVIRONMENT_KEY = "sk-ant-oat01-fake-for-tests"
@@ -76,7 +77,7 @@ class OfflineClaude:
 def claude() -> Iterator[OfflineClaude]:
     keys = {"LOCAL_CLAUDE_API_KEY": API_KEY, "LOCAL_CLAUDE_ENVIRONMENT_KEY": ENVIRONMENT_KEY}
     with (
-        start_service("infra.local.claude", [], keys) as service,
+        forked_service("infra.local.claude", [], keys) as service,
         anthropic.Anthropic(api_key=API_KEY, base_url=service.url, max_retries=0) as api,
         anthropic.Anthropic(auth_token=ENVIRONMENT_KEY, base_url=service.url, max_retries=0) as queue,
     ):
@@ -101,7 +102,7 @@ def test_a_session_is_served_in_a_sandbox_of_the_image_as_the_agents_user(
 ) -> None:
     from tensorlake.sandbox import Sandbox
 
-    with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as service:
+    with forked_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as service:
         build(Recipe("agent-cli"), api_key="a-key", api_url=service.url)
         box = Sandbox.create(image="agent-cli", name="session-test", api_key="a-key", api_url=service.url)
         session_id = claude.begin("$ id -un; cat /proc/*/environ 2>/dev/null | tr '\\0' '\\n' | grep -c HANDS_")

@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,57 +52,99 @@ class ServedTools:
         return str(caught.value)
 
 
-def test_a_tool_answers_and_one_that_misbehaves_is_an_error_with_its_reason(tmp_path: Path, own: OwnTools) -> None:
-    async def scenario() -> None:
-        served = ServedTools(tmp_path, own)
-        assert await served.call("add", a=2, b=3) == "5"
-        user, folder, supervisor = (await served.call("where")).split()
-        assert (user, folder) == (str(os.getuid()), str(tmp_path))
-        assert [block["type"] for block in await served.call("picture")] == ["text", "image"]
-        assert "a\n" in await served.refused("add", a="two", b=3)
-        assert await served.refused("break_it", how="raise") == "LookupError: no such order; password none"
-        assert await served.refused("break_it", how="tool-error") == "told so"
-        assert "SystemExit" in await served.refused("break_it", how="leave")
-        long = await served.refused("break_it", how="long")
-        assert "200000 bytes" in long and len(long) < 3_000
-        assert "printed more than" in await served.refused("break_it", how="print")
-        died = await served.refused("break_it", how="die")
-        assert "ended with status 3" in died and "last words" in died
-        os.kill(int(supervisor), signal.SIGKILL)
-        assert "look before you repeat it" in await served.refused("add", a=1, b=1)
-        assert await served.call("add", a=1, b=1) == "2"
+@dataclass(frozen=True)
+class CallsOfAWorker:
+    """What one worker's agent got for each call, and what the worker's log had of it, by what was called."""
 
-    asyncio.run(scenario())
+    folder: Path
+    answers: dict[str, Any]
+    lines: dict[str, list[str]]
 
 
-def test_what_tools_print_and_how_they_fail_is_in_the_workers_log_line_by_line_and_bounded(
-    tmp_path: Path, own: OwnTools, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+class SaidInTheLog(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, own: OwnTools) -> Iterator[CallsOfAWorker]:
+    """One worker whose tools do all this in turn: each that takes its process along costs the next one a second."""
+    folder = tmp_path_factory.mktemp("served")
+    served = ServedTools(folder, own)
+    found = CallsOfAWorker(folder, {}, {})
+    logger, messages = logging.getLogger("image"), SaidInTheLog()
 
     def said(tool: str) -> list[str]:
         start = f"tool.says kind=public tool={tool} line="
-        return [each.removeprefix(start) for each in caplog.messages if each.startswith(start)]
+        return [each.removeprefix(start) for each in messages.seen if each.startswith(start)]
+
+    async def noted(step: str, tool: str, call: Callable[..., Awaitable[Any]], **given: Any) -> Any:
+        before = len(said(tool))
+        found.answers[step] = await call(tool, **given)
+        if step == "later":
+            while "printed later" not in said(tool):
+                await asyncio.sleep(0.05)
+        found.lines[step] = said(tool)[before:]
+        return found.answers[step]
 
     async def scenario() -> None:
-        served = ServedTools(tmp_path, own)
-        await served.call("add", a=2, b=3)
-        assert said("add") == ["adding"]
-        await served.refused("break_it", how="raise")
-        assert said("break_it")[-1] == "LookupError: no such order; password none"
-        assert any("some_tools.py" in line for line in said("break_it")), "the traceback"
-        await served.call("break_it", how="later")
-        while "printed later" not in said("break_it"):
-            await asyncio.sleep(0.02)
-        before = len(said("break_it"))
-        await served.refused("break_it", how="print")
-        flood = said("break_it")[before:]
-        assert 10 < len(flood) < 50 and flood[0] == "x" * 1_996 + " ..."
-        assert flood[-1] == "(more was printed, and is not kept)"
-        await served.refused("break_it", how="die")
-        assert said("break_it")[-1] == "last words"
+        await noted("add", "add", served.call, a=2, b=3)
+        supervisor = int((await noted("where", "where", served.call)).split()[-1])
+        await noted("picture", "picture", served.call)
+        await noted("no number", "add", served.refused, a="two", b=3)
+        for how in ("raise", "tool-error", "leave", "long"):
+            await noted(how, "break_it", served.refused, how=how)
+        await noted("later", "break_it", served.call, how="later")
+        for how in ("print", "die"):
+            await noted(how, "break_it", served.refused, how=how)
+        os.kill(supervisor, signal.SIGKILL)
+        await noted("nobody", "add", served.refused, a=1, b=1)
+        await noted("again", "add", served.call, a=1, b=1)
 
-    asyncio.run(asyncio.wait_for(scenario(), 120))
+    level = logger.level
+    logger.addHandler(messages)
+    logger.setLevel(logging.INFO)
+    try:
+        asyncio.run(asyncio.wait_for(scenario(), 240))
+        yield found
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(messages)
+
+
+def test_a_tool_answers_and_one_that_misbehaves_is_an_error_with_its_reason(told: CallsOfAWorker) -> None:
+    answers = told.answers
+    assert answers["add"] == "5"
+    user, folder, _ = answers["where"].split()
+    assert (user, folder) == (str(os.getuid()), str(told.folder))
+    assert [block["type"] for block in answers["picture"]] == ["text", "image"]
+    assert "a\n" in answers["no number"]
+    assert answers["raise"] == "LookupError: no such order; password none"
+    assert answers["tool-error"] == "told so"
+    assert "SystemExit" in answers["leave"]
+    assert "200000 bytes" in answers["long"] and len(answers["long"]) < 3_000
+    assert "printed more than" in answers["print"]
+    assert "ended with status 3" in answers["die"] and "last words" in answers["die"]
+    assert "look before you repeat it" in answers["nobody"]
+    assert answers["again"] == "2"
+
+
+def test_what_tools_print_and_how_they_fail_is_in_the_workers_log_line_by_line_and_bounded(
+    told: CallsOfAWorker,
+) -> None:
+    lines = told.lines
+    assert lines["add"] == ["adding"]
+    assert lines["raise"][-1] == "LookupError: no such order; password none"
+    assert any("some_tools.py" in line for line in lines["raise"]), "the traceback"
+    assert "printed later" in lines["later"]
+    flood = lines["print"]
+    assert 10 < len(flood) < 50 and flood[0] == "x" * 1_996 + " ..."
+    assert flood[-1] == "(more was printed, and is not kept)"
+    assert lines["die"][-1] == "last words"
 
 
 def test_a_worker_keeps_so_much_of_its_tools_whatever_the_other_end_sends(
