@@ -30,7 +30,7 @@ from tests.fuzz.stage import LOST_FILE, TOKEN, ask
 from tests.fuzz.wire import written
 from tests.support.checkout import ROOT
 
-CASES: Final = 2_000
+CASES: Final = 1_200
 ERROR: Final = b'{"error":{"type":"t","message":"%b"}}'
 
 

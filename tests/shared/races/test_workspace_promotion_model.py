@@ -109,7 +109,7 @@ class Expected:
 
 
 @given(base=EDITS, winner=EDITS, source=EDITS, on_conflict=st.sampled_from(POLICIES))
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_a_promotion_does_what_the_model_says(
     base: list[tuple[bytes, Any]],
     winner: list[tuple[bytes, Any]],
