@@ -119,7 +119,7 @@ class WorkService:
             elif fault is BeatFault.GARBAGE_AFTER:
                 body = "<html>"
             elif fault is BeatFault.SLOW_AFTER:
-                delay = 7.0
+                delay = 14.0
             self.beats.append(Beat(expected, token, status, time.monotonic()))
             return status, body, delay
 
