@@ -18,6 +18,7 @@ from image.session.claim import Claim, Ended, Exit
 from image.session.worker.call_notes import CallNotes
 from image.session.worker.credentials import token_of
 from image.session.worker.fork_tool import with_fork
+from image.session.worker.history import read_again
 from image.session.worker.http_client import proxy_for
 from image.session.worker.lease import Lease, Verdict
 from image.session.worker.lease_transport import LeaseTransport
@@ -120,7 +121,7 @@ async def _serve(
     worker = EnvironmentWorker(client, tools=tools, workdir=claim.workdir, max_idle=claim.max_idle)
     loop = asyncio.get_running_loop()
     # A scope, not the task, is cancelled: that respects what the SDK shields, the tool in flight before all.
-    with anyio.CancelScope() as scope, guarded(notes, spans, not_ready):
+    with anyio.CancelScope() as scope, guarded(notes, spans, not_ready), read_again():
 
         def wind_down() -> None:
             if setup is not None:

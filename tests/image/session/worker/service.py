@@ -61,6 +61,7 @@ class WorkService:
     requests: list[str] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    history_failures: int = 0  # so many reads of the events are answered 500
     drip: float | None = None  # seconds between the bytes of an answer
     targets: list[str] = field(default_factory=list)  # request targets as sent
     proxy_credentials: str | None = None
@@ -199,8 +200,12 @@ class _ServiceHandler(BaseHTTPRequestHandler):
             self._stream()
         elif parts.path.endswith("/events"):
             with self.service.lock:
-                page = list(self.service.events)
-            self._answer(200, {"data": page, "next_page": None})
+                page, fails = list(self.service.events), self.service.history_failures > 0
+                self.service.history_failures -= fails
+            if fails:
+                self._answer(500, _error("api_error"))
+            else:
+                self._answer(200, {"data": page, "next_page": None})
         elif parts.path == f"/v1/sessions/{SESSION}":
             self._answer(200, self.service.session())
         elif "/memories" in parts.path:

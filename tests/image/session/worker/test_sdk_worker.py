@@ -106,6 +106,15 @@ def test_every_kind_of_doubtful_beat_is_survived(tmp_path: Path) -> None:
         assert len(service.results) == 2
 
 
+def test_i1_a_call_from_before_the_stream_runs_though_the_history_could_not_be_read_at_first(tmp_path: Path) -> None:
+    """The SDK's client tries three times at each reading, and its runner reads once while the stream lasts."""
+    with running(tool_calls=[READ], history_failures=5) as service, sandbox(tmp_path) as box:
+        service.ack()
+        worker = box.start(make_claim(service.url, box.workdir))
+        assert worker.exit() is Exit.SERVED, worker.report()
+        assert (service.history_failures, len(service.results)) == (0, 1)
+
+
 def test_an_answer_that_comes_too_late_is_a_lost_one(tmp_path: Path) -> None:
     calls = [("bash", {"command": "sleep 9"}), READ]
     faults = [BeatFault.NONE, BeatFault.NONE, BeatFault.SLOW_AFTER]

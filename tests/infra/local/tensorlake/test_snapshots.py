@@ -190,8 +190,11 @@ def test_a_copy_beyond_the_quota_fails_for_itself(stage: TensorlakeStage) -> Non
 def test_a_busy_source_is_refused(stage: TensorlakeStage) -> None:
     source = stage.named()
     path = f"/sandboxes/{source.sandbox_id}/snapshot"
-    source.write_file("/workspace/big", b"x" * 30_000_000)
-    assert [stage.post(path).status_code for _ in range(2)] == [202, 409]
+    stage.settings(snapshot_local_seconds=60)
+    try:
+        assert [stage.post(path).status_code for _ in range(2)] == [202, 409]
+    finally:
+        stage.settings(snapshot_local_seconds=0.0)
 
 
 def test_a_sleeper_is_snapshotted_without_being_woken(stage: TensorlakeStage) -> None:
