@@ -14,7 +14,7 @@ All routes are under `/_admin/` and want the header `X-Admin-Token` with the tok
 | DELETE `webhooks/{id}`, POST `webhooks/{id}/enable` | one endpoint |
 | POST `healthchecks` | a healthcheck item: `{"environment_id": "..."}` |
 | POST `work/{id}/lapse` | the item's lease ends now |
-| POST `work/{id}/age` | so much time passes for the item alone: `{"seconds": 60}` |
+| POST `work/{id}/age` | time passes for the item alone, or since its creation: `{"seconds": 60, "created"?: false}` |
 | POST `streams/close` | every event stream ends: `{"session_id"?: "..."}` |
 | GET, PUT `script` | the scripted brain's YAML |
 | GET, DELETE `requests` | counts by route and the last requests |
@@ -121,11 +121,14 @@ def admin_routes(platform: ClaudePlatform, log: RequestLog) -> list[Route]:
         return JSONResponse(item.as_json())
 
     async def age(request: Request) -> Response:
-        seconds = (await json_body(request)).get("seconds")
+        asked = await json_body(request)
+        seconds, created = asked.get("seconds"), asked.get("created", True)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _LONGEST_AGE:
             raise invalid(f"seconds: expected a number from 0 to {_LONGEST_AGE}")
+        if not isinstance(created, bool):
+            raise invalid("created: expected true or false")
         item = platform.queue.find(request.path_params["work_id"])
-        platform.queue.age(item, float(seconds))
+        platform.queue.age(item, float(seconds), created=created)
         return JSONResponse(item.as_json())
 
     async def close_streams(request: Request) -> Response:

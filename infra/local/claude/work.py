@@ -271,11 +271,12 @@ class OfflineWorkQueue:
         if item.state in (State.STARTING, State.ACTIVE):
             self._requeue(item, "lease lapsed on request")
 
-    def age(self, item: OfflineWorkItem, seconds: float) -> None:
-        """Let so much time pass for this item alone: all that happened to it happened so much earlier. Leases and
-        reservations that this makes too old lapse as if the time had been waited for."""
+    def age(self, item: OfflineWorkItem, seconds: float, *, created: bool = True) -> None:
+        """Let so much time pass for this item alone: all that happened to it happened so much earlier, its creation
+        too unless not `created`, for the list stays in the order of that. Leases and reservations that this makes too
+        old lapse as if the time had been waited for."""
         earlier = timedelta(seconds=seconds)
-        for name in _MOMENTS:
+        for name in _MOMENTS if created else _MOMENTS[1:]:
             moment = getattr(item, name)
             if moment is not None:
                 setattr(item, name, moment - earlier)
