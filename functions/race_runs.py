@@ -22,8 +22,6 @@ from shared.capability import Capability
 from shared.deadline import Deadline
 
 if TYPE_CHECKING:
-    from functions.race_wishes import HeaderWishes
-    from functions.recorded_races import Asked
     from shared.races.events import OnEvent
     from shared.races.report import RaceReport
     from shared.races.request import RaceRequest
@@ -47,11 +45,14 @@ async def answered(
     race_admission.log_asked(race, caller)
     run = partial(run_asked, race, state, caller, deadline)
     if _has_wishes(request) and not race.dry_run:
-        from functions.race_wishes import wishes_of
+        from functions.race_wishes import digest_of, wishes_of
 
         wishes = wishes_of(request)
         if wishes.key is not None or wishes.respond_async:
-            asked = await _asked(wishes, body, race, state, caller, deadline)
+            from functions.recorded_races import Asked
+
+            digest = await asyncio.to_thread(digest_of, body)
+            asked = Asked.of(state.recorded, state.settings, wishes, race, caller, digest, run, deadline)
             if state.recorded.lives_on:
                 return await asked.answer(request, streams=streams)
             from functions.handed_races import handed
@@ -65,22 +66,6 @@ async def answered(
 
 def _has_wishes(request: Request) -> bool:
     return "idempotency-key" in request.headers or "prefer" in request.headers
-
-
-async def _asked(
-    wishes: HeaderWishes,
-    body: bytes,
-    race: RaceRequest,
-    state: FunctionsState,
-    caller: Capability | None,
-    deadline: Deadline | None,
-) -> Asked:
-    from functions.race_wishes import digest_of
-    from functions.recorded_races import Asked
-
-    digest = await asyncio.to_thread(digest_of, body)
-    run = partial(run_asked, race, state, caller, deadline)
-    return Asked.of(state.recorded, state.settings, wishes, race, caller, digest, run, deadline)
 
 
 async def run_asked(

@@ -17,6 +17,8 @@ from infra.cli.environ import Loaded
 from infra.cli.tools import own_tools
 from shared.errors import SettingsError
 from shared.secret import Secret
+from shared.telemetry import LONGEST_MESSAGE
+from shared.texts import printable
 
 
 def build(loaded: Loaded) -> int:
@@ -37,7 +39,7 @@ def build(loaded: Loaded) -> int:
             recipe,
             api_key=key.reveal(),
             api_url=loaded.environ.get("TENSORLAKE_API_URL", "").strip() or None,
-            emit=_progress,
+            emit=progress,
         )
     except BadRecipe as error:
         raise SettingsError(str(error)) from None
@@ -50,7 +52,8 @@ def build(loaded: Loaded) -> int:
     return 0
 
 
-def _progress(event: Mapping[str, Any]) -> None:
+def progress(event: Mapping[str, Any]) -> None:
+    """Shows what a build says of itself."""
     message = event.get("message")
     if isinstance(message, str) and message.strip():
-        print(f"  {message.rstrip()}", file=sys.stderr)
+        print(f"  {printable(message.rstrip(), LONGEST_MESSAGE)}", file=sys.stderr, flush=True)

@@ -223,5 +223,7 @@ def _say(text: str) -> None:
 
 
 def _say_log(event: Mapping[str, Any]) -> None:
+    from infra.cli.build import progress
+
     if event.get("type") == "build_log":
-        _say(f"  {printable(str(event.get('message')), LONGEST_MESSAGE)}")
+        progress(event)

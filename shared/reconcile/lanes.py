@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from shared.reconcile.repairs import Done, Failed, Outcome, Repair
 from shared.reports import CAPPED, Act
+
+_T = TypeVar("_T")
 
 AT_ONCE: Final = 8
 _LANES: Final = (
@@ -25,6 +27,17 @@ _LANES: Final = (
     frozenset({Act.END_NAMELESS, Act.END_RACE, Act.DELETE_SNAPSHOT, Act.END_PREPARED}),
 )
 _LANE_OF: Final = {act: number for number, lane in enumerate(_LANES) for act in lane}
+
+
+async def side_by_side(do: Callable[[_T], Coroutine[Any, Any, None]], whom: Sequence[_T]) -> None:
+    """`do` for each of them. One alone, and none, are most often, and need no task."""
+    if len(whom) < 2:
+        for each in whom:
+            await do(each)
+    else:
+        async with asyncio.TaskGroup() as group:
+            for each in whom:
+                group.create_task(do(each))
 
 
 class Lanes:
@@ -52,13 +65,7 @@ class Lanes:
     async def run(self, repairs: Sequence[Repair]) -> None:
         """All of them, each lane in the given order. What is cut off stays in `waiting`."""
         self.waiting += repairs
-        if len(repairs) < 2:  # most often
-            for repair in repairs:
-                await self._one(repair)
-            return
-        async with asyncio.TaskGroup() as group:
-            for repair in repairs:
-                group.create_task(self._one(repair))
+        await side_by_side(self._one, repairs)
 
     async def _one(self, repair: Repair) -> None:
         async with self._places[_LANE_OF[repair.act]]:

@@ -39,7 +39,7 @@ from shared.ports import (
     WorkQueue,
 )
 from shared.reconcile.executor import RepairExecutor
-from shared.reconcile.lanes import AT_ONCE, Lanes
+from shared.reconcile.lanes import AT_ONCE, Lanes, side_by_side
 from shared.reconcile.lookups import Lookups, idle, questions, ring_share, touch_left
 from shared.reconcile.plan import due, snapshots_due
 from shared.reconcile.prepared import prepared_due, preparing_due
@@ -120,7 +120,7 @@ class _Pass:
         return report
 
     async def _reported_pass(self, only: str | None) -> ReconcileReport:
-        world: World | None = None
+        world = World(self._of.now())
         try:
             async with asyncio.timeout(self._deadline.left()):
                 world = await (self._look() if only is None else self._look_at(only))
@@ -131,8 +131,8 @@ class _Pass:
             self._alarms.append("time ran out")
         report = ReconcileReport(
             environment_id=self._of.environment.id,
-            sandboxes=None if world is None or not world.listed else len(world.sandboxes),
-            items=None if world is None or world.items is None else world.items.count,
+            sandboxes=len(world.sandboxes) if world.listed else None,
+            items=None if world.items is None else world.items.count,
             lookups=self._lookups,
             actions=tuple(sorted(self._actions, key=lambda action: _PLACES[action.act])),
             needs_interrupt=tuple(self._needs_interrupt),
@@ -418,12 +418,7 @@ class _Pass:
 
         try:
             async with asyncio.timeout(self._deadline.left() / 2):
-                if len(asked) == 1:  # most often
-                    await one(asked[0])
-                else:
-                    async with asyncio.TaskGroup() as group:
-                        for question in asked:
-                            group.create_task(one(question))
+                await side_by_side(one, asked)
         except TimeoutError:
             missing = [question for question in asked if question not in answers]
             self._alarms.append(f"{len(missing)} look-up(s) had no answer in time: {_some(missing)}")

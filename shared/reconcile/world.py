@@ -132,9 +132,9 @@ class World:
             if names.belongs_to(kind := names.parse(prefix, record.name), environment_id)
         }
         ours = [
-            OurSandbox(project[sandbox_id], project[sandbox_id].name or "", kind)
-            for sandbox_id, kind in kinds.items()
-            if project[sandbox_id].status not in OVER
+            OurSandbox(record, record.name or "", kinds[record.id])
+            for record in project.values()
+            if record.id in kinds and record.status not in OVER
         ]
         return cls(now, ours, items, project, kinds, listed)
 

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from anthropic.lib.tools import ToolError
 from anthropic.lib.tools._beta_session_runner import SessionToolRunner
 
+from image.session.worker import runner_steps
 from image.session.worker.call_notes import CallNotes
 from image.session.worker.spans import Spans
 
-# The runner's own step from a call's event to its result. It is private, and the only place that knows the call's id;
-# a sandbox whose SDK has none serves without notes (its version differs from the functions' one, which is reported).
+# The runner's own step from a call's event to its result: the only place that knows the call's id.
 _STEP: Final = "_call_tool"
 
 log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def guarded(notes: CallNotes, spans: Spans, not_ready: Callable[[], Awaitable[str]]) -> Iterator[None]:
+def guarded(notes: CallNotes, spans: Spans, not_ready: Callable[[], Awaitable[str]]) -> AbstractContextManager[None]:
     """Within, each call is noted while it runs, and one that killed its workers is answered with an error. Before it
     runs it waits for `not_ready`, which tells why it must not run at all, or nothing."""
-    run: Any = getattr(SessionToolRunner, _STEP, None)
-    if run is None:
-        log.warning("calls.unguarded: this SDK's runner has no %s", _STEP)
-        yield
-        return
 
-    async def call(runner: SessionToolRunner, tool: Any, event: Any, arguments: dict[str, object]) -> Any:
-        known = {"gen_ai.tool.name": event.name, "gen_ai.tool.call.id": event.id}
-        with spans.span(f"execute_tool {event.name}", {"gen_ai.operation.name": "execute_tool", **known}) as told:
-            refusal = notes.refusal(event.id) or await not_ready()
-            if refusal:
-                log.warning("call.refused call=%s tool=%s", event.id, event.name)
-                told["error.type"] = "refused"
-                return await run(runner, _Refusing(refusal), event, arguments)
-            notes.began(event.id)
-            try:
-                return await run(runner, tool, event, arguments)
-            finally:
-                notes.ended()
+    def wrap(run: Any) -> Any:
+        async def call(runner: SessionToolRunner, tool: Any, event: Any, arguments: dict[str, object]) -> Any:
+            known = {"gen_ai.tool.name": event.name, "gen_ai.tool.call.id": event.id}
+            with spans.span(f"execute_tool {event.name}", {"gen_ai.operation.name": "execute_tool", **known}) as told:
+                refusal = notes.refusal(event.id) or await not_ready()
+                if refusal:
+                    log.warning("call.refused call=%s tool=%s", event.id, event.name)
+                    told["error.type"] = "refused"
+                    return await run(runner, _Refusing(refusal), event, arguments)
+                notes.began(event.id)
+                try:
+                    return await run(runner, tool, event, arguments)
+                finally:
+                    notes.ended()
 
-    setattr(SessionToolRunner, _STEP, call)
-    try:
-        yield
-    finally:
-        setattr(SessionToolRunner, _STEP, run)
+        return call
+
+    return runner_steps.wrapped(_STEP, wrap, "calls.unguarded")
 
 
 class _Refusing:
