@@ -6,7 +6,8 @@ The copies are one server under uvicorn, one of functions-framework under gunico
 both servers, some twice and out of order. Each session has three turns of one tool call each, which appends a line of
 its own to a file: the second turn comes while the worker idles, the third after it has left. In the end the faults
 stop, what is unanswered is waited for, the lines are counted, the sandboxes are looked into, the sessions are archived,
-and the tick loops must clean up after them. Prints a report; exit status 1 where it has problems.
+and the tick loops must clean up after them. Three in four sessions are judged and ended so while the faults last.
+Prints a report; exit status 1 where it has problems.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import anthropic
 import httpx2
 
 from tests.faults import soak_agents, soak_requests
 from tests.faults.soak_ailing import ailing
-from tests.faults.soak_judge import clean_up, count_calls, judge, look_into_sandboxes, settle
+from tests.faults.soak_judge import clean_up, count_calls, count_in_weather, judge, look_into_sandboxes, overdue, settle
 from tests.faults.soak_redeploy import redeployed
-from tests.faults.soak_report import Report
-from tests.faults.soak_users import play_all
+from tests.faults.soak_report import Played, Report
+from tests.faults.soak_users import User, play_all
 from tests.faults.soak_weather import Scene, weather
 from tests.support.footprint import watching
 from tests.support.preloaded import Preloaded
@@ -66,6 +69,10 @@ some twenty workers that start at the same moment all lose theirs, are started a
 PATIENCE: Final = 150.0
 """Seconds that a user waits for one answer."""
 TICK_PAUSE: Final = 1.0
+ENDED: Final = 0.75
+"""Of the sessions, how many their users archive or delete when they are through."""
+AT_REST: Final = 60.0
+"""Seconds in which a session's work ends after its last answer."""
 COPIES_IN_WEATHER: Final = 7
 """Four, the one that is redeployed beside its successor, and the one that ails."""
 
@@ -152,7 +159,9 @@ def ticking(place: Place, report: Report) -> Iterator[int]:
                 tail = errors.read().decode(errors="replace")[-2000:]
                 report.problems.append(f"a tick loop ended with {process.returncode}: {tail}")
             else:
-                report.ticks.update(json.loads(said.splitlines()[-1]))
+                told = json.loads(said.splitlines()[-1])
+                report.ticks.update(told["counts"])
+                report.failures.update(told["failures"])
 
 
 @contextlib.contextmanager
@@ -195,6 +204,34 @@ def bad_times(scene: Scene, place: Place, report: Report, seconds: float) -> Ite
         yield
 
 
+def leaving(
+    place: Place, report: Report, ended: dict[str, float], *, weather: bool
+) -> Callable[[User, Played, random.Random, threading.Event], None]:
+    """How a user leaves its session: three in four are judged at once and archived or deleted, the others stay until
+    the end. One that is not at rest within a minute stays, too. `ended` gets when each was (`time.monotonic`)."""
+
+    def leave(user: User, played: Played, chance: random.Random, over: threading.Event) -> None:
+        end_it = user.archive if chance.random() < 0.5 else user.delete
+        if chance.random() >= ENDED:
+            return
+        late = time.monotonic() + AT_REST
+        while not user.rested(played.session):
+            if over.wait(1.0) or time.monotonic() > late:
+                return
+
+        def given_up() -> bool:
+            return over.is_set() or time.monotonic() > late + AT_REST
+
+        if not count_in_weather(place, played, report, given_up, weather=weather):
+            return
+        look_into_sandboxes(place, [played], report)
+        with contextlib.suppress(anthropic.BadRequestError):  # it runs again: its call waited for nobody
+            end_it(played.session)
+            ended[played.session] = time.monotonic()
+
+    return leave
+
+
 def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -> Report:
     """Everything, from the two services on. Leaves nothing behind, however it ends."""
     report = Report(options.sessions)
@@ -211,6 +248,7 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
         with copies(place, report) as pids:
             say(f"four copies run: {', '.join(pids)}")
             began = time.monotonic()
+            ended: dict[str, float] = {}
             scene = Scene(world, pids, random.Random(options.seed), options.lease)
             with (
                 watching(pids, max(0.5, options.seconds / 120)) as watch,
@@ -229,17 +267,21 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
                         say,
                         think=options.think,
                         seed=options.seed,
+                        leave=leaving(place, report, ended, weather=options.weather),
                     )
+                overdue(place, ended, report, options.settle * options.slower)
             report.seconds = time.monotonic() - began
             report.peaks = watch.peaks()
             report.growths = watch.growths(warm_up=0.25 * report.seconds)
             say("the faults are over; what is unanswered is waited for")
             soak_agents.end(place, bad)
-            unanswered = settle(place, played, options.settle * options.slower)
-            count_calls(place, played, report, weather=options.weather)
-            look_into_sandboxes(place, played, report)
-            say("the sessions are archived")
-            clean_up(place, played, report, options.settle * options.slower)
+            report.ended = len(ended)
+            kept = [each for each in played if each.session not in ended]
+            unanswered = settle(place, kept, options.settle * options.slower)
+            count_calls(place, kept, report, weather=options.weather)
+            look_into_sandboxes(place, kept, report)
+            say("the sessions that are left are archived")
+            clean_up(place, kept, report, options.settle * options.slower)
         number = COPIES_IN_WEATHER if options.weather else len(pids)
         judge(report, played, unanswered, place, users=options.users, copies=number)
     return report

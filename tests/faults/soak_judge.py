@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import anthropic
 
 from shared import names
 from shared.adapters.open_calls import LOST_CALL
+from shared.claims.dispatcher import Dispatcher
 from shared.ports import Absent, SandboxRecord
 from tests.faults.soak_report import Played, Report
 from tests.faults.soak_users import TURNS, User
@@ -65,24 +66,58 @@ def count_calls(place: Place, played: Sequence[Played], report: Report, *, weath
     async def count() -> None:
         async with place.dispatcher() as dispatcher:
             for each in played:
-                found = await dispatcher.host.find(place.sandbox(each.session))
-                if not isinstance(found, SandboxRecord):
-                    report.problems.append(f"{each.session}: no sandbox to count in: {found}")
-                    continue
-                data = await dispatcher.host.read_file(found.id, "/workspace/runs", 100_000)
-                lines = Counter(data.decode().split() if isinstance(data, bytes) else [])
-                report.calls += lines.total()
-                doubled = sum(count - 1 for count in lines.values())
-                told = lost_calls(place, each.session)
-                report.told += len(told)
-                turns = {f"{each.mark}-{turn}" for turn in range(1, TURNS + 1)}
-                wrong = not set(lines) <= turns or len(turns - set(lines)) > (len(told) if weather else 0)
-                if wrong or doubled > each.interrupts:
-                    why = "" if isinstance(data, bytes | Absent) else f" ({data})"
-                    why += "".join(f"; told: {text[:300]!r}" for text in told)
-                    report.problems.append(f"{each.session}: calls {dict(lines)}, interrupts {each.interrupts}{why}")
+                data = await _lines(dispatcher, place.sandbox(each.session))
+                if isinstance(data, str):
+                    report.problems.append(f"{each.session}: {data}")
+                else:
+                    _judge_lines(place, each, data, report, weather=weather)
 
     asyncio.run(count())
+
+
+def count_in_weather(
+    place: Place, played: Played, report: Report, given_up: Callable[[], bool], *, weather: bool = False
+) -> bool:
+    """The same for one session while the faults last, with a new try for each answer that fails; False where it is
+    `given_up` before."""
+
+    async def count() -> bytes | None:
+        async with place.dispatcher() as dispatcher:
+            while not given_up():
+                data = await _lines(dispatcher, place.sandbox(played.session))
+                if isinstance(data, bytes):
+                    return data
+                await asyncio.sleep(1.0)
+        return None
+
+    data = asyncio.run(count())
+    if data is None:
+        return False
+    _judge_lines(place, played, data, report, weather=weather)
+    return True
+
+
+async def _lines(dispatcher: Dispatcher, name: str) -> bytes | str:
+    """What the session's calls have left; none where the file is not there. Or why it cannot be told."""
+    found = await dispatcher.host.find(name)
+    if not isinstance(found, SandboxRecord):
+        return f"no sandbox to count in: {found}"
+    data = await dispatcher.host.read_file(found.id, "/workspace/runs", 100_000)
+    return b"" if isinstance(data, Absent) else data if isinstance(data, bytes) else f"its lines are not known: {data}"
+
+
+def _judge_lines(place: Place, played: Played, data: bytes, report: Report, *, weather: bool) -> None:
+    lines = Counter(data.decode().split())
+    doubled = sum(count - 1 for count in lines.values())
+    told = lost_calls(place, played.session)
+    turns = {f"{played.mark}-{turn}" for turn in range(1, TURNS + 1)}
+    with report.lock:
+        report.calls += lines.total()
+        report.told += len(told)
+        wrong = not set(lines) <= turns or len(turns - set(lines)) > (len(told) if weather else 0)
+        if wrong or doubled > played.interrupts:
+            why = "".join(f"; told: {text[:300]!r}" for text in told)
+            report.problems.append(f"{played.session}: calls {dict(lines)}, interrupts {played.interrupts}{why}")
 
 
 def lost_calls(place: Place, session: str) -> list[str]:
@@ -100,7 +135,8 @@ def look_into_sandboxes(place: Place, played: Sequence[Played], report: Report) 
     known = {place.sandbox(each.session): each.session for each in played}
     keys = [place.environ[name] for name in _SECRETS] + [API_KEY, KEY, TOKEN, *report.rotated]
     wanted = [key.encode() for key in keys]
-    for box in place.world.tensorlake_admin.get("state")["sandboxes"]:
+    named = f"?named={next(iter(known))}" if len(known) == 1 else ""
+    for box in place.world.tensorlake_admin.get(f"state{named}")["sandboxes"]:
         session = known.get(box["name"] or "")
         if session is None:
             continue
@@ -108,8 +144,10 @@ def look_into_sandboxes(place: Place, played: Sequence[Played], report: Report) 
             why = box.get("termination_reason")
             report.problems.append(f"{session}: its sandbox was ended before it was over: {why}")
         elif "box" in box:
-            for where, data in _readable(box["box"]):
-                report.looked += 1
+            found = list(_readable(box["box"]))
+            with report.lock:
+                report.looked += len(found)
+            for where, data in found:
                 if any(secret in data for secret in wanted):
                     report.problems.append(f"{session}: a credential is in {where}")
 
@@ -129,8 +167,18 @@ def _readable(box: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
                 yield f"{part} of process {pid}", Path(f"/proc/{pid}/{part}").read_bytes()
 
 
+def overdue(place: Place, ended: Mapping[str, float], report: Report, seconds: float) -> None:
+    """While the faults last, too: what belongs to a session that was archived or deleted more than so long ago is
+    gone. `ended`: by session, when (`time.monotonic`)."""
+    now = time.monotonic()
+    due = {place.sandbox(session): now - when for session, when in ended.items() if now - when > seconds}
+    for box in place.world.tensorlake_admin.get("state")["sandboxes"]:
+        if box["status"] != "terminated" and (ago := due.get(box["name"] or "")) is not None:
+            report.problems.append(f"left: {box['name']} {box['status']}, {ago:.0f} s after its session's end")
+
+
 def clean_up(place: Place, played: Sequence[Played], report: Report, seconds: float) -> None:
-    """Archive all sessions and wait for the tick loops to end their sandboxes."""
+    """Archive all sessions that are not, and wait for the tick loops to end their sandboxes."""
     user = User(place)
     began = time.monotonic()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ class Report:
 
     wanted: int
     begun: int = 0
+    ended: int = 0
+    """Sessions that their users archived or deleted while the faults lasted."""
     turns: int = 0
     seconds: float = 0.0
     cleaned_in: float = 0.0
@@ -42,12 +45,16 @@ class Report:
     rotated: list[str] = field(default_factory=list, repr=False)
     """The environment keys that copies had beside the first one; no sandbox may have one."""
     ticks: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    """Why repairs of the tick loops failed, each reason without the ids in it."""
     growths: list[Growth] = field(default_factory=list)
     peaks: dict[str, tuple[float, int]] = field(default_factory=dict)
     """By copy, the most memory (MB) and the most open files of any sample."""
     busiest: int = 0
     """Requests to both services in the busiest minute."""
     problems: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Around every count that users' threads add to."""
 
     def text(self) -> str:
         rows = [
@@ -56,8 +63,11 @@ class Report:
             f"requests {self.requests}, of these spoiled {sum(self.faults.values())}: "
             + ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items())),
             "tick loops: " + ", ".join(f"{name} {count}" for name, count in sorted(self.ticks.items())),
+            "repairs that failed: "
+            + (", ".join(f"{why} {count}" for why, count in self.failures.most_common(40)) or "none"),
             f"interrupted turns {self.interrupts}, agents told of a lost call {self.told};"
-            f" cleaned up in {self.cleaned_in:.0f} s; searched for credentials: {self.looked}",
+            f" ended on the way {self.ended},"
+            f" the others cleaned up in {self.cleaned_in:.0f} s; searched for credentials: {self.looked}",
             "weather: " + (", ".join(f"{name} {count}" for name, count in sorted(self.weather.items())) or "none"),
             f"the slowest session took {self.slowest:.0f} s; the busiest minute had {self.busiest} requests",
             f"{'copy':<14}{'samples':>8}{'MB before':>11}{'after':>8}{'files before':>14}{'after':>7}"

@@ -84,6 +84,13 @@ class User:
     def archive(self, session: str) -> None:
         self._api.beta.sessions.archive(session)
 
+    def delete(self, session: str) -> None:
+        self._api.beta.sessions.delete(session)
+
+    def rested(self, session: str) -> bool:
+        """Whether all was answered and the session's work has ended."""
+        return self.through(session) and self._place.item(session)["state"] == "stopped"
+
     def _count(self, session: str, kind: Literal["agent.message", "user.interrupt"]) -> int:
         return len(list(self._api.beta.sessions.events.list(session, types=[kind])))
 
@@ -114,9 +121,10 @@ def play_all(
     *,
     think: float = 0.0,
     seed: int = 0,
+    leave: Callable[[User, Played, random.Random, threading.Event], None] = lambda user, played, chance, over: None,
 ) -> list[Played]:
     """So many users at once, each with one session after the other, until count or time is reached. A user thinks for
-    up to twice `think` seconds before each further turn."""
+    up to twice `think` seconds before each further turn, and may `leave` a session as it likes."""
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(sessions):
         numbers.put(number)
@@ -134,7 +142,9 @@ def play_all(
                     numbers.get_nowait()
                 except queue.Empty:
                     return
-                played.append(user.play(patience, lambda: chance.uniform(0.0, 2.0 * think), over))
+                one = user.play(patience, lambda: chance.uniform(0.0, 2.0 * think), over)
+                played.append(one)
+                leave(user, one, chance, over)
         finally:
             user.close()
 

@@ -3,7 +3,8 @@
     python -m tests.support.scheduling SECONDS
 
 Settings come from the environment; SECONDS is the pause between two ticks. It prints a line when the first one is done.
-On SIGTERM it finishes its tick and prints what all of them did, as one line of JSON.
+On SIGTERM it finishes its tick and prints what all of them did, as one line of JSON: `counts`, and the reasons of the
+repairs that failed, `failures`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
+from typing import Final
 
 from shared.reports import TickReport
 from shared.service import Service
 from shared.settings import Settings
 from shared.telemetry import configure_logging
+
+_OF_ONE: Final = re.compile(r"[\w.-]*\d[\w.-]*")
+"""Ids, names, addresses and times."""
 
 
 def tally(report: TickReport) -> Counter[str]:
@@ -33,16 +39,28 @@ def tally(report: TickReport) -> Counter[str]:
     return counts
 
 
+def failures(report: TickReport) -> Counter[str]:
+    """The repairs that failed, by their reason without what is told of one target alone."""
+    return Counter(
+        f"{action.act.value}: {_OF_ONE.sub('…', action.problem)[:100]}"
+        for each in report.reconciled
+        for action in each.actions
+        if not action.done
+    )
+
+
 async def main() -> None:
     configure_logging(os.environ)
     pause = float(sys.argv[1])
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     service = Service(Settings.from_environ(os.environ))
-    counts: Counter[str] = Counter()
+    counts, failed = Counter[str](), Counter[str]()
     try:
         while not over.is_set():
-            counts += tally(await service.tick())
+            report = await service.tick()
+            counts += tally(report)
+            failed += failures(report)
             if counts["ticks"] == 1:
                 print("ticked", flush=True)
             try:
@@ -51,7 +69,7 @@ async def main() -> None:
                 continue
     finally:
         await service.aclose()
-    print(json.dumps(counts))
+    print(json.dumps({"counts": counts, "failures": failed}))
 
 
 if __name__ == "__main__":
