@@ -50,6 +50,7 @@ SDK: Final = (
 needs itself is here."""
 
 _BACKLOG: Final = 4096
+_FORKER: Final = threading.Lock()
 _execve: Final = os.execve
 _UNREADABLE: Final = 2  # an interpreter's status
 _NAMESPACES: Final = 0x10000000 | 0x20000 | 0x20000000 | 0x08000000 | 0x04000000
@@ -122,8 +123,14 @@ def forked_service(*arguments: Any, **options: Any) -> Any:
     return start_service(*arguments, **options, start=functools.partial(Preloaded, cwd=root))
 
 
-@functools.cache
 def _forker() -> socket.socket:
+    """The one of this process, though two threads ask at once."""
+    with _FORKER:
+        return _forker_of_this_process()
+
+
+@functools.cache
+def _forker_of_this_process() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(_place())
