@@ -263,7 +263,16 @@ def test_an_invocation_that_runs_out_of_time_answers_before_lambda_kills_it(benc
     assert asyncio.all_tasks(bench.process._loop) == set()
 
 
-@pytest.mark.parametrize("seconds, told", [(3.0, True), (12.0, True), (30.0, False), (60.0, False)])
+@pytest.mark.parametrize(
+    "seconds, told",
+    [
+        (3.0, True),
+        (12.0, True),
+        (aws_lambda.SHORTEST_TIMEOUT - 5.0, True),
+        (aws_lambda.SHORTEST_TIMEOUT, False),
+        (60.0, False),
+    ],
+)
 def test_a_time_out_in_which_nothing_can_be_claimed_is_named_at_the_first_invocation(
     bench: LambdaBench, caplog: pytest.LogCaptureFixture, seconds: float, told: bool
 ) -> None:
