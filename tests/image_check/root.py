@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from shared.texts import printable
+
 _NEEDED: Final = ("unshare", "chroot", "mount", "cp")
 _CERTIFICATES: Final = "/run/image-check-certificates.pem"
 _PASSED_ON: Final = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST", "PIP_DEFAULT_TIMEOUT")
@@ -49,7 +51,14 @@ def bootstrap(target: Path, suite: str, mirror: str) -> None:
     if shutil.which("mmdebstrap") is None:
         raise CannotCheck("mmdebstrap is missing (apt-get install mmdebstrap), and no --base was given")
     packages = "--include=python3,python3-venv,ca-certificates"
-    subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", packages, suite, str(target), mirror], check=True)
+    made = subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=minbase", packages, suite, str(target), mirror],
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    if made.returncode != 0:
+        raise CannotCheck(f"no {suite} came from {mirror} (--mirror names another): {printable(made.stderr[-300:])}")
 
 
 @dataclass(frozen=True, slots=True)
