@@ -116,11 +116,13 @@ def test_i1_a_call_from_before_the_stream_runs_though_the_history_could_not_be_r
 
 
 def test_an_answer_that_comes_too_late_is_a_lost_one(tmp_path: Path) -> None:
-    calls = [("bash", {"command": "sleep 9"}), READ]
+    calls = [("bash", {"command": "until [ -e on ]; do sleep 0.2; done"}), READ]
     faults = [BeatFault.NONE, BeatFault.NONE, BeatFault.SLOW_AFTER]
-    with running(tool_calls=calls, ttl=6, faults=faults) as service, sandbox(tmp_path) as box:
+    with running(tool_calls=calls, ttl=12, faults=faults) as service, sandbox(tmp_path) as box:
         service.ack()
         worker = box.start(make_claim(service.url, box.workdir))
+        until(lambda: len(service.beats) > len(faults) + 1, "nothing beats any more")
+        (box.workdir / "on").touch()
         assert worker.exit() is Exit.SERVED, worker.report()
         assert len(service.results) == 2
 
