@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from image.session.worker.tool_files import load
+from image.session.worker.tool_files import load, uncollected
 from image.session.worker.tool_frames import FrameError, FrameReader, pack
 from image.session.worker.tool_manifest import SERVERS, TOOLS_PACKAGES, ToolEntry, ToolKind, read
 
@@ -130,6 +130,8 @@ def _configured(configuration: Mapping[str, Any]) -> ToolHost:
     os.chdir(configuration["cwd"])
     if Path(TOOLS_PACKAGES).is_dir():
         sys.path.append(TOOLS_PACKAGES)
+    with uncollected():
+        import anthropic.lib.tools  # noqa: F401 - most of what the first call takes
     return ToolHost(configuration)
 
 

@@ -15,12 +15,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from image.session.archive import build_archive, digest
 from image.session.claim import CLAIM_VARIABLE, STATE_VARIABLE, Claim, Exit, Notice, Word
+from image.session.tools import OwnTools, ToolSources
+from image.session.worker.tool_files import describe
+from image.session.worker.tool_manifest import ToolEntry, ToolKind
 from tests.image.session.worker.service import ENVIRONMENT, SESSION, WORK
 from tests.support.preloaded import Preloaded
 
 PATIENCE = 90.0
+OPERATOR_FILES = Path(__file__).with_name("operator_files")
 
 
 def secret_for(token: str) -> str:
@@ -44,6 +50,17 @@ def make_claim(url: str, workdir: Path, *, token: str = "token-of-a-test", **cha
         "lock_wait": 5.0,
     }
     return Claim(**{**usual, **changes})
+
+
+def tools_in(folder: Path, kind: ToolKind) -> OwnTools:
+    """As `collect`, without a process of their own: these are ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", sys.path[:])
+        found = describe(folder)
+    entries = tuple(
+        ToolEntry(each["name"], each["description"], each["input_schema"], kind, each["file"]) for each in found
+    )
+    return OwnTools(ToolSources({kind: folder}), entries)
 
 
 class Worker:

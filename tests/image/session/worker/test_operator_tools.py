@@ -16,30 +16,26 @@ import pytest
 from anthropic.lib.tools import ToolError
 
 from image.session.archive import build_archive
-from image.session.tools import OwnTools, ToolSources, collect, stage
+from image.session.tools import stage
 from image.session.worker.operator_tools import ToolServer, with_operator_tools
 from image.session.worker.tool_frames import pack
 from image.session.worker.tool_manifest import ToolKind
 from image.session.worker.tool_processes import NotPrivate, OperatorTools, ToolSettings
-from tests.image.session.worker.harness import make_claim
+from tests.image.session.worker.harness import OPERATOR_FILES, make_claim, tools_in
 from tests.support.waiting import until
 
-FILES = Path(__file__).with_name("operator_files")
-
-
-@pytest.fixture(scope="module")
-def own() -> OwnTools:
-    return collect(ToolSources({ToolKind.PUBLIC: FILES}))
+SECONDS = 10.0
+"""Of a call: more than any takes that ends."""
 
 
 class ServedTools:
     """The tools as the SDK's runner gets them."""
 
-    def __init__(self, root: Path, own: OwnTools, seconds: float = 60.0) -> None:
-        stage(own, root / "tools")
+    def __init__(self, root: Path) -> None:
+        stage(tools_in(OPERATOR_FILES, ToolKind.PUBLIC), root / "tools")
         archive = root / "worker.pyz"
         archive.write_bytes(build_archive())
-        settings = ToolSettings(str(root), seconds, 102_400, {})
+        settings = ToolSettings(str(root), SECONDS, 102_400, {})
         serve: Any = with_operator_tools(lambda _: [], settings, OperatorTools(str(archive), None, root / "tools"))
         self.tools = {tool.name: tool for tool in serve(None)}
 
@@ -71,10 +67,10 @@ class SaidInTheLog(logging.Handler):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory, own: OwnTools) -> Iterator[CallsOfAWorker]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CallsOfAWorker]:
     """One worker whose tools do all this in turn: each that takes its process along costs the next one a second."""
     folder = tmp_path_factory.mktemp("served")
-    served = ServedTools(folder, own)
+    served = ServedTools(folder)
     found = CallsOfAWorker(folder, {}, {})
     logger, messages = logging.getLogger("image"), SaidInTheLog()
 
@@ -104,6 +100,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, own: OwnTools) -> Iterator[Ca
         os.kill(supervisor, signal.SIGKILL)
         await noted("nobody", "add", served.refused, a=1, b=1)
         await noted("again", "add", served.call, a=1, b=1)
+        await noted("hangs", "break_it", served.refused, how=str(folder / "pid"))
 
     level = logger.level
     logger.addHandler(messages)
@@ -169,14 +166,10 @@ def test_a_worker_keeps_so_much_of_its_tools_whatever_the_other_end_sends(
     assert lines[-1] == "tool.says kind=public: more was printed, and is not kept"
 
 
-def test_a_tool_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, own: OwnTools) -> None:
-    async def scenario() -> None:
-        served = ServedTools(tmp_path, own, seconds=0.5)
-        assert "no result within 0.5 seconds" in await served.refused("break_it", how=str(tmp_path / "pid"))
-
-    asyncio.run(scenario())
-    if (tmp_path / "pid").exists() and (started := (tmp_path / "pid").read_text().strip()):
-        until(lambda: not Path(f"/proc/{started}").exists())
+def test_a_tool_that_hangs_is_ended_with_all_that_it_started(told: CallsOfAWorker) -> None:
+    assert f"no result within {SECONDS:g} seconds" in told.answers["hangs"]
+    started = (told.folder / "pid").read_text()
+    until(lambda: not Path(f"/proc/{started}").exists())
 
 
 def test_private_tools_are_not_served_as_the_agents_user_but_offline(tmp_path: Path) -> None:

@@ -14,23 +14,22 @@ import pytest
 
 from image.session.claim import USER_VARIABLE, Exit
 from image.session.definition import Recipe, dockerfile
-from image.session.tools import ToolSources, collect, stage
+from image.session.tools import stage
 from image.session.worker.tool_manifest import TOOLS_DIRECTORY, TOOLS_HOME, TOOLS_USER, ToolKind
-from tests.image.session.worker.harness import WorkerSandbox, make_claim
+from tests.image.session.worker.harness import OPERATOR_FILES, WorkerSandbox, make_claim, tools_in
 from tests.image.session.worker.service import running
 from tests.image.session.worker.test_hand_over_spy import NOBODY, PATIENCE, readable_by_all, sandbox_of_nobody
 from tests.image.session.worker.test_secret_hiding import SEARCH
 
 SECRET = "not-a-real-password-9d2e"
-FILES = Path(__file__).with_name("operator_files")
 
 
-def image_with_private_tools(box: WorkerSandbox, files: Path = FILES) -> list[str]:
+def image_with_private_tools(box: WorkerSandbox, files: Path = OPERATOR_FILES) -> list[str]:
     """Made by the image's own steps; each file of that user's holds the secret. Runs what follows in it, as root."""
     place = box.root.parent
     shutil.copytree(files, place / "source", ignore=shutil.ignore_patterns("__pycache__"))
     (place / "source" / "_constants.py").write_text(f"PASSWORD = {SECRET!r}\n")
-    own = collect(ToolSources({ToolKind.PRIVATE: place / "source"}))
+    own = tools_in(place / "source", ToolKind.PRIVATE)
     stage(own, place / "tools")
     shutil.rmtree(place / "source")
     (place / "lib").mkdir()
