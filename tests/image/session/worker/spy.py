@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17  # ptrace(2)
 WALL = 0x40000000
+CLOSE_SECONDS = 0.5  # from a worker's start: until it has its claim, and more
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,11 +47,16 @@ def main(found: str, mark: bytes, needle: bytes) -> None:
                 return False
 
         tell("watching")
-        known = set(os.listdir("/proc"))
+        known, close = set(os.listdir("/proc")), 0.0
+        workers: set[str] = set()
         while os.getppid() == parent:
-            time.sleep(0.001)  # a worker takes tens of milliseconds to begin, and has to have a processor for that
+            # A worker takes tens of milliseconds to begin, and has to have a processor for that.
+            time.sleep(0.001 if time.monotonic() < close or not workers else 0.02)
             for pid in os.listdir("/proc"):
                 if pid.isdigit() and pid not in known and is_worker(pid):
+                    if pid not in workers:
+                        workers.add(pid)
+                        close = time.monotonic() + CLOSE_SECONDS
                     look(pid, needle, tell, is_worker)
 
 

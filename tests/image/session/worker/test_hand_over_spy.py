@@ -6,6 +6,7 @@ The spy also watches workers of a kind that it can look into, which shows that i
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,11 @@ from image.session.claim import (
     worker_path,
 )
 from image.session.definition import Recipe, build
-from infra.local.process import start_service
 from tests.image.session.worker import spy
 from tests.image.session.worker.harness import WorkerSandbox, make_claim, sandbox, secret_for
 from tests.image.session.worker.service import running
+from tests.image.session.worker.test_secret_hiding import SEARCH
+from tests.support.preloaded import forked_service
 from tests.support.waiting import until
 
 TOKEN = "not-a-real-token-6f1c"
@@ -42,16 +45,28 @@ NO_ADDRESS = "ftp://nowhere"  # a worker with it ends at once
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and ptrace are Linux's")
 
 
-def test_a_program_that_watches_a_hand_over_in_an_offline_sandbox_gets_nothing_of_it(tmp_path: Path) -> None:
-    """Here no process can be root: the image's interpreter, which the agent may run and not read, hides the claim."""
+@dataclass(frozen=True)
+class Spied:
+    """What a program and a tool of the agent's found of one worker. `processes`: so many could the tool look at."""
+
+    by_program: list[str]
+    by_tool: list[str]
+    processes: int
+
+
+@pytest.fixture(scope="module")
+def spied(tmp_path_factory: pytest.TempPathFactory) -> Spied:
+    """In an offline sandbox. The program watches until the first call has been answered, the second call searches.
+    Then the program watches a worker that it can read, until it has seen its claim."""
     from tensorlake.sandbox import Sandbox as Box
 
-    with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
+    with forked_service("infra.local.tensorlake", ["--data-dir", str(tmp_path_factory.mktemp("data"))]) as platform:
         if not platform.ready["isolation"]["isolated"]:
             pytest.skip("the offline platform has no isolation on this machine, and says so")
         build(Recipe("agent-cli"), api_key="a-key", api_url=platform.url)
         box = Box.create(image="agent-cli", name="watched", api_key="a-key", api_url=platform.url)
         box.write_file("/opt/hands/spy.py", Path(spy.__file__).read_bytes())
+        box.write_file("/opt/hands/search.py", SEARCH.encode())
 
         def watched_by(place: str) -> None:
             arguments = ["python3", "-S", "/opt/hands/spy.py", place, "worker-", secret_for(TOKEN)[::-1]]
@@ -70,11 +85,17 @@ def test_a_program_that_watches_a_hand_over_in_an_offline_sandbox_gets_nothing_o
             return str(started.pid)
 
         watched_by("/workspace/sealed")
-        with running(tool_calls=[("bash", {"command": "sleep 0.3"})], state="starting") as service:
+        needles = f"{TOKEN[::-1]} {secret_for(TOKEN)[::-1]}"
+        search = f"{WORKER_PYTHON} -I /opt/hands/search.py {needles} /workspace /var/lib/hands /tmp /run /home /mnt"
+        calls = ["sleep 0.3", f"until [ -e alone ]; do sleep 0.05; done; {search}"]
+        with running(tool_calls=[("bash", {"command": each}) for each in calls], state="starting") as service:
             start(WORKER_PYTHON, service.url)
+            until(lambda: service.results, "the worker answers nothing")
+            seen = found("/workspace/sealed")
+            box.kill_process("sealed")  # it has the secret in its memory, to look for it
+            box.write_file("/workspace/alone", b"")
             service.wait_for("/stop", within=PATIENCE)
-        assert found("/workspace/sealed") == ["watching"]
-        box.kill_process("sealed")
+            report = json.loads(service.results[1]["content"][0]["text"].splitlines()[-1])
         watched_by("/workspace/readable")
 
         def caught() -> bool:
@@ -83,6 +104,18 @@ def test_a_program_that_watches_a_hand_over_in_an_offline_sandbox_gets_nothing_o
 
         until(caught, "the spy sees nothing")
         box.terminate()
+    return Spied(seen, report["found"], report["processes"])
+
+
+def test_a_program_that_watches_a_hand_over_in_an_offline_sandbox_gets_nothing_of_it(spied: Spied) -> None:
+    """Here no process can be root: the image's interpreter, which the agent may run and not read, hides the claim."""
+    assert spied.by_program == ["watching"]
+
+
+def test_a_tool_in_an_offline_sandbox_finds_the_secret_nowhere(spied: Spied) -> None:
+    """Here the sandbox's own daemon, which was given the claim, runs as the same user."""
+    assert spied.by_tool == []
+    assert spied.processes >= 3
 
 
 def readable_by_all(box: WorkerSandbox) -> list[str]:

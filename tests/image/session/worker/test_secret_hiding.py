@@ -10,24 +10,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from image.session.claim import (
-    AGENT_USER,
-    CLAIM_VARIABLE,
-    STATE_DIRECTORY,
-    STATE_VARIABLE,
-    WORKER_PYTHON,
-    Exit,
-    Word,
-    worker_path,
-)
-from image.session.definition import Recipe, build
-from infra.local.process import start_service
-from tests.image.session.worker.harness import Worker, WorkerSandbox, make_claim, sandbox, secret_for
-from tests.image.session.worker.service import WorkService, running
+from image.session.claim import Exit, Word
+from tests.image.session.worker.harness import Worker, make_claim, sandbox, secret_for
+from tests.image.session.worker.service import running
 
 TOKEN = "not-a-real-token-6f1c"
 
@@ -110,85 +101,53 @@ def jailed(root: Path) -> list[str]:
     ]
 
 
-def search_call(box: WorkerSandbox) -> tuple[str, dict[str, str]]:
-    (box.root / "search.py").write_text(SEARCH)
-    places = f"{box.state} {box.workdir} /tmp/hands-none"
-    needles = f"{TOKEN[::-1]} {secret_for(TOKEN)[::-1]}"
-    return ("bash", {"command": f"{shlex.quote(sys.executable)} -I {box.root}/search.py {needles} {places}"})
+@dataclass(frozen=True)
+class Searched:
+    """Reports of two searches in one worker's shell: with nothing lying about, and with the secret left carelessly."""
+
+    worker: Worker
+    clean: dict[str, Any]
+    careless: dict[str, Any]
 
 
-def run_search(service: WorkService, box: WorkerSandbox, *, bystander: bool) -> tuple[Worker, dict[str, object]]:
-    """The search's report, from a tool call of a worker that serves with the token."""
-    name, arguments = search_call(box)
-    if bystander:
-        careless = f"CARELESS={TOKEN} sleep 30 & sleep 0.2; {arguments['command']}; kill %1"
-        arguments = {"command": careless}
-    with service.lock:
-        service.events.clear()
-        service.tool_calls[:] = [(name, arguments)]
-    service.begin_session()
-    service.ack()
-    worker = box.start(make_claim(service.url, box.workdir, token=TOKEN), wrapper=jailed(box.root))
-    worker.process.wait(60)
-    assert worker.exit() is Exit.SERVED, worker.report()
-    return worker, json.loads(service.results[0]["content"][0]["text"].splitlines()[-1])
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc and PR_SET_DUMPABLE are Linux's")
-def test_a_tool_of_the_same_user_finds_the_secret_nowhere(tmp_path: Path) -> None:
-    with running(tool_calls=[("glob", {"pattern": "*"})]) as service, sandbox(tmp_path) as box:
-        worker, report = run_search(service, box, bystander=False)
-        assert report["found"] == []
-        assert int(str(report["unreadable"])) >= 3  # the worker is there, and closed
-        environment = report["environ"]
-        assert isinstance(environment, dict)
-        assert not [name for name in environment if name.startswith(("HANDS_", "ANTHROPIC_"))]
-        assert {"PATH", "HOME", "LANG"} <= environment.keys()
-        descriptors = report["descriptors"]
-        assert isinstance(descriptors, list)
-        assert not [target for target in descriptors if "lock" in target or "claim" in target]
-        assert not [target for target in descriptors if target.startswith("socket:")]
-    assert TOKEN not in "".join(worker.stdout + worker.stderr)
-    assert secret_for(TOKEN) not in "".join(worker.stdout + worker.stderr)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc and PR_SET_DUMPABLE are Linux's")
-def test_the_search_does_find_a_secret_that_nobody_hides(tmp_path: Path) -> None:
-    with running(tool_calls=[("glob", {"pattern": "*"})]) as service, sandbox(tmp_path) as box:
-        (box.workdir / "note").write_text(f"by the way: {TOKEN}")
-        _, report = run_search(service, box, bystander=True)
-        found = " ".join(str(place) for place in report["found"]) if isinstance(report["found"], list) else ""
-        assert "environ" in found
-        assert "memory" in found
-        assert "note" in found
-
-
-def test_a_tool_in_an_offline_sandbox_finds_the_secret_nowhere(tmp_path: Path) -> None:
-    """Here the sandbox's own daemon, which was given the claim, runs as the same user."""
-    from tensorlake.sandbox import Sandbox as Box
-
-    with start_service("infra.local.tensorlake", ["--data-dir", str(tmp_path / "data")]) as platform:
-        if not platform.ready["isolation"]["isolated"]:
-            pytest.skip("the offline platform has no isolation on this machine, and says so")
-        build(Recipe("agent-cli"), api_key="a-key", api_url=platform.url)
-        box = Box.create(image="agent-cli", name="hiding", api_key="a-key", api_url=platform.url)
-        box.write_file("/opt/hands/search.py", SEARCH.encode())
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    if sys.platform != "linux":
+        pytest.skip("/proc and PR_SET_DUMPABLE are Linux's")
+    with sandbox(tmp_path_factory.mktemp("searched")) as box:
+        (box.root / "search.py").write_text(SEARCH)
         needles = f"{TOKEN[::-1]} {secret_for(TOKEN)[::-1]}"
-        places = "/workspace /var/lib/hands /tmp /run /home /mnt"
-        command = f"{WORKER_PYTHON} -I /opt/hands/search.py {needles} {places}"
-        with running(tool_calls=[("bash", {"command": command})], state="starting") as service:
-            claim = make_claim(service.url, Path("/workspace"), token=TOKEN)
-            box.start_process(
-                WORKER_PYTHON,
-                ["-I", worker_path(claim.worker_digest)],
-                env={CLAIM_VARIABLE: claim.to_json(), STATE_VARIABLE: STATE_DIRECTORY},
-                user=AGENT_USER,
+        places = f"{box.state} {box.workdir} /tmp/hands-none"
+        search = f"{shlex.quote(sys.executable)} -I {box.root}/search.py {needles} {places}"
+        careless = f"echo by the way: {TOKEN} >note; CARELESS={TOKEN} sleep 30 & sleep 0.2; {search}; kill %1"
+        calls = [("bash", {"command": each}) for each in (search, careless)]
+        with running(tool_calls=calls, state="starting") as service:
+            worker = box.start(make_claim(service.url, box.workdir, token=TOKEN), wrapper=jailed(box.root))
+            assert worker.exit() is Exit.SERVED, worker.report()
+            clean, careless_one = (
+                json.loads(result["content"][0]["text"].splitlines()[-1]) for result in service.results
             )
-            service.wait_for("/stop", within=60)
-            report = json.loads(service.results[0]["content"][0]["text"].splitlines()[-1])
-        box.terminate()
+    return Searched(worker, clean, careless_one)
+
+
+def test_a_tool_of_the_same_user_finds_the_secret_nowhere(searched: Searched) -> None:
+    report = searched.clean
     assert report["found"] == []
-    assert report["processes"] >= 3
+    assert report["unreadable"] >= 3  # the worker is there, and closed
+    assert not [name for name in report["environ"] if name.startswith(("HANDS_", "ANTHROPIC_"))]
+    assert {"PATH", "HOME", "LANG"} <= report["environ"].keys()
+    assert not [target for target in report["descriptors"] if "lock" in target or "claim" in target]
+    assert not [target for target in report["descriptors"] if target.startswith("socket:")]
+    said = "".join(searched.worker.stdout + searched.worker.stderr)
+    assert TOKEN not in said
+    assert secret_for(TOKEN) not in said
+
+
+def test_the_search_does_find_a_secret_that_nobody_hides(searched: Searched) -> None:
+    found = " ".join(map(str, searched.careless["found"]))
+    assert "environ" in found
+    assert "memory" in found
+    assert "note" in found
 
 
 def test_neither_arguments_nor_environment_of_the_worker_hold_the_claim(tmp_path: Path) -> None:
