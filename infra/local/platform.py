@@ -24,7 +24,7 @@ from image.session.definition import BadRecipe, build, recipe_from
 from infra.local.admin_client import AdminClient, AdminError
 from infra.local.certification import behaviour_in
 from infra.local.discovery import REDIRECTING
-from infra.local.process import RunningService, ServiceStartError, start_service
+from infra.local.process import CannotListen, RunningService, ServiceStartError, listen, start_service
 
 _LONGEST_BUILD: Final = 30.0  # seconds; offline nothing is executed, so it takes a tenth of one
 IMAGE_NAME: Final = "agent-cli"
@@ -162,6 +162,11 @@ class Platform:
         return service
 
     def _start(self) -> None:
+        for port in filter(None, (self.options.claude_port, self.options.tensorlake_port)):
+            try:
+                listen("127.0.0.1", port).close()
+            except CannotListen as error:
+                raise ServiceStartError(str(error)) from None
         # Side by side: each takes about half a second, most of it imports; so does what builds the image.
         with ThreadPoolExecutor(max_workers=3) as pool:
             starts = [pool.submit(self._start_claude), pool.submit(self._start_tensorlake)]

@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx2
 import pytest
@@ -18,12 +19,14 @@ import pytest
 from infra.local import discovery
 from infra.local.admin_client import AdminClient
 from infra.local.platform import TENSORLAKE_ADMIN, Options, Platform
-from infra.local.process import ServiceStartError
+from infra.local.process import RunningService, ServiceStartError
 from shared.settings import Settings
 from tests.support.checkout import ROOT, copy_checkout
 from tests.support.demos import play_demo
 from tests.support.preloaded import Preloaded, forked_service
 from tests.support.waiting import PATIENCE, until
+
+CLAUDE, SANDBOXES = "ANTHROPIC_BASE_URL", "TENSORLAKE_API_URL"
 
 
 def answers(url: str) -> bool:
@@ -79,7 +82,7 @@ def test_the_session_image_is_registered_and_holds_the_worker(platform: Platform
 
 
 def test_a_stopped_platform_leaves_no_service_and_stops_only_once() -> None:
-    with Platform(Options(build_image=False)) as running:
+    with Platform(Options(build_image=False), forked_service) as running:
         pids = [service.pid for service in running._services]
         urls = running.urls
         assert running.alive()
@@ -89,10 +92,26 @@ def test_a_stopped_platform_leaves_no_service_and_stops_only_once() -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_taken_port_is_a_clear_error_and_the_other_service_ends_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["claude_port", "tensorlake_port"])
+def test_a_taken_port_is_a_clear_error_and_nothing_is_started(side: str) -> None:
+    def start(*_: object) -> RunningService:
+        raise AssertionError("a service is started")
+
     with taken_port() as port, pytest.raises(ServiceStartError, match=f"port {port} is in use"):
-        Platform(Options(tensorlake_port=port, data_dir=tmp_path, build_image=False)).__enter__()
-    assert children_of(os.getpid(), "infra.local.claude", str(tmp_path)) == []
+        Platform(Options(**{side: port}), start).__enter__()  # type: ignore[arg-type]
+
+
+def test_a_service_that_cannot_start_takes_the_other_one_along(tmp_path: Path) -> None:
+    started: list[RunningService] = []
+
+    def start(*arguments: Any) -> RunningService:
+        started.append(forked_service(*arguments))
+        return started[-1]
+
+    with pytest.raises(ServiceStartError, match="nowhere"):
+        Platform(Options(image_root=tmp_path / "nowhere", build_image=False), start).__enter__()
+    (claude,) = started
+    assert claude.returncode is not None and not answers(claude.url)
 
 
 def test_options_reach_the_services() -> None:
@@ -156,7 +175,8 @@ class Up:
     def started(self) -> bool:
         return until(lambda: "make session PROMPT" in self.text or self.process.poll() is not None)
 
-    def url(self, side: str) -> str:
+    def url(self, variable: str) -> str:
+        side = {CLAUDE: "Claude Managed Agents side", SANDBOXES: "Tensorlake sandboxes side"}[variable]
         return next(line.split()[-1] for line in self.said if side in line)
 
     def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
@@ -192,30 +212,56 @@ def children_of(parent: int, *words: str) -> list[int]:
     return found
 
 
-def test_up_says_where_it_is_and_ctrl_c_ends_everything_with_a_calm_line(checkout: Path) -> None:
-    with up(checkout) as command:
-        assert command.started()
-        file = discovery.default_file(checkout)
-        assert file.stat().st_mode & 0o777 == 0o600
-        variables = discovery.read_if_running(file)
-        assert variables is not None
-        claude, tensorlake = command.url("Claude Managed Agents side"), command.url("Tensorlake sandboxes side")
-        assert (variables["ANTHROPIC_BASE_URL"], variables["TENSORLAKE_API_URL"]) == (claude, tensorlake)
-        assert not [key for name, key in variables.items() if name.endswith("_KEY") and key in command.text]
-        assert "separate root" in command.text or "NOT ISOLATED" in command.text
-        knobs = AdminClient(tensorlake, variables[TENSORLAKE_ADMIN]).get("settings")
-        assert knobs["build_log_seconds"] > 0  # whoever builds an image is told what is not executed
-        code, errors = command.end()
-    assert (code, errors) == (0, "")
-    assert command.said[-1].startswith("Stopping the offline platform")
-    assert not file.exists()
-    assert not answers(claude) and not answers(tensorlake)
+@dataclass(frozen=True)
+class Copies:
+    """Two that ran side by side until ctrl-C: as one likes, and with plain processes."""
+
+    usual: Up
+    plain: Up
+    variables: Mapping[str, Mapping[str, str]]  # while both ran, by file
+    modes: Collection[int]
+    knobs: Mapping[str, Any]  # of the usual one's sandboxes
+    ends: Collection[tuple[int, str]]
+    left: Collection[Path]
 
 
-def test_plain_processes_are_called_not_isolated_in_capitals(checkout: Path) -> None:
-    with up(checkout, "--isolation", "plain") as command:
-        assert command.started()
-        assert "*** NOT ISOLATED ***" in command.text
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Copies:
+    checkout = copy_checkout(tmp_path_factory.mktemp("copies"))
+    with up(checkout) as usual, up(checkout, "--isolation", "plain") as plain:
+        assert usual.started() and plain.started()
+        files = [*discovery.default_file(checkout).parent.iterdir()]
+        variables = {path.name: discovery.read_if_running(path) or {} for path in files}
+        modes = {path.stat().st_mode & 0o777 for path in files}
+        (admin,) = (each[TENSORLAKE_ADMIN] for each in variables.values() if each[SANDBOXES] == usual.url(SANDBOXES))
+        knobs = AdminClient(usual.url(SANDBOXES), admin).get("settings")
+        ends = [usual.end(), plain.end()]
+        return Copies(usual, plain, variables, modes, knobs, ends, [*files[0].parent.iterdir()])
+
+
+def test_up_says_where_it_is_and_ctrl_c_ends_everything_with_a_calm_line(copies: Copies) -> None:
+    assert copies.modes == {0o600}
+    said = copies.usual.text
+    urls = {name: copies.usual.url(name) for name in (CLAUDE, SANDBOXES)}
+    (variables,) = (each for each in copies.variables.values() if each.items() >= urls.items())
+    assert not [key for name, key in variables.items() if name.endswith("_KEY") and key in said]
+    assert "separate root" in said or "NOT ISOLATED" in said
+    assert copies.knobs["build_log_seconds"] > 0  # whoever builds an image is told what is not executed
+    assert [*copies.ends] == [(0, "")] * 2
+    assert copies.usual.said[-1].startswith("Stopping the offline platform")
+    assert [*copies.left] == []
+    assert not [url for url in urls.values() if answers(url)]
+
+
+def test_plain_processes_are_called_not_isolated_in_capitals(copies: Copies) -> None:
+    assert "*** NOT ISOLATED ***" in copies.plain.text
+
+
+def test_two_copies_run_side_by_side_each_with_its_file(copies: Copies) -> None:
+    assert sorted(copies.variables) == ["offline-2.env", "offline.env"]
+    assert len({each["ANTHROPIC_BASE_URL"] for each in copies.variables.values()}) == 2
+    pair = (copies.usual, copies.plain)
+    assert sum("HANDS_OFFLINE_ENV=.hands/offline-2.env" in each.text for each in pair) == 1
 
 
 def test_a_killed_up_takes_its_services_with_it_and_its_file_counts_for_nothing(checkout: Path) -> None:
@@ -226,18 +272,6 @@ def test_a_killed_up_takes_its_services_with_it_and_its_file_counts_for_nothing(
         command.end(signal.SIGKILL)
         until(lambda: not [pid for pid in services if Path(f"/proc/{pid}").exists()])
     assert discovery.find_running(checkout) is None
-
-
-def test_two_copies_run_side_by_side_each_with_its_file(checkout: Path) -> None:
-    with up(checkout) as first, up(checkout) as second:
-        assert first.started() and second.started()
-        folder = discovery.default_file(checkout).parent
-        assert sorted(path.name for path in folder.iterdir()) == ["offline-2.env", "offline.env"]
-        both = [discovery.read_if_running(path) for path in folder.iterdir()]
-        assert len({(found or {}).get("ANTHROPIC_BASE_URL") for found in both}) == 2
-        assert sum("HANDS_OFFLINE_ENV=.hands/offline-2.env" in command.text for command in (first, second)) == 1
-        assert first.end()[0] == second.end()[0] == 0
-    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("side", ["--claude-port", "--tensorlake-port"])
