@@ -99,7 +99,7 @@ def _served(place: Place, command: Sequence[str], what: str) -> float:
 def _on_lambda(place: Place, code: Path, what: str) -> float:
     environ = {**place.environ, "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY, "FUNCTIONS_TOKEN": TOKEN}
     function = {"webhook": "on_run_started", "tick": "poll_tick"}.get(what, "fork_best_of_n")
-    with LambdaRuntime(code, f"functions.aws_lambda.{function}", environ, timeout=300) as runtime:
+    with LambdaRuntime(code, f"functions.aws_lambda.{function}", environ, timeout=300, fresh=True) as runtime:
 
         def call(function: str, body: bytes, headers: Mapping[str, str]) -> None:
             answer = runtime.invoke(http(body, dict(headers)))

@@ -35,7 +35,7 @@ import sys
 import tempfile
 import threading
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -49,6 +49,7 @@ SDK: Final = (
 """What is imported before the fork: none of ours, and nothing that starts a thread, as `tensorlake` does; what that one
 needs itself is here."""
 
+Program = Callable[[], object]
 _BACKLOG: Final = 4096
 _FORKER: Final = threading.Lock()
 _execve: Final = os.execve
@@ -60,7 +61,7 @@ _CAPABILITY_VERSION: Final = 0x20080522  # linux/capability.h
 
 
 class Preloaded(subprocess.Popen[Any]):
-    """As `Popen([sys.executable, *command], ...)` for a command `-m MODULE ...` or `-I ARCHIVE ...`.
+    """As `Popen([sys.executable, *command], ...)` for a command `-m MODULE ...`, `-c CODE ...` or `-I ARCHIVE ...`.
 
     terminal: its standard input is its controlling terminal.
     """
@@ -113,6 +114,14 @@ class Preloaded(subprocess.Popen[Any]):
             self._status = int(said or signal.SIGKILL)
             self._watch.close()
         return self.pid, self._status
+
+
+def forked_run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run([sys.executable, *command], capture_output=True, text=True, ...)`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    with Preloaded(command, text=True, **{**pipes, **options}) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def forked_service(*arguments: Any, **options: Any) -> Any:
@@ -223,22 +232,22 @@ class _Forks:
         for each in filter(None, (requests, listener)):
             self._selector.register(each, selectors.EVENT_READ)
 
-    def serve(self) -> str:
-        """Returns in a fork, the module to run."""
+    def serve(self) -> Program:
+        """Returns in a fork, what it is to run."""
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is self._requests:
-                    module = self._program(self._requests)
+                    program = self._program(self._requests)
                 elif key.fileobj is self._listener:
-                    module = self._sandbox(self._listener)
+                    program = self._sandbox(self._listener)
                 elif isinstance(key.fileobj, socket.socket):
-                    module = self._worker(key.fileobj)
+                    program = self._worker(key.fileobj)
                 else:
-                    module = self._end(key.fd)
-                if module:
-                    return module
+                    program = self._end(key.fd)
+                if program:
+                    return program
 
-    def _program(self, requests: socket.socket) -> str:
+    def _program(self, requests: socket.socket) -> Program | None:
         descriptors: list[int] = []
         with contextlib.suppress(ConnectionError):  # who asked has ended, and perhaps with words of ours unread
             _, descriptors, _, _ = socket.recv_fds(requests, 1, 5)
@@ -252,15 +261,15 @@ class _Forks:
         watcher = socket.socket(fileno=descriptors.pop(3))
         watcher.send(b"%d" % pid)
         self._watch(pid, descriptors, watcher)
-        return ""
+        return None
 
-    def _sandbox(self, listener: socket.socket) -> str:
+    def _sandbox(self, listener: socket.socket) -> Program | None:
         connection, _ = listener.accept()
         self._sandboxes.add(connection)
         self._selector.register(connection, selectors.EVENT_READ)
-        return ""
+        return None
 
-    def _worker(self, sandbox: socket.socket) -> str:
+    def _worker(self, sandbox: socket.socket) -> Program | None:
         descriptors: list[int] = []
         with contextlib.suppress(ConnectionError):
             _, descriptors, _, _ = socket.recv_fds(sandbox, 1, 5)
@@ -268,7 +277,7 @@ class _Forks:
             self._selector.unregister(sandbox)
             self._sandboxes.discard(sandbox)
             sandbox.close()
-            return ""
+            return None
         *streams, there, file = descriptors
         request = _read(file)
         _move(request["executable"])
@@ -278,7 +287,7 @@ class _Forks:
             _look_round()
             return _become(streams, request)
         self._watch(pid, descriptors[:-1], None)
-        return ""
+        return None
 
     def _fork(self, kept: socket.socket | None = None) -> int:
         """As os.fork; the fork has nothing of this process's own but what is `kept`."""
@@ -299,7 +308,7 @@ class _Forks:
         self._running[ended] = (pid, watcher)
         self._selector.register(ended, selectors.EVENT_READ)
 
-    def _end(self, descriptor: int) -> str:
+    def _end(self, descriptor: int) -> Program | None:
         pid, watcher = self._running.pop(descriptor)
         self._selector.unregister(descriptor)
         os.close(descriptor)
@@ -308,7 +317,7 @@ class _Forks:
             with contextlib.suppress(OSError):  # nobody waits for it any more
                 watcher.send(b"%d" % status)
             watcher.close()
-        return ""
+        return None
 
 
 def _enter(sandbox: socket.socket, there: int) -> None:
@@ -346,8 +355,8 @@ def _read(file: int) -> dict[str, Any]:
     return request
 
 
-def _become(streams: Sequence[int], request: Mapping[str, Any]) -> str:
-    """This process becomes what was asked for, up to its first instruction; the module to run."""
+def _become(streams: Sequence[int], request: Mapping[str, Any]) -> Program:
+    """This process becomes what was asked for, up to its first instruction; what it is to run."""
     if request["session"]:
         os.setsid()
     for number, descriptor in enumerate(streams):
@@ -402,15 +411,19 @@ def _look_round() -> None:
     ]
 
 
-def _set_out(command: Sequence[str], environ: Mapping[str, str]) -> str:
-    """What the interpreter does before a program's first line; the module to run."""
+def _set_out(command: Sequence[str], environ: Mapping[str, str]) -> Program:
+    """What the interpreter does before a program's first line; what it is to run."""
     os.environ.clear()
     os.environ.update(environ)
     form, program, *arguments = command
     if form == "-m":
         sys.argv = ["-m", *arguments]
         sys.path[0] = str(Path.cwd())
-        return program
+        return functools.partial(runpy._run_module_as_main, program)  # type: ignore[attr-defined]
+    if form == "-c":
+        sys.argv, sys.path[0] = ["-c", *arguments], ""
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        return functools.partial(exec, compile(program, "<string>", "exec"), vars(main))
     sys.argv = [program, *arguments]
     try:
         Path(program).open("rb").close()
@@ -419,7 +432,7 @@ def _set_out(command: Sequence[str], environ: Mapping[str, str]) -> str:
         os._exit(_UNREADABLE)
     sys.path[0] = program
     os.execve = functools.partial(_execute, len(sys.modules))  # type: ignore[assignment]
-    return "__main__"
+    return functools.partial(runpy._run_module_as_main, "__main__", alter_argv=False)  # type: ignore[attr-defined]
 
 
 def _execute(inherited: int, path: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
@@ -433,9 +446,9 @@ def _execute(inherited: int, path: str, command: Sequence[str], environ: Mapping
     _run(_set_out(command[1:], environ))
 
 
-def _run(module: str) -> None:
+def _run(program: Program) -> None:
     try:
-        runpy._run_module_as_main(module, alter_argv=module != "__main__")  # type: ignore[attr-defined]
+        program()
     except SystemExit as end:
         _leave(end.code)
     _leave(None)

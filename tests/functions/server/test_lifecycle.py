@@ -3,44 +3,75 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+from collections.abc import Iterator
 
 import httpx2
 import pytest
 
-from tests.faults.test_claims_under_faults import PROMPT, assert_served_once
+from tests.faults.test_claims_under_faults import PROMPT, runs
 from tests.support.serving import FRAMEWORK, SERVERS, TOKEN, UVICORN, serving, webhooks_to
 from tests.support.signing import delivery, signed
 from tests.support.waiting import until
-from tests.support.world import Place
+from tests.support.world import OfflineWorld, Place
 
+BOTH = ("uvicorn", "functions-framework under gunicorn")
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
 
 
+class Servers:
+    """One of each kind for all tests that ask for it, of one environment."""
+
+    def __init__(self, place: Place, held: contextlib.ExitStack) -> None:
+        self.place = place
+        self._held = held
+        self._urls: dict[str, str] = {}
+
+    def url(self, kind: str) -> str:
+        if kind not in self._urls:
+            self._urls[kind] = self._held.enter_context(serving(self.place, SERVERS[kind]))
+        return self._urls[kind]
+
+    @contextlib.contextmanager
+    def session_served_once(self) -> Iterator[str]:
+        """A session that begins now, and is served in the block."""
+        before = self._sandboxes()
+        session = self.place.session(PROMPT)
+        yield session
+        self.place.wait_done(session)
+        assert runs(self.place, session) == ["ran"]
+        assert [name for name in self._sandboxes() if name not in before] == [self.place.sandbox(session)]
+        assert len(self.place.items(session)) == 1
+
+    def _sandboxes(self) -> list[str]:
+        return [box["name"] for box in self.place.sandboxes()]
+
+
+@pytest.fixture(scope="module")
+def servers(world: OfflineWorld) -> Iterator[Servers]:
+    with contextlib.ExitStack() as held:
+        yield Servers(world.place(), held)
+
+
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_webhook_leads_to_a_served_session(place: Place, server: str) -> None:
-    with serving(place, SERVERS[server]) as url, webhooks_to(place, url + "/on_run_started"):
-        session = place.session(PROMPT)
-        place.wait_done(session)
-    assert_served_once(place, session)
+def test_a_webhook_leads_to_a_served_session(servers: Servers, server: str) -> None:
+    with webhooks_to(servers.place, servers.url(server) + "/on_run_started"), servers.session_served_once():
+        pass
 
 
-def test_the_reference_integrations_path_is_the_webhooks_too(place: Place) -> None:
-    with serving(place, UVICORN) as url, webhooks_to(place, url + "/"):
-        session = place.session(PROMPT)
-        place.wait_done(session)
-    assert_served_once(place, session)
+def test_the_reference_integrations_path_is_the_webhooks_too(servers: Servers) -> None:
+    with webhooks_to(servers.place, servers.url("uvicorn") + "/"), servers.session_served_once():
+        pass
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_a_tick_serves_what_no_webhook_announced(place: Place, server: str) -> None:
-    with serving(place, SERVERS[server]) as url:
-        session = place.session(PROMPT)
+def test_a_tick_serves_what_no_webhook_announced(servers: Servers, server: str) -> None:
+    url = servers.url(server)
+    with servers.session_served_once():
         answer = httpx2.post(f"{url}/poll_tick", headers=AUTHORIZED, timeout=60, trust_env=False)
         assert answer.status_code == 200
         (drain,) = answer.json()["drains"]
         assert [item["end"] for item in drain["items"]] == ["handed_over"]
-        place.wait_done(session)
-    assert_served_once(place, session)
 
 
 @pytest.mark.parametrize("target", ["on_run_started", "poll_tick", "fork_best_of_n"])
@@ -51,39 +82,36 @@ def test_each_function_is_a_target_of_its_own(place: Place, target: str) -> None
         assert answer.status_code == 401
 
 
-def test_i3_the_same_webhook_ten_times_starts_one_worker(place: Place) -> None:
-    with serving(place, UVICORN) as one, serving(place, FRAMEWORK) as other:
-        session = place.session(PROMPT)
+def test_i3_the_same_webhook_ten_times_starts_one_worker(servers: Servers) -> None:
+    urls = [servers.url(kind) for kind in BOTH]
+    with servers.session_served_once():
         body = delivery()
 
         def send(number: int) -> int:
-            url = (one, other)[number % 2]
+            url = urls[number % 2]
             return httpx2.post(url, content=body, headers=signed(body), timeout=60, trust_env=False).status_code
 
         with concurrent.futures.ThreadPoolExecutor(10) as pool:
             assert set(pool.map(send, range(10))) == {200}
-        place.wait_done(session)
-    assert_served_once(place, session)
 
 
-def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(place: Place) -> None:
-    with (
-        serving(place, UVICORN) as one,
-        serving(place, FRAMEWORK) as other,
-        webhooks_to(place, one),
-        webhooks_to(place, other),
-    ):
+def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(servers: Servers) -> None:
+    place = servers.place
+    with contextlib.ExitStack() as stack:
+        before = len(place.sandboxes())
+        for kind in BOTH:
+            stack.enter_context(webhooks_to(place, servers.url(kind)))
         sessions = [place.session(PROMPT) for _ in range(5)]
         for session in sessions:
             place.wait_done(session)
     for session in sessions:
         assert len(place.items(session)) == 1
-    assert len(place.sandboxes()) == 5
+    assert len(place.sandboxes()) == before + 5
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "functions-framework under gunicorn"])
-def test_wrong_requests_get_the_right_answers(place: Place, server: str) -> None:
-    with serving(place, SERVERS[server]) as url, httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
+@pytest.mark.parametrize("server", BOTH)
+def test_wrong_requests_get_the_right_answers(servers: Servers, server: str) -> None:
+    with httpx2.Client(base_url=servers.url(server), timeout=60, trust_env=False) as client:
         assert client.get("/poll_tick", headers=AUTHORIZED).status_code == 405
         assert client.post("/poll_tick").status_code == 401
         assert client.post("/poll_tick", headers={"authorization": "Bearer wrong"}).status_code == 401
@@ -104,8 +132,6 @@ def test_without_their_keys_the_endpoints_fail_closed(place: Place) -> None:
         assert httpx2.post(f"{url}/fork_best_of_n", headers=AUTHORIZED, trust_env=False).status_code == 503
 
 
-def test_a_server_says_when_it_is_ready(place: Place) -> None:
-    with serving(place, UVICORN) as url:
-        until(
-            lambda: httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready"
-        )
+def test_a_server_says_when_it_is_ready(servers: Servers) -> None:
+    url = servers.url("uvicorn")
+    until(lambda: httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")

@@ -1,7 +1,7 @@
 """Lambda's side of the runtime API, on loopback: hands events to the real runtime client and takes its answers.
 
-`Runtime` starts `python -m awslambdaric HANDLER` on an unpacked bundle, as Lambda would: nothing of this checkout is on
-its path, and it sees no variable that it was not given.
+`LambdaRuntime` starts `python -m awslambdaric HANDLER` on an unpacked bundle, as Lambda would: nothing of this checkout
+is on its path, and it sees no variable that it was not given.
 
 `Invoke` is the API by which one function invokes another without waiting for it.
 """
@@ -23,6 +23,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
+from tests.support.checkout import ROOT
+from tests.support.preloaded import Preloaded
+
 SITE_PACKAGES: Final = next(path for path in sys.path if path.endswith("site-packages"))
 
 
@@ -34,14 +37,23 @@ class InvocationFailed(Exception):
         self.kind = kind
 
 
-class LambdaRuntime:
-    """One Lambda process with one handler."""
+_INTERPRETER: Final = f"import sys; sys.path.append({SITE_PACKAGES!r})"
+_FORK: Final = f"import sys; sys.path[:] = ['', *(each for each in sys.path[1:] if each != {str(ROOT)!r})]"
+"""The bundle comes first on the path; behind it are the runtime's own packages, as Lambda's boto3 is."""
 
-    def __init__(self, code: Path, handler: str, environ: Mapping[str, str], timeout: float = 150.0) -> None:
+
+class LambdaRuntime:
+    """One Lambda process with one handler. `fresh`: in an interpreter that has imported nothing; else it is forked from
+    a process that has the SDK (tests/support/preloaded.py)."""
+
+    def __init__(
+        self, code: Path, handler: str, environ: Mapping[str, str], timeout: float = 150.0, *, fresh: bool = False
+    ) -> None:
         self._code = code
         self._handler = handler
         self._environ = environ
         self._timeout = timeout
+        self._fresh = fresh
         self._events: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self._answers: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self._held = contextlib.ExitStack()
@@ -62,17 +74,17 @@ class LambdaRuntime:
             "PATH": "/usr/bin:/bin",
             **self._environ,
         }
-        # The bundle comes first on the path; behind it are the runtime's own packages, as Lambda's boto3 is.
-        start = (
-            f"import sys; sys.path.append({SITE_PACKAGES!r}); "
-            f"from awslambdaric.__main__ import main; main(['bootstrap', {self._handler!r}])"
-        )
-        self._process = subprocess.Popen(
-            [sys.executable, "-S", "-s", "-c", start],
-            cwd=self._code,
-            env=environ,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
+        serve = f"from awslambdaric.__main__ import main; main(['bootstrap', {self._handler!r}])"
+        options: dict[str, Any] = {
+            "cwd": self._code,
+            "env": environ,
+            "stdout": self._output,
+            "stderr": subprocess.STDOUT,
+        }
+        self._process: subprocess.Popen[bytes] = (
+            subprocess.Popen([sys.executable, "-S", "-s", "-c", f"{_INTERPRETER}; {serve}"], **options)
+            if self._fresh
+            else Preloaded(["-c", f"{_FORK}; {serve}"], **options)
         )
         return self
 

@@ -12,9 +12,9 @@ from functions.aws_lambda import environ_of
 from infra.aws import plan
 from shared.errors import SettingsError
 from shared.settings import Settings
-from tests.infra.aws.test_stack import ENVIRON, aws, client, deploy, outputs, types, variables
+from tests.infra.aws.test_stack import ENVIRON, aws, client, deploy, models, outputs, types, variables
 
-__all__ = ["aws", "types"]
+__all__ = ["aws", "models", "types"]
 
 OWN = {"own-work", "tick"}  # each function's own, and the schedule's right to call
 KEY = "arn:aws:secretsmanager:eu-west-1:1:secret:key-AbCdEf"

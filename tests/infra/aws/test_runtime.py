@@ -51,7 +51,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_webhook_function_answers_strangers_and_gateways_without_an_sdk(code: Path) -> None:
-    with LambdaRuntime(code, "functions.aws_lambda.on_run_started", NOBODY) as function:
+    with LambdaRuntime(code, "functions.aws_lambda.on_run_started", NOBODY, fresh=True) as function:
         body = delivery("session.updated")
         good = function.invoke(http(body, signed(body), base64_body=True))
         assert (good["statusCode"], json.loads(good["body"])) == (200, {"ignored": "session.updated"})
@@ -62,7 +62,7 @@ def test_the_webhook_function_answers_strangers_and_gateways_without_an_sdk(code
 
 
 def test_a_bad_event_is_an_error_that_lambda_counts_and_the_next_one_is_served(code: Path) -> None:
-    with LambdaRuntime(code, "functions.aws_lambda.poll_tick", NOBODY) as function:
+    with LambdaRuntime(code, "functions.aws_lambda.poll_tick", NOBODY, fresh=True) as function:
         with pytest.raises(InvocationFailed) as failed:
             function.invoke({"do": "rm"})
         assert failed.value.kind == "BadInvocation"
@@ -138,7 +138,10 @@ def test_a_race_runs_in_the_fork_function_or_in_another_invocation_of_it(place: 
     own = "serverless-hands-fork-best-of-n"
     environ = {**NOBODY, **place.environ, "RACES_HANDED_TO": f"aws-lambda:{own}"}
     handler = "functions.aws_lambda.fork_best_of_n"
-    with Invoke() as invoke, LambdaRuntime(code, handler, {**environ, **invoke.environ}, timeout=120) as function:
+    with (
+        Invoke() as invoke,
+        LambdaRuntime(code, handler, {**environ, **invoke.environ}, timeout=120) as function,
+    ):
         authorized = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
         answer = function.invoke(http(json.dumps(race).encode(), authorized))
         assert answer["statusCode"] == 200, answer

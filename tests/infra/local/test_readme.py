@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import infra.local
+from tests.support.preloaded import forked_run
 
 FOLDER = Path(infra.local.__file__).parent
 TEXT = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -17,9 +18,7 @@ TEXT = (FOLDER / "README.md").read_text(encoding="utf-8")
 
 def test_the_example_runs_as_it_stands() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", example], cwd=FOLDER.parents[1], capture_output=True, text=True, check=False
-    )
+    done = forked_run(["-c", example], cwd=FOLDER.parents[1])
     assert done.returncode == 0, done.stderr
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import subprocess
-import sys
 from pathlib import Path
 
 import anthropic
 import httpx2
 import pytest
 
-from infra.local.process import start_service
 from tests.infra.local.claude.conftest import ClaudeStage, message
+from tests.support.preloaded import forked_run, forked_service
 from tests.support.waiting import until
 
 KEYS = {
@@ -34,7 +32,7 @@ def test_one_command_makes_everything_a_demo_needs(tmp_path: Path) -> None:
     config.write_text(CONFIG)
     args = ["--config", str(config), "--environment-id", "env_demo", "--agent-id", "agent_demo"]
     args += ["--webhook-url", "http://127.0.0.1:9/hook", "--lease-ttl", "3"]
-    with start_service("infra.local.claude", args, KEYS) as service:
+    with forked_service("infra.local.claude", args, KEYS) as service:
         assert (service.ready["environment_id"], service.ready["agent_id"]) == ("env_demo", "agent_demo")
         client = anthropic.Anthropic(api_key=KEYS["LOCAL_CLAUDE_API_KEY"], base_url=service.url, max_retries=0)
         with pytest.raises(anthropic.APIStatusError) as caught:
@@ -68,8 +66,7 @@ def test_one_command_makes_everything_a_demo_needs(tmp_path: Path) -> None:
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(args: list[str], words: str) -> None:
-    command = [sys.executable, "-m", "infra.local.claude", *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    done = forked_run(["-m", "infra.local.claude", *args])
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr and done.stderr.count("\n") == 1
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorlake.image import Image
+from tensorlake.image.sandbox_builder import (
+    SandboxImageError,
+    build_sandbox_image,
+    delete_sandbox_image,
+    find_sandbox_image_by_name,
+    list_sandbox_images,
+)
 from tensorlake.sandbox import Sandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
@@ -39,25 +45,19 @@ CMD ["true"]
 """
 
 
-def sdk(stage: TensorlakeStage, code: str, **names: Any) -> Any:
-    """Run SDK code that takes its address from the environment; answers what it binds to `answer`."""
-    script = f"import json, sys\nglobals().update(json.loads(sys.argv[1]))\n{code}\nprint(json.dumps(answer))"
-    environment = {**os.environ, "TENSORLAKE_API_URL": stage.service.url, "TENSORLAKE_API_KEY": KEY}
-    command = [sys.executable, "-c", script, json.dumps(names)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@contextlib.contextmanager
+def addressed(stage: TensorlakeStage) -> Iterator[None]:
+    """What builds images takes its address from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORLAKE_API_URL", stage.service.url)
+        patch.setenv("TENSORLAKE_API_KEY", KEY)
+        yield
 
 
-def build(stage: TensorlakeStage, context: Path, name: str) -> Any:
-    code = """
-from tensorlake.image.sandbox_builder import build_sandbox_image
-try:
-    answer = build_sandbox_image(file, registered_name=name)
-except Exception as error:
-    answer = str(error)
-"""
-    return sdk(stage, code, file=str(context / "Dockerfile"), name=name)
+def build(stage: TensorlakeStage, context: Path, name: str) -> dict[str, Any]:
+    with addressed(stage):
+        built: dict[str, Any] = build_sandbox_image(str(context / "Dockerfile"), registered_name=name)
+    return built
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def context(tmp_path: Path) -> Path:
 
 def test_a_dockerfile_becomes_the_root_of_a_sandbox(each_level: TensorlakeStage, context: Path) -> None:
     built = build(each_level, context, "Session-One")
-    assert isinstance(built, dict) and built["name"] == "session-one", built
+    assert built["name"] == "session-one", built
     sandbox = each_level.named(image="session-one")
     assert out(sandbox, "tail -1 /opt/hands/bin/program; program") == "echo ran\nran"
     assert out(sandbox, "echo $GREETING; ls /srv/given; cat notes.txt") == "hello there\na.csv\nnotes.txt\nnotes"
@@ -100,13 +100,10 @@ def test_root_is_run_as_the_images_user_and_marked(stage: TensorlakeStage, conte
 
 def test_a_builder_prints_each_step_that_was_not_executed(stage: TensorlakeStage, context: Path) -> None:
     stage.settings(build_log_seconds=60.0)  # until the log has been read
-    code = """
-from tensorlake.image.sandbox_builder import build_sandbox_image
-events = []
-build_sandbox_image(file, registered_name="told", emit=events.append)
-answer = [event["message"] for event in events if event["type"] == "build_log"]
-"""
-    said = sdk(stage, code, file=str(context / "Dockerfile"))
+    events: list[Any] = []
+    with addressed(stage):
+        build_sandbox_image(str(context / "Dockerfile"), registered_name="told", emit=events.append)
+    said = [event["message"] for event in events if event["type"] == "build_log"]
     assert [line for line in said if "not executed" in line] == [
         "not executed offline: RUN useradd agent &&  touch /never",
         "not executed offline: RUN <<EOF",
@@ -120,19 +117,14 @@ answer = [event["message"] for event in events if event["type"] == "build_log"]
 
 
 def test_an_image_object_builds_and_is_found_listed_and_deleted(stage: TensorlakeStage, context: Path) -> None:
-    code = """
-from tensorlake.image import Image
-from tensorlake.image.sandbox_builder import (
-    delete_sandbox_image, find_sandbox_image_by_name, list_sandbox_images,
-)
-image = Image(name="made").copy("program", "/opt/hands/program").env("A", "b c").workdir("/workspace").run("true")
-built = image.build(context_dir=context)
-found, listed = find_sandbox_image_by_name("made"), [row["name"] for row in list_sandbox_images()]
-delete_sandbox_image("made")
-answer = [built["id"] == found["id"], listed, find_sandbox_image_by_name("made")]
-"""
-    same, listed, gone = sdk(stage, code, context=str(context))
-    assert same and "made" in listed and gone is None
+    image = Image(name="made").copy("program", "/opt/hands/program").env("A", "b c").workdir("/workspace").run("true")
+    with addressed(stage):
+        built = image.build(context_dir=str(context))
+        found = find_sandbox_image_by_name("made")
+        assert found is not None and found["id"] == built["id"]
+        assert "made" in [row["name"] for row in list_sandbox_images()]
+        delete_sandbox_image("made")
+        assert find_sandbox_image_by_name("made") is None
     with pytest.raises(RemoteAPIError) as refusal:
         stage.named(image="made")
     assert refusal.value.status_code == 400 and "not registered" in refusal.value.message
@@ -151,7 +143,8 @@ def test_an_image_may_start_from_another_and_a_rebuild_replaces_it(each_level: T
 
 def test_a_build_that_fails_says_where(stage: TensorlakeStage, context: Path) -> None:
     (context / "Dockerfile").write_text("FROM x\nRUN true\nCOPY nothing /x\n")
-    assert "line 3: 'nothing' is not in the build context" in build(stage, context, "bad")
+    with pytest.raises(SandboxImageError, match="line 3: 'nothing' is not in the build context"):
+        build(stage, context, "bad")
 
 
 def test_a_context_with_another_digest_is_refused(stage: TensorlakeStage) -> None:

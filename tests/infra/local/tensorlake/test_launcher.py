@@ -20,14 +20,16 @@ from tests.support.waiting import until
 PYTHON: Final = f"{VENV}/bin/python"
 ARCHIVE: Final = "/tmp/facts.pyz"
 FACTS: Final = r"""
-import ctypes, importlib.metadata, json, os, signal, stat, subprocess, sys
+import ctypes, gc, importlib.metadata, json, os, signal, stat, subprocess, sys
+gc.disable()
 if sys.argv[0] != __file__.rpartition("/")[0]:
     sys.exit("another program runs")
 import anthropic
 import anyio.streams.file as late  # of a package that was imported elsewhere, perhaps
 status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
 environ = dict(os.environ)
-child = subprocess.run([sys.executable, "-I", "-c", "import anthropic; print(anthropic.__file__)"], capture_output=True)
+find = "import importlib.util; print(importlib.util.find_spec('anthropic').origin)"
+child = subprocess.run([sys.executable, "-I", "-c", find], capture_output=True)
 def links():
     for number in sorted(os.listdir("/proc/self/fd"), key=int):
         try:
@@ -56,6 +58,7 @@ print(json.dumps({
     # Not SIGHUP, the lowest bit: whoever starts the tests under nohup has it ignored.
     "blocked": [int(status[name], 16) & ~1 for name in ("SigBlk", "SigIgn")],
 }))
+gc.freeze()  # nothing is taken down at the end
 """
 
 
