@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from tests.support.preloaded import share_authorities
+from tests.support.preloaded import forked_interpreters, share_authorities
 from tests.support.world import OfflineWorld, Place, offline_world
 
 # An example takes as long as the machine lets it.
@@ -55,6 +55,13 @@ def interpreters(world: OfflineWorld) -> Iterator[None]:
     world.tensorlake_admin.patch("settings", {"launcher": None})
     yield
     world.tensorlake_admin.patch("settings", {"launcher": launcher})
+
+
+@pytest.fixture(scope="module")
+def forked_here() -> Iterator[None]:
+    """Archives and modules of ours that the process of these tests starts are forked."""
+    with forked_interpreters():
+        yield
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from shared.service import Service
 from shared.settings import Settings
 from tests.infra.cli.fork.test_command import environ_of
 from tests.support.checkout import ROOT
+from tests.support.preloaded import Preloaded, forked_run
 from tests.support.serving import TOKEN, UVICORN, serving
 from tests.support.waiting import PATIENCE, until_async
 from tests.support.web import make_repository, web
@@ -101,12 +102,12 @@ higher_is_better: false
 
 def test_fork_is_called_from_python(server: str) -> None:
     environ = {"PATH": PATH, "FUNCTIONS_URL": server, "FUNCTIONS_TOKEN": TOKEN}
-    called = [sys.executable, "-I", str(EXAMPLES / "call_fork.py")]
-    done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=100)
+    called = ["-I", str(EXAMPLES / "call_fork.py")]
+    done = forked_run(called, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("race") and done.stdout.splitlines()[-1] == "winner: b2"
     environ["FUNCTIONS_TOKEN"] = "another"
-    done = subprocess.run(called, env=environ, capture_output=True, text=True, timeout=100)
+    done = forked_run(called, env=environ)
     assert done.returncode == 1 and "token" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -122,7 +123,7 @@ def test_a_session_is_about_a_repository_at_a_commit(place: Place, tmp_path: Pat
             "ANTHROPIC_ENVIRONMENT_ID": place.environment_id,
         }
         asked = [str(EXAMPLES / "repository_at_a_commit.py"), remote.repository("app"), first, "$ cat app/version"]
-        called = subprocess.Popen([sys.executable, "-I", *asked], env=environ, stdout=subprocess.PIPE, text=True)
+        called = Preloaded(["-I", *asked], env=environ, stdout=subprocess.PIPE, text=True)
         assert called.stdout is not None
         session_id = called.stdout.readline().strip()
 
@@ -155,9 +156,7 @@ def test_a_csv_goes_in_and_a_report_comes_out(place: Place, tmp_path: Path) -> N
             f"{remote.url}/sales.csv",
             script,
         ]
-        called = subprocess.run(
-            [sys.executable, "-I", *asked], env=environ, capture_output=True, text=True, timeout=PATIENCE
-        )
+        called = forked_run(["-I", *asked], env=environ)
         session_id = called.stdout.strip()
         report = tmp_path / "results" / names.canonical_session_id(session_id) / "files" / "report.csv"
 

@@ -14,6 +14,8 @@ from infra.cli.tools import own_tools, try_tool
 from tests.support.checkout import ROOT
 from tests.support.world import Place
 
+pytestmark = pytest.mark.usefixtures("forked_here")
+
 TOOLS: Final = ROOT / "examples" / "tools"
 SOURCES: Final = {
     "SANDBOX_TOOLS": str(TOOLS / "public"),

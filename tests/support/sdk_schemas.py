@@ -1,5 +1,5 @@
 """The SDK builds the schema of a model when the first answer of its kind comes: for what a worker reads these take a
-third of a second of a core, more than all else that it does. `tests/support/preloaded.py` runs this file in the process
+third of a second of a core, more than all else that it does. `tests/support/forker.py` runs this file in the process
 that forks, so that its forks have them. It asks nobody: the answers stand here.
 """
 

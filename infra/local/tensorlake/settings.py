@@ -86,8 +86,8 @@ class TensorlakeSettings(BaseModel):
     copy_status: int | None = Field(default=None, ge=400, le=499)
     """What a live copy is refused with; None: it is made."""
     launcher: str | None = None
-    """Path of a Unix socket: who listens there starts the workers of sandboxes made from now on, in place of an
-    interpreter of their own (`inside/launcher.py`). Only where sandboxes are isolated."""
+    """Path of a Unix socket: who listens there starts the workers and servers of sandboxes made from now on, in place
+    of an interpreter of their own (`inside/launcher.py`). Only where sandboxes are isolated."""
     daemon_open_inside: bool = False
     """Whether the daemon answers without a token to who knows its port."""
     start_faults: list[StartFault] = []

@@ -11,6 +11,8 @@ from image.session.definition import Recipe, dockerfile, stage
 from image.session.tools import OwnTools, ToolsError, ToolSources, collect
 from image.session.worker.tool_manifest import ToolEntry, ToolKind
 
+pytestmark = pytest.mark.usefixtures("forked_here")
+
 HEAD = "from anthropic import beta_tool\nimport _shared\n"
 TOOL = '@beta_tool(name="{name}"{more})\ndef {function}(a: int = 1) -> str:\n    """{text}"""\n    return ""\n'
 

@@ -1,9 +1,9 @@
-"""Workers that somebody outside starts in this sandbox, who has imported already what each of them would import.
+"""Workers and servers that somebody outside starts in this sandbox, who has imported already what each would import.
 
 The platform passes a connection to it (the knob `launcher`). One message asks for one start: it carries the standard
 streams, a descriptor of this process, whose namespaces are the sandbox's, and a file with what is asked for as JSON
 (a program, its arguments, environment and folder). The answer is the pid in this sandbox of a process that has become
-our child. `tests/support/preloaded.py` is the other end.
+our child. `tests/support/forker.py` is the other end.
 """
 
 # ruff: noqa: PTH123
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .wire import Json
 
-_SHAPE = ("-I", ".pyz")  # of a worker's arguments
+_SERVER = ["-P", "-m", "uvicorn"]  # its arguments begin so
 
 
 class Launched:
@@ -45,14 +45,10 @@ class Launcher:
         os.set_inheritable(descriptor, False)
 
     def takes(self, request: Json) -> bool:
-        """Whether a start is a worker's."""
-        args = request["args"]
-        return (
-            request["command"].endswith("/python")
-            and len(args) == len(_SHAPE)
-            and args[0] == _SHAPE[0]
-            and args[1].endswith(_SHAPE[1])
-        )
+        """Whether a start is a worker's, which is an archive, or a server's."""
+        args: list[str] = request["args"]
+        worker = len(args) == 2 and args[0] == "-I" and args[1].endswith(".pyz")
+        return bool(request["command"].endswith("/python")) and (worker or args[: len(_SERVER)] == _SERVER)
 
     def start(self, request: Json) -> Launched:
         """Raises DaemonRefusal."""

@@ -24,6 +24,8 @@ from image.session.worker.tool_processes import NotPrivate, OperatorTools, ToolS
 from tests.image.session.worker.harness import OPERATOR_FILES, make_claim, tools_in
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("forked_here")
+
 SECONDS = 10.0
 """Of a call: more than any takes that ends."""
 
