@@ -5,9 +5,9 @@ with arguments, environment, folder, streams, terminal, signals and exit code of
 from the folder it is started in. Where the start itself or /proc is tested an interpreter is started
 (tests/infra/cli/test_command_line.py, tests/image/session/worker/test_secret_hiding.py).
 
-Workers and servers in offline sandboxes are forked from it, too, where the sandbox service was given the knob `launcher`: the fork
-enters the sandbox's namespaces and goes on as a child of its first process. A test that needs interpreters there takes
-the knob away (the fixture `interpreters`).
+Workers and servers in offline sandboxes are forked from it, too, where the sandbox service was given the knob
+`launcher`: the fork enters the sandbox's namespaces and goes on as a child of its first process. A test that needs
+interpreters there takes the knob away (the fixture `interpreters`).
 
 One process that runs tests has one process that forks (forker.py); what a fork does is told in forked_program.py.
 """
