@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,6 +148,23 @@ def _terminate(place: Place, sandbox_id: str) -> None:
             await dispatcher.host.terminate(sandbox_id)
 
     asyncio.run(terminate())
+
+
+def test_a_sandbox_that_outlives_its_session_is_told_and_one_that_cannot_be_counted_in_is_no_verdict(
+    place: Place,
+) -> None:
+    session = place.session("$ true")
+    heal(place, session)
+    report = Report(wanted=1)
+    soak_judge.overdue(place, {session: time.monotonic() - 100.0}, report, 1000.0)
+    assert report.problems == []
+    soak_judge.overdue(place, {session: time.monotonic() - 100.0}, report, 10.0)
+    assert [place.sandbox(session) in problem for problem in report.problems] == [True]
+
+    unknown = Played("sesn_01unknown", said=1, interrupts=0, seconds=1.0)
+    left = iter([False, True])
+    assert not soak_judge.count_in_weather(place, unknown, report, lambda: next(left))
+    assert len(report.problems) == 1
 
 
 def test_what_a_copy_once_had_and_too_busy_a_minute_are_told(place: Place) -> None:
