@@ -3,6 +3,7 @@ that fork."""
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("anthropic", "tensorlake", "grpc", "boto3", "botocore", "fsspec", "aiohttp")
 
 
+@functools.cache
 def modules_after(statement: str) -> set[str]:
     """Names of the top-level packages in a fresh interpreter after this statement."""
     code = f"import sys\n{statement}\nprint(' '.join(sorted({{name.partition('.')[0] for name in sys.modules}})))"

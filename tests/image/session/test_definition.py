@@ -17,7 +17,8 @@ from image.session.archive import build_archive, digest
 from image.session.claim import worker_path
 from image.session.definition import BadRecipe, Recipe, Variant, build, dockerfile, recipe_from, stage
 from infra.local.admin_client import AdminClient
-from infra.local.process import RunningService, start_service
+from infra.local.process import RunningService
+from tests.support.preloaded import forked_service
 
 
 @pytest.mark.parametrize("name", ["agent-cli", "a", "team/agent-cli", "agent.cli:v1", "x_1"])
@@ -157,7 +158,7 @@ def test_the_definition_loads_no_sdk_by_itself() -> None:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     directory = tmp_path_factory.mktemp("data")
-    with start_service("infra.local.tensorlake", ["--data-dir", str(directory)]) as running:
+    with forked_service("infra.local.tensorlake", ["--data-dir", str(directory)]) as running:
         yield running
 
 

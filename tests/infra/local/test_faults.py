@@ -15,7 +15,9 @@ import httpx2
 import pytest
 
 from infra.local.faults import FaultRegistry, FaultRule, LatencyRule, RequestFacts
-from infra.local.process import RunningService, ServiceStartError, listen, start_service
+from infra.local.process import RunningService, ServiceStartError, listen
+from tests.support.checkout import ROOT
+from tests.support.preloaded import forked_run, forked_service
 from tests.support.waiting import until
 
 SERVICE = "tests.infra.local.echo_service"
@@ -23,7 +25,7 @@ SERVICE = "tests.infra.local.echo_service"
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with start_service(SERVICE) as running:
+    with forked_service(SERVICE) as running:
         yield running
 
 
@@ -196,7 +198,7 @@ def test_answers_do_not_wait_for_the_clients_delayed_acknowledgement() -> None:
 
 def test_a_service_ends_cleanly_on_sigterm_and_on_sigint() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        running = start_service(SERVICE)
+        running = forked_service(SERVICE)
         os.kill(running.pid, number)
         assert running.stop() == 0
 
@@ -224,13 +226,7 @@ def _answers(url: str) -> bool:
 
 def test_a_taken_port_is_one_clear_line_and_exit_code_2(service: RunningService) -> None:
     port = service.url.rsplit(":", 1)[1]
-    done = subprocess.run(
-        [sys.executable, "-m", SERVICE, "--port", port],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=20,
-    )
+    done = forked_run(["-m", SERVICE, "--port", port], cwd=ROOT)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"port {port} is in use; ")
@@ -239,4 +235,4 @@ def test_a_taken_port_is_one_clear_line_and_exit_code_2(service: RunningService)
 
 def test_a_service_that_fails_to_start_is_reported_with_its_last_words() -> None:
     with pytest.raises(ServiceStartError, match="the reason why it failed"):
-        start_service(SERVICE, ["--silent-failure"])
+        forked_service(SERVICE, ["--silent-failure"])

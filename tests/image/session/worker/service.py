@@ -274,7 +274,7 @@ class _ServiceHandler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             while not cast(_ServiceServer, self.server).closing:
                 with self.service.lock:
-                    self.service.lock.wait(0.2)
+                    self.service.lock.wait(2)  # each ping costs a worker milliseconds of a core
                     fresh, seen = self.service.events[seen:], len(self.service.events)
                 frames = [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in fresh]
                 self.wfile.write("".join(frames or ["event: ping\ndata: {}\n\n"]).encode())
@@ -306,6 +306,8 @@ def running(*, certificate: str | None = None, **settings: Any) -> Iterator[Work
         yield service
     finally:
         server.closing = True
+        with service.lock:
+            service.lock.notify_all()
         server.shutdown()
         server.server_close()
         thread.join()

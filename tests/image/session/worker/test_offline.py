@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from image.session.definition import Recipe, build
 from infra.local.process import RunningService
 from tests.image.session.worker.harness import sandbox
 from tests.support.preloaded import forked_service
+from tests.support.waiting import until
 
 API_KEY = "sk-ant-api03-fake-for-tests"
 ENVIRONMENT_KEY = "sk-ant-oat01-fake-for-tests"
@@ -113,18 +113,15 @@ def test_a_session_is_served_in_a_sandbox_of_the_image_as_the_agents_user(
             env={CLAIM_VARIABLE: claim.to_json(), STATE_VARIABLE: STATE_DIRECTORY},
             user=AGENT_USER,
         )
-        words: list[Word] = []
-        deadline = time.monotonic() + 30
-        acked = False
-        while Word.ENDED not in words:
-            assert time.monotonic() < deadline, box.get_output(worker.pid).lines
+
+        def words() -> list[Word]:
             lines = box.get_stdout(worker.pid).lines
-            words = [notice.word for line in lines if (notice := Notice.from_line(line)) is not None]
-            if Word.READY in words and not acked:
-                claude.ack(claim)
-                acked = True
-            time.sleep(0.05)
-        assert words == [Word.READY, Word.LEASED, Word.ENDED], box.get_output(worker.pid).lines
+            return [notice.word for line in lines if (notice := Notice.from_line(line)) is not None]
+
+        until(lambda: Word.READY in words(), "it is not ready")
+        claude.ack(claim)
+        until(lambda: Word.ENDED in words(), "it does not end")
+        assert words() == [Word.READY, Word.LEASED, Word.ENDED], box.get_output(worker.pid).lines
         user, found = claude.results(session_id)[-1].split()
         assert (user, found) == ("agent", "0")
         box.terminate()

@@ -11,12 +11,13 @@ import pytest
 from tensorlake.sandbox import Sandbox
 
 from image.session.definition import Recipe, build
-from infra.local.process import RunningService, ServiceStartError, start_service
+from infra.local.process import RunningService, ServiceStartError
 from infra.local.tensorlake import inside
 from infra.local.tensorlake.isolation import Isolation, IsolationError
 from infra.local.tensorlake.rooted import RootedHost, RootError
 from tests.infra.local.tensorlake.conftest import KEY, out
 from tests.support import small_root
+from tests.support.preloaded import forked_service
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rooted(root: Path) -> Iterator[RunningService]:
     try:
         given = ["--image-root", str(root), "--settings", '{"build_log_seconds": 60}']
-        started = start_service("infra.local.tensorlake", given)
+        started = forked_service("infra.local.tensorlake", given)
     except ServiceStartError as error:
         if "no isolation level works" not in str(error):
             raise
