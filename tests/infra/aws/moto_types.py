@@ -21,6 +21,12 @@ from moto.cloudformation import models, parsing
 from moto.core.common_models import CloudFormationModel
 
 
+@functools.cache
+def client_of(service: str, region: str) -> Any:
+    """One for the process: a deployment makes thirty, which is a third of what it takes."""
+    return boto3.client(service, region_name=region)
+
+
 class Missing(CloudFormationModel):
     """One resource: its physical id and what GetAtt may ask of it."""
 
@@ -100,7 +106,7 @@ class FunctionUrl(Missing):
     @classmethod
     def make(cls, name: str, properties: dict[str, Any], region: str) -> Missing:
         function = properties["TargetFunctionArn"]
-        client = boto3.client("lambda", region_name=region)
+        client = client_of("lambda", region)
         made = client.create_function_url_config(FunctionName=function, AuthType=properties["AuthType"])
         return cls(function, {"FunctionUrl": made["FunctionUrl"]}, properties)
 
@@ -110,7 +116,7 @@ class FunctionUrl(Missing):
 
     @classmethod
     def remove(cls, physical_id: str, properties: dict[str, Any], region: str) -> None:
-        with _its_function_may_be_gone(client := boto3.client("lambda", region_name=region)):
+        with _its_function_may_be_gone(client := client_of("lambda", region)):
             client.delete_function_url_config(FunctionName=physical_id)
 
 
@@ -121,7 +127,7 @@ class EventInvokeConfig(Missing):
     def make(cls, name: str, properties: dict[str, Any], region: str) -> Missing:
         given = {key: value for key, value in properties.items() if key != "Qualifier"}
         given |= {key: int(value) for key, value in given.items() if key.startswith("Maximum")}
-        boto3.client("lambda", region_name=region).put_function_event_invoke_config(**given)
+        client_of("lambda", region).put_function_event_invoke_config(**given)
         return cls(properties["FunctionName"], {}, properties)
 
     @classmethod
@@ -130,7 +136,7 @@ class EventInvokeConfig(Missing):
 
     @classmethod
     def remove(cls, physical_id: str, properties: dict[str, Any], region: str) -> None:
-        with _its_function_may_be_gone(client := boto3.client("lambda", region_name=region)):
+        with _its_function_may_be_gone(client := client_of("lambda", region)):
             client.delete_function_event_invoke_config(FunctionName=physical_id)
 
 
@@ -139,18 +145,18 @@ class Schedule(Missing):
 
     @classmethod
     def make(cls, name: str, properties: dict[str, Any], region: str) -> Missing:
-        made = boto3.client("scheduler", region_name=region).create_schedule(Name=name[-64:], **cls._given(properties))
+        made = client_of("scheduler", region).create_schedule(Name=name[-64:], **cls._given(properties))
         return cls(name[-64:], {"Arn": made["ScheduleArn"]}, properties)
 
     @classmethod
     def change(cls, old: Missing, properties: dict[str, Any], region: str) -> Missing:
-        client = boto3.client("scheduler", region_name=region)
+        client = client_of("scheduler", region)
         client.update_schedule(Name=old.physical_resource_id, **cls._given(properties))
         return cls(old.physical_resource_id, old.attributes, properties)
 
     @classmethod
     def remove(cls, physical_id: str, properties: dict[str, Any], region: str) -> None:
-        boto3.client("scheduler", region_name=region).delete_schedule(Name=physical_id)
+        client_of("scheduler", region).delete_schedule(Name=physical_id)
 
     @staticmethod
     def _given(properties: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +169,7 @@ class MotoSecret(Missing):
 
     @classmethod
     def make(cls, name: str, properties: dict[str, Any], region: str) -> Missing:
-        client = boto3.client("secretsmanager", region_name=region)
+        client = client_of("secretsmanager", region)
         given: dict[str, Any] = {"Description": properties["Description"], "Tags": properties["Tags"]}
         if wanted := properties.get("GenerateSecretString"):
             drawn = client.get_random_password(PasswordLength=int(wanted["PasswordLength"]), ExcludePunctuation=True)
@@ -177,7 +183,7 @@ class MotoSecret(Missing):
 
     @classmethod
     def remove(cls, physical_id: str, properties: dict[str, Any], region: str) -> None:
-        boto3.client("secretsmanager", region_name=region).delete_secret(SecretId=physical_id)
+        client_of("secretsmanager", region).delete_secret(SecretId=physical_id)
 
 
 def _apply(change_set: Any) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-import boto3
 import botocore.client
 import botocore.loaders
 import pytest
@@ -67,7 +66,8 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     monkeypatch.setattr(package, "build", _small_build)
-    monkeypatch.setattr(command, "_aws", lambda region: Aws(boto3.Session(), region, print, pause=0.0))
+    session = SimpleNamespace(client=lambda service, region_name: client(service))
+    monkeypatch.setattr(command, "_aws", lambda region: Aws(session, region, print, pause=0.0))
     with mock_aws(config={"lambda": {"use_docker": False}}):
         yield
 
@@ -79,7 +79,9 @@ def _small_build(
 
 
 def client(service: str) -> Any:
-    return boto3.client(service, region_name=REGION)
+    from tests.infra.aws.moto_types import client_of
+
+    return client_of(service, REGION)
 
 
 def deploy(**extra: str) -> int:
