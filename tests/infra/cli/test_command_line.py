@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from infra.cli.__main__ import PROGRAM, app
+from infra.cli.__main__ import PARTS, PROGRAM, app, keep_only
 from tests.support.checkout import ROOT
 
 HEAVY = ("anthropic", "tensorlake", "pydantic", "httpx2", "uvicorn", "starlette", "boto3", "jinja2", "yaml")
@@ -80,6 +80,18 @@ def test_a_flag_of_several_commands_means_the_same_in_each() -> None:
                 if flag.startswith("--") and (path[-1], flag) not in of_its_own and flag != "--report":
                     meanings[flag].add(getattr(parameter, "help", None))
     assert {flag: texts for flag, texts in meanings.items() if len(texts) > 1} == {}
+
+
+def test_a_command_is_made_alone_and_an_unknown_one_is_looked_for_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = all_commands()
+    for part in PARTS:
+        for each in ("registered_commands", "registered_groups"):
+            monkeypatch.setattr(part.app, each, getattr(part.app, each))
+    for other in ("sesion", "--help", ""):
+        keep_only(other)
+        assert all_commands().keys() == everything.keys()
+    keep_only("demo")
+    assert all_commands().keys() == {path for path in everything if path[0] == "demo"}
 
 
 def test_every_make_target_calls_a_command_that_there_is() -> None:
