@@ -28,7 +28,7 @@ from shared.reports import ItemEnd
 from shared.service import Service
 from tests.image_check.findings import RootFinding
 from tests.image_check.on_the_platform import on_the_platform
-from tests.image_check.root import CannotCheck, bootstrap, require
+from tests.image_check.root import CannotCheck, bootstrap, require, require_packages
 from tests.image_check.served import RootHost
 from tests.image_check.steps import BuiltRoot, StepFailed, build, to_stderr
 from tests.support.ports import free_port
@@ -169,6 +169,7 @@ def main() -> int:
         if chosen.base is None:
             bootstrap(base, chosen.suite, chosen.mirror)
             to_stderr(f"a base of {chosen.suite}: {time.monotonic() - began:.0f} s")
+        require_packages(base.resolve(), place)
         for finding in _findings(base.resolve(), place, chosen.variant, chosen.keep):
             findings.append(finding)
             wanted = "" if finding.good else f" (wanted: {finding.wanted or '-'})"

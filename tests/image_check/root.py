@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from infra.local.tensorlake.layers import DEFAULT_PATH
 from shared.texts import printable
 
 _NEEDED: Final = ("unshare", "chroot", "mount", "cp")
@@ -27,6 +28,13 @@ mount --rbind /dev "$1/dev"
 root=$1 user=$2 folder=$3
 shift 3
 exec chroot --userspec="$user" "$root" /bin/sh -c 'cd "$0" && exec "$@"' "$folder" "$@"
+"""
+
+
+_PIP_ALONE: Final = """
+set -e
+python3 -m venv /tmp/alone
+/tmp/alone/bin/pip download --quiet --no-deps --dest /tmp/alone pip
 """
 
 
@@ -128,3 +136,15 @@ class Root:
 
     def _table(self, name: str) -> list[str]:
         return self.within(f"/etc/{name}").read_text().splitlines()
+
+
+def require_packages(base: Path, place: Path) -> None:
+    """Raises CannotCheck where pip in such a root finds no index: each step that installs would fail for this machine's
+    sake alone."""
+    root = Root.copied(base, place / "alone")
+    try:
+        tried = root.run(["/bin/sh", "-c", _PIP_ALONE], env={"PATH": DEFAULT_PATH, "HOME": "/root", **root.ways_out()})
+    finally:
+        shutil.rmtree(root.directory)
+    if tried.returncode != 0:
+        raise CannotCheck(f"pip finds no index from inside a root (PIP_*): {printable(tried.stdout[-300:])}")
