@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import httpx2
 import pytest
@@ -19,18 +21,10 @@ BOTH = ("uvicorn", "functions-framework under gunicorn")
 AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
 
 
-class Servers:
-    """One of each kind for all tests that ask for it, of one environment."""
-
-    def __init__(self, place: Place, held: contextlib.ExitStack) -> None:
-        self.place = place
-        self._held = held
-        self._urls: dict[str, str] = {}
-
-    def url(self, kind: str) -> str:
-        if kind not in self._urls:
-            self._urls[kind] = self._held.enter_context(serving(self.place, SERVERS[kind]))
-        return self._urls[kind]
+@dataclass(frozen=True)
+class Server:
+    place: Place
+    url: str
 
     @contextlib.contextmanager
     def session_served_once(self) -> Iterator[str]:
@@ -47,35 +41,60 @@ class Servers:
         return [box["name"] for box in self.place.sandboxes()]
 
 
+Servers = Callable[[str], Server]
+
+
+@contextlib.contextmanager
+def started(world: OfflineWorld, place: Place | None = None) -> Iterator[Servers]:
+    """Starts the server of a kind when a test first asks for it, for an environment of its own or for this one."""
+    with contextlib.ExitStack() as held:
+
+        @functools.cache
+        def server(kind: str) -> Server:
+            own = place or world.place()
+            return Server(own, held.enter_context(serving(own, SERVERS[kind])))
+
+        yield server
+
+
 @pytest.fixture(scope="module")
 def servers(world: OfflineWorld) -> Iterator[Servers]:
-    with contextlib.ExitStack() as held:
-        yield Servers(world.place(), held)
+    with started(world) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def ticked(world: OfflineWorld) -> Iterator[Servers]:
-    """Of another environment, which gets no webhook: the drain of one may go on, and claim what a tick is to find."""
-    with contextlib.ExitStack() as held:
-        yield Servers(world.place(), held)
+    """No webhook comes to their environments: the drain of one may go on, and claim what a tick is to find."""
+    with started(world) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pair(world: OfflineWorld) -> Iterator[Sequence[Server]]:
+    """Two of one environment."""
+    with started(world, world.place()) as server:
+        yield [server(kind) for kind in BOTH]
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_webhook_leads_to_a_served_session(servers: Servers, server: str) -> None:
-    with webhooks_to(servers.place, servers.url(server) + "/on_run_started"), servers.session_served_once():
+    one = servers(server)
+    with webhooks_to(one.place, one.url + "/on_run_started"), one.session_served_once():
         pass
 
 
 def test_the_reference_integrations_path_is_the_webhooks_too(servers: Servers) -> None:
-    with webhooks_to(servers.place, servers.url("uvicorn") + "/"), servers.session_served_once():
+    one = servers("uvicorn")
+    with webhooks_to(one.place, one.url + "/"), one.session_served_once():
         pass
 
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_tick_serves_what_no_webhook_announced(ticked: Servers, server: str) -> None:
-    url = ticked.url(server)
-    with ticked.session_served_once():
-        answer = httpx2.post(f"{url}/poll_tick", headers=AUTHORIZED, timeout=60, trust_env=False)
+    one = ticked(server)
+    with one.session_served_once():
+        answer = httpx2.post(f"{one.url}/poll_tick", headers=AUTHORIZED, timeout=60, trust_env=False)
         assert answer.status_code == 200
         (drain,) = answer.json()["drains"]
         assert [item["end"] for item in drain["items"]] == ["handed_over"]
@@ -89,25 +108,24 @@ def test_each_function_is_a_target_of_its_own(place: Place, target: str) -> None
         assert answer.status_code == 401
 
 
-def test_i3_the_same_webhook_ten_times_starts_one_worker(servers: Servers) -> None:
-    urls = [servers.url(kind) for kind in BOTH]
-    with servers.session_served_once():
+def test_i3_the_same_webhook_ten_times_starts_one_worker(pair: Sequence[Server]) -> None:
+    with pair[0].session_served_once():
         body = delivery()
 
         def send(number: int) -> int:
-            url = urls[number % 2]
+            url = pair[number % 2].url
             return httpx2.post(url, content=body, headers=signed(body), timeout=60, trust_env=False).status_code
 
         with concurrent.futures.ThreadPoolExecutor(10) as pool:
             assert set(pool.map(send, range(10))) == {200}
 
 
-def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(servers: Servers) -> None:
-    place = servers.place
+def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(pair: Sequence[Server]) -> None:
+    place = pair[0].place
     with contextlib.ExitStack() as stack:
         before = len(place.sandboxes())
-        for kind in BOTH:
-            stack.enter_context(webhooks_to(place, servers.url(kind)))
+        for server in pair:
+            stack.enter_context(webhooks_to(place, server.url))
         sessions = [place.session(PROMPT) for _ in range(5)]
         for session in sessions:
             place.wait_done(session)
@@ -118,7 +136,7 @@ def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(serv
 
 @pytest.mark.parametrize("server", BOTH)
 def test_wrong_requests_get_the_right_answers(servers: Servers, server: str) -> None:
-    with httpx2.Client(base_url=servers.url(server), timeout=60, trust_env=False) as client:
+    with httpx2.Client(base_url=servers(server).url, timeout=60, trust_env=False) as client:
         assert client.get("/poll_tick", headers=AUTHORIZED).status_code == 405
         assert client.post("/poll_tick").status_code == 401
         assert client.post("/poll_tick", headers={"authorization": "Bearer wrong"}).status_code == 401
@@ -140,5 +158,5 @@ def test_without_their_keys_the_endpoints_fail_closed(place: Place) -> None:
 
 
 def test_a_server_says_when_it_is_ready(servers: Servers) -> None:
-    url = servers.url("uvicorn")
+    url = servers("uvicorn").url
     until(lambda: httpx2.get(f"{url}/readyz", trust_env=False).status_code == 200, "the server did not become ready")
