@@ -46,13 +46,14 @@ from tests.conformance.benches import (
     program,
 )
 from tests.support.admin import fault
+from tests.support.memory import in_memory
 from tests.support.preloaded import forked_service
 from tests.support.waiting import until_async
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[RunningService]:
-    with forked_service("infra.local.tensorlake", ["--port", "0"]) as running:
+    with forked_service("infra.local.tensorlake", ["--port", "0", *in_memory()]) as running:
         yield running
 
 

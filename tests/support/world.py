@@ -24,6 +24,7 @@ from shared.environment_settings import Environment
 from shared.ports import SandboxRecord
 from shared.service import Service
 from shared.settings import Settings
+from tests.support.memory import in_memory
 from tests.support.preloaded import forked_service, launcher
 from tests.support.waiting import PATIENCE, until
 
@@ -189,7 +190,7 @@ def offline_world(*, forked: bool = False) -> Iterator[OfflineWorld]:
     secrets = {"LOCAL_CLAUDE_API_KEY": API_KEY}
     knobs = json.dumps({"launcher": launcher() if forked else None})
     with (
-        start("infra.local.tensorlake", ["--port", "0", "--settings", knobs]) as tensorlake,
+        start("infra.local.tensorlake", ["--port", "0", "--settings", knobs, *in_memory()]) as tensorlake,
         start("infra.local.claude", ["--port", "0", "--lease-ttl", f"{LEASE:g}"], secrets) as claude,
         anthropic.Anthropic(api_key=API_KEY, base_url=claude.url) as api,
     ):

@@ -14,6 +14,7 @@ from tensorlake.sandbox import Sandbox
 
 from infra.local.admin_client import AdminClient
 from infra.local.process import RunningService, ServiceStartError
+from tests.support.memory import in_memory
 from tests.support.preloaded import forked_service
 
 KEY = "tl-key-of-no-real-account"
@@ -82,7 +83,7 @@ def services() -> Iterator[Services]:
 
         def service(level: str) -> RunningService:
             if level not in running:
-                started = forked_service("infra.local.tensorlake", ["--isolation", level])
+                started = forked_service("infra.local.tensorlake", ["--isolation", level, *in_memory()])
                 running[level] = stack.enter_context(started)
             return running[level]
 
