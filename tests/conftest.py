@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from tests.support.preloaded import forked_interpreters, share_authorities
+from tests.support.preloaded import forked_interpreters, loaded_once, share_authorities
 from tests.support.world import OfflineWorld, Place, offline_world
 
 # An example takes as long as the machine lets it.
@@ -17,6 +18,14 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """For the processes that run tests, where this one only starts them."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        whole_run = contextlib.ExitStack()
+        whole_run.enter_context(loaded_once())
+        config.add_cleanup(whole_run.close)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -242,6 +243,25 @@ def _look_round() -> None:
     ]
 
 
+def asked_for(listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """A fork for each process that runs tests: where its requests come from, and where its sandboxes call. The process
+    itself ends with its standard input."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while listener.fileno() in select.select([0, listener.fileno()], [], [])[0]:
+        with listener.accept()[0] as asking:
+            _, descriptors, _, _ = socket.recv_fds(asking, 1, 2)
+        if descriptors and not os.fork():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            with Path(os.devnull).open() as nothing:
+                os.dup2(nothing.fileno(), 0)
+            requests, sandboxes = descriptors
+            return socket.socket(fileno=requests), socket.socket(fileno=sandboxes)
+        for each in descriptors:
+            os.close(each)
+    os._exit(0)
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in SDK:
@@ -256,7 +276,7 @@ if __name__ == "__main__":
         sys.modules["httpcore2"].default_ssl_context()
     gc.collect()
     gc.freeze()
-    requests, listener = socket.socket(fileno=os.dup(0)), socket.socket(fileno=int(sys.argv[1]))
+    requests, listener = asked_for(socket.socket(fileno=int(sys.argv[1])))
     if os.fork():
         listener.close()
         requests.send(b".")
@@ -264,7 +284,5 @@ if __name__ == "__main__":
     else:  # one process for sandboxes alone, since it moves into their folders
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         requests.close()
-        with Path(os.devnull).open() as nothing:
-            os.dup2(nothing.fileno(), 0)
         forks = _Forks(listener=listener)
     run(forks.serve())

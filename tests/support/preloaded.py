@@ -9,7 +9,8 @@ Workers and servers in offline sandboxes are forked from it, too, where the sand
 `launcher`: the fork enters the sandbox's namespaces and goes on as a child of its first process. A test that needs
 interpreters there takes the knob away (the fixture `interpreters`).
 
-One process that runs tests has one process that forks (forker.py); what a fork does is told in forked_program.py.
+A process that runs tests has one process that forks (forker.py), all of them forks of one; what a fork does is told in
+forked_program.py.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ MOST_DESCRIPTORS: Final = 32
 """Of one request."""
 _BACKLOG: Final = 4096
 _FORKER: Final = threading.Lock()
+_LOADED: Final = "TESTS_LOADED"
+"""The variable with the socket of the process that has imported the SDK, for the processes that run tests."""
 _POPEN: Final = subprocess.Popen
 
 
@@ -144,20 +147,54 @@ def _forker() -> socket.socket:
 
 @functools.cache
 def _forker_of_this_process() -> socket.socket:
+    if _LOADED not in os.environ:
+        whole_process = contextlib.ExitStack()
+        whole_process.enter_context(loaded_once())
+        atexit.register(whole_process.close)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    with (
+        theirs,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asked,
+    ):
         listener.bind(_place())
+        listener.listen(_BACKLOG)
+        asked.connect(os.environ[_LOADED])
+        socket.send_fds(asked, [b"."], [theirs.fileno(), listener.fileno()])
+    atexit.register(_end, ours)
+    return ours
+
+
+def _end(forker: socket.socket) -> None:
+    """It ends with its requests, and is waited for."""
+    forker.shutdown(socket.SHUT_WR)
+    while forker.recv(1):
+        pass
+    forker.close()
+
+
+@contextlib.contextmanager
+def loaded_once() -> Iterator[None]:
+    """This process and those that it starts have forks of one process to fork from: it has imported the SDK for all."""
+    with (
+        tempfile.TemporaryDirectory(prefix="loaded-") as directory,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+    ):
+        os.environ[_LOADED] = f"{directory}/socket"
+        listener.bind(os.environ[_LOADED])
         listener.listen(_BACKLOG)
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.forker", str(listener.fileno())],
             cwd=_ROOT,
-            stdin=theirs.fileno(),
+            stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-    atexit.register(process.wait)
-    atexit.register(ours.close)  # first: the process ends with its requests
-    return ours
+        try:
+            yield
+        finally:
+            del os.environ[_LOADED]
+            process.communicate()
 
 
 @functools.cache
