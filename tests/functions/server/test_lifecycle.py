@@ -22,7 +22,7 @@ AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
 
 
 @dataclass(frozen=True)
-class Server:
+class ServedCopy:
     place: Place
     url: str
 
@@ -41,7 +41,7 @@ class Server:
         return [box["name"] for box in self.place.sandboxes()]
 
 
-Servers = Callable[[str], Server]
+Servers = Callable[[str], ServedCopy]
 
 
 @contextlib.contextmanager
@@ -50,9 +50,9 @@ def started(world: OfflineWorld, place: Place | None = None) -> Iterator[Servers
     with contextlib.ExitStack() as held:
 
         @functools.cache
-        def server(kind: str) -> Server:
+        def server(kind: str) -> ServedCopy:
             own = place or world.place()
-            return Server(own, held.enter_context(serving(own, SERVERS[kind])))
+            return ServedCopy(own, held.enter_context(serving(own, SERVERS[kind])))
 
         yield server
 
@@ -71,7 +71,7 @@ def ticked(world: OfflineWorld) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-def pair(world: OfflineWorld) -> Iterator[Sequence[Server]]:
+def pair(world: OfflineWorld) -> Iterator[Sequence[ServedCopy]]:
     """Two of one environment."""
     with started(world, world.place()) as server:
         yield [server(kind) for kind in BOTH]
@@ -108,7 +108,7 @@ def test_each_function_is_a_target_of_its_own(place: Place, target: str) -> None
         assert answer.status_code == 401
 
 
-def test_i3_the_same_webhook_ten_times_starts_one_worker(pair: Sequence[Server]) -> None:
+def test_i3_the_same_webhook_ten_times_starts_one_worker(pair: Sequence[ServedCopy]) -> None:
     with pair[0].session_served_once():
         body = delivery()
 
@@ -120,7 +120,7 @@ def test_i3_the_same_webhook_ten_times_starts_one_worker(pair: Sequence[Server])
             assert set(pool.map(send, range(10))) == {200}
 
 
-def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(pair: Sequence[Server]) -> None:
+def test_i8_two_servers_that_both_get_every_webhook_serve_each_session_once(pair: Sequence[ServedCopy]) -> None:
     place = pair[0].place
     with contextlib.ExitStack() as stack:
         before = len(place.sandboxes())
