@@ -265,6 +265,7 @@ def soak(options: SoakOptions, say: Callable[[str], None] = lambda line: None) -
                         options.seconds,
                         PATIENCE * options.slower,
                         say,
+                        report.problems,
                         think=options.think,
                         seed=options.seed,
                         leave=leaving(place, report, ended, weather=options.weather),

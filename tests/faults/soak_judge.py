@@ -122,11 +122,8 @@ def _judge_lines(place: Place, played: Played, data: bytes, report: Report, *, w
 
 def lost_calls(place: Place, session: str) -> list[str]:
     """What the agent of a session was told in place of results, as a worker was lost."""
-    found = []
-    for event in place.world.api.beta.sessions.events.list(session, types=["user.tool_result"]):
-        if event.type == "user.tool_result" and event.is_error:
-            found.append("".join(block.text for block in event.content or () if block.type == "text"))
-    return [text for text in found if text == LOST_CALL]
+    with contextlib.closing(User(place)) as user:
+        return [text for text in user.error_results(session) if text == LOST_CALL]
 
 
 def look_into_sandboxes(place: Place, played: Sequence[Played], report: Report) -> None:

@@ -91,6 +91,13 @@ class User:
         """Whether all was answered and the session's work has ended."""
         return self.through(session) and self._place.item(session)["state"] == "stopped"
 
+    def error_results(self, session: str) -> list[str]:
+        found = []
+        for event in self._api.beta.sessions.events.list(session, types=["user.tool_result"]):
+            if event.type == "user.tool_result" and event.is_error:
+                found.append("".join(block.text for block in event.content or () if block.type == "text"))
+        return found
+
     def _count(self, session: str, kind: Literal["agent.message", "user.interrupt"]) -> int:
         return len(list(self._api.beta.sessions.events.list(session, types=[kind])))
 
@@ -118,13 +125,15 @@ def play_all(
     seconds: float,
     patience: float,
     say: Callable[[str], None],
+    problems: list[str],
     *,
     think: float = 0.0,
     seed: int = 0,
     leave: Callable[[User, Played, random.Random, threading.Event], None] = lambda user, played, chance, over: None,
 ) -> list[Played]:
     """So many users at once, each with one session after the other, until count or time is reached. A user thinks for
-    up to twice `think` seconds before each further turn, and may `leave` a session as it likes."""
+    up to twice `think` seconds before each further turn, and may `leave` a session as it likes. One that fails itself
+    is one of the `problems`, and the others go on."""
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(sessions):
         numbers.put(number)
@@ -145,6 +154,10 @@ def play_all(
                 one = user.play(patience, lambda: chance.uniform(0.0, 2.0 * think), over)
                 played.append(one)
                 leave(user, one, chance, over)
+        except Interrupted:
+            raise
+        except Exception as error:  # the thread's edge
+            problems.append(f"user {number} broke: {error!r}")
         finally:
             user.close()
 

@@ -18,7 +18,7 @@ from shared.ports import OpenCalls
 from tests.faults import soak, soak_judge, soak_requests
 from tests.faults.soak import SoakOptions
 from tests.faults.soak_report import Played, Report
-from tests.faults.soak_users import TURNS
+from tests.faults.soak_users import TURNS, User, play_all
 from tests.faults.soak_weather import KINDS, Scene
 from tests.faults.test_claims_under_faults import heal
 from tests.support.footprint import Sample, children, growth, measure, watching
@@ -165,6 +165,21 @@ def test_a_sandbox_that_outlives_its_session_is_told_and_one_that_cannot_be_coun
     left = iter([False, True])
     assert not soak_judge.count_in_weather(place, unknown, report, lambda: next(left))
     assert len(report.problems) == 1
+
+
+def test_a_user_that_breaks_is_told_and_the_others_go_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = iter(range(5))
+
+    def play(*_: object) -> Played:
+        if (number := next(sessions)) == 0:
+            raise RuntimeError("no answer")
+        return Played(f"sesn_{number}", said=3, interrupts=0, seconds=1.0)
+
+    monkeypatch.setattr(User, "play", play)
+    problems: list[str] = []
+    played = play_all(place, 5, 2, 600.0, 1.0, lambda line: None, problems)
+    assert len(played) == 4
+    assert len(problems) == 1 and "no answer" in problems[0]
 
 
 def test_what_a_copy_once_had_and_too_busy_a_minute_are_told(place: Place) -> None:
