@@ -60,7 +60,7 @@ class Preloaded(subprocess.Popen[Any]):
     def _execute_child(self, args: Sequence[str], *rest: Any) -> None:
         """subprocess's own hook."""
         request, streams, pipes = asked_of(args, rest, self._terminal)
-        self._watch, theirs = socket.socketpair()
+        self._watch, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # its pid, then its status
         with theirs, os.fdopen(os.memfd_create("request"), "w+") as file:
             json.dump(request, file)
             file.flush()
