@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from shared.deadline import Clock
 
 FRESH: Final = 120.0
-"""Seconds that an answer's date is counted on from. A counting clock may stand still while a machine sleeps."""
+"""Seconds that a date is counted on from after the last answer that agreed with it. A counting clock may stand still
+while a machine sleeps."""
 LONGEST: Final = 3600.0
 """The same where this machine's time of day has gone on as far as its counting clock: then it has not slept."""
 _ALIKE: Final = 5.0
+"""Seconds by which two times that agree may differ: a date has no fraction, and its answer takes a while."""
 _ASK_SECONDS: Final = 3.0
 _ASK_AGAIN: Final = 60.0
 
@@ -35,12 +38,16 @@ def _machine() -> datetime:
 
 class ServiceClock:
     """Called, it tells the time of day: the service's, or this machine's where no answer of the last two minutes had a
-    date that can be read."""
+    date that can be read.
+
+    After the first one, a date that is wrong moves nothing. Too early a time makes what lives look younger for a
+    while; too late a time makes it look old, and that would cost a worker its session."""
 
     def __init__(self, clock: Clock = time.monotonic, machine: Callable[[], datetime] = _machine) -> None:
         self._clock = clock
         self._machine = machine
         self._told: tuple[datetime, float, datetime] | None = None
+        self._agreed = 0.0
         self._asked: float | None = None
 
     def __call__(self) -> datetime:
@@ -62,16 +69,23 @@ class ServiceClock:
                 self.told(await asyncio.to_thread(_date_of, url))
 
     def told(self, date: str | None) -> None:
-        """An answer's `Date`. One that came late tells too early a time, so a later one of the last minute stands."""
+        """An answer's `Date`. One that came late tells too early a time, and one host of a service may be ahead: what
+        does not agree with the dates of the last minute is believed after a minute in which none agreed. One that is
+        ahead by as much as this machine's time of day has gone on is believed at once: the machine has slept."""
         from email.utils import parsedate_to_datetime  # not at a cold start
 
         try:
             moment = parsedate_to_datetime(date or "").replace(tzinfo=UTC)
         except ValueError:
             return
+        at, machine = self._clock(), self._machine()
         counted = self._counted(FRESH / 2)
-        if counted is None or moment > counted:
-            self._told = (moment, self._clock(), self._machine())
+        ahead = math.inf if counted is None else (moment - counted).total_seconds()
+        agrees = counted is None or abs(ahead) < _ALIKE or self._went_on_until(moment, machine)
+        if agrees:
+            self._agreed = at
+        if agrees and ahead > 0:
+            self._told = (moment, at, machine)
 
     async def see(self, answer: httpx2.Response) -> None:
         """For an HTTP client: each answer, as soon as its headers are there."""
@@ -80,11 +94,18 @@ class ServiceClock:
     def _counted(self, fresh: float = FRESH) -> datetime | None:
         if self._told is None:
             return None
-        moment, at, machine = self._told
-        passed = self._clock() - at
-        if fresh == FRESH and abs((self._machine() - machine).total_seconds() - passed) < _ALIKE:
+        moment, at, _ = self._told
+        now = moment + timedelta(seconds=self._clock() - at)
+        if fresh == FRESH and self._went_on_until(now, self._machine()):
             fresh = LONGEST
-        return moment + timedelta(seconds=passed) if passed < fresh else None
+        return now if self._clock() - self._agreed < fresh else None
+
+    def _went_on_until(self, moment: datetime, machine: datetime) -> bool:
+        """Whether this machine's time of day has gone on since the last date as far as that moment is after it."""
+        if self._told is None:
+            return False
+        told, _, then = self._told
+        return abs(((machine - then) - (moment - told)).total_seconds()) < _ALIKE
 
 
 def _date_of(url: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 
@@ -94,6 +95,40 @@ def test_an_answer_that_came_late_does_not_turn_the_time_back_for_longer_than_a_
     passed[0] += FRESH / 2
     now.told(SAID)
     assert now() == NOON
+
+
+def after(count: float) -> str:
+    return format_datetime(NOON + seconds(count), usegmt=True)
+
+
+def test_i5_dates_that_are_ahead_of_all_others_are_believed_when_none_has_agreed_for_a_minute() -> None:
+    """One host of a service has a wrong clock, or the service's jumps and jumps back: nothing that lives looks old."""
+    passed = [0.0]
+    now = ServiceClock(lambda: passed[0], lambda: WRONG)
+    now.told(SAID)
+    for _ in range(100):  # longer than a date is fresh
+        passed[0] += 3
+        now.told(after(passed[0] + 600))
+        assert now() == NOON + seconds(passed[0])
+        now.told(after(passed[0]))
+    for _ in range(int(FRESH / 2 / 3) - 1):
+        passed[0] += 3
+        now.told(after(passed[0] + 600))
+        assert now() == NOON + seconds(passed[0])
+    passed[0] += 3
+    now.told(after(passed[0] + 600))
+    assert now() == NOON + seconds(passed[0] + 600)
+
+
+def test_a_machine_that_slept_believes_the_first_date_after_its_sleep() -> None:
+    """Its counting clock stood still, and its time of day went on as far as the service's."""
+    passed = [0.0]
+    slept = [0.0]
+    now = ServiceClock(lambda: passed[0], lambda: WRONG + seconds(passed[0] + slept[0]))
+    now.told(SAID)
+    passed[0], slept[0] = 1.0, 900.0
+    now.told(after(901))
+    assert now() == NOON + seconds(901)
 
 
 @pytest.mark.parametrize(
