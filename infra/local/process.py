@@ -95,13 +95,14 @@ def serve(
     ready: Callable[[str], Mapping[str, Any]] | None = None,
     on_exit: Callable[[], object] | None = None,
     websockets: bool = False,
+    date_header: bool = True,
 ) -> int:
     """Serve until SIGTERM, SIGINT or (`die_with_parent`) the end of standard input; returns the exit code.
 
     Port 0 takes a free one. When the socket listens and the app has started, one JSON line goes to standard
     output: `url`, `admin_token` and what `ready(url)` adds. `on_exit` runs in the event loop as the shutdown
-    begins: streams that would not end by themselves are to be ended there. A taken port: one line on standard
-    error, exit code 2.
+    begins: streams that would not end by themselves are to be ended there. `date_header`: answers get a `Date`. A taken
+    port: one line on standard error, exit code 2.
     """
     try:
         listener = listen(host, port)
@@ -122,6 +123,7 @@ def serve(
         backlog=BACKLOG,
         log_level="warning",
         access_log=False,
+        date_header=date_header,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
     )

@@ -165,16 +165,21 @@ def ticking(place: Place, report: Report) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def answering(place: Place, command: Sequence[str], pids: list[int] | None = None) -> Iterator[str]:
+    """A server that webhooks go to; its address. `pids` gets its process id."""
+    with serving(place, command, pids=pids) as url, webhooks_to(place, f"{url}/"):
+        yield url
+
+
+@contextlib.contextmanager
 def copies(place: Place, report: Report) -> Iterator[Mapping[str, int]]:
     """The four copies, with webhooks to the two servers: their process ids by name."""
     with contextlib.ExitStack() as stack:
         pids = {}
         for name, command in (("uvicorn", UVICORN), ("gunicorn", FRAMEWORK)):
             begun: list[int] = []
-            url = stack.enter_context(serving(place, command, pids=begun))
+            _warm(stack.enter_context(answering(place, command, begun)))
             pids[name] = begun[0]
-            _warm(url)
-            stack.enter_context(webhooks_to(place, f"{url}/"))
         for number in (1, 2):
             pids[f"tick loop {number}"] = stack.enter_context(ticking(place, report))
         yield pids
@@ -190,15 +195,21 @@ def _warm(url: str) -> None:
 
 @contextlib.contextmanager
 def bad_times(scene: Scene, place: Place, report: Report, seconds: float) -> Iterator[None]:
-    """Worse weather, a fifth copy that is redeployed each minute with a new key, and a sixth that is never well."""
+    """Worse weather, a fifth copy that is redeployed each minute with a new key as another kind, and a sixth that is
+    never well."""
 
     def told(key: str) -> None:
         report.weather["redeploys with a new key"] += 1
         report.rotated.append(key)
 
+    kinds = (
+        lambda there: answering(there, UVICORN),
+        lambda there: ticking(there, report),
+        lambda there: answering(there, FRAMEWORK),
+    )
     with (
         weather(scene, report.weather, report.problems),
-        redeployed(place, lambda there: ticking(there, report), told, report.problems),
+        redeployed(place, kinds, told, report.problems),
         ailing(place, seconds, TICK_PAUSE, report.weather, report.problems),
     ):
         yield

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.faults.soak_weather import JUMP
 from tests.support.ailments import (
     AilingSurroundings,
     Names,
@@ -35,8 +36,6 @@ from tests.support.world import ROOT, Place
 
 SPELL: Final = (10.0, 150.0)
 """Seconds that one ailment lasts, from and to: a twelfth of the soak, so that each comes twice."""
-JUMP: Final = 600
-"""Seconds that the wrong clock is ahead and behind in turn."""
 _JUMP_EVERY: Final = 3
 _END: Final = 100.0
 _FLUSHED: Final = 120
@@ -74,7 +73,7 @@ def no_room(folder: Path, place: Place) -> Ailment:
 
 def clock_jumps(folder: Path, place: Place) -> Ailment:
     """Ten minutes ahead and ten behind in turn, every three seconds."""
-    return Ailment(wrong_clock(folder, JUMP, _JUMP_EVERY))
+    return Ailment(wrong_clock(folder, round(JUMP), _JUMP_EVERY))
 
 
 def no_memory(folder: Path, place: Place) -> Ailment:

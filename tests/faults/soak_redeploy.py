@@ -7,8 +7,9 @@ SIGTERM, and its key is revoked.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 
@@ -17,20 +18,24 @@ from tests.support.world import Place
 
 EVERY: Final = 60.0
 """Seconds from one redeploy to the next."""
-Copy = Callable[[Place], AbstractContextManager[int]]
+Copy = Callable[[Place], AbstractContextManager[object]]
 
 
 @contextlib.contextmanager
-def redeployed(place: Place, copy: Copy, told: Callable[[str], None], problems: list[str]) -> Iterator[None]:
-    """One more copy than there are, replaced every minute until the block is left. `told` is called with each new
-    key."""
+def redeployed(
+    place: Place, copies: Sequence[Copy], told: Callable[[str], None], problems: list[str]
+) -> Iterator[None]:
+    """One more copy than there are, replaced every minute until the block is left, by each kind of `copies` in turn.
+    `told` is called with each new key."""
 
     def roll(over: threading.Event) -> None:
         admin = place.world.claude_admin
         key = ""
         current = ExitStack()
         try:
-            while not over.is_set():
+            for copy in itertools.cycle(copies):
+                if over.is_set():
+                    return
                 made = admin.post("keys/environment", {"environment_id": place.environment_id})["value"]
                 successor = ExitStack()
                 successor.enter_context(copy(place.adjusted(ANTHROPIC_ENVIRONMENT_KEY=made)))

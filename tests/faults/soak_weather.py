@@ -26,6 +26,8 @@ SPELL: Final = (2.0, 8.0)
 """Seconds that one kind lasts, from and to."""
 CALM: Final = (1.0, 5.0)
 """Seconds between two kinds: a user's patience is for several turns, not for one long outage."""
+JUMP: Final = 600.0
+"""Seconds that a wrong clock is ahead or behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,17 @@ def service_clock_jumps(scene: Scene) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def service_dates_jump(scene: Scene) -> Iterator[None]:
+    """The Claude API's answers carry a date that is ten minutes ahead, or ten behind. Then they are right again."""
+    admin = scene.world.claude_admin
+    admin.patch("settings", {"date_offset": scene.chance.choice([-JUMP, JUMP])})
+    try:
+        yield
+    finally:
+        admin.patch("settings", {"date_offset": 0.0})
+
+
 KINDS: Final[Mapping[str, Kind]] = {
     kind.__name__.replace("_", " "): kind
     for kind in (
@@ -113,6 +126,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         unreachable_service,
         buffering_proxy,
         service_clock_jumps,
+        service_dates_jump,
     )
 }
 

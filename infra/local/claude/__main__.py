@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         die_with_parent=options.die_with_parent,
         ready=lambda url: ready,
         on_exit=platform.hang_up,
+        date_header=False,  # RequestFrame's
     )
 
 

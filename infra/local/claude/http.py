@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from email.utils import formatdate
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -59,7 +60,8 @@ class RequestLog:
 
 
 class RequestFrame:
-    """Outermost middleware: gives each request its id, and counts it with whatever answer left the house."""
+    """Outermost middleware: gives each request its id and its answer a date, and counts it with what left the
+    house."""
 
     def __init__(self, app: ASGIApp, log: RequestLog, knobs: Knobs) -> None:
         self._app = app
@@ -80,7 +82,8 @@ class RequestFrame:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", []), (b"request-id", request_id.encode())]
+                date = formatdate(time.time() + self._knobs.date_offset, usegmt=True)
+                headers = [*message.get("headers", []), (b"date", date.encode()), (b"request-id", request_id.encode())]
                 if self._counts(scope["method"], scope["path"]):
                     self._remaining = max(self._remaining - 1, 0)
                     headers.append((LIMIT.encode(), str(REQUESTS_A_MINUTE).encode()))

@@ -43,6 +43,7 @@ class Knobs(BaseModel):
         default=[],
         description="calls that count against the limits, and say so in a header: a method and a route's end",
     )
+    date_offset: float = Field(default=0.0, description="so far off is the `Date` of each answer")
     require_beta_header: bool = Field(default=True, description="managed-agents routes answer 404 without it")
     results_only_for_workers: bool = Field(
         default=False, description="refuse events other than tool results from environment keys and sessions tokens"

@@ -6,6 +6,8 @@ import base64
 import json
 import threading
 import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anthropic
@@ -36,6 +38,17 @@ def test_an_empty_poll_is_null_with_a_json_content_type(stage: ClaudeStage) -> N
     assert (answer.status_code, answer.content) == (200, b"null")
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.headers["request-id"].startswith("req_")
+
+
+def test_each_answer_has_one_date_which_a_knob_moves(stage: ClaudeStage) -> None:
+    def ahead() -> float:
+        answer = stage.raw.get("/v1/environments")  # a refusal
+        (date,) = answer.headers.get_list("date")
+        return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
+
+    assert abs(ahead()) < 100
+    stage.settings(date_offset=-600)
+    assert -700 < ahead() < -500
 
 
 def test_a_poll_holds_until_its_time_is_over(stage: ClaudeStage) -> None:
