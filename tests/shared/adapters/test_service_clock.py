@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -142,14 +143,28 @@ def test_a_date_that_cannot_be_read_is_none(date: str | None) -> None:
 
 @pytest.mark.parametrize("off", [-3600.0, 3600.0])
 def test_i5_a_copy_whose_clock_is_wrong_leaves_a_working_session_alone(place: Place, off: float) -> None:
+    with_a_working_session(place, ServiceClock(machine=lambda: datetime.now(UTC) + seconds(off)))
+
+
+@pytest.mark.parametrize("off", [-3600.0, 3600.0])
+def test_i5_a_service_whose_dates_jump_has_its_working_sessions_left_alone(place: Place, off: float) -> None:
+    admin = place.world.claude_admin
+    try:
+        with_a_working_session(place, ServiceClock(), lambda: admin.patch("settings", {"date_offset": off}))
+    finally:
+        admin.patch("settings", {"date_offset": 0.0})
+
+
+def with_a_working_session(place: Place, now: ServiceClock, then: Callable[[], object] = lambda: None) -> None:
+    """A tick repairs nothing while its worker works, and it works on."""
     session = place.session("$ until test -e /workspace/enough; do sleep 0.1; done; echo done")
 
     async def play() -> None:
-        wrong = ServiceClock(machine=lambda: datetime.now(UTC) + seconds(off))
-        service = Service(place.settings, now=wrong)
+        service = Service(place.settings, now=now)
         try:
             await service.drain()
             await asyncio.to_thread(until, lambda: place.item(session)["state"] == "active", "no worker")
+            then()
             before = place.item(session)
             reconciled = (await service.tick()).reconciled
             assert [action.act for report in reconciled for action in report.actions if action.act != "touch"] == []
