@@ -4,8 +4,9 @@ What may come in, whichever entry point it is:
 - HTTP from a function URL or an HTTP API (payload 2.0): the handler's own rules decide who may call.
 - Anything else was sent by somebody whom IAM lets invoke this function, and needs no token: a wake-up
   (functions/invocations.py) from EventBridge Scheduler, as a direct invocation or as the `detail` of an EventBridge
-  event; an SQS batch of wake-ups; and for fork_best_of_n a race request, or a race that an earlier invocation of it has
-  answered for (functions/handed_races.py).
+  event; an SQS batch of wake-ups; and for fork_best_of_n, in place of these, a race request, or a race that an earlier
+  invocation of it has answered for (functions/handed_races.py).
+- Every other shape is an error with its name (functions/lambda_events.py).
 
 One event loop and one Service live as long as the process, so a warm invocation finds its connections open. Whatever
 an invocation began has ended when it answers: Lambda freezes the process then.
@@ -26,6 +27,7 @@ import orjson
 
 from functions import lambda_http
 from functions.invocations import BadInvocation, Invocation
+from functions.lambda_events import UnknownEvent, require_known_gateway, require_race, sqs_messages, wake_up, wake_up_in
 from functions.request_spans import request_span
 from functions.state import DEADLINE, STATE, FunctionsState
 from functions.tick_remarks import log_remarks
@@ -35,7 +37,6 @@ from shared.errors import SettingsError
 from shared.service import Service
 from shared.settings import Settings
 from shared.telemetry import configure_logging
-from shared.texts import printable
 
 if TYPE_CHECKING:
     from shared.reports import DrainReport
@@ -50,7 +51,6 @@ SHORTEST_TIMEOUT: Final = 20.0
 _SHORTEST_LEFT: Final = 16.0  # what a drain needs at least (shared/claims/claimer.py), the answer, and its margin
 
 _STALE_SECONDS: Final = 90.0  # connections that slept longer than this are not trusted
-_LONGEST_NAME: Final = 100
 _CLOCKS_DIFFER: Final = 2.0
 
 _T = TypeVar("_T")
@@ -60,10 +60,6 @@ class Context(Protocol):
     """What is used of Lambda's context object."""
 
     def get_remaining_time_in_millis(self) -> int: ...
-
-
-class UnknownEvent(ValueError):
-    """An event that is none of the kinds above. The text has its name, so that whoever sent it is found."""
 
 
 def on_run_started(event: Any, context: Context) -> Any:
@@ -86,9 +82,10 @@ def fork_best_of_n(event: Any, context: Context) -> Any:
     from functions.fork_best_of_n import fork_best_of_n as handler
 
     process = _process()
-    if isinstance(event, Mapping) and not lambda_http.is_http(event) and "do" in event:
-        return process.take_up(event, context)
     if isinstance(event, Mapping) and not lambda_http.is_http(event):
+        if "do" in event:
+            return process.take_up(event, context)
+        require_race(event)
         token = process.settings().functions_token
         if token is None:
             raise SettingsError("FUNCTIONS_TOKEN is not set")
@@ -165,12 +162,13 @@ class LambdaProcess:
 
     async def _handle(self, event: Any, until: Deadline, handler: lambda_http.Handler) -> Any:
         if not isinstance(event, Mapping):
-            raise UnknownEvent("the event must be a JSON object")
+            raise UnknownEvent("it must be a JSON object")
         if lambda_http.is_http(event):
+            require_known_gateway(event)
             return await self._http(event, until, handler)
         if "Records" in event:
-            return {"batchItemFailures": await self._batch(event["Records"], until)}
-        invocation = _invocation(event)
+            return {"batchItemFailures": await self._batch(sqs_messages(event), until)}
+        invocation = wake_up(event)
         with tracing.span(f"invocation {invocation.do}", kind="server"):
             return await self._serve(invocation, until)
 
@@ -207,17 +205,15 @@ class LambdaProcess:
             log.error("invocation.out_of_time")
             return _refusal(504, "timeout", "the function's time was over")
 
-    async def _batch(self, records: object, until: Deadline) -> Sequence[Mapping[str, str]]:
+    async def _batch(self, records: Sequence[Mapping[str, Any]], until: Deadline) -> Sequence[Mapping[str, str]]:
         """SQS: wake-ups of one kind become one, and each message says for itself whether it is done."""
-        if not isinstance(records, list) or not all(_is_message(record) for record in records):
-            raise UnknownEvent(f"of Records, only those of SQS are understood, not {_sources(records)}")
         failed: list[str] = []
         due: dict[Invocation, list[str]] = {}
         for record in records:
             try:
-                invocation = Invocation.read(orjson.loads(record["body"]))
-            except (ValueError, BadInvocation):
-                log.error("message.unreadable message=%s", record["messageId"])
+                invocation = wake_up_in(record["body"])
+            except (UnknownEvent, BadInvocation) as error:
+                log.error("message.unreadable message=%s reason=%s", record["messageId"], error)
                 failed.append(record["messageId"])
             else:
                 due.setdefault(Invocation(invocation.do, invocation.session_id), []).append(record["messageId"])
@@ -306,35 +302,6 @@ def flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     otel.flush()
-
-
-def _invocation(event: Mapping[str, Any]) -> Invocation:
-    """What an event that is neither HTTP nor a batch asks for. Anything may be connected to a function by mistake (a
-    log subscription, an object's notification), and none of it is a tick. Raises UnknownEvent and BadInvocation."""
-    if "do" in event or not event:
-        return Invocation.read(event)
-    kind, source = (printable(str(event.get(name)), _LONGEST_NAME) for name in ("detail-type", "source"))
-    if "detail-type" not in event:
-        raise UnknownEvent(f"an event with {printable(', '.join(map(str, list(event)[:5])), _LONGEST_NAME)}")
-    detail = event.get("detail")
-    if isinstance(detail, Mapping) and ("do" in detail or (source == "aws.events" and not detail)):
-        return Invocation.read(detail)
-    raise UnknownEvent(f"an EventBridge event without a wake-up in its detail: {kind} of {source}")
-
-
-def _sources(records: object) -> str:
-    found = records[:5] if isinstance(records, list) else []
-    names = {str(each.get("eventSource") or each.get("EventSource")) for each in found if isinstance(each, Mapping)}
-    return printable(", ".join(sorted(names)) or "none at all", _LONGEST_NAME)
-
-
-def _is_message(record: object) -> bool:
-    return (
-        isinstance(record, Mapping)
-        and record.get("eventSource") == "aws:sqs"
-        and isinstance(record.get("messageId"), str)
-        and isinstance(record.get("body"), str)
-    )
 
 
 def _refusal(status: int, kind: str, message: str) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from infra.aws import package
 from infra.gcp import source
 from tests.benchmarks.report import Aim, BenchmarkResult, FigureTable
 from tests.benchmarks.stage import PROMPT, delays, production_place, stage
-from tests.infra.aws.lambda_runtime import LambdaRuntime
 from tests.support.footprint import tree
 from tests.support.lambda_events import http
+from tests.support.lambda_runtime import LambdaRuntime
 from tests.support.serving import TOKEN, UVICORN, serving
 from tests.support.signing import KEY, delivery, signed
 from tests.support.world import IMAGE, Place

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from starlette.requests import Request
+from collections.abc import Iterator
 
-from functions.poll_tick import is_event
+import httpx2
+import pytest
+
+from tests.support.serving import TOKEN, UVICORN, serving
+from tests.support.world import OfflineWorld
 
 http = pytest.importorskip("cloudevents.http", reason="the CloudEvents SDK is not installed")
 conversion = pytest.importorskip("cloudevents.conversion")
@@ -13,14 +16,27 @@ conversion = pytest.importorskip("cloudevents.conversion")
 ATTRIBUTES = {"type": "dev.knative.sources.ping", "source": "/apis/v1/namespaces/default/pingsources/tick"}
 
 
-def _request(headers: dict[str, str]) -> Request:
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
+@pytest.fixture(scope="module")
+def url(world: OfflineWorld) -> Iterator[str]:
+    with serving(world.place(), UVICORN) as url:
+        yield url
 
 
-def test_both_forms_of_an_event_are_known() -> None:
-    event = http.CloudEvent(ATTRIBUTES, {"tick": True})
-    for form in (conversion.to_binary, conversion.to_structured):
-        headers, _ = form(event)
-        assert is_event(_request(headers)), form.__name__
-    assert not is_event(_request({"content-type": "application/json"}))
+def posted(url: str, headers: dict[str, str], body: bytes | None, token: str = TOKEN) -> httpx2.Response:
+    authorized = {**headers, "authorization": f"Bearer {token}"}
+    return httpx2.post(f"{url}/poll_tick", headers=authorized, content=body, timeout=90, trust_env=False)
+
+
+@pytest.mark.parametrize("form", ["to_binary", "to_structured"])
+def test_an_event_is_a_tick_and_its_answer_is_empty(url: str, form: str) -> None:
+    headers, body = getattr(conversion, form)(http.CloudEvent(ATTRIBUTES, {"tick": True}))
+    answer = posted(url, headers, body)
+    assert (answer.status_code, answer.content) == (204, b"")
+    refused = posted(url, headers, body, token="of-nobody")
+    assert (refused.status_code, refused.json()["error"]["type"]) == (401, "unauthorized")
+
+
+def test_the_same_body_without_an_events_marks_is_answered_with_the_report(url: str) -> None:
+    _, body = conversion.to_structured(http.CloudEvent(ATTRIBUTES, {"tick": True}))
+    answer = posted(url, {"content-type": "application/json"}, body)
+    assert (answer.status_code, sorted(answer.json())) == (200, ["drains", "reconciled", "seconds"])

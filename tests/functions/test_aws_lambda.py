@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from logging.handlers import MemoryHandler
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -18,84 +18,20 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from functions import aws_lambda, lambda_http
-from functions.aws_lambda import LambdaProcess, UnknownEvent
+from functions import aws_lambda
+from functions.aws_lambda import LambdaProcess
 from functions.fork_best_of_n import fork_best_of_n
 from functions.invocations import BadInvocation, Invocation, NotEnqueued
+from functions.lambda_events import UnknownEvent
 from functions.on_run_started import on_run_started
-from functions.poll_tick import poll_tick
-from shared.deadline import Deadline
 from shared.errors import SettingsError
-from shared.reports import DrainEnd, DrainReport, ReconcileReport, TickReport
+from shared.reports import DrainEnd
 from shared.service import Service
 from shared.settings import Settings
 from tests.support.fake_host import FakeHost
-from tests.support.lambda_events import LambdaContext, eventbridge, http, rest_v1, sqs
-from tests.support.signing import KEY, delivery, signed
-
-TOKEN = "an-operators-token-of-nobody-at-all"
-ENVIRON = {
-    "ANTHROPIC_ENVIRONMENT_ID": "env_1",
-    "ANTHROPIC_ENVIRONMENT_KEY": "not-a-real-environment-key",
-    "TENSORLAKE_API_KEY": "not-a-real-tensorlake-key",
-    "ANTHROPIC_WEBHOOK_SIGNING_KEY": KEY,
-    "FUNCTIONS_TOKEN": TOKEN,
-}
-AUTHORIZED = {"authorization": f"Bearer {TOKEN}"}
-
-
-class Recorder(Service):
-    """Does nothing and remembers what it was asked."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.until: Deadline | None = None
-        self.done: list[str] = []
-        self.end = DrainEnd.EMPTY
-        self.work_seconds = 0.0
-        self.closed = False
-
-    async def drain(self, deadline: Deadline | None = None, *, patience: float | None = None) -> Sequence[DrainReport]:
-        self.until = deadline
-        self.done.append("drain")
-        await asyncio.sleep(self.work_seconds)
-        return [DrainReport("env_1", self.end, 0.0, 1)]
-
-    async def tick(self, deadline: Deadline | None = None, *, patience: float | None = None) -> TickReport:
-        self.until = deadline
-        self.done.append("tick")
-        return TickReport([], [], 0.0)
-
-    async def end_session(
-        self, session_id: str, deadline: Deadline | None = None, *, patience: float | None = None
-    ) -> Sequence[ReconcileReport]:
-        if session_id == "sesn_bug":
-            raise RuntimeError("a bug")
-        self.done.append(session_id)
-        return []
-
-    async def aclose(self, grace: float | None = None) -> None:
-        self.closed = True
-        await super().aclose(grace)
-
-
-class LambdaBench:
-    """One Lambda process with recorders for services."""
-
-    def __init__(self, **extra: str) -> None:
-        self.services: list[Recorder] = []
-        self.process = LambdaProcess({**ENVIRON, **extra}, self._make)
-
-    def _make(self, settings: Settings) -> Service:
-        self.services.append(Recorder(settings))
-        return self.services[-1]
-
-    def __call__(self, event: Any, handler: lambda_http.Handler = poll_tick, seconds: float = 60.0) -> Any:
-        return self.process.invoke(event, LambdaContext(seconds), handler)
-
-    @property
-    def done(self) -> list[str]:
-        return [what for service in self.services for what in service.done]
+from tests.support.lambda_bench import AUTHORIZED, ENVIRON, LambdaBench
+from tests.support.lambda_events import LambdaContext, http, sqs
+from tests.support.signing import delivery, signed
 
 
 @pytest.fixture
@@ -105,85 +41,12 @@ def bench() -> Iterator[LambdaBench]:
     bench.process.close()
 
 
-@pytest.mark.parametrize("event", [{}, {"do": "tick"}, eventbridge(), eventbridge({"do": "tick"})])
-def test_the_schedules_events_tick_without_a_token(bench: LambdaBench, event: Mapping[str, Any]) -> None:
-    assert bench(event) == {"drains": [], "reconciled": [], "seconds": 0.0}
-    assert bench.done == ["tick"]
-
-
 def test_over_http_a_tick_needs_the_token(bench: LambdaBench) -> None:
     assert bench(http())["statusCode"] == 401
     assert bench(http(headers={"authorization": "Bearer wrong"}))["statusCode"] == 401
     assert bench.done == []
     assert bench(http(headers=AUTHORIZED))["statusCode"] == 200
     assert bench.done == ["tick"]
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        rest_v1(),
-        {"httpMethod": "POST"},
-        {"headers": {}},
-        {"requestContext": {"elb": {}}, "do": "tick"},
-        {"requestContext": {"connectionId": "websocket"}, "body": "{}"},
-        http() | {"version": "1.0"},
-        http() | {"requestContext": {"http": {}}},
-        http() | {"body": "not base64!", "isBase64Encoded": True},
-        http() | {"body": 7},
-    ],
-)
-def test_http_of_another_form_is_refused_and_never_taken_for_the_schedule(
-    bench: LambdaBench, event: Mapping[str, Any]
-) -> None:
-    assert bench(event)["statusCode"] == 400
-    assert bench.done == []
-
-
-@pytest.mark.parametrize("event", [None, [], "tick", {"Records": [{"eventSource": "aws:sns"}]}, {"Records": 7}])
-def test_an_event_of_no_known_kind_is_an_error(bench: LambdaBench, event: Any) -> None:
-    with pytest.raises(UnknownEvent):
-        bench(event)
-    assert bench.done == []
-
-
-@pytest.mark.parametrize(
-    ("event", "name"),
-    [
-        ({"awslogs": {"data": "H4sIAAAA"}}, "awslogs"),
-        ({"Records": [{"eventSource": "aws:s3", "s3": {}}]}, "aws:s3"),
-        ({"Records": [{"EventSource": "aws:sns", "Sns": {}}]}, "aws:sns"),
-        ({"Records": []} | {"Records": [{"eventSource": "aws:kinesis"}]}, "aws:kinesis"),
-        (
-            eventbridge({"bucket": {}}) | {"detail-type": "Object Created", "source": "aws.s3"},
-            "Object Created of aws.s3",
-        ),
-        (eventbridge() | {"source": "my.app", "detail-type": "Order"}, "Order of my.app"),
-        ({"triggerSource": "PreSignUp_SignUp", "request": {}}, "triggerSource"),
-        ({"at": 1.0}, "at"),
-        ({"\x1b[2J\n": 1, **{f"k{n}": 1 for n in range(1_000)}}, "\\x1b[2J\\n"),
-    ],
-)
-def test_what_was_connected_by_mistake_does_nothing_and_is_named(
-    bench: LambdaBench, event: Mapping[str, Any], name: str
-) -> None:
-    with pytest.raises(UnknownEvent) as caught:
-        bench(event)
-    assert name in str(caught.value) and len(str(caught.value)) < 400 and str(caught.value).isprintable()
-    assert bench.done == []
-
-
-def test_a_wake_up_may_come_in_the_detail_of_any_event(bench: LambdaBench) -> None:
-    bench(eventbridge({"do": "tick"}) | {"source": "my.app", "detail-type": "Tick"})
-    assert bench.done == ["tick"]
-
-
-@pytest.mark.parametrize(
-    "event", [{"do": "rm"}, {"do": 7}, {"do": "session_over"}, {"do": "drain", "at": "now"}, {"do": "tick", "at": True}]
-)
-def test_a_wake_up_of_no_known_kind_is_an_error(bench: LambdaBench, event: Any) -> None:
-    with pytest.raises(BadInvocation):
-        bench(event)
 
 
 def test_a_signed_webhook_is_drained_and_a_forged_one_refused(bench: LambdaBench) -> None:
@@ -443,7 +306,10 @@ def test_a_direct_event_of_the_fork_function_is_the_race_itself(monkeypatch: pyt
     answer = aws_lambda.fork_best_of_n(race, LambdaContext())
     assert answer["statusCode"] == 200, answer
     assert json.loads(answer["body"])["winner"] in ("b0", "b1")
-    assert aws_lambda.fork_best_of_n({"n": 7}, LambdaContext())["statusCode"] == 400
+    refused = aws_lambda.fork_best_of_n({**race, "n": 0}, LambdaContext())
+    assert (refused["statusCode"], json.loads(refused["body"])["error"]["field"]) == (400, "n")
+    with pytest.raises(UnknownEvent, match="an event with n; a race's source"):
+        aws_lambda.fork_best_of_n({"n": 7}, LambdaContext())
     unauthorized = http(json.dumps(race).encode())
     assert process.invoke(unauthorized, LambdaContext(), fork_best_of_n)["statusCode"] == 401
     process.close()

@@ -209,10 +209,11 @@ from types import SimpleNamespace
 os.environ["HANDS_SETTINGS"] = json.dumps({"OTEL_EXPORTER_OTLP_ENDPOINT": sys.argv[1], "OTEL_SERVICE_NAME": "mine"})
 os.environ["OTEL_EXPORTER_OTLP_HEADERS"] = "file:" + sys.argv[2]
 from functions import aws_lambda
+from functions.lambda_events import UnknownEvent
 from shared import tracing
 try:
     aws_lambda.poll_tick({"Records": "none"}, SimpleNamespace(get_remaining_time_in_millis=lambda: 30_000))
-except aws_lambda.UnknownEvent:
+except UnknownEvent:
     pass
 with tracing.span("mine"):
     pass

@@ -17,9 +17,9 @@ from infra.operator_code import CarriedCode, carried, joined, on_the_path, read
 from infra.sandbox.plan import server_lock
 from shared.errors import SettingsError
 from shared.settings import Settings
-from tests.infra.aws.lambda_runtime import SITE_PACKAGES
 from tests.shared.test_settings import PLAIN
 from tests.support.checkout import ROOT
+from tests.support.lambda_runtime import SITE_PACKAGES
 
 HASH = f"--hash=sha256:{'0' * 64}"
 NAMED = {"RACE_JUDGES": "shortest=custom_judge:shortest", "SETUP_CREDENTIALS": "forge.app:credential"}

@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 
 class LambdaContext:
@@ -89,3 +89,41 @@ def eventbridge(detail: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "resources": [],
         "detail": dict(detail or {}),
     }
+
+
+def other_event(kind: str, source: str, detail: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Of EventBridge, and no schedule's."""
+    return eventbridge(detail) | {"detail-type": kind, "source": source}
+
+
+STRANGERS: Final[Mapping[str, Any]] = {
+    "Records of aws:s3": {"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {}}]},
+    "Records of aws:sns": {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": "{}"}}]},
+    "Records of aws:dynamodb": {"Records": [{"eventSource": "aws:dynamodb", "dynamodb": {}}]},
+    "Records of aws:kinesis": {"Records": [{"eventSource": "aws:kinesis", "kinesis": {"data": ""}}]},
+    "Records of cf": {"Records": [{"cf": {"request": {}}}]},
+    "Records of nothing": {"Records": []},
+    "an event of aws:kafka": {"eventSource": "aws:kafka", "records": {"topic-0": []}},
+    "an event with awslogs": {"awslogs": {"data": "H4sIAAAA"}},
+    "an event with version, triggerSource, request": {
+        "version": "1",
+        "triggerSource": "PreSignUp_SignUp",
+        "request": {},
+    },
+    "an event with invocationId, job, tasks": {"invocationId": "1", "job": {"id": "1"}, "tasks": []},
+    "an event with arguments, source, request": {"arguments": {}, "source": {"id": "1"}, "request": {"headers": {}}},
+    "an event with specversion, type, source": {"specversion": "1.0", "type": "a.b", "source": "/c", "data": {}},
+    "an event with type, authorizationToken, methodArn": {"type": "TOKEN", "authorizationToken": "t", "methodArn": "a"},
+    "Object Created of aws.s3": other_event("Object Created", "aws.s3", {"bucket": {}}),
+    "Order of my.app": other_event("Order", "my.app"),
+    "a Lambda destination": {
+        "version": "1.0",
+        "requestContext": {"functionArn": "arn:aws:lambda:eu-west-1:1:function:f", "condition": "Success"},
+        "requestPayload": {"do": "tick"},
+        "responsePayload": {},
+    },
+    "an API's question to its authorizer": http()
+    | {"type": "REQUEST", "routeArn": "arn:aws:execute-api:eu-west-1:1:a"},
+    "JSON object": ["a list"],
+}
+"""What may be connected to a function by mistake, under what names it."""
