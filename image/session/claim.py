@@ -23,6 +23,7 @@ WORKER_DIRECTORY: Final = "/opt/hands"
 WORKER_PYTHON: Final = "/opt/hands/venv/bin/python"
 STATE_DIRECTORY: Final = "/var/lib/hands"
 SESSION_FILE: Final = "session"  # in the state directory: the id of the session that this sandbox belongs to
+IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/{SESSION_FILE}"
 AGENT_USER: Final = "agent"  # the worker and the agent's tools run as this user of the image
 DEFAULT_WORKDIR: Final = "/workspace"
 NEW_WORKSPACE_FILE: Final = "THIS-WORKSPACE-IS-NEW.txt"  # in the workdir, for the agent

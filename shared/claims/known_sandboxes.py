@@ -2,8 +2,8 @@
 
 A create that finds the name taken and a look at who has it are two calls of seven, and the slowest ones. The name is
 the record all the same (docs/architecture.md#the-name-is-the-record): what was seen under it is believed for minutes
-only, since another copy of the functions or a person may rename the sandbox, and a start that does not find it leads
-back to the name.
+only, and a start that fails leads back to the name. A sandbox that was renamed can still be started in, so whoever
+takes one away from its session writes that down in it (`hands keep`, infra/cli/fleet/actions.py).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, Literal
 
-from image.session.claim import STATE_DIRECTORY
+from image.session.claim import IDENTITY_FILE
 from shared import tracing
 from shared.byte_budget import Share, within
 from shared.deadline import Clock, Deadline
@@ -40,7 +40,6 @@ from shared.races.trial import BranchTrial
 from shared.settings import Settings
 from shared.tasks import drop, shielded
 
-IDENTITY_FILE: Final = f"{STATE_DIRECTORY}/session"
 # What a race, and each of its branches, may hold of sandboxes' answers at once, its artifacts apart. A promotion
 # carries four parts of a megabyte at once, a judge reads a file of one (shared/byte_budget.py).
 _RACE_BYTES: Final = 16 * 1024 * 1024

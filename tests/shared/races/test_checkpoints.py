@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from image.session.claim import IDENTITY_FILE
 from shared.claims.worker_process import WORKER_NAMES
 from shared.names import RaceSandbox, parse
 from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, SnapshotKind
 from shared.races.errors import BadRace, SourceNotReady, SourceUnknown
-from shared.races.race import IDENTITY_FILE
 from shared.races.report import RaceReport
 from tests.shared.races.helpers import SETTINGS, SOURCE, asked, by_name, run
 from tests.support.fake_host import FakeCall, FakeFault, FakeHost, Method

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from image.session.claim import IDENTITY_FILE
 from shared.egress import EgressPolicy
 from shared.names import RaceSandbox, parse
 from shared.ports import CommandOutput, SandboxStatus
 from shared.races import errors
-from shared.races.race import IDENTITY_FILE
 from shared.races.race_names import DEAD_MAN_SECONDS
 from shared.races.report import BranchReport
 from shared.races.scores import winner

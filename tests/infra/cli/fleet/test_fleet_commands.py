@@ -215,14 +215,32 @@ def test_stopping_asks_first_and_is_done_when_it_says_so(served: CommandLine) ->
 def test_a_kept_sandbox_is_nobodys_and_an_archived_session_takes_no_more(served: CommandLine) -> None:
     session = new_session(served)
     at_rest(served, session)
+    before = row(served, session)["sandbox"]
     kept = served.run("keep", session, "--yes")
     assert kept.returncode == 0, kept.stderr
     assert "keep-" in kept.stdout
     assert [box["kind"] for box in ps(served)["sandboxes"] if box["name"].startswith("keep-")] == ["kept"]
+    # Who serves has served it before, and would begin in that sandbox without a look at its name.
+    again = served.run("session", "--session", session, "$ ls; touch more.txt")
+    assert again.returncode == 0 and "THIS-WORKSPACE-IS-NEW.txt" in again.stdout and "kept.txt" not in again.stdout
+    assert row(served, session)["sandbox"] not in (None, before)
+    at_rest(served, session)
     archived = served.run("archive", session, "--yes")
     assert archived.returncode == 0, archived.stderr
     assert session not in [each["session"] for each in ps(served)["sessions"]]
     assert row(served, session, "--all")["state"] == "archived"
+
+
+def test_a_sleeper_is_kept_too_and_where_workers_are_not_kept_out_it_says_for_how_long(served: CommandLine) -> None:
+    session = new_session(served)
+    at_rest(served, session)
+    assert served.run("suspend", session).returncode == 0
+    broken = {"path": "^/api/v1/processes/run$", "action": "status", "status": 403}
+    with fault(served.platform.tensorlake, broken):
+        kept = served.run("keep", session, "--yes")
+    assert kept.returncode == 0, kept.stderr
+    assert "is now keep-" in kept.stdout
+    assert "send the session no message for 5 minutes" in kept.stdout
 
 
 def test_a_deleted_session_is_gone_with_its_sandbox(served: CommandLine) -> None:
