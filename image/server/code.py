@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +22,12 @@ _SINGLE: Final = ("image/__init__.py",)
 
 def source_files() -> Mapping[str, bytes]:
     """Path below the project's root -> content, sorted."""
-    found = [path for folder in _WHOLE for kind in _KINDS for path in (ROOT / folder).rglob(kind)]
-    found += [ROOT / name for name in _SINGLE]
+    return dict(sorted({**files_below(_WHOLE), **{name: (ROOT / name).read_bytes() for name in _SINGLE}}.items()))
+
+
+def files_below(folders: Iterable[str]) -> Mapping[str, bytes]:
+    """The programs in these folders of the project: path below its root -> content, sorted."""
+    found = [path for folder in folders for kind in _KINDS for path in (ROOT / folder).rglob(kind)]
     return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted(found)}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from image.server.code import code_digest, files_below
 from infra.cli.environ import CHECKOUT
 
 FOLDER: Final = CHECKOUT / "docs" / "certified"
@@ -16,6 +18,13 @@ OFFLINE: Final = "the offline platform"
 
 def own_version() -> str:
     return version("serverless-hands")
+
+
+@cache
+def own_code() -> str:
+    """Twelve digits that stand for the state of the code, since a version is many of them: the same ones in a checkout
+    and where it is installed, with git or without."""
+    return code_digest(files_below(("functions", "shared", "image", "infra")))[:12]
 
 
 def last_certification(folder: Path = FOLDER, of: str | None = None) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def announced(checkout: Path, variables: Mapping[str, str]) -> Iterator[Path]:
     folder.mkdir(mode=0o700, exist_ok=True)
     for number in range(1, _MOST + 1):
         path = _nth(checkout, number)
-        descriptor = _hold(path)
+        descriptor = hold(path)
         if descriptor is None:
             continue
         try:
@@ -83,20 +83,25 @@ def running(checkout: Path) -> Iterator[tuple[Path, dict[str, str]]]:
 
 def read_if_running(path: Path) -> dict[str, str] | None:
     """The variables of the platform that holds the file; None when none does."""
+    return dotenv.read(path) if is_held(path) else None
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody has the lock of this file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return None
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return dotenv.read(path)
+        return True
     finally:
         os.close(descriptor)
-    return None
+    return False
 
 
-def _hold(path: Path) -> int | None:
+def hold(path: Path) -> int | None:
     """An exclusive lock on the file that is at this path now; None when somebody else has it.
 
     A reader's look takes the lock for an instant, so one refusal is not yet an answer.

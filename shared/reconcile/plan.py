@@ -47,7 +47,7 @@ from shared.reconcile.world import LONGEST_LIFE, OVER, OurSandbox, World
 from shared.reports import Act
 from shared.settings import Settings
 
-_ASLEEP: Final = "suspend-"
+ASLEEP: Final = "suspend-"
 _AFTER_A_RACE: Final = 300.0  # seconds that promotion and reaping may take once a race's deadline has passed
 _LEASE: Final = (
     300.0  # seconds from a beat until the service takes the lease away (docs/wire/anthropic.md#32-endpoints)
@@ -79,7 +79,7 @@ def snapshots_due(snapshots: Iterable[SnapshotRecord], world: World, settings: S
     made_of = _made_of(world)
     for snapshot in snapshots:
         children = made_of.get(names.snapshot_tag(snapshot.id))
-        if children is not None and not snapshot.id.startswith(_ASLEEP):
+        if children is not None and not snapshot.id.startswith(ASLEEP):
             old = snapshot.created_at is not None and world.now - snapshot.created_at >= longest
             # One that lives past its time proves that the race is dead: a living race renews its sandboxes' names.
             if children.dead_man <= world.now.timestamp() and (children.one_lives or old):
@@ -124,7 +124,7 @@ def unclaimed(snapshots: Iterable[SnapshotRecord], world: World) -> Iterator[Sna
 def _source(snapshot: SnapshotRecord, world: World) -> names.SandboxName | None:
     """What the snapshot was taken of. What the service keeps of a sleeping sandbox is a snapshot too, known by its id,
     and not ours to touch (docs/wire/tensorlake.md#6-snapshots)."""
-    return None if snapshot.id.startswith(_ASLEEP) else world.kinds.get(snapshot.sandbox_id)
+    return None if snapshot.id.startswith(ASLEEP) else world.kinds.get(snapshot.sandbox_id)
 
 
 def _of_items(world: World, settings: Settings) -> Iterator[Repair]:

@@ -1,6 +1,8 @@
 """`certify`: try every assumption that the code relies on against the services that the settings name.
 
-Exit codes: 0 all that was tried holds, 1 something differs, could not be tried or was left over, 2 a setting is wrong.
+Exit codes: 0 all that was tried holds, 1 something differs, could not be tried or was left over, 2 a setting is wrong,
+130 ctrl-C, 143 SIGTERM, 129 the terminal is gone. A run that a signal ends takes away what it made, and writes what it
+saw; a second signal does not wait for the first of these.
 """
 
 from __future__ import annotations
@@ -11,15 +13,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from infra.cli import environ as operator_environ
-from infra.cli.certified import FOLDER, OFFLINE, own_version
-from infra.cli.certify import limit_checks, pool_checks, queue_checks, report, sandbox_checks
+from infra.cli.certified import FOLDER, OFFLINE, own_code, own_version
+from infra.cli.certify import left_behind, limit_checks, pool_checks, queue_checks, report, runs, sandbox_checks
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import CheckVerdict, NotTried, Observed
@@ -42,15 +44,21 @@ agent's model, and takes about ten minutes. Nobody else may work on the environm
 somebody says so."""
 
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BY_SIGNAL: Final = 128
+"""Exit code of a program that a signal ends, without the signal's number."""
+
 _Found = tuple[list[CheckResult], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class CertifyOptions:
-    """`only`: ids of checks, or beginnings of ids; empty: all. `quota`: how many sandboxes the account may have at
+    """`only`: ids of checks, or beginnings of ids; empty: all. `rest`: of these the ones that the report of this place
+    lacks, as a run was interrupted or the code is another one. `quota`: how many sandboxes the account may have at
     once, to see how one more is refused; 0 leaves that out. `write`: into docs/certified."""
 
     only: Sequence[str] = ()
+    rest: bool = False
     quota: int = 0
     yes: bool = False
     json: bool = False
@@ -71,38 +79,101 @@ def chosen(only: Sequence[str], quota: int = 0) -> list[ServiceCheck]:
 
 
 def run(environ: Mapping[str, str], options: CertifyOptions, folder: Path = FOLDER) -> int:
-    """Ask, try, print and write; returns the exit code. Raises SettingsError."""
+    """Ask, try, write and print; returns the exit code. Raises SettingsError."""
     checks = chosen(options.only, options.quota)
     loaded = operator_environ.load(environ)
     operator_environ.apply(loaded, os.environ)
     offline = loaded.offline is not None
+    where = OFFLINE if offline else ReportRedactor.of(loaded.environ).clean(loaded.where)
+    if options.rest:
+        wanted = report.rest(CHECKS, where, own_version(), own_code(), folder)
+        checks = [check for check in checks if check.id in wanted]
+    if not checks:
+        print("There is no rest: the report has all of it.", file=sys.stderr)
+        return 0
     if not offline and not options.yes and not _agreed(options.quota):
         return 1
     settings = Settings.from_environ(loaded.environ)
     context = DoctorContext(loaded.environ, settings, offline=offline)
-    say = None if options.json else _say
-    results, left_over = asyncio.run(
-        _until_told(certify(Ground(context, 2 if offline else 60, options.quota), checks, say))
+    return asyncio.run(
+        _Run(Ground(context, 2 if offline else 60, options.quota), checks, where, options, folder).play()
     )
-    where = OFFLINE if offline else ReportRedactor.of(loaded.environ).clean(loaded.where)
-    data = report.as_data(results, where=where, version=own_version(), at=datetime.now(UTC), left_over=left_over)
-    _conclude(data, options, folder)
-    well = all(result.observed.verdict is CheckVerdict.HOLDS for result in results) and not left_over
-    return 0 if well else 1
 
 
-async def _until_told(work: Coroutine[Any, Any, _Found]) -> _Found:
-    """SIGTERM ends it as ctrl-C does, by cancelling: what was made is taken away first."""
-    task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await task
+class _Run:
+    """One run: its checks, and the signals that end it early."""
+
+    def __init__(
+        self, ground: Ground, checks: Sequence[ServiceCheck], where: str, options: CertifyOptions, folder: Path
+    ) -> None:
+        self._ground, self._checks, self._where = ground, checks, where
+        self._options, self._folder = options, folder
+        self._results: list[CheckResult] = []
+        self._signal = 0
+
+    async def play(self) -> int:
+        """The exit code."""
+        with runs.living(self._ground.run, self._ground.runs_folder):
+            work = asyncio.ensure_future(certify(self._ground, self._checks, self._note))
+            loop = asyncio.get_running_loop()
+            heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            for number in heard:
+                loop.add_signal_handler(number, self._told, number, work)
+            try:
+                await work
+            except asyncio.CancelledError:
+                if not self._signal:
+                    raise
+            self._conclude()
+            for number in heard:
+                loop.remove_signal_handler(number)
+        if self._signal:
+            return _BY_SIGNAL + self._signal
+        well = all(result.observed.verdict is CheckVerdict.HOLDS for result in self._results)
+        return 0 if well and not self._ground.left_over else 1
+
+    def _note(self, result: CheckResult) -> None:
+        self._results.append(result)
+        if not self._options.json:
+            _say(result)
+
+    def _told(self, number: int, work: asyncio.Future[_Found]) -> None:
+        if self._signal:
+            self._leave()
+        self._signal = number
+        work.cancel()
+        _remark("Stopping: what was made is taken away (ctrl-C again leaves at once).")
+
+    def _leave(self) -> NoReturn:
+        """Ends this process where it stands: an orderly end would wait for the very clean-up that is not waited for."""
+        self._ground.left_over += [f"perhaps {each}" for each in self._ground.owed]
+        self._conclude()
+        _remark("The next certify in this checkout ends what was left over; so does a tick after half an hour.")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_BY_SIGNAL + self._signal)
+
+    def _conclude(self) -> None:
+        """Written first: whoever reads may be gone."""
+        redactor = _redactor(self._ground)
+        data = report.as_data(
+            self._results,
+            where=self._where,
+            version=own_version(),
+            code=own_code(),
+            at=datetime.now(UTC),
+            left_over=[redactor.clean(each) for each in self._ground.left_over],
+            wanted=self._checks,
+        )
+        page = report.write(data, CHECKS, self._folder)[0] if self._options.write else None
+        _tell(data, self._options, page)
 
 
 async def certify(
     ground: Ground, checks: Sequence[ServiceCheck], say: Callable[[CheckResult], None] | None = None
 ) -> _Found:
-    """Every result in the order of the checks, and what could not be taken away. What a check made is gone before the
-    next begins."""
+    """Every result in the order of the checks, and what could not be taken away. What killed runs left is ended first,
+    and what a check made is gone before the next begins. Cancelled, it takes away what it made."""
     redactor = _redactor(ground)
     results: dict[str, CheckResult] = {}
 
@@ -116,6 +187,8 @@ async def certify(
                 say(results[check.id])
 
     async with ground:
+        if gone := await left_behind.end_earlier(ground):
+            _remark(f"An earlier certify left these, and they are ended: {', '.join(gone)}.")
         await one_after_another()
     left = [redactor.clean(each) for each in ground.left_over]
     return [results[check.id] for check in checks if check.id in results], left
@@ -124,7 +197,9 @@ async def certify(
 async def _look(ground: Ground, check: ServiceCheck) -> Observed:
     try:
         async with ground.own_things(), asyncio.timeout(check.seconds):
-            return await check.look(ground)
+            observed = await check.look(ground)
+            await asyncio.sleep(0)  # a cancellation that a call has put off comes here (unbroken.py)
+            return observed
     except NotTried as why:
         return Observed(None, str(why))
     except TimeoutError:
@@ -158,16 +233,24 @@ def _say(result: CheckResult) -> None:
     print(f"{mark} {result.check.id:34} {result.observed.seen}", flush=True)
 
 
-def _conclude(data: Mapping[str, Any], options: CertifyOptions, folder: Path) -> None:
+def _tell(data: Mapping[str, Any], options: CertifyOptions, page: Path | None) -> None:
     if options.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
     for row in data["checks"]:
         if row["verdict"] == CheckVerdict.DIFFERS.value and not options.json:
             print(f"\n{row['id']} differs: assumed was that {row['assumed']} ({row['anchor']}).\n  {row['otherwise']}")
     for each in data["left_over"]:
-        print(f"Left over: {each}", file=sys.stderr)
-    if options.write:
-        page, _ = report.write(data, CHECKS, folder)
-        print(
-            f"The report is in {page.relative_to(CHECKOUT) if page.is_relative_to(CHECKOUT) else page}", file=sys.stderr
-        )
+        _remark(f"Left over: {each}")
+    if page is not None:
+        _remark(f"The report is in {page.relative_to(CHECKOUT) if page.is_relative_to(CHECKOUT) else page}")
+    if left := data["unfinished"]:
+        rest = "--rest" if options.write else " ".join(f"--only {each}" for each in left)
+        if options.quota:
+            rest += f" --quota {options.quota}"
+        made = len(data["checks"])
+        _remark(f"Interrupted: {made} of {made + len(left)} checks are made.")
+        _remark(f'The others: make certify CERTIFY="{rest}"')
+
+
+def _remark(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

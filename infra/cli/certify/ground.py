@@ -1,7 +1,8 @@
 """What checks stand on: both services as the settings have them, and a ledger of all that must be taken away again.
 
 Sandboxes bear names of races with a dead-man time (shared/names.py), so that a tick ends what a killed certify leaves.
-Sessions bear that time in their metadata, and the next certify ends them.
+Sessions bear that time in their metadata. Both bear the run's name (runs.py), and the next certify ends them
+(left_behind.py).
 At most two of them live at once: the shared one, and one of the check that runs.
 """
 
@@ -11,13 +12,17 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from infra.cli.certify import runs
 from infra.cli.certify.observation import NotTried
+from infra.cli.certify.unbroken import to_its_end, unbroken
 from infra.cli.doctor.context import DAEMON_PORT, DoctorContext, http_client
 from infra.local.admin_client import AdminClient
 from infra.local.platform import CLAUDE_ADMIN
@@ -32,9 +37,10 @@ if TYPE_CHECKING:
 
 BETA: Final = "managed-agents-2026-04-01"
 VERSION: Final = "2026-10-21"
-_DEAD_MAN: Final = 1800.0
 _UNTIL: Final = "certify_until"
 """Key of a session's metadata: the time in seconds of Unix from which on no certify uses the session."""
+_RUN: Final = "certify_run"
+"""Key of a session's metadata: the run that made it (runs.py)."""
 _END_TRIES: Final = 3
 _MOST_PAGES: Final = 50
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
@@ -57,9 +63,11 @@ class Ground:
     """What each create took."""
     left_over: list[str] = field(default_factory=list)
     """What could not be taken away, for people."""
+    run: str = field(default_factory=runs.new_run)
+    runs_folder: Path = runs.FOLDER
     _ledger: dict[str, CleanUp] = field(default_factory=dict)
     _shared: SandboxRecord | None = None
-    _swept: bool = False
+    _numbers: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
         self._began = datetime.fromtimestamp(self.context.now(), UTC) - _CLOCKS_DIFFER
@@ -80,8 +88,11 @@ class Ground:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await to_its_end(self._end())
+
+    async def _end(self) -> None:
         try:
-            await self.clean()
+            await self._clean()
         finally:
             await self._claude.aclose()
             await self._lifecycle.aclose()
@@ -92,7 +103,12 @@ class Ground:
     def owe(self, what: str, clean_up: CleanUp) -> None:
         self._ledger[what] = clean_up
 
-    async def clean(self, since: int = 0) -> None:
+    @property
+    def owed(self) -> list[str]:
+        """What is to be taken away still."""
+        return list(self._ledger)
+
+    async def _clean(self, since: int = 0) -> None:
         """The newest first; each is tried though another failed."""
         for what, clean_up in reversed(list(self._ledger.items())[since:]):
             try:
@@ -112,7 +128,7 @@ class Ground:
             kept = {name: entry for name, entry in self._ledger.items() if name in before or name == shared}
             own = {name: entry for name, entry in self._ledger.items() if name not in kept}
             self._ledger = {**kept, **own}
-            await self.clean(since=len(kept))
+            await to_its_end(self._clean(since=len(kept)))
 
     # The control plane, as plain requests: a check looks at statuses and fields that SDKs smooth over
 
@@ -145,11 +161,10 @@ class Ground:
         """A new session's id, with the prompt as its first message if there is one."""
         if not self.agent_id:
             raise NotTried("it needs ANTHROPIC_AGENT_ID, to make sessions of its own")
-        await self._sweep()
         await self._alone()
         wanted: dict[str, Any] = {
             **{"agent": self.agent_id, "environment_id": self.environment.id, "title": "certify"},
-            "metadata": {_UNTIL: f"{self.context.now() + _DEAD_MAN:.0f}"},
+            "metadata": self.mark(),
         }
         if prompt:
             wanted["initial_events"] = [_message(prompt)]
@@ -157,24 +172,22 @@ class Ground:
         if answer.status_code >= 300:
             raise NotTried(f"a session could not be made: HTTP {answer.status_code}")
         session_id = str(answer.json()["id"])
-        self.owe(session_id, lambda: self._end_session(session_id))
+        self.owe(session_id, lambda: self.end_session(session_id))
         return session_id
 
-    async def _sweep(self) -> None:
-        """Once: ends the environment's sessions that a killed certify left, of the newest hundred of the workspace."""
-        if self._swept:
-            return
-        self._swept = True
-        answer = await self.claude("GET", "/v1/sessions", key="api", limit=100)
-        for row in answer.json()["data"] if answer.status_code == 200 else []:
-            until = str((row.get("metadata") or {}).get(_UNTIL, ""))
-            theirs = row.get("environment_id") != self.environment.id
-            if theirs or not until.isdecimal() or int(until) > self.context.now():
-                continue
-            try:
-                await self._end_session(str(row["id"]))
-            except NotTried:
-                self.left_over.append(f"{row['id']} of an earlier certify")
+    def mark(self) -> dict[str, str]:
+        """Metadata by which the next certify knows what a killed one left."""
+        return {_UNTIL: f"{self.context.now() + runs.DEAD_MAN:.0f}", _RUN: self.run}
+
+    def is_over(self, metadata: Mapping[str, Any] | None) -> bool:
+        """Whether it is the mark of a run that is dead."""
+        mark = metadata or {}
+        until = str(mark.get(_UNTIL, ""))
+        return until.isdecimal() and self.is_dead(str(mark.get(_RUN, "")), int(until))
+
+    def is_dead(self, run: str, until: float) -> bool:
+        """Whether what that run made can be ended (`runs.is_dead`)."""
+        return run != self.run and runs.is_dead(run, until, self.context.now(), self.runs_folder)
 
     async def _alone(self) -> None:
         """A check polls, and a poll claims whatever waits: nobody else may work on this environment."""
@@ -263,7 +276,7 @@ class Ground:
     def _session_of(item: Mapping[str, Any]) -> str:
         return names.canonical_session_id(str(item["data"]["id"]))
 
-    async def _end_session(self, session_id: str) -> None:
+    async def end_session(self, session_id: str) -> None:
         for _ in range(_END_TRIES):
             for item in await self.items():
                 if self._session_of(item) == session_id and item["state"] != "stopped":
@@ -280,7 +293,7 @@ class Ground:
 
     @property
     def host(self) -> SandboxHost:
-        return self.context.service.host
+        return unbroken(self.context.service.host)
 
     @property
     def daemon_port(self) -> int:
@@ -290,9 +303,9 @@ class Ground:
 
     def new_name(self) -> str:
         """One that nobody has, and that a tick knows as a leftover once certify must be over."""
-        dead_man = int(self.context.now() + _DEAD_MAN)
+        dead_man = int(self.context.now() + runs.DEAD_MAN)
         return names.race_sandbox_name(
-            self.context.settings.prefix, self.environment.id, names.new_race_id(), None, dead_man
+            self.context.settings.prefix, self.environment.id, self.run, next(self._numbers), dead_man
         )
 
     def spec(self, name: str, **changes: Any) -> SandboxSpec:
@@ -383,14 +396,15 @@ async def _answered(
     import httpx2
 
     content = b"" if body is None else json.dumps(body).encode()
+    call = client.request(
+        method,
+        url,
+        headers={**headers, "content-type": "application/json"},
+        content=content,
+        params={name: value for name, value in params.items() if value is not None},
+        timeout=60.0,
+    )
     try:
-        return await client.request(
-            method,
-            url,
-            headers={**headers, "content-type": "application/json"},
-            content=content,
-            params={name: value for name, value in params.items() if value is not None},
-            timeout=60.0,
-        )
+        return await (call if method == "GET" else to_its_end(call))
     except httpx2.HTTPError as error:
         raise NotTried(f"no answer ({type(error).__name__})") from None

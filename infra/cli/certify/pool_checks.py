@@ -1,33 +1,34 @@
 """Assumptions about pools (docs/wire/tensorlake.md#512-pools).
 
-A pool has no name. A killed certify's is known by its time-out, which no other pool has, and ended by the next one.
+A pool has no name. A killed certify's is known by its time-out, which no other pool has, and ended by the next one
+(left_behind.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed
 
-_POOL_SECONDS: Final = 617
+POOL_SECONDS: Final = 617
 
 
 async def pool_rename(ground: Ground) -> Observed:
     wanted = {
         "image": ground.environment.image,
         "resources": {"cpus": 1.0, "memory_mb": 1024, "disk_mb": ground.environment.disk_mb or 10_240},
-        "timeout_secs": _POOL_SECONDS,
+        "timeout_secs": POOL_SECONDS,
         "max_containers": 1,
     }
-    await _sweep_pools(ground)
     made = await ground.lifecycle("POST", "/sandbox-pools", wanted)
     if made.status_code >= 300:
         return Observed(False, f"a pool is refused: HTTP {made.status_code}")
     pool = f"/sandbox-pools/{made.json()['pool_id']}"
-    ground.owe(pool, lambda: _end_pool(ground, pool))
+    ground.owe(pool, lambda: end_pool(ground, pool))
     claimed = await ground.lifecycle("POST", f"{pool}/sandboxes", {})
     if claimed.status_code >= 300:
         return Observed(False, f"a claim is refused: HTTP {claimed.status_code}")
@@ -43,22 +44,13 @@ async def pool_rename(ground: Ground) -> Observed:
     return Observed(status < 300, f"claimed, then named: HTTP {status}", behaviour)
 
 
-async def _sweep_pools(ground: Ground) -> None:
-    """Ends the pools that a killed certify left, with the sandboxes that were claimed from them."""
-    answer = await ground.lifecycle("GET", "/sandbox-pools")
-    for row in answer.json().get("pools", []) if answer.status_code == 200 else []:
-        mark = (row.get("timeout_secs"), row.get("max_containers"), row.get("image"))
-        if mark != (_POOL_SECONDS, 1, ground.environment.image):
-            continue
-        pool = f"/sandbox-pools/{row.get('pool_id') or row.get('id')}"
-        looked = await ground.lifecycle("GET", pool)
-        for container in looked.json().get("containers") or [] if looked.status_code == 200 else []:
-            if container.get("sandbox_id"):
-                await ground.lifecycle("DELETE", f"/sandboxes/{container['sandbox_id']}")
-        await _end_pool(ground, pool)
+def is_ours(ground: Ground, row: Mapping[str, Any]) -> bool:
+    """Whether a listed pool is one of certify's."""
+    mark = (row.get("timeout_secs"), row.get("max_containers"), row.get("image"))
+    return mark == (POOL_SECONDS, 1, ground.environment.image)
 
 
-async def _end_pool(ground: Ground, pool: str) -> None:
+async def end_pool(ground: Ground, pool: str) -> None:
     for _ in range(5):
         if (await ground.lifecycle("DELETE", pool)).status_code != 409:
             return

@@ -83,9 +83,12 @@ def doctor(
         raise typer.Exit(run(os.environ, DoctorOptions(url.strip(), as_json, probe)))
 
 
-@command(app, "certify", CHECKING, "certify", "certify --only queue --yes", "certify --only sandbox.copy --json")
+@command(app, "certify", CHECKING, "certify", "certify --only queue --yes", "certify --rest --json")
 def certify(
     only: Annotated[list[str] | None, typer.Option(help="a check's id or its beginning; may be given again")] = None,
+    rest: Annotated[
+        bool, typer.Option("--rest", help="what the report has not of this code, or was interrupted")
+    ] = False,
     yes: Yes = False,
     as_json: AsJson = False,
     write: Annotated[bool, typer.Option(help="write the report into docs/certified")] = True,
@@ -95,4 +98,4 @@ def certify(
     from infra.cli.certify.command import CertifyOptions, run
 
     with edge():
-        raise typer.Exit(run(os.environ, CertifyOptions(tuple(only or ()), quota, yes, as_json, write)))
+        raise typer.Exit(run(os.environ, CertifyOptions(tuple(only or ()), rest, quota, yes, as_json, write)))

@@ -115,7 +115,7 @@ CATALOGUE: Final[Mapping[str, CatalogueEntry]] = {
         "which call a session waits for",
     ),
     "HANDS208": CatalogueEntry(
-        "what the code assumes of the services was not tried with this version",
+        "what the code assumes of the services was not tried with this code",
         "facts of docs/wire that no live service has shown may be wrong, and what depends on them too",
         "`make certify`: cents and ten minutes; commit what it writes into docs/certified",
     ),

@@ -1,8 +1,11 @@
-"""When was this version tried against the services, and did all hold? From the committed reports (docs/certified)."""
+"""When was this code tried against the services, and did all hold? From the committed reports (docs/certified)."""
 
 from __future__ import annotations
 
-from infra.cli.certified import FOLDER, OFFLINE, last_certification, own_version
+from collections.abc import Mapping
+from typing import Any
+
+from infra.cli.certified import FOLDER, OFFLINE, last_certification, own_code, own_version
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Say, info, ok
 
@@ -15,10 +18,25 @@ async def check_certification(context: DoctorContext, say: Say) -> None:
         return
     differ = [str(row.get("id")) for row in last["checks"] if row.get("verdict") == "differs"]
     told = f"{len(differ)} differ: {', '.join(differ)}" if differ else "nothing differs"
-    number = len(last["checks"])  # a run of `--only` has fewer, and says less
-    checks = f"{number} check{'s' if number != 1 else ''}"
-    seen = f"version {version} was certified against {last['where']} at {last['at']}, {checks}: {told}"
+    number = len(last["checks"]) + len(last.get("not_made") or ())  # a run of `--only` makes fewer of them
+    of_this_code = _of_this_code(last)
+    if of_this_code == number:
+        whose, made = f"this code (version {version}) was", number
+    elif of_this_code:
+        whose, made = f"this code (version {version}) was in part", of_this_code
+    else:
+        whose, made = f"an earlier state of version {version} was", len(last["checks"])
+    checks = f"{made}{'' if made == number else f' of {number}'} check{'' if number == 1 else 's'}"
+    seen = f"{whose} certified against {last['where']} at {last['at']}, {checks}: {told}"
     if last["where"] == OFFLINE and not context.offline:
         say(info("HANDS208", f"{seen}; never against real services: make certify"))
+    elif of_this_code != number:
+        say(info("HANDS208", f"{seen}; make certify CERTIFY=--rest makes what this code lacks"))
     else:
         say(info("HANDS208", seen) if differ else ok("HANDS208", seen))
+
+
+def _of_this_code(last: Mapping[str, Any]) -> int:
+    """How many checks were made with it, but for those that an interrupted run was to make again."""
+    unfinished = set(last.get("unfinished") or ())
+    return sum(row.get("code") == own_code() and row.get("id") not in unfinished for row in last["checks"])

@@ -7,8 +7,6 @@ import json
 import os
 import pwd
 import subprocess
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from infra.cli import certified as reports
-from infra.cli.certify import command, pool_checks, report, sandbox_checks
+from infra.cli.certify import command, report, sandbox_checks
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground, lifecycle_base
 from infra.cli.certify.limit_checks import told
@@ -28,15 +26,16 @@ from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.findings import Finding
 from infra.local.certification import behaviour_in
 from infra.local.claude.knobs import Knobs
-from infra.local.platform import CLAUDE_ADMIN, Options, Platform
+from infra.local.platform import Options, Platform
 from infra.local.process import ServiceStartError
 from infra.local.tensorlake.settings import TensorlakeSettings
 from shared.errors import SettingsError
 from shared.ports import CommandOutput
 from shared.settings import Settings
 from tests.infra.cli.certify.broken import QUEUE, SANDBOX, certified, not_holding
+from tests.infra.cli.certify.grounds import ground_of
 from tests.support.preloaded import forked_service
-from tests.support.world import API_KEY, OfflineWorld, Place
+from tests.support.world import API_KEY, OfflineWorld
 
 EVERYBODYS = "/usr/bin/python3"
 QUICK = (
@@ -47,23 +46,6 @@ QUICK = (
     "queue.startup-lease",
     "queue.requeue-fields",
 )
-
-
-@pytest.fixture
-def ground_place(world: OfflineWorld, place: Place) -> Iterator[dict[str, str]]:
-    """The variables of an environment of this test's own, with what a person has. Knobs are reset after it."""
-    before = world.claude_admin.get("settings")
-    yield {
-        **place.environ,
-        "ANTHROPIC_API_KEY": API_KEY,
-        "ANTHROPIC_AGENT_ID": world.agent_id,
-        CLAUDE_ADMIN: world.claude.admin_token,
-    }
-    world.claude_admin.patch("settings", before)
-
-
-def ground_of(environ: dict[str, str]) -> Ground:
-    return Ground(DoctorContext(environ, Settings.from_environ(environ), offline=True), idle_seconds=2)
 
 
 def test_certify_names_the_one_assumption_that_is_broken(world: OfflineWorld, ground_place: dict[str, str]) -> None:
@@ -128,55 +110,6 @@ def test_a_check_that_is_cancelled_leaves_no_session(world: OfflineWorld, ground
 
     asyncio.run(cancel())
     assert made[0] not in {session["id"] for session in world.claude_admin.get("state")["sessions"]}
-
-
-def test_a_session_that_a_killed_certify_left_is_ended_by_the_next_one(
-    world: OfflineWorld, ground_place: dict[str, str]
-) -> None:
-    environment_id = ground_place["ANTHROPIC_ENVIRONMENT_ID"]
-    now = time.time()
-
-    def left(**metadata: str) -> str:
-        made = world.api.beta.sessions.create(
-            agent=world.agent_id, environment_id=environment_id, title="certify", metadata=metadata
-        )
-        return made.id
-
-    over = left(certify_until=f"{now - 1:.0f}")
-    others = {left(certify_until=f"{now + 3600:.0f}"), left(certify_until="soon"), left()}
-
-    async def play() -> None:
-        async with ground_of(ground_place) as ground:
-            with pytest.raises(NotTried, match="other sessions wait"):
-                await ground.session()
-            assert ground.left_over == []
-
-    asyncio.run(play())
-    there = {session["id"] for session in world.claude_admin.get("state")["sessions"]}
-    assert over not in there and others <= there
-
-
-def test_a_pool_that_a_killed_certify_left_is_ended_by_the_next_one_and_no_other(ground_place: dict[str, str]) -> None:
-    async def play() -> None:
-        async with ground_of(ground_place) as ground:
-
-            async def made(seconds: int) -> str:
-                wanted = {"image": ground.environment.image, "timeout_secs": seconds, "max_containers": 1}
-                size = {"cpus": 1.0, "memory_mb": 1024, "disk_mb": 10_240}
-                answer = await ground.lifecycle("POST", "/sandbox-pools", {**wanted, "resources": size})
-                return f"/sandbox-pools/{answer.json()['pool_id']}"
-
-            async def status(path: str) -> int:
-                return (await ground.lifecycle("GET", path)).status_code
-
-            other, left = await made(600), await made(617)
-            claim = (await ground.lifecycle("POST", f"{left}/sandboxes", {})).json()["sandbox_id"]
-            observed = await pool_checks.pool_rename(ground)
-            assert observed.holds and (await status(left), await status(other)) == (404, 200)
-            assert (await ground.lifecycle("GET", f"/sandboxes/{claim}")).json()["status"] == "terminated"
-            await ground.lifecycle("DELETE", other)
-
-    asyncio.run(play())
 
 
 @pytest.mark.skipif(
@@ -245,7 +178,8 @@ def test_a_report_is_named_by_place_and_version_and_read_by_doctor(tmp_path: Pat
     at = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
 
     def written(where: str) -> Path:
-        data = report.as_data([differs], where=where, version=reports.own_version(), at=at, left_over=())
+        version = reports.own_version()
+        data = report.as_data([differs], where=where, version=version, code=reports.own_code(), at=at)
         return report.write(data, [check], tmp_path)[1]
 
     offline = written(reports.OFFLINE)
@@ -256,7 +190,8 @@ def test_a_report_is_named_by_place_and_version_and_read_by_doctor(tmp_path: Pat
     assert "- `queue.x`: all changes." in page
     assert "never against real services" in _doctor_says(tmp_path)
     written("the real services")
-    assert "the real services at 2026-11-28T09:30:00+00:00, 1 check: 1 differ: queue.x" in _doctor_says(tmp_path)
+    seen = "certified against the real services at 2026-11-28T09:30:00+00:00, 1 check: 1 differ: queue.x"
+    assert f"this code (version {reports.own_version()}) was {seen}" in _doctor_says(tmp_path)
     assert "was never certified" in _doctor_says(tmp_path / "none")
 
 
@@ -271,7 +206,7 @@ def test_parts_add_up_to_one_report_and_a_check_made_again_replaces_what_it_said
             for number, holds in seen
         ]
         at = datetime(2026, 11, day, tzinfo=UTC)
-        data = report.as_data(results, where=reports.OFFLINE, version="1", at=at, left_over=())
+        data = report.as_data(results, where=reports.OFFLINE, version="1", code="c", at=at)
         whole: dict[str, object] = json.loads(report.write(data, checks, tmp_path)[1].read_text())
         return whole
 
@@ -296,6 +231,38 @@ def test_parts_add_up_to_one_report_and_a_check_made_again_replaces_what_it_said
     assert [row["id"] for row in run(3, (1, True), checks=other)["checks"]] == ["a.2", "b.1"]  # type: ignore[attr-defined]
     (tmp_path / "the-offline-platform-1.json").write_text("no JSON")
     assert run(4, (0, True))["not_made"] == ["a.2", "b.1", "b.2"]
+
+
+def test_doctor_tells_this_code_from_an_earlier_state_of_its_version_and_a_part_from_all(tmp_path: Path) -> None:
+    known = [ServiceCheck(name, "docs/wire/x.md#1", "assumed", "otherwise", _never) for name in ("a.1", "a.2", "b.1")]
+    version, code = reports.own_version(), reports.own_code()
+
+    def run(code: str, made: int, wanted: int) -> tuple[str, set[str]]:
+        """Of the first `wanted` checks so many were made; what doctor says then, and what the rest is."""
+        results = [CheckResult(check, Observed(True, ""), 1.0) for check in known[:made]]
+        at = datetime(2026, 11, 28, tzinfo=UTC)
+        where = "the real services"
+        data = report.as_data(results, where=where, version=version, code=code, at=at, wanted=known[:wanted])
+        report.write(data, known, tmp_path)
+        return _doctor_says(tmp_path), report.rest(known, where, version, reports.own_code(), tmp_path)
+
+    says, rest = run("an earlier one", 3, 3)
+    assert says.startswith(
+        f"an earlier state of version {version} was certified against the real services at 2026-11-28"
+    )
+    assert "3 checks: nothing differs; make certify CERTIFY=--rest" in says and rest == {"a.1", "a.2", "b.1"}
+    says, rest = run(code, 2, 2)
+    assert says.startswith(f"this code (version {version}) was in part certified")
+    assert "2 of 3 checks: nothing differs; make certify CERTIFY=--rest" in says and rest == {"b.1"}
+    assert "| 2026-11-28, earlier code |" in (tmp_path / f"the-real-services-{version}.md").read_text()
+    says, rest = run(code, 3, 3)
+    assert says.startswith(f"this code (version {version}) was certified") and says.endswith(
+        "3 checks: nothing differs"
+    )
+    assert rest == set()
+    says, rest = run(code, 1, 3)  # interrupted: the earlier rows of the other two stay
+    assert "in part" in says and "1 of 3 checks" in says and rest == {"a.2", "b.1"}
+    assert "in part" in run(code, 1, 1)[0] and run(code, 3, 3)[1] == set()
 
 
 def test_a_quota_is_met_only_where_somebody_names_it(world: OfflineWorld, ground_place: dict[str, str]) -> None:
