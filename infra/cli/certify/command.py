@@ -124,7 +124,8 @@ class _Run:
             except asyncio.CancelledError:
                 if not self._signal:
                     raise
-            self._conclude()
+            finally:  # whatever broke, or whoever does not read any more
+                self._conclude()
             for number in heard:
                 loop.remove_signal_handler(number)
         if self._signal:
@@ -146,12 +147,13 @@ class _Run:
 
     def _leave(self) -> NoReturn:
         """Ends this process where it stands: an orderly end would wait for the very clean-up that is not waited for."""
-        self._ground.left_over += [f"perhaps {each}" for each in self._ground.owed]
-        self._conclude()
-        _remark("The next certify in this checkout ends what was left over; so does a tick after half an hour.")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(_BY_SIGNAL + self._signal)
+        try:
+            self._ground.left_over += [f"perhaps {each}" for each in self._ground.owed]
+            self._conclude()
+            _remark("The next certify in this checkout ends what was left over; a tick ends sandboxes in half an hour.")
+            sys.stdout.flush()
+        finally:
+            os._exit(_BY_SIGNAL + self._signal)
 
     def _conclude(self) -> None:
         """Written first: whoever reads may be gone."""

@@ -47,7 +47,8 @@ def living(run: str, folder: Path = FOLDER) -> Iterator[None]:
     descriptor = None
     path = folder / run
     with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _forget_old_ones(folder)
         descriptor = discovery.hold(path)
     try:

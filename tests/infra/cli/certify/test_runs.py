@@ -97,27 +97,33 @@ def test_sigterm_ends_it_so_too_and_the_next_run_makes_the_rest(shell: CommandLi
     assert report["unfinished"] == []
 
 
-def test_a_second_signal_leaves_at_once_and_the_next_run_ends_what_was_left(shell: CommandLine) -> None:
+def test_what_was_seen_is_reported_though_nobody_reads_the_output(shell: CommandLine) -> None:
+    with shell.start("certify", "--only", "queue.secret") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stderr.read()
+    assert process.returncode != 0
+    assert [row["id"] for row in report_of(shell)["checks"]] == ["queue.secret"] and shell.sessions() == []
+
+
+def test_what_a_run_leaves_that_did_not_end_in_order_is_ended_by_the_next_one(shell: CommandLine) -> None:
     with fault(shell.platform.tensorlake, {"method": "DELETE", "action": "delay", "seconds": 60}):
         done = stopped_in_the_middle(shell, signal.SIGINT, signal.SIGINT)
     assert done.returncode == 130, done.stderr
     (left,) = living(shell)
     assert f"Left over: perhaps {left['name']}" in done.stderr and "Traceback" not in done.stderr
     assert report_of(shell)["left_over"] == [f"perhaps {left['name']}"]
-    after = shell.run("certify", "--only", "queue.secret")
-    assert f"An earlier certify left these, and they are ended: {left['name']}." in after.stderr
-    assert after.returncode == 0 and living(shell) == []
 
-
-def test_what_a_killed_run_left_is_ended_by_the_next_one(shell: CommandLine) -> None:
-    slow = {"method": "GET", "path": "/snapshots$", "action": "delay", "seconds": 60}
+    slow = {"method": "GET", "path": "/snapshots$", "action": "delay", "seconds": 60, "skip": 1}
     with fault(shell.platform.tensorlake, slow), shell.start("certify", "--only", "sandbox.snapshot-listing") as run:
         until(lambda: snapshots(shell), "no snapshot was taken")
         run.kill()
-        run.communicate()
-    assert len(living(shell)) == 1
-    done = shell.run("certify", "--only", "queue.secret")
-    assert done.returncode == 0, done.stderr
+        _, err = run.communicate()
+    assert f"An earlier certify left these, and they are ended: {left['name']}." in err
+    (another,) = living(shell)
+    assert another["id"] != left["id"]
+
+    assert shell.run("certify", "--only", "queue.secret").returncode == 0
     assert living(shell) == [] and snapshots(shell) == []
 
 
