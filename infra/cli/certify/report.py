@@ -1,7 +1,8 @@
 """A certification as a page for people and as JSON, which the offline platform takes (infra/local/certification.py).
 
 Both are in docs/certified as `<where>-<version>`: one report for each place and version, however many runs it took. A
-check that was made again replaces what it said before. Each says which state of the code made it (`own_code`).
+check that was made again replaces what it said before; one that could not be made replaces nothing that was seen. Each
+says which state of the code made it (`own_code`).
 """
 
 from __future__ import annotations
@@ -81,10 +82,14 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], known: Sequence[ServiceCheck]) -
 
 
 def united(data: Mapping[str, Any], known: Sequence[ServiceCheck], folder: Path) -> dict[str, Any]:
-    """The run with what earlier ones say of the same place and version: of checks that it did not make, that are
-    `known` still and assume what they did. Their order is that of `known`. A file that cannot be read says nothing."""
+    """The run with what earlier ones say of the same place and version: of checks that it did not make or could not,
+    that are `known` still and assume what they did. Their order is that of `known`. A file that cannot be read says
+    nothing."""
     before = _before(data["where"], data["version"], folder)
-    rows = {row["id"]: row for row in (*_rows(before, known), *data["checks"])}
+    rows = {row["id"]: row for row in _rows(before, known)}
+    for row in data["checks"]:
+        if row["verdict"] != CheckVerdict.UNKNOWN.value or row["id"] not in rows:
+            rows[row["id"]] = row
     made = {row["id"] for row in data["checks"]}
     unfinished = {*data["unfinished"], *(before.get("unfinished") or ())} - made
     order = {check.id: number for number, check in enumerate(known)}

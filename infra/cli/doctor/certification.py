@@ -17,7 +17,9 @@ async def check_certification(context: DoctorContext, say: Say) -> None:
         say(info("HANDS208", f"version {version} was never certified: make certify"))
         return
     differ = [str(row.get("id")) for row in last["checks"] if row.get("verdict") == "differs"]
+    unseen = sum(row.get("verdict") == "not known" for row in last["checks"])
     told = f"{len(differ)} differ: {', '.join(differ)}" if differ else "nothing differs"
+    told += f", {unseen} could not be made" if unseen else ""
     number = len(last["checks"]) + len(last.get("not_made") or ())  # a run of `--only` makes fewer of them
     of_this_code = _of_this_code(last)
     if of_this_code == number:
@@ -33,7 +35,7 @@ async def check_certification(context: DoctorContext, say: Say) -> None:
     elif of_this_code != number:
         say(info("HANDS208", f"{seen}; make certify CERTIFY=--rest makes what this code lacks"))
     else:
-        say(info("HANDS208", seen) if differ else ok("HANDS208", seen))
+        say(info("HANDS208", seen) if differ or unseen else ok("HANDS208", seen))
 
 
 def _of_this_code(last: Mapping[str, Any]) -> int:

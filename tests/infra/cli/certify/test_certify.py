@@ -200,7 +200,7 @@ def test_parts_add_up_to_one_report_and_a_check_made_again_replaces_what_it_said
         ServiceCheck(name, "docs/wire/x.md#1", "assumed", "otherwise", _never) for name in ("a.1", "a.2", "b.1", "b.2")
     ]
 
-    def run(day: int, *seen: tuple[int, bool], checks: list[ServiceCheck] = known) -> dict[str, object]:
+    def run(day: int, *seen: tuple[int, bool | None], checks: list[ServiceCheck] = known) -> dict[str, object]:
         results = [
             CheckResult(checks[number], Observed(holds, f"on day {day}", {f"claude.knob_{number}": holds}), 1.0)
             for number, holds in seen
@@ -225,6 +225,7 @@ def test_parts_add_up_to_one_report_and_a_check_made_again_replaces_what_it_said
     ]
     assert whole["behaviour"] == {"claude": {"knob_0": True, "knob_1": True, "knob_2": False}, "tensorlake": {}}
     assert whole["not_made"] == ["b.2"] and whole["seconds"] == 3.0 and str(whole["at"]).startswith("2026-11-02")
+    assert run(2, (0, None), (1, None))["checks"] == rows  # somebody polled the environment, say: nothing was seen
     page = (tmp_path / "the-offline-platform-1.md").read_text()
     assert "Holds: 2, differs: 1." in page and "## Not made yet\n\n- `b.2`\n" in page
     other = [replace(known[0], assumed="something else"), *known[1:3]]
@@ -263,6 +264,20 @@ def test_doctor_tells_this_code_from_an_earlier_state_of_its_version_and_a_part_
     says, rest = run(code, 1, 3)  # interrupted: the earlier rows of the other two stay
     assert "in part" in says and "1 of 3 checks" in says and rest == {"a.2", "b.1"}
     assert "in part" in run(code, 1, 1)[0] and run(code, 3, 3)[1] == set()
+
+
+def test_doctor_says_how_many_checks_could_not_be_made(tmp_path: Path) -> None:
+    checks = [ServiceCheck(name, "docs/wire/x.md#1", "assumed", "otherwise", _never) for name in ("a.1", "a.2")]
+    results = [CheckResult(checks[0], Observed(True, ""), 1.0), CheckResult(checks[1], Observed(None, "why"), 1.0)]
+    data = report.as_data(
+        results,
+        where="the real services",
+        version=reports.own_version(),
+        code=reports.own_code(),
+        at=datetime(2026, 11, 28, tzinfo=UTC),
+    )
+    report.write(data, checks, tmp_path)
+    assert _doctor_says(tmp_path).endswith("2 checks: nothing differs, 1 could not be made")
 
 
 def test_a_quota_is_met_only_where_somebody_names_it(world: OfflineWorld, ground_place: dict[str, str]) -> None:
