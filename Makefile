@@ -203,7 +203,7 @@ certify: setup ## try what this project assumes of both services: YES=1, CERTIFY
 	@$(HANDS) certify $(if $(YES),--yes) $(CERTIFY)
 
 certify-proof: setup-dev ## break each assumption of the offline platform in turn: certify names that one alone
-	@$(PY) -m pytest tests/infra/cli/certify/proof.py
+	@$(PY) -m pytest -n 4 --reruns 1 -rR tests/infra/cli/certify/proof.py
 
 drift: setup-dev ## the tests with the newest and the oldest releases that fit, on each Python here (DRIFT="--python 3.13")
 	@$(PY) -m tests.drift $(DRIFT)
