@@ -127,7 +127,7 @@ def _may_fork(loaded: Loaded) -> bool:
 
 
 def _say_where(loaded: Loaded, agent_id: str) -> None:
-    if loaded.offline is None:
+    if not loaded.offline:
         print(f"Put this into .env.local:  ANTHROPIC_AGENT_ID={agent_id}")
     else:
         print(f"For this offline platform only:  make session AGENT={agent_id}")

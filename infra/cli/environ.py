@@ -4,9 +4,10 @@ The rule, in order:
 1. `.env`, then `.env.local`, on top of the process's environment. The files win, as in the reference quickstart: a key
    that an old shell still exports must not send work to another project. The placeholders of the example files
    (they end in `xxx`) count as not set.
-2. Is a key set then (`KEYS`)? Then the services at its addresses are meant: the real ones, or the offline platform
+2. Is a key set then (`KEYS`)? Then the services at its addresses are meant: the real ones, or an offline platform
    whose variables somebody exported, of this checkout or of another. The addresses say which, not where the
-   variables came from.
+   variables came from: two on this machine are an offline platform's. If its file is at hand, what was not exported
+   comes from there.
 3. Otherwise the offline platform is used, where one runs in this checkout, and its variables replace ours.
 4. Otherwise there is nothing to talk to: `NoServices`, which says how to start.
 
@@ -40,18 +41,25 @@ class NoServices(SettingsError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The variables to use. `offline`: the file of the offline platform in use, or None for any other services."""
+    """The variables to use. `file`: of the offline platform in use, where it is known."""
 
     environ: Mapping[str, str]
-    offline: Path | None
+    file: Path | None = None
+
+    @property
+    def offline(self) -> bool:
+        """Whether both services are on this machine: stand-ins, that nothing outside can reach."""
+        return all(url and network.is_this_machine(url) for url in _addresses(self.environ))
 
     @property
     def where(self) -> str:
         """For people: what the command talks to."""
+        if self.file is not None:
+            return f"the offline platform ({self.file.name})"
+        moved = " and ".join(url for url in _addresses(self.environ) if url)
         if self.offline:
-            return f"the offline platform ({self.offline.name})"
-        moved = [url for url in _addresses(self.environ) if url]
-        return f"the services at {' and '.join(moved)}" if moved else "the real services"
+            return f"the offline platform at {moved}"
+        return f"the services at {moved}" if moved else "the real services"
 
     def need(self, name: str, how: str) -> str:
         """The variable's value. Raises SettingsError that names it and says how to get one."""
@@ -69,14 +77,14 @@ def load(environ: Mapping[str, str], folder: Path = CHECKOUT) -> Loaded:
 
 def elsewhere(environ: Mapping[str, str]) -> Loaded:
     """The process's own variables, for a command that talks to served functions alone. Raises SettingsError."""
-    return _on_the_network(Loaded(environ, None))
+    return _on_the_network(Loaded(environ))
 
 
 def _on_the_network(loaded: Loaded) -> Loaded:
     variables = dict(loaded.environ)
     served = [url for name in _OTHERS if (url := variables.get(name, "").strip())]
     network.prepare(variables, [each or _ELSEWHERE for each in _addresses(variables)] + served)
-    return Loaded(variables, loaded.offline)
+    return Loaded(variables, loaded.file)
 
 
 def _load(environ: Mapping[str, str], folder: Path) -> Loaded:
@@ -85,7 +93,7 @@ def _load(environ: Mapping[str, str], folder: Path) -> Loaded:
     keys = [name for name in KEYS if merged.get(name, "").strip()]
     if keys and not forced:
         exported = _platform_at(_addresses(merged), folder, merged.get(discovery.OFFLINE_FILE, "").strip())
-        return Loaded(merged, None) if exported is None else Loaded({**exported[1], **merged}, exported[0])
+        return Loaded(merged) if exported is None else Loaded({**exported[1], **merged}, exported[0])
     named = merged.get(discovery.OFFLINE_FILE, "").strip()
     file = folder / named if named else discovery.find_running(folder)
     variables = discovery.read_if_running(file) if file is not None else None
@@ -111,7 +119,7 @@ def with_files(environ: Mapping[str, str], folder: Path | None = None) -> dict[s
 def load_for_cloud(environ: Mapping[str, str], cloud: str) -> Mapping[str, str]:
     """The variables of the real services, for what is deployed to `cloud`. Raises NoServices, SettingsError."""
     loaded = load(environ)
-    if loaded.offline is not None:
+    if loaded.offline:
         raise SettingsError(f"The offline platform cannot be reached from {cloud}: fill in .env with your own keys.")
     return loaded.environ
 

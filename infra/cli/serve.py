@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from functions.auth import refuse_weak_secrets
@@ -15,8 +16,9 @@ from functions.server import BACKLOG, HTTP_PROTOCOL
 from functions.server.request_counter import PAGE_PATH
 from functions.server.scheduler import EVERY_SECONDS
 from infra.cli.environ import Loaded
-from infra.local.admin_client import AdminClient
-from infra.local.platform import CLAUDE_ADMIN, webhooks_to
+from infra.cli.offline_console import HOW_TO_REACH_IT, console
+from infra.local.admin_client import AdminError
+from infra.local.platform import webhooks_to
 from infra.local.process import CannotListen, listen
 from shared.secret import Secret, strong
 from shared.settings import Settings
@@ -30,8 +32,8 @@ def serve(loaded: Loaded, host: str | None, port: int, *, page: bool = False) ->
     """Until SIGTERM or ctrl-C. `loaded` is this process's environment already: the app reads it there.
 
     `host` None: every address with the real services, this machine alone with the offline platform, which is then
-    told to send its webhooks here. `page`: with the page below /ui, for whoever has FUNCTIONS_TOKEN. Raises
-    SettingsError.
+    told to send its webhooks here, where its admin token is at hand. `page`: with the page below /ui, for whoever has
+    FUNCTIONS_TOKEN. Raises SettingsError.
     """
     import uvicorn
 
@@ -94,9 +96,24 @@ def _check_page(loaded: Loaded) -> None:
     strong("FUNCTIONS_TOKEN", Secret("FUNCTIONS_TOKEN", token).reveal())
 
 
-def _webhooks_from_offline(loaded: Loaded, url: str) -> contextlib.AbstractContextManager[None]:
-    """The offline platform's console: it sends webhooks here while we serve. The real one is clicked by hand."""
-    if loaded.offline is None:
-        return contextlib.nullcontext()
-    claude = AdminClient(loaded.environ["ANTHROPIC_BASE_URL"], loaded.environ[CLAUDE_ADMIN])
-    return webhooks_to(claude, url, loaded.environ["ANTHROPIC_WEBHOOK_SIGNING_KEY"])
+@contextlib.contextmanager
+def _webhooks_from_offline(loaded: Loaded, url: str) -> Iterator[None]:
+    """The offline platform sends webhooks here while we serve, or a line says why it does not."""
+    with contextlib.ExitStack() as sent:
+        if loaded.offline and (why := _begun(loaded, url, sent)):
+            print(f"  offline  no webhook is sent here: {why}", file=sys.stderr)
+        yield
+
+
+def _begun(loaded: Loaded, url: str, sent: contextlib.ExitStack) -> str:
+    """Why not; empty where webhooks are sent until `sent` ends."""
+    claude, key = console(loaded), loaded.environ.get("ANTHROPIC_WEBHOOK_SIGNING_KEY", "").strip()
+    if claude is None:
+        return HOW_TO_REACH_IT
+    if not key:
+        return "ANTHROPIC_WEBHOOK_SIGNING_KEY is not set"
+    try:
+        sent.enter_context(webhooks_to(claude, url, key))
+    except AdminError as error:
+        return f"the platform does not take it ({error})"
+    return ""

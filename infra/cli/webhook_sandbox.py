@@ -13,8 +13,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 from infra.cli.environ import Loaded
+from infra.cli.offline_console import HOW_TO_REACH_IT, console
 from infra.local.admin_client import AdminClient, AdminError
-from infra.local.platform import CLAUDE_ADMIN, add_webhook
+from infra.local.platform import add_webhook
 from infra.sandbox.account import Account
 from infra.sandbox.look import AWAKE, described, look
 from infra.sandbox.plan import ServerPlan, plan_from
@@ -173,7 +174,7 @@ def remove(loaded: Loaded) -> int:
         print(f"Ended {info.name}.")
     if not servers:
         print("There is no server sandbox.")
-    elif loaded.offline is None:
+    elif not loaded.offline:
         print("Delete its webhook in the Claude Console, too.")
     return 0
 
@@ -184,23 +185,24 @@ def _next_step(loaded: Loaded, plan: ServerPlan, url: str) -> str:
             "in the Claude Console, create a webhook to this URL (Session lifecycle: Run started, Terminated, Deleted),"
             "\n           put its secret into .env as ANTHROPIC_WEBHOOK_SIGNING_KEY, and run make webhook-sandbox again"
         )
-    if loaded.offline is not None:
-        _add_offline_webhook(loaded, url)
+    if loaded.offline:
+        claude = console(loaded)
+        if claude is None:
+            return f"no webhook is sent there: {HOW_TO_REACH_IT}, and run make webhook-sandbox again"
+        _add_offline_webhook(claude, loaded.environ["ANTHROPIC_WEBHOOK_SIGNING_KEY"], url)
         return "the offline platform sends its webhooks there. Drive a session: make session"
     return "make webhook-sandbox-status; have a schedule call /poll_tick (docs/deploy/sandbox.md); make session"
 
 
-def _add_offline_webhook(loaded: Loaded, url: str) -> None:
-    """The offline Console. The key is the platform's, which Settings have already."""
-    claude = AdminClient(loaded.environ["ANTHROPIC_BASE_URL"], loaded.environ[CLAUDE_ADMIN])
+def _add_offline_webhook(claude: AdminClient, key: str, url: str) -> None:
     if url not in {endpoint["url"] for endpoint in claude.get("webhooks")["data"]}:
-        add_webhook(claude, url, loaded.environ["ANTHROPIC_WEBHOOK_SIGNING_KEY"])
+        add_webhook(claude, url, key)
 
 
 def _remove_offline_webhook(loaded: Loaded, url: str) -> None:
-    if loaded.offline is None:
+    claude = console(loaded)
+    if claude is None:
         return
-    claude = AdminClient(loaded.environ["ANTHROPIC_BASE_URL"], loaded.environ[CLAUDE_ADMIN])
     with contextlib.suppress(AdminError):
         for endpoint in claude.get("webhooks")["data"]:
             if endpoint["url"] == url:

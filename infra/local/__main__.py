@@ -61,6 +61,7 @@ def _banner(platform: Platform, file: Path, seconds: float) -> str:
         "",
         f"Variables that point a program at it, also in {shown} (with the keys, which are worth nothing elsewhere):",
         *(f"  {name}={_shown(name, value)}" for name, value in platform.environ.items()),
+        f"  {discovery.OFFLINE_FILE}={file.absolute()}   (this one alone is enough, in another checkout, too)",
         "",
         "In other terminals:",
         f"  {other}make serve      or: {other}make poll",

@@ -1,9 +1,9 @@
 """Release 0.1.0 and this version serve one environment side by side, both ways round (`make upgrade-check`).
 
-For each order and each image the first version's copy serves, the second one's joins it while sessions are in flight,
-the first is ended, and every session gets one more message. Nothing may be lost, doubled or ended: each tool call is
-answered once, each session keeps its one sandbox and its file, no item is stranded. Exit codes: 0 so it is, 1 it is
-not, 2 there is no history at hand.
+For each way to run them (`poll`, and `serve` with webhooks and ticks), each order and each image the first version's
+copy serves, the second one's joins it while sessions are in flight, the first is ended, and every session gets one more
+message. Nothing may be lost, doubled or ended: each tool call is answered once, each session keeps its one sandbox and
+its file, no item is stranded. Exit codes: 0 so it is, 1 it is not, 2 there is no history at hand.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from tests.support.signing import KEY
 ROOT: Final = Path(__file__).resolve().parents[2]
 RELEASE: Final = "b66f2ec"
 """The commit of 0.1.0."""
+WAYS: Final = ("poll", "serve")
 _PATIENCE: Final = 240.0
 _TICK: Final = 5.0
 _TOKEN: Final = "an-operators-token-of-nobody-at-all"
@@ -222,7 +224,7 @@ def _judged(platform: Platform, api: anthropic.Anthropic, ids: list[str]) -> lis
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.upgrade", description=__doc__)
     parser.add_argument("--sessions", type=int, default=4, help="before and after the second version joins, each")
-    parser.add_argument("--way", choices=("poll", "serve"), default="poll", help="how both versions are run")
+    parser.add_argument("--way", choices=WAYS, help="how both versions are run; default: each in turn")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="upgrade-") as scratch:
         old = ReleaseTree("0.1.0", Path(scratch) / "release", "infra.operator")
@@ -234,17 +236,17 @@ def main() -> int:
             print(told, file=sys.stderr)
             return 2
         worst = 0
-        for first, second in ((old, new), (new, old)):
-            for image in (old, new):
-                began = time.monotonic()
-                problems = round_of(first, second, image, given.way, given.sessions, Path(scratch))
-                seconds = time.monotonic() - began
-                told = "nothing lost, doubled or ended" if not problems else "; ".join(problems)
-                print(f"{first.name} -> {second.name}, image of {image.name}: {told} ({seconds:.0f} s)", flush=True)
-                if problems:
-                    worst = 1
-                    for log in sorted(Path(scratch).glob("*.log")):
-                        print(f"--- {log.name}\n{log.read_text()[-1500:]}")
+        trials = itertools.product(WAYS if given.way is None else (given.way,), ((old, new), (new, old)), (old, new))
+        for way, (first, second), image in trials:
+            began = time.monotonic()
+            problems = round_of(first, second, image, way, given.sessions, Path(scratch))
+            seconds = time.monotonic() - began
+            told = "nothing lost, doubled or ended" if not problems else "; ".join(problems)
+            print(f"{way}: {first.name} -> {second.name}, image of {image.name}: {told} ({seconds:.0f} s)", flush=True)
+            if problems:
+                worst = 1
+                for log in sorted(Path(scratch).glob("*.log")):
+                    print(f"--- {log.name}\n{log.read_text()[-1500:]}")
         return worst
 
 

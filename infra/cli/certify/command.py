@@ -28,6 +28,7 @@ from infra.cli.certify.observation import CheckVerdict, NotTried, Observed
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.redaction import ReportRedactor
 from infra.cli.environ import CHECKOUT
+from infra.cli.offline_console import console
 from shared.errors import SecretUnavailable, SettingsError
 from shared.settings import Settings
 
@@ -83,7 +84,8 @@ def run(environ: Mapping[str, str], options: CertifyOptions, folder: Path = FOLD
     checks = chosen(options.only, options.quota)
     loaded = operator_environ.load(environ)
     operator_environ.apply(loaded, os.environ)
-    offline = loaded.offline is not None
+    # Without an admin token, what is on this machine may be a way to the real services, which cost money.
+    offline = console(loaded) is not None
     where = OFFLINE if offline else ReportRedactor.of(loaded.environ).clean(loaded.where)
     if options.rest:
         wanted = report.rest(CHECKS, where, own_version(), own_code(), folder)

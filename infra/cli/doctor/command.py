@@ -99,7 +99,7 @@ async def examine(loaded: Loaded, options: DoctorOptions) -> list[Finding]:
     else:
         redactor = ReportRedactor.of(environ, [*(v for values in secrets.values() for v in values), *_keys(settings)])
         url = options.url or next((environ[name].strip() for name in URLS if environ.get(name, "").strip()), "")
-        context = DoctorContext(environ, settings, offline=loaded.offline is not None, url=url)
+        context = DoctorContext(environ, settings, offline=loaded.offline, url=url)
         try:
             findings += await runner.run(list(checks(context, options)))
         finally:

@@ -66,9 +66,7 @@ async def run(loaded: Loaded, request: Request, screen: Shown) -> int:
         _begin(loaded, session_id, request, screen)
         try:
             async with behind(loaded, session_id, session.environment_id) as back:
-                finish = await watch(
-                    client, session_id, request.prompt, screen, offline=loaded.offline is not None, back=back
-                )
+                finish = await watch(client, session_id, request.prompt, screen, offline=loaded.offline, back=back)
         except asyncio.CancelledError:
             screen.remark(f"\nThe session goes on without you. Watch it:  make session SESSION={session_id}")
             raise

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 
 from image.session.worker import fork_tool_schema
+from infra.local import discovery
 from infra.local.platform import Options
 from tests.support.checkout import copy_checkout
 from tests.support.command_line import CommandLine, command_line
@@ -267,6 +268,37 @@ def test_serve_takes_the_offline_webhooks_while_it_runs(served: CommandLine) -> 
         process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert endpoints() == before
+
+
+@pytest.mark.parametrize("exported", ["the file", "all", "all but the admin tokens"])
+def test_serve_in_another_checkout_goes_by_what_is_exported(served: CommandLine, tmp_path: Path, exported: str) -> None:
+    """It is for this machine alone there, too, and has webhooks where it may ask for them."""
+    elsewhere = CommandLine(copy_checkout(tmp_path), served.platform)
+    admin = exported != "all but the admin tokens"
+    variables: dict[str, Any] = {
+        "the file": {discovery.OFFLINE_FILE: str(discovery.find_running(served.checkout))},
+        "all": dict(served.platform.environ),
+        "all but the admin tokens": {
+            name: value for name, value in served.platform.environ.items() if not name.startswith("OFFLINE_")
+        },
+    }[exported]
+
+    def webhooks() -> list[str]:
+        return [endpoint["url"] for endpoint in served.platform.claude.get("webhooks")["data"]]
+
+    before = webhooks()
+    with elsewhere.start("serve", "--port", "0", **variables) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline() for _ in range(4 if admin else 5)]
+        url = said[1].split()[1]
+        assert "on the offline platform" in said[0] and url.startswith("http://127.0.0.1:")
+        until(lambda: healthy(url), "the server does not answer")
+        assert webhooks() == [*before, url][: len(before) + admin]
+        assert admin or "no webhook is sent here: export HANDS_OFFLINE_ENV" in said[4]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert webhooks() == before
 
 
 def test_serve_on_a_taken_port_says_so(served: CommandLine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -262,6 +263,8 @@ def test_two_copies_run_side_by_side_each_with_its_file(copies: Copies) -> None:
     assert len({each["ANTHROPIC_BASE_URL"] for each in copies.variables.values()}) == 2
     pair = (copies.usual, copies.plain)
     assert sum("HANDS_OFFLINE_ENV=.hands/offline-2.env" in each.text for each in pair) == 1
+    files = {re.findall(r"^  HANDS_OFFLINE_ENV=(/\S+)", each.text, re.MULTILINE)[0] for each in pair}
+    assert {Path(each).name for each in files} == copies.variables.keys()
 
 
 def test_a_killed_up_takes_its_services_with_it_and_its_file_counts_for_nothing(checkout: Path) -> None:
