@@ -26,7 +26,8 @@ async def end_earlier(ground: Ground) -> list[str]:
     for look in (_sessions, _pools, _sandboxes):
         try:
             found = await look(ground)
-        except NotTried as why:
+        except Exception as error:  # the edge: the checks tell what is wrong with the service
+            why = str(error) if isinstance(error, NotTried) else type(error).__name__
             ground.left_over.append(f"perhaps what an earlier certify made: {why}")
             continue
         for what, end in found.items():
