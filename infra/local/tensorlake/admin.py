@@ -43,6 +43,7 @@ class Admin:
             Route("/_admin/counts", self.requests, methods=["GET", "DELETE"]),
             Route("/_admin/sandboxes/{key}/suspend", self.suspend, methods=["POST"]),
             Route("/_admin/sandboxes/{key}/expire", self.expire, methods=["POST"]),
+            Route("/_admin/sandboxes/{key}/age", self.age, methods=["POST"]),
             Route("/_admin/sandboxes/{key}/fail", self.fail, methods=["POST"]),
             Route("/_admin/reset", self.reset, methods=["POST"]),
         ]
@@ -124,6 +125,16 @@ class Admin:
         """As if the idle time-out had just passed."""
         sandbox = self._find(request)
         await self.lifecycle.expire(sandbox)
+        return JSONResponse(info(sandbox, self.platform.url))
+
+    async def age(self, request: Request) -> Response:
+        """`{"seconds": N}`: so much time passes for its idle time-out."""
+        sandbox = self._find(request)
+        try:
+            seconds = float((await request.json())["seconds"])
+        except (ValueError, KeyError, TypeError):
+            raise bad_request("seconds must be a number") from None
+        await self.lifecycle.age(sandbox, seconds)
         return JSONResponse(info(sandbox, self.platform.url))
 
     async def fail(self, request: Request) -> Response:

@@ -81,9 +81,7 @@ class DataPlane:
             sandbox = self.platform.find_anywhere(key)
             if sandbox is None or not sandbox.live:
                 raise not_found(f"sandbox '{key}'")
-            sandbox.open_requests += 1
-            sandbox.touch()
-            over = Once(lambda: _close(sandbox))
+            over = self._open(sandbox, handler)
             try:
                 await self.lifecycle.awake(sandbox)
                 if sandbox.box is None:
@@ -98,6 +96,18 @@ class DataPlane:
             return _Tracked(response, over)
 
         return endpoint
+
+    def _open(self, sandbox: Sandbox, handler: Handler) -> Once:
+        """Count a request that begins, unless a knob says that those of its kind are no activity."""
+        settings = self.platform.settings
+        uncounted = (handler == self.health and not settings.touches_are_activity) or (
+            handler == self.follow and not settings.follows_are_activity
+        )
+        if uncounted:
+            return Once(lambda: None)
+        sandbox.open_requests += 1
+        sandbox.touch()
+        return Once(lambda: _close(sandbox))
 
     # --- processes ------------------------------------------------------------------------------------
 
@@ -114,13 +124,21 @@ class DataPlane:
         return JSONResponse(await box.link.call({"op": "list"}))
 
     async def start(self, request: Request, sandbox: Sandbox, box: Box) -> Response:
-        wanted = start_request(sandbox, await _json(request), self.platform.settings.root_status)
-        wanted["shares_name"] = not self.platform.settings.process_names_unique
+        settings = self.platform.settings
+        wanted = start_request(sandbox, await _json(request), settings)
+        wanted["shares_name"] = not settings.process_names_unique
         await self._start_latency()
-        return JSONResponse(await box.link.call(wanted), 201)
+        try:
+            return JSONResponse(await box.link.call(wanted), 201)
+        except TensorlakeApiError as error:
+            if error.code != "COMMAND_NOT_FOUND":
+                raise
+            if settings.missing_program_status is not None:
+                raise TensorlakeApiError(settings.missing_program_status, error.code, str(error)) from None
+        return JSONResponse(await box.link.call({**wanted, "command": "/bin/sh", "args": ["-c", "exit 127"]}), 201)
 
     async def run(self, request: Request, sandbox: Sandbox, box: Box) -> Response:
-        wanted = {**start_request(sandbox, await _json(request), self.platform.settings.root_status), "op": "run"}
+        wanted = {**start_request(sandbox, await _json(request), self.platform.settings), "op": "run"}
         await self._start_latency()
         exchange = await box.link.open(wanted)
         return _events(exchange, await _first(exchange), event=None)
@@ -156,15 +174,20 @@ class DataPlane:
     async def output(self, request: Request, _: Sandbox, box: Box) -> Response:
         return JSONResponse(await box.link.call({"op": "output", **_streams(request)}))
 
-    async def follow(self, request: Request, _: Sandbox, box: Box) -> Response:
+    async def follow(self, request: Request, sandbox: Sandbox, box: Box) -> Response:
         exchange = await box.link.open({"op": "follow", **_streams(request)})
         await _first(exchange)
-        return _events(exchange, None, event="output", at_once=not self.platform.settings.follow_waits)
+
+        def said() -> None:
+            if self.platform.settings.follows_are_activity:
+                sandbox.touch()
+
+        return _events(exchange, None, event="output", at_once=not self.platform.settings.follow_waits, said=said)
 
     # --- files ----------------------------------------------------------------------------------------
 
     async def read(self, request: Request, _: Sandbox, box: Box) -> Response:
-        path = files.readable(box, files.resolve(box, _path(request)))
+        path = files.readable(box, files.resolve(box, self._path(request, box)))
         exchange = await box.link.open({"op": "read", "path": path})
         size = (await _first(exchange))["size"]
 
@@ -180,18 +203,24 @@ class DataPlane:
         return StreamingResponse(body(), media_type="application/octet-stream", headers=headers)
 
     async def write(self, request: Request, _: Sandbox, box: Box) -> Response:
-        await files.write(box, _path(request), _capped(request, self.platform.settings.max_file_bytes))
+        await files.write(box, self._path(request, box), _capped(request, self.platform.settings.max_file_bytes))
         return Response(status_code=204)
 
     async def delete(self, request: Request, _: Sandbox, box: Box) -> Response:
-        await files.delete(box, _path(request))
+        await files.delete(box, self._path(request, box))
         return Response(status_code=204)
 
     async def entries(self, request: Request, _: Sandbox, box: Box) -> Response:
-        path = _path(request)
+        path = self._path(request, box)
         real = files.readable(box, files.resolve(box, path))
         answer = await box.link.call({"op": "entries", "path": real})
         return JSONResponse({"path": path, "entries": answer["entries"]})
+
+    def _path(self, request: Request, box: Box) -> str:
+        path = request.query_params.get("path")
+        if path and not path.startswith("/") and self.platform.settings.relative_paths:
+            path = f"{box.base.runtime.workdir}/{path}"
+        return files.checked(path)
 
 
 class Once:
@@ -238,10 +267,16 @@ async def _first(exchange: Exchange) -> dict[str, Any]:
 
 
 def _events(
-    exchange: Exchange, first: dict[str, Any] | None, event: str | None, *, at_once: bool = True
+    exchange: Exchange,
+    first: dict[str, Any] | None,
+    event: str | None,
+    *,
+    at_once: bool = True,
+    said: Callable[[], None] = lambda: None,
 ) -> StreamingResponse:
     """Server-sent events from a supervisor's frames; comments keep a quiet stream alive
-    (docs/wire/tensorlake.md#31-timeouts). Not `at_once`: all of them at the end."""
+    (docs/wire/tensorlake.md#31-timeouts). Not `at_once`: all of them at the end. `said` is called at each frame that is
+    no comment."""
     prefix = f"event: {event}\n" if event else ""
 
     async def stream() -> AsyncIterator[str]:
@@ -252,7 +287,9 @@ def _events(
             async for frame in exchange.frames():
                 if "keep_alive" in frame:
                     yield ": ping\n\n"
-                elif "eof" in frame:
+                    continue
+                said()
+                if "eof" in frame:
                     yield "".join([*held, "event: eof\ndata: {}\n\n"])
                 elif at_once:
                     yield f"{prefix}data: {json.dumps(frame)}\n\n"
@@ -270,10 +307,6 @@ async def _json(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise bad_request("the body must be a JSON object")
     return body
-
-
-def _path(request: Request) -> str:
-    return files.checked(request.query_params.get("path"))
 
 
 def _streams(request: Request) -> dict[str, Any]:

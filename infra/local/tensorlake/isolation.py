@@ -19,7 +19,8 @@ from infra.local.tensorlake.link import SupervisorGone
 from infra.local.tensorlake.rooted import RootedHost, RootError
 
 NOT_ENFORCED = (
-    "network policy: recorded, not enforced; sandboxes share this machine's network and its ports",
+    "network policy: recorded, and enforced for names that try it alone (egress.py); sandboxes share this machine's "
+    "network and its ports",
     "cpus, memory_mb, disk_mb: recorded, not enforced (nproc answers cpus)",
     'user="root": every process runs as the image\'s one user, without capabilities',
     "memory: a snapshot of memory or a live copy is refused while a process runs; without one it is the files",

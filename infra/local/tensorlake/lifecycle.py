@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
 import time
 from dataclasses import dataclass
 from typing import Literal
 
+from infra.local.tensorlake import egress
 from infra.local.tensorlake.box import Box, BoxError
 from infra.local.tensorlake.errors import TensorlakeApiError, bad_request, conflict, not_supported
 from infra.local.tensorlake.layers import BaseRoot
@@ -52,7 +54,8 @@ class Lifecycle:
         base, image, resources = self._source(request)
         sandbox_id = new_id()
         if name is not None and (holder := self.platform.names.holder(namespace, name)) is not None:
-            raise conflict(f"sandbox name '{name}' is already in use by {holder}")
+            status = self.platform.settings.name_taken_status
+            raise TensorlakeApiError(status, "CONFLICT", f"sandbox name '{name}' is already in use by {holder}")
         self._check_quota()
         if name is not None:
             self.platform.names.take(namespace, name, sandbox_id)
@@ -112,9 +115,11 @@ class Lifecycle:
 
     def copy(self, source: Sandbox, base: BaseRoot) -> Sandbox:
         """Begin one copy without a name. What of the source it keeps is not documented
-        (docs/wire/tensorlake.md#58-copy): here its image, resources, time-out and network policy. Raises
+        (docs/wire/tensorlake.md#58-copy): here its image, its resources and what the knob `copies_keep` says. Raises
         TensorlakeApiError for a quota."""
         self._check_quota()
+        settings = self.platform.settings
+        kept = settings.copies_keep
         sandbox = Sandbox(
             id=new_id(),
             namespace=source.namespace,
@@ -124,10 +129,10 @@ class Lifecycle:
             image=source.image,
             snapshot_id=None,
             resources=source.resources,
-            timeout_secs=source.timeout_secs,
+            timeout_secs=source.timeout_secs if "timeout" in kept else settings.default_timeout_secs,
             entrypoint=[],
-            network=source.network,
-            exposed_ports=[],
+            network=source.network if "network" in kept else None,
+            exposed_ports=list(source.exposed_ports) if "ports" in kept else [],
             allow_unauthenticated_access=False,
             auto_resume=True,
         )
@@ -141,7 +146,9 @@ class Lifecycle:
         snapshot = self.snapshots.for_restore(request.snapshot_id)
         if snapshot.kind is OfflineSnapshotKind.MEMORY and (request.image or request.resources or request.entrypoint):
             raise bad_request("image, resources and entrypoint are those of the memory snapshot")
-        return snapshot.base, request.image or snapshot.image, snapshot.resources
+        name = request.image or snapshot.image
+        keeps = self.platform.settings.snapshots_keep_files
+        return snapshot.base if keeps else self.platform.images.for_create(name).base, name, snapshot.resources
 
     def _check_quota(self) -> None:
         settings = self.platform.settings
@@ -198,6 +205,7 @@ class Lifecycle:
                 return
             sandbox.box = box
             box.watch(lambda: self.platform.spawn(self._died(sandbox)))
+            await asyncio.to_thread(egress.enforce, box, sandbox.network, self.platform.settings)
             if sandbox.entrypoint:
                 command, *args = sandbox.entrypoint
                 try:
@@ -259,6 +267,8 @@ class Lifecycle:
             sandbox.become(Status.SUSPENDING)
             await self._takes("suspend_seconds")
             try:
+                if self.platform.settings.sleep_ends_processes:
+                    await _end_processes(sandbox.box)
                 await sandbox.box.freeze()
             except SupervisorGone:
                 await self._fail(sandbox, "ContainerTerminated", "the sandbox's supervisor ended")
@@ -291,20 +301,20 @@ class Lifecycle:
                 async with asyncio.timeout(left):
                     await self.platform.turned.wait()
 
-    async def awake(self, sandbox: Sandbox) -> None:
-        """For traffic from outside: return when it runs, waking it if that is allowed
+    async def awake(self, sandbox: Sandbox, *, by_port: bool = False) -> None:
+        """For traffic from outside, to the daemon or to a port: return when it runs, waking it if that is allowed
         (docs/wire/tensorlake.md#56-suspend-and-resume).
 
-        Raises 404 for an ended one, 409 for a sleeper that must not be woken or a start that takes too long.
+        Raises 404 for an ended one, `unwoken_status` for a sleeper that must not be woken, 409 for a start that takes
+        too long.
         """
         while sandbox.status is not Status.RUNNING:
             match sandbox.status:
                 case Status.TERMINATED | Status.FAILED:
                     raise TensorlakeApiError(404, "NOT_FOUND", f"sandbox '{sandbox.id}' is {sandbox.status}")
-                case Status.SUSPENDED | Status.SUSPENDING if not (
-                    sandbox.auto_resume and self.platform.settings.traffic_wakes
-                ):
-                    raise conflict(f"sandbox is {sandbox.status} and traffic does not wake it: resume it first")
+                case Status.SUSPENDED | Status.SUSPENDING if (status := self._unwoken(sandbox, by_port)) is not None:
+                    said = f"sandbox is {sandbox.status} and traffic does not wake it: resume it first"
+                    raise TensorlakeApiError(status, "CONFLICT", said)
                 case Status.SUSPENDED | Status.SUSPENDING:
                     self.platform.spawn(self._resume(sandbox))
                     await sandbox.wait_for({Status.RUNNING, *ENDED}, LONGEST_WAIT_SECONDS)
@@ -312,6 +322,13 @@ class Lifecycle:
                     moved = {Status.RUNNING, Status.SUSPENDED, *ENDED}
                     if not await sandbox.wait_for(moved, LONGEST_WAIT_SECONDS):
                         raise conflict(f"sandbox is still {sandbox.status}")
+
+    def _unwoken(self, sandbox: Sandbox, by_port: bool) -> int | None:
+        """What a request to this sleeper is refused with; None: it wakes."""
+        settings = self.platform.settings
+        if not (settings.port_traffic_wakes if by_port else settings.traffic_wakes):
+            return settings.unwoken_status or 409
+        return None if sandbox.auto_resume else settings.unwoken_status
 
     # --- end ------------------------------------------------------------------------------------------
 
@@ -401,29 +418,54 @@ class Lifecycle:
             sandbox.auto_resume = request.auto_resume
         if "network" in given:
             sandbox.network = request.network
+            if sandbox.box is not None:
+                egress.enforce(sandbox.box, sandbox.network, self.platform.settings)
 
     async def expire(self, sandbox: Sandbox) -> None:
         """The idle timer ran out: a named sandbox or one of a pool is suspended, an ephemeral one terminated
-        (docs/wire/tensorlake.md#57-timeout_secs)."""
-        if sandbox.name is None and sandbox.pool_id is None:
+        (docs/wire/tensorlake.md#57-timeout_secs). The knobs `processes_are_activity` and `idle_ends` change it."""
+        settings = self.platform.settings
+        if settings.processes_are_activity and sandbox.box is not None:
+            with contextlib.suppress(SupervisorGone):
+                if await sandbox.box.living():
+                    return
+        if settings.idle_ends or (sandbox.name is None and sandbox.pool_id is None):
             await self.terminate(sandbox, "timeout")
         else:
             await self._suspend(sandbox)
+
+    async def age(self, sandbox: Sandbox, seconds: float) -> None:
+        """As if so much time had passed without a request; returns when that has had its effect."""
+        sandbox.last_activity -= seconds
+        if self._times_out(sandbox):
+            await self.expire(sandbox)
+
+    def _times_out(self, sandbox: Sandbox) -> bool:
+        """Whether the idle timer has run out; it begins anew then."""
+        idle = sandbox.idle_seconds(open_requests_count=self.platform.settings.open_requests_are_activity)
+        if sandbox.status is not Status.RUNNING or idle < sandbox.timeout_secs:
+            return False
+        sandbox.touch()
+        return True
 
     async def keep_time(self, interval: float = 0.2) -> None:
         """The idle timer and the retention of sleepers: looks at every sandbox, indefinitely."""
         while True:
             await asyncio.sleep(interval)
-            counts = self.platform.settings.open_requests_are_activity
             for sandbox in list(self.platform.sandboxes.values()):
-                idle = sandbox.idle_seconds(open_requests_count=counts)
-                if sandbox.status is Status.RUNNING and idle >= sandbox.timeout_secs:
-                    sandbox.last_activity = time.monotonic()
+                if self._times_out(sandbox):
                     self.platform.spawn(self.expire(sandbox))
                 kept = self.platform.settings.retention_seconds
                 slept = time.monotonic() - sandbox.asleep_since
                 if sandbox.status is Status.SUSPENDED and kept is not None and slept >= kept:
                     self.platform.spawn(self.terminate(sandbox, "retention"))
+
+
+async def _end_processes(box: Box) -> None:
+    for row in (await box.link.call({"op": "list"}))["processes"]:
+        if row["status"] == "running":
+            with contextlib.suppress(TensorlakeApiError):  # it has ended meanwhile
+                await box.link.call({"op": "signal", "signal": signal.SIGKILL, "process": str(row["pid"])})
 
 
 async def _undo(start: asyncio.Future[Box]) -> None:

@@ -98,7 +98,7 @@ class LifecycleRoutes:
         page, cursor = _page(rows, request, newest_first=settings.list_order == "newest_first")
         for each in page:
             await self._looked_at(each)
-        return _listing("sandboxes", [info(each, self.platform.url) for each in page], cursor)
+        return _listing("sandboxes", [info(each, self.platform.url) for each in page], cursor, settings.page_key)
 
     async def get(self, request: Request) -> Response:
         sandbox = self._sandbox(request)
@@ -166,11 +166,19 @@ class LifecycleRoutes:
     async def list_own_snapshots(self, request: Request) -> Response:
         sandbox = self._sandbox(request)
         rows = [each for each in self.snapshots.all() if each.sandbox_id == sandbox.id]
-        return _snapshot_listing(rows, request, typed=self.platform.settings.snapshots_have_type)
+        return self._snapshot_listing(rows, request)
 
     async def list_snapshots(self, request: Request) -> Response:
         rows = [each for each in self.snapshots.all() if each.namespace == request.state.namespace]
-        return _snapshot_listing(rows, request, typed=self.platform.settings.snapshots_have_type)
+        return self._snapshot_listing(rows, request)
+
+    def _snapshot_listing(self, rows: Sequence[OfflineSnapshot], request: Request) -> Response:
+        page, cursor = _page(rows, request)
+        listed = [each.info() for each in page]
+        if not self.platform.settings.snapshots_have_type:
+            for row in listed:
+                del row["snapshot_type"]
+        return _listing("snapshots", listed, cursor, self.platform.settings.page_key)
 
     async def get_snapshot(self, request: Request) -> Response:
         return JSONResponse(self.snapshots.find(request.path_params["snapshot_id"]).info())
@@ -200,17 +208,8 @@ def _page(rows: Sequence[Row], request: Request, *, newest_first: bool = False) 
     return page, str(page[-1].sequence) if len(after) > len(page) else None
 
 
-def _listing(key: str, rows: list[dict[str, Any]], cursor: str | None) -> Response:
-    return JSONResponse({key: rows, "cursor": cursor} if cursor else {key: rows})
-
-
-def _snapshot_listing(rows: Sequence[OfflineSnapshot], request: Request, *, typed: bool) -> Response:
-    page, cursor = _page(rows, request)
-    listed = [each.info() for each in page]
-    if not typed:
-        for row in listed:
-            del row["snapshot_type"]
-    return _listing("snapshots", listed, cursor)
+def _listing(key: str, rows: list[dict[str, Any]], cursor: str | None, page_key: str) -> Response:
+    return JSONResponse({key: rows, page_key: cursor} if cursor else {key: rows})
 
 
 def _refused(path: str, what: str, advice: str = "") -> list[Route]:

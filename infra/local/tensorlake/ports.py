@@ -90,7 +90,7 @@ class Ports:
         sandbox.open_requests += 1
         sandbox.touch()
         try:
-            await self._lifecycle.awake(sandbox)
+            await self._lifecycle.awake(sandbox, by_port=True)
             await self._listening(sandbox, port)
             response = await self._forward(request, port, path)
             await response(scope, receive, send)

@@ -12,7 +12,9 @@ from infra.local.tensorlake.errors import TensorlakeApiError, bad_request
 from infra.local.tensorlake.layers import AGENT_UID
 from infra.local.tensorlake.names import new_id
 from infra.local.tensorlake.records import Resources, Sandbox
+from infra.local.tensorlake.settings import TensorlakeSettings
 
+_DEFAULTS = TensorlakeSettings()
 STREAMS = {"stdout": ["stdout"], "stderr": ["stderr"], "output": ["stdout", "stderr"]}
 
 
@@ -60,9 +62,9 @@ class StartRequest(BaseModel):
     health_check: HealthCheck | None = None
 
 
-def start_request(sandbox: Sandbox, body: dict[str, Any], root_status: int | None = None) -> dict[str, Any]:
+def start_request(sandbox: Sandbox, body: dict[str, Any], settings: TensorlakeSettings = _DEFAULTS) -> dict[str, Any]:
     """The supervisor's `start` (or, with another `op`, `run`) request. Raises 400, and `root_status` for a start as
-    root where one is given."""
+    root where the settings have one."""
     try:
         asked = StartRequest.model_validate(body)
     except ValidationError as error:
@@ -75,8 +77,8 @@ def start_request(sandbox: Sandbox, body: dict[str, Any], root_status: int | Non
     box = sandbox.box
     runtime = box.base.runtime
     note = _user_note(asked.user, runtime.user)
-    if note is not None and root_status is not None:
-        raise TensorlakeApiError(root_status, "FORBIDDEN", "processes of root are not allowed")
+    if note is not None and settings.root_status is not None:
+        raise TensorlakeApiError(settings.root_status, "FORBIDDEN", "processes of root are not allowed")
     workdir = asked.working_dir or runtime.workdir
     if not workdir.startswith("/"):
         workdir = f"{runtime.workdir}/{workdir}"
@@ -96,7 +98,7 @@ def start_request(sandbox: Sandbox, body: dict[str, Any], root_status: int | Non
         request["timeout"] = asked.timeout
     if managed is not None:
         request["managed"] = managed
-    if note is not None:
+    if note is not None and not settings.root_ignored:
         request["note"] = note
         if note not in sandbox.notes:
             sandbox.notes.append(note)

@@ -45,7 +45,7 @@ class Resources(BaseModel):
 
 
 class NetworkPolicy(BaseModel):
-    """Recorded and echoed, never enforced: sandboxes here share the machine's network."""
+    """Recorded and echoed. Sandboxes here share the machine's network: it holds for the names of egress.py alone."""
 
     allow_internet_access: bool = True
     allow_out: list[str] = []

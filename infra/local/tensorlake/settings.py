@@ -41,12 +41,24 @@ class TensorlakeSettings(BaseModel):
     """So many of the next snapshots end `failed`."""
     name_release_seconds: float = Field(default=0.0, ge=0)
     """After terminate the name still resolves, and reads `running`, for so long; the live service: about 1."""
+    name_taken_status: int = Field(default=409, ge=400, le=499)
+    """What a create under a name that somebody holds is refused with."""
     failed_keeps_name: bool = True
     default_timeout_secs: int = Field(default=600, ge=1)
     longest_timeout_secs: int = Field(default=86_400, ge=1)
     """What a `timeout_secs` of 0 stands for."""
     open_requests_are_activity: bool = True
     """Whether a data-plane request that is still open (a quiet `run`) holds the idle timer back."""
+    follows_are_activity: bool = True
+    """Whether lines of a followed output hold the idle timer back."""
+    touches_are_activity: bool = True
+    """Whether a look at the daemon's health holds the idle timer back."""
+    processes_are_activity: bool = False
+    """Whether a running process holds the idle timer back by itself."""
+    idle_ends: bool = False
+    """Whether a named sandbox is ended at its time-out, and not suspended."""
+    sleep_ends_processes: bool = False
+    """Whether a suspend ends what runs."""
     max_sandboxes: int | None = Field(default=None, ge=0)
     """Live sandboxes at most; over it, creates answer `over_quota_status`."""
     over_quota_status: int = Field(default=429, ge=400, le=599)
@@ -60,6 +72,8 @@ class TensorlakeSettings(BaseModel):
     """How long a finished build reads as running to who asks, so that its log is followed. The SDK then asks again
     after 3 s."""
     list_order: Literal["oldest_first", "newest_first"] = "oldest_first"
+    page_key: Literal["cursor", "next_cursor"] = "cursor"
+    """How a list names the cursor of its next page."""
     list_has_ended: bool = True
     """Whether ended sandboxes are listed."""
     sleepers_have_url: bool = True
@@ -68,6 +82,11 @@ class TensorlakeSettings(BaseModel):
     """How long a suspended sandbox is kept, before it is ended; None: for good. The live service's is not known."""
     traffic_wakes: bool = True
     """Whether a data-plane request wakes a suspended sandbox that may resume by itself."""
+    port_traffic_wakes: bool = True
+    """Whether a request to a port wakes one."""
+    unwoken_status: int | None = Field(default=409, ge=400, le=599)
+    """What a data-plane request to a sleeper that may not wake by itself is refused with; None: it wakes all the
+    same."""
     looks_wake: bool = False
     """Whether a GET or a list wakes a suspended sandbox."""
     process_names_unique: bool = True
@@ -76,15 +95,29 @@ class TensorlakeSettings(BaseModel):
     """Whether a resume gives a sandbox another address."""
     root_status: int | None = Field(default=None, ge=400, le=499)
     """What a start as root is refused with; None: it is taken."""
+    root_ignored: bool = False
+    """Whether a start as root runs as the image's user without a word. Otherwise the process has a `note` of it."""
+    missing_program_status: int | None = Field(default=400, ge=400, le=499)
+    """What a start of a program that is not there is refused with; None: it is taken, and ends with 127."""
+    relative_paths: bool = False
+    """Whether the files' calls take relative paths, as below the working directory."""
     follow_waits: bool = False
     """Whether a followed output comes when its process has ended."""
     pool_rename_status: int | None = Field(default=None, ge=400, le=499)
     """What naming a sandbox of a pool is refused with; None: it is done."""
     snapshots_have_type: bool = True
+    snapshots_keep_files: bool = True
+    """Whether a sandbox that is made from a snapshot has its files, and not the image's."""
+    egress_enforced: bool = True
+    """Whether network policies hold for the names that are there to try them (egress.py)."""
     wildcard_status: int | None = Field(default=None, ge=400, le=499)
     """What a create with `*.` in its egress list is refused with; None: it is taken."""
+    wildcards_open: Literal["names", "nothing", "everything"] = "names"
+    """What an entry of an egress list that begins with `*.` opens."""
     copy_status: int | None = Field(default=None, ge=400, le=499)
     """What a live copy is refused with; None: it is made."""
+    copies_keep: list[Literal["network", "ports", "timeout"]] = ["network", "timeout"]
+    """What a live copy has of its source beside image and resources."""
     launcher: str | None = None
     """Path of a Unix socket: who listens there starts the workers and servers of sandboxes made from now on, in place
     of an interpreter of their own (`inside/launcher.py`). Only where sandboxes are isolated."""

@@ -20,6 +20,7 @@ from tensorlake.sandbox.exceptions import (
     SandboxPending,
 )
 
+from infra.local.tensorlake.egress import TRIAL_HOSTS
 from tests.infra.local.tensorlake.conftest import TensorlakeStage, out
 from tests.support.waiting import until
 
@@ -148,6 +149,29 @@ def test_a_network_policy_is_echoed_and_reported_as_not_enforced(stage: Tensorla
     policy = sandbox.info().network_policy
     assert policy is not None and policy.allow_out == ["example.com"]
     assert any("network" in text for text in stage.service.ready["isolation"]["not_enforced"])
+
+
+def test_a_network_policy_holds_for_the_names_that_try_it(stage: TensorlakeStage) -> None:
+    if not stage.service.ready["isolation"]["isolated"]:
+        pytest.skip("this level says that it is not isolated")
+
+    def opened(sandbox: Sandbox) -> list[str]:
+        found = [out(sandbox, f"getent hosts {host}").split() for host in TRIAL_HOSTS]
+        return [host for address, host in found if address == "127.0.0.1"]
+
+    one, two = TRIAL_HOSTS
+    assert opened(stage.named()) == [one, two]
+    assert opened(stage.named(allow_internet_access=False)) == []
+    assert opened(stage.named(deny_out=[one])) == [two]
+    sandbox = stage.named(allow_out=["*.two.test"])
+    assert opened(sandbox) == [two]
+    answer = stage.raw.patch(f"/sandboxes/{sandbox.sandbox_id}", json={"network": {"allow_out": [one]}})
+    assert (answer.status_code, opened(sandbox)) == (200, [one])
+    stage.settings(egress_enforced=False)
+    try:
+        assert opened(stage.named(snapshot_id=sandbox.checkpoint().snapshot_id, allow_out=[two])) == [one, two]
+    finally:
+        stage.settings(egress_enforced=True)
 
 
 def test_an_ended_sandbox_refuses_data_plane_calls_and_ends_again(stage: TensorlakeStage) -> None:

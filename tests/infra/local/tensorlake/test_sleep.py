@@ -153,6 +153,9 @@ def test_an_operator_can_let_the_time_pass(stage: TensorlakeStage) -> None:
     sandbox = stage.named(timeout_secs=3600)
     stage.admin.post(f"sandboxes/{sandbox.sandbox_id}/expire")
     assert sandbox.status is SandboxStatus.SUSPENDED
+    sandbox.resume()
+    passed = [stage.admin.post(f"sandboxes/{sandbox.sandbox_id}/age", {"seconds": 2000})["status"] for _ in range(2)]
+    assert passed == ["running", "suspended"]
 
 
 def test_a_sleeper_is_kept_for_good_or_for_as_long_as_was_set(stage: TensorlakeStage) -> None:
