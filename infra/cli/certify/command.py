@@ -21,7 +21,18 @@ from typing import Any, Final, NoReturn
 
 from infra.cli import environ as operator_environ
 from infra.cli.certified import FOLDER, OFFLINE, own_code, own_version
-from infra.cli.certify import left_behind, limit_checks, pool_checks, queue_checks, report, runs, sandbox_checks
+from infra.cli.certify import (
+    egress_checks,
+    idle_checks,
+    left_behind,
+    limit_checks,
+    pool_checks,
+    process_checks,
+    queue_checks,
+    report,
+    runs,
+    sandbox_checks,
+)
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import CheckVerdict, NotTried, Observed
@@ -35,11 +46,14 @@ from shared.settings import Settings
 CHECKS: Final[tuple[ServiceCheck, ...]] = (
     *queue_checks.CHECKS,
     *sandbox_checks.CHECKS,
+    *process_checks.CHECKS,
+    *idle_checks.CHECKS,
+    *egress_checks.CHECKS,
     *pool_checks.CHECKS,
     *limit_checks.CHECKS,
 )
 COST: Final = """\
-With your keys this makes about ten sandboxes (one processor each, two at once at most) and about twenty sessions,
+With your keys this makes about twenty sandboxes (one processor each, two at once at most) and about twenty sessions,
 most of them without a message, and ends them all. It costs a few cents of sandbox time and four short turns of the
 agent's model, and takes about ten minutes. Nobody else may work on the environment meanwhile: a check that finds
 somebody says so."""
@@ -97,9 +111,7 @@ def run(environ: Mapping[str, str], options: CertifyOptions, folder: Path = FOLD
         return 1
     settings = Settings.from_environ(loaded.environ)
     context = DoctorContext(loaded.environ, settings, offline=offline)
-    return asyncio.run(
-        _Run(Ground(context, 2 if offline else 60, options.quota), checks, where, options, folder).play()
-    )
+    return asyncio.run(_Run(Ground(context, quota=options.quota), checks, where, options, folder).play())
 
 
 class _Run:

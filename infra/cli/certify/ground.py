@@ -25,7 +25,7 @@ from infra.cli.certify.observation import NotTried
 from infra.cli.certify.unbroken import to_its_end, unbroken
 from infra.cli.doctor.context import DAEMON_PORT, DoctorContext, http_client
 from infra.local.admin_client import AdminClient
-from infra.local.platform import CLAUDE_ADMIN
+from infra.local.platform import CLAUDE_ADMIN, TENSORLAKE_ADMIN
 from shared import names
 from shared.errors import SecretUnavailable
 from shared.ports import Absent, Created, SandboxHost, SandboxRecord, SandboxSpec, SandboxStatus
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 BETA: Final = "managed-agents-2026-04-01"
 VERSION: Final = "2026-10-21"
+_TIMEOUT_SECONDS: Final = 660
+"""Not the service's own 600, so that a copy shows whether it has its source's."""
 _UNTIL: Final = "certify_until"
 """Key of a session's metadata: the time in seconds of Unix from which on no certify uses the session."""
 _RUN: Final = "certify_run"
@@ -61,6 +63,8 @@ class Ground:
     """How many sandboxes the account may have at once, as far as somebody knows."""
     create_seconds: list[float] = field(default_factory=list)
     """What each create took."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What one check saw for another, which would wait as long for it."""
     left_over: list[str] = field(default_factory=list)
     """What could not be taken away, for people."""
     run: str = field(default_factory=runs.new_run)
@@ -83,6 +87,8 @@ class Ground:
         self._lifecycle = http_client(settings.tensorlake_url)
         token = environ.get(CLAUDE_ADMIN, "")
         self._admin = AdminClient(settings.anthropic_url, token) if self.context.offline and token else None
+        token = environ.get(TENSORLAKE_ADMIN, "")
+        self._idle_admin = AdminClient(settings.tensorlake_url, token) if self.context.offline and token else None
 
     async def __aenter__(self) -> Ground:
         return self
@@ -310,7 +316,8 @@ class Ground:
 
     def spec(self, name: str, **changes: Any) -> SandboxSpec:
         """One processor and the least memory, as it is paid by the second."""
-        wanted = {"cpus": 1.0, "memory_mb": 1024, "timeout_seconds": 600, "egress": self.environment.egress, **changes}
+        sizes = {"cpus": 1.0, "memory_mb": 1024, "timeout_seconds": _TIMEOUT_SECONDS}
+        wanted = {**sizes, "egress": self.environment.egress, **changes}
         return SandboxSpec(name=name, image=self.environment.image, **wanted)
 
     async def sandbox(self, **changes: Any) -> SandboxRecord:
@@ -340,6 +347,18 @@ class Ground:
         self._shared = await self.sandbox()
         return self._shared
 
+    @property
+    def hurries(self) -> bool:
+        """Whether `leave_alone` lets time pass, and does not wait for it."""
+        return self._idle_admin is not None
+
+    async def leave_alone(self, sandbox: SandboxRecord, seconds: float) -> None:
+        """No request for so long; the offline platform lets that time pass for the one sandbox."""
+        if self._idle_admin is None:
+            await asyncio.sleep(seconds)
+        else:
+            await asyncio.to_thread(self._idle_admin.post, f"sandboxes/{sandbox.id}/age", {"seconds": seconds})
+
     async def end_sandbox(self, name: str) -> None:
         """Tried again, since a sandbox costs money. Raises NotTried where it may be left."""
         for attempt in range(_END_TRIES):
@@ -364,13 +383,37 @@ class Ground:
             raise NotTried(f"it could not be suspended: {getattr(refusal, 'reason', 'it is gone')}")
         return sandbox
 
-    async def lifecycle(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+    async def lifecycle(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, **params: Any
+    ) -> httpx2.Response:
         """A plain request to the lifecycle plane (docs/wire/tensorlake.md#21-which-host-goes-where)."""
         settings = self.context.settings
         headers = {"authorization": f"Bearer {settings.tensorlake_key.reveal()}"}
         return await _answered(
-            self._lifecycle, method, lifecycle_base(settings.tensorlake_url) + path, headers, body, {}
+            self._lifecycle, method, lifecycle_base(settings.tensorlake_url) + path, headers, body, params
         )
+
+    async def daemon(self, sandbox: SandboxRecord, method: str, route: str, **params: Any) -> httpx2.Response:
+        """A plain request to a running sandbox's daemon (docs/wire/tensorlake.md#22-data-plane-base)."""
+        settings = self.context.settings
+        base = (await self.lifecycle("GET", f"/sandboxes/{sandbox.id}")).json().get("sandbox_url")
+        if not base:
+            raise NotTried("its record does not say where it is reached")
+        key = settings.tensorlake_key.reveal()
+        headers = {"authorization": f"Bearer {key}", "x-tensorlake-sandbox-id": sandbox.id}
+        return await _answered(self._lifecycle, method, base + route, headers, None, params)
+
+    async def port(self, sandbox: SandboxRecord, port: int) -> httpx2.Response:
+        """A plain request to an exposed port, without a key (docs/wire/tensorlake.md#510-ports)."""
+        if self.context.offline:  # where names below localhost may not resolve
+            url = f"{self.context.settings.tensorlake_url}/_ports/{sandbox.id}/{port}/"
+        else:
+            found = await self.lifecycle("GET", f"/sandboxes/{sandbox.id}")
+            ingress = urlsplit(str(found.json().get("ingress_endpoint") or ""))
+            if not ingress.hostname:
+                raise NotTried("its record does not say where its ports are reached")
+            url = f"{ingress.scheme}://{port}-{sandbox.id}.{ingress.netloc}/"
+        return await _answered(self._lifecycle, "GET", url, {}, None, {})
 
 
 def lifecycle_base(api_url: str) -> str:

@@ -1,46 +1,29 @@
-"""Assumptions about sandboxes (docs/wire/tensorlake.md)."""
+"""Assumptions about what sandboxes are: their names, their lists, their copies, how quickly they are there
+(docs/wire/tensorlake.md#5-lifecycle-endpoints)."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import json
 import time
-from contextlib import aclosing
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from image.session import claim as wire
-from image.session.worker import secret_hiding
 from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed
-from infra.cli.doctor import inside
-from shared.egress import EgressPolicy
-from shared.ports import (
-    Absent,
-    CommandOutput,
-    Created,
-    NameTaken,
-    ProcessSpec,
-    ProcessState,
-    Refused,
-    SandboxRecord,
-    SandboxStatus,
-    Snapshot,
-)
+from infra.cli.certify.sandbox_looks import listed, reason, record
+from shared.ports import Created, NameTaken, NoCapacity, Refused, SandboxRecord, SandboxSpec, Snapshot
+
+if TYPE_CHECKING:
+    import httpx2
 
 _SLOW: Final = 10.0
 """Seconds: what takes longer is felt by whoever waits for a session."""
 _RELEASE: Final = 5.0
 _LONGEST_RELEASE: Final = 60.0
-_BECOME: Final = """
-began = os.getuid()
-if began == 0:
-    become(sys.argv[1])
-print(f"began as user {began}" + (f", is {os.getuid()} for good" if began == 0 else ""))
-"""
-_HELD: Final = 8.0
-"""Seconds after which a program ends that waits to be let go."""
+_PORT: Final = 8123
+_KEPT_AS: Final = {"network": "network_policy", "ports": "exposed_ports", "timeout": "timeout_secs"}
+"""How a record names what a copy may have of its source."""
+_KEPT: Final = {"network", "timeout"}
 
 
 async def boot_time(ground: Ground) -> Observed:
@@ -57,7 +40,7 @@ async def resume_time(ground: Ground) -> Observed:
     refusal = await ground.host.resume(sandbox.id)
     seconds = time.monotonic() - began
     if refusal is not None:
-        return Observed(False, f"it could not be resumed: {_reason(refusal)}")
+        return Observed(False, f"it could not be resumed: {reason(refusal)}")
     behaviour = {"tensorlake.resume_seconds": round(seconds, 1)}
     return Observed(seconds <= _SLOW, f"running again after {seconds:.1f} s", behaviour)
 
@@ -73,7 +56,7 @@ async def name_release(ground: Ground) -> Observed:
         if isinstance(made, Created):
             break
         if not isinstance(made, NameTaken):
-            raise NotTried(f"a sandbox could not be made: {_reason(made)}")
+            raise NotTried(f"a sandbox could not be made: {reason(made)}")
         if seconds > _LONGEST_RELEASE:
             return Observed(False, f"still held {_LONGEST_RELEASE:.0f} s after the end")
         await asyncio.sleep(0.25)
@@ -81,10 +64,36 @@ async def name_release(ground: Ground) -> Observed:
     return Observed(seconds <= _RELEASE, f"free about {seconds:.1f} s after the end", behaviour)
 
 
+async def name_taken(ground: Ground) -> Observed:
+    """And how the service words a refusal."""
+    holder = await ground.shared()
+    wanted = {
+        **{"name": holder.name, "image": ground.environment.image, "timeout_secs": 60},
+        "resources": {"cpus": 1.0, "memory_mb": 1024},
+    }
+    answer = await ground.lifecycle("POST", "/sandboxes", wanted)
+    if answer.status_code < 300:
+        second = f"/sandboxes/{answer.json()['sandbox_id']}"
+
+        async def end() -> None:
+            await ground.lifecycle("DELETE", second)
+
+        ground.owe(second, end)
+        return Observed(False, f"HTTP {answer.status_code}: a second sandbox has the name")
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    fields = ", ".join(sorted(str(field)[:20] for field in list(body)[:5])) if isinstance(body, dict) else "plain text"
+    status = answer.status_code
+    behaviour = {"tensorlake.name_taken_status": status} if 400 <= status < 500 else {}
+    return Observed(status == 409, f"HTTP {status}, a body with: {fields}", behaviour)
+
+
 async def list_order(ground: Ground) -> Observed:
     older = await ground.shared()
     newer = await ground.sandbox()
-    ids = [row.id for row in await _listed(ground)]
+    ids = [row.id for row in await listed(ground)]
     if older.id not in ids or newer.id not in ids:
         raise NotTried("the list has not both sandboxes")
     order = "oldest_first" if ids.index(older.id) < ids.index(newer.id) else "newest_first"
@@ -95,142 +104,71 @@ async def list_ended(ground: Ground) -> Observed:
     sandbox = await ground.sandbox()
     await ground.host.terminate(sandbox.id)
     await asyncio.sleep(0 if ground.context.offline else 2.0)
-    stays = any(row.id == sandbox.id for row in await _listed(ground))
+    stays = any(row.id == sandbox.id for row in await listed(ground))
     seen = "an ended one is listed" if stays else "an ended one is not listed"
     return Observed(stays, seen, {"tensorlake.list_has_ended": stays})
 
 
+async def list_pages(ground: Ground) -> Observed:
+    await ground.shared()
+    first = await _page(ground)
+    if len(first["sandboxes"]) == 1 and not _cursors(first):
+        await ground.sandbox()  # the account has no other, and ended ones are not listed
+        first = await _page(ground)
+    if len(first["sandboxes"]) > 1:
+        raise NotTried(f"a page of one was asked for, and {len(first['sandboxes'])} sandboxes came")
+    keys = _cursors(first)
+    if not keys:
+        return Observed(False, "one sandbox of several, and no cursor")
+    behaviour = {"tensorlake.page_key": keys[0]} if keys[0] in ("cursor", "next_cursor") else {}
+    return Observed("cursor" in keys, f"the next page is named by `{', '.join(keys)}`", behaviour)
+
+
+async def _page(ground: Ground) -> dict[str, Any]:
+    answer = await ground.lifecycle("GET", "/sandboxes", limit=1)
+    if answer.status_code != 200:
+        raise NotTried(f"a page of one cannot be had: HTTP {answer.status_code}")
+    return dict(answer.json())
+
+
+def _cursors(page: dict[str, Any]) -> list[str]:
+    return sorted(name[:20] for name, value in page.items() if name != "sandboxes" and isinstance(value, str) and value)
+
+
 async def sleeper_url(ground: Ground) -> Observed:
-    has = "sandbox_url" in await _record(ground, await ground.suspended())
+    has = "sandbox_url" in await record(ground, await ground.suspended())
     seen = "its record has `sandbox_url`" if has else "its record has no `sandbox_url`"
     return Observed(has, seen, {"tensorlake.sleepers_have_url": has})
 
 
-async def traffic_wakes(ground: Ground) -> Observed:
-    sandbox = await ground.suspended()
-    ran = await _run(ground, sandbox, "true")
-    found = await ground.host.find(sandbox.id)
-    woke = isinstance(found, SandboxRecord) and found.status is SandboxStatus.RUNNING
-    seen = "it runs after a command" if woke else f"it sleeps on, and a command says: {_reason(ran)}"
-    return Observed(woke, seen, {"tensorlake.traffic_wakes": woke})
-
-
-async def look_leaves_asleep(ground: Ground) -> Observed:
-    sandbox = await ground.suspended()
-    await _record(ground, sandbox)
-    await _listed(ground)
-    asleep = (await _record(ground, sandbox))["status"] == "suspended"
-    seen = "asleep after a GET and a list" if asleep else "a GET or a list woke it"
-    return Observed(asleep, seen, {"tensorlake.looks_wake": not asleep})
-
-
 async def resume_moves(ground: Ground) -> Observed:
-    before = (await _record(ground, await ground.shared())).get("sandbox_url")
+    before = (await record(ground, await ground.shared())).get("sandbox_url")
     sandbox = await ground.suspended()
     refusal = await ground.host.resume(sandbox.id)
     if refusal is not None:
-        raise NotTried(f"it could not be resumed: {_reason(refusal)}")
-    moved = (await _record(ground, sandbox)).get("sandbox_url") != before
+        raise NotTried(f"it could not be resumed: {reason(refusal)}")
+    moved = (await record(ground, sandbox)).get("sandbox_url") != before
     seen = "the address is another one" if moved else "the address is the same"
     return Observed(not moved, seen, {"tensorlake.resume_moves": moved})
 
 
-async def quiet_command(ground: Ground) -> Observed:
-    """A command without output, open for longer than the idle time-out."""
-    sandbox = await ground.sandbox(timeout_seconds=ground.idle_seconds)
-    quiet = asyncio.ensure_future(_run(ground, sandbox, f"sleep {ground.idle_seconds + 3}"))
-    try:
-        await asyncio.sleep(ground.idle_seconds + 1.5)
-        status = str((await _record(ground, sandbox))["status"])
-    finally:
-        quiet.cancel()
-        await asyncio.gather(quiet, return_exceptions=True)
-    awake = status == "running"
-    seen = f"{status} {ground.idle_seconds + 1.5:g} s into a quiet command, with a time-out of {ground.idle_seconds} s"
-    return Observed(awake, seen, {"tensorlake.open_requests_are_activity": awake})
-
-
-async def root_start(ground: Ground) -> Observed:
-    """And what begins as root becomes the agent's user for good, by the worker's own code."""
-    sandbox = await ground.shared()
-    script = f"{inspect.getsource(secret_hiding)}\n{_BECOME}"
-    ran = await ground.host.run(
-        sandbox.id,
-        wire.WORKER_PYTHON,
-        ["-I", "-c", script, ground.context.settings.sandbox_user],
-        env={},
-        user="root",
-        working_dir="/",
-        timeout=60.0,
-    )
-    match ran:
-        case CommandOutput(exit_code=0):
-            return Observed(True, f"taken; {ran.stdout.strip()[:80]}", {"tensorlake.root_status": None})
-        case CommandOutput():
-            return Observed(False, f"taken, and it could not become the agent's user ({_reason(ran)})")
-        case Refused(status=status):
-            return Observed(False, _reason(ran), {"tensorlake.root_status": status})
-        case _:
-            return Observed(False, _reason(ran))
-
-
-async def follow(ground: Ground) -> Observed:
-    sandbox = await ground.shared()
-    name = f"certify-{time.monotonic_ns()}"
-    loops = int(_HELD * 5)
-    script = f"echo first; for i in $(seq {loops}); do [ -e /tmp/{name} ] && break; sleep 0.2; done; echo last"
-    refusal = await ground.host.start(sandbox.id, ProcessSpec(name, "sh", ["-c", script]))
-    if refusal is not None:
-        raise NotTried(f"a program could not be started: {_reason(refusal)}")
-    began = time.monotonic()
-    first, runs = "", False
-    async with aclosing(ground.host.follow_output(sandbox.id, name, silence=4 * _HELD)) as lines:
-        async for line in lines:
-            if not isinstance(line, str):
-                break
-            if not first:
-                first = line
-                state = await ground.host.process_state(sandbox.id, name)
-                runs = isinstance(state, ProcessState) and state.running
-                await ground.host.write_file(sandbox.id, f"/tmp/{name}", b"")
-    seen = f"the first line came after {time.monotonic() - began:.1f} s, " if first else "no line came, "
-    seen = seen + ("while the program ran" if runs else "when the program had ended")
-    return Observed(runs, seen if first else "no line came", {"tensorlake.follow_waits": not runs})
-
-
-async def name_of_a_process(ground: Ground) -> Observed:
-    sandbox = await ground.shared()
-    name = f"certify-{time.monotonic_ns()}"
-    over = f"/tmp/{name}"
-    spec = ProcessSpec(name, "sh", ["-c", f"for _ in $(seq 100); do test -e {over} && exit; sleep 0.2; done"])
-    first = await ground.host.start(sandbox.id, spec)
-    again = await ground.host.start(sandbox.id, spec)
-    listed = await ground.host.process_names(sandbox.id)
-    running = (
-        0
-        if isinstance(listed, Absent) or not isinstance(listed, list | tuple)
-        else sum(state.name == name and state.running for state in listed)
-    )
-    await _run(ground, sandbox, f"touch {over}")  # both end: a kill by name would end one
-    if first is not None:
-        raise NotTried(f"a program could not be started: {_reason(first)}")
-    said = "taken" if again is None else _reason(again)
-    behaviour = {"tensorlake.process_names_unique": running == 1} if running else {}
-    return Observed(running == 1, f"the second start: {said}; {running} run", behaviour)
-
-
-async def snapshot_listing(ground: Ground) -> Observed:
-    sandbox = await ground.shared()
+async def snapshot_of(ground: Ground, sandbox: SandboxRecord) -> Snapshot:
     taken = await ground.host.snapshot(sandbox.id)
     if not isinstance(taken, Snapshot):
-        raise NotTried(f"no snapshot could be taken: {_reason(taken)}")
+        raise NotTried(f"no snapshot could be taken: {reason(taken)}")
 
     async def drop() -> None:
         await ground.host.delete_snapshot(taken.id)
 
     ground.owe(f"snapshot {taken.id}", drop)
-    listed = await ground.host.list_snapshots()
-    rows = [row for row in getattr(listed, "rows", ()) if row.id == taken.id]
+    return taken
+
+
+async def snapshot_listing(ground: Ground) -> Observed:
+    sandbox = await ground.shared()
+    taken = await snapshot_of(ground, sandbox)
+    listing = await ground.host.list_snapshots()
+    rows = [row for row in getattr(listing, "rows", ()) if row.id == taken.id]
     if not rows:
         return Observed(False, "it is not listed")
     typed = rows[0].filesystem is True and rows[0].sandbox_id == sandbox.id
@@ -238,95 +176,68 @@ async def snapshot_listing(ground: Ground) -> Observed:
     return Observed(typed, seen, {"tensorlake.snapshots_have_type": rows[0].filesystem is not None})
 
 
-async def wildcards(ground: Ground) -> Observed:
+async def from_snapshot(ground: Ground) -> Observed:
+    source = await ground.shared()
     name = ground.new_name()
+    path = f"{ground.context.settings.workdir}/{name}"
+    refusal = await ground.host.write_file(source.id, path, name.encode())
+    if refusal is not None:
+        raise NotTried(f"a file could not be written: {reason(refusal)}")
+    taken = await snapshot_of(ground, source)
     ground.owe(name, lambda: ground.end_sandbox(name))
-    spec = ground.spec(name, egress=EgressPolicy(internet=True, allow=("*.anthropic.com",)))
-    made = await ground.host.create(spec)
-    match made:
-        case Created():
-            return Observed(True, "taken", {"tensorlake.wildcard_status": None})
-        case Refused(status=status):
-            return Observed(False, f"refused: HTTP {status}", {"tensorlake.wildcard_status": status})
-        case _:
-            raise NotTried(_reason(made))
+    made = await ground.host.create(
+        SandboxSpec(name, snapshot_id=taken.id, timeout_seconds=60, egress=ground.environment.egress)
+    )
+    if isinstance(made, NoCapacity):
+        raise NotTried(f"there is no room for it: {reason(made)}")
+    if not isinstance(made, Created):
+        return Observed(False, f"a create from a snapshot: {reason(made)}")
+    has = await ground.host.read_file(made.sandbox.id, path, 1024) == name.encode()
+    await ground.host.delete_file(source.id, path)
+    seen = "its file is there" if has else "it runs, and the file is not there"
+    return Observed(has, seen, {"tensorlake.snapshots_keep_files": has})
 
 
 async def live_copy(ground: Ground) -> Observed:
+    """Of a source that has a port for it, and a time-out that is not the service's own."""
     source = await ground.shared()
     name = ground.new_name()
     ground.owe(name, lambda: ground.end_sandbox(name))
-    rows = await ground.host.copy(source.id, [name])
-    match rows:
-        case Refused(status=status):
-            return Observed(False, f"refused: HTTP {status}", {"tensorlake.copy_status": status})
-        case [SandboxRecord()]:
-            return Observed(True, "one copy runs under its new name", {"tensorlake.copy_status": None})
-        case [failed]:
-            return Observed(False, _reason(failed))
-        case _:
-            return Observed(False, _reason(rows))
-
-
-async def daemon_inside(ground: Ground) -> Observed:
-    sandbox = await ground.shared()
-    request = json.dumps({"reach": {}, "daemon": ground.daemon_port})
-    ran = await ground.host.run(
-        sandbox.id,
-        wire.WORKER_PYTHON,
-        ["-I", "-c", inspect.getsource(inside), request],
-        env={},
-        user=ground.context.settings.sandbox_user,
-        working_dir="/",
-        timeout=45.0,
-    )
     try:
-        answers: dict[str, dict[str, Any]] = json.loads(ran.stdout)["daemon"] if isinstance(ran, CommandOutput) else {}
-    except (ValueError, KeyError):
-        answers = {}
-    if not isinstance(ran, CommandOutput) or ran.exit_code != 0:
-        raise NotTried(f"nothing could be run in it: {_reason(ran)}")
-    told = [
-        f"{what} {status}"
-        for daemon in answers.values()
-        for what, status in daemon.items()
-        if what != "root" and 200 <= status < 300
-    ]
-    seen = f"answers without a token: {', '.join(sorted(set(told)))}" if told else "refuses, or is not there"
-    return Observed(not told, seen, {"tensorlake.daemon_open_inside": bool(told)})
+        if (await _expose(ground, source, [_PORT])).status_code >= 300:
+            raise NotTried("the source could not be given a port")
+        rows = await ground.host.copy(source.id, [name])
+        match rows:
+            case Refused(status=status):
+                return Observed(False, f"refused: HTTP {status}", {"tensorlake.copy_status": status})
+            case [SandboxRecord() as copy]:
+                before, after = await record(ground, source), await record(ground, copy)
+            case [failed]:
+                return Observed(False, reason(failed))
+            case _:
+                return Observed(False, reason(rows))
+    finally:
+        await _expose(ground, source, [])
+    told = {what for what, key in _KEPT_AS.items() if before.get(key)}  # a source without a policy shows nothing of it
+    kept = {what for what in told if after.get(_KEPT_AS[what]) == before[_KEPT_AS[what]]}
+    seen = f"a copy runs under its new name; it has its source's {_words(kept)}, not its {_words(told - kept)}"
+    behaviour = {"copy_status": None, "copies_keep": sorted(kept | (_KEPT - told))}
+    return Observed(kept == _KEPT & told, seen, {f"tensorlake.{knob}": value for knob, value in behaviour.items()})
 
 
-async def _run(ground: Ground, sandbox: SandboxRecord, script: str, user: str | None = None) -> Any:
-    return await ground.host.run(
-        sandbox.id, "sh", ["-c", script], env={}, user=user, working_dir="/", timeout=ground.idle_seconds + 60.0
-    )
+async def _expose(ground: Ground, sandbox: SandboxRecord, ports: list[int]) -> httpx2.Response:
+    return await ground.lifecycle("PATCH", f"/sandboxes/{sandbox.id}", {"exposed_ports": ports})
 
 
-async def _record(ground: Ground, sandbox: SandboxRecord) -> dict[str, Any]:
-    answer = await ground.lifecycle("GET", f"/sandboxes/{sandbox.id}")
-    if answer.status_code != 200:
-        raise NotTried(f"its record could not be read: HTTP {answer.status_code}")
-    return dict(answer.json())
-
-
-async def _listed(ground: Ground) -> list[SandboxRecord]:
-    listing = await ground.host.list_sandboxes()
-    rows = getattr(listing, "rows", None)
-    if rows is None:
-        raise NotTried(f"sandboxes could not be listed: {_reason(listing)}")
-    return list(rows)
-
-
-def _reason(outcome: object) -> str:
-    if isinstance(outcome, CommandOutput):
-        return f"exit status {outcome.exit_code}"
-    return str(getattr(outcome, "reason", "it is gone"))
+def _words(whats: set[str]) -> str:
+    return ", ".join(sorted(whats)) or "other settings"
 
 
 _RESUME: Final = "docs/wire/tensorlake.md#56-suspend-and-resume"
 _NAMES: Final = "docs/wire/tensorlake.md#52-names"
 _LIST: Final = "docs/wire/tensorlake.md#53-get-and-list"
-_PROCESSES: Final = "docs/wire/tensorlake.md#71-start_process"
+_SNAPSHOTS: Final = "docs/wire/tensorlake.md#6-snapshots"
+_COPY: Final = "docs/wire/tensorlake.md#58-copy"
 
 CHECKS: Final = (
     ServiceCheck(
@@ -351,33 +262,11 @@ CHECKS: Final = (
         name_release,
     ),
     ServiceCheck(
-        "sandbox.root-start",
-        "docs/wire/tensorlake.md#16-unknowns",
-        "a process may start as root where the image's user is another, and become that one for good",
-        "workers start as the agent's user, and the interpreter's mode alone hides their claim (HANDS705)",
-        root_start,
-    ),
-    ServiceCheck(
-        "sandbox.follow",
-        "docs/wire/tensorlake.md#72-other-process-calls",
-        "lines of a followed output come as they are written",
-        "`ready` is seen when the silence bound is over and the output is read again: hand-overs are slow",
-        follow,
-    ),
-    ServiceCheck(
-        "sandbox.process-name",
-        _PROCESSES,
-        "a second start under a name that is taken runs nothing twice",
-        "a start that is sent again runs two workers: the lock in the sandbox still lets one serve",
-        name_of_a_process,
-    ),
-    ServiceCheck(
-        "sandbox.quiet-command",
-        "docs/wire/tensorlake.md#57-timeout_secs",
-        "an open request is traffic, though nothing is said on it",
-        "`SANDBOX_TIMEOUT_SECONDS` must be longer than the longest quiet tool",
-        quiet_command,
-        240.0,
+        "sandbox.name-taken",
+        _NAMES,
+        "a create under a name that is held is refused with 409",
+        "two claims at once make two sandboxes of one session, or a claim that lost the race counts as a failure",
+        name_taken,
     ),
     ServiceCheck(
         "sandbox.sleeper-url",
@@ -385,20 +274,6 @@ CHECKS: Final = (
         "the record of a suspended sandbox has `sandbox_url`",
         "commands that look into a sleeper must resume it first",
         sleeper_url,
-    ),
-    ServiceCheck(
-        "sandbox.traffic-wakes",
-        _RESUME,
-        "a request to a suspended sandbox wakes it",
-        "a server in a sandbox sleeps through its webhooks: use another place for the functions",
-        traffic_wakes,
-    ),
-    ServiceCheck(
-        "sandbox.look-leaves-asleep",
-        _RESUME,
-        "a GET and a list wake no sleeper",
-        "every tick wakes every session's sandbox: fewer ticks, and a shorter `RETENTION_SECONDS`",
-        look_leaves_asleep,
     ),
     ServiceCheck(
         "sandbox.resume-moves",
@@ -422,31 +297,31 @@ CHECKS: Final = (
         list_ended,
     ),
     ServiceCheck(
+        "sandbox.list-pages",
+        _LIST,
+        "a list names its next page by `cursor`",
+        "the SDK reads one page: a tick never sees the other sandboxes",
+        list_pages,
+    ),
+    ServiceCheck(
         "sandbox.snapshot-listing",
-        "docs/wire/tensorlake.md#6-snapshots",
+        _SNAPSHOTS,
         "a snapshot is listed with its sandbox and its type",
         "a tick deletes no leftover snapshot of a race, as it cannot tell it from a person's",
         snapshot_listing,
     ),
     ServiceCheck(
-        "sandbox.wildcards",
-        "docs/wire/tensorlake.md#51-create",
-        "an egress list takes names that begin with `*.`",
-        "`SANDBOX_ALLOW_OUT` must name each host",
-        wildcards,
+        "sandbox.from-snapshot",
+        _SNAPSHOTS,
+        "a sandbox that is made from a snapshot has its files",
+        "races and forks begin with an empty workspace: leave `AGENT_FORK` off",
+        from_snapshot,
     ),
     ServiceCheck(
         "sandbox.copy",
-        "docs/wire/tensorlake.md#58-copy",
-        "a running sandbox can be copied live, and the copy can be named",
-        "races with `checkpoint: live` cannot be run: leave it at `filesystem`",
+        _COPY,
+        "a running sandbox can be copied live; the copy can be named, and has its time-out and network policy alone",
+        "races with `checkpoint: live` cannot be run, or their branches reach more or live longer than the source",
         live_copy,
-    ),
-    ServiceCheck(
-        "sandbox.daemon-inside",
-        "docs/wire/tensorlake.md#510-ports",
-        "the daemon's port obeys nobody inside who has no token",
-        "an agent may be root in its own sandbox (HANDS703): nothing may be in it that the agent must not have",
-        daemon_inside,
     ),
 )

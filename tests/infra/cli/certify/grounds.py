@@ -12,4 +12,4 @@ from shared.settings import Settings
 
 def ground_of(environ: dict[str, str], runs_folder: Path = runs.FOLDER) -> Ground:
     context = DoctorContext(environ, Settings.from_environ(environ), offline=True)
-    return Ground(context, idle_seconds=2, runs_folder=runs_folder)
+    return Ground(context, runs_folder=runs_folder)

@@ -70,7 +70,7 @@ def _side_by_side(platform: Platform) -> dict[str, CheckResult]:
 async def _at_once(environ: Mapping[str, str], checks: list[ServiceCheck]) -> dict[str, CheckResult]:
     async def one(check: ServiceCheck) -> Any:
         context = DoctorContext(environ, Settings.from_environ(environ), offline=True)
-        return await certify(Ground(context, 2), [check])
+        return await certify(Ground(context), [check])
 
     found = await asyncio.gather(*(one(check) for check in checks))
     assert [left for _, left in found if left] == []

@@ -16,7 +16,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from infra.cli import certified as reports
-from infra.cli.certify import command, report, sandbox_checks
+from infra.cli.certify import command, process_checks, report
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground, lifecycle_base
 from infra.cli.certify.limit_checks import told
@@ -59,8 +59,7 @@ def test_certify_names_the_one_assumption_that_is_broken(world: OfflineWorld, gr
 
 
 def test_every_check_has_a_knob_that_breaks_it_and_every_behaviour_is_one() -> None:
-    broken = [row[0] for row in (*QUEUE, *SANDBOX)]
-    assert sorted(broken) == sorted(check.id for check in command.CHECKS)
+    assert {row[0] for row in (*QUEUE, *SANDBOX)} == {check.id for check in command.CHECKS}
     told = reports.last_certification()
     assert told is not None and told["not_made"] == []
     assert {row["id"]: row["assumed"] for row in told["checks"]} == {each.id: each.assumed for each in command.CHECKS}
@@ -129,12 +128,42 @@ def test_what_starts_as_root_becomes_the_agents_user_for_good_or_the_check_says_
         async with ground_of({**ground_place, "SANDBOX_USER": user}) as ground:
             monkeypatch.setattr(Ground, "host", Host())
             monkeypatch.setattr(Ground, "shared", AsyncMock(return_value=SimpleNamespace(id="any")))
-            return await sandbox_checks.root_start(ground)
+            return await process_checks.root_start(ground)
 
     good = asyncio.run(seen("nobody"))
     assert (good.holds, good.seen) == (True, f"taken; began as user 0, is {pwd.getpwnam('nobody').pw_uid} for good")
     bad = asyncio.run(seen("nobody-of-that-name"))
     assert (bad.holds, bad.seen) == (False, "taken, and it could not become the agent's user (exit status 1)")
+
+
+def test_a_start_as_root_that_is_taken_and_ignored_differs(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+    check = "sandbox.root-start"
+    assert (
+        certified(ground_place, check)[check].observed.holds is None
+    )  # the offline platform says that it has one user
+    world.tensorlake_admin.patch("settings", {"root_ignored": True})
+    try:
+        observed = certified(ground_place, check)[check].observed
+    finally:
+        world.tensorlake_admin.patch("settings", {"root_ignored": False})
+    assert (observed.holds, observed.behaviour) == (False, {"tensorlake.root_ignored": True})
+    assert observed.seen == "taken, and ignored: began as user 1000"
+
+
+def test_an_egress_list_is_tried_from_inside(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+    if not world.tensorlake.ready["isolation"]["isolated"]:
+        pytest.skip("a sandbox without isolation has no names of its own")
+    checks = ("sandbox.wildcards", "sandbox.egress-holds")
+    before = world.tensorlake_admin.get("settings")
+    try:
+        assert not_holding(certified(ground_place, *checks)) == {}
+        world.tensorlake_admin.patch("settings", {"wildcards_open": "everything"})
+        assert list(not_holding(certified(ground_place, *checks))) == ["sandbox.wildcards"]
+        world.tensorlake_admin.patch("settings", {**before, "max_sandboxes": 0})
+        full = certified(ground_place, *checks)
+    finally:
+        world.tensorlake_admin.patch("settings", before)
+    assert [result.observed.holds for result in full.values()] == [None, None]  # no room is no refusal of a list
 
 
 def test_who_works_on_the_environment_already_is_left_alone(world: OfflineWorld, ground_place: dict[str, str]) -> None:

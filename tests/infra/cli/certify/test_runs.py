@@ -149,11 +149,11 @@ def test_a_living_run_keeps_what_it_made_though_its_time_is_over(ground_place: d
         async with one:
             session, sandbox = await one.session(), await one.sandbox()
             with runs.living(one.run, tmp_path):
-                async with Ground(context, 2, runs_folder=tmp_path) as other:
+                async with Ground(context, runs_folder=tmp_path) as other:
                     assert await left_behind.end_earlier(other) == []
             async with ground_of(ground_place, tmp_path) as elsewhere:
                 assert await left_behind.end_earlier(elsewhere) == []
-            async with Ground(context, 2, runs_folder=tmp_path) as later:
+            async with Ground(context, runs_folder=tmp_path) as later:
                 assert await left_behind.end_earlier(later) == [session, sandbox.name]
                 assert later.left_over == []
 
