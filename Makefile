@@ -211,7 +211,7 @@ drift: setup-dev ## the tests with the newest and the oldest releases that fit, 
 upgrade-check: setup-dev ## release 0.1.0 and this version side by side, up and down, with old and new images
 	@$(PY) -m tests.upgrade
 
-image-check: setup-dev ## both Dockerfiles carried out without Docker, and used; needs root and mmdebstrap (docs/image.md)
+image-check: setup-dev ## the images' Dockerfiles carried out without Docker, and used; needs root and mmdebstrap (docs/image.md)
 	@$(PY) -m tests.image_check $(IMAGE_CHECK)
 
 repair: setup ## repair what a tick reported as needs_interrupt; needs ANTHROPIC_API_KEY

@@ -192,6 +192,15 @@ def _bring_code(handle: Sandbox, plan: ServerPlan, say: Callable[[str], None]) -
     return folder
 
 
+def server_arguments(folder: str, address: str, port: int) -> list[str]:
+    """What the image's Python is started with, for the code in `folder`."""
+    return [
+        *("-P", "-m", "uvicorn", "functions.asgi:app", "--app-dir", folder, "--host", address, "--port", str(port)),
+        *UVICORN_OPTIONS,
+        *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "8"),
+    ]
+
+
 def _start(handle: Sandbox, plan: ServerPlan, name: str, sandbox: str, port: int, folder: str) -> None:
     from tensorlake.sandbox import ProcessHealthCheck, RemoteAPIError, RestartPolicyConfig
 
@@ -203,22 +212,7 @@ def _start(handle: Sandbox, plan: ServerPlan, name: str, sandbox: str, port: int
     try:
         handle.start_process(
             PYTHON,
-            [
-                *(
-                    "-P",
-                    "-m",
-                    "uvicorn",
-                    "functions.asgi:app",
-                    "--app-dir",
-                    folder,
-                    "--host",
-                    address,
-                    "--port",
-                    str(port),
-                ),
-                *UVICORN_OPTIONS,
-                *("--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "8"),
-            ],
+            server_arguments(folder, address, port),
             env=variables,
             working_dir=BROUGHT,
             name=name,

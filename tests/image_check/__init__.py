@@ -1,1 +1,1 @@
-"""Both Dockerfiles, carried out for real without Docker (docs/image.md#image-check)."""
+"""Three Dockerfiles, carried out for real without Docker (docs/image.md#image-check)."""

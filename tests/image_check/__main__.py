@@ -1,4 +1,5 @@
-"""Both Dockerfiles, carried out for real without Docker, and what comes of them used (`make image-check`).
+"""The three images' Dockerfiles, carried out for real without Docker, and what comes of them used
+(`make image-check`): the sessions', the functions' and the one of the server that lives in a sandbox.
 
 Exit codes: 0 all is as it should be, 1 something is not, 2 this machine does not let anybody check.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -16,14 +18,18 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from image.server import definition as server_definition
+from image.server.code import code_digest, source_files
+from image.server.definition import BAKED, BROUGHT, PYTHON, SERVER_USER, folder_name, server_recipe
 from image.session.archive import build_archive, digest
 from image.session.claim import AGENT_USER, STATE_DIRECTORY, WORKER_PYTHON, modules_path, worker_path
 from image.session.definition import DEFAULT_GIT_NAME, Recipe, Variant, stage
+from infra.sandbox.server import server_arguments
 from shared.reports import ItemEnd
 from shared.service import Service
 from tests.image_check.findings import RootFinding
@@ -118,13 +124,39 @@ def _results(world: OfflineWorld, session: str) -> str:
 
 def functions_image(built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
     """Its own CMD, as its own user, answers."""
+    user = f"{built.user}:{built.user}" if built.user.isdigit() else built.user
     port = free_port()
+    with _answering(built, built.command, user, port, place):
+        yield RootFinding("/healthz of the functions", "200", "200")
+    there = built.root.run(["/bin/sh", "-c", "test -w /opt/hands && echo yes || echo no"], env=built.env, user=user)
+    yield RootFinding("their user may write their code", "no", there.stdout.strip())
+
+
+def server_image(built: BuiltRoot, folder: str, place: Path) -> Iterator[RootFinding]:
+    """The server for a sandbox, started on the code that the image has, as infra/sandbox/server.py starts it."""
+    port = free_port()
+    with _answering(built, [PYTHON, *server_arguments(folder, "127.0.0.1", port)], built.user, port, place):
+        yield RootFinding("/healthz of the server for a sandbox", "200", "200")
+
+    def said(script: str) -> str:
+        done = built.root.run(["/bin/sh", "-c", script], env=built.environ, user=built.user, folder=built.folder)
+        return done.stdout.strip()
+
+    yield RootFinding("its user", SERVER_USER, said("id -un"))
+    sources = f"find {folder} -name '*.py' | wc -l"
+    yield RootFinding("each file of its code has byte code", said(sources), said(sources.replace("*.py", "*.pyc")))
+    yield RootFinding("its user may write the image's code", "no", said(f"test -w {folder} && echo yes || echo no"))
+    yield RootFinding("  and newer code beside it", "yes", said(f"test -w {BROUGHT} && echo yes || echo no"))
+
+
+@contextlib.contextmanager
+def _answering(built: BuiltRoot, command: Sequence[str], user: str, port: int, place: Path) -> Iterator[None]:
+    """A server that answers 200 to /healthz for as long as the block lasts."""
     settings = {"ANTHROPIC_ENVIRONMENT_ID": "env_1", "ANTHROPIC_ENVIRONMENT_KEY": "k", "TENSORLAKE_API_KEY": "k"}
     settings |= {"ANTHROPIC_WEBHOOK_SIGNING_KEY": "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=", "FUNCTIONS_TOKEN": "t" * 40}
-    user = f"{built.user}:{built.user}" if built.user.isdigit() else built.user
-    with (place / "functions.log").open("wb") as log:
+    with (place / "server.log").open("wb") as log:
         server = subprocess.Popen(
-            built.root.command(built.command, user=user, folder=built.folder),
+            built.root.command(command, user=user, folder=built.folder),
             env={**built.env, **settings, "PORT": str(port)},
             stdout=log,
             stderr=log,
@@ -133,7 +165,7 @@ def functions_image(built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def answers() -> bool:
-        assert server.poll() is None, (place / "functions.log").read_text()[-2000:]
+        assert server.poll() is None, (place / "server.log").read_text()[-2000:]
         try:
             with opener.open(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -141,13 +173,11 @@ def functions_image(built: BuiltRoot, place: Path) -> Iterator[RootFinding]:
             return False
 
     try:
-        until(answers, "the functions do not answer")
-        yield RootFinding("/healthz of the functions", "200", "200")
+        until(answers, "the server does not answer")
+        yield
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    there = built.root.run(["/bin/sh", "-c", "test -w /opt/hands && echo yes || echo no"], env=built.env, user=user)
-    yield RootFinding("their user may write their code", "no", there.stdout.strip())
 
 
 def main() -> int:
@@ -210,6 +240,15 @@ def _findings(base: Path, place: Path, variant: Variant, keep: Path | None) -> I
     (place / "functions").mkdir()
     text = (ROOT / "Dockerfile").read_text()
     yield from functions_image(build(text, ROOT, base, place / "functions", to_stderr), place)
+    for folder in ("server", "server-context"):
+        (place / folder).mkdir()
+    context = place / "server-context"
+    text = server_definition.stage(server_recipe(), context).read_text()
+    yield from server_image(
+        build(text, context, base, place / "server", to_stderr),
+        f"{BAKED}/{folder_name(code_digest(source_files()))}",
+        place,
+    )
 
 
 if __name__ == "__main__":
