@@ -49,6 +49,7 @@ def build_app(platform: ClaudePlatform, admin_token: str) -> ASGIApp:
     ]
     handlers: dict[Any, Any] = {ClaudeApiError: error_response, HTTPException: error_response, 500: error_response}
     starlette = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    starlette.state.knobs = platform.knobs
     gated = AdminGate(starlette, admin_token)
     return RequestFrame(FaultMiddleware(gated, platform.faults, _fault_body), log, platform.knobs)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from infra.local.claude.clock import Clock
-from infra.local.claude.errors import forbidden, not_found, unauthenticated
+from infra.local.claude.errors import KeyRefused, unauthenticated
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ def authorize(
     work_id: str | None = None,
     session_id: str | None = None,
 ) -> None:
-    """Raise 401, 403 or 404 as the table says; `environment_id` is the owner of what is called on.
+    """Raise KeyRefused as the table says; `environment_id` is the owner of what is called on.
 
     A credential of another environment or item meets 403 on the queue and 404 on sessions: there it learns nothing
     about what exists.
     """
     if not isinstance(principal, _TABLE[access]):
         if access is RouteGroup.ADMINISTRATION:
-            raise unauthenticated("this credential is not valid for this endpoint")
-        raise forbidden(f"this credential may not call: {access.value}")
+            raise KeyRefused("refused_on_administration", "this credential is not valid for this endpoint")
+        raise KeyRefused("refused_elsewhere", f"this credential may not call: {access.value}")
     if access in _OF_NO_ENVIRONMENT:
         return
     match principal:
@@ -108,8 +108,8 @@ def authorize(
 
 def _foreign(access: RouteGroup, session_id: str | None) -> Exception:
     if access is RouteGroup.SESSION:
-        return not_found(f"session {session_id}")
-    return forbidden("this credential belongs to another environment or work item")
+        return KeyRefused("foreign_session_status", f"session {session_id} was not found")
+    return KeyRefused("foreign_work_status", "this credential belongs to another environment or work item")
 
 
 @dataclass

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from infra.local.claude.knobs import Knobs
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -40,6 +42,14 @@ class ClaudeApiError(Exception):
         self.message = message
         self.details = {**({"error_code": error_code} if error_code else {}), **(details or {})}
         self.hide_request_id = hide_request_id
+
+
+class KeyRefused(ClaudeApiError):
+    """A credential that is valid, and not for this. `knob` of infra/local/claude/knobs.py has the status."""
+
+    def __init__(self, knob: str, message: str) -> None:
+        super().__init__(Knobs.model_fields[knob].default, message)
+        self.knob = knob
 
 
 def envelope(

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra.local.claude.clock import stamp
 from infra.local.claude.credentials import Principal, RouteGroup, authorize
-from infra.local.claude.errors import ClaudeApiError, envelope, invalid, not_found
+from infra.local.claude.errors import ClaudeApiError, KeyRefused, envelope, invalid, not_found
 from infra.local.claude.ids import new_id
 from infra.local.claude.knobs import Knobs
 from infra.local.claude.platform import ClaudePlatform
@@ -32,6 +32,7 @@ REMAINING = "anthropic-ratelimit-requests-remaining"
 REQUESTS_A_MINUTE = 1200
 MAX_BODY = 32 * 1024 * 1024
 _IDS = re.compile(r"/(env|agent|sesn|session|work|sthr|sevt|skillver|skill|memstore|mem)_[^/]+")
+_WORK = re.compile(r"/v1/environments/[^/]+/work(/|$)")
 _LOG_LENGTH = 20000
 
 
@@ -82,10 +83,12 @@ class RequestFrame:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                date = formatdate(time.time() + self._knobs.date_offset, usegmt=True)
-                headers = [*message.get("headers", []), (b"date", date.encode()), (b"request-id", request_id.encode())]
+                headers = [*message.get("headers", []), (b"request-id", request_id.encode())]
+                if self._knobs.date_offset is not None:
+                    date = formatdate(time.time() + self._knobs.date_offset, usegmt=True)
+                    headers.append((b"date", date.encode()))
                 if self._counts(scope["method"], scope["path"]):
-                    self._remaining = max(self._remaining - 1, 0)
+                    self._remaining = (self._remaining - 1) % REQUESTS_A_MINUTE  # told, never enforced
                     headers.append((LIMIT.encode(), str(REQUESTS_A_MINUTE).encode()))
                     headers.append((REMAINING.encode(), str(self._remaining).encode()))
                 message = {**message, "headers": headers}
@@ -99,6 +102,8 @@ class RequestFrame:
                 self._log.add(scope["method"], scope["path"], None, time.monotonic() - start)
 
     def _counts(self, method: str, path: str) -> bool:
+        if _WORK.match(path) is None:
+            return self._knobs.limits_told
         wanted = (call.partition(" ") for call in self._knobs.counted_calls)
         return any(verb == method and path.endswith(end) for verb, _, end in wanted)
 
@@ -107,6 +112,9 @@ def error_response(request: Request, error: Exception) -> Response:
     """The envelope for any error a route raises."""
     request_id: str | None = getattr(request.state, "request_id", None)
     match error:
+        case KeyRefused():
+            status: int = getattr(request.app.state.knobs, error.knob)
+            return JSONResponse(envelope(status, error.message, request_id), status)
         case ClaudeApiError():
             shown = None if error.hide_request_id else request_id
             return JSONResponse(envelope(error.status, error.message, shown, error.details), error.status)
@@ -123,6 +131,8 @@ def caller(request: Request, platform: ClaudePlatform, *, betas: Sequence[str] =
     """Who is calling; raises 401, and 404 if the route wants one of `betas` and none is there
     (docs/wire/anthropic.md#12-credentials)."""
     principal = platform.keyring.classify(request.headers)
+    if request.headers.get("anthropic-version", "9") < platform.knobs.oldest_version:
+        raise invalid(f"anthropic-version: expected {platform.knobs.oldest_version} or later")
     given = request.headers.get("anthropic-beta", "")
     if betas and platform.knobs.require_beta_header and not any(beta in given for beta in betas):
         raise not_found(f"{request.url.path} (is the header anthropic-beta: {betas[0]} missing?)")

@@ -84,6 +84,9 @@ class ClaudePlatform:
         session.archived_at = self.clock.now()
         if not session.terminated:
             self.turns.terminate(session)
+        item = self.queue.live_item_of(session.id)
+        if item is not None and self.knobs.archive_stops_item:
+            self.queue.stop(item, force=True)
 
     def delete_session(self, session: OfflineSession) -> None:
         """Its streams end; its item becomes a stale entry that a poll answers with 404 once."""

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from infra.local.claude.credentials import ApiKey, EnvironmentKey, RouteGroup, authorize
+from infra.local.claude.credentials import ApiKey, EnvironmentKey, RouteGroup, SessionsToken, authorize
 from infra.local.claude.errors import forbidden, invalid, not_found
 from infra.local.claude.events import within
 from infra.local.claude.http import (
@@ -32,11 +32,10 @@ from infra.local.claude.sessions import OfflineSession
 
 STATUSES = ("rescheduling", "running", "idle", "terminated")
 PREVIEWS = ("agent.message", "agent.thinking")
-MAX_EVENTS = 1000
 
 
 def session_routes(platform: ClaudePlatform) -> list[Route]:
-    sessions = platform.sessions
+    sessions, knobs = platform.sessions, platform.knobs
 
     async def collection(request: Request) -> Response:
         administer(request, platform)
@@ -44,7 +43,10 @@ def session_routes(platform: ClaudePlatform) -> list[Route]:
             session = platform.create_session(await json_body(request))
             return JSONResponse(session.as_json(platform.clock.now()))
         rows = _filtered(request)
-        limit, newest_first = limit_param(request, default=20, high=100), order_param(request, "desc")
+        limit, newest_first = (
+            limit_param(request, default=20, high=knobs.longest_sessions_page),
+            order_param(request, "desc"),
+        )
         page, cursor = page_of(rows, limit, page_param(request), newest_first=newest_first)
         data = [session.as_json(platform.clock.now()) for session in page]
         return JSONResponse({"data": data, "next_page": encode_cursor(cursor), "prev_page": None})
@@ -99,7 +101,7 @@ def session_routes(platform: ClaudePlatform) -> list[Route]:
             types=frozenset(types) if types else None,
             after=page_param(request) or 0,
             newest_first=order_param(request, "asc"),
-            limit=limit_param(request, default=100, high=MAX_EVENTS),
+            limit=limit_param(request, default=100, high=knobs.longest_events_page),
             bounds=time_bounds(request, "created_at"),
         )
         return JSONResponse({"data": page, "next_page": encode_cursor(cursor)})
@@ -116,12 +118,13 @@ def session_routes(platform: ClaudePlatform) -> list[Route]:
         listener = session.log.listen()
 
         async def frames() -> AsyncIterator[bytes]:
-            async for event in listener.events(platform.knobs.ping_interval):
+            async for event in listener.events(knobs.ping_interval):
                 if event is None:
                     yield b'event: ping\ndata: {"type":"ping"}\n\n'
-                else:
-                    data = json.dumps(event, separators=(",", ":"))
-                    yield f"event: {event['type']}\ndata: {data}\n\n".encode()
+                    continue
+                data = json.dumps(event, separators=(",", ":"))
+                names = {"type": f"event: {event['type']}\n", "message": "event: message\n", "none": ""}
+                yield f"{names[knobs.event_names]}data: {data}\n\n".encode()
 
         return frames()
 
@@ -176,7 +179,9 @@ def session_routes(platform: ClaudePlatform) -> list[Route]:
         principal = caller(request, platform)
         session = sessions.find(session_id)
         owner = session.environment_id if session is not None else None
-        authorize(principal, access, environment_id=owner, session_id=session_id)
+        beyond = isinstance(principal, SessionsToken) and "sessions" in knobs.token_reach
+        if not (beyond and access is RouteGroup.SESSION):
+            authorize(principal, access, environment_id=owner, session_id=session_id)
         return sessions.get(session_id)
 
     base = "/v1/sessions/{session_id}"

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.claude.credentials import RouteGroup, authorize
+from infra.local.claude.credentials import RouteGroup, SessionsToken, authorize
 from infra.local.claude.errors import invalid
 from infra.local.claude.http import caller, limit_param, page_param, raw_body
 from infra.local.claude.multipart import Part, parse_form
@@ -65,7 +65,10 @@ def skill_routes(platform: ClaudePlatform) -> list[Route]:
         return skills.get(request.path_params["skill_id"])
 
     def _authorize(request: Request, access: RouteGroup) -> None:
-        authorize(caller(request, platform, betas=()), access)
+        principal = caller(request, platform, betas=())
+        beyond = isinstance(principal, SessionsToken) and "skills" in platform.knobs.token_reach
+        if not (beyond and access is RouteGroup.SKILLS and request.method == "GET"):
+            authorize(principal, access)
 
     base = "/v1/skills/{skill_id}"
     return [

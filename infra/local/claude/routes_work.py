@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.local.claude.credentials import ApiKey, RouteGroup, authorize
-from infra.local.claude.errors import invalid
+from infra.local.claude.credentials import ApiKey, Principal, RouteGroup, SessionsToken, authorize
+from infra.local.claude.errors import KeyRefused, invalid
 from infra.local.claude.http import caller, int_param, json_body, limit_param, page_param
 from infra.local.claude.platform import ClaudePlatform
 from infra.local.claude.records import encode_cursor, merged_metadata
@@ -67,12 +67,12 @@ def work_routes(platform: ClaudePlatform) -> list[Route]:
             arrivals.discard(arrival)
 
     async def ack(request: Request) -> Response:
-        item = _item(request, RouteGroup.CLAIM)
+        item = _item(request, RouteGroup.CLAIM, extra="ack")
         queue.acknowledge(item)
         return JSONResponse(item.as_json())
 
     async def heartbeat(request: Request) -> Response:
-        item = _item(request, RouteGroup.HEARTBEAT)
+        item = _item(request, RouteGroup.HEARTBEAT, extra="beat")
         ttl = int_param(request, "desired_ttl_seconds", low=1, high=86400)
         return JSONResponse(queue.heartbeat(item, request.query_params.get("expected_last_heartbeat"), ttl))
 
@@ -94,22 +94,35 @@ def work_routes(platform: ClaudePlatform) -> list[Route]:
 
     async def collection(request: Request) -> Response:
         environment_id = request.path_params["environment_id"]
-        authorize(caller(request, platform), RouteGroup.QUEUE, environment_id=environment_id)
+        _look(request, environment_id, "list")
         platform.queue_of(environment_id, cloud=404)
-        limit = limit_param(request, default=20, high=100)
+        limit = limit_param(request, default=20, high=platform.knobs.longest_work_page)
         page, cursor = queue.page(environment_id, limit, page_param(request))
         return JSONResponse({"data": [item.as_json() for item in page], "next_page": encode_cursor(cursor)})
 
     async def stats(request: Request) -> Response:
         environment_id = request.path_params["environment_id"]
-        authorize(caller(request, platform), RouteGroup.QUEUE, environment_id=environment_id)
+        _look(request, environment_id, "stats")
         platform.queue_of(environment_id, cloud=None)
         return JSONResponse(queue.stats(environment_id))
 
-    def _item(request: Request, access: RouteGroup) -> OfflineWorkItem:
+    def _look(request: Request, environment_id: str, what: str) -> None:
+        principal = caller(request, platform)
+        if isinstance(principal, ApiKey) and not platform.knobs.api_key_lists:
+            raise KeyRefused("refused_elsewhere", "an API key may not look at the queue")
+        if not _reaches(principal, what):
+            authorize(principal, RouteGroup.QUEUE, environment_id=environment_id)
+
+    def _item(request: Request, access: RouteGroup, *, extra: str = "") -> OfflineWorkItem:
         environment_id, work_id = request.path_params["environment_id"], request.path_params["work_id"]
-        authorize(caller(request, platform), access, environment_id=environment_id, work_id=work_id)
+        principal = caller(request, platform)
+        serves = bool(extra) and isinstance(principal, ApiKey) and platform.knobs.api_key_serves
+        if not serves and not _reaches(principal, extra):
+            authorize(principal, access, environment_id=environment_id, work_id=work_id)
         return queue.get(environment_id, work_id)
+
+    def _reaches(principal: Principal, what: str) -> bool:
+        return isinstance(principal, SessionsToken) and what in platform.knobs.token_reach
 
     base = "/v1/environments/{environment_id}/work"
     return [

@@ -90,7 +90,7 @@ class Turns:
         A stop that merely leaves calls unanswered queues nothing (docs/wire/anthropic.md#33-state-machine).
         """
         lost = session.phase is not Phase.AT_REST and session.unserved_input
-        if lost and not session.terminated:
+        if lost and not session.terminated and self._knobs.message_at_stop_enqueues:
             self._ensure_item(session)
 
     def terminate(self, session: OfflineSession) -> None:
@@ -110,6 +110,8 @@ class Turns:
     def _take(self, session: OfflineSession, entry: Input) -> None:
         session.inbox.append(entry)
         item = self._queue.live_item_of(session.id)
+        if item is not None and self._knobs.message_adds_item:
+            self._queue.enqueue(session.environment_id, "session", session.id)
         if session.phase is Phase.AT_REST:
             session.unserved_input = item is not None and item.state in (State.ACTIVE, State.STOPPING)
             self._run(session)
@@ -150,6 +152,9 @@ class Turns:
             follower.update(session.log.process(follower))
         session.unserved_input = False
         call.outcome = ToolOutcome(call.call, text_of(event["content"]), event["is_error"])
+        if self._knobs.mirrors_results and not call.custom:
+            answer = {name: event[name] for name in ("tool_use_id", "is_error", "content")}
+            session.log.add("agent.tool_result", **answer)
         self._after_answer(session)
         return done
 

@@ -97,6 +97,7 @@ class OfflineWorkQueue:
         self._of_session: dict[str, OfflineWorkItem] = {}
         self._sequence = itertools.count(1)
         self._pollers: dict[str, dict[str, datetime]] = {}
+        self._windows: dict[str, timedelta] = {}
         self.on_end: Callable[[OfflineWorkItem], None] = lambda item: None
         self.on_queued: Callable[[], None] = lambda: None
 
@@ -113,7 +114,7 @@ class OfflineWorkQueue:
         return item
 
     def live_item_of(self, session_id: str) -> OfflineWorkItem | None:
-        """At most one item of a session is not stopped."""
+        """At most one item of a session is not stopped, but for `message_adds_item`."""
         self._sweep()
         item = self._of_session.get(session_id)
         return item if item is not None and item.id in self._live else None
@@ -131,14 +132,19 @@ class OfflineWorkQueue:
     def claim(self, environment_id: str, reclaim_older_than_ms: int = DEFAULT_RECLAIM_MS) -> OfflineWorkItem | None:
         """The oldest item that is queued and not reserved, or reserved for longer than this request allows."""
         now = self._sweep()
-        window = timedelta(milliseconds=reclaim_older_than_ms)
-        for item in self._live_in(environment_id):
+        fixed = self._knobs.fixed_reclaim_ms
+        window = timedelta(milliseconds=reclaim_older_than_ms if fixed is None else fixed)
+        self._windows[environment_id] = window
+        items = list(self._live_in(environment_id))
+        for item in items if self._knobs.poll_order == "oldest_first" else reversed(items):
             if item.state is not State.QUEUED:
                 continue
             if item.reserved_at is not None and now - item.reserved_at <= window:
                 continue
-            if item.stale:
+            if item.stale and self._knobs.stale_poll != "handed out":
                 self._forget(item)
+                if self._knobs.stale_poll == "skipped":
+                    continue
                 raise not_found(f"session {item.subject_id}")
             item.reserved_at = now
             item.handouts += 1
@@ -155,9 +161,13 @@ class OfflineWorkQueue:
         item.acks += 1
         if item.state is not State.QUEUED:
             self._note(item, "acknowledged again")
-            if self._knobs.second_ack_status == 409:
-                raise ClaudeApiError(409, "the work item is acknowledged already")
+            stopped = item.state is State.STOPPED
+            status = self._knobs.stopped_ack_status if stopped else self._knobs.second_ack_status
+            if status != 200:
+                raise ClaudeApiError(status, f"the work item is {'stopped' if stopped else 'acknowledged'} already")
             return
+        if self._knobs.ack_needs_claim and item.reserved_at is None:
+            raise ClaudeApiError(409, "no poll handed the work item out")
         item.reserved_at = None
         item.acknowledged_at = self._clock.now()
         self._move(item, State.STARTING, "acknowledged")
@@ -177,13 +187,16 @@ class OfflineWorkQueue:
             self._knobs.heartbeat_412 -= 1
         held = item.last_heartbeat or NO_HEARTBEAT
         unclaimed = item.state is State.QUEUED and not self._knobs.beat_claims_unacked
-        if forced or unclaimed or (expected is not None and expected != held):
+        kind: Literal["stale", "first"] = "first" if expected == NO_HEARTBEAT else "stale"
+        fenced = item.last_heartbeat is None or kind not in self._knobs.beats_not_fenced
+        if forced or unclaimed or (expected is not None and expected != held and fenced):
             self._note(item, "beat refused", expected=expected)
+            current: dict[str, Any] = {**self._lease(item), "last_heartbeat": item.last_heartbeat}
             raise ClaudeApiError(
                 412,
                 "the heartbeat precondition failed: the lease is not held with this value",
                 error_code="heartbeat_precondition_failed",
-                details={"current_state": {**self._lease(item), "last_heartbeat": item.last_heartbeat}},
+                details={"current_state": current} if self._knobs.refusals_tell_lease else {},
             )
         now = self._clock.now()
         if item.latest_heartbeat_at is not None:
@@ -191,7 +204,8 @@ class OfflineWorkQueue:
         item.latest_heartbeat_at = now
         item.last_heartbeat = stamp(now)
         wanted = desired_ttl if self._knobs.honour_desired_ttl else None
-        item.ttl = min(float(wanted), self._knobs.lease_ttl) if wanted else self._knobs.lease_ttl
+        longest = max(self._knobs.lease_ttl, self._knobs.longest_ttl or 0.0)
+        item.ttl = min(float(wanted), longest) if wanted else self._knobs.lease_ttl
         if item.state in (State.QUEUED, State.STARTING):
             item.started_at = now
             self._move(item, State.ACTIVE, "first beat")
@@ -241,10 +255,12 @@ class OfflineWorkQueue:
         return page, page[-1].sequence if len(found) > limit else None
 
     def stats(self, environment_id: str) -> dict[str, Any]:
-        """`pending` counts every reservation, also one past its window: only a poll ends it."""
+        """`pending` counts every reservation, also one past its window: only a poll ends it. By a knob, not that."""
         now = self._sweep()
         queued = [item for item in self._live_in(environment_id) if item.state is State.QUEUED]
-        pending = sum(item.reserved_at is not None for item in queued)
+        reserved = [item.reserved_at for item in queued if item.reserved_at is not None]
+        window = self._windows.get(environment_id, timedelta())
+        pending = sum(self._knobs.lapsed_is_pending or now - since <= window for since in reserved)
         pollers = self._pollers.get(environment_id, {})
         recent = sum(now - seen <= WORKERS_WINDOW for seen in pollers.values())
         return {
