@@ -53,10 +53,10 @@ CHECKS: Final[tuple[ServiceCheck, ...]] = (
     *limit_checks.CHECKS,
 )
 COST: Final = """\
-With your keys this makes about twenty sandboxes (one processor each, two at once at most) and about twenty sessions,
-most of them without a message, and ends them all. It costs a few cents of sandbox time and four short turns of the
-agent's model, and takes about ten minutes. Nobody else may work on the environment meanwhile: a check that finds
-somebody says so."""
+With your keys this makes about twenty sandboxes (one processor each, two at once at most), about twenty sessions,
+most of them without a message, and one environment, and ends them all. It costs a few cents of sandbox time and
+four short turns of the agent's model, and takes about ten minutes. Nobody else may work on the environment meanwhile:
+a check that finds somebody says so."""
 
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

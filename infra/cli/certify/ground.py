@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from infra.cli.certify import runs
@@ -49,6 +49,7 @@ _CLOCKS_DIFFER: Final = timedelta(minutes=5)
 _PATIENCE: Final = 20.0
 """Seconds that something is waited for which should be there at once."""
 
+_Seen = TypeVar("_Seen")
 CleanUp = Callable[[], Awaitable[None]]
 
 
@@ -72,6 +73,9 @@ class Ground:
     _ledger: dict[str, CleanUp] = field(default_factory=dict)
     _shared: SandboxRecord | None = None
     _numbers: Iterator[int] = field(default_factory=count)
+    _seen: dict[Any, Any] = field(default_factory=dict)
+    _handed_out: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Items that a poll for another session of this run had: by session, as the poll gave them."""
 
     def __post_init__(self) -> None:
         self._began = datetime.fromtimestamp(self.context.now(), UTC) - _CLOCKS_DIFFER
@@ -136,6 +140,13 @@ class Ground:
             self._ledger = {**kept, **own}
             await to_its_end(self._clean(since=len(kept)))
 
+    async def once(self, look: Callable[[Ground], Awaitable[_Seen]]) -> _Seen:
+        """What several checks read: looked at by the first of them. Where that failed, the next one tries again."""
+        if look not in self._seen:
+            self._seen[look] = await look(self)
+        seen: _Seen = self._seen[look]
+        return seen
+
     # The control plane, as plain requests: a check looks at statuses and fields that SDKs smooth over
 
     async def claude(
@@ -145,31 +156,42 @@ class Ground:
         body: Mapping[str, Any] | None = None,
         *,
         key: str = "environment",
+        token: str = "",
         beta: bool = True,
+        version: str = VERSION,
         **params: Any,
     ) -> httpx2.Response:
-        """One request with the key of that kind. Raises NotTried where there is none, or no answer comes."""
+        """One request with the key of that kind, or with `token`. Raises NotTried where there is none, or no answer
+        comes."""
+        headers = self.headers(token or self.key(key), version)
+        if not beta:
+            del headers["anthropic-beta"]
+        return await _answered(self._claude, method, self.context.settings.anthropic_url + path, headers, body, params)
+
+    def headers(self, key: str, version: str = VERSION) -> dict[str, str]:
+        return {"authorization": f"Bearer {key}", "anthropic-version": version, "anthropic-beta": BETA}
+
+    def key(self, kind: str) -> str:
+        """Raises NotTried."""
         try:
-            value = self._keys[key].reveal()
+            value = self._keys[kind].reveal()
         except SecretUnavailable as problem:
             raise NotTried(str(problem)) from None
         if not value:
             raise NotTried("it needs ANTHROPIC_API_KEY, to make sessions of its own")
-        headers = {"authorization": f"Bearer {value}", "anthropic-version": VERSION}
-        if beta:
-            headers["anthropic-beta"] = BETA
-        return await _answered(self._claude, method, self.context.settings.anthropic_url + path, headers, body, params)
+        return value
 
     async def work(self, method: str, path: str, body: Mapping[str, Any] | None = None, **more: Any) -> httpx2.Response:
         return await self.claude(method, f"/v1/environments/{self.environment.id}/work{path}", body, **more)
 
-    async def session(self, prompt: str = "") -> str:
-        """A new session's id, with the prompt as its first message if there is one."""
+    async def session(self, prompt: str = "", environment_id: str = "") -> str:
+        """A new session's id, with the prompt as its first message if there is one; in the environment of the
+        settings, or in another one of this run."""
         if not self.agent_id:
             raise NotTried("it needs ANTHROPIC_AGENT_ID, to make sessions of its own")
         await self._alone()
         wanted: dict[str, Any] = {
-            **{"agent": self.agent_id, "environment_id": self.environment.id, "title": "certify"},
+            **{"agent": self.agent_id, "environment_id": environment_id or self.environment.id, "title": "certify"},
             "metadata": self.mark(),
         }
         if prompt:
@@ -177,7 +199,7 @@ class Ground:
         answer = await self.claude("POST", "/v1/sessions", wanted, key="api")
         if answer.status_code >= 300:
             raise NotTried(f"a session could not be made: HTTP {answer.status_code}")
-        session_id = str(answer.json()["id"])
+        session_id = names.canonical_session_id(str(answer.json()["id"]))
         self.owe(session_id, lambda: self.end_session(session_id))
         return session_id
 
@@ -202,7 +224,7 @@ class Ground:
             raise NotTried("somebody polls this environment: pause the functions, or name one of its own")
         waiting = (stats.get("depth") or 0) + (stats.get("pending") or 0)
         if waiting > sum(
-            item["state"] == "queued" and self._session_of(item) in self._ledger for item in await self.items()
+            item["state"] == "queued" and self.session_of(item) in self._ledger for item in await self.items()
         ):
             raise NotTried("other sessions wait in this environment: name one of its own")
 
@@ -227,31 +249,48 @@ class Ground:
         end = time.monotonic() + patience
         while True:
             for item in await self.items():
-                if self._session_of(item) == session_id and item["state"] != "stopped":
+                if self.session_of(item) == session_id and item["state"] != "stopped":
                     return item
             if time.monotonic() > end:
                 return None
             await asyncio.sleep(0.2)
 
+    async def offered(self) -> dict[str, Any]:
+        """The item of a new session, which no poll has handed out."""
+        session_id = await self.session()
+        item = await self.live_item(session_id, 5.0)
+        if item is None:
+            await self.say(session_id, "Say ok.")
+            item = await self.live_item(session_id)
+        if item is None:
+            raise NotTried("the session was not queued")
+        return item
+
     async def claimed(self) -> dict[str, Any]:
         """The item of a new session, as a poll handed it out."""
-        session_id = await self.session()
-        if await self.live_item(session_id, 5.0) is None:
-            await self.say(session_id, "Say ok.")
-        return await self.claim(session_id)
+        return await self.claim(self.session_of(await self.offered()))
 
     async def claim(self, session_id: str) -> dict[str, Any]:
         end = time.monotonic() + _PATIENCE
-        reclaim = int(self.context.settings.times.reclaim * 1000)
         while time.monotonic() < end:
-            answer = await self.work("GET", "/poll", reclaim_older_than_ms=reclaim)
-            item = answer.json() if answer.status_code == 200 else None
-            if isinstance(item, dict) and self._session_of(item) == session_id:
-                return item
-            if isinstance(item, dict):
-                raise NotTried("a poll handed out another session's item: it is offered again after the reclaim window")
-            await asyncio.sleep(0.2)
+            if session_id in self._handed_out:
+                return self._handed_out.pop(session_id)
+            if await self.polled() is None:
+                await asyncio.sleep(0.2)
         raise NotTried("no poll handed out the session's item")
+
+    async def polled(self, reclaim_seconds: float | None = None) -> dict[str, Any] | None:
+        """What a poll hands out of this run, kept for the one that claims it. Without a window it is the product's.
+        Raises NotTried for an item of somebody else."""
+        window = self.context.settings.times.reclaim if reclaim_seconds is None else reclaim_seconds
+        answer = await self.work("GET", "/poll", reclaim_older_than_ms=int(window * 1000))
+        item = answer.json() if answer.status_code == 200 else None
+        if not isinstance(item, dict):
+            return None
+        if self.session_of(item) not in self._ledger:
+            raise NotTried("a poll handed out another session's item: it is offered again after the reclaim window")
+        self._handed_out[self.session_of(item)] = item
+        return item
 
     async def started(self) -> dict[str, Any]:
         """A claimed item that is acknowledged."""
@@ -272,23 +311,27 @@ class Ground:
         await self.claude("POST", f"/v1/sessions/{session_id}/events", {"events": [_message(text)]}, key="api")
 
     async def pass_time(self, work_id: str, seconds: float) -> None:
-        """Wait; the offline platform lets time pass for the one item."""
+        """Wait; the offline platform lets time pass for the one item at once."""
         if self._admin is None:
             await asyncio.sleep(seconds)
         else:
             await asyncio.to_thread(self._admin.post, f"work/{work_id}/age", {"seconds": seconds})
 
     @staticmethod
-    def _session_of(item: Mapping[str, Any]) -> str:
+    def session_of(item: Mapping[str, Any]) -> str:
         return names.canonical_session_id(str(item["data"]["id"]))
+
+    async def _stop_items(self, session_id: str) -> None:
+        for item in await self.items():
+            if self.session_of(item) == session_id and item["state"] != "stopped":
+                await self.work("POST", f"/{item['id']}/stop", {"force": True})
 
     async def end_session(self, session_id: str) -> None:
         for _ in range(_END_TRIES):
-            for item in await self.items():
-                if self._session_of(item) == session_id and item["state"] != "stopped":
-                    await self.work("POST", f"/{item['id']}/stop", {"force": True})
+            await self._stop_items(session_id)
             answer = await self.claude("DELETE", f"/v1/sessions/{session_id}", key="api")
             if answer.status_code < 300 or answer.status_code == 404:
+                await self._stop_items(session_id)  # a stop may have queued it anew
                 return
             interrupt = {"events": [{"type": "user.interrupt"}]}
             await self.claude("POST", f"/v1/sessions/{session_id}/events", interrupt, key="api")

@@ -28,11 +28,9 @@ class Unknown:
 _HOURS: Final = "it takes hours"
 _CONSOLE: Final = "endpoints of webhooks are made in the Console"
 _MODEL: Final = "it takes a model's turn of its own kind; drivers take both"
-_TWO_ENVIRONMENTS: Final = "it needs a second environment with a key of its own"
 _MANY: Final = "more than two sandboxes would be needed"
 _HOST: Final = "no call chooses the host"
 _LARGE: Final = "large transfers are slow and cost money"
-_UNUSED: Final = "nothing here depends on it"
 
 
 def _claude(matter: str, *checks: str, why: str = "", emu: tuple[str, ...] = ()) -> Unknown:
@@ -46,52 +44,49 @@ def _tensorlake(matter: str, *checks: str, why: str = "", emu: tuple[str, ...] =
 UNKNOWNS: Final = (
     _claude("the start-up lease", "queue.startup-lease"),
     _claude("whether `desired_ttl_seconds` sets a lease's length", "queue.desired-ttl"),
-    _claude("bounds of `desired_ttl_seconds`", why=_UNUSED),
+    _claude("bounds of `desired_ttl_seconds`", "queue.ttl-bounds"),
+    _claude("the length of a lease", "queue.lease"),
+    _claude("whether an old heartbeat, or a second first one, is refused while a lease lives", "queue.fence"),
+    _claude("what a 412 tells of the lease", "queue.refusal-state"),
+    _claude("when an item that nobody acked is handed out again", "queue.reclaim"),
     _claude(
         "whether a re-queued item keeps its id, `acknowledged_at` and `started_at`",
         "queue.requeue-fields",
         emu=("EMU: same id",),
     ),
     _claude("a second ack", "queue.second-ack", emu=("EMU idempotent 200",)),
-    _claude("an ack by who did not claim, or after a reclaim", why="it is a race; a second ack shows the same route"),
+    _claude("an ack by who did not claim, or after a reclaim", "queue.ack-unclaimed"),
+    _claude("the ack of a stopped item", "queue.stopped-ack"),
     _claude("a second stop", "queue.second-stop", emu=("EMU: return 200",)),
-    _claude(
-        "poll order",
-        why="an environment has one order only while nobody else makes sessions in it",
-        emu=("EMU oldest first",),
-    ),
+    _claude("poll order", "queue.poll-order", emu=("EMU oldest first",)),
     _claude("list order of work", "queue.list-order", emu=("EMU newest first",)),
     _claude("whether stopped items stay in the list of work", "queue.list-stopped"),
-    _claude("limits of list pages", why=_UNUSED),
+    _claude("limits of list pages", "queue.page-limits"),
     _claude("a poll with `block_ms` over 999", "queue.block-limit", emu=("EMU 400",)),
     _claude("a poll with an API key", "queue.api-key-polls"),
-    _claude("ack, heartbeat and list with an API key", why="only a poll hands work out", emu=("EMU: allow both",)),
     _claude(
-        "the status for a key that a route does not take", "queue.api-key-polls", emu=("EMU rule for a credential",)
+        "ack, heartbeat, list and stats with an API key",
+        *("queue.api-key-lists", "queue.api-key-serves"),
+        emu=("EMU: allow both",),
     ),
-    _claude("ack, stats and skills with a sessions token", why="a worker beats, stops and reads its session with it"),
+    _claude(
+        "the status for a key that a route does not take", "queue.refused-keys", emu=("EMU rule for a credential",)
+    ),
+    _claude("ack, list, stats, skills and other sessions with a sessions token", "queue.token-scope"),
     _claude("a healthcheck item's payload and cadence", why="the service sends them when it likes"),
     _claude(
         "whether a creation without messages queues the session",
         "queue.create-enqueues",
     ),
     _claude("when a session counts as long dormant", why=_HOURS),
-    _claude("items of archived and deleted sessions", why="the race with the end cannot be brought about from outside"),
+    _claude("items of archived and deleted sessions", "queue.archived-session", "queue.deleted-session"),
     _claude("the length of a sessions token's life", why=_HOURS),
-    _claude("a sessions token's prefix, and its scope beyond its session", why=_UNUSED),
+    _claude("a sessions token's prefix", why="no report has a character of a secret"),
     _claude("whether a poll's secret is there", "queue.secret"),
     _claude("the keys inside `secret` beside the token", why="a secret is never looked into but for its token"),
     _claude("whether results queue a session again that has no item", "queue.results-enqueue"),
-    _claude(
-        "whether a session has two items at once",
-        why="public reports tell of one",
-        emu=("EMU rule: at most one live",),
-    ),
-    _claude(
-        "whether a lapsed reservation counts as pending",
-        why="the count is shown and decides nothing",
-        emu=("EMU counts it",),
-    ),
+    _claude("whether a session has two items at once", "queue.two-items", emu=("EMU rule: at most one live",)),
+    _claude("whether a lapsed reservation counts as pending", "queue.lapsed-pending", emu=("EMU counts it",)),
     _claude("a second result of one call", "queue.second-result", emu=("EMU 200 and ignored",)),
     _claude(
         "what an interrupt does to a turn whose item was stopped",
@@ -99,13 +94,17 @@ UNKNOWNS: Final = (
         emu=("EMU ends the turn",),
     ),
     _claude(
-        "a message between a worker's last look and its stop", why="it is a race", emu=("EMU enqueues a new item",)
+        "a message between a worker's last look and its stop",
+        "queue.message-at-stop",
+        emu=("EMU enqueues a new item",),
     ),
     _claude("whether an environment key may send results", "queue.results-by-environment-key"),
-    _claude("which other events an environment key may send", why="it would be done to a session that somebody uses"),
-    _claude("the status for another environment's key", why=_TWO_ENVIRONMENTS, emu=("EMU 403 on work",)),
+    _claude("which other events an environment key may send", "queue.events-by-environment-key"),
+    _claude("the status for another environment's key", "queue.foreign-key", emu=("EMU 403 on work",)),
     _claude(
-        "whether `user.tool_result` is mirrored as `agent.tool_result`", why=_MODEL, emu=("EMU: user.tool_result only",)
+        "whether `user.tool_result` is mirrored as `agent.tool_result`",
+        "queue.result-mirrored",
+        emu=("EMU: user.tool_result only",),
     ),
     _claude(
         "whether a round of a server-side tool has a running pair of its own", why=_MODEL, emu=("EMU: it emits none",)
@@ -113,7 +112,7 @@ UNKNOWNS: Final = (
     _claude("position of custom tool uses relative to spans", why=_MODEL),
     _claude(
         "names of server-sent events, and the ping cadence",
-        why="readers take every name and silence of minutes",
+        *("queue.stream-names", "queue.stream-ping"),
         emu=("EMU: name = event type",),
     ),
     _claude("the longest age of an event stream", why=_HOURS),
@@ -122,7 +121,8 @@ UNKNOWNS: Final = (
     _claude("whether poll, ack, heartbeat and stop count against the limits", "queue.counted-calls"),
     _claude("a first heartbeat before the ack", "queue.beat-before-ack"),
     _claude("work routes without the beta header", "queue.beta-header"),
-    _claude("the oldest `anthropic-version` that is taken", why="the SDK names its own"),
+    _claude("whether an old `anthropic-version` is taken", "queue.oldest-version"),
+    _claude("whether each answer has a `Date`, and by which clock", "queue.date"),
     _tensorlake("the name's exact rule", why="our names are lower-case letters, digits and hyphens, and short"),
     _tensorlake(
         "the status and the body of a create under a name that is held",

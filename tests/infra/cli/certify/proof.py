@@ -28,11 +28,14 @@ ROOM: Final = 200
 SLOW: Final = ("create_seconds", "resume_seconds")
 _BROKEN: Final = [*(("queue", *row) for row in QUEUE), *(("sandbox", *row) for row in SANDBOX)]
 LONGEST_FIRST: Final = sorted(_BROKEN, key=lambda row: (row[2] not in SLOW, row[0] == "queue"))
+PING: Final = 0.5
+"""Seconds, so that no run of the checks waits for one."""
 
 
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
-    with Platform(Options(tensorlake={"launcher": launcher()}), forked_service) as running:
+    options = Options(claude={"ping_interval": PING}, tensorlake={"launcher": launcher()})
+    with Platform(options, forked_service) as running:
         running.tensorlake.patch("settings", {"max_sandboxes": QUOTA})
         yield running
 

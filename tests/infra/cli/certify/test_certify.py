@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import subprocess
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from infra.cli import certified as reports
 from infra.cli.certify import command, process_checks, report
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground, lifecycle_base
-from infra.cli.certify.limit_checks import told
+from infra.cli.certify.limit_checks import Counts, counted
 from infra.cli.certify.observation import NotTried, Observed
 from infra.cli.doctor.certification import check_certification
 from infra.cli.doctor.context import DoctorContext
@@ -39,23 +40,30 @@ from tests.support.world import API_KEY, OfflineWorld
 
 EVERYBODYS = "/usr/bin/python3"
 QUICK = (
-    "queue.second-ack",
-    "queue.second-stop",
-    "queue.list",
-    "queue.secret",
-    "queue.startup-lease",
-    "queue.requeue-fields",
+    *("queue.fence", "queue.refusal-state", "queue.lease", "queue.ttl-bounds", "queue.reclaim", "queue.lapsed-pending"),
+    *("queue.startup-lease", "queue.requeue-fields", "queue.stream-names", "queue.beat-before-ack"),
+    *("queue.second-ack", "queue.stopped-ack", "queue.ack-unclaimed", "queue.second-stop", "queue.poll-order"),
+    *("queue.list-order", "queue.list-stopped", "queue.deleted-session", "queue.archived-session"),
+    *("queue.api-key-polls", "queue.api-key-serves", "queue.token-scope", "queue.refused-keys", "queue.foreign-key"),
+    *("queue.date", "queue.oldest-version", "queue.page-limits", "queue.counted-calls"),
 )
+"""What needs no turn of the model and waits for nothing, and can be broken all at once."""
 
 
-def test_certify_names_the_one_assumption_that_is_broken(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+def test_certify_names_the_assumptions_that_are_broken_and_tells_the_platform_to_behave_so(
+    world: OfflineWorld, ground_place: dict[str, str]
+) -> None:
     assert not_holding(certified(ground_place, *QUICK, "sandbox.sleeper-url", "sandbox.resume-moves")) == {}
-    for check, knob, value in QUEUE:
-        if check.startswith(QUICK):
-            before = world.claude_admin.get("settings")[knob]
-            world.claude_admin.patch("settings", {knob: value})
-            assert list(not_holding(certified(ground_place, *QUICK))) == [check]
-            world.claude_admin.patch("settings", {knob: before})
+    whole = world.claude_admin.get("settings")
+    world.claude_admin.patch("settings", {knob: value for check, knob, value in QUEUE if check in QUICK})
+    broken = certified(ground_place, *QUICK)
+    assert set(not_holding(broken)) == set(QUICK)
+    told = {name: value for each in broken.values() for name, value in each.observed.behaviour.items()}
+    world.claude_admin.patch("settings", whole)
+    world.claude_admin.patch("settings", {name.removeprefix("claude."): value for name, value in told.items()})
+    again = certified(ground_place, *QUICK)
+    seen = {name: each.observed.verdict for name, each in again.items()}
+    assert seen == {name: each.observed.verdict for name, each in broken.items()}
 
 
 def test_every_check_has_a_knob_that_breaks_it_and_every_behaviour_is_one() -> None:
@@ -319,14 +327,68 @@ def test_a_quota_is_met_only_where_somebody_names_it(world: OfflineWorld, ground
     assert not_holding(results)["sandbox.quota"] == "2 sandboxes ran at once: the quota is larger than --quota 1"
 
 
-def test_a_call_counts_whose_answer_says_that_something_of_a_limit_is_used_up() -> None:
-    of_requests = {"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "49"}
-    of_tokens = {"anthropic-ratelimit-tokens-limit": "9", "anthropic-ratelimit-tokens-remaining": "8"}
-    assert told({**of_tokens, **of_requests}) == "49 of 50 left"
-    assert told({**of_requests, "anthropic-ratelimit-requests-remaining": "50"}) is None
-    assert told({"x-ratelimit-remaining": "7"}) == "7 left"
-    assert told({"ratelimit": '"default";r=50;t=30'}) == "a header says so"
-    assert told({"content-type": "application/json", "request-id": "req_1"}) is None
+def answer(left: int | None, most: int | None = 50) -> dict[str, str]:
+    """An answer's headers, which tell so much of a limit."""
+    told = {"limit": most, "remaining": left}
+    return {
+        f"anthropic-ratelimit-{what}-{name}": str(value + (what == "tokens"))
+        for name, value in told.items()
+        for what in ("requests", "tokens")
+        if value is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seen"),
+    [
+        (answer(50), answer(49), Counts.YES),
+        (answer(30), answer(29, None), Counts.YES),
+        (answer(50), answer(50), Counts.NO),
+        ({"request-id": "req_1"}, {"content-type": "application/json"}, Counts.NO),
+        (answer(49), answer(49), Counts.UNCLEAR),  # what an earlier call used up, or what a call used that came back
+        (answer(48), answer(50), Counts.UNCLEAR),
+        (answer(None), answer(None), Counts.UNCLEAR),
+        ({"ratelimit": '"default";r=50;t=30'}, {"ratelimit": '"default";r=49;t=30'}, Counts.UNCLEAR),
+    ],
+)
+def test_a_call_counts_where_its_second_answer_tells_of_less_than_its_first(
+    first: dict[str, str], second: dict[str, str], seen: Counts
+) -> None:
+    assert counted(first, second) is seen
+
+
+def test_where_no_answer_tells_of_limits_it_is_not_known_which_calls_count(
+    world: OfflineWorld, ground_place: dict[str, str]
+) -> None:
+    world.claude_admin.patch("settings", {"limits_told": False})
+    results = certified(ground_place, "queue.counted-calls")
+    assert results["queue.counted-calls"].observed.holds is None
+    world.claude_admin.patch("settings", {"limits_told": True, "counted_calls": ["GET /work/poll"]})
+    assert not_holding(certified(ground_place, "queue.counted-calls")) == {
+        "queue.counted-calls": "count: GET /work/poll"
+    }
+
+
+def test_certify_tells_how_long_a_start_up_lease_is(world: OfflineWorld, ground_place: dict[str, str]) -> None:
+    world.claude_admin.patch("settings", {"startup_lease": 62.0})
+    observed = certified(ground_place, "queue.startup-lease")["queue.startup-lease"].observed
+    assert observed.holds is False and 62.0 <= observed.behaviour["claude.startup_lease"] < 75.0
+
+
+def test_an_environment_that_a_killed_certify_left_is_ended_by_the_next_one(
+    world: OfflineWorld, ground_place: dict[str, str]
+) -> None:
+    def left(**metadata: str) -> str:
+        made = world.api.beta.environments.create(name="x", config={"type": "self_hosted"}, metadata=metadata)
+        return made.id
+
+    over, other = left(certify_until="1"), left(certify_until=f"{time.time() + 3600:.0f}")
+    world.api.beta.sessions.create(agent=world.agent_id, environment_id=over)
+    assert not_holding(certified(ground_place, "queue.foreign-key")) == {}
+    state = world.claude_admin.get("state")
+    there = {each["id"] for each in state["environments"]}
+    assert over not in there and other in there
+    assert over not in {session["environment_id"] for session in state["sessions"]}
 
 
 def test_only_takes_beginnings_and_refuses_what_names_no_check() -> None:
