@@ -1,6 +1,6 @@
 """`certify`: try every assumption that the code relies on against the services that the settings name.
 
-Exit codes: 0 all that was tried holds, 1 something differs, could not be tried or was left over, 2 a setting is wrong,
+Exit codes: 0 all that can be seen here holds, 1 something differs, could not be tried or was left over, 2 a setting is wrong,
 130 ctrl-C, 143 SIGTERM, 129 the terminal is gone. A run that a signal ends takes away what it made, and writes what it
 saw; a second signal does not wait for the first of these.
 """
@@ -35,7 +35,7 @@ from infra.cli.certify import (
 )
 from infra.cli.certify.check import CheckResult, ServiceCheck
 from infra.cli.certify.ground import Ground
-from infra.cli.certify.observation import CheckVerdict, NotTried, Observed
+from infra.cli.certify.observation import CheckVerdict, NotHere, NotTried, Observed
 from infra.cli.doctor.context import DoctorContext
 from infra.cli.doctor.redaction import ReportRedactor
 from infra.cli.environ import CHECKOUT
@@ -144,7 +144,7 @@ class _Run:
                 loop.remove_signal_handler(number)
         if self._signal:
             return _BY_SIGNAL + self._signal
-        well = all(result.observed.verdict is CheckVerdict.HOLDS for result in self._results)
+        well = all(each.observed.verdict is CheckVerdict.HOLDS or not each.observed.here for each in self._results)
         return 0 if well and not self._ground.left_over else 1
 
     def _note(self, result: CheckResult) -> None:
@@ -217,7 +217,7 @@ async def _look(ground: Ground, check: ServiceCheck) -> Observed:
             await asyncio.sleep(0)  # a cancellation that a call has put off comes here (unbroken.py)
             return observed
     except NotTried as why:
-        return Observed(None, str(why))
+        return Observed(None, str(why), here=not isinstance(why, NotHere))
     except TimeoutError:
         return Observed(None, f"not done within {check.seconds:g} s")
     except Exception as error:  # the edge: the type alone, since a text may quote what was sent

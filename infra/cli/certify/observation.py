@@ -20,11 +20,13 @@ class Observed:
 
     behaviour: what makes the offline platform behave so, by `claude.<knob>` or `tensorlake.<setting>`
     (infra/local/claude/knobs.py, infra/local/tensorlake/settings.py).
+    here: whether a service of this kind can show it at all.
     """
 
     holds: bool | None
     seen: str
     behaviour: Mapping[str, Any] = field(default_factory=dict)
+    here: bool = True
 
     @property
     def verdict(self) -> CheckVerdict:
@@ -35,3 +37,8 @@ class Observed:
 
 class NotTried(Exception):
     """A check cannot be made here; the text says why, and has no secret."""
+
+
+class NotHere(NotTried):
+    """The services in use cannot show it, and nothing is to be mended for it: the offline platform is no machine of its
+    own."""

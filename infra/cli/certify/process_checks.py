@@ -13,7 +13,7 @@ from image.session import claim as wire
 from image.session.worker import secret_hiding
 from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
-from infra.cli.certify.observation import NotTried, Observed
+from infra.cli.certify.observation import NotHere, NotTried, Observed
 from infra.cli.certify.sandbox_looks import reason, run, started
 from shared.ports import Absent, CommandOutput, ProcessSpec, ProcessState, Refused, SandboxRecord
 
@@ -60,7 +60,7 @@ async def _began(ground: Ground, sandbox: SandboxRecord, said: str) -> Observed:
     if began[1] == "0":
         return Observed(True, f"taken; {began[0]}", {"tensorlake.root_status": None, "tensorlake.root_ignored": False})
     if ground.context.offline and await _is_told(ground, sandbox):
-        raise NotTried("an offline sandbox has one user, and none starts as root")
+        raise NotHere("an offline sandbox has one user, and none starts as root")
     return Observed(False, f"taken, and ignored: {began[0]}", {"tensorlake.root_ignored": True})
 
 

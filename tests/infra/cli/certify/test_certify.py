@@ -146,9 +146,8 @@ def test_what_starts_as_root_becomes_the_agents_user_for_good_or_the_check_says_
 
 def test_a_start_as_root_that_is_taken_and_ignored_differs(world: OfflineWorld, ground_place: dict[str, str]) -> None:
     check = "sandbox.root-start"
-    assert (
-        certified(ground_place, check)[check].observed.holds is None
-    )  # the offline platform says that it has one user
+    offline = certified(ground_place, check)[check].observed  # the offline platform says that it has one user
+    assert offline.holds is None and not offline.here
     world.tensorlake_admin.patch("settings", {"root_ignored": True})
     try:
         observed = certified(ground_place, check)[check].observed
