@@ -32,6 +32,12 @@ session: export HANDS_META = $(value META)
 session: export HANDS_AGENT = $(value AGENT)
 STEERED := show logs shell run stop interrupt archive rm keep suspend resume confirm
 $(STEERED): export HANDS_SESSION = $(value SESSION)
+# SESSION=$S with an S that is not set must not start a new session.
+ifeq ($(origin SESSION):$(strip $(value SESSION)),command line:)
+  ifneq ($(filter session fork $(STEERED),$(MAKECMDGOALS)),)
+    $(error SESSION= is empty: give a session's id (make ps lists them)$(if $(filter session,$(MAKECMDGOALS)),; leave it out for a new one))
+  endif
+endif
 cp ls cat: export HANDS_FROM = $(value FROM)
 cp: export HANDS_TO = $(value TO)
 run: export HANDS_COMMAND = $(value COMMAND)

@@ -70,6 +70,16 @@ def test_without_a_prompt_a_new_session_gets_the_quickstarts_and_an_old_one_is_w
     assert (watched["prompt"], watched["session"]) == ("", "sesn_1")
 
 
+@pytest.mark.parametrize("target", ["session", "fork", "show", "run", "rm"])
+def test_an_empty_session_is_an_error_that_says_what_to_do_and_starts_none(folder: Path, target: str) -> None:
+    for empty in ("SESSION=", "SESSION= "):
+        done = make(folder, target, empty)
+        assert done.returncode == 2 and done.stdout == ""
+        assert "SESSION= is empty" in done.stderr and "make ps" in done.stderr
+        assert ("leave it out" in done.stderr) == (target == "session")
+    assert make(folder, "ps", "SESSION=").returncode == 0
+
+
 def test_an_agents_name_may_have_spaces_and_quotes(folder: Path) -> None:
     assert told(folder, "agent", 'NAME=It\'s "mine"')["name"] == 'It\'s "mine"'
     assert told(folder, "agent")["name"] == "Managed Agent"
