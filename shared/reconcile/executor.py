@@ -39,7 +39,7 @@ from shared.ports import (
     SessionStatus,
     WorkQueue,
 )
-from shared.reconcile.last_looks import LastLooks
+from shared.reconcile.last_looks import LastLooks, workers_among
 from shared.reconcile.outputs_first import OutputsFirst
 from shared.reconcile.repairs import (
     AnswerCalls,
@@ -72,6 +72,7 @@ from shared.settings import Settings
 _SPARED: Final = 240.0  # seconds past the lifetime in which a worker is only asked: its tool may finish
 _KILLED: Final = 60.0  # seconds more until the item is taken away, whatever still runs
 _SLOW: Final = Failed("the looks at it took too long to act on")
+_GLANCE: Final = 0.1  # of a pass: a sandbox that does not say who is in it is not kept awake by that
 _UNSEEN: Final = Failed("the items could not be looked at again")
 
 
@@ -309,13 +310,18 @@ class RepairExecutor:
     async def _suspend(self, repair: Suspend) -> Outcome:
         sandbox = repair.sandbox
         setup = ""
+        named = await self._looks.processes(
+            sandbox.id, None if repair.ask else self.settings.reconcile.deadline * _GLANCE
+        )
         if repair.ask:
-            named = await self._looks.processes(sandbox.id)
             if named is None:
                 return Failed("its processes could not be looked at")
-            if any(process.running for process in named):
+            workers = workers_among(named)
+            if any(process.running for process in workers):
                 return Skipped("its worker lives")
-            setup = await self._failed_setup(sandbox, named)
+            setup = await self._failed_setup(sandbox, workers)
+        if named is not None and await self._looks.locked(sandbox.id, named):
+            return Skipped("a person's command is in it")
         await self._outputs.at_rest(repair)
         began = self.clock()
         session, found, items = await asyncio.gather(

@@ -7,6 +7,7 @@ what is newer than the tick's own list, since an item that was not there can hav
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Final
 
 from shared.claims.worker_process import WORKER_NAMES
 from shared.deadline import Clock
+from shared.errors import SecretUnavailable
 from shared.ports import (
     Absent,
     Doubtful,
@@ -28,9 +30,15 @@ from shared.ports import (
 from shared.reconcile.repairs import Failed, Skipped
 from shared.reconcile.world import Items, OurSandbox, World
 from shared.settings import Settings
+from shared.wake_lock import is_genuine, locks_among
 
 _FRESH: Final = 4.5  # seconds; with the call itself a look is never older than five
+_LOCKS_CHECKED: Final = 100
 _SHARED: Final = 1.5  # seconds that one look at the top of the queue serves several repairs
+
+
+def workers_among(processes: Sequence[ProcessState]) -> Sequence[ProcessState]:
+    return [process for process in processes if process.name.startswith(WORKER_NAMES)]
 
 
 @dataclass(slots=True)
@@ -65,16 +73,29 @@ class LastLooks:
     async def workers(self, sandbox_id: str) -> Sequence[ProcessState] | None:
         """Those that run; None where the sandbox does not say."""
         named = await self.processes(sandbox_id)
-        return None if named is None else [process for process in named if process.running]
+        return None if named is None else [process for process in workers_among(named) if process.running]
 
-    async def processes(self, sandbox_id: str) -> Sequence[ProcessState] | None:
-        """Those of workers' names that the sandbox remembers; None where it does not say."""
-        listed = await self.host.process_names(sandbox_id)
+    async def processes(self, sandbox_id: str, seconds: float | None = None) -> Sequence[ProcessState] | None:
+        """Those with a name that the sandbox remembers; None where it does not say, within `seconds` where given."""
+        try:
+            async with asyncio.timeout(seconds):
+                listed = await self.host.process_names(sandbox_id)
+        except TimeoutError:
+            return None
         if isinstance(listed, Absent):
             return ()
-        if isinstance(listed, Doubtful):
-            return None
-        return [process for process in listed if process.name.startswith(WORKER_NAMES)]
+        return None if isinstance(listed, Doubtful) else listed
+
+    async def locked(self, sandbox_id: str, processes: Sequence[ProcessState]) -> bool:
+        """Whether a person's command is in it. Of names that only look so a few are checked."""
+        names = locks_among(processes)[:_LOCKS_CHECKED]
+        if not names:
+            return False
+        try:
+            key = await self.settings.environments[self.environment_id].key.areveal()
+        except SecretUnavailable:
+            return False
+        return any(is_genuine(name, key, sandbox_id, self.now().timestamp()) for name in names)
 
     def unwanted(self, session: SessionRecord | Absent) -> bool:
         """Whether the session is over, or has not been used for as long as a sandbox is kept."""

@@ -108,7 +108,7 @@ def rows(root: str, most: int, how: str) -> Iterator[list[Any]]:
     while pending:
         here = pending.pop()
         try:
-            with os.scandir(os.path.join(root, here)) as scanned:
+            with os.scandir(os.path.join(root, here) if here else root) as scanned:
                 entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
             if here == "":

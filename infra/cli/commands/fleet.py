@@ -71,11 +71,12 @@ def run_command(
     words: Annotated[list[str], typer.Argument(metavar="-- COMMAND", help="the program and its arguments")],
     timeout: Annotated[float, typer.Option(min=1.0, help="in seconds; then it is ended")] = 120.0,
 ) -> None:
-    """Run a command in the session's sandbox, as the agent's user. Wakes a sleeper and keeps it awake.
+    """Run a command in the session's sandbox, as the agent's user. Wakes a sleeper and keeps it awake meanwhile.
 
-    Exit code: the command's own, 128 + n after signal n; 1 where it did not run.
+    ctrl-C ends it with all that it started; a second ctrl-C does not wait for that.
+    Exit code: the command's own, 128 + n after signal n; 1 where it did not run, 130 after ctrl-C.
     """
-    from infra.cli.fleet.one import run
+    from infra.cli.fleet.run import run
 
     with edge():
         finish(run(load(), session, words, timeout=timeout))
@@ -93,7 +94,7 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="FROM", envvar="HANDS_FROM", help="a path, or sesn_...:/path")],
     sink: Annotated[str, typer.Argument(metavar="TO", envvar="HANDS_TO", help="a path, or sesn_...:/path")],
 ) -> None:
-    """Copy files and folders between this machine and a session's sandbox. Wakes a sleeper.
+    """Copy files and folders between this machine and a session's sandbox. Wakes a sleeper, keeps it awake meanwhile.
 
     A path without / begins in the workspace; - is standard input or output. A folder's copy is TO itself, or lies in TO
     where that ends with a slash. The same command again goes on where it was broken off.
@@ -109,7 +110,7 @@ def list_files(
     place: Annotated[str, typer.Argument(metavar="SESSION:PATH", envvar="HANDS_FROM", help="sesn_...:/path")],
     as_json: AsJson = False,
 ) -> None:
-    """What a folder in a session's sandbox holds. Wakes a sleeper."""
+    """What a folder in a session's sandbox holds; without a path the workspace. Wakes a sleeper."""
     from infra.cli.fleet.copy import entries
 
     with edge():
@@ -201,7 +202,7 @@ def suspend(session: SessionArgument) -> None:
 
 @command(app, "resume", SEEING, "resume sesn_01H2...")
 def resume(session: SessionArgument) -> None:
-    """Wake the session's sandbox. It stays awake, and costs, until it has been idle for its time-out."""
+    """Wake the session's sandbox. It costs until a tick finds nobody in it, or its idle time-out is over."""
     from infra.cli.fleet import actions
 
     with edge():

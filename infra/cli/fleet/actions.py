@@ -219,7 +219,8 @@ async def resume(aim: Target, confirm: Confirm) -> str | None:
     done(await aim.host.resume(box.id), f"waking {box.id}")
     await _until_status(aim, SandboxStatus.RUNNING)
     return (
-        f"{box.id} is awake, and costs, until it has been idle for its time-out. Look in: hands shell {aim.session.id}"
+        f"{box.id} is awake, and costs, until a tick finds nobody in it, or its idle time-out is over. "
+        f"Look in: hands shell {aim.session.id}"
     )
 
 

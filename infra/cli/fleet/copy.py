@@ -24,6 +24,7 @@ from image.session.programs import files as local
 from infra.cli.environ import Loaded
 from infra.cli.fleet.table import console
 from infra.cli.fleet.target import NotCarriedOut, target
+from infra.cli.fleet.wake import kept_awake
 from infra.cli.session.command import SESSION_ID
 from infra.cli.session.render import clean
 from shared.errors import SettingsError
@@ -48,7 +49,8 @@ _MODES: Final = 0o755  # what a file's permissions may be on this machine
 
 @dataclass(frozen=True, slots=True)
 class CopyEnd:
-    """A path on this machine, or with a session in its sandbox. `-` is standard input or output."""
+    """A path on this machine, or with a session in its sandbox; a session alone is its workspace. `-` is standard input
+    or output."""
 
     path: str
     session: str = ""
@@ -56,8 +58,8 @@ class CopyEnd:
     @classmethod
     def read(cls, text: str) -> CopyEnd:
         """Raises SettingsError."""
-        session, colon, path = text.partition(":")
-        if colon and SESSION_ID.fullmatch(session):
+        session, _, path = text.partition(":")
+        if SESSION_ID.fullmatch(session):
             return cls(path or ".", session)
         if not text:
             raise SettingsError(
@@ -94,8 +96,9 @@ async def copy(loaded: Loaded, source: str, sink: str) -> int:
         print(f"on this machine: {error.filename or ''}: {error.strerror}", file=sys.stderr)
         return 1
     seconds = time.monotonic() - began
-    there = f"; {result.there} were there already" if result.there else ""
-    print(f"{result.files} files, {_size(result.bytes)} in {seconds:.1f} s{there}", file=sys.stderr)
+    there = f"; {result.there} {'was' if result.there == 1 else 'were'} there already" if result.there else ""
+    count = "1 file" if result.files == 1 else f"{result.files} files"
+    print(f"{count}, {_size(result.bytes)} in {seconds:.1f} s{there}", file=sys.stderr)
     return 0
 
 
@@ -165,10 +168,11 @@ def _remote(text: str) -> CopyEnd:
 
 @contextlib.asynccontextmanager
 async def _files(loaded: Loaded, session: str) -> AsyncIterator[tuple[SandboxFiles, str]]:
-    """The files of the session's sandbox, which is woken, and its workdir."""
+    """The files of the session's sandbox, which is woken and kept awake meanwhile, and its workdir."""
     async with target(loaded, session) as aim:
         box = await aim.awake_sandbox()
-        yield SandboxFiles(aim.host, box.id, user=aim.settings.sandbox_user or None), aim.settings.workdir
+        async with kept_awake(aim, box.id):
+            yield SandboxFiles(aim.host, box.id, user=aim.settings.sandbox_user or None), aim.settings.workdir
 
 
 # From a sandbox

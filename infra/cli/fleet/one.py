@@ -1,4 +1,4 @@
-"""Looking at one session (`show`) and running a command beside its agent (`run`)."""
+"""Looking at one session (`show`)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,17 @@ from infra.cli.fleet.changes import changes
 from infra.cli.fleet.survey import deaths_among, in_words, open_calls
 from infra.cli.fleet.table import console, table
 from infra.cli.fleet.target import AWAKE, NotCarriedOut, Target, target
-from infra.cli.session.render import clean, summarise
+from infra.cli.session.render import summarise
 from shared import names
 from shared.capability import FORK
 from shared.claims.worker_process import WORKER_NAMES
-from shared.ports import Absent, CommandOutput, Doubtful, ProcessState, Refused, SandboxRecord
+from shared.ports import Absent, Doubtful, ProcessState, SandboxRecord
 from shared.texts import printable
 
 _CONSOLE_PAGE: Final = "https://platform.claude.com/workspaces/{}/managed-agents/sessions/{}"
 _EVENTS: Final = 100
-_KILLED: Final = 128
 _LONGEST_DETAIL: Final = 500
 _FILES_SHOWN: Final = 20
-_MOST_OUTPUT: Final = 16_000_000  # bytes of a command
 
 
 async def show(loaded: Loaded, session_id: str, *, as_json: bool) -> int:
@@ -281,49 +279,3 @@ def _item(item: dict[str, Any]) -> tuple[str, ...]:
 
     times = ("acknowledged_at", "latest_heartbeat_at", "stopped_at")
     return (item["id"], str(item["state"]), in_words(now - item["created_at"]), *(ago(item[name]) for name in times))
-
-
-async def run(loaded: Loaded, session_id: str, command: Sequence[str], *, timeout: float) -> int:
-    """Run a command in the session's sandbox as the agent's user; its exit code, 128 + n after signal n."""
-    try:
-        async with target(loaded, session_id) as aim:
-            box = await aim.awake_sandbox()
-            found = await aim.host.run(
-                box.id,
-                command[0],
-                command[1:],
-                env={},
-                user=aim.settings.sandbox_user or None,
-                working_dir=aim.settings.workdir or None,
-                timeout=timeout,
-                limit=_MOST_OUTPUT,
-            )
-    except NotCarriedOut as error:
-        print(error, file=sys.stderr)
-        return 1
-    match found:
-        case CommandOutput():
-            _pass_on(found)
-            if found.timed_out:
-                print(f"It ran longer than {timeout:g} s and was ended; give it more: --timeout", file=sys.stderr)
-                return 1
-            return found.exit_code if found.exit_code >= 0 else _KILLED - found.exit_code
-        case Absent():
-            print("its sandbox is not there any more: hands ps", file=sys.stderr)
-        case Refused(status, reason):
-            print(f"the sandbox refused the command ({status}: {printable(reason, 300)})", file=sys.stderr)
-        case Doubtful(reason):
-            print(
-                f"it may have run or not ({printable(reason, 300)}): look before you repeat it. What writes more than "
-                f"{_MOST_OUTPUT // 1_000_000} MB: let it write to a file there, and fetch that: hands cp",
-                file=sys.stderr,
-            )
-    return 1
-
-
-def _pass_on(output: CommandOutput) -> None:
-    """To a pipe as it is; to a terminal as printable text, as the sandbox is not trusted with it. The service tells
-    lines, without what ended the last one."""
-    for text, stream in ((output.stdout, sys.stdout), (output.stderr, sys.stderr)):
-        if text:
-            print(clean(text, len(text) + 1) if stream.isatty() else text, file=stream, flush=True)

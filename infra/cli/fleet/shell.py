@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from image.session import programs
 from infra.cli.environ import Loaded
 from infra.cli.fleet.target import AWAKE, NotCarriedOut, Target, done, target
+from infra.cli.fleet.wake import kept_awake
 from shared.errors import SettingsError
 from shared.texts import printable
 
@@ -43,7 +44,7 @@ async def run(loaded: Loaded, session_id: str) -> int:
                 print(f"Waking {box.id} ...", file=sys.stderr)
                 done(await aim.host.resume(box.id), f"waking {box.id}")
             print(f"{box.id} stays awake, and costs, while you are in. ctrl-D leaves.", file=sys.stderr)
-            async with _connected(aim, box.id) as sandbox:
+            async with kept_awake(aim, box.id), _connected(aim, box.id) as sandbox:
                 code = await _talk(aim, sandbox)
     except NotCarriedOut as error:
         print(error, file=sys.stderr)

@@ -73,7 +73,8 @@ class Target:
         """Its running sandbox; a sleeper is woken, and whoever asked is told. Raises NotCarriedOut."""
         box = await self.need_sandbox()
         if box.status not in AWAKE:
-            print(f"(waking {box.id}; it stays awake, and costs, until it has been idle)", file=sys.stderr)
+            until = "a tick finds nobody in it, or its idle time-out is over"
+            print(f"(waking {box.id}; it costs until {until})", file=sys.stderr)
             done(await self.host.resume(box.id), f"waking {box.id}")
         return box
 

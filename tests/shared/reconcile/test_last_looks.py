@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from shared.ports import (
     SnapshotRecord,
 )
 from shared.reports import Act
+from shared.wake_lock import wake_lock
 from tests.shared.reconcile.services import (
     NOW,
     FakeServices,
@@ -169,6 +171,34 @@ def test_a_process_that_only_claims_to_be_a_worker_keeps_no_sandbox_awake(quiet:
     services = FakeServices([box(1)], [last], sessions={"sesn_1": session}, processes={"box1": [worker()]})
     reconciled(services, LONG)
     assert services.done == ([("suspend", "box1")] if suspended else [])
+
+
+@pytest.mark.parametrize(
+    ("ahead", "of", "ended", "suspended"),
+    [
+        (0, "box1", False, False),
+        (0, "box1", True, True),
+        (0, "box2", False, True),
+        (-4000, "box1", False, True),
+    ],
+)
+def test_a_persons_command_keeps_its_own_sandbox_awake_while_it_runs(
+    ahead: int, of: str, ended: bool, suspended: bool
+) -> None:
+    lock = wake_lock("no-key", of, NOW.timestamp() + ahead, None)
+    processes = {"box1": [ProcessState(lock.name, running=not ended)]}
+    services = FakeServices([box(1)], [item(2, ItemState.STOPPED, created=600.0)], processes=processes)
+    reconciled(services, LONG)
+    assert services.done == ([("suspend", "box1")] if suspended else [])
+
+
+@pytest.mark.parametrize("hangs", [(), ("process_names",)])
+def test_a_lock_that_nobody_signed_and_a_sandbox_that_does_not_answer_keep_nothing_awake(hangs: Sequence[str]) -> None:
+    forged = wake_lock("another key", "box1", NOW.timestamp(), None).name
+    processes = {"box1": [ProcessState(forged, running=True)]}
+    services = FakeServices([box(1)], [item(2, ItemState.STOPPED, created=600.0)], hangs, processes=processes)
+    reconciled(services, {"RECONCILE_SECONDS": "8"} if hangs else LONG)
+    assert services.done == [("suspend", "box1")]
 
 
 def test_work_that_comes_between_the_look_and_the_deed_is_not_suspended() -> None:

@@ -99,8 +99,8 @@ def test_files_go_in_and_out_of_a_sandbox_that_sleeps(
 
     for source, sink, said in (
         (f"{session}:out", "-", "a folder cannot go to standard output"),
-        (f"{session}:none", str(tmp_path), "No such file"),
-        (str(tmp_path / "none"), f"{session}:x", "on this machine"),
+        (f"{session}:none", str(tmp_path), "/none: No such file"),
+        (str(tmp_path / "none"), f"{session}:x", f"on this machine: {tmp_path}/none: No such file"),
     ):
         assert asyncio.run(copy.copy(loaded, source, sink)) == 1
         assert said in capfd.readouterr().err
@@ -112,4 +112,5 @@ def test_files_go_in_and_out_of_a_sandbox_that_sleeps(
 def test_a_place_is_told_from_a_path_by_its_session() -> None:
     assert copy.CopyEnd.read("sesn_01Ab:/x:y") == copy.CopyEnd("/x:y", "sesn_01Ab")
     assert copy.CopyEnd.read("sesn_01Ab:") == copy.CopyEnd(".", "sesn_01Ab")
+    assert copy.CopyEnd.read("sesn_01Ab") == copy.CopyEnd(".", "sesn_01Ab")
     assert copy.CopyEnd.read("./sesn_01Ab:x") == copy.CopyEnd("./sesn_01Ab:x")

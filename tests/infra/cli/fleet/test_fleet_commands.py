@@ -142,6 +142,56 @@ BEATS = "while date +%N | tee beat && sleep 0.1; do :; done"
 """Ends where nobody reads its output any more."""
 
 
+def test_ctrl_c_ends_a_command_with_all_that_it_started_and_two_leave_at_once(
+    served: CommandLine, session: str
+) -> None:
+    command = "setsid sh -c 'echo $$ > child; exec sleep 600' & echo $$ > parent; exec sleep 600"
+    still = "for each in parent child; do kill -0 $(cat $each) 2>/dev/null && echo $each; done; rm parent child; true"
+
+    def begun() -> bool:
+        return len(served.run("run", session, "--", "cat", "parent", "child").stdout.split()) == 2
+
+    with served.terminal("run", session, "--", "sh", "-c", command) as terminal:
+        until(begun, "the command does not begin")
+        terminal.type("\x03")
+        terminal.expect("Ending the command")
+        assert terminal.end() == 130
+    assert "may go on" not in terminal.seen and "Traceback" not in terminal.seen
+    assert served.run("run", session, "--", "sh", "-c", still).stdout == ""
+    hang = {"method": "POST", "path": "^/api/v1/processes/run$", "action": "hang"}
+    with fault(served.platform.tensorlake, hang), served.terminal("run", session, "--", "sleep", "600") as terminal:
+        until(lambda: served.platform.tensorlake.get("faults")["data"][0]["fired"], "nothing is asked")
+        terminal.type("\x03")
+        terminal.expect("Ending the command")
+        terminal.type("\x03")
+        terminal.expect("It may go on")
+        assert terminal.end() == 130
+
+
+def test_no_tick_puts_a_sandbox_to_sleep_while_a_persons_command_is_in_it(
+    served: CommandLine, session: str, tmp_path: Path
+) -> None:
+    admin = served.platform.tensorlake
+
+    def slept_after_a_tick() -> bool:
+        assert served.run("tick", IDLE_GRACE_SECONDS="0").returncode == 0
+        return bool(row(served, session)["sandbox_state"] == "suspended")
+
+    def locks() -> int:
+        return int(admin.get("counts")["routes"].get("POST /api/v1/processes", 0))
+
+    (tmp_path / "words").write_text("words\n")
+    hang = {"method": "PUT", "path": "^/api/v1/files$", "action": "hang"}
+    before = locks()
+    with fault(admin, hang), served.terminal("cp", str(tmp_path / "words"), f"{session}:w") as copy:
+        until(lambda: locks() > before and admin.get("faults")["data"][0]["fired"], "the copy does not begin")
+        assert not slept_after_a_tick()
+        copy.type("\x03")
+        assert copy.end() == 130
+    until(slept_after_a_tick, "the lock has outlived its copy")
+    served.run("resume", session)
+
+
 def test_a_sandbox_is_put_to_sleep_and_woken_and_a_command_wakes_it_too(served: CommandLine) -> None:
     session = new_session(served, f"$ echo it was kept > kept.txt; ({BEATS}) &")
     at_rest(served, session)
@@ -382,7 +432,7 @@ def test_a_copy_shows_a_bar_at_a_terminal_and_goes_on_where_ctrl_c_cut_it(
     assert served.run("cat", f"{session}:words").returncode == 1
     before = parts_sent()
     done = served.run(*bring)
-    assert done.returncode == 0 and done.stderr.startswith("1 files, 5.2 MB in "), done.stderr
+    assert done.returncode == 0 and done.stderr.startswith("1 file, 5.2 MB in "), done.stderr
     assert parts_sent() - before == 1 + 3
     out = served.run("cp", f"{session}:words", "-")
     assert out.returncode == 0 and out.stdout == words
