@@ -1,8 +1,8 @@
 """`certify`: try every assumption that the code relies on against the services that the settings name.
 
-Exit codes: 0 all that can be seen here holds, 1 something differs, could not be tried or was left over, 2 a setting is wrong,
-130 ctrl-C, 143 SIGTERM, 129 the terminal is gone. A run that a signal ends takes away what it made, and writes what it
-saw; a second signal does not wait for the first of these.
+Exit codes: 0 all that can be seen here holds, 1 something differs, could not be tried or was left over, 2 a setting is
+wrong, 130 ctrl-C, 143 SIGTERM, 129 the terminal is gone. A run that a signal ends takes away what it made, and writes
+what it saw; a second signal does not wait for the first of these.
 """
 
 from __future__ import annotations
