@@ -9,14 +9,14 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from infra.cli.commands import checking, deploying, fleet, offline, racing, server_sandbox, serving, sessions
 from infra.cli.edge import EXIT_CODES
+from infra.cli.options import PROGRAM
 
-PROGRAM = "hands"
 PARTS: Final = (sessions, racing, fleet, serving, server_sandbox, deploying, checking, offline)
 
 app = typer.Typer(
@@ -28,6 +28,22 @@ app = typer.Typer(
 )
 for part in PARTS:
     app.add_typer(part.app)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from infra.cli.certified import own_version
+
+        print(PROGRAM, own_version())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="say which this is, and end")
+    ] = False,
+) -> None: ...
 
 
 def keep_only(name: str) -> None:

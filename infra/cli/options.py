@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+PROGRAM: Final = "hands"
 SESSIONS: Final = "Sessions"
 SEEING: Final = "Seeing and steering"
 SERVING: Final = "Serving"

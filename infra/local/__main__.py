@@ -19,6 +19,22 @@ from infra.local.platform import CLAUDE_ADMIN, TENSORLAKE_ADMIN, Options, Platfo
 from infra.local.process import EXIT_PORT_IN_USE, ServiceStartError
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
+FLAGS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "--claude-port": {"type": int, "default": 0, "help": "of the Claude side; 0: a free one"},
+    "--tensorlake-port": {"type": int, "default": 0, "help": "of the sandboxes' side; 0: a free one"},
+    "--isolation": {
+        "choices": ["auto", "overlay", "copy", "plain"],
+        "default": "auto",
+        "help": "how sandboxes are kept apart",
+    },
+    "--data-dir": {"type": Path, "help": "where sandboxes live (default: a temporary folder)"},
+    "--image-root": {"type": Path, "help": "a folder with the root that sandboxes have (docs/offline.md)"},
+    "--script": {"type": Path, "help": "YAML script for the scripted brain"},
+    "--latency": {"type": float, "default": 0.0, "help": "seconds added to every round trip"},
+    "--lease-ttl": {"type": float, "help": "for how many seconds a heartbeat keeps a work item"},
+    "--certification": {"type": Path, "help": "behave as the service of this report of `make certify`"},
+}
+"""Options of the command line, as argparse takes them."""
 _LOOK_SECONDS: Final = 0.5
 _BUILD_LOG_SECONDS: Final = 1.0
 
@@ -85,15 +101,8 @@ def _shown(name: str, value: str) -> str:
 
 def _options(argv: list[str] | None) -> Options:
     parser = argparse.ArgumentParser(prog="python -m infra.local", description=__doc__)
-    parser.add_argument("--claude-port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--tensorlake-port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--isolation", choices=["auto", "overlay", "copy", "plain"], default="auto")
-    parser.add_argument("--data-dir", type=Path, help="where sandboxes live (default: a temporary folder)")
-    parser.add_argument("--image-root", type=Path, help="a folder with the root that sandboxes have (docs/offline.md)")
-    parser.add_argument("--script", type=Path, help="YAML script for the scripted brain")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds added to every round trip")
-    parser.add_argument("--lease-ttl", type=float, help="seconds")
-    parser.add_argument("--certification", type=Path, help="behave as the service of this report of `make certify`")
+    for flag, declared in FLAGS.items():
+        parser.add_argument(flag, **declared)
     given = parser.parse_args(argv)
     return Options(
         claude_port=given.claude_port,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer.main
+
+from infra.cli.options import PROGRAM
+from infra.local.__main__ import FLAGS
 
 _HEAD = """# Command line
 
@@ -18,7 +21,7 @@ This page is generated from the declarations in `infra/cli/commands/`.
 
 
 def page() -> str:
-    from infra.cli.__main__ import PROGRAM, app
+    from infra.cli.__main__ import app
 
     command = typer.main.get_command(app)
     parts = [_HEAD, _plain(command.epilog), ""]
@@ -44,14 +47,24 @@ def _section(name: str, command: Any) -> Iterator[str]:
     yield f"{_plain(command.help)}\n"
     yield f"```text\n{usage}\n```\n"
     rows = [row for each in command.params if (row := each.get_help_record(context)) is not None]
+    if name == f"{PROGRAM} up":
+        rows = [*map(_platform_flag, FLAGS.items())]
     if rows:
         yield "| | |\n|---|---|"
         for flags, meaning in rows:
             yield f"| `{_cell(flags)}` | {_cell(meaning)} |"
         yield ""
-    examples = re.findall(r"^\s*\$ (.+)$", command.epilog or "", re.MULTILINE)
+    examples = re.findall(r"^\s*\$ (.+)$", (command.epilog or "").replace("\\[", "["), re.MULTILINE)
     if examples:
         yield "```bash\n" + "\n".join(examples) + "\n```\n"
+
+
+def _platform_flag(flag: tuple[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """One of the offline platform's own: `hands up` passes them on."""
+    name, declared = flag
+    kind = "|".join(declared.get("choices", ())) or declared["type"].__name__.lower()
+    default = f" [default: {declared['default']}]" if declared.get("default") else ""
+    return f"{name} <{kind}>", declared["help"] + default
 
 
 def _plain(text: str | None) -> str:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 import typer
 
-from infra.cli.__main__ import PARTS, PROGRAM, app, keep_only
+from infra.cli.__main__ import PARTS, app, keep_only
+from infra.cli.options import PROGRAM
 from tests.support.checkout import ROOT
 
 HEAVY = ("anthropic", "tensorlake", "pydantic", "httpx2", "uvicorn", "starlette", "boto3", "jinja2", "yaml")
@@ -54,6 +56,11 @@ def test_help_loads_no_sdk_and_no_web_framework() -> None:
     assert done.returncode == 0, done.stderr
     for path in all_commands():
         assert path[0] in done.stdout
+
+
+def test_the_version_is_said() -> None:
+    done = hands("--version")
+    assert (done.returncode, done.stdout) == (0, f"hands {version('serverless-hands')}\n")
 
 
 def test_every_command_says_what_it_does_with_an_example_that_the_parser_takes() -> None:

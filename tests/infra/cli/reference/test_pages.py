@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli.reference import settings
+from infra.cli.reference import commands, settings
 from infra.cli.reference.__main__ import PAGES, main, outdated, write
 from infra.cli.settings_table import ALL, ALL_SECTIONS
+from infra.local.__main__ import FLAGS
 from shared.setting_kinds import Setting
 from tests.support.checkout import ROOT
 
@@ -55,3 +56,12 @@ def test_every_setting_of_every_table_has_one_row() -> None:
 def test_no_cell_breaks_its_table() -> None:
     rows = [line for line in settings.page().splitlines() if line.startswith("| `")]
     assert {line.replace("\\|", "").count("|") for line in rows} <= {3, 5}
+
+
+def test_the_options_of_the_offline_platform_are_on_the_page() -> None:
+    section = commands.page().partition("## hands up\n")[2].partition("\n## ")[0]
+    assert [flag for flag in FLAGS if f"| `{flag} ‹" not in section] == []
+
+
+def test_an_example_on_the_page_is_one_that_a_shell_takes() -> None:
+    assert "jq '.sessions[] | " in commands.page() and "\\[" not in commands.page()
