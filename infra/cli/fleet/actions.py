@@ -42,7 +42,7 @@ async def run(loaded: Loaded, session_id: str, act: Act, *, yes: bool) -> int:
         if yes:
             return True
         if not sys.stdin.isatty():
-            raise Declined(f"{what} Nobody is here to ask: say --yes to do it")
+            raise Declined(f"{what} Nobody is here to ask: say --yes (with make: YES=1) to do it")
         print(f"{what} Go on? [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
