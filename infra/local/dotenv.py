@@ -14,6 +14,7 @@ from typing import Final
 from dotenv.parser import Binding, parse_stream
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPENED: Final = re.compile(r"\s*(?:export\s+)?[A-Za-z0-9_]+\s*=\s*['\"]")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:@,=+-]*")
 
 
@@ -34,6 +35,8 @@ def read(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     # `dotenv_values` logs a line that it cannot read and goes on without it; a key would be missing in silence.
     for binding in parse_stream(io.StringIO(text)):
+        if binding.error and _OPENED.match(binding.original.string):
+            raise DotenvError(f"{path}, line {_line(binding)}: the quote that its value begins with is not closed")
         if binding.error or (binding.key is not None and binding.value is None):
             raise DotenvError(f"{path}, line {_line(binding)}: expected NAME=value")
         if binding.key is None or binding.value is None:

@@ -6,6 +6,7 @@ import argparse
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from infra.local.tensorlake.platform import TensorlakePlatform
 from infra.local.tensorlake.settings import TensorlakeSettings
 
 EXIT_NO_ISOLATION = 3
+EXIT_NO_ROOM = 4
 
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,6 +52,15 @@ def main(argv: list[str] | None = None) -> int:
             # Raised, it would come with the server's traceback, and what is wrong is the machine or a flag.
             print(error, file=sys.stderr, flush=True)
             os._exit(EXIT_NO_ISOLATION)
+        except OSError as error:
+            where = given.data_dir or f"{tempfile.gettempdir()} (TMPDIR)"
+            print(
+                f"the sandboxes cannot live in {where}: {error.strerror or type(error).__name__}. "
+                "Name another folder, with room: --data-dir",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(EXIT_NO_ROOM)
 
     app = Application(open_platform, token)
 

@@ -60,6 +60,14 @@ def test_a_line_that_cannot_be_read_is_named_by_number_and_never_quoted(tmp_path
         assert "sk-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("line", ["A='open sk-secret", 'export A = "open sk-secret\nB=2'])
+def test_a_quote_that_is_not_closed_is_what_the_error_is_about(tmp_path: Path, line: str) -> None:
+    with pytest.raises(dotenv.DotenvError, match=r"line 2: .* quote .* not closed"):
+        read(tmp_path, f"OK=1\n{line}\n")
+    with pytest.raises(dotenv.DotenvError, match="expected NAME=value"):
+        read(tmp_path, "sk-secret 'open\n")
+
+
 def test_a_file_that_is_not_utf8_is_named_without_its_content(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_bytes(b"KEY=sk-secret\xe9\n")

@@ -93,6 +93,14 @@ def test_a_taken_port_is_a_clear_error(services: Services) -> None:
         forked_service("infra.local.tensorlake", ["--port", port])
 
 
+def test_a_folder_that_cannot_be_used_is_one_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "below"
+    with pytest.raises(ServiceStartError, match=rf"cannot live in {folder}: .*--data-dir") as caught:
+        forked_service("infra.local.tensorlake", ["--data-dir", str(folder)])
+    assert "Traceback" not in str(caught.value)
+
+
 def test_the_plain_level_says_that_it_is_not_isolated(services: Services) -> None:
     report = services("plain").ready["isolation"]
     assert report["isolated"] is False and "not isolated" in report["summary"]
