@@ -33,6 +33,11 @@ _REPEATS: Final = 3  # where no race can have begun
 _FIRST_PAUSE: Final = 1.0  # seconds
 _LONGEST_ANSWER: Final = 8 << 20  # bytes
 
+_NOT_ON: Final = (
+    "races are not switched on for this session: its operator sets AGENT_FORK=true, FUNCTIONS_TOKEN and "
+    "FUNCTIONS_PUBLIC_URL for the functions that serve it"
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +60,7 @@ class ForkTool(BetaAsyncBuiltinFunctionTool):
     async def call(self, input: object) -> str:
         """The report as text. Raises ToolError, which the agent sees as the call's error."""
         if not self._url or not self._token:
-            raise ToolError("races are not switched on for this session")
+            raise ToolError(_NOT_ON)
         try:
             body = json.dumps(fork_tool_schema.request_of(input)).encode()
         except fork_tool_schema.Unusable as error:

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from infra.cli.environ import Loaded
+from infra.cli.fleet.lists import NotThere
 from infra.cli.fleet.target import NotCarriedOut
 from infra.cli.fork import page
 from infra.cli.session.follow import FeedBroken, FeedRefused
@@ -140,7 +141,8 @@ class Pages:
         try:
             facts = await reading
         except (NotCarriedOut, FeedBroken, FeedRefused, HandsError) as error:
-            return drawn(request, "message.html.j2", 502, title="Not seen", text=str(error), live=live)
+            status = 404 if isinstance(error, NotThere) else 502
+            return drawn(request, "message.html.j2", status, title="Not seen", text=str(error), live=live)
         return await asyncio.to_thread(drawn, request, template, 200, live=live, **facts)
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import httpx2
 
 from infra.cli.environ import Loaded
+from infra.cli.fleet.lists import NotThere
 from infra.cli.fleet.survey import MOST_CALLS
 from infra.cli.fork.page import POLICY
+from infra.cli.session.follow import FeedBroken
 from infra.cli.ui import app as ui
 from infra.cli.ui.pages import Reader, graph_of, sleeps_of, timeline_of
 from shared.ports import ItemState
@@ -76,11 +78,15 @@ class ParsedPage(HTMLParser):
 
 
 def play(
-    run: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, None]], *, act: bool = False, known: bool = True
+    run: Callable[[httpx2.AsyncClient], Coroutine[Any, Any, None]],
+    *,
+    act: bool = False,
+    known: bool = True,
+    reader: type[Hostile] = Hostile,
 ) -> None:
     async def go() -> None:
         loaded = Loaded({}, None)
-        made = ui.make_app(loaded, Hostile(loaded), token=TOKEN, hosts=frozenset({"localhost"}), act=act)
+        made = ui.make_app(loaded, reader(loaded), token=TOKEN, hosts=frozenset({"localhost"}), act=act)
         cookies = {ui.COOKIE: ui.cookie_of(TOKEN)} if known else {}
         async with httpx2.AsyncClient(
             transport=httpx2.ASGITransport(app=made), base_url=BASE, cookies=cookies
@@ -131,6 +137,22 @@ def test_a_kept_report_is_a_page_of_its_own_and_as_harmless() -> None:
         assert "content-security-policy" in part.headers
 
     play(look)
+
+
+class ReaderWithoutSessions(Hostile):
+    async def session(self, session_id: str) -> dict[str, Any]:
+        if session_id.endswith("gone"):
+            raise NotThere("the Claude API answered 404: no such session.")
+        raise FeedBroken("no answer from api.example (connection refused)")
+
+
+def test_a_session_that_is_not_there_is_404_and_a_service_in_trouble_502() -> None:
+    async def look(client: httpx2.AsyncClient) -> None:
+        for name, status, words in (("sesn_gone", 404, "no such session"), ("sesn_other", 502, "no answer from")):
+            answer = await client.get(f"/sessions/{name}")
+            assert answer.status_code == status and words in ParsedPage(answer.text).words
+
+    play(look, reader=ReaderWithoutSessions)
 
 
 def test_nobody_is_let_in_without_the_token_or_by_another_name() -> None:
