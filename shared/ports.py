@@ -29,6 +29,11 @@ class Doubtful:
 
 
 @dataclass(frozen=True, slots=True)
+class NoAnswer(Doubtful):
+    """There was no connection, or no answer in time: the service has refused nothing (shared/unanswered.py)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Throttled(Doubtful):
     """The service said, or had said before, that it takes no calls with this credential now: come back in `seconds`."""
 

@@ -15,10 +15,12 @@ from image.session.definition import BadRecipe, recipe_from
 from image.session.definition import build as build_recipe
 from infra.cli.environ import Loaded
 from infra.cli.tools import own_tools
+from infra.sandbox.account import Account
 from shared.errors import SettingsError
 from shared.secret import Secret
 from shared.telemetry import LONGEST_MESSAGE
 from shared.texts import printable
+from shared.unanswered import unanswered, was_not_sent
 
 
 def build(loaded: Loaded) -> int:
@@ -44,12 +46,17 @@ def build(loaded: Loaded) -> int:
     except BadRecipe as error:
         raise SettingsError(str(error)) from None
     except SandboxImageError as error:
-        print(f"The build failed: {error}", file=sys.stderr)
+        print(f"The build failed: {why(error, loaded)}", file=sys.stderr)
         return 1
     for entry in recipe.tools.entries:
         print(f"  {entry.kind.value} tool {entry.name}")
     print(f"Registered {record.get('name', recipe.name)!r} in {time.monotonic() - began:.1f} s.")
     return 0
+
+
+def why(error: Exception, loaded: Loaded) -> str:
+    """Why a build failed."""
+    return unanswered(error, Account.from_environ(loaded.environ).api_url) if was_not_sent(error) else str(error)
 
 
 def progress(event: Mapping[str, Any]) -> None:

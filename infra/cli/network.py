@@ -83,17 +83,3 @@ def _check_certificates(environ: MutableMapping[str, str]) -> None:
             raise SettingsError(f"the file that SSL_CERT_FILE names {why}: correct the variable, or unset it") from None
     if folder and not any(Path(each).is_dir() for each in folder.split(os.pathsep)):
         raise SettingsError("the folder that SSL_CERT_DIR names is not there: correct the variable, or unset it")
-
-
-def certificate_advice(error: BaseException | None) -> str | None:
-    """A line for an error whose cause is a certificate that is not trusted; None for any other."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return (
-                "the certificate of the service is not trusted here. Behind a company's proxy that reads TLS, "
-                "set SSL_CERT_FILE to its certificates; make doctor checks both services"
-            )
-        error = error.__cause__ or error.__context__
-    return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from infra.cli.environ import Loaded
 from shared.adapters.open_calls import lost_calls, read_open_calls
 from shared.settings import Settings
+from shared.unanswered import unanswered
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -25,7 +26,7 @@ async def run(loaded: Loaded) -> int:
     if not waiting:
         print("No session waits for a lost worker.")
         return 0
-    from anthropic import AnthropicError, AsyncAnthropic
+    from anthropic import AnthropicError, APIConnectionError, AsyncAnthropic
 
     failed = 0
     base_url = Settings.from_environ(loaded.environ).anthropic_url
@@ -35,7 +36,8 @@ async def run(loaded: Loaded) -> int:
                 print(f"{session}: {await _repair(client, session)}")
             except AnthropicError as error:
                 failed += 1
-                print(f"{session}: not repaired ({type(error).__name__})", file=sys.stderr)
+                why = unanswered(error) if isinstance(error, APIConnectionError) else type(error).__name__
+                print(f"{session}: not repaired ({why})", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec
 
+from infra.cli.build import why as build_failed
 from infra.cli.environ import Loaded
 from infra.cli.offline_console import HOW_TO_REACH_IT, console
 from infra.local.admin_client import AdminClient, AdminError
@@ -20,6 +21,7 @@ from infra.sandbox.account import Account
 from infra.sandbox.look import AWAKE, described, look
 from infra.sandbox.plan import ServerPlan, plan_from
 from infra.sandbox.server import ServerFailed, bring_up, live_servers
+from shared.adapters.sandbox_answers import sdk_reason
 from shared.errors import SecretUnavailable, SettingsError
 from shared.telemetry import LONGEST_MESSAGE
 from shared.texts import printable
@@ -34,22 +36,22 @@ RESTART_LOOKS: Final = 30
 _P = ParamSpec("_P")
 
 
-def _telling(command: Callable[_P, int]) -> Callable[_P, int]:
+def _telling(command: Callable[Concatenate[Loaded, _P], int]) -> Callable[Concatenate[Loaded, _P], int]:
     """What the service refuses becomes a line for people, and the command ends with 1."""
 
     @functools.wraps(command)
-    def telling(*args: _P.args, **options: _P.kwargs) -> int:
+    def telling(loaded: Loaded, /, *args: _P.args, **options: _P.kwargs) -> int:
         from tensorlake.sandbox import RemoteAPIError, SandboxError
 
         try:
-            return command(*args, **options)
+            return command(loaded, *args, **options)
         except ServerFailed as error:
             _say(str(error))
         except RemoteAPIError as error:
             advice = " Build it: make build-webhook" if "not registered" in error.message else ""
             _say(f"Tensorlake answered {error.status_code}: {error.message[:300]}{advice}")
         except SandboxError as error:
-            _say(f"Tensorlake could not be asked ({type(error).__name__}): {str(error)[:300]}")
+            _say(f"Tensorlake could not be asked: {sdk_reason(error, Account.from_environ(loaded.environ).api_url)}")
         return 1
 
     return telling
@@ -84,7 +86,7 @@ def build(loaded: Loaded) -> int:
     except BadRecipe as error:
         raise SettingsError(f"{error} ({IMAGE}, SANDBOX_IMAGE_BASE)") from None
     except SandboxImageError as error:
-        _say(f"The build failed: {error}")
+        _say(f"The build failed: {build_failed(error, loaded)}")
         return 1
     print(f"Registered {recipe.name!r} in {time.monotonic() - began:.1f} s. Next: make webhook-sandbox")
     return 0

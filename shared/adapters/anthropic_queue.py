@@ -29,6 +29,7 @@ from shared.ports import (
     Empty,
     ListedItem,
     Listing,
+    NoAnswer,
     OpenCalls,
     PollOutcome,
     Refused,
@@ -38,6 +39,7 @@ from shared.ports import (
     WorkItem,
 )
 from shared.secret import Secret
+from shared.unanswered import unanswered
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
@@ -206,7 +208,7 @@ class AnthropicQueue:
                     return Throttled(f"the service said to wait, for {held:.0f} s yet", held)
                 answer = await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
-            outcome = _outcome(error)
+            outcome = _outcome(error, self._base_url)
             if isinstance(outcome, _ToldToWait):
                 return Throttled(outcome.reason, self._holds.hold(key, outcome.seconds))
             return outcome
@@ -253,9 +255,11 @@ class _ToldToWait:
     seconds: float | None
 
 
-def _outcome(error: Exception) -> Absent | Refused | Doubtful | _ToldToWait:
-    from anthropic import APIStatusError
+def _outcome(error: Exception, url: str) -> Absent | Refused | Doubtful | _ToldToWait:
+    from anthropic import APIConnectionError, APIStatusError
 
+    if isinstance(error, APIConnectionError | TimeoutError):
+        return NoAnswer(unanswered(error, url))
     if isinstance(error, APIStatusError):
         status = error.status_code
         said = retry_after(error.response.headers)

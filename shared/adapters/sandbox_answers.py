@@ -19,6 +19,7 @@ from shared.ports import (
     Absent,
     Doubtful,
     Listing,
+    NoAnswer,
     NoCapacity,
     PoolRecord,
     ProcessState,
@@ -26,6 +27,7 @@ from shared.ports import (
     SandboxStatus,
     SnapshotRecord,
 )
+from shared.unanswered import unanswered
 
 if TYPE_CHECKING:
     from tensorlake.sandbox import AsyncSandboxClient
@@ -179,8 +181,20 @@ NOT_TRUSTED: Final = (
 """docs/wire/tensorlake.md#1-pointing-the-sdk-at-a-local-server"""
 
 
-def sdk_outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubtful:
-    from tensorlake.sandbox import RemoteAPIError, SandboxError, SandboxNotFoundError, SandboxNotRoutableError
+def sdk_reason(error: Exception, url: str) -> str:
+    """What a report or a person is told of an error of the SDK at `url`."""
+    outcome = sdk_outcome(error, url, describe=True)
+    return "HTTP 404" if isinstance(outcome, Absent) else outcome.reason
+
+
+def sdk_outcome(error: Exception, url: str, *, describe: bool) -> Absent | Refused | Doubtful:
+    from tensorlake.sandbox import (
+        RemoteAPIError,
+        SandboxConnectionError,
+        SandboxError,
+        SandboxNotFoundError,
+        SandboxNotRoutableError,
+    )
     from tensorlake.sandbox.exceptions import PoolNotFoundError
 
     if isinstance(error, SandboxNotFoundError | PoolNotFoundError):
@@ -196,7 +210,9 @@ def sdk_outcome(error: Exception, *, describe: bool) -> Absent | Refused | Doubt
             return Refused(status, reason)
         return Doubtful(reason)
     if _UNTRUSTED in str(error):
-        return Doubtful(NOT_TRUSTED)
+        return NoAnswer(NOT_TRUSTED)
+    if isinstance(error, SandboxConnectionError | TimeoutError):
+        return NoAnswer(unanswered(error, url))
     if isinstance(error, SandboxError) and describe:
         return Doubtful(f"{type(error).__name__}: {str(error)[:LONGEST_REASON]}")
     return Doubtful(type(error).__name__)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from shared.byte_budget import BudgetUsedUp, ByteBudget
-from shared.ports import Absent, CommandOutput, Doubtful, Refused
+from shared.ports import Absent, CommandOutput, Doubtful, NoAnswer, Refused
 from shared.secret import Secret
+from shared.unanswered import unanswered
 
 if TYPE_CHECKING:
     import httpx2
@@ -63,7 +64,7 @@ class ErrorAnswer(Exception):
 
 
 class NotReached(Exception):
-    """No connection: the sandbox has seen nothing of the call."""
+    """No connection: the sandbox has seen nothing of the call. The text is fit for a report."""
 
 
 class TooLarge(Exception):
@@ -91,6 +92,8 @@ def outcome_of(error: Exception, secrets: Sequence[str] | None = None) -> Absent
             return Doubtful(str(error))
         case BudgetUsedUp():
             return Doubtful("too much is being read from sandboxes at once")
+        case NotReached():
+            return NoAnswer(str(error))
         case _:
             return Doubtful(type(error).__name__)
 
@@ -231,7 +234,7 @@ class SandboxWire:
                 await answer.aclose()
                 answer, _ = await self._sent(client, request)  # a refused call changed nothing
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise NotReached(type(error).__name__) from error
+            raise NotReached(unanswered(error, route.url)) from error
         try:
             if not answer.is_success:
                 raise ErrorAnswer(answer.status_code, await _first_words(answer))

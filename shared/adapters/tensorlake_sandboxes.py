@@ -420,7 +420,7 @@ class TensorlakeSandboxes:
                 await self._budget.admit(priority)
                 return await call()
         except Exception as error:  # the edge: every exception of the SDK becomes an outcome
-            return sdk_outcome(error, describe=describe)
+            return sdk_outcome(error, self._api_url, describe=describe)
 
 
 def _client_class() -> Any:

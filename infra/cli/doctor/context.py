@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 DAEMON_PORT: Final = 9501  # docs/wire/tensorlake.md#510-ports
 CALL_SECONDS: Final = 10.0
+NO_CLAUDE: Final = "the network, a proxy or `ANTHROPIC_BASE_URL` is at fault and no key: mend it and run doctor again"
+NO_TENSORLAKE: Final = (
+    "the network, a proxy or `TENSORLAKE_API_URL` is at fault and no key: mend it and run doctor again; have "
+    "Tensorlake exempted from what reads TLS"
+)
+"""The fix where a service does not answer; the catalogue's is for one that refuses a key."""
 _ENVIRONMENT_ID: Final = re.compile(r"env_[A-Za-z0-9_-]{1,80}")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote
 
-from infra.cli.doctor.context import DoctorContext, http_client
+from infra.cli.doctor.context import NO_TENSORLAKE, DoctorContext, http_client
 from infra.cli.doctor.findings import Say, error, ok, warning
+from shared.unanswered import unanswered
 
 # docs/wire/tensorlake.md#10-images: the registry, and the older one that still answers for old images.
 _PLACES: Final = ("images/v4/images/name", "platform/v1/sandbox-templates/by-name")
@@ -22,7 +23,7 @@ async def check_image(context: DoctorContext, image: str, say: Say) -> None:
             try:
                 status = (await client.get(f"{url}/{place}/{quote(image, safe='')}")).status_code
             except httpx2.HTTPError as problem:
-                say(warning("HANDS001", f"the image could not be looked up ({type(problem).__name__})"))
+                say(warning("HANDS001", f"the image could not be looked up: {unanswered(problem, url)}", NO_TENSORLAKE))
                 return
             if status == 200:
                 say(ok("HANDS401", f"{image!r} is registered"))

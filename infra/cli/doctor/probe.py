@@ -19,7 +19,7 @@ from typing import Final
 
 from image.session import claim as wire
 from image.session.archive import build_archive, digest
-from infra.cli.doctor.context import DoctorContext
+from infra.cli.doctor.context import NO_TENSORLAKE, DoctorContext
 from infra.cli.doctor.findings import Say, error, info, ok, warning
 from infra.cli.doctor.isolation import RUN_SECONDS, check_inside
 from shared.claims.dispatcher import spec_of
@@ -31,6 +31,7 @@ from shared.ports import (
     Created,
     Doubtful,
     NameTaken,
+    NoAnswer,
     ProcessSpec,
     ProcessState,
     Refused,
@@ -79,7 +80,8 @@ async def check_probe(context: DoctorContext, environment: Environment, say: Say
             case Refused(reason=reason) | Doubtful(reason=reason):
                 none_made = isinstance(made, Refused)
                 code = "HANDS602" if _QUOTA.search(reason) else "HANDS601"
-                say(error(code, f"{about}create failed: {reason}"))
+                fix = NO_TENSORLAKE if isinstance(made, NoAnswer) else None
+                say(error(code, f"{about}create failed: {reason}", fix))
     finally:
         if not none_made:
             await _end(host, name, sandbox_id, about, say)

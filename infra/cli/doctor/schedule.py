@@ -8,6 +8,7 @@ from typing import Final
 from infra.cli.doctor.context import DoctorContext, account_of
 from infra.cli.doctor.findings import Say, info, ok, warning
 from infra.sandbox.look import ServerLook, look
+from shared.adapters.sandbox_answers import sdk_reason
 
 SHORTEST_PATIENCE: Final = 900.0
 """Seconds without a call from which on a schedule is missed: three of the pauses that the guide shows."""
@@ -21,7 +22,8 @@ async def check_schedule(context: DoctorContext, say: Say) -> None:
     try:
         server = await asyncio.to_thread(look, account_of(context))
     except SandboxError as problem:
-        say(info("HANDS304", f"whether there is a server sandbox is not known ({type(problem).__name__})"))
+        why = sdk_reason(problem, context.settings.tensorlake_url)
+        say(info("HANDS304", f"whether there is a server sandbox is not known ({why})"))
         return
     judge(server, say)
 

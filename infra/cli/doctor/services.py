@@ -10,12 +10,12 @@ from typing import Final
 
 from image.session.tools import ToolsError, ToolSources, known_names
 from image.session.worker import fork_tool_schema
-from infra.cli.doctor.context import DoctorContext, claude_client, http_client
+from infra.cli.doctor.context import NO_CLAUDE, NO_TENSORLAKE, DoctorContext, claude_client, http_client
 from infra.cli.doctor.findings import Say, error, info, ok, warning
-from infra.cli.network import certificate_advice
 from shared.errors import SecretUnavailable
-from shared.ports import Doubtful
+from shared.ports import Doubtful, NoAnswer
 from shared.secret import Secret
+from shared.unanswered import unanswered
 
 _SKEW_WARNS: Final = 60.0  # seconds
 _SKEW_BREAKS: Final = 240.0  # a webhook's window is 300 s (docs/wire/anthropic.md#92-signature), and it travels, too
@@ -32,7 +32,7 @@ async def check_clock(context: DoctorContext, say: Say) -> None:
             try:
                 answer = await client.get(url)
             except httpx2.HTTPError as problem:
-                say(info("HANDS204", f"{service}'s clock could not be read ({type(problem).__name__})"))
+                say(info("HANDS204", f"{service}'s clock could not be read: {unanswered(problem, url)}"))
                 continue
             middle = before + (time.monotonic() - began) / 2
         try:
@@ -53,7 +53,9 @@ async def check_clock(context: DoctorContext, say: Say) -> None:
 async def check_tensorlake(context: DoctorContext, say: Say) -> None:
     """A list with the key."""
     listing = await context.service.host.list_sandboxes()
-    if isinstance(listing, Doubtful):
+    if isinstance(listing, NoAnswer):
+        say(error("HANDS203", f"Tensorlake: {listing.reason}", NO_TENSORLAKE))
+    elif isinstance(listing, Doubtful):
         say(error("HANDS203", f"sandboxes cannot be listed: {listing.reason}"))
     else:
         say(ok("HANDS203", "Tensorlake answers, and takes the key"))
@@ -79,8 +81,7 @@ async def check_person(context: DoctorContext, say: Say) -> None:
             say(error("HANDS205", f"the Claude API refuses ANTHROPIC_API_KEY: HTTP {problem.status_code}"))
             return
         except APIConnectionError as problem:
-            why = certificate_advice(problem) or type(problem).__name__
-            say(error("HANDS201", f"the Claude API does not answer ({why})"))
+            say(error("HANDS201", f"the Claude API: {unanswered(problem)}", NO_CLAUDE))
             return
         say(ok("HANDS205", "the Claude API takes the API key"))
         if not agent:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from infra.cli.doctor.context import DoctorContext, claude_client, is_environment_id
+from infra.cli.doctor.context import NO_CLAUDE, DoctorContext, claude_client, is_environment_id
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
-from infra.cli.network import certificate_advice
 from shared import names
 from shared.environment_settings import Environment
 from shared.errors import SecretUnavailable
@@ -20,6 +19,7 @@ from shared.reconcile.plan import due
 from shared.reconcile.world import Items, World
 from shared.reports import Act
 from shared.secret import Secret
+from shared.unanswered import unanswered
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _BEATS: Final = timedelta(seconds=90)  # a worker beats every 30 s at most (docs/wire/anthropic.md#10-numbers)
 _SHOWN: Final = 5
-_NO_ANSWER: Final = "look at the network, a proxy, and `ANTHROPIC_BASE_URL`"
 
 
 async def check_environment(context: DoctorContext, environment: Environment, say: Say) -> None:
@@ -49,8 +48,7 @@ async def check_environment(context: DoctorContext, environment: Environment, sa
             say(_refusal(about, problem.status_code))
             return
         except APIConnectionError as problem:
-            why = certificate_advice(problem) or type(problem).__name__
-            say(error("HANDS201", f"{about}the Claude API does not answer ({why})", _NO_ANSWER))
+            say(error("HANDS201", f"{about}the Claude API: {unanswered(problem)}", NO_CLAUDE))
             return
         say(ok("HANDS201", f"{about}the Claude API answers, and takes the environment key"))
         if not await _is_self_hosted(client, environment, about, say):
@@ -84,7 +82,7 @@ async def _is_self_hosted(client: AsyncAnthropic, environment: Environment, abou
             say(error("HANDS201", f"{about}work cannot be listed: HTTP {problem.status_code}"))
         return False
     except APIConnectionError as problem:
-        say(error("HANDS201", f"{about}the Claude API does not answer ({type(problem).__name__})", _NO_ANSWER))
+        say(error("HANDS201", f"{about}the Claude API: {unanswered(problem)}", NO_CLAUDE))
         return False
     return True
 
@@ -150,8 +148,10 @@ def _say_depth(
     seen = f"{about}{stats.depth} wait, {stats.pending} are claimed, the oldest for {age:.0f} s"
     if age > context.settings.times.reclaim:
         say(warning("HANDS305", seen) if stats.workers_polling else error("HANDS301", seen))
-    else:
+    elif stats.workers_polling:
         say(ok("HANDS301", seen))
+    else:
+        say(info("HANDS301", f"{seen}; nobody polls now"))
 
 
 async def _say_other_pollers(
@@ -183,6 +183,8 @@ async def _say_other_pollers(
     foreign = [item.session_id for item in beating if _name(context, environment, item) not in ours]
     if foreign:
         say(warning("HANDS303", f"{seen}; a worker that is not in a sandbox of this project serves {_some(foreign)}"))
+    elif not polling and (stats.depth or stats.pending):
+        say(info("HANDS303", f"{seen}, and work waits: start `make serve` or `make poll` where none runs"))
     else:
         say(ok("HANDS303", f"{seen}; every live worker is in a sandbox of this project"))
 

@@ -15,10 +15,10 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
-from infra.cli.network import certificate_advice
+from infra.cli.refusals import refusal
 from infra.cli.session.follow import FeedBroken, FeedRefused, unix_time
 from shared.ports import ItemState, Listing, SessionStatus
-from shared.texts import printable
+from shared.unanswered import certificate_advice, unanswered
 
 PAGE: Final = 100
 _HEADERS: Final = {"anthropic-version": "2023-06-01", "anthropic-beta": "managed-agents-2026-04-01"}
@@ -216,18 +216,20 @@ class Lists:
         try:
             answer = await self._client.request(method, path, params=dict(query), json=body)
             said = answer.json()
-        except (httpx2.HTTPError, httpx2.StreamError, ValueError) as error:
+        except ValueError:
+            raise FeedBroken(f"the Claude API answered {answer.status_code}, and not in JSON") from None
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
             advice = certificate_advice(error)
             if advice is not None:
                 raise FeedRefused(advice) from None
-            raise FeedBroken(f"the connection to the Claude API failed ({type(error).__name__})") from None
+            raise FeedBroken(unanswered(error, str(self._client.base_url))) from None
         self.requests_left = _requests_left(answer.headers) or self.requests_left
         if answer.status_code == _OK and isinstance(said, dict):
             return said
         if answer.status_code in (_OK, _TOO_MANY) or answer.status_code >= _SERVER_ERROR:
             raise FeedBroken(f"the Claude API answered {answer.status_code}")
         refused = NotThere if answer.status_code == _NOT_FOUND else FeedRefused
-        raise refused(_refusal(answer.status_code, said))
+        raise refused(refusal(answer.status_code, said))
 
 
 @asynccontextmanager
@@ -301,14 +303,3 @@ def _whole(value: object) -> int | None:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _refusal(status: int, body: object) -> str:
-    detail = body.get("error") if isinstance(body, dict) else None
-    message = printable(str(detail.get("message", "")), 300) if isinstance(detail, dict) else ""
-    advice = {
-        401: " Check ANTHROPIC_API_KEY and ANTHROPIC_ENVIRONMENT_KEY: make doctor",
-        403: " This key may not do that: make doctor",
-        404: " It may be gone, or belong to another workspace than the key.",
-    }.get(status, "")
-    return f"the Claude API answered {status}: {message}{advice}"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from infra.cli.network import certificate_advice
 from shared.settings import Settings
 from shared.texts import printable
+from shared.unanswered import certificate_advice, unanswered, was_not_sent
 
 ORGANIZATION: Final = "TENSORLAKE_ORGANIZATION_ID"
 _WINDOW: Final = "30d"
@@ -61,6 +61,8 @@ async def read(settings: Settings, organization: str) -> Usage | str:
     except TimeoutError:
         return f"no answer in {_SECONDS:g} s"
     except Exception as error:  # the edge: the SDK's errors have no common class of their own
+        if was_not_sent(error):
+            return unanswered(error, settings.tensorlake_url)
         return certificate_advice(error) or printable(_said(error), 300)
 
 

@@ -7,13 +7,13 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from infra.cli.network import certificate_advice
+from infra.cli.refusals import refusal
 from infra.cli.session.follow import FeedBroken, FeedRefused, NotSent
 from infra.cli.session.render import Event
-from shared.texts import printable
+from shared.unanswered import certificate_advice, unanswered
 
 if TYPE_CHECKING:
-    from anthropic import APIStatusError, AsyncAnthropic
+    from anthropic import AsyncAnthropic
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 30.0
@@ -98,28 +98,17 @@ def translated(*, sending: bool = False) -> Iterator[None]:
     except anthropic.APIStatusError as error:
         if error.status_code in _MAY_PASS or error.status_code >= 500:
             kind = NotSent if sending and error.status_code == _TOO_MANY else FeedBroken
-            raise kind(f"the service answered {error.status_code}") from None
-        raise FeedRefused(refusal(error)) from None
-    except (anthropic.APIError, httpx2.HTTPError, httpx2.StreamError, *_UNREADABLE) as error:
+            raise kind(f"the Claude API answered {error.status_code}") from None
+        raise FeedRefused(refusal(error.status_code, error.body)) from None
+    except (anthropic.APIResponseValidationError, *_UNREADABLE) as error:
+        raise FeedBroken(f"the service's answer cannot be read ({type(error).__name__})") from None
+    except (anthropic.APIError, httpx2.HTTPError, httpx2.StreamError) as error:
         advice = certificate_advice(error)
         if advice is not None:
             raise FeedRefused(advice) from None
         kind = NotSent if sending and isinstance(error.__cause__, _never_left(httpx2)) else FeedBroken
-        raise kind(f"the connection failed ({type(error).__name__})") from None
+        raise kind(unanswered(error)) from None
 
 
 def _never_left(httpx2: Any) -> tuple[type[Exception], ...]:
     return (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
-
-
-def refusal(error: APIStatusError) -> str:
-    """What a person needs of a refusal: the status, the service's message, and what to look at."""
-    body = error.body if isinstance(error.body, dict) else {}
-    detail = body.get("error")
-    message = printable(str(detail.get("message", "")), 500) if isinstance(detail, dict) else ""
-    advice = {
-        401: " Check ANTHROPIC_API_KEY (.env.local).",
-        403: " This key may not do that: is it of the right workspace?",
-        404: " It may be gone, or belong to another workspace than the key.",
-    }.get(error.status_code, "")
-    return f"the service answered {error.status_code}: {message}{advice}"

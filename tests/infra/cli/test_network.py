@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from pathlib import Path
 
 import certifi
@@ -75,14 +74,3 @@ def test_certificates_that_are_there_are_kept(tmp_path: Path) -> None:
     before = dict(environ)
     network.prepare(environ, REAL)
     assert environ == before
-
-
-def test_an_untrusted_certificate_is_found_behind_the_errors_that_wrap_it() -> None:
-    try:
-        try:
-            raise ssl.SSLCertVerificationError("self-signed")
-        except OSError:
-            raise RuntimeError("connect failed")  # noqa: B904  # as libraries do
-    except RuntimeError as error:
-        assert "SSL_CERT_FILE" in (network.certificate_advice(error) or "")
-    assert network.certificate_advice(ValueError("other")) is None

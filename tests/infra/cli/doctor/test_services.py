@@ -75,10 +75,14 @@ def test_an_environment_that_is_not_self_hosted_is_found(place: Place) -> None:
 
 
 def test_services_that_do_not_answer_are_found(place: Place) -> None:
-    nowhere = place.adjusted(ANTHROPIC_BASE_URL="http://127.0.0.1:9")
-    assert bad(queue(nowhere)) == {"HANDS201": Severity.ERROR}
+    nowhere = place.adjusted(ANTHROPIC_BASE_URL="http://127.0.0.1:9", TENSORLAKE_API_URL="http://127.0.0.1:9")
+    silent = [*queue(nowhere), *said(ground_of(nowhere), services.check_tensorlake)]
+    assert bad(silent) == {"HANDS201": Severity.ERROR, "HANDS203": Severity.ERROR}
+    assert all("no answer from 127.0.0.1:9" in each.seen and "no key" in str(each.fix) for each in silent)
     with fault(place.world.tensorlake_admin, {"path": "/sandboxes", "action": "status", "status": 403}):
-        assert bad(said(ground_of(place), services.check_tensorlake)) == {"HANDS203": Severity.ERROR}
+        refused = said(ground_of(place), services.check_tensorlake)
+    assert bad(refused) == {"HANDS203": Severity.ERROR}
+    assert [each.fix for each in refused] == [None], "the catalogue's, which is about the key"
 
 
 @pytest.mark.parametrize(("off", "severity"), [(90, Severity.WARNING), (-600, Severity.ERROR)])
@@ -117,7 +121,10 @@ def test_a_custom_tool_that_no_image_of_ours_has_is_named(place: Place, tmp_path
 
 def test_work_that_waits_longer_than_the_reclaim_window_is_found(place: Place) -> None:
     place.session("read a.txt")
-    assert "the oldest for" in seen(queue(place), "HANDS301")
+    soon = queue(place)
+    assert "the oldest for" in seen(soon, "HANDS301") and "nobody polls" in seen(soon, "HANDS301")
+    assert "make serve" in seen(soon, "HANDS303")
+    assert {each.severity for each in soon if each.code in ("HANDS301", "HANDS303")} == {Severity.INFO}
     context = ground_of(place, now=lambda: time.time() + LONG)
     environment = next(iter(context.settings.environments.values()))
     findings = said(context, lambda context, say: work.check_environment(context, environment, say))

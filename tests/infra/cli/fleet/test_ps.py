@@ -16,7 +16,7 @@ from rich.console import Console
 from infra.cli.environ import Loaded
 from infra.cli.fleet.ps import as_line, drawn
 from infra.cli.fleet.survey import MOST_CALLS, look
-from infra.cli.session.follow import FeedRefused
+from infra.cli.session.follow import FeedBroken, FeedRefused
 from tests.support.certificates import untrusted_service
 from tests.support.many_sessions import BUSY, ENVIRONMENT, SESSIONS, CrowdedService, many_sessions, variables
 
@@ -79,7 +79,15 @@ def test_a_certificate_in_between_that_an_sdk_does_not_trust_is_named_with_the_w
             asyncio.run(look(Loaded({**variables(service), "ANTHROPIC_BASE_URL": url}, None), time.time()))
 
 
+def test_a_service_that_does_not_answer_is_named_and_is_no_refusal(service: CrowdedService) -> None:
+    nowhere = "http://127.0.0.1:9"
+    found = asyncio.run(look(Loaded({**variables(service), "TENSORLAKE_API_URL": nowhere}, None), time.time()))
+    assert "no answer from 127.0.0.1:9" in found.missing[0]
+    with pytest.raises(FeedBroken, match=r"no answer from 127\.0\.0\.1:9 \(connection refused\)"):
+        asyncio.run(look(Loaded({**variables(service), "ANTHROPIC_BASE_URL": nowhere}, None), time.time()))
+
+
 def test_a_key_that_is_refused_is_an_error_with_the_next_step(service: CrowdedService) -> None:
     service.broken = {"/v1/sessions": 401}
-    with pytest.raises(FeedRefused, match="make doctor"):
+    with pytest.raises(FeedRefused, match=r"answered 401: [^.]*\. Check ANTHROPIC_API_KEY .* make doctor"):
         asyncio.run(look(Loaded(variables(service), None), time.time()))
