@@ -106,14 +106,20 @@ def _load(environ: Mapping[str, str], folder: Path) -> Loaded:
 
 def with_files(environ: Mapping[str, str], folder: Path | None = None) -> dict[str, str]:
     """Step 1 of the rule alone, for a command that needs neither keys nor services. Raises SettingsError."""
-    merged = dict(environ)
-    try:
-        for name in (".env", ".env.local"):
-            merged.update(dotenv.read((folder or CHECKOUT) / name))
-    except dotenv.DotenvError as error:
-        raise SettingsError(str(error)) from None
+    merged = dict(environ) | in_files(folder)
     _drop_placeholders(merged)
     return merged
+
+
+def in_files(folder: Path | None = None) -> dict[str, str]:
+    """The variables of `.env` and `.env.local`, placeholders too. Raises SettingsError."""
+    found: dict[str, str] = {}
+    try:
+        for name in (".env", ".env.local"):
+            found.update(dotenv.read((folder or CHECKOUT) / name))
+    except dotenv.DotenvError as error:
+        raise SettingsError(str(error)) from None
+    return found
 
 
 def load_for_cloud(environ: Mapping[str, str], cloud: str) -> Mapping[str, str]:

@@ -77,10 +77,15 @@ CATALOGUE: Final[Mapping[str, CatalogueEntry]] = {
         "without it `/poll_tick` and `/fork_best_of_n` are answered 503; a short one can be guessed",
         "set it to a long random text, such as `openssl rand -hex 32` gives",
     ),
+    "HANDS107": CatalogueEntry(
+        "a name in `.env` is no setting",
+        "nothing reads it, so what it says is not so: a slip of the pen, or another program's",
+        "write the name as the settings table has it, or take the line out",
+    ),
     "HANDS201": CatalogueEntry(
         "the Claude API does not answer, or refuses the environment key",
         "no network, a revoked key, or a key of another service",
-        "generate a new key on the environment's page in the Console",
+        "refused: generate a new key on the environment's page in the Console; no answer: see what the finding names",
     ),
     "HANDS202": CatalogueEntry(
         "the environment cannot be served",
@@ -90,7 +95,8 @@ CATALOGUE: Final[Mapping[str, CatalogueEntry]] = {
     "HANDS203": CatalogueEntry(
         "Tensorlake does not answer, or refuses the key",
         "no network, a revoked key, or something on the way that reads TLS: the SDK trusts public authorities alone",
-        "create a key in the Tensorlake console: `TENSORLAKE_API_KEY`; have Tensorlake exempted from what reads TLS",
+        "refused: create a key in the Tensorlake console, `TENSORLAKE_API_KEY`; no answer: see what the finding names; "
+        "have Tensorlake exempted from what reads TLS",
     ),
     "HANDS204": CatalogueEntry(
         "this machine's clock is off",

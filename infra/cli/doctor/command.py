@@ -68,7 +68,8 @@ def run(environ: Mapping[str, str], options: DoctorOptions, folder: Path = CHECK
         operator_environ.apply(loaded, os.environ)
         if options.probe and not options.json and sys.stderr.isatty():
             print("Looking; a probe sandbox takes up to a minute ...", file=sys.stderr)
-        findings, where = asyncio.run(examine(loaded, options)), ReportRedactor.of(loaded.environ).clean(loaded.where)
+        findings = asyncio.run(examine(loaded, options, operator_environ.in_files(folder)))
+        where = ReportRedactor.of(loaded.environ).clean(loaded.where)
     if options.json:
         print(report.as_json(findings, where, time.monotonic() - began))
     else:
@@ -78,8 +79,9 @@ def run(environ: Mapping[str, str], options: DoctorOptions, folder: Path = CHECK
     return exit_code(findings)
 
 
-async def examine(loaded: Loaded, options: DoctorOptions) -> list[Finding]:
-    """Every finding, in the order of the codes, with no secret in any text."""
+async def examine(loaded: Loaded, options: DoctorOptions, files: Mapping[str, str] | None = None) -> list[Finding]:
+    """Every finding, in the order of the codes, with no secret in any text. `files`: the variables of `.env` and
+    `.env.local`."""
     findings: list[Finding] = []
     environ = loaded.environ
     secrets: dict[str, tuple[str, ...]] = {}
@@ -91,6 +93,7 @@ async def examine(loaded: Loaded, options: DoctorOptions) -> list[Finding]:
     findings += await runner.run([DoctorCheck("the secrets", _SECRET_SECONDS + 1.0, look_at_settings)])
     redactor = ReportRedactor.of(environ, [value for values in secrets.values() for value in values])
     settings = settings_checks.check_settings(environ, findings.append)
+    settings_checks.check_names(files or {}, findings.append)
     settings_checks.check_kinds(secrets, environ, findings.append)
     settings_checks.check_redirections(environ, findings.append)
     settings_checks.check_doors(secrets, findings.append)

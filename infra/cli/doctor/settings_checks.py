@@ -6,6 +6,7 @@ variable would reach the wrong service.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 from infra.cli.doctor.context import is_environment_id, is_loopback
 from infra.cli.doctor.findings import Finding, Say, error, info, ok, warning
+from infra.cli.network import PROXIES
 from infra.cli.settings_table import ALL
 from shared.errors import SecretUnavailable, SettingsError
 from shared.secret import SCHEMES, SHORTEST_SECRET, Secret
@@ -35,8 +37,10 @@ _LEADING: Final = {
     "TENSORLAKE_SANDBOX_PROXY_URL": "moves the Tensorlake SDK's calls into sandboxes to another address",
     "ANTHROPIC_CUSTOM_HEADERS": "adds headers to every call of the Anthropic SDK",
 }
-_PROXIES: Final = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-
+_ELSEWHERE: Final = ("NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "ANTHROPIC_AUTH_TOKEN")
+"""What others than the settings read."""
+_CLOSE: Final = 0.75  # SANDBOX_MEM to SANDBOX_MEMORY_MB has 0.79
+_MOST_NAMES: Final = 20
 
 _SHAPES: Final = (
     ("sk-ant-api", KeyKind.API),
@@ -106,6 +110,25 @@ def check_settings(environ: Mapping[str, str], say: Say) -> Settings | None:
     return settings
 
 
+def check_names(files: Mapping[str, str], say: Say) -> None:
+    """The names in `.env` and `.env.local` that are no setting: one that is almost a setting's is a slip of the pen.
+    Any other may be for a program beside this one, or for what a setting names as `env:NAME`."""
+    known = {each.name for each in ALL} | {*_LEADING, *PROXIES, *_ELSEWHERE}
+    known |= {value.strip().removeprefix("env:") for value in files.values() if value.strip().startswith("env:")}
+    strange = []
+    for name in sorted(set(files) - known):
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=_CLOSE)
+        if close:
+            say(warning("HANDS107", f"{name} is no setting and has no effect: is {close[0]} meant?"))
+        else:
+            strange.append(name)
+    if strange:
+        more = f" and {len(strange) - _MOST_NAMES} more" if len(strange) > _MOST_NAMES else ""
+        say(info("HANDS107", f"no setting has the name {', '.join(strange[:_MOST_NAMES])}{more}, and none reads it"))
+    elif files and known >= set(files):
+        say(ok("HANDS107", "each name in .env and .env.local is a setting's"))
+
+
 def check_kinds(secrets: Mapping[str, tuple[str, ...]], environ: Mapping[str, str], say: Say) -> None:
     """Which variable holds which kind of key; never a character of one."""
     wrong: list[Finding] = []
@@ -137,7 +160,7 @@ def check_redirections(environ: Mapping[str, str], say: Say) -> None:
         if environ.get(name, "").strip():
             settled = False
             say(warning("HANDS104", f"{name} is set: it {effect}"))
-    proxies = sorted({name for name in _PROXIES if environ.get(name, "").strip()})
+    proxies = sorted({name for name in PROXIES if environ.get(name, "").strip()})
     urls = [each.text(environ) or each.default for each in _SERVICES]
     spared = (environ.get("NO_PROXY") or environ.get("no_proxy") or "").replace(",", " ").split()
     for url in urls:

@@ -12,8 +12,11 @@ from dataclasses import asdict, replace
 from typing import Final
 
 from infra.cli.environ import Loaded
+from infra.cli.fleet.lists import lists
 from infra.cli.fleet.queue_looks import queue_looks
+from infra.cli.session.follow import FeedBroken, FeedRefused
 from shared.environment_settings import Environment
+from shared.errors import SecretUnavailable
 from shared.reports import Act, ReconcileReport
 from shared.service import Service
 from shared.settings import Settings
@@ -29,7 +32,7 @@ async def run(loaded: Loaded, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps([asdict(report) for report in reports], indent=2))
     else:
-        lines = in_lines(reports)
+        lines = [*in_lines(reports), *await _unserved(Settings.from_environ(loaded.environ))]
         print("\n".join(lines) if lines else "Nothing is wrong, and a tick would have nothing to repair.")
     return 1 if any(report.alarms or report.needs_interrupt for report in reports) else 0
 
@@ -43,6 +46,27 @@ async def read(loaded: Loaded) -> Sequence[ReconcileReport]:
         return await asyncio.gather(*(_dry_pass(service, each) for each in settings.environments.values()))
     finally:
         await service.aclose()
+
+
+async def _unserved(settings: Settings) -> list[str]:
+    """A note for each environment whose work waits while nobody polls. It is no alarm yet: a webhook's functions poll
+    when they are called. What cannot be read has its alarm in the report."""
+
+    async def one(environment: Environment) -> list[str]:
+        try:
+            async with lists(settings.anthropic_url, await environment.key.areveal()) as queue:
+                stats = await queue.stats(environment.id)
+        except (FeedBroken, FeedRefused, SecretUnavailable):
+            return []
+        waiting = stats.depth + stats.pending
+        if not waiting or stats.workers_polling:
+            return []
+        return [
+            f"note    {environment.id}: {waiting} wait and nobody polls: start make serve or make poll where none runs"
+        ]
+
+    notes = await asyncio.gather(*(one(each) for each in settings.environments.values()))
+    return [note for each in notes for note in each]
 
 
 async def _dry_pass(service: Service, environment: Environment) -> ReconcileReport:

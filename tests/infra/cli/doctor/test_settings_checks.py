@@ -37,6 +37,37 @@ def test_a_complete_configuration_is_well() -> None:
     assert {each.code for each in findings} == {f"HANDS{number}" for number in range(101, 107)}
 
 
+def names(**files: str) -> list[Finding]:
+    findings: list[Finding] = []
+    settings_checks.check_names(files, findings.append)
+    return findings
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"),
+    [
+        ("SANDBOX_CPU", "SANDBOX_CPUS"),
+        ("FUNCTION_TOKEN", "FUNCTIONS_TOKEN"),
+        ("ANTHROPIC_KEY", "ANTHROPIC_API_KEY"),
+        ("sandbox_cpus", "SANDBOX_CPUS"),
+        ("SANDBOX_MEMORY", "SANDBOX_MEMORY_MB"),
+    ],
+)
+def test_a_name_in_a_file_that_is_almost_a_settings_is_a_warning_with_the_right_one(slip: str, meant: str) -> None:
+    findings = names(**{slip: "s3cret", "FUNCTIONS_URL": "http://x"})
+    assert bad(findings) == {"HANDS107": Severity.WARNING}
+    assert slip in seen(findings, "HANDS107") and f"is {meant} meant" in seen(findings, "HANDS107")
+    assert "s3cret" not in seen(findings, "HANDS107")
+
+
+def test_names_of_others_in_a_file_are_told_and_are_no_warning() -> None:
+    findings = names(EDITOR="vi", HTTPS_PROXY="http://p", TENSORLAKE_API_KEY="env:VAULT_ENTRY", VAULT_ENTRY="k")
+    assert [(each.severity, each.seen) for each in findings] == [
+        (Severity.INFO, "no setting has the name EDITOR, and none reads it")
+    ]
+    assert [each.severity for each in names(**GOOD)] == [Severity.OK] and names() == []
+
+
 def test_everything_that_is_missing_or_malformed_is_named_at_once() -> None:
     findings = look(TENSORLAKE_API_KEY=None, SANDBOX_CPUS="many", DRAIN_MODE="sometimes", ANTHROPIC_ENVIRONMENT_ID=None)
     assert bad(findings) == {"HANDS101": Severity.ERROR}

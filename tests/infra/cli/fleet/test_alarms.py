@@ -10,13 +10,14 @@ import sys
 import pytest
 
 from infra.cli.environ import Loaded
+from infra.cli.fleet import alarms
 from infra.cli.fleet.alarms import about, in_lines, of_session
 from infra.cli.fleet.one import show
 from shared.reports import Act, ActionReport, ReconcileReport
 from shared.service import Service
 from shared.settings import Settings
 from tests.support.many_sessions import ENVIRONMENT, SESSIONS, CrowdedService, many_sessions, variables
-from tests.support.world import ROOT
+from tests.support.world import ROOT, Place
 
 
 def test_a_report_is_reduced_to_what_concerns_a_session_and_to_no_longer_name() -> None:
@@ -39,6 +40,15 @@ def test_a_report_is_reduced_to_what_concerns_a_session_and_to_no_longer_name() 
     assert [action.act for action in own.actions] == [Act.SUSPEND] and own.needs_interrupt == ["sesn_A"]
     assert list(own.alarms) == ["sesn_A: its set-up failed: no", "look-ups failed twice: hands-t-z, hands-t-a"]
     assert len(in_lines([own])) == 4 and not in_lines([about(report, {"sesn_C"})])
+
+
+def test_work_that_waits_while_nobody_polls_is_noted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = Loaded(place.environ, None)
+    assert asyncio.run(alarms.run(loaded, as_json=False)) == 0
+    assert capsys.readouterr().out.startswith("Nothing is wrong")
+    place.session("read a.txt")
+    assert asyncio.run(alarms.run(loaded, as_json=False)) == 0, "it may be taken at any moment"
+    assert "1 wait and nobody polls: start make serve" in capsys.readouterr().out
 
 
 def test_show_has_the_lines_of_its_own_session(
