@@ -23,8 +23,8 @@ from typing import Any, Final
 from tests.faults.soak_weather import JUMP
 from tests.support.ailments import (
     AilingSurroundings,
+    CannotAil,
     Names,
-    NotHere,
     enough_memory,
     full_disk,
     little_memory,
@@ -119,7 +119,7 @@ def _have(
     with tempfile.TemporaryDirectory(prefix="ailing-") as folder:
         try:
             ailment = kind(Path(folder), place)
-        except NotHere as error:
+        except CannotAil as error:
             seen[f"not tried: {name} ({error})"] += 1
             wait()
             return

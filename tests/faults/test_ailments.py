@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.ailments import (
     AilingSurroundings,
+    CannotAil,
     Names,
-    NotHere,
     enough_memory,
     full_disk,
     little_memory,
@@ -48,7 +48,7 @@ def asking(surroundings: AilingSurroundings, code: str) -> Iterator[subprocess.P
 def possible() -> Iterator[None]:
     try:
         yield
-    except NotHere as error:
+    except CannotAil as error:
         pytest.skip(str(error))
 
 

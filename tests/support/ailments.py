@@ -3,7 +3,7 @@ too little memory.
 
 Each is real, so that it hits libraries of any language in the process: names fail in the C library, which has files of
 its own for them; the disk is a small one that is full; the time of day is changed on its way from the kernel; memory is
-refused by the kernel. Two need bubblewrap, one a C compiler: NotHere says what a machine lacks.
+refused by the kernel. Two need bubblewrap, one a C compiler: CannotAil says what a machine lacks.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ time_t time(time_t *at) {
 """
 
 
-class NotHere(Exception):
+class CannotAil(Exception):
     """This machine cannot make an ailment. The text says what it lacks."""
 
 
@@ -81,7 +81,7 @@ class Names:
     """Whether `localhost` has an address for programs in these surroundings. At first it has."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises NotHere. The folder is empty and stays there as long as the programs."""
+        """Raises CannotAil. The folder is empty and stays there as long as the programs."""
         self._hosts = folder / "hosts"
         self.mend()
         (folder / "resolv.conf").write_text(_NOWHERE)
@@ -101,7 +101,7 @@ class Names:
 
 
 def full_disk(folder: Path) -> AilingSurroundings:
-    """The home and the folder for temporary files have no byte left. Raises NotHere."""
+    """The home and the folder for temporary files have no byte left. Raises CannotAil."""
     inside = ("sh", "-c", _FILLED, str(_PAGE))
     cell = _cell("--size", str(_PAGE), "--tmpfs", str(folder))
     return AilingSurroundings((*cell, *inside), {"TMPDIR": str(folder), "HOME": str(folder)})
@@ -109,16 +109,16 @@ def full_disk(folder: Path) -> AilingSurroundings:
 
 def wrong_clock(folder: Path, seconds: int, every: int = 0) -> AilingSurroundings:
     """The time of day is so many seconds ahead; with `every` it is that and as much behind in turn, so many seconds
-    each. What counts the time since a start is right. Raises NotHere."""
+    each. What counts the time since a start is right. Raises CannotAil."""
     compiler = shutil.which("cc")
     if compiler is None:
-        raise NotHere("no C compiler")
+        raise CannotAil("no C compiler")
     library = folder / "clock.so"
     built = subprocess.run(
         [compiler, "-shared", "-fPIC", "-o", library, "-x", "c", "-"], input=_CLOCK, capture_output=True, text=True
     )
     if built.returncode:
-        raise NotHere(f"no C library to build against: {built.stderr.strip()[-300:]}")
+        raise CannotAil(f"no C library to build against: {built.stderr.strip()[-300:]}")
     told = {"CLOCK_JUMPS_BY": str(seconds), "CLOCK_JUMPS_EVERY": str(every), "LD_PRELOAD": str(library)}
     return AilingSurroundings((), told)
 
@@ -138,12 +138,12 @@ def enough_memory(pid: int) -> None:
 
 
 def _cell(*mounts: str) -> tuple[str, ...]:
-    """A command that runs another one with these mounts, and is otherwise where this process is. Raises NotHere."""
+    """A command that runs another one with these mounts, and is otherwise where this process is. Raises CannotAil."""
     found = bubblewrap.find()
     if found is None:
-        raise NotHere("no bubblewrap")
+        raise CannotAil("no bubblewrap")
     command = (found[0], "--dev-bind", "/", "/", *mounts)
     tried = subprocess.run([*command, "true"], capture_output=True, text=True)
     if tried.returncode:
-        raise NotHere(f"bubblewrap cannot do this here: {tried.stderr.strip()[-300:]}")
+        raise CannotAil(f"bubblewrap cannot do this here: {tried.stderr.strip()[-300:]}")
     return command
