@@ -49,7 +49,7 @@ def logs(
     follow: Follow = False,
     wake: Annotated[bool, typer.Option(help="wake it where it sleeps")] = False,
 ) -> None:
-    """What the session's workers wrote, the earlier ones first: log, set-up, what tools said. Keeps its sandbox awake.
+    """What the session's workers wrote, the earlier ones first: log, set-up, what tools said.
 
     The first 2 MB of each worker. -f goes on with workers that start later, and wakes no sandbox that falls asleep.
     """
