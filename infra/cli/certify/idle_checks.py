@@ -14,7 +14,7 @@ from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.observation import NotTried, Observed
 from infra.cli.certify.sandbox_looks import listed, reason, record, run, started
-from shared.ports import ProcessSpec, ProcessState, Refused, SandboxRecord, SandboxStatus
+from shared.ports import Absent, Doubtful, ProcessSpec, ProcessState, Refused, SandboxRecord, SandboxStatus
 
 _TOUCHED: Final = 0.8
 """Of the idle time-out: when the daemon's health is looked at."""
@@ -51,7 +51,7 @@ async def traffic_wakes(ground: Ground) -> Observed:
 
 
 async def port_wakes(ground: Ground) -> Observed:
-    """A server that answers on a port of the sandbox goes on when a request wakes it."""
+    """A request to a server on a port of the sandbox wakes it."""
     sandbox = await ground.shared()
     one = f"/sandboxes/{sandbox.id}"
     name = f"certify-{time.monotonic_ns()}"
@@ -72,7 +72,7 @@ async def port_wakes(ground: Ground) -> Observed:
         await ground.suspended()
         answered = (await ground.port(sandbox, port)).status_code
         status_now = str((await record(ground, sandbox))["status"])
-        woke = answered == _ANSWERED and status_now == "running"
+        woke = status_now == "running"  # whether the server outlives a sleep is `sandbox.idle-suspends`
         return Observed(woke, f"HTTP {answered}; it is {status_now}", {"tensorlake.port_traffic_wakes": woke})
     finally:
         await ground.lifecycle("PATCH", one, {"exposed_ports": [], "allow_unauthenticated_access": False})
@@ -81,11 +81,14 @@ async def port_wakes(ground: Ground) -> Observed:
 
 
 async def _port_of(ground: Ground, sandbox: SandboxRecord, name: str) -> int:
-    async with aclosing(ground.host.follow_output(sandbox.id, name, silence=_PATIENCE)) as lines:
-        async for line in lines:
-            if isinstance(line, str) and line.isascii() and line.isdigit():
-                return int(line)
-            break
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        lines = await ground.host.process_output(sandbox.id, name)
+        if not isinstance(lines, Absent | Doubtful):
+            for line in lines:
+                if line.isascii() and line.isdigit():
+                    return int(line)
+        await asyncio.sleep(0.2)
     raise NotTried("a server in it does not say which port it has")
 
 
