@@ -10,7 +10,7 @@ from typing import Any, Final
 from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.item_life import item_life
-from infra.cli.certify.observation import NotTried, Observed
+from infra.cli.certify.observation import NotTried, Observed, answered_with
 
 _WINDOW: Final = 8
 """Seconds of the reclaim window that is tried."""
@@ -132,12 +132,12 @@ async def ack_unclaimed(ground: Ground) -> Observed:
 
 async def second_ack(ground: Ground) -> Observed:
     status = (await ground.once(item_life)).second_ack.status_code
-    return Observed(status == 200, f"HTTP {status}", _status("claude.second_ack_status", status, 200, 409))
+    return Observed(status == 200, f"HTTP {status}", answered_with("claude.second_ack_status", status, 200, 409))
 
 
 async def stopped_ack(ground: Ground) -> Observed:
     status = (await ground.once(item_life)).stopped_ack.status_code
-    behaviour = _status("claude.stopped_ack_status", status, 200, 404, 409, 412)
+    behaviour = answered_with("claude.stopped_ack_status", status, 200, 404, 409, 412)
     return Observed(status == 200, f"HTTP {status}", behaviour)
 
 
@@ -145,7 +145,7 @@ async def second_stop(ground: Ground) -> Observed:
     life = await ground.once(item_life)
     first, again = life.stop.status_code, life.second_stop.status_code
     seen = f"HTTP {first}, then HTTP {again}"
-    return Observed(first == again == 200, seen, _status("claude.second_stop_status", again, 200, 409))
+    return Observed(first == again == 200, seen, answered_with("claude.second_stop_status", again, 200, 409))
 
 
 async def list_order(ground: Ground) -> Observed:
@@ -207,11 +207,6 @@ async def _until_idle(ground: Ground, session_id: str) -> None:
             return
         await asyncio.sleep(0.2)
     raise NotTried(f"the session was not idle within {_IDLE:.0f} s")
-
-
-def _status(name: str, status: int, *known: int) -> dict[str, Any]:
-    """What the offline platform can answer in this place."""
-    return {name: status} if status in known else {}
 
 
 _QUEUE: Final = "docs/wire/anthropic.md#32-endpoints"

@@ -64,8 +64,6 @@ class Ground:
     """How many sandboxes the account may have at once, as far as somebody knows."""
     create_seconds: list[float] = field(default_factory=list)
     """What each create took."""
-    told: dict[str, Any] = field(default_factory=dict)
-    """What one check saw for another, which would wait as long for it."""
     left_over: list[str] = field(default_factory=list)
     """What could not be taken away, for people."""
     run: str = field(default_factory=runs.new_run)

@@ -193,13 +193,6 @@ class _Alone:
     kept: bool = False
 
 
-async def _left_alone(ground: Ground) -> _Alone:
-    alone = ground.told.get("alone")
-    if not isinstance(alone, _Alone):
-        alone = ground.told["alone"] = await _leave_alone(ground)
-    return alone
-
-
 async def _leave_alone(ground: Ground) -> _Alone:
     idle = ground.idle_seconds
     sandbox = await ground.sandbox(timeout_seconds=idle)
@@ -228,7 +221,7 @@ async def _leave_alone(ground: Ground) -> _Alone:
 
 
 async def touch(ground: Ground) -> Observed:
-    alone = await _left_alone(ground)
+    alone = await ground.once(_leave_alone)
     awake = alone.when_touched == "running"
     seen = (
         f"{alone.when_touched} {_LOOKED * ground.idle_seconds:g} s after the last other request, with a time-out of "
@@ -238,7 +231,7 @@ async def touch(ground: Ground) -> Observed:
 
 
 async def idle_suspends(ground: Ground) -> Observed:
-    alone = await _left_alone(ground)
+    alone = await ground.once(_leave_alone)
     if alone.in_the_end == "running":
         seen = f"running {alone.seconds:.0f} s after the last request, with a time-out of {ground.idle_seconds} s"
         return Observed(False, seen, {"tensorlake.processes_are_activity": True})

@@ -7,7 +7,7 @@ from typing import Any, Final
 from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.item_life import item_life
-from infra.cli.certify.observation import NotTried, Observed
+from infra.cli.certify.observation import NotTried, Observed, answered_with
 
 _REFUSALS: Final = (401, 403, 404)
 
@@ -55,8 +55,8 @@ async def refused_keys(ground: Ground) -> Observed:
     first = {name: answer.status_code for name, answer in administration.items()}
     second = {name: answer.status_code for name, answer in elsewhere.items()}
     behaviour = {
-        **_refusal("claude.refused_on_administration", first["agents"]),
-        **_refusal("claude.refused_elsewhere", second["a work item"]),
+        **answered_with("claude.refused_on_administration", first["agents"], *_REFUSALS),
+        **answered_with("claude.refused_elsewhere", second["a work item"], *_REFUSALS),
     }
     holds = set(first.values()) == {401} and set(second.values()) == {403}
     return Observed(holds, _told({**first, **second}), behaviour)
@@ -75,8 +75,8 @@ async def foreign_key(ground: Ground) -> Observed:
     work = (await ground.claude("GET", f"/v1/environments/{other}/work/stats")).status_code
     session = (await ground.claude("GET", f"/v1/sessions/{session_id}")).status_code
     behaviour = {
-        **_refusal("claude.foreign_work_status", work),
-        **_refusal("claude.foreign_session_status", session),
+        **answered_with("claude.foreign_work_status", work, *_REFUSALS),
+        **answered_with("claude.foreign_session_status", session, *_REFUSALS),
     }
     return Observed((work, session) == (403, 404), _told({"its queue": work, "its session": session}), behaviour)
 
@@ -104,11 +104,6 @@ async def _end_environment(ground: Ground, environment_id: str) -> None:
 
 def _told(statuses: dict[str, int]) -> str:
     return ", ".join(f"{name}: HTTP {status}" for name, status in statuses.items())
-
-
-def _refusal(name: str, status: int) -> dict[str, Any]:
-    """What the offline platform can answer in this place."""
-    return {name: status} if status in _REFUSALS else {}
 
 
 _CREDENTIALS: Final = "docs/wire/anthropic.md#12-credentials"

@@ -35,6 +35,11 @@ class Observed:
         return CheckVerdict.HOLDS if self.holds else CheckVerdict.DIFFERS
 
 
+def answered_with(name: str, status: int, *known: int) -> dict[str, Any]:
+    """A behaviour: this status, if it is one that the offline platform can answer in that place."""
+    return {name: status} if status in known else {}
+
+
 class NotTried(Exception):
     """A check cannot be made here; the text says why, and has no secret."""
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from infra.cli.certify.check import ServiceCheck
 from infra.cli.certify.ground import Ground
 from infra.cli.certify.item_life import beat
-from infra.cli.certify.observation import NotTried, Observed
+from infra.cli.certify.observation import NotTried, Observed, answered_with
 
 _PROMPT: Final = "run echo certify"
 _TURN_ENDS: Final = 10.0
@@ -62,7 +62,7 @@ async def results_by_environment_key(ground: Ground) -> Observed:
 
 async def second_result(ground: Ground) -> Observed:
     again = (await ground.once(_answered)).second
-    behaviour = {"claude.second_result_status": again} if again in (200, 400, 409) else {}
+    behaviour = answered_with("claude.second_result_status", again, 200, 400, 409)
     return Observed(again < 300, f"HTTP {again}", behaviour)
 
 
